@@ -1,0 +1,2 @@
+//! The ptq command and its library face.
+#![forbid(unsafe_code)]

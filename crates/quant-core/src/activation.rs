@@ -1,0 +1,198 @@
+//! Quantisers of activations and of the KV cache.
+
+use crate::{Bits, QParams, Real};
+use ndarray::{Array1, ArrayViewMut2, Axis};
+use serde::{Deserialize, Serialize};
+
+/// How a dynamic quantiser finds scale and zero from the range of a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ActRule {
+    /// `(mx − mn)/(2^b − 1)` with `mx = max(max x, 0)`, `mn = min(min x, 0)`; an all-zero token uses (−1, 1).
+    Asymmetric,
+    /// `absmax/(2^(b−1) − 1)`, 1 for an all-zero token: what Ascend's dynamic quantisation and vLLM compute.
+    Symmetric,
+    /// `absmax/((2^b − 1)/2)`: what the compressed-tensors library computes when transformers runs such a folder.
+    SymmetricFull,
+}
+
+/// Quantisation of one linear's input.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum ActQuant {
+    /// Parameters from every token (row) when it arrives.
+    Dynamic {
+        /// Bit width.
+        bits: Bits,
+        /// How the range becomes parameters.
+        rule: ActRule,
+        /// Both ends of the range are multiplied by this, in (0, 1].
+        clip_ratio: f32,
+    },
+    /// One scale and zero level for the whole tensor, from calibration; `round(x/s + z)` as the loaders compute it.
+    Static {
+        /// Bit width.
+        bits: Bits,
+        /// Fixed parameters, with an unsigned zero level.
+        params: QParams,
+    },
+}
+
+/// Parameters of one token from its extremes, in the arithmetic of `T`.
+#[inline(always)]
+fn dynamic_params<T: Real>(bits: Bits, rule: ActRule, clip: T, min: T, max: T) -> (T, T) {
+    let one = T::one();
+    let (mn, mx) = (min.min(T::zero()) * clip, max.max(T::zero()) * clip);
+    let (mid, top) = (T::from_f32(bits.mid_level()), T::from_f32(bits.max_level()));
+    let absmax = mx.max(-mn);
+    match rule {
+        ActRule::Asymmetric => {
+            let (mn, mx) = if mn == T::zero() && mx == T::zero() { (-one, one) } else { (mn, mx) };
+            let scale = positive((mx - mn) / top);
+            (scale, (-mn / scale).round_half_even().min(top))
+        }
+        ActRule::Symmetric | ActRule::SymmetricFull if absmax == T::zero() => (one, mid),
+        // At one bit the restricted range is empty; both rules then use the full one.
+        ActRule::Symmetric if bits.get() > 1 => (positive(absmax / (mid - one)), mid),
+        ActRule::Symmetric | ActRule::SymmetricFull => (positive(absmax / (top / T::from_f32(2.0))), mid),
+    }
+}
+
+/// A range so small that its step underflows keeps the smallest positive step instead of dividing by zero.
+#[inline(always)]
+fn positive<T: Real>(scale: T) -> T {
+    if scale > T::zero() { scale } else { T::min_positive_value() }
+}
+
+/// Quantises and dequantises a slice that shares one set of dynamic parameters.
+#[inline(always)]
+fn fake_group<T: Real>(bits: Bits, rule: ActRule, clip: T, values: &mut [T]) {
+    let mut min = T::zero();
+    let mut max = T::zero();
+    for &v in values.iter() {
+        min = min.min(v);
+        max = max.max(v);
+    }
+    let (scale, zero) = dynamic_params(bits, rule, clip, min, max);
+    let top = T::from_f32(bits.max_level());
+    for v in values {
+        let level = ((*v / scale).round_half_even() + zero).max(T::zero()).min(top);
+        *v = scale * (level - zero);
+    }
+}
+
+impl ActQuant {
+    /// Quantises and dequantises rows of `x` `[tokens, features]` in place; rows must be contiguous.
+    #[inline(always)]
+    pub fn fake_quantize<T: Real>(&self, x: ArrayViewMut2<'_, T>) {
+        for_rows(x, |row| match *self {
+            Self::Dynamic { bits, rule, clip_ratio } => fake_group(bits, rule, T::from_f32(clip_ratio), row),
+            Self::Static { bits, params } => {
+                let (scale, zero) = (T::from_f32(params.scale), T::from_f32(params.zero));
+                fake_static(scale, zero, T::from_f32(bits.max_level()), row);
+            }
+        });
+    }
+    /// The bit width.
+    #[must_use]
+    pub fn bits(&self) -> Bits {
+        match *self {
+            Self::Dynamic { bits, .. } | Self::Static { bits, .. } => bits,
+        }
+    }
+}
+
+#[inline(always)]
+fn fake_static<T: Real>(scale: T, zero: T, top: T, values: &mut [T]) {
+    for v in values {
+        let level = (*v / scale + zero).round_half_even().max(T::zero()).min(top);
+        *v = scale * (level - zero);
+    }
+}
+
+/// Runs `f` over the rows, copying only where a row is not contiguous.
+#[inline(always)]
+fn for_rows<T: Real>(mut x: ArrayViewMut2<'_, T>, mut f: impl FnMut(&mut [T])) {
+    for mut row in x.axis_iter_mut(Axis(0)) {
+        match row.as_slice_mut() {
+            Some(slice) => f(slice),
+            None => {
+                let mut copy = row.to_vec();
+                f(&mut copy);
+                row.assign(&Array1::from(copy));
+            }
+        }
+    }
+}
+
+/// How KV cache entries share parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KvGranularity {
+    /// Dynamic, one group per token and head.
+    TokenHead,
+    /// One static symmetric scale per channel of the flattened `kv_heads · head_dim` axis, keys after rope: Ascend's C8.
+    ChannelStatic,
+}
+
+/// Quantisation of the KV cache of one block, applied to K after rope and to V before either enters the cache.
+#[derive(Clone, Debug, PartialEq)]
+pub enum KvQuant {
+    /// Per token and head, dynamic (`kv_cache.md` variant A with groups of the head dimension).
+    TokenHead {
+        /// Bit width.
+        bits: Bits,
+        /// How the range becomes parameters.
+        rule: ActRule,
+    },
+    /// Per channel, static, symmetric.
+    Channel {
+        /// Bit width.
+        bits: Bits,
+        /// Key scales, `[kv_heads · head_dim]`.
+        key: Array1<f32>,
+        /// Value scales, `[kv_heads · head_dim]`.
+        value: Array1<f32>,
+    },
+}
+
+/// Which half of the cache a tensor belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvSide {
+    /// Keys, after rope.
+    Key,
+    /// Values.
+    Value,
+}
+
+impl KvQuant {
+    /// Quantises and dequantises `x` `[tokens, kv_heads · head_dim]` in place.
+    #[inline(always)]
+    pub fn fake_quantize<T: Real>(&self, side: KvSide, head_dim: usize, x: ArrayViewMut2<'_, T>) {
+        match self {
+            Self::TokenHead { bits, rule } => for_rows(x, |row| {
+                for head in row.chunks_mut(head_dim.max(1)) {
+                    fake_group(*bits, *rule, T::one(), head);
+                }
+            }),
+            Self::Channel { bits, key, value } => {
+                let scales = match side {
+                    KvSide::Key => key,
+                    KvSide::Value => value,
+                };
+                let (zero, top) = (T::from_f32(bits.mid_level()), T::from_f32(bits.max_level()));
+                for_rows(x, |row| {
+                    for (v, &scale) in row.iter_mut().zip(scales) {
+                        fake_static(T::from_f32(scale), zero, top, std::slice::from_mut(v));
+                    }
+                });
+            }
+        }
+    }
+    /// The bit width.
+    #[must_use]
+    pub fn bits(&self) -> Bits {
+        match self {
+            Self::TokenHead { bits, .. } | Self::Channel { bits, .. } => *bits,
+        }
+    }
+}

@@ -1,0 +1,50 @@
+use thiserror::Error;
+
+/// What can be wrong with a number format, a scheme or an array handed to this crate.
+#[derive(Debug, Error, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum CoreError {
+    /// A bit width outside 1..=8.
+    #[error("bit width {0} is not supported: expected 1 to 8")]
+    Bits(u32),
+    /// A scheme string that does not read as `W<bits>[A<bits>][KV<bits>][g<size>]`.
+    #[error(
+        "scheme {text:?} is not understood ({reason}); write it like W4A16g128, W8A8, W8A8KV8 or W4A4KV4"
+    )]
+    Scheme {
+        /// The text as given.
+        text: String,
+        /// Which part of it failed, and why.
+        reason: String,
+    },
+    /// A convention that cannot be used at this bit width.
+    #[error("convention {convention} has no grid at {bits} bit: {reason}")]
+    NoGrid {
+        /// The convention's recipe name.
+        convention: &'static str,
+        /// The bit width asked for.
+        bits: u32,
+        /// Why, and what to use instead.
+        reason: &'static str,
+    },
+    /// A NaN or an infinity where a finite number is required.
+    #[error("value {value} at row {row}, column {column} is not finite; nothing can be quantised from it")]
+    NotFinite {
+        /// The offending value.
+        value: f32,
+        /// Row of the matrix.
+        row: usize,
+        /// Column of the matrix.
+        column: usize,
+    },
+    /// Two shapes that must agree do not.
+    #[error("{what}: expected {expected}, found {found}")]
+    Shape {
+        /// Which array.
+        what: &'static str,
+        /// The shape or length required.
+        expected: String,
+        /// The shape or length given.
+        found: String,
+    },
+}

@@ -1,0 +1,239 @@
+//! A quantised weight matrix: unsigned levels, and one scale and zero level per row and group.
+
+use crate::{Bits, ClipSearch, CoreError, Grid, QParams};
+use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut1, Axis};
+
+/// How the columns of a matrix are divided into groups that share parameters within a row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Groups {
+    /// One group: a scale per output channel.
+    Channel,
+    /// Consecutive groups of this many columns; the last one may be shorter.
+    Size(usize),
+    /// An explicit group per column (act-order with dynamic groups, `g_idx` of the formats).
+    Index {
+        /// Columns per group.
+        size: usize,
+        /// Group of every column, `[in]`.
+        of_column: Vec<u32>,
+    },
+}
+
+impl Groups {
+    /// From a scheme's group size, where none means per channel.
+    #[must_use]
+    pub fn from_size(size: Option<usize>) -> Self {
+        size.map_or(Self::Channel, Self::Size)
+    }
+    /// Number of groups in a row of `columns`.
+    #[must_use]
+    pub fn count(&self, columns: usize) -> usize {
+        match self {
+            Self::Channel => 1,
+            Self::Size(size) | Self::Index { size, .. } => columns.div_ceil((*size).max(1)).max(1),
+        }
+    }
+    /// Columns per group; `columns` itself per channel.
+    #[must_use]
+    pub fn size(&self, columns: usize) -> usize {
+        match self {
+            Self::Channel => columns.max(1),
+            Self::Size(size) | Self::Index { size, .. } => (*size).max(1),
+        }
+    }
+    /// The group of a column.
+    #[must_use]
+    #[inline(always)]
+    pub fn of(&self, column: usize) -> usize {
+        match self {
+            Self::Channel => 0,
+            Self::Size(size) => column / (*size).max(1),
+            Self::Index { of_column, .. } => of_column[column] as usize,
+        }
+    }
+}
+
+/// `Ŵ[i, j] = scale[i, g(j)] · (level[i, j] − zero[i, g(j)])`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QuantizedMatrix {
+    /// Bit width of the levels.
+    pub bits: Bits,
+    /// Unsigned levels `0..2^bits`, `[out, in]`.
+    pub levels: Array2<u8>,
+    /// Positive scales, `[out, groups]`, already rounded to the type the target's loader holds them in.
+    pub scales: Array2<f32>,
+    /// Zero levels, `[out, groups]`; integer-valued except under the binary rule.
+    pub zeros: Array2<f32>,
+    /// Which columns share parameters.
+    pub groups: Groups,
+}
+
+impl QuantizedMatrix {
+    /// Checks that the parts fit together: shapes, group indices, level range.
+    ///
+    /// # Errors
+    /// [`CoreError::Shape`] naming the part.
+    pub fn new(
+        bits: Bits,
+        levels: Array2<u8>,
+        scales: Array2<f32>,
+        zeros: Array2<f32>,
+        groups: Groups,
+    ) -> Result<Self, CoreError> {
+        let (out, columns) = levels.dim();
+        let expected = (out, groups.count(columns));
+        for (what, found) in [("weight scales", scales.dim()), ("weight zero points", zeros.dim())] {
+            if found != expected {
+                return Err(CoreError::Shape {
+                    what,
+                    expected: format!("{expected:?} for levels {:?}", levels.dim()),
+                    found: format!("{found:?}"),
+                });
+            }
+        }
+        if let Groups::Index { of_column, .. } = &groups {
+            if of_column.len() != columns {
+                return Err(CoreError::Shape {
+                    what: "group index",
+                    expected: format!("{columns} entries"),
+                    found: format!("{} entries", of_column.len()),
+                });
+            }
+            if let Some(bad) = of_column.iter().find(|&&g| g as usize >= expected.1) {
+                return Err(CoreError::Shape {
+                    what: "group index",
+                    expected: format!("groups 0..{}", expected.1),
+                    found: format!("group {bad}"),
+                });
+            }
+        }
+        let top = bits.max_level() as u8;
+        if let Some(bad) = levels.iter().find(|&&l| l > top) {
+            return Err(CoreError::Shape {
+                what: "weight levels",
+                expected: format!("0..={top} at {} bits", bits.get()),
+                found: bad.to_string(),
+            });
+        }
+        Ok(Self { bits, levels, scales, zeros, groups })
+    }
+
+    /// `(out, in)`.
+    #[must_use]
+    pub fn dim(&self) -> (usize, usize) {
+        self.levels.dim()
+    }
+    /// Parameters of a row's group.
+    #[must_use]
+    #[inline(always)]
+    pub fn params(&self, row: usize, group: usize) -> QParams {
+        QParams { scale: self.scales[(row, group)], zero: self.zeros[(row, group)] }
+    }
+    /// Whether every zero level is `2^(b−1)`, so that a symmetric format can hold the matrix.
+    #[must_use]
+    pub fn is_symmetric(&self) -> bool {
+        let mid = self.bits.mid_level();
+        self.zeros.iter().all(|&z| z == mid)
+    }
+    /// Whether every zero level is an integer in `0..2^b`; false only under the binary rule.
+    #[must_use]
+    pub fn has_integer_zeros(&self) -> bool {
+        let top = self.bits.max_level();
+        self.zeros.iter().all(|&z| z == z.round_ties_even() && (0.0..=top).contains(&z))
+    }
+    /// Writes one dequantised row, `[in]`.
+    pub fn dequantize_row(&self, row: usize, mut out: ArrayViewMut1<'_, f32>) {
+        for (column, (value, &level)) in out.iter_mut().zip(self.levels.row(row)).enumerate() {
+            *value = self.params(row, self.groups.of(column)).value(f32::from(level));
+        }
+    }
+    /// The dequantised matrix `[out, in]`.
+    #[must_use]
+    pub fn dequantize(&self) -> Array2<f32> {
+        let mut out = Array2::zeros(self.dim());
+        for (row, target) in out.axis_iter_mut(Axis(0)).enumerate() {
+            self.dequantize_row(row, target);
+        }
+        out
+    }
+    /// Stored bits per weight: levels, scales of `scale_type` size, packed zeros where not symmetric, group index.
+    #[must_use]
+    pub fn bits_per_weight(&self, scale_bits: usize) -> f64 {
+        let (out, columns) = self.dim();
+        let groups = self.scales.ncols();
+        let per_group = scale_bits + if self.is_symmetric() { 0 } else { self.bits.get() as usize };
+        let index = if matches!(self.groups, Groups::Index { .. }) { 32 * columns } else { 0 };
+        let total = out * columns * self.bits.get() as usize + out * groups * per_group + index;
+        total as f64 / (out * columns).max(1) as f64
+    }
+}
+
+/// Rounds one row to nearest: parameters per consecutive group, then levels. The round-to-nearest of `rtn.md` section 1.
+///
+/// `row`, `levels` are `[in]`; `scales`, `zeros` are `[groups]`.
+#[inline(always)]
+pub fn round_row(
+    grid: &Grid,
+    clip: Option<&ClipSearch>,
+    group_size: usize,
+    row: &[f32],
+    levels: &mut [u8],
+    scales: &mut [f32],
+    zeros: &mut [f32],
+) {
+    for (g, (group, out)) in row.chunks(group_size).zip(levels.chunks_mut(group_size)).enumerate() {
+        let params = grid.params(group, clip);
+        scales[g] = params.scale;
+        zeros[g] = params.zero;
+        for (level, &w) in out.iter_mut().zip(group) {
+            *level = grid.level(w, params) as u8;
+        }
+    }
+}
+
+/// Rounds a matrix `[out, in]` to nearest, group by group; the scalar specification that parallel code is tested against.
+///
+/// # Errors
+/// [`CoreError::NotFinite`] at the first NaN or infinity.
+pub fn round_matrix(
+    grid: &Grid,
+    clip: Option<&ClipSearch>,
+    groups: Groups,
+    weight: ArrayView2<'_, f32>,
+) -> Result<QuantizedMatrix, CoreError> {
+    check_finite(weight)?;
+    let (out, columns) = weight.dim();
+    let size = groups.size(columns);
+    let count = groups.count(columns);
+    let mut levels = Array2::zeros((out, columns));
+    let mut scales = Array2::ones((out, count));
+    let mut zeros = Array2::zeros((out, count));
+    let mut row_levels = vec![0_u8; columns];
+    let (mut row_scales, mut row_zeros) = (vec![0.0; count], vec![0.0; count]);
+    for i in 0..out {
+        let row = weight.row(i).to_vec();
+        round_row(grid, clip, size, &row, &mut row_levels, &mut row_scales, &mut row_zeros);
+        levels.row_mut(i).assign(&ArrayView1::from(&row_levels));
+        scales.row_mut(i).assign(&ArrayView1::from(&row_scales));
+        zeros.row_mut(i).assign(&ArrayView1::from(&row_zeros));
+    }
+    Ok(QuantizedMatrix { bits: grid.bits, levels, scales, zeros, groups })
+}
+
+/// # Errors
+/// [`CoreError::NotFinite`] naming the first NaN or infinity of a matrix.
+pub fn check_finite(values: ArrayView2<'_, f32>) -> Result<(), CoreError> {
+    for (row, line) in values.axis_iter(Axis(0)).enumerate() {
+        // `x · 0` is 0 for finite x and NaN otherwise: one vectorisable pass, then locate.
+        let bad = match line.as_slice() {
+            Some(slice) => slice.iter().fold(0.0_f32, |acc, &x| acc + x * 0.0).is_nan(),
+            None => line.iter().any(|x| !x.is_finite()),
+        };
+        if bad {
+            if let Some((column, &value)) = line.iter().enumerate().find(|(_, x)| !x.is_finite()) {
+                return Err(CoreError::NotFinite { value, row, column });
+            }
+        }
+    }
+    Ok(())
+}

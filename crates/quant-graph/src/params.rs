@@ -1,0 +1,96 @@
+//! The numbers of a model on their way between reader, model, methods and writer.
+
+use crate::{ModelSpec, Norm, Role};
+use ndarray::{Array1, Array2};
+use quant_core::{ActQuant, KvQuant, QuantizedMatrix};
+use std::{collections::BTreeMap, ops::Range};
+
+/// An error of a crate this one does not know.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The weight of a linear.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LinearWeight {
+    /// Float, `[out, in]`.
+    Float(Array2<f32>),
+    /// Integer levels with their groups.
+    Quantized(QuantizedMatrix),
+}
+
+impl LinearWeight {
+    /// `(out, in)`.
+    #[must_use]
+    pub fn dim(&self) -> (usize, usize) {
+        match self {
+            Self::Float(w) => w.dim(),
+            Self::Quantized(q) => q.dim(),
+        }
+    }
+    /// The values a deployment multiplies with, `[out, in]`.
+    #[must_use]
+    pub fn into_values(self) -> Array2<f32> {
+        match self {
+            Self::Float(w) => w,
+            Self::Quantized(q) => q.dequantize(),
+        }
+    }
+    /// The quantised form, if it has one.
+    #[must_use]
+    pub fn quantized(&self) -> Option<&QuantizedMatrix> {
+        match self {
+            Self::Float(_) => None,
+            Self::Quantized(q) => Some(q),
+        }
+    }
+}
+
+/// A linear: weight, bias, and what happens to its input first.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LinearParams {
+    /// The weight, `[out, in]`.
+    pub weight: LinearWeight,
+    /// The bias, `[out]`, added in float after the product.
+    pub bias: Option<Array1<f32>>,
+    /// Quantisation of the input.
+    pub input: Option<ActQuant>,
+}
+
+/// One decoder block, float or quantised.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BlockParams {
+    /// Its linears.
+    pub linears: BTreeMap<Role, LinearParams>,
+    /// Its norm weights.
+    pub norms: BTreeMap<Norm, Array1<f32>>,
+    /// Quantisation of its KV cache.
+    pub kv: Option<KvQuant>,
+}
+
+/// Rows of a table (embedding or head).
+pub type Rows = Range<usize>;
+
+/// Anything that can hand out a model block by block: a checkpoint on disk, a quantised folder, a model in memory.
+pub trait BlockSource: Send {
+    /// The shape of the model.
+    fn spec(&self) -> &ModelSpec;
+    /// The numbers of block `index`.
+    ///
+    /// # Errors
+    /// If they cannot be read or are not what the spec says.
+    fn block(&mut self, index: usize) -> Result<BlockParams, BoxError>;
+    /// Embedding rows of `ids`, `[ids, hidden]`.
+    ///
+    /// # Errors
+    /// If they cannot be read, or an id is outside the vocabulary.
+    fn embed(&mut self, ids: &[u32]) -> Result<Array2<f32>, BoxError>;
+    /// Weight of the final norm, `[hidden]`.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    fn final_norm(&mut self) -> Result<Array1<f32>, BoxError>;
+    /// Rows of the head (the embedding when tied), `[rows, hidden]`.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    fn head(&mut self, rows: Rows) -> Result<Array2<f32>, BoxError>;
+}

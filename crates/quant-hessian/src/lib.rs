@@ -1,0 +1,2 @@
+//! Hessian accumulation, damping, factorisation and the GPTQ solver.
+#![forbid(unsafe_code)]

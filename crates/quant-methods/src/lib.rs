@@ -1,0 +1,2 @@
+//! Post-training quantisation methods: rtn, smoothquant, gptq.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! Test support: golden files, tiny models, strategies.
+#![forbid(unsafe_code)]
