@@ -7,9 +7,11 @@
 #![forbid(unsafe_code)]
 
 mod params;
+mod scheme;
 mod spec;
 
 pub use params::{BlockParams, BlockSource, BoxError, LinearParams, LinearWeight, Rows};
+pub use scheme::{ActOrder, InputScheme, KvScheme, LinearScheme, ModelScheme, WeightScheme};
 pub use spec::{
     LinearSpec, ModelSpec, Norm, Role, RopeScaling, RopeSpec, SCALE_EDGES, STAGES, ScaleEdge, Site, Stage,
     TensorSpec,

@@ -1,0 +1,111 @@
+//! What a plan wants done to every linear and to the cache: the question a format answers with yes or no.
+
+use crate::Role;
+use quant_core::{ActQuant, ActRule, Bits, KvGranularity};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// How the columns of a weight were ordered and grouped when it was rounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ActOrder {
+    /// Columns in memory order.
+    #[default]
+    None,
+    /// Columns by descending Hessian diagonal, groups in memory order: nothing to store.
+    Static,
+    /// Columns by descending Hessian diagonal, groups in that order: a group index per column must be stored.
+    Dynamic,
+}
+
+/// Storage of a weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct WeightScheme {
+    /// Bit width.
+    pub bits: Bits,
+    /// Whether the zero level is the constant `2^(b−1)`.
+    pub symmetric: bool,
+    /// Columns per group; none is one scale per output channel.
+    pub group: Option<usize>,
+    /// Order in which columns were rounded.
+    pub act_order: ActOrder,
+    /// One-bit levels around a mean, whose zero level is no integer.
+    pub binary: bool,
+}
+
+/// Quantisation of a linear's input.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct InputScheme {
+    /// Bit width.
+    pub bits: Bits,
+    /// How the range becomes scale and zero.
+    pub rule: ActRule,
+    /// Per token when it arrives, or one fixed scale per tensor.
+    pub dynamic: bool,
+    /// Factor on the range, dynamic only.
+    pub clip_ratio: f32,
+}
+
+impl InputScheme {
+    /// The quantiser, if it needs no calibration.
+    #[must_use]
+    pub fn dynamic(&self) -> Option<ActQuant> {
+        self.dynamic.then_some(ActQuant::Dynamic {
+            bits: self.bits,
+            rule: self.rule,
+            clip_ratio: self.clip_ratio,
+        })
+    }
+}
+
+/// Storage of a linear: nothing set means float.
+#[derive(Clone, Copy, Debug, PartialEq, Default, Serialize)]
+pub struct LinearScheme {
+    /// The weight.
+    pub weight: Option<WeightScheme>,
+    /// Its input.
+    pub input: Option<InputScheme>,
+}
+
+impl LinearScheme {
+    /// Whether nothing is quantised.
+    #[must_use]
+    pub fn is_float(&self) -> bool {
+        self.weight.is_none() && self.input.is_none()
+    }
+}
+
+/// Storage of the KV cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct KvScheme {
+    /// Bit width.
+    pub bits: Bits,
+    /// How the range becomes scale and zero.
+    pub rule: ActRule,
+    /// What shares a scale.
+    pub granularity: KvGranularity,
+}
+
+/// Storage of a whole model.
+#[derive(Clone, Debug, PartialEq, Default, Serialize)]
+pub struct ModelScheme {
+    /// Per block, every linear.
+    pub blocks: Vec<BTreeMap<Role, LinearScheme>>,
+    /// The cache of all blocks.
+    pub kv: Option<KvScheme>,
+}
+
+impl ModelScheme {
+    /// Every linear with its block, in execution order.
+    pub fn linears(&self) -> impl Iterator<Item = (usize, Role, &LinearScheme)> {
+        self.blocks.iter().enumerate().flat_map(|(i, block)| block.iter().map(move |(role, s)| (i, *role, s)))
+    }
+    /// The first linear whose scheme differs from those its loader fuses it with.
+    #[must_use]
+    pub fn unequal_fusion(&self) -> Option<(usize, Role, Role)> {
+        self.linears().find_map(|(i, role, scheme)| {
+            let other = role.fused_with().iter().find(|r| self.blocks[i].get(r) != Some(scheme))?;
+            Some((i, role, *other))
+        })
+    }
+}
