@@ -1,0 +1,45 @@
+//! Gram matrices `X^T X`.
+
+use ndarray::{ArrayView2, ArrayViewMut2};
+
+use crate::element::{Element, Region};
+use crate::{Compute, Par};
+
+/// `H[n, n] += alpha * X^T X` for activations `X` `[tokens, n]`, lower triangle only: elements `(i, j)` with
+/// `i < j` are neither read nor written (see [`mirror_lower`]).
+///
+/// Sums run over tokens in the element type of `H`. Any strides are accepted; row-major `X` is the fast layout.
+///
+/// # Panics
+/// If `h` is not square with the column count of `x`.
+pub fn gram_lower<T: Element>(
+    h: ArrayViewMut2<'_, T>,
+    alpha: T,
+    x: ArrayView2<'_, T>,
+    compute: Compute,
+    par: Par,
+) {
+    let n = x.ncols();
+    assert_eq!(h.dim(), (n, n), "a Gram matrix of [tokens, {n}] activations is [{n}, {n}]");
+    T::product(h, Region::Lower, true, alpha, x.reversed_axes(), x, compute, par);
+}
+
+/// Copies the strict lower triangle of a square matrix onto its upper triangle, in cache-sized blocks.
+///
+/// # Panics
+/// If `h` is not square.
+pub fn mirror_lower<T: Copy>(mut h: ArrayViewMut2<'_, T>) {
+    // Two blocks of 64 x 64 f64 are 64 KiB: the transposed reads stay in the second-level cache.
+    const BLOCK: usize = 64;
+    let n = h.nrows();
+    assert_eq!(h.ncols(), n, "only a square matrix can be mirrored");
+    for row in (0..n).step_by(BLOCK) {
+        for col in (0..=row).step_by(BLOCK) {
+            for i in row..(row + BLOCK).min(n) {
+                for j in col..(col + BLOCK).min(i) {
+                    h[(j, i)] = h[(i, j)];
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! A weight prepared once and used for many chunks of tokens.
+
+use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut2};
+
+use crate::element::Element;
+use crate::{Compute, Par, product};
+
+/// A weight `[out, in]` in the layout the products want, converted once.
+#[derive(Clone, Debug)]
+pub struct PreparedWeight<T> {
+    weight: Array2<T>,
+    compute: Compute,
+}
+
+impl<T: Element> PreparedWeight<T> {
+    /// Prepares `w`, `[out, in]` with any strides.
+    #[must_use]
+    pub fn new(w: ArrayView2<'_, T>, compute: Compute) -> Self {
+        Self { weight: w.to_owned(), compute }
+    }
+
+    /// Number of output features.
+    #[must_use]
+    pub fn out_features(&self) -> usize {
+        self.weight.nrows()
+    }
+
+    /// Number of input features.
+    #[must_use]
+    pub fn in_features(&self) -> usize {
+        self.weight.ncols()
+    }
+
+    /// The arithmetic the weight was prepared for.
+    #[must_use]
+    pub fn compute(&self) -> Compute {
+        self.compute
+    }
+
+    /// `y = x W^T + bias` for `x` `[tokens, in]`, in a new `[tokens, out]` array.
+    ///
+    /// # Panics
+    /// If the shapes do not fit each other.
+    #[must_use]
+    pub fn forward(&self, x: ArrayView2<'_, T>, bias: Option<ArrayView1<'_, T>>, par: Par) -> Array2<T> {
+        let mut y = Array2::zeros((x.nrows(), self.out_features()));
+        self.forward_into(x, bias, y.view_mut(), par);
+        y
+    }
+
+    /// `dst = x W^T + bias` for `x` `[tokens, in]` and `dst` `[tokens, out]`, whose old content is not read.
+    /// Bit-identical to [`linear`](crate::linear) with the same [`Compute`].
+    ///
+    /// # Panics
+    /// If the shapes do not fit each other.
+    pub fn forward_into(
+        &self,
+        x: ArrayView2<'_, T>,
+        bias: Option<ArrayView1<'_, T>>,
+        dst: ArrayViewMut2<'_, T>,
+        par: Par,
+    ) {
+        product::linear_into(x, self.weight.view(), bias, dst, self.compute, par);
+    }
+}
