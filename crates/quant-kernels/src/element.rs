@@ -3,11 +3,11 @@
 use std::fmt::{Debug, Display, LowerExp};
 
 use bytemuck::Pod;
-use ndarray::{ArrayView2, ArrayViewMut2, ScalarOperand};
+use ndarray::{ArrayViewMut2, ScalarOperand};
 use num_traits::{Float, NumAssign};
 use quant_core::Real;
 
-use crate::{Compute, Par, PivotError};
+use crate::{Par, PivotError};
 
 /// A float type the kernels compute in: `f32` for work, `f64` for references and gradient checks. Sealed.
 pub trait Element:
@@ -43,19 +43,7 @@ pub(crate) mod sealed {
     use super::*;
 
     /// What differs between the element types.
-    pub trait Primitive: Sized {
-        /// `dst (=|+=) alpha * a[m, k] * b[k, n]` on a region of `dst`.
-        fn product(
-            dst: ArrayViewMut2<'_, Self>,
-            region: Region,
-            accumulate: bool,
-            alpha: Self,
-            a: ArrayView2<'_, Self>,
-            b: ArrayView2<'_, Self>,
-            compute: Compute,
-            par: Par,
-        );
-
+    pub trait Primitive: Sized + crate::arch::Dispatch {
         /// Factorises the lower triangle of a square matrix in place.
         fn cholesky(h: ArrayViewMut2<'_, Self>, par: Par) -> Result<(), PivotError>;
 
@@ -67,21 +55,8 @@ pub(crate) mod sealed {
     }
 
     macro_rules! primitive {
-        ($ty:ident, $exp:expr) => {
+        ($ty:ident, $exp:expr, $round:expr) => {
             impl Primitive for $ty {
-                fn product(
-                    dst: ArrayViewMut2<'_, Self>,
-                    region: Region,
-                    accumulate: bool,
-                    alpha: Self,
-                    a: ArrayView2<'_, Self>,
-                    b: ArrayView2<'_, Self>,
-                    compute: Compute,
-                    par: Par,
-                ) {
-                    crate::arch::faer_product(dst, region, accumulate, alpha, a, b, compute, par);
-                }
-
                 fn cholesky(h: ArrayViewMut2<'_, Self>, par: Par) -> Result<(), PivotError> {
                     crate::cholesky::faer_llt(h, par)
                 }
@@ -93,11 +68,11 @@ pub(crate) mod sealed {
 
                 #[inline(always)]
                 fn round_to_bf16(self) -> Self {
-                    Self::from(half::bf16::from_f64(f64::from(self)))
+                    $round(self)
                 }
             }
         };
     }
-    primitive!(f32, crate::exp::exp_f32);
-    primitive!(f64, f64::exp);
+    primitive!(f32, crate::exp::exp_f32, |x| f32::from_bits(crate::arch::bf16_bits(x) << 16));
+    primitive!(f64, f64::exp, |x| f64::from(half::bf16::from_f64(x)));
 }

@@ -3,7 +3,7 @@
 use ndarray::{ArrayView2, ArrayViewMut2};
 
 use crate::element::{Element, Region};
-use crate::{Compute, Par};
+use crate::{Compute, Level, Par, arch};
 
 /// `H[n, n] += alpha * X^T X` for activations `X` `[tokens, n]`, lower triangle only: elements `(i, j)` with
 /// `i < j` are neither read nor written (see [`mirror_lower`]).
@@ -21,7 +21,7 @@ pub fn gram_lower<T: Element>(
 ) {
     let n = x.ncols();
     assert_eq!(h.dim(), (n, n), "a Gram matrix of [tokens, {n}] activations is [{n}, {n}]");
-    T::product(h, Region::Lower, true, alpha, x.reversed_axes(), x, compute, par);
+    arch::product(Level::detect(), h, Region::Lower, true, alpha, x.reversed_axes(), x, compute, par);
 }
 
 /// Copies the strict lower triangle of a square matrix onto its upper triangle, in cache-sized blocks.

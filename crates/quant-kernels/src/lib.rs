@@ -23,6 +23,7 @@ mod softmax;
 mod vectorize;
 
 pub use activation::silu_mul;
+pub use arch::Level;
 pub use cholesky::cholesky_lower_in_place;
 pub use compute::{Compute, UnknownCompute};
 pub use element::Element;

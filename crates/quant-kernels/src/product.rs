@@ -3,7 +3,7 @@
 use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut2};
 
 use crate::element::{Element, Region};
-use crate::{Compute, Par};
+use crate::{Compute, Level, Par, arch};
 
 /// `dst[m, n] = alpha * a[m, k] * b[n, k]^T`, or `+=` with `accumulate`.
 ///
@@ -38,7 +38,7 @@ pub fn matmul_nn<T: Element>(
     par: Par,
 ) {
     check_shapes(dst.dim(), a.dim(), b.dim());
-    T::product(dst, Region::Full, accumulate, alpha, a, b, compute, par);
+    arch::product(Level::detect(), dst, Region::Full, accumulate, alpha, a, b, compute, par);
 }
 
 /// The linear layer `y = x W^T + bias`: `x` is `[tokens, in]`, `w` is `[out, in]`, `bias` is `[out]`, and the result

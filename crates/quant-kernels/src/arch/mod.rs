@@ -1,53 +1,28 @@
-//! Instruction-set specific code.
-use faer::linalg::matmul::{matmul, triangular};
-use faer::{Accum, MatMut, MatRef};
-use ndarray::{ArrayView2, ArrayViewMut2};
+//! Instruction-set specific code: the only `unsafe` of the crate.
+//!
+//! | file | what |
+//! |---|---|
+//! | `level` | which instruction sets this machine has |
+//! | `kernel` | the contract of a register tile: one implementation per instruction set and arithmetic |
+//! | `portable`, `x86/*` | the implementations |
+//! | `pack`, `buffer` | operands copied into panels the tiles read linearly |
+//! | `driver` | cache blocking, regions, threads: written once over the contract |
+//! | `dispatch` | from a [`Level`](crate::Level) and a [`Compute`](crate::Compute) to a tile |
+//!
+//! A new instruction set is a new file with a `Kernel` implementation and one line in `dispatch`.
 
-use crate::element::{Element, Region};
-use crate::{Compute, Par};
+mod buffer;
+mod dispatch;
+mod driver;
+mod kernel;
+mod level;
+mod pack;
+mod portable;
+#[cfg(test)]
+mod tests;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
-pub(crate) fn faer_product<T: Element + faer::traits::RealField>(
-    mut dst: ArrayViewMut2<'_, T>,
-    region: Region,
-    accumulate: bool,
-    alpha: T,
-    a: ArrayView2<'_, T>,
-    b: ArrayView2<'_, T>,
-    compute: Compute,
-    par: Par,
-) {
-    let (m, n, k) = (dst.nrows(), dst.ncols(), a.ncols());
-    if m == 0 || n == 0 {
-        return;
-    }
-    let prepare = |view: ArrayView2<'_, T>| -> ndarray::Array2<T> {
-        let mut owned = view.as_standard_layout().into_owned();
-        if compute == Compute::Bf16 {
-            owned.mapv_inplace(|x| x.round_to_bf16());
-        }
-        owned
-    };
-    let (a, b) = (prepare(a), prepare(b));
-    let mut out = dst.as_standard_layout().into_owned();
-    if let (Some(a), Some(b), Some(out)) = (a.as_slice(), b.as_slice(), out.as_slice_mut()) {
-        let accum = if accumulate { Accum::Add } else { Accum::Replace };
-        let lhs = MatRef::from_row_major_slice(a, m, k);
-        let rhs = MatRef::from_row_major_slice(b, k, n);
-        let out = MatMut::from_row_major_slice_mut(out, m, n);
-        match region {
-            Region::Full => matmul(out, accum, lhs, rhs, alpha, par.faer()),
-            Region::Lower => triangular::matmul(
-                out,
-                triangular::BlockStructure::TriangularLower,
-                accum,
-                lhs,
-                triangular::BlockStructure::Rectangular,
-                rhs,
-                triangular::BlockStructure::Rectangular,
-                alpha,
-                par.faer(),
-            ),
-        }
-    }
-    dst.assign(&out);
-}
+pub(crate) use dispatch::{Dispatch, PackedOperand, pack_operand, product, product_packed};
+pub(crate) use kernel::bf16_bits;
+pub use level::Level;

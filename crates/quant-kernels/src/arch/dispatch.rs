@@ -1,0 +1,207 @@
+//! From an instruction set and an arithmetic to a tile.
+
+use ndarray::{ArrayView2, ArrayViewMut2};
+
+use super::driver::{Columns, Packed, Target, gemm, pack_all};
+use super::kernel::{Kernel, Rounded};
+use super::level::{Kind, Level};
+use super::pack::Source;
+use super::portable::Portable;
+#[cfg(target_arch = "x86_64")]
+use super::x86::{Avx2F32, Avx2F64, Avx512Bf16, Avx512F32, Avx512F64};
+use crate::element::{Element, Region};
+use crate::{Compute, Par};
+
+/// Work that is generic over the kernel.
+pub(crate) trait Visitor<T> {
+    /// What the work gives back.
+    type Output;
+    /// Does the work with the chosen kernel.
+    fn visit<K: Kernel<Elem = T>>(self, kernel: K) -> Self::Output;
+}
+
+/// Element types with a kernel for every level and arithmetic.
+pub trait Dispatch: Sized {
+    /// Calls `visitor` with the kernel of this level and arithmetic.
+    #[allow(private_bounds, private_interfaces, reason = "sealed: callers are inside the crate")]
+    fn dispatch<V: Visitor<Self>>(level: Level, compute: Compute, visitor: V) -> V::Output;
+}
+
+impl Dispatch for f32 {
+    #[allow(private_bounds, private_interfaces, reason = "sealed: callers are inside the crate")]
+    fn dispatch<V: Visitor<Self>>(level: Level, compute: Compute, visitor: V) -> V::Output {
+        // SAFETY of every `new`: a `Level` exists only where its instructions were detected, and includes those of
+        // the lower ones.
+        match (level.kind(), compute) {
+            #[cfg(target_arch = "x86_64")]
+            (Kind::Avx512Bf16, Compute::Bf16) => visitor.visit(unsafe { Avx512Bf16::new() }),
+            #[cfg(target_arch = "x86_64")]
+            (Kind::Avx512Bf16 | Kind::Avx512, Compute::F32) => visitor.visit(unsafe { Avx512F32::new() }),
+            #[cfg(target_arch = "x86_64")]
+            (Kind::Avx512, Compute::Bf16) => visitor.visit(Rounded(unsafe { Avx512F32::new() })),
+            #[cfg(target_arch = "x86_64")]
+            (Kind::Avx2, Compute::F32) => visitor.visit(unsafe { Avx2F32::new() }),
+            #[cfg(target_arch = "x86_64")]
+            (Kind::Avx2, Compute::Bf16) => visitor.visit(Rounded(unsafe { Avx2F32::new() })),
+            (_, Compute::F32) => visitor.visit(Portable::<Self>::new()),
+            (_, Compute::Bf16) => visitor.visit(Rounded(Portable::<Self>::new())),
+        }
+    }
+}
+
+impl Dispatch for f64 {
+    #[allow(private_bounds, private_interfaces, reason = "sealed: callers are inside the crate")]
+    fn dispatch<V: Visitor<Self>>(level: Level, compute: Compute, visitor: V) -> V::Output {
+        // SAFETY of every `new`: as for f32.
+        match (level.kind(), compute) {
+            #[cfg(target_arch = "x86_64")]
+            (Kind::Avx512Bf16 | Kind::Avx512, Compute::F32) => visitor.visit(unsafe { Avx512F64::new() }),
+            #[cfg(target_arch = "x86_64")]
+            (Kind::Avx512Bf16 | Kind::Avx512, Compute::Bf16) => {
+                visitor.visit(Rounded(unsafe { Avx512F64::new() }))
+            }
+            #[cfg(target_arch = "x86_64")]
+            (Kind::Avx2, Compute::F32) => visitor.visit(unsafe { Avx2F64::new() }),
+            #[cfg(target_arch = "x86_64")]
+            (Kind::Avx2, Compute::Bf16) => visitor.visit(Rounded(unsafe { Avx2F64::new() })),
+            (_, Compute::F32) => visitor.visit(Portable::<Self>::new()),
+            (_, Compute::Bf16) => visitor.visit(Rounded(Portable::<Self>::new())),
+        }
+    }
+}
+
+/// A right operand packed once, with what it was packed for.
+#[derive(Clone, Debug)]
+pub(crate) struct PackedOperand<T> {
+    packed: Packed,
+    level: Level,
+    compute: Compute,
+    depth: usize,
+    cols: usize,
+    element: std::marker::PhantomData<T>,
+}
+
+impl<T> PackedOperand<T> {
+    pub(crate) fn compute(&self) -> Compute {
+        self.compute
+    }
+
+    pub(crate) fn depth(&self) -> usize {
+        self.depth
+    }
+
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.packed.bytes()
+    }
+}
+
+/// Packs `b` `[k, n]` for products on this level.
+pub(crate) fn pack_operand<T: Element>(
+    level: Level,
+    b: ArrayView2<'_, T>,
+    compute: Compute,
+) -> PackedOperand<T> {
+    struct Pack<'a, T>(ArrayView2<'a, T>);
+    impl<T: Element> Visitor<T> for Pack<'_, T> {
+        type Output = Packed;
+        fn visit<K: Kernel<Elem = T>>(self, _kernel: K) -> Packed {
+            // SAFETY: the view is borrowed for the call.
+            unsafe { pack_all::<K>(&Source::new(&self.0)) }
+        }
+    }
+    let (depth, cols) = b.dim();
+    let packed = T::dispatch(level, compute, Pack(b.reversed_axes()));
+    PackedOperand { packed, level, compute, depth, cols, element: std::marker::PhantomData }
+}
+
+/// `dst (=|+=) alpha * a[m, k] * b[k, n]` on a region of `dst`. Shapes were checked by the caller.
+pub(crate) fn product<T: Element>(
+    level: Level,
+    mut dst: ArrayViewMut2<'_, T>,
+    region: Region,
+    accumulate: bool,
+    alpha: T,
+    a: ArrayView2<'_, T>,
+    b: ArrayView2<'_, T>,
+    compute: Compute,
+    par: Par,
+) {
+    if !has_adjacent_columns(&dst) && has_adjacent_columns(&dst.view_mut().reversed_axes()) && region == Region::Full
+    {
+        // The transposed product has the same element sums, term by term.
+        let (a, b) = (b.reversed_axes(), a.reversed_axes());
+        return product(level, dst.reversed_axes(), region, accumulate, alpha, a, b, compute, par);
+    }
+    let columns = Columns::Source(Source::new(&b.reversed_axes()));
+    let work = Multiply { region, accumulate, alpha, a, columns, par };
+    work.run(level, compute, dst);
+}
+
+/// [`product`] with a right operand packed before, on the level and with the arithmetic it was packed for.
+pub(crate) fn product_packed<T: Element>(
+    dst: ArrayViewMut2<'_, T>,
+    accumulate: bool,
+    alpha: T,
+    a: ArrayView2<'_, T>,
+    b: &PackedOperand<T>,
+    par: Par,
+) {
+    let columns = Columns::Packed(&b.packed);
+    let work = Multiply { region: Region::Full, accumulate, alpha, a, columns, par };
+    work.run(b.level, b.compute, dst);
+}
+
+fn has_adjacent_columns<T>(view: &ArrayViewMut2<'_, T>) -> bool {
+    view.strides()[1] == 1 || view.ncols() <= 1
+}
+
+struct Multiply<'a, T> {
+    region: Region,
+    accumulate: bool,
+    alpha: T,
+    a: ArrayView2<'a, T>,
+    columns: Columns<'a, T>,
+    par: Par,
+}
+
+impl<T: Element> Multiply<'_, T> {
+    fn run(self, level: Level, compute: Compute, mut dst: ArrayViewMut2<'_, T>) {
+        if has_adjacent_columns(&dst) {
+            return T::dispatch(level, compute, Run { work: self, dst });
+        }
+        let region = self.region;
+        let mut scratch = dst.as_standard_layout().into_owned();
+        T::dispatch(level, compute, Run { work: self, dst: scratch.view_mut() });
+        for ((i, j), out) in dst.indexed_iter_mut() {
+            if region == Region::Full || i >= j {
+                *out = scratch[(i, j)];
+            }
+        }
+    }
+}
+
+struct Run<'a, 'd, T> {
+    work: Multiply<'a, T>,
+    dst: ArrayViewMut2<'d, T>,
+}
+
+impl<T: Element> Visitor<T> for Run<'_, '_, T> {
+    type Output = ();
+
+    fn visit<K: Kernel<Elem = T>>(mut self, kernel: K) {
+        let target = Target {
+            stride: self.dst.strides()[0],
+            rows: self.dst.nrows(),
+            cols: self.dst.ncols(),
+            ptr: self.dst.as_mut_ptr(),
+        };
+        let Multiply { region, accumulate, alpha, a, columns, par } = self.work;
+        // SAFETY: `dst` is borrowed mutably and has adjacent columns, the operands are borrowed for the call, shapes
+        // were checked, and a packed operand remembers the level and arithmetic that chose this kernel.
+        unsafe { gemm(kernel, target, region, accumulate, alpha, &Source::new(&a), &columns, par) };
+    }
+}

@@ -1,0 +1,355 @@
+//! Cache blocking, regions and threads, written once over the [`Kernel`] contract.
+//!
+//! The loops follow Goto and van de Geijn, "Anatomy of high-performance matrix multiplication" (2008): a block of
+//! the summed index and a group of columns of B are packed together (shared, third-level cache), then a grid of
+//! tasks, each a block of rows times a block of columns (second-level cache), runs the tiles.
+//!
+//! Each output element is produced by tiles whose sums run over the same blocks of the summed index in the same
+//! order, so no choice made here (block of rows, group of columns, number of threads) can change a bit of it.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::Par;
+use crate::element::Region;
+
+use super::buffer::Buffer;
+use super::kernel::{Kernel, MAX_TILE};
+use super::pack::{Source, pack_panel};
+
+/// Rows and columns packed at a time, in bytes of packed memory: together well inside a third-level cache.
+const ROW_GROUP_BYTES: usize = 3 << 20;
+const COLUMN_GROUP_BYTES: usize = 4 << 20;
+/// The same for the columns of a product of few rows, where packed panels are used once and must not leave the
+/// second-level cache.
+const COLUMN_GROUP_BYTES_FEW_ROWS: usize = 512 << 10;
+/// Packed rows and columns of one task: together they stay in the second-level cache.
+const TASK_ROW_BYTES: usize = 256 << 10;
+const TASK_COLUMN_BYTES: usize = 256 << 10;
+/// Packed panels copied by one task.
+const PACK_TASK_BYTES: usize = 128 << 10;
+/// Multiply-adds below which starting other threads costs more than it gives.
+const SEQUENTIAL_WORK: usize = 1 << 18;
+
+/// A row-major destination: adjacent columns, any row stride.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Target<T> {
+    pub(super) ptr: *mut T,
+    pub(super) stride: isize,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+}
+
+// SAFETY: tasks write disjoint tiles of it, and its elements are plain numbers.
+unsafe impl<T: Send> Send for Target<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Target<T> {}
+
+/// The right operand: columns of B as lanes.
+#[derive(Debug)]
+pub(super) enum Columns<'a, T> {
+    /// Packed group by group during the product.
+    Source(Source<T>),
+    /// Packed before, see [`pack_all`].
+    Packed(&'a Packed),
+}
+
+/// All panels of an operand: block after block of the summed index, panel after panel of `NR` lanes.
+#[derive(Clone, Debug)]
+pub(super) struct Packed {
+    buffer: Buffer,
+    lanes: usize,
+    depth: usize,
+}
+
+impl Packed {
+    pub(super) fn bytes(&self) -> usize {
+        self.buffer.bytes()
+    }
+
+    /// First word of a panel in the block of the summed index that starts at `first`.
+    fn panel<K: Kernel>(&self, first: usize, panel: usize) -> *const K::Word {
+        let panels = self.lanes.div_ceil(K::NR);
+        let words = block_words::<K>(self.depth - first);
+        // SAFETY: `pack_all` reserved `NR` words per panel and word of depth, and blocks before `first` are whole.
+        unsafe { self.buffer.as_ptr::<K::Word>().add((first / K::PAIR * panels + panel * words) * K::NR) }
+    }
+}
+
+/// Words of the next block of the summed index when `left` elements are left.
+fn block_words<K: Kernel>(left: usize) -> usize {
+    left.min(K::KC).div_ceil(K::PAIR)
+}
+
+/// Packs a whole right operand.
+///
+/// # Safety
+/// The view behind `src` is still borrowed.
+pub(super) unsafe fn pack_all<K: Kernel>(src: &Source<K::Elem>) -> Packed {
+    let panels = src.lanes().div_ceil(K::NR);
+    let buffer = Buffer::new::<K::Word>(panels * K::NR * src.depth().div_ceil(K::PAIR));
+    let packed = Packed { buffer, lanes: src.lanes(), depth: src.depth() };
+    for first in (0..src.depth()).step_by(K::KC) {
+        let depth = K::KC.min(src.depth() - first);
+        for panel in 0..panels {
+            let dst = packed.panel::<K>(first, panel).cast_mut();
+            // SAFETY: the panel lies in the buffer, which nothing else refers to yet, and the ranges are in `src`.
+            crate::vectorized(
+                #[inline(always)]
+                || unsafe { pack_panel::<K>(src, panel * K::NR, K::NR, first, depth, dst) },
+            );
+        }
+    }
+    packed
+}
+
+/// `dst (=|+=) alpha * A B` on a region, with the rows of A and the columns of B as lanes.
+///
+/// # Safety
+/// `dst` describes writable elements that nothing else accesses during the call; the views behind `a` and `b` are
+/// still borrowed; `a` has `dst.rows` lanes, `b` `dst.cols` lanes, both one depth; a packed `b` was packed by `K`.
+pub(super) unsafe fn gemm<K: Kernel>(
+    kernel: K,
+    dst: Target<K::Elem>,
+    region: Region,
+    accumulate: bool,
+    alpha: K::Elem,
+    a: &Source<K::Elem>,
+    b: &Columns<'_, K::Elem>,
+    par: Par,
+) {
+    let (m, n, k) = (dst.rows, dst.cols, a.depth());
+    if m == 0 || n == 0 {
+        return;
+    }
+    if k == 0 {
+        if !accumulate {
+            // SAFETY: forwarded from the caller.
+            unsafe { clear(dst, region) };
+        }
+        return;
+    }
+    let par = if m.saturating_mul(n).saturating_mul(k) < SEQUENTIAL_WORK { Par::Seq } else { par };
+
+    let word = size_of::<K::Word>();
+    let lane_bytes = block_words::<K>(k) * word;
+    let fitting = |bytes: usize, width: usize| (bytes / lane_bytes / width).max(1) * width;
+    let row_group = fitting(ROW_GROUP_BYTES, K::MR).min(m.next_multiple_of(K::MR));
+    let task_rows = balanced(row_group, fitting(TASK_ROW_BYTES, K::MR), K::MR);
+    let task_cols = fitting(TASK_COLUMN_BYTES, K::NR);
+    let column_bytes =
+        if m <= task_rows { COLUMN_GROUP_BYTES_FEW_ROWS * par.threads() } else { COLUMN_GROUP_BYTES };
+    let column_group = match b {
+        Columns::Source(_) => fitting(column_bytes, K::NR).min(n.next_multiple_of(K::NR)),
+        Columns::Packed(_) => n.next_multiple_of(K::NR),
+    };
+
+    let words_per_block = block_words::<K>(k);
+    let mut a_buffer = Buffer::new::<K::Word>(row_group * words_per_block);
+    let mut b_buffer = match b {
+        Columns::Source(_) => Buffer::new::<K::Word>(column_group * words_per_block),
+        Columns::Packed(_) => Buffer::new::<K::Word>(0),
+    };
+    let a_packed = Shared(a_buffer.as_mut_ptr::<K::Word>());
+    let b_packed = Shared(b_buffer.as_mut_ptr::<K::Word>());
+
+    for row0 in (0..m).step_by(row_group) {
+        let row1 = (row0 + row_group).min(m);
+        let columns = if region == Region::Lower { n.min(row1) } else { n };
+        for col0 in (0..columns).step_by(column_group) {
+            let col1 = (col0 + column_group).min(columns);
+            for first in (0..k).step_by(K::KC) {
+                let depth = K::KC.min(k - first);
+                let words = depth.div_ceil(K::PAIR);
+                let per_task = (PACK_TASK_BYTES / (words * word * K::MR.max(K::NR))).max(1);
+
+                let a_panels = (row1 - row0).div_ceil(K::MR);
+                let a_tasks = a_panels.div_ceil(per_task);
+                let b_panels = (col1 - col0).div_ceil(K::NR);
+                let b_tasks = if matches!(b, Columns::Source(_)) { b_panels.div_ceil(per_task) } else { 0 };
+                parallel_for(par, a_tasks + b_tasks, |task| {
+                    // SAFETY: the panels of different tasks do not overlap, and every panel index is below the count
+                    // the buffers were made for.
+                    unsafe {
+                        if task < a_tasks {
+                            let panels = task * per_task..((task + 1) * per_task).min(a_panels);
+                            pack_panels::<K>(a, row0, K::MR, panels, first, depth, a_packed.get());
+                        } else if let Columns::Source(b) = b {
+                            let task = task - a_tasks;
+                            let panels = task * per_task..((task + 1) * per_task).min(b_panels);
+                            pack_panels::<K>(b, col0, K::NR, panels, first, depth, b_packed.get());
+                        }
+                    }
+                });
+
+                let row_tasks = (row1 - row0).div_ceil(task_rows);
+                let col_tasks = (col1 - col0).div_ceil(task_cols);
+                parallel_for(par, row_tasks * col_tasks, |task| {
+                    let i0 = row0 + task % row_tasks * task_rows;
+                    let j0 = col0 + task / row_tasks * task_cols;
+                    let block = Block {
+                        rows: i0..(i0 + task_rows).min(row1),
+                        cols: j0..(j0 + task_cols).min(col1),
+                        words,
+                        accumulate: accumulate || first > 0,
+                    };
+                    // SAFETY: panels of the block are packed, and no other task has this block of the destination.
+                    unsafe {
+                        let a = a_packed.get().add((i0 - row0) * words);
+                        let b = match b {
+                            Columns::Source(_) => b_packed.get().add((j0 - col0) * words).cast_const(),
+                            Columns::Packed(packed) => packed.panel::<K>(first, j0 / K::NR),
+                        };
+                        run_block(kernel, dst, region, alpha, &block, a, b);
+                    }
+                });
+            }
+        }
+    }
+}
+
+/// A task: a range of rows and columns of the destination and one block of the summed index.
+struct Block {
+    rows: std::ops::Range<usize>,
+    cols: std::ops::Range<usize>,
+    words: usize,
+    accumulate: bool,
+}
+
+/// All tiles of a block.
+///
+/// # Safety
+/// As [`gemm`], and `a`, `b` point to the packed panels of the first row and the first column of the block.
+unsafe fn run_block<K: Kernel>(
+    kernel: K,
+    dst: Target<K::Elem>,
+    region: Region,
+    alpha: K::Elem,
+    block: &Block,
+    a: *const K::Word,
+    b: *const K::Word,
+) {
+    const { assert!(K::MR * K::NR <= MAX_TILE) };
+    let zero = <K::Elem as num_traits::Zero>::zero();
+    let mut edge = [zero; MAX_TILE];
+    for i in block.rows.clone().step_by(K::MR) {
+        let rows = K::MR.min(block.rows.end - i);
+        for j in block.cols.clone().step_by(K::NR) {
+            let cols = K::NR.min(block.cols.end - j);
+            let lower = region == Region::Lower;
+            if lower && j > i + rows - 1 {
+                break;
+            }
+            // SAFETY: whole panels before this one, `words` words per lane.
+            let (a, b) = unsafe { (a.add((i - block.rows.start) * block.words), b.add((j - block.cols.start) * block.words)) };
+            // SAFETY: (i, j) is in the destination.
+            let out = unsafe { dst.ptr.offset(i as isize * dst.stride + j as isize) };
+            if cols == K::NR && !(lower && j + K::NR - 1 > i) {
+                // SAFETY: a whole tile of the destination.
+                unsafe { kernel.tile(rows, block.words, a, b, alpha, block.accumulate, out, dst.stride) };
+                continue;
+            }
+            // SAFETY: the buffer holds a whole tile.
+            unsafe { kernel.tile(rows, block.words, a, b, alpha, false, edge.as_mut_ptr(), K::NR as isize) };
+            for r in 0..rows {
+                let end = if lower { cols.min((i + r + 1).saturating_sub(j)) } else { cols };
+                for c in 0..end {
+                    // SAFETY: (i + r, j + c) is in the region of the destination.
+                    unsafe {
+                        let out = out.offset(r as isize * dst.stride).add(c);
+                        let product = edge[r * K::NR + c];
+                        *out = if block.accumulate { *out + product } else { product };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Packs a range of panels of `width` lanes, counted from lane `lane0`.
+///
+/// # Safety
+/// As [`pack_panel`] for every panel of the range; `dst` is the place of panel 0.
+unsafe fn pack_panels<K: Kernel>(
+    src: &Source<K::Elem>,
+    lane0: usize,
+    width: usize,
+    panels: std::ops::Range<usize>,
+    first: usize,
+    depth: usize,
+    dst: *mut K::Word,
+) {
+    let words = depth.div_ceil(K::PAIR);
+    crate::vectorized(
+        #[inline(always)]
+        || {
+            for panel in panels {
+                // SAFETY: forwarded from the caller.
+                unsafe {
+                    let dst = dst.add(panel * width * words);
+                    pack_panel::<K>(src, lane0 + panel * width, width, first, depth, dst);
+                }
+            }
+        },
+    );
+}
+
+/// Sets a region to zero: the product over an empty sum.
+///
+/// # Safety
+/// `dst` describes writable elements.
+unsafe fn clear<T: crate::Element>(dst: Target<T>, region: Region) {
+    for i in 0..dst.rows {
+        let cols = if region == Region::Lower { dst.cols.min(i + 1) } else { dst.cols };
+        for j in 0..cols {
+            // SAFETY: (i, j) is in the destination.
+            unsafe { *dst.ptr.offset(i as isize * dst.stride + j as isize) = T::zero() };
+        }
+    }
+}
+
+/// A block size of at most `limit` that cuts `total` into equal parts, as a multiple of `width`.
+fn balanced(total: usize, limit: usize, width: usize) -> usize {
+    let parts = total.div_ceil(limit).max(1);
+    total.div_ceil(parts).next_multiple_of(width)
+}
+
+/// Runs `task(0)`, ..., `task(count - 1)`, at most `par.threads()` at a time. Tasks are handed out one by one, so a
+/// slow thread delays nobody.
+fn parallel_for(par: Par, count: usize, task: impl Fn(usize) + Sync) {
+    let workers = par.threads().min(count);
+    if workers <= 1 {
+        (0..count).for_each(task);
+        return;
+    }
+    let next = AtomicUsize::new(0);
+    let work = || {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= count {
+                break;
+            }
+            task(index);
+        }
+    };
+    rayon::scope(|scope| {
+        for _ in 1..workers {
+            scope.spawn(|_| work());
+        }
+        work();
+    });
+}
+
+/// A pointer to packed panels that tasks share.
+#[derive(Clone, Copy)]
+struct Shared<T>(*mut T);
+
+impl<T> Shared<T> {
+    fn get(self) -> *mut T {
+        self.0
+    }
+}
+
+// SAFETY: tasks write disjoint panels, and read them only after the scope that packed them has ended.
+unsafe impl<T: Send> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Shared<T> {}

@@ -1,0 +1,110 @@
+//! The contract of a register tile.
+
+use crate::Element;
+use crate::element::sealed::Primitive as _;
+
+/// The widest tile any kernel has, in elements: the size of the stack buffer for tiles that cross an edge.
+pub(super) const MAX_TILE: usize = 512;
+
+/// One way to compute a small tile of a product from packed panels.
+///
+/// A panel holds `W` lanes (rows of A with `W = MR`, columns of B with `W = NR`) over a range of the summed index:
+/// word `d` of lane `l` is at `d * W + l`, and a word holds `PAIR` consecutive elements.
+///
+/// Whatever the tile shape, output element `(i, j)` is `alpha * s`, added to the old value if asked, where `s`
+/// sums the products in increasing order of the summed index from zero. For `PAIR = 1` each step is one fused
+/// multiply-add, so all kernels of one element type agree to the bit; `PAIR = 2` leaves the two products of a word
+/// to the instruction.
+///
+/// # Safety
+/// An implementor must be constructible only where its instructions exist, because `tile` runs them.
+pub(super) unsafe trait Kernel: Copy + Send + Sync {
+    /// Element type of the operands and of the result.
+    type Elem: Element;
+    /// Storage of `PAIR` packed elements.
+    type Word: Copy + Send + Sync;
+
+    /// Rows of a tile.
+    const MR: usize;
+    /// Columns of a tile.
+    const NR: usize;
+    /// Elements in a word: 1 or 2.
+    const PAIR: usize;
+    /// Elements of the summed index per block. A running sum is written to the result after each block, so this
+    /// number is part of what a product computes: kernels that must agree share it.
+    const KC: usize;
+    /// A word of zeros.
+    const ZERO: Self::Word;
+
+    /// Packs element `low` and, for `PAIR = 2`, its successor `high`.
+    fn word(low: Self::Elem, high: Self::Elem) -> Self::Word;
+
+    /// `c[i, j] = alpha * s[i, j]`, or `+=` with `accumulate`, for `i < rows` and `j < NR`.
+    ///
+    /// # Safety
+    /// `1 <= rows <= MR`; `a` and `b` point to `words * MR` and `words * NR` readable words; `c` points to `rows`
+    /// rows of `NR` elements, `stride` elements apart, that are valid for writes and, with `accumulate`, for reads.
+    unsafe fn tile(
+        self,
+        rows: usize,
+        words: usize,
+        a: *const Self::Word,
+        b: *const Self::Word,
+        alpha: Self::Elem,
+        accumulate: bool,
+        c: *mut Self::Elem,
+        stride: isize,
+    );
+}
+
+/// The same tile over operands rounded to bfloat16: the arithmetic of [`Compute::Bf16`](crate::Compute) where no
+/// instruction multiplies bf16 pairs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rounded<K>(pub(super) K);
+
+// SAFETY: it runs no instruction that the wrapped kernel does not.
+unsafe impl<K: Kernel<Word = <K as Kernel>::Elem>> Kernel for Rounded<K> {
+    type Elem = K::Elem;
+    type Word = K::Word;
+
+    const MR: usize = K::MR;
+    const NR: usize = K::NR;
+    const PAIR: usize = 1;
+    const KC: usize = K::KC;
+    const ZERO: Self::Word = K::ZERO;
+
+    #[inline(always)]
+    fn word(low: Self::Elem, _high: Self::Elem) -> Self::Word {
+        low.round_to_bf16()
+    }
+
+    #[inline(always)]
+    unsafe fn tile(
+        self,
+        rows: usize,
+        words: usize,
+        a: *const Self::Word,
+        b: *const Self::Word,
+        alpha: Self::Elem,
+        accumulate: bool,
+        c: *mut Self::Elem,
+        stride: isize,
+    ) {
+        // SAFETY: the contract is the same.
+        unsafe { self.0.tile(rows, words, a, b, alpha, accumulate, c, stride) }
+    }
+}
+
+/// Elements of the summed index per block for f32: two panels of 14 and 32 lanes stay in the first-level caches.
+pub(super) const KC_F32: usize = 384;
+/// The same bytes in f64.
+pub(super) const KC_F64: usize = 192;
+
+/// Bits of `x` rounded to bfloat16 (nearest, ties to even), in the low half. A NaN keeps its sign and becomes quiet.
+#[inline(always)]
+pub(crate) fn bf16_bits(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    let quiet = (bits >> 16) | 0x40;
+    if bits & 0x7fff_ffff > 0x7f80_0000 { quiet } else { rounded }
+}

@@ -1,0 +1,10 @@
+//! Register tiles of the x86-64 instruction sets.
+
+mod avx2;
+mod avx512;
+mod avx512bf16;
+mod tile;
+
+pub(super) use avx2::{Avx2F32, Avx2F64};
+pub(super) use avx512::{Avx512F32, Avx512F64};
+pub(super) use avx512bf16::Avx512Bf16;
