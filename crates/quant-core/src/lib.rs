@@ -32,7 +32,7 @@ pub use activation::{ActQuant, ActRule, KvGranularity, KvQuant};
 pub use clip::ClipSearch;
 pub use convention::{Bits, Convention, FloatType, Grid, QParams, Variant};
 pub use error::CoreError;
-pub use matrix::{Groups, QuantizedMatrix};
+pub use matrix::{ActOrder, Groups, QuantizedMatrix};
 pub use observer::{Observer, ObserverKind};
 pub use real::Real;
 pub use scheme::Scheme;

@@ -53,6 +53,29 @@ impl Groups {
     }
 }
 
+/// In which order the columns of a weight were rounded, and what that does to its groups.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ActOrder {
+    /// Columns as they stand.
+    #[default]
+    None,
+    /// By decreasing Hessian diagonal; groups are consecutive original columns with parameters fixed beforehand, so
+    /// nothing needs to be stored.
+    Static,
+    /// By decreasing Hessian diagonal; groups are consecutive positions of that order, so a group index per column must be
+    /// stored.
+    Dynamic,
+}
+
+impl ActOrder {
+    /// Whether columns are permuted while they are rounded.
+    #[must_use]
+    pub fn permutes(self) -> bool {
+        self != Self::None
+    }
+}
+
 /// `Ŵ[i, j] = scale[i, g(j)] · (level[i, j] − zero[i, g(j)])`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantizedMatrix {
@@ -229,10 +252,8 @@ pub fn check_finite(values: ArrayView2<'_, f32>) -> Result<(), CoreError> {
             Some(slice) => slice.iter().fold(0.0_f32, |acc, &x| acc + x * 0.0).is_nan(),
             None => line.iter().any(|x| !x.is_finite()),
         };
-        if bad {
-            if let Some((column, &value)) = line.iter().enumerate().find(|(_, x)| !x.is_finite()) {
-                return Err(CoreError::NotFinite { value, row, column });
-            }
+        if bad && let Some((column, &value)) = line.iter().enumerate().find(|(_, x)| !x.is_finite()) {
+            return Err(CoreError::NotFinite { value, row, column });
         }
     }
     Ok(())

@@ -1,4 +1,5 @@
 //! Every case of the official quantisers (`quantizer.safetensors`), where the reference data is present.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use ndarray::{Array2, ArrayView2};
 use quant_core::matrix::round_matrix;

@@ -1,22 +1,9 @@
 //! What a plan wants done to every linear and to the cache: the question a format answers with yes or no.
 
 use crate::Role;
-use quant_core::{ActQuant, ActRule, Bits, KvGranularity};
+use quant_core::{ActOrder, ActQuant, ActRule, Bits, KvGranularity};
 use serde::Serialize;
 use std::collections::BTreeMap;
-
-/// How the columns of a weight were ordered and grouped when it was rounded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ActOrder {
-    /// Columns in memory order.
-    #[default]
-    None,
-    /// Columns by descending Hessian diagonal, groups in memory order: nothing to store.
-    Static,
-    /// Columns by descending Hessian diagonal, groups in that order: a group index per column must be stored.
-    Dynamic,
-}
 
 /// Storage of a weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

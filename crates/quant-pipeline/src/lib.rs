@@ -1,2 +1,24 @@
 //! From a recipe to a plan, a run over the blocks and a manifest.
+//!
+//! 1. [`Recipe::parse`] reads what a person wrote; unknown keys are errors with the nearest name.
+//! 2. [`Plan::new`] resolves it against a model and refuses what cannot work before a weight is read.
+//! 3. [`run`](run::run) carries calibration activations through the blocks, calls the methods, and hands finished blocks to
+//!    a [`BlockSink`](run::BlockSink).
+//! 4. [`quantize`] does all of it from folder to folder; [`evaluate`] measures any folder.
 #![forbid(unsafe_code)]
+
+mod error;
+mod events;
+mod plan;
+mod recipe;
+mod report;
+pub mod run;
+mod store;
+
+pub use error::PipelineError;
+pub use events::{Event, Events, Silent};
+pub use plan::{LinearPlan, Plan, StreamNeeds};
+pub use recipe::{
+    ActivationSpec, Glob, KvSpec, PRESETS, Preset, Recipe, RecipeError, RoundingSpec, preset, schema,
+};
+pub use report::{LinearReport, RunReport, Seconds, StageFactor, peak_memory};

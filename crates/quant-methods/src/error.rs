@@ -1,0 +1,47 @@
+use quant_core::CoreError;
+use quant_hessian::HessianError;
+use thiserror::Error;
+
+/// What can go wrong while a method works on one block or matrix.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum MethodError {
+    /// A number format or a matrix refused by `quant-core`.
+    #[error(transparent)]
+    Core(#[from] CoreError),
+    /// A Hessian that cannot be factorised, or a solve that left the finite numbers.
+    #[error(transparent)]
+    Hessian(#[from] HessianError),
+    /// A statistic the method declared was not handed in: an error of the caller.
+    #[error("{method} needs {what} and the caller did not gather it")]
+    MissingStatistic {
+        /// Registry id.
+        method: &'static str,
+        /// The statistic.
+        what: &'static str,
+    },
+    /// Arrays that do not fit together.
+    #[error("{method}: {what} has {found} channels, expected {expected}")]
+    Channels {
+        /// Registry id.
+        method: &'static str,
+        /// The array.
+        what: String,
+        /// Channels required.
+        expected: usize,
+        /// Channels given.
+        found: usize,
+    },
+    /// A statistic with a NaN or an infinity.
+    #[error("{method}: {what} of channel {channel} is {value}; the calibration activations overflowed before this block")]
+    NotFinite {
+        /// Registry id.
+        method: &'static str,
+        /// The statistic.
+        what: &'static str,
+        /// Input channel.
+        channel: usize,
+        /// Its value.
+        value: f32,
+    },
+}

@@ -1,0 +1,88 @@
+//! Round-to-nearest: every group to its own grid, no data (`Ŵ = s · (clip(round(W/s) + z) − z)`).
+
+use crate::{Kind, Method, MethodError, Needs, Rounded, WeightQuantizer};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
+use quant_core::matrix::{check_finite, round_row};
+use quant_core::{ClipSearch, Grid, Groups, QuantizedMatrix};
+use quant_hessian::Factor;
+use quant_kernels::{Par, vectorized};
+use rayon::prelude::*;
+
+/// Registry line.
+pub static METHOD: Method = Method {
+    id: "rtn",
+    summary: "round to nearest, optionally with a clip search per group; needs no data",
+    source: "the baseline of every PTQ paper; grids of GPTQ (arXiv 2210.17323) and QuaRot (arXiv 2404.00456) code",
+    kind: Kind::Rounding,
+    needs: Needs { hessian: false, channel_max: false },
+    tier: 1,
+};
+
+/// Settings of round-to-nearest.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rtn {
+    /// How a group gets its parameters.
+    pub grid: Grid,
+    /// Columns per group; none is one scale per output channel.
+    pub group: Option<usize>,
+    /// Clip search, if wanted.
+    pub clip: Option<ClipSearch>,
+}
+
+/// Rows rounded by one task; a fixed number, so that the division of work never depends on the thread count.
+const TILE: usize = 16;
+
+/// Rounds `weight` `[out, in]`, rows in parallel; equal to [`quant_core::matrix::round_matrix`] in every bit.
+///
+/// # Errors
+/// A NaN or infinity, named by row and column.
+pub fn round(rtn: &Rtn, weight: ArrayView2<'_, f32>, par: Par) -> Result<QuantizedMatrix, MethodError> {
+    check_finite(weight)?;
+    let weight = weight.as_standard_layout();
+    let groups = Groups::from_size(rtn.group);
+    let (out, columns) = weight.dim();
+    let (size, count) = (groups.size(columns), groups.count(columns));
+    let mut levels = Array2::zeros((out, columns));
+    let mut scales = Array2::ones((out, count));
+    let mut zeros = Array2::zeros((out, count));
+    let round_tile = |(((rows, mut levels), mut scales), mut zeros): Tile<'_>| {
+        vectorized(|| {
+            for i in 0..rows.nrows() {
+                if let (Some(row), Some(l), Some(s), Some(z)) = (
+                    rows.row(i).to_slice(),
+                    levels.row_mut(i).into_slice(),
+                    scales.row_mut(i).into_slice(),
+                    zeros.row_mut(i).into_slice(),
+                ) {
+                    round_row(&rtn.grid, rtn.clip.as_ref(), size, row, l, s, z);
+                }
+            }
+        });
+    };
+    let tiles: Vec<Tile<'_>> = weight
+        .axis_chunks_iter(Axis(0), TILE)
+        .zip(levels.axis_chunks_iter_mut(Axis(0), TILE))
+        .zip(scales.axis_chunks_iter_mut(Axis(0), TILE))
+        .zip(zeros.axis_chunks_iter_mut(Axis(0), TILE))
+        .collect();
+    match par {
+        Par::Seq => tiles.into_iter().for_each(round_tile),
+        Par::Threads(_) => tiles.into_par_iter().for_each(round_tile),
+    }
+    Ok(QuantizedMatrix { bits: rtn.grid.bits, levels, scales, zeros, groups })
+}
+
+/// A tile of the weight and of what is written for it: levels, scales, zeros.
+type Tile<'a> = (
+    ((ArrayView2<'a, f32>, ArrayViewMut2<'a, u8>), ArrayViewMut2<'a, f32>),
+    ArrayViewMut2<'a, f32>,
+);
+
+impl WeightQuantizer for Rtn {
+    fn method(&self) -> &'static Method {
+        &METHOD
+    }
+    fn quantize(&self, weight: ArrayView2<'_, f32>, _: Option<&Factor>, par: Par) -> Result<Rounded, MethodError> {
+        Ok(Rounded { matrix: round(self, weight, par)?, loss: None })
+    }
+}

@@ -1,0 +1,118 @@
+//! SmoothQuant: move activation outliers into the weights with a positive scale per input channel.
+//!
+//! `y = (x diag(1/c)) (W diag(c))ᵀ` is exact; `c_j = max(A_j^α / V_j^(1−α), 1e-5)` with `A_j` the largest `|x_j|` over the
+//! calibration tokens and `V_j` the largest `|W_ij|` over all linears fed by the norm (arXiv 2211.10438, equation 4).
+
+use crate::{Kind, Method, MethodError, Needs};
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
+use quant_core::{FloatType, Variant};
+
+/// Registry line.
+pub static METHOD: Method = Method {
+    id: "smoothquant",
+    summary: "divides norm weights and multiplies the linears after them so that activation outliers shrink",
+    source: "arXiv 2211.10438",
+    kind: Kind::Transform,
+    needs: Needs { hessian: false, channel_max: true },
+    tier: 1,
+};
+
+/// Lower bound on `c` and on `V`.
+const FLOOR: f32 = 1e-5;
+
+/// Settings of SmoothQuant.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SmoothQuant {
+    /// Migration strength in [0, 1]; larger moves more of the difficulty into the weights.
+    pub alpha: f32,
+    /// `official` gives a channel that is never active the bound 1e-5, `exact` leaves it alone.
+    pub variant: Variant,
+}
+
+/// The scales `c` of one group of linears, `[in]`, from `A` (`absmax`, `[in]`) and the weights `[out, in]`.
+///
+/// # Errors
+/// Channel counts that differ, or an `A` that is not finite.
+pub fn factors(
+    smooth: &SmoothQuant,
+    absmax: ArrayView1<'_, f32>,
+    weights: &[ArrayView2<'_, f32>],
+) -> Result<Array1<f32>, MethodError> {
+    let n = absmax.len();
+    let mut largest = Array1::<f32>::zeros(n);
+    for weight in weights {
+        if weight.ncols() != n {
+            return Err(MethodError::Channels {
+                method: METHOD.id,
+                what: "a weight".into(),
+                expected: n,
+                found: weight.ncols(),
+            });
+        }
+        for row in weight.rows() {
+            for (m, &w) in largest.iter_mut().zip(row) {
+                *m = m.max(w.abs());
+            }
+        }
+    }
+    if let Some((channel, &value)) = absmax.iter().enumerate().find(|(_, a)| !a.is_finite()) {
+        return Err(MethodError::NotFinite { method: METHOD.id, what: "the activation maximum", channel, value });
+    }
+    Ok(Array1::from_shape_fn(n, |j| {
+        let (a, v) = (absmax[j], largest[j].max(FLOOR));
+        if a == 0.0 && smooth.variant == Variant::Exact {
+            return 1.0;
+        }
+        (a.powf(smooth.alpha) / v.powf(1.0 - smooth.alpha)).max(FLOOR)
+    }))
+}
+
+/// Folds `c` into the norm and the weights after it: `γ ← γ/c`, `W ← W · c` per column.
+///
+/// `norm_type` is what the folder will store norms in. The divided norm is rounded to it first and the columns take the
+/// factor that rounding really produced, `γ / γ'`, so the block's function is kept however coarse the type. A norm entry
+/// that would leave the type's range keeps its channel unscaled.
+///
+/// # Errors
+/// Channel counts that differ.
+pub fn apply(
+    factors: ArrayView1<'_, f32>,
+    norm: &mut Array1<f32>,
+    weights: &mut [&mut Array2<f32>],
+    norm_type: FloatType,
+) -> Result<(), MethodError> {
+    let n = factors.len();
+    let wrong = |what: &str, found| MethodError::Channels {
+        method: METHOD.id,
+        what: what.into(),
+        expected: n,
+        found,
+    };
+    if norm.len() != n {
+        return Err(wrong("the norm", norm.len()));
+    }
+    if let Some(weight) = weights.iter().find(|w| w.ncols() != n) {
+        return Err(wrong("a weight", weight.ncols()));
+    }
+    let mut columns = Array1::<f32>::ones(n);
+    for j in 0..n {
+        let gamma = norm[j];
+        let divided = norm_type.round(gamma / factors[j]);
+        if norm_type == FloatType::F32 {
+            columns[j] = factors[j];
+            norm[j] = divided;
+        } else if gamma == 0.0 {
+            // The channel carries nothing through the norm: any factor keeps the function.
+            columns[j] = factors[j];
+        } else if divided.is_finite() && divided != 0.0 {
+            columns[j] = gamma / divided;
+            norm[j] = divided;
+        }
+    }
+    for weight in weights {
+        for mut row in weight.rows_mut() {
+            row *= &columns;
+        }
+    }
+    Ok(())
+}

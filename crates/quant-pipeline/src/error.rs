@@ -1,0 +1,113 @@
+use crate::recipe::RecipeError;
+use quant_checkpoint::{CheckpointError, formats::Unsupported};
+use quant_core::CoreError;
+use quant_data::DataError;
+use quant_eval::EvalError;
+use quant_graph::BoxError;
+use quant_hessian::HessianError;
+use quant_methods::MethodError;
+use quant_model::ModelError;
+use std::path::PathBuf;
+use thiserror::Error;
+
+/// What can stop a plan, a run or an evaluation.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum PipelineError {
+    /// The recipe.
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
+    /// The recipe asks this model or format for something it cannot do.
+    #[error(transparent)]
+    Unsupported(#[from] Unsupported),
+    /// The config or the shape of the model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The files of a checkpoint.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// Calibration or evaluation data.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// Metrics.
+    #[error(transparent)]
+    Eval(#[from] EvalError),
+    /// A number format.
+    #[error(transparent)]
+    Core(#[from] CoreError),
+    /// A method, with the linears or block it was working on.
+    #[error("{at}: {source}")]
+    Method {
+        /// Module or block.
+        at: String,
+        /// What went wrong.
+        source: MethodError,
+    },
+    /// Something the recipe needs was not given on the command line.
+    #[error("{0}")]
+    Usage(String),
+    /// The activations of calibration left the finite numbers.
+    #[error(
+        "the activations of calibration sequence {sequence} are not finite at {at}; the float model overflows on this \
+         data or an earlier block was quantised too coarsely: use more bits or `ignore` that block"
+    )]
+    NotFinite {
+        /// Site and block.
+        at: String,
+        /// Sequence number.
+        sequence: usize,
+    },
+    /// The budget of `--memory` cannot be kept.
+    #[error("this job needs at least {needed} MB and --memory allows {allowed} MB; {advice}")]
+    Memory {
+        /// Least possible peak.
+        needed: u64,
+        /// The budget.
+        allowed: u64,
+        /// What would help.
+        advice: String,
+    },
+    /// A file that is not part of a checkpoint.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A thread pool that cannot be started.
+    #[error("cannot start {threads} threads: {source}")]
+    Threads {
+        /// Threads asked for.
+        threads: usize,
+        /// What the system said.
+        source: rayon::ThreadPoolBuildError,
+    },
+    /// An error that crossed a trait object.
+    #[error("{0}")]
+    Other(BoxError),
+}
+
+impl PipelineError {
+    pub(crate) fn method(at: impl Into<String>) -> impl FnOnce(MethodError) -> Self {
+        let at = at.into();
+        move |source| Self::Method { at, source }
+    }
+    pub(crate) fn hessian(at: impl Into<String>) -> impl FnOnce(HessianError) -> Self {
+        let at = at.into();
+        move |source| Self::Method { at, source: source.into() }
+    }
+    /// Keeps the class of an error that crossed a trait object.
+    pub(crate) fn unbox(error: BoxError) -> Self {
+        match error.downcast::<CheckpointError>() {
+            Ok(e) => Self::Checkpoint(*e),
+            Err(error) => match error.downcast::<ModelError>() {
+                Ok(e) => Self::Model(*e),
+                Err(error) => match error.downcast::<Self>() {
+                    Ok(e) => *e,
+                    Err(error) => Self::Other(error),
+                },
+            },
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! What a run tells while it works.
+
+use crate::report::LinearReport;
+
+/// One step of a run.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// Work on a block begins.
+    Block {
+        /// Its index.
+        index: usize,
+        /// How many there are.
+        of: usize,
+    },
+    /// A part of the work on the current block begins.
+    Phase(&'static str),
+    /// A linear is done.
+    Linear(&'a LinearReport),
+    /// Everything about a block is done and handed to the sink.
+    BlockDone {
+        /// Its index.
+        index: usize,
+        /// How many there are.
+        of: usize,
+        /// Seconds since the block began.
+        seconds: f64,
+    },
+    /// Something the person should read.
+    Warning(String),
+}
+
+/// Receives the steps of a run.
+pub trait Events: Send {
+    /// One step.
+    fn event(&mut self, event: Event<'_>);
+}
+
+/// Ignores everything.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Silent;
+
+impl Events for Silent {
+    fn event(&mut self, _: Event<'_>) {}
+}

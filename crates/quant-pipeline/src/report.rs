@@ -1,0 +1,73 @@
+//! What a run knows when it is done, as data.
+
+use quant_hessian::FactorReport;
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// One quantised linear.
+#[derive(Clone, Debug, Serialize)]
+pub struct LinearReport {
+    /// Full module name.
+    pub module: String,
+    /// Block it belongs to.
+    pub block: usize,
+    /// Registry id of the rounding; none was left float.
+    pub method: Option<&'static str>,
+    /// `W4A16g32` and so on, without the cache.
+    pub scheme: String,
+    /// Stored bits per weight, scales and zero points included.
+    pub bits_per_weight: f64,
+    /// `‖Ŵ − W‖ / ‖W‖` (Frobenius), after any transform.
+    pub weight_error: f64,
+    /// `‖Q(X)Ŵᵀ − XWᵀ‖ / ‖XWᵀ‖` on a sample of calibration tokens; none where no activations were carried.
+    pub output_error: Option<f64>,
+    /// `½ Σ ((w − q)/U_ii)²` of second-order methods.
+    pub loss: Option<f64>,
+    /// Seconds spent on the rounding of this linear.
+    pub seconds: f64,
+}
+
+/// The factorisation behind the linears of one stage.
+#[derive(Clone, Debug, Serialize)]
+pub struct StageFactor {
+    /// Block.
+    pub block: usize,
+    /// First linear of the stage.
+    pub module: String,
+    /// Dampings tried, residuals, dead columns.
+    pub factor: FactorReport,
+}
+
+/// Seconds by kind of work, wall clock.
+pub type Seconds = BTreeMap<&'static str, f64>;
+
+/// A finished run over the blocks.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct RunReport {
+    /// Every linear, in execution order.
+    pub linears: Vec<LinearReport>,
+    /// Every factorisation.
+    pub factors: Vec<StageFactor>,
+    /// Where the time went.
+    pub seconds: Seconds,
+    /// Calibration tokens that went through every block; 0 without calibration.
+    pub calibration_tokens: usize,
+}
+
+impl RunReport {
+    /// Stored bits per weight over all linears, weighted by size.
+    #[must_use]
+    pub fn worst(&self) -> Option<&LinearReport> {
+        let error = |l: &LinearReport| l.output_error.unwrap_or(l.weight_error);
+        self.linears.iter().max_by(|a, b| error(a).total_cmp(&error(b)))
+    }
+}
+
+/// Peak resident memory of this process so far, in bytes (`VmHWM`), where the system tells.
+#[must_use]
+pub fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
+}

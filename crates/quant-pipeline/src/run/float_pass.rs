@@ -1,0 +1,106 @@
+//! The float stream: channel maxima for transforms, gathered while the unquantised model runs.
+
+use super::Run;
+use crate::PipelineError;
+use crate::events::Event;
+use crate::store::Store;
+use ndarray::{Array1, Array2, Axis, s};
+use quant_graph::{BlockParams, Role, SCALE_EDGES, Site};
+use quant_methods::smoothquant;
+use quant_model::Block;
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+/// Largest `|x|` per channel at the sites of the scale edges, `[features]`.
+pub(super) type ChannelMaxima = BTreeMap<Site, Array1<f32>>;
+
+impl Run<'_> {
+    /// Runs the float block over the float stream, advancing it, and returns the channel maxima.
+    pub(super) fn float_pass(
+        &mut self,
+        index: usize,
+        params: &BlockParams,
+        stream: &mut Store,
+    ) -> Result<ChannelMaxima, PipelineError> {
+        let started = Instant::now();
+        self.events.event(Event::Phase("float statistics"));
+        let spec = &self.plan.spec;
+        let last = index + 1 == spec.layers;
+        let block = Block::<f32>::new(spec, index, params.clone(), self.plan.recipe.compute)?;
+        let mut maxima: ChannelMaxima = SCALE_EDGES
+            .iter()
+            .map(|edge| (edge.site, Array1::zeros(spec.site_width(edge.site))))
+            .collect();
+        let par = self.par();
+        for chunk in &self.layout.chunks {
+            let rows = self.layout.rows_of(chunk);
+            let mut h = stream.read(rows.clone())?.into_owned();
+            let x = block.attention_input(h.view(), par)?;
+            update(&mut maxima, Site::AttentionInput, &x);
+            let a = self.by_sequence(chunk, spec.query_width(), |rows| {
+                Ok(block.attention(x.slice(s![rows, ..]), &self.rope, None, par)?)
+            })?;
+            h += &block.attention_output(a.view(), par)?;
+            let x = block.mlp_input(h.view(), par)?;
+            update(&mut maxima, Site::MlpInput, &x);
+            if !last {
+                let m = block.mlp_activation(x.view(), par)?;
+                h += &block.mlp_output(m.view(), par)?;
+                self.check_finite(&h, rows.start, &format!("the output of float block {index}"))?;
+                stream.write(rows.start, h.view())?;
+            }
+        }
+        self.spent("float statistics", started);
+        Ok(maxima)
+    }
+
+    /// Folds SmoothQuant's scales into the block.
+    pub(super) fn smooth(
+        &mut self,
+        index: usize,
+        block: &mut BlockParams,
+        maxima: &ChannelMaxima,
+    ) -> Result<(), PipelineError> {
+        let Some(settings) = self.plan.recipe.smoothquant else { return Ok(()) };
+        let started = Instant::now();
+        self.events.event(Event::Phase("smoothquant"));
+        for edge in &SCALE_EDGES {
+            let roles = edge.site.stage().linears;
+            // Nothing to gain where the linears stay float.
+            if roles.iter().all(|role| self.plan.blocks[index][role].scheme.is_float()) {
+                continue;
+            }
+            let at = || self.plan.spec.norm(index, edge.norm);
+            let mut weights: Vec<&mut Array2<f32>> = Vec::new();
+            for (role, linear) in &mut block.linears {
+                if let (true, quant_graph::LinearWeight::Float(w)) =
+                    (roles.contains(role), &mut linear.weight)
+                {
+                    weights.push(w);
+                }
+            }
+            let views: Vec<_> = weights.iter().map(|w| w.view()).collect();
+            let factors = smoothquant::factors(&settings, maxima[&edge.site].view(), &views)
+                .map_err(PipelineError::method(at()))?;
+            drop(views);
+            if let Some(norm) = block.norms.get_mut(&edge.norm) {
+                smoothquant::apply(factors.view(), norm, &mut weights, self.plan.norm_type)
+                    .map_err(PipelineError::method(at()))?;
+            }
+        }
+        debug_assert!(Role::ALL.iter().all(|r| block.linears.contains_key(r)), "a source hands out whole blocks");
+        self.spent("smoothquant", started);
+        Ok(())
+    }
+}
+
+fn update(maxima: &mut ChannelMaxima, site: Site, x: &Array2<f32>) {
+    if let Some(max) = maxima.get_mut(&site) {
+        for row in x.axis_iter(Axis(0)) {
+            for (m, &v) in max.iter_mut().zip(row) {
+                // A NaN must not hide: `max` would drop it.
+                *m = if v.is_nan() { f32::NAN } else { m.max(v.abs()) };
+            }
+        }
+    }
+}

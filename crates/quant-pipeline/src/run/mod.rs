@@ -1,0 +1,194 @@
+//! The loop over the blocks: the only one. Activations flow, methods are called, finished blocks go to a sink.
+//!
+//! Two streams of activations may be carried. The *float* stream feeds statistics of the unquantised model (SmoothQuant);
+//! the *quantised* stream runs through the blocks as they will be deployed, so that every block is calibrated on what it
+//! will really see. Within a block the quantised stream advances stage by stage: statistics of a stage's input, rounding of
+//! the linears fed by it, then the stage itself with the rounded weights, so that each token goes through a block once.
+
+mod float_pass;
+mod linears;
+mod stages;
+mod stats;
+
+use crate::events::{Event, Events};
+use crate::plan::Plan;
+use crate::report::{RunReport, Seconds};
+use crate::store::{Layout, Store};
+use crate::PipelineError;
+use ndarray::{Array2, s};
+use quant_data::TokenSet;
+use quant_graph::{BlockParams, BlockSource, BoxError};
+use quant_kernels::Par;
+use quant_model::RopeTable;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// Where finished blocks go: a folder writer, a model in memory.
+pub trait BlockSink: Send {
+    /// Takes block `index`; blocks arrive in order.
+    ///
+    /// # Errors
+    /// If it cannot be kept.
+    fn block(&mut self, index: usize, block: BlockParams) -> Result<(), BoxError>;
+}
+
+/// Settings of a run that change neither plan nor result.
+#[derive(Clone, Debug)]
+pub struct RunOptions {
+    /// Threads; the caller runs inside a pool of that size.
+    pub par: Par,
+    /// Folder for activations that should not stay in memory.
+    pub spill: Option<PathBuf>,
+}
+
+/// Everything the parts of a run share.
+struct Run<'a> {
+    plan: &'a Plan,
+    layout: Layout,
+    rope: RopeTable<f32>,
+    options: &'a RunOptions,
+    report: RunReport,
+    events: &'a mut dyn Events,
+}
+
+/// Quantises every block of `source` by the plan and hands it to `sink`.
+///
+/// # Errors
+/// Missing calibration data, unreadable blocks, activations that overflow, factorisations that fail, a sink that cannot
+/// write.
+pub fn run(
+    plan: &Plan,
+    source: &mut dyn BlockSource,
+    calibration: Option<&TokenSet>,
+    sink: &mut dyn BlockSink,
+    events: &mut dyn Events,
+    options: &RunOptions,
+) -> Result<RunReport, PipelineError> {
+    let tokens = calibration.filter(|_| plan.needs.calibration());
+    if plan.needs.calibration() && tokens.is_none() {
+        return Err(PipelineError::Usage(format!(
+            "this recipe needs calibration data ({}): give --calibration FILE or FILE.safetensors:TENSOR",
+            needs_in_words(plan)
+        )));
+    }
+    let lengths = || tokens.iter().flat_map(|t| t.sequences.iter().map(Vec::len));
+    let layout = Layout::new(lengths());
+    let spec = &plan.spec;
+    let positions = lengths().max().unwrap_or(0);
+    let mut run = Run {
+        plan,
+        rope: RopeTable::new(&spec.rope, spec.head_dim, spec.max_position_embeddings, positions),
+        options,
+        report: RunReport { calibration_tokens: layout.rows(), ..RunReport::default() },
+        layout,
+        events,
+    };
+    let mut float = None;
+    let mut quantized = None;
+    if let Some(tokens) = tokens {
+        let started = Instant::now();
+        let embedded = run.embed(source, &tokens.sequences)?;
+        if plan.needs.channel_max && plan.needs.quantized_stream() {
+            let mut copy = run.store(spec.hidden)?;
+            for chunk in run.layout.chunks.clone() {
+                let rows = run.layout.rows_of(&chunk);
+                copy.write(rows.start, embedded.read(rows)?.view())?;
+            }
+            float = Some(copy);
+            quantized = Some(embedded);
+        } else if plan.needs.channel_max {
+            float = Some(embedded);
+        } else {
+            quantized = Some(embedded);
+        }
+        run.spent("read", started);
+    }
+    for index in 0..spec.layers {
+        let began = Instant::now();
+        run.events.event(Event::Block { index, of: spec.layers });
+        run.events.event(Event::Phase("read"));
+        let mut block = source.block(index).map_err(PipelineError::unbox)?;
+        run.spent("read", began);
+        if let Some(stream) = &mut float {
+            let maxima = run.float_pass(index, &block, stream)?;
+            run.smooth(index, &mut block, &maxima)?;
+        }
+        let finished = match &mut quantized {
+            Some(stream) => run.quantize_in_stream(index, block, stream)?,
+            None => run.quantize_alone(index, block)?,
+        };
+        let started = Instant::now();
+        run.events.event(Event::Phase("write"));
+        sink.block(index, finished).map_err(PipelineError::unbox)?;
+        run.spent("write", started);
+        run.events.event(Event::BlockDone { index, of: spec.layers, seconds: began.elapsed().as_secs_f64() });
+    }
+    Ok(run.report)
+}
+
+fn needs_in_words(plan: &Plan) -> String {
+    let needs = plan.needs;
+    let words = [
+        (needs.hessian, "gptq reads the inputs of every linear"),
+        (needs.channel_max, "smoothquant reads the largest activations"),
+        (needs.static_inputs, "static activations need their range"),
+        (needs.static_kv, "a static KV cache needs its range"),
+    ];
+    words.iter().filter(|(on, _)| *on).map(|(_, what)| *what).collect::<Vec<_>>().join(", ")
+}
+
+impl Run<'_> {
+    fn par(&self) -> Par {
+        self.options.par
+    }
+    fn spent(&mut self, what: &'static str, since: Instant) {
+        add_seconds(&mut self.report.seconds, what, since);
+    }
+    /// An activation store for all calibration tokens.
+    fn store(&self, width: usize) -> Result<Store, PipelineError> {
+        Store::new(self.layout.rows(), width, self.options.spill.as_deref())
+    }
+    fn embed(
+        &self,
+        source: &mut dyn BlockSource,
+        sequences: &[Vec<u32>],
+    ) -> Result<Store, PipelineError> {
+        let mut store = self.store(self.plan.spec.hidden)?;
+        for (sequence, ids) in sequences.iter().enumerate() {
+            let rows = source.embed(ids).map_err(PipelineError::unbox)?;
+            store.write(self.layout.starts[sequence], rows.view())?;
+        }
+        Ok(store)
+    }
+    /// Refuses activations that have left the finite numbers, naming the sequence.
+    fn check_finite(&self, x: &Array2<f32>, first_row: usize, at: &str) -> Result<(), PipelineError> {
+        if quant_core::matrix::check_finite(x.view()).is_ok() {
+            return Ok(());
+        }
+        let bad = x.rows().into_iter().position(|r| r.iter().any(|v| !v.is_finite())).unwrap_or(0) + first_row;
+        let sequence = self.layout.starts.partition_point(|&start| start <= bad).saturating_sub(1);
+        Err(PipelineError::NotFinite { at: at.to_owned(), sequence })
+    }
+    /// Runs `f` on the rows of every sequence of a chunk and puts the results together, `[rows, width]`.
+    fn by_sequence(
+        &self,
+        chunk: &std::ops::Range<usize>,
+        width: usize,
+        mut f: impl FnMut(std::ops::Range<usize>) -> Result<Array2<f32>, PipelineError>,
+    ) -> Result<Array2<f32>, PipelineError> {
+        let rows = self.layout.rows_of(chunk);
+        if chunk.len() == 1 {
+            return f(0..rows.len());
+        }
+        let mut out = Array2::zeros((rows.len(), width));
+        for sequence in chunk.clone() {
+            let local = self.layout.starts[sequence] - rows.start..self.layout.starts[sequence + 1] - rows.start;
+            out.slice_mut(s![local.clone(), ..]).assign(&f(local)?);
+        }
+        Ok(out)
+    }
+}
+
+fn add_seconds(seconds: &mut Seconds, what: &'static str, since: Instant) {
+    *seconds.entry(what).or_default() += since.elapsed().as_secs_f64();
+}
