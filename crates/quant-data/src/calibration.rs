@@ -1,0 +1,271 @@
+//! Calibration data: what `--calibration`, `--num-samples`, `--max-seq-len` and `--seed` mean.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use crate::documents::{jsonl_stream, text_stream};
+use crate::set::check_vocabulary;
+use crate::token_tensor::read_rows;
+use crate::windows::random_windows;
+use crate::{DataError, Sampling, TokenSet};
+
+/// Windows drawn from a text stream when `num_samples` is not given.
+pub const DEFAULT_SAMPLES: usize = 128;
+/// Tokens of a window when no length is given.
+pub const DEFAULT_SEQUENCE_LENGTH: usize = 2048;
+
+/// Where token data comes from: `FILE.safetensors:TENSOR` or `FILE`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CalibrationSpec {
+    /// Token ids in a tensor `[sequences, length]` of i32 or i64; needs no tokenizer.
+    Tokens {
+        /// The safetensors file.
+        path: PathBuf,
+        /// Name of the tensor.
+        tensor: String,
+    },
+    /// A `.jsonl` file with a `text` or `messages` field in every line.
+    Jsonl {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Any other UTF-8 text.
+    Text {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+impl CalibrationSpec {
+    /// Parses the argument without touching the file system.
+    ///
+    /// # Errors
+    /// [`DataError::Spec`] for an empty argument, a safetensors file without a tensor name, and file kinds
+    /// that are certainly not text (`.json`, `.parquet`, ...).
+    pub fn parse(argument: &str) -> Result<Self, DataError> {
+        let bad = |reason: &str| DataError::Spec { argument: argument.to_owned(), reason: reason.to_owned() };
+        const MARK: &str = ".safetensors:";
+        if let Some(at) = argument.find(MARK) {
+            let (path, tensor) = (&argument[..at + MARK.len() - 1], &argument[at + MARK.len()..]);
+            if tensor.is_empty() || path.starts_with(MARK.trim_end_matches(':')) {
+                return Err(bad("write FILE.safetensors:TENSOR, both not empty"));
+            }
+            return Ok(Self::Tokens { path: path.into(), tensor: tensor.to_owned() });
+        }
+        if argument.is_empty() {
+            return Err(bad("a file is needed"));
+        }
+        let path = PathBuf::from(argument);
+        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
+        match extension.as_str() {
+            "jsonl" => Ok(Self::Jsonl { path }),
+            "safetensors" => Err(bad("name the tensor of token ids: FILE.safetensors:TENSOR")),
+            "json" | "parquet" | "arrow" | "csv" | "gz" | "zst" | "zip" | "npy" | "pt" => Err(bad(
+                "this kind of file is not read; write one JSON object with 'text' or 'messages' per line (.jsonl), \
+                 plain text (.txt), or token ids (FILE.safetensors:TENSOR)",
+            )),
+            _ => Ok(Self::Text { path }),
+        }
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Tokens { path, .. } | Self::Jsonl { path } | Self::Text { path } => path,
+        }
+    }
+}
+
+impl fmt::Display for CalibrationSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tokens { path, tensor } => write!(f, "{}:{tensor}", path.display()),
+            Self::Jsonl { path } | Self::Text { path } => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// How much of the source is taken, and what the model can take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// Sequences: the first rows of a tensor (default all), random windows of a text (default
+    /// [`DEFAULT_SAMPLES`]).
+    pub num_samples: Option<usize>,
+    /// Tokens per sequence: rows are cut to it (default: not cut), windows have it (default
+    /// [`DEFAULT_SEQUENCE_LENGTH`], never more than `max_position_embeddings`).
+    pub max_seq_len: Option<usize>,
+    /// Seed of the window positions.
+    pub seed: u64,
+    /// Ids the model has embeddings for.
+    pub vocab_size: usize,
+    /// Longest sequence the model was made for.
+    pub max_position_embeddings: usize,
+}
+
+/// Loads calibration sequences. `model_dir` gives tokenizer and chat template; it is not read for token
+/// tensors.
+///
+/// # Errors
+/// [`DataError`]: unreadable files, empty data, ids outside the vocabulary, a missing tokenizer or chat
+/// template, lines without documents.
+pub fn load(spec: &CalibrationSpec, options: &LoadOptions, model_dir: &Path) -> Result<TokenSet, DataError> {
+    at_least("--num-samples", options.num_samples, 1)?;
+    at_least("--max-seq-len", options.max_seq_len, 1)?;
+    let source = spec.to_string();
+    let stream = match spec {
+        CalibrationSpec::Tokens { path, tensor } => {
+            let rows = read_rows(path, tensor, options.num_samples, options.max_seq_len, options.vocab_size)?;
+            let warnings = too_long(&rows.sampling, options.max_position_embeddings);
+            return Ok(TokenSet { sequences: rows.sequences, source, sampling: rows.sampling, warnings });
+        }
+        CalibrationSpec::Jsonl { path } => jsonl_stream(path, model_dir)?,
+        CalibrationSpec::Text { path } => text_stream(path, model_dir)?,
+    };
+    let mut warnings = stream.warnings;
+    let ids = stream.ids;
+    if ids.is_empty() {
+        return Err(DataError::Empty {
+            source_name: source,
+            found: "no token".into(),
+            advice: "calibration needs at least one document with text",
+        });
+    }
+    check_vocabulary(&source, 0, &ids, options.vocab_size)?;
+    let length = window_length(
+        "--max-seq-len",
+        options.max_seq_len,
+        1,
+        options.max_position_embeddings,
+        &mut warnings,
+    )?;
+    let count = options.num_samples.unwrap_or(DEFAULT_SAMPLES);
+    let sampling = if ids.len() > length {
+        Sampling::RandomWindows { seed: options.seed, length, stream: ids.len() }
+    } else {
+        warnings.push(format!(
+            "{source} has {} tokens, not more than one window of {length}: they are used as one sequence in place of \
+             {count} windows; give more text or a smaller --max-seq-len",
+            ids.len()
+        ));
+        Sampling::Whole { stream: ids.len() }
+    };
+    let sequences = random_windows(&ids, count, length, options.seed);
+    Ok(TokenSet { sequences, source, sampling, warnings })
+}
+
+/// Refuses an option below its minimum.
+pub(crate) fn at_least(option: &'static str, value: Option<usize>, minimum: usize) -> Result<(), DataError> {
+    match value {
+        Some(value) if value < minimum => Err(DataError::Option { option, value, minimum }),
+        _ => Ok(()),
+    }
+}
+
+/// Window length asked for (default 2048), capped by what the model was made for.
+pub(crate) fn window_length(
+    option: &'static str,
+    asked: Option<usize>,
+    minimum: usize,
+    cap: usize,
+    warnings: &mut Vec<String>,
+) -> Result<usize, DataError> {
+    let length = asked.unwrap_or(DEFAULT_SEQUENCE_LENGTH).min(cap);
+    at_least("max_position_embeddings", Some(cap), minimum)?;
+    if let Some(asked) = asked.filter(|&asked| asked > cap) {
+        warnings.push(format!("{option} {asked} is more than the model's {cap} positions: {cap} is used"));
+    }
+    Ok(length)
+}
+
+/// Rows are never cut without being told to, but the person hears that they are too long.
+pub(crate) fn too_long(sampling: &Sampling, cap: usize) -> Vec<String> {
+    match sampling {
+        Sampling::Rows { length, .. } if *length > cap => {
+            vec![format!("sequences of {length} tokens are longer than the model's {cap} positions")]
+        }
+        _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tokenizer::tests::write_word_tokenizer;
+    use serde_json::json;
+
+    #[test]
+    fn arguments_are_parsed() {
+        let parse = |s: &str| CalibrationSpec::parse(s);
+        let tokens =
+            |path: &str, tensor: &str| CalibrationSpec::Tokens { path: path.into(), tensor: tensor.into() };
+        assert_eq!(parse("a/b.safetensors:calib").unwrap(), tokens("a/b.safetensors", "calib"));
+        assert_eq!(parse("b.safetensors:x:y").unwrap(), tokens("b.safetensors", "x:y"));
+        assert_eq!(parse("b.JSONL").unwrap(), CalibrationSpec::Jsonl { path: "b.JSONL".into() });
+        assert_eq!(parse("c:/b.txt").unwrap(), CalibrationSpec::Text { path: "c:/b.txt".into() });
+        assert_eq!(parse("corpus").unwrap(), CalibrationSpec::Text { path: "corpus".into() });
+        for bad in ["", "a.safetensors", "a.safetensors:", ".safetensors:x", "a.json", "a.parquet"] {
+            assert!(matches!(parse(bad), Err(DataError::Spec { .. })), "{bad}");
+        }
+        assert_eq!(parse("b.safetensors:x").unwrap().to_string(), "b.safetensors:x");
+    }
+
+    fn options() -> LoadOptions {
+        LoadOptions {
+            num_samples: None,
+            max_seq_len: None,
+            seed: 0,
+            vocab_size: 5,
+            max_position_embeddings: 4,
+        }
+    }
+
+    fn model(words: usize) -> (tempfile::TempDir, CalibrationSpec) {
+        let folder = tempfile::tempdir().unwrap();
+        write_word_tokenizer(folder.path(), &["a", "b"], false, json!({}));
+        let path = folder.path().join("text.txt");
+        std::fs::write(&path, "a b ".repeat(words / 2)).unwrap();
+        (folder, CalibrationSpec::Text { path })
+    }
+
+    #[test]
+    fn text_gives_random_windows_capped_by_the_model() {
+        let (folder, spec) = model(40);
+        let set = load(&spec, &options(), folder.path()).unwrap();
+        assert_eq!((set.sequences.len(), set.max_length()), (128, 4));
+        assert_eq!(set.sampling, Sampling::RandomWindows { seed: 0, length: 4, stream: 40 });
+        assert!(set.warnings.is_empty());
+        let asked = LoadOptions { max_seq_len: Some(9), num_samples: Some(2), ..options() };
+        let set = load(&spec, &asked, folder.path()).unwrap();
+        assert_eq!((set.sequences.len(), set.max_length()), (2, 4));
+        assert!(set.warnings[0].contains("--max-seq-len 9"), "{:?}", set.warnings);
+        let other = load(&spec, &LoadOptions { seed: 1, ..asked }, folder.path()).unwrap();
+        assert_eq!(other.sequences.len(), 2);
+    }
+
+    #[test]
+    fn short_text_is_one_sequence_with_a_warning() {
+        let (folder, spec) = model(4);
+        let set = load(&spec, &options(), folder.path()).unwrap();
+        assert_eq!(set.sequences, [[2, 3, 2, 3]]);
+        assert_eq!(set.sampling, Sampling::Whole { stream: 4 });
+        assert!(set.warnings[0].contains("4 tokens"), "{:?}", set.warnings);
+    }
+
+    #[test]
+    fn empty_and_foreign_data_are_errors() {
+        let (folder, spec) = model(0);
+        assert!(matches!(load(&spec, &options(), folder.path()), Err(DataError::Empty { .. })));
+        let (folder, spec) = model(4);
+        let small = LoadOptions { vocab_size: 3, ..options() };
+        let error = load(&spec, &small, folder.path()).unwrap_err();
+        assert!(matches!(error, DataError::OutOfVocabulary { column: 1, id: 3, vocab_size: 3, .. }));
+        for bad in [
+            LoadOptions { num_samples: Some(0), ..options() },
+            LoadOptions { max_seq_len: Some(0), ..options() },
+            LoadOptions { max_position_embeddings: 0, ..options() },
+        ] {
+            assert!(matches!(load(&spec, &bad, folder.path()), Err(DataError::Option { .. })));
+        }
+    }
+}

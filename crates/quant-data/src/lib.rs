@@ -1,0 +1,50 @@
+//! Tokenisers, chat templates, calibration and evaluation token streams.
+//!
+//! Everything that turns a file into token ids lives here, and nothing else: the result is always a
+//! [`TokenSet`], a list of token sequences with a description of how they were drawn.
+//!
+//! | input | calibration | evaluation |
+//! |---|---|---|
+//! | `FILE.safetensors:TENSOR`, i32/i64 `[sequences, length]` | every row in order | every row scored alone |
+//! | `.jsonl` with `text` or `messages` | random windows of one stream | - |
+//! | any other text file | random windows of one stream | consecutive windows (WikiText-2 protocol) |
+//!
+//! Random windows are drawn exactly as the `get_loaders` function of the Quantized-Reasoning-Models study
+//! draws them, with CPython's generator reimplemented bit for bit ([`PyRandom`]), so that a calibration set
+//! can be reproduced from its seed.
+//!
+//! ```
+//! use quant_data::PyRandom;
+//!
+//! let mut random = PyRandom::seed(0);
+//! assert_eq!(random.randint(0, 2_497_951), Some(1_615_835));
+//! ```
+//!
+//! Files are untrusted: sizes are bounded before anything is read, token ids are checked against the model's
+//! vocabulary, and chat templates run in a sandbox with a step limit.
+#![forbid(unsafe_code)]
+
+mod calibration;
+mod clock;
+mod conversation;
+mod documents;
+mod error;
+mod evaluation;
+mod files;
+mod python_json;
+mod random;
+mod set;
+mod template;
+mod token_tensor;
+mod tokenizer;
+mod windows;
+
+pub use calibration::{CalibrationSpec, DEFAULT_SAMPLES, DEFAULT_SEQUENCE_LENGTH, LoadOptions, load};
+pub use conversation::{Conversation, RenderedConversation};
+pub use error::DataError;
+pub use evaluation::{EvalLoadOptions, load_eval_text, load_eval_tokens};
+pub use random::PyRandom;
+pub use set::{Sampling, TokenSet};
+pub use template::{ChatTemplate, DEFAULT_TEMPLATE_TIME, RenderOptions};
+pub use tokenizer::{SpecialTokens, Tokenizer};
+pub use windows::{consecutive_windows, random_windows};

@@ -1,0 +1,322 @@
+//! Chat templates: the Jinja programs that turn messages into the text a model was trained on.
+
+use std::path::Path;
+
+use minijinja::value::{Kwargs, Value};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, State};
+use serde_json::Map;
+
+use crate::clock::strftime;
+use crate::files::read_text;
+use crate::python_json::dumps;
+use crate::tokenizer::{CONFIG_LIMIT, SpecialTokens, read_config};
+use crate::{Conversation, DataError};
+
+/// The time `strftime_now` reports unless [`ChatTemplate::with_time`] says otherwise: 26 July 2024, 00:00
+/// UTC, in seconds since 1970.
+///
+/// Some templates write today's date into the system turn. A calibration set that changes every midnight
+/// could not be reproduced, so the date is an input; this one is what the Llama 3 templates themselves fall
+/// back to.
+pub const DEFAULT_TEMPLATE_TIME: i64 = 1_721_952_000;
+
+/// Steps of the template engine for one rendering; real templates need about a hundred per message.
+const FUEL: u64 = 50_000_000;
+const NAME: &str = "chat";
+
+/// A compiled chat template with the special tokens it may print.
+///
+/// The environment imitates the one of `transformers`: `trim_blocks` and `lstrip_blocks`, Python's string,
+/// list and dictionary methods, loop controls, `raise_exception`, `strftime_now`, `tojson` with Python's
+/// separators, and `None`/`True`/`False` printed as Python prints them. `{% generation %}` marks are accepted
+/// and have no effect.
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    origin: String,
+    special: SpecialTokens,
+}
+
+impl std::fmt::Debug for ChatTemplate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ChatTemplate")
+            .field("origin", &self.origin)
+            .field("special", &self.special)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What one rendering needs besides the messages.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RenderOptions {
+    /// Ends the text with what precedes an assistant's answer.
+    pub add_generation_prompt: bool,
+    /// Further variables, for example `tools` or `enable_thinking`; they override the standard ones.
+    pub extra: Map<String, serde_json::Value>,
+}
+
+impl ChatTemplate {
+    /// Compiles a template. `origin` names it in errors.
+    ///
+    /// # Errors
+    /// [`DataError::Template`] when the source does not parse.
+    pub fn new(source: &str, origin: &str, special: SpecialTokens) -> Result<Self, DataError> {
+        let mut environment = Environment::new();
+        environment.set_trim_blocks(true);
+        environment.set_lstrip_blocks(true);
+        environment.set_auto_escape_callback(|_| AutoEscape::None);
+        environment.set_fuel(Some(FUEL));
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_formatter(|out, state, value| match value {
+            value if value.is_none() => Ok(out.write_str("None")?),
+            value => match bool::try_from(value.clone()) {
+                Ok(truth) if value.kind() == minijinja::value::ValueKind::Bool => {
+                    Ok(out.write_str(if truth { "True" } else { "False" })?)
+                }
+                _ => minijinja::escape_formatter(out, state, value),
+            },
+        });
+        environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, message))
+        });
+        environment.add_filter("tojson", tojson);
+        environment
+            .add_template_owned(NAME, without_generation_marks(source))
+            .map_err(|e| DataError::Template { origin: origin.to_owned(), reason: explain(&e) })?;
+        let template = Self { environment, origin: origin.to_owned(), special };
+        Ok(template.with_time(DEFAULT_TEMPLATE_TIME))
+    }
+
+    /// The template of a checkpoint folder: `chat_template.jinja`, else `chat_template` of
+    /// `tokenizer_config.json` (one string, or a list of named templates of which `default` is taken). `None`
+    /// when there is none.
+    ///
+    /// # Errors
+    /// [`DataError`] when a file is unreadable, has another shape, or the template does not parse.
+    pub fn from_dir(folder: &Path, special: &SpecialTokens) -> Result<Option<Self>, DataError> {
+        let path = folder.join("chat_template.jinja");
+        if path.exists() {
+            let source = read_text(&path, CONFIG_LIMIT)?;
+            return Self::new(&source, &path.display().to_string(), special.clone()).map(Some);
+        }
+        let path = folder.join("tokenizer_config.json");
+        let config = read_config(&path)?;
+        let bad = |reason: &str| DataError::TokenizerFile { path: path.clone(), reason: reason.to_owned() };
+        let source = match config.get("chat_template") {
+            None | Some(serde_json::Value::Null) => return Ok(None),
+            Some(serde_json::Value::String(source)) => source.as_str(),
+            Some(serde_json::Value::Array(list)) => list
+                .iter()
+                .find(|entry| entry["name"] == "default")
+                .and_then(|entry| entry["template"].as_str())
+                .ok_or_else(|| bad("the list chat_template has no entry named 'default' with a template"))?,
+            Some(_) => return Err(bad("chat_template is neither a string nor a list of named templates")),
+        };
+        Self::new(source, &path.display().to_string(), special.clone()).map(Some)
+    }
+
+    /// Sets what `strftime_now` reports, in seconds since 1970 (UTC).
+    #[must_use]
+    pub fn with_time(mut self, unix_seconds: i64) -> Self {
+        self.environment.add_function("strftime_now", move |format: String| {
+            strftime(&format, unix_seconds).map_err(|directive| {
+                let message = format!("strftime_now does not know the directive {directive}");
+                Error::new(ErrorKind::InvalidOperation, message)
+            })
+        });
+        self
+    }
+
+    /// The special tokens the template may print.
+    pub fn special_tokens(&self) -> &SpecialTokens {
+        &self.special
+    }
+
+    /// Renders messages as they are; see [`ChatTemplate::render_conversation`] for calibration text.
+    ///
+    /// Variables: `messages`, `add_generation_prompt`, `bos_token` and `eos_token` (where the tokenizer has
+    /// them), `tools` and `documents` (none), and those of `options.extra`, first the conversation's, then
+    /// the options'.
+    ///
+    /// # Errors
+    /// [`DataError::Template`] when the template raises an exception or uses something undefined.
+    pub fn render(&self, conversation: &Conversation, options: &RenderOptions) -> Result<String, DataError> {
+        let mut variables = Map::new();
+        variables.insert("messages".into(), conversation.messages_json());
+        variables.insert("add_generation_prompt".into(), options.add_generation_prompt.into());
+        variables.insert("tools".into(), serde_json::Value::Null);
+        variables.insert("documents".into(), serde_json::Value::Null);
+        for (name, token) in [("bos_token", &self.special.bos), ("eos_token", &self.special.eos)] {
+            if let Some(token) = token {
+                variables.insert(name.into(), token.as_str().into());
+            }
+        }
+        let extra = conversation.extra.iter().chain(&options.extra);
+        variables.extend(extra.map(|(name, value)| (name.clone(), value.clone())));
+        self.environment
+            .get_template(NAME)
+            .and_then(|template| template.render(Value::from_serialize(&variables)))
+            .map_err(|e| DataError::Template { origin: self.origin.clone(), reason: explain(&e) })
+    }
+}
+
+fn tojson(
+    _state: &State<'_, '_>,
+    value: Value,
+    indent: Option<usize>,
+    options: Kwargs,
+) -> Result<String, Error> {
+    let indent = match indent {
+        Some(indent) => Some(indent),
+        None => options.get("indent")?,
+    };
+    let ensure_ascii = options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
+    options.assert_all_used()?;
+    dumps(&value, indent, ensure_ascii).map_err(|e| Error::new(ErrorKind::InvalidOperation, e))
+}
+
+/// Message, line and cause of a template error.
+fn explain(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        text.push_str(&format!(": {inner}"));
+        cause = inner.source();
+    }
+    text
+}
+
+/// Training frameworks mark assistant text with `{% generation %}`; the marks print nothing, so they become a
+/// block that always runs, with the same whitespace control.
+fn without_generation_marks(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(start) = rest.find("{%") {
+        let (before, tag) = rest.split_at(start);
+        out.push_str(before);
+        let Some(end) = tag.find("%}") else {
+            return out + tag;
+        };
+        let (inside, after) = (&tag[2..end], &tag[end + 2..]);
+        let name = inside.trim_matches(|c: char| c == '-' || c == '+' || c.is_whitespace());
+        let replacement = match name {
+            "generation" => "if true",
+            "endgeneration" => "endif",
+            _ => name,
+        };
+        if replacement == name {
+            out.push_str(&tag[..end + 2]);
+        } else {
+            out.push_str(&format!("{{%{}%}}", inside.replace(name, &format!(" {replacement} "))));
+        }
+        rest = after;
+    }
+    out + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn special() -> SpecialTokens {
+        SpecialTokens { bos: Some("<s>".into()), eos: Some("</s>".into()) }
+    }
+
+    fn render(source: &str, messages: serde_json::Value) -> Result<String, DataError> {
+        let conversation = Conversation::from_json(&messages)?;
+        ChatTemplate::new(source, "test", special())?.render(&conversation, &RenderOptions::default())
+    }
+
+    fn one(content: &str) -> serde_json::Value {
+        json!([{"role": "user", "content": content}])
+    }
+
+    #[test]
+    fn whitespace_is_trimmed_as_in_transformers() {
+        let source =
+            "{% for m in messages %}\n    {% if true %}\n[{{ m.content }}]\n    {% endif %}\n{% endfor %}\n";
+        assert_eq!(render(source, one("a")).unwrap(), "[a]\n");
+    }
+
+    #[test]
+    fn python_idioms_work() {
+        let cases = [
+            ("{{ messages[0]['content'].split(':')[-1].strip() }}", "c"),
+            ("{{ messages[0].content.startswith('a') }}", "True"),
+            ("{{ messages[::-1][0].role.upper() }}", "USER"),
+            ("{{ messages[0].get('name') }}", "None"),
+            ("{% for k, v in messages[0].items() %}{{ k }},{% endfor %}", "role,content,"),
+            (
+                "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+                "1",
+            ),
+            ("{% for i in range(5) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "01"),
+            ("{% if tools is none and enable_thinking is not defined %}y{% endif %}", "y"),
+            ("{{ bos_token }}{{ eos_token }}{{ pad_token }}", "<s></s>"),
+            ("{{ messages[0].content.lstrip('a') }}", ":b: c "),
+            ("{{ messages[0] | tojson }}", r#"{"role": "user", "content": "a:b: c "}"#),
+            ("{{ {'z': 1, 'a': '<'} | tojson(indent=1) }}", "{\n \"z\": 1,\n \"a\": \"<\"\n}"),
+            ("{{ strftime_now('%d %b %Y') }}", "26 Jul 2024"),
+            ("{%- generation -%} x {%- endgeneration -%}", "x"),
+            ("a\n{% generation %}\nb\n{% endgeneration %}\nc", "a\nb\nc"),
+        ];
+        for (source, expected) in cases {
+            assert_eq!(render(source, one("a:b: c ")).unwrap(), expected, "{source}");
+        }
+    }
+
+    #[test]
+    fn errors_carry_the_templates_own_message() {
+        let error = render("{{ raise_exception('roles must alternate') }}", one("x")).unwrap_err();
+        assert!(error.to_string().contains("roles must alternate"), "{error}");
+        let error = render("{% if %}", one("x")).unwrap_err();
+        assert!(matches!(error, DataError::Template { .. }));
+        let error = render("{{ strftime_now('%Q') }}", one("x")).unwrap_err();
+        assert!(error.to_string().contains("%Q"), "{error}");
+    }
+
+    #[test]
+    fn an_endless_template_is_stopped() {
+        let source = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
+        let error = render(source, one("x")).unwrap_err();
+        assert!(error.to_string().contains("fuel"), "{error}");
+    }
+
+    #[test]
+    fn variables_and_time_can_be_given() {
+        let template =
+            ChatTemplate::new("{{ enable_thinking }} {{ strftime_now('%Y') }}", "t", special()).unwrap();
+        let mut options = RenderOptions::default();
+        options.extra.insert("enable_thinking".into(), false.into());
+        let conversation = Conversation::from_json(&one("x")).unwrap();
+        assert_eq!(template.with_time(0).render(&conversation, &options).unwrap(), "False 1970");
+    }
+
+    #[test]
+    fn the_jinja_file_wins_over_the_config() {
+        let folder = tempfile::tempdir().unwrap();
+        let of_folder = || ChatTemplate::from_dir(folder.path(), &special());
+        let text = |template: Option<ChatTemplate>| {
+            let conversation = Conversation::from_json(&one("x")).unwrap();
+            template.unwrap().render(&conversation, &RenderOptions::default()).unwrap()
+        };
+        let config = |value: serde_json::Value| {
+            std::fs::write(folder.path().join("tokenizer_config.json"), value.to_string()).unwrap();
+        };
+        assert!(of_folder().unwrap().is_none());
+        config(json!({"chat_template": null}));
+        assert!(of_folder().unwrap().is_none());
+        config(json!({"chat_template": "string"}));
+        assert_eq!(text(of_folder().unwrap()), "string");
+        config(
+            json!({"chat_template": [{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}]}),
+        );
+        assert_eq!(text(of_folder().unwrap()), "d");
+        config(json!({"chat_template": [{"name": "rag", "template": "r"}]}));
+        assert!(of_folder().unwrap_err().to_string().contains("'default'"));
+        config(json!({"chat_template": 3}));
+        assert!(of_folder().is_err());
+        std::fs::write(folder.path().join("chat_template.jinja"), "file").unwrap();
+        assert_eq!(text(of_folder().unwrap()), "file");
+    }
+}

@@ -1,0 +1,26 @@
+//! Perplexity, KL divergence and top-1 agreement of language models.
+//!
+//! The model is behind the trait [`LanguageModel`], so that a large checkpoint can be streamed block by block
+//! and a test can be a table. [`evaluate`] scores token sequences, each alone from position 0:
+//!
+//! * **perplexity** `exp(sum NLL / predicted tokens)`, sequences pooled, every token but the first of its
+//!   sequence predicted;
+//! * against a reference model, the mean per predicted token of **KL(reference || model)** in nats, and
+//!   **top-1 agreement**: the fraction of predicted positions at which both models rank the same token first.
+//!
+//! The softmax is computed in f64 from f32 logits. Rows are scored in parallel on the caller's rayon pool and
+//! summed in the order of the text, so results depend neither on the number of threads nor on the chunk size.
+//! A logit that is not finite is a stated outcome of the report ([`Outcome::NonFiniteLogits`]), never a NaN
+//! that looks like a number.
+#![forbid(unsafe_code)]
+
+mod error;
+mod evaluate;
+mod model;
+mod report;
+mod rows;
+
+pub use error::EvalError;
+pub use evaluate::{EvalOptions, LogitsSink, Phase, evaluate};
+pub use model::{LanguageModel, ModelError};
+pub use report::{Comparison, EvalReport, Outcome, Protocol, Role, SequenceLength};

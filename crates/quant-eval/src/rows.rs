@@ -1,0 +1,154 @@
+//! Scores of one position: one row of logits, and one of the reference model.
+
+/// Scores of one predicted token. `None` where logits were not finite, and for the last three without a
+/// reference.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct RowScore {
+    /// Negative log-likelihood of the target, `-ln softmax(logits)[target]`, in nats.
+    pub(crate) nll: Option<f64>,
+    /// The same of the reference.
+    pub(crate) reference_nll: Option<f64>,
+    /// KL(reference || model) in nats; needs both rows finite, as does `top1_agrees`.
+    pub(crate) kl: Option<f64>,
+    /// Both rank the same token first.
+    pub(crate) top1_agrees: Option<bool>,
+}
+
+/// Scores one row in f64.
+///
+/// With `l` the logits, `m = max l` and `Z = sum exp(l - m)`, `ln softmax(l)_v = l_v - m - ln Z`. The
+/// divergence `sum_v p_v (ln p_v - ln q_v)` cannot be negative; a negative rounding rest (about 1e-16) is
+/// reported as 0. Of equal logits the first ranks first.
+pub(crate) fn score_row(logits: &[f32], reference: Option<&[f32]>, target: usize) -> RowScore {
+    let own = LogSoftmax::of(logits);
+    let nll = |norm: &Option<LogSoftmax>, row: &[f32]| Some(-norm.as_ref()?.at(*row.get(target)?));
+    let mut score = RowScore { nll: nll(&own, logits), ..RowScore::default() };
+    let Some(reference) = reference else {
+        return score;
+    };
+    let other = LogSoftmax::of(reference);
+    score.reference_nll = nll(&other, reference);
+    if let (Some(own), Some(other)) = (own, other) {
+        let terms = reference.iter().zip(logits).map(|(&p, &q)| {
+            let ln_p = other.at(p);
+            ln_p.exp() * (ln_p - own.at(q))
+        });
+        score.kl = Some(terms.sum::<f64>().max(0.0));
+        score.top1_agrees = Some(own.argmax == other.argmax);
+    }
+    score
+}
+
+/// Normaliser of one row.
+struct LogSoftmax {
+    max: f64,
+    ln_sum: f64,
+    argmax: usize,
+}
+
+impl LogSoftmax {
+    /// `None` for an empty row or one with a value that is not finite.
+    fn of(row: &[f32]) -> Option<Self> {
+        let (&first, rest) = row.split_first()?;
+        let (mut max, mut argmax) = (first, 0);
+        let mut finite = first.is_finite();
+        for (index, &value) in rest.iter().enumerate() {
+            finite &= value.is_finite();
+            if value > max {
+                (max, argmax) = (value, index + 1);
+            }
+        }
+        if !finite {
+            return None;
+        }
+        let max = f64::from(max);
+        let sum: f64 = row.iter().map(|&value| (f64::from(value) - max).exp()).sum();
+        Some(Self { max, ln_sum: sum.ln(), argmax })
+    }
+
+    fn at(&self, logit: f32) -> f64 {
+        (f64::from(logit) - self.max) - self.ln_sum
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use approx::assert_relative_eq;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_row_by_hand() {
+        // softmax([ln 1, ln 2, ln 5]) = [1, 2, 5] / 8; reference [3, 3, 2] / 8.
+        let logits = [1.0_f32, 2.0, 5.0].map(f32::ln);
+        let reference = [3.0_f32, 3.0, 2.0].map(f32::ln);
+        let score = score_row(&logits, Some(&reference), 1);
+        assert_relative_eq!(score.nll.unwrap(), 4.0_f64.ln(), epsilon = 1e-7);
+        assert_relative_eq!(score.reference_nll.unwrap(), (8.0_f64 / 3.0).ln(), epsilon = 1e-7);
+        let kl = 3.0 / 8.0 * 3.0_f64.ln() + 3.0 / 8.0 * 1.5_f64.ln() + 2.0 / 8.0 * 0.4_f64.ln();
+        assert_relative_eq!(score.kl.unwrap(), kl, epsilon = 1e-7);
+        assert_eq!(score.top1_agrees, Some(false), "2 against the first of two equal logits, 0");
+        let alone = score_row(&logits, None, 1);
+        assert_eq!(alone, RowScore { nll: score.nll, ..RowScore::default() });
+    }
+
+    #[test]
+    fn ties_take_the_first_index() {
+        assert_eq!(score_row(&[1.0, 1.0], Some(&[1.0, 0.0]), 0).top1_agrees, Some(true));
+        assert_eq!(score_row(&[1.0, 1.0], Some(&[0.0, 1.0]), 0).top1_agrees, Some(false));
+    }
+
+    #[test]
+    fn values_that_are_not_finite_are_no_score() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for position in 0..3 {
+                let mut row = [0.0; 3];
+                row[position] = bad;
+                let own = score_row(&row, Some(&[0.0; 3]), 0);
+                assert!(own.nll.is_none() && own.reference_nll.is_some() && own.kl.is_none());
+                let other = score_row(&[0.0; 3], Some(&row), 0);
+                assert!(other.nll.is_some() && other.reference_nll.is_none() && other.top1_agrees.is_none());
+            }
+        }
+        assert_eq!(score_row(&[], None, 0), RowScore::default());
+    }
+
+    #[test]
+    fn extreme_logits_stay_finite() {
+        let score = score_row(&[f32::MAX, f32::MIN], Some(&[f32::MIN, f32::MAX]), 1);
+        assert!(score.nll.unwrap().is_finite() && score.kl.unwrap().is_finite());
+    }
+
+    fn row() -> impl Strategy<Value = (Vec<f32>, Vec<f32>, usize)> {
+        (1_usize..40).prop_flat_map(|n| {
+            let values = || prop::collection::vec(-30.0_f32..30.0, n);
+            (values(), values(), 0..n)
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn divergence_is_not_negative_and_zero_for_equal_rows((a, b, target) in row()) {
+            prop_assert!(score_row(&a, Some(&b), target).kl.unwrap() >= 0.0);
+            let same = score_row(&a, Some(&a), target);
+            prop_assert_eq!((same.kl, same.top1_agrees), (Some(0.0), Some(true)));
+            prop_assert_eq!(same.nll, same.reference_nll);
+        }
+
+        #[test]
+        fn probabilities_sum_to_one((a, _, _) in row()) {
+            let sum: f64 = (0..a.len()).map(|t| (-score_row(&a, None, t).nll.unwrap()).exp()).sum();
+            prop_assert!((sum - 1.0).abs() < 1e-12);
+        }
+
+        #[test]
+        fn a_constant_added_to_all_logits_changes_nothing((a, b, target) in row(), shift in -8_i8..8) {
+            // Multiples of 1/4 stay exact in f32 for these magnitudes, so only the softmax is under test.
+            let coarse = |row: &[f32]| row.iter().map(|v| (v * 4.0).round_ties_even() / 4.0).collect::<Vec<f32>>();
+            let moved = |row: &[f32]| coarse(row).iter().map(|v| v + f32::from(shift)).collect::<Vec<f32>>();
+            let here = score_row(&coarse(&a), Some(&coarse(&b)), target);
+            let there = score_row(&moved(&a), Some(&moved(&b)), target);
+            prop_assert_eq!(here, there);
+        }
+    }
+}

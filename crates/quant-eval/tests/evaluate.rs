@@ -1,0 +1,307 @@
+//! The protocol on models that are tables.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic like the tests do")]
+
+use std::ops::Range;
+
+use approx::assert_relative_eq;
+use ndarray::{Array2, Array3, s};
+use proptest::prelude::*;
+use quant_eval::{
+    EvalError, EvalOptions, EvalReport, LanguageModel, ModelError, Outcome, Phase, Role, SequenceLength,
+    evaluate,
+};
+
+/// Logits `[sequences, positions, vocabulary]` given outright.
+struct Table {
+    logits: Array3<f32>,
+    lengths: Vec<usize>,
+    fail: Option<&'static str>,
+}
+
+impl Table {
+    fn new(logits: Array3<f32>) -> Self {
+        Self { logits, lengths: Vec::new(), fail: None }
+    }
+
+    /// Fixed pseudo-random logits.
+    fn noise(shape: (usize, usize, usize), seed: u32) -> Self {
+        let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
+        Self::new(Array3::from_shape_simple_fn(shape, || {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            (state % 8000) as f32 / 1000.0 - 4.0
+        }))
+    }
+}
+
+impl LanguageModel for Table {
+    fn vocab_size(&self) -> usize {
+        self.logits.dim().2
+    }
+
+    fn encode(
+        &mut self,
+        sequences: &[Vec<u32>],
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<(), ModelError> {
+        if self.fail == Some("encode") {
+            return Err("broken block".into());
+        }
+        self.lengths = sequences.iter().map(Vec::len).collect();
+        progress(1, 1);
+        Ok(())
+    }
+
+    fn logits(&mut self, sequence: usize, range: Range<usize>) -> Result<Array2<f32>, ModelError> {
+        assert!(range.end <= self.lengths[sequence], "only encoded positions are asked for");
+        match self.fail {
+            Some("logits") => Err("broken head".into()),
+            Some("shape") => Ok(Array2::zeros((range.len(), 1))),
+            // Column-major on purpose: the layout of what a model returns is its own business.
+            Some("layout") => {
+                let rows = self.logits.slice(s![sequence, range, ..]);
+                Ok(rows.t().as_standard_layout().into_owned().reversed_axes())
+            }
+            _ => Ok(self.logits.slice(s![sequence, range, ..]).to_owned()),
+        }
+    }
+}
+
+fn run(model: &mut Table, sequences: &[Vec<u32>], chunk: usize) -> EvalReport {
+    evaluate(model, sequences, EvalOptions { chunk, ..EvalOptions::default() }).unwrap()
+}
+
+fn compare(model: &mut Table, reference: &mut Table, sequences: &[Vec<u32>], chunk: usize) -> EvalReport {
+    let options = EvalOptions { chunk, reference: Some(reference), ..EvalOptions::default() };
+    evaluate(model, sequences, options).unwrap()
+}
+
+/// Ragged sequences within a vocabulary of 7 and a length of 9.
+fn ragged() -> Vec<Vec<u32>> {
+    vec![vec![0, 1, 2, 3, 4, 5, 6, 0, 1], vec![3, 3], vec![6, 5, 4, 3]]
+}
+
+#[test]
+fn a_uniform_model_has_the_perplexity_of_its_vocabulary() {
+    let report = run(&mut Table::new(Array3::from_elem((3, 9, 7), 2.5)), &ragged(), 4);
+    assert_relative_eq!(report.perplexity.unwrap(), 7.0, max_relative = 1e-14);
+    assert_eq!((report.tokens, report.sequences), (8 + 1 + 3, 3));
+    assert_eq!(report.outcome, Outcome::Ok);
+    assert_eq!(report.protocol.sequence_length, SequenceLength::Ragged { min: 2, max: 9 });
+}
+
+#[test]
+fn a_small_example_by_hand() {
+    // Position 0 gives [1/4, 3/4], position 1 gives [1/2, 1/2]; the last position is not used.
+    let logits = Array3::from_shape_vec((1, 3, 2), vec![0.0, 3.0_f32.ln(), 0.0, 0.0, 50.0, 0.0]).unwrap();
+    let report = run(&mut Table::new(logits), &[vec![0, 0, 1]], 256);
+    // Probabilities 1/4 and 1/2: perplexity sqrt(8).
+    assert_relative_eq!(report.perplexity.unwrap(), 8.0_f64.sqrt(), max_relative = 1e-7);
+    assert_relative_eq!(report.nll_per_sequence[0].unwrap(), 8.0_f64.ln(), max_relative = 1e-7);
+    assert_eq!(report.protocol.sequence_length, SequenceLength::Uniform(3));
+}
+
+#[test]
+fn sequences_are_pooled_by_token() {
+    let mut model = Table::noise((3, 9, 7), 1);
+    let report = run(&mut model, &ragged(), 3);
+    let sum: f64 = report.nll_per_sequence.iter().map(|n| n.unwrap()).sum();
+    assert_relative_eq!(report.perplexity.unwrap(), (sum / 12.0).exp(), max_relative = 1e-14);
+    let alone: f64 = (0..3)
+        .map(|i| {
+            let rows = model.logits.slice(s![i..=i, .., ..]).to_owned();
+            run(&mut Table::new(rows), &ragged()[i..=i], 3).nll_per_sequence[0].unwrap()
+        })
+        .sum();
+    assert_eq!(sum, alone, "a sequence is scored alone");
+}
+
+#[test]
+fn chunks_threads_and_layout_do_not_matter() {
+    let expected = compare(&mut Table::noise((3, 9, 7), 1), &mut Table::noise((3, 9, 7), 2), &ragged(), 256);
+    assert!(expected.comparison.unwrap().kl.unwrap() > 0.1);
+    for chunk in 1..=9 {
+        for threads in [1, 2] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let report = pool.install(|| {
+                let mut model = Table::noise((3, 9, 7), 1);
+                model.fail = Some("layout");
+                compare(&mut model, &mut Table::noise((3, 9, 7), 2), &ragged(), chunk)
+            });
+            assert_eq!(report, expected, "chunk {chunk}, {threads} threads");
+        }
+    }
+}
+
+#[test]
+fn a_model_agrees_with_itself_exactly() {
+    let report = compare(&mut Table::noise((3, 9, 7), 5), &mut Table::noise((3, 9, 7), 5), &ragged(), 4);
+    let comparison = report.comparison.unwrap();
+    assert_eq!((comparison.kl, comparison.top1_agreement), (Some(0.0), Some(1.0)));
+    assert_eq!(comparison.reference_perplexity, report.perplexity);
+}
+
+#[test]
+fn divergence_and_agreement_by_hand() {
+    // Two predicted positions. Reference [3/4, 1/4] twice; model [1/4, 3/4], then the same as the reference.
+    let ln3 = 3.0_f32.ln();
+    let table = |first: [f32; 2]| {
+        let rows = vec![first[0], first[1], ln3, 0.0, 9.0, -9.0];
+        Table::new(Array3::from_shape_vec((1, 3, 2), rows).unwrap())
+    };
+    let report = compare(&mut table([0.0, ln3]), &mut table([ln3, 0.0]), &[vec![0, 1, 0]], 1);
+    let comparison = report.comparison.unwrap();
+    // KL of the first position: 3/4 ln 3 - 1/4 ln 3.
+    assert_relative_eq!(comparison.kl.unwrap(), 0.25 * 3.0_f64.ln(), max_relative = 1e-7);
+    assert_eq!(comparison.top1_agreement, Some(0.5));
+}
+
+#[test]
+fn bad_logits_are_a_stated_outcome() {
+    let mut model = Table::noise((3, 9, 7), 1);
+    model.logits[[2, 1, 6]] = f32::NAN;
+    model.logits[[2, 2, 0]] = f32::INFINITY;
+    let report = run(&mut model, &ragged(), 2);
+    assert_eq!(report.outcome, Outcome::NonFiniteLogits { sequence: 2, position: 1, model: Role::Model });
+    assert_eq!((report.perplexity, report.mean_nll, report.nll_per_sequence[2]), (None, None, None));
+    assert!(report.nll_per_sequence[0].is_some());
+    assert!(report.to_string().contains("sequence 2, position 1"), "{report}");
+    let json = serde_json::to_value(&report).unwrap();
+    assert!(json["perplexity"].is_null());
+    assert_eq!(json["outcome"]["state"], "non_finite_logits");
+
+    let report = compare(&mut Table::noise((3, 9, 7), 1), &mut model, &ragged(), 2);
+    assert_eq!(report.outcome, Outcome::NonFiniteLogits { sequence: 2, position: 1, model: Role::Reference });
+    assert!(report.perplexity.is_some(), "the model's own numbers exist");
+    let comparison = report.comparison.unwrap();
+    assert_eq!(
+        (comparison.kl, comparison.top1_agreement, comparison.reference_perplexity),
+        (None, None, None)
+    );
+    let report = compare(&mut model, &mut Table::noise((3, 9, 7), 1), &ragged(), 2);
+    assert!(report.comparison.unwrap().reference_perplexity.is_some() && report.perplexity.is_none());
+
+    // The last position predicts nothing, so what it says does not matter.
+    let mut model = Table::noise((3, 9, 7), 1);
+    model.logits[[1, 1, 0]] = f32::NAN;
+    assert_eq!(run(&mut model, &ragged(), 2).outcome, Outcome::Ok);
+}
+
+#[test]
+fn an_astronomical_perplexity_is_stated() {
+    let logits = Array3::from_shape_vec((1, 2, 2), vec![0.0, 1e6, 0.0, 0.0]).unwrap();
+    let report = run(&mut Table::new(logits), &[vec![0, 0]], 1);
+    assert_eq!((report.outcome, report.perplexity), (Outcome::PerplexityOverflow, None));
+    assert_eq!(report.mean_nll, Some(1e6));
+}
+
+#[test]
+fn the_sink_sees_every_position_once_in_order() {
+    let mut model = Table::noise((3, 9, 7), 1);
+    let expected = model.logits.clone();
+    let mut seen = Vec::new();
+    let mut sink = |sequence: usize, start: usize, rows: ndarray::ArrayView2<'_, f32>| {
+        for (i, row) in rows.outer_iter().enumerate() {
+            assert_eq!(row, expected.slice(s![sequence, start + i, ..]));
+            seen.push((sequence, start + i));
+        }
+        Ok(())
+    };
+    let options = EvalOptions { logits_sink: Some(&mut sink), chunk: 4, ..EvalOptions::default() };
+    let with_sink = evaluate(&mut model, &ragged(), options).unwrap();
+    let all: Vec<_> =
+        ragged().iter().enumerate().flat_map(|(s, r)| (0..r.len()).map(move |p| (s, p))).collect();
+    assert_eq!(seen, all);
+    assert_eq!(with_sink, run(&mut model, &ragged(), 4));
+
+    let mut full = |_: usize, _: usize, _: ndarray::ArrayView2<'_, f32>| Err("disk full".into());
+    let options = EvalOptions { logits_sink: Some(&mut full), ..EvalOptions::default() };
+    let error = evaluate(&mut model, &ragged(), options).unwrap_err().to_string();
+    assert!(error.contains("disk full"), "{error}");
+}
+
+#[test]
+fn what_cannot_be_scored_is_refused() {
+    let model = || Table::noise((3, 9, 7), 1);
+    let attempt = |mut model: Table, sequences: &[Vec<u32>], chunk: usize| {
+        evaluate(&mut model, sequences, EvalOptions { chunk, ..EvalOptions::default() }).unwrap_err()
+    };
+    assert!(matches!(attempt(model(), &[], 1), EvalError::NoSequences));
+    assert!(matches!(attempt(model(), &ragged(), 0), EvalError::ZeroChunk));
+    let short = attempt(model(), &[vec![0, 1], vec![2]], 1);
+    assert!(matches!(short, EvalError::TooShort { sequence: 1, length: 1 }));
+    assert!(matches!(attempt(model(), &[vec![]], 1), EvalError::TooShort { sequence: 0, length: 0 }));
+    let foreign = attempt(model(), &[vec![0, 7]], 1);
+    assert!(matches!(foreign, EvalError::OutOfVocabulary { sequence: 0, position: 1, id: 7, vocab_size: 7 }));
+    for (fail, expected) in
+        [("encode", "broken block"), ("logits", "broken head"), ("shape", "expected [1, 7]")]
+    {
+        let mut broken = model();
+        broken.fail = Some(fail);
+        let error = attempt(broken, &ragged(), 1).to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    let mut other = Table::noise((3, 9, 8), 1);
+    let options = EvalOptions { reference: Some(&mut other), ..EvalOptions::default() };
+    let error = evaluate(&mut model(), &ragged(), options).unwrap_err();
+    assert!(matches!(error, EvalError::VocabularyMismatch { reference: 8, model: 7 }));
+}
+
+#[test]
+fn progress_runs_through_the_phases() {
+    let (mut model, mut reference) = (Table::noise((3, 9, 7), 1), Table::noise((3, 9, 7), 2));
+    let mut seen = Vec::new();
+    let mut progress = |phase: Phase, done: usize, all: usize| seen.push((phase, done, all));
+    let options = EvalOptions {
+        reference: Some(&mut reference),
+        progress: Some(&mut progress),
+        chunk: 8,
+        ..EvalOptions::default()
+    };
+    evaluate(&mut model, &ragged(), options).unwrap();
+    assert_eq!(
+        seen,
+        [
+            (Phase::Encode(Role::Reference), 1, 1),
+            (Phase::Encode(Role::Model), 1, 1),
+            (Phase::Score, 8, 12),
+            (Phase::Score, 9, 12),
+            (Phase::Score, 12, 12)
+        ]
+    );
+}
+
+#[test]
+fn the_json_is_flat() {
+    let report = compare(&mut Table::noise((3, 9, 7), 1), &mut Table::noise((3, 9, 7), 2), &ragged(), 4);
+    let json = serde_json::to_value(&report).unwrap();
+    for key in ["perplexity", "kl", "top1_agreement", "mean_nll"] {
+        assert!(json[key].is_f64(), "{key}: {json}");
+    }
+    assert_eq!(json["tokens"], 12);
+    assert_eq!(json["protocol"]["log_softmax"], "f64 of f32 logits");
+    assert_eq!(json["outcome"]["state"], "ok");
+    let json = serde_json::to_value(run(&mut Table::noise((3, 9, 7), 1), &ragged(), 4)).unwrap();
+    assert!(json.get("kl").is_none() && json.get("top1_agreement").is_none());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn perplexity_is_bounded_below_by_one_and_chunk_free(
+        lengths in prop::collection::vec(2_usize..12, 1..4),
+        seed in 1_u32..1000,
+        chunk in 1_usize..14,
+    ) {
+        let sequences: Vec<Vec<u32>> =
+            lengths.iter().map(|&n| (0..n as u32).map(|i| (i * seed) % 5).collect()).collect();
+        let shape = (lengths.len(), 12, 5);
+        let report = compare(&mut Table::noise(shape, seed), &mut Table::noise(shape, seed + 1), &sequences, chunk);
+        prop_assert!(report.perplexity.unwrap() >= 1.0);
+        prop_assert!(report.comparison.unwrap().kl.unwrap() >= 0.0);
+        let whole = compare(&mut Table::noise(shape, seed), &mut Table::noise(shape, seed + 1), &sequences, 256);
+        prop_assert_eq!(report, whole);
+    }
+}
