@@ -1,2 +1,47 @@
 //! Hessian accumulation, damping, factorisation and the GPTQ solver.
+//!
+//! Three steps, each usable alone on bare matrices:
+//!
+//! 1. [`Hessian`] accumulates `H = (2/N) Σ XᵀX` of a linear's inputs, sequence by sequence.
+//! 2. [`prepare`] turns it into a [`Factor`]: dead columns, act-order, damping with documented escalation, one Cholesky
+//!    factorisation, a residual check. Linears that share an input share the factor.
+//! 3. [`gptq`] quantises a weight `[out, in]` against the factor.
+//!
+//! ```
+//! use ndarray::Array2;
+//! use quant_core::{Bits, Convention, FloatType, Grid, Variant};
+//! use quant_hessian::{FactorSettings, GptqConfig, Hessian, gptq, prepare};
+//! use quant_kernels::{Compute, Par};
+//!
+//! let noise = |i: usize, j: usize| ((i * 7919 + j * 104_729) % 1009) as f32 / 504.5 - 1.0;
+//! let activations = Array2::from_shape_fn((64, 16), |(t, j)| noise(t, j));
+//! let weight = Array2::from_shape_fn((8, 16), |(i, j)| noise(i + 64, j));
+//!
+//! let mut hessian = Hessian::new(16);
+//! hessian.add(activations.view(), 1, Compute::F32, Par::Seq)?;
+//! let factor = prepare(hessian, &FactorSettings::default(), Par::Seq)?;
+//! let grid = Grid::new(Convention::QAsym, Bits::new(4)?, Variant::Exact, FloatType::F32)?;
+//! let result = gptq(weight.view(), &factor, &GptqConfig { group: Some(8), ..GptqConfig::new(grid) }, Par::Seq)?;
+//! assert_eq!(result.matrix.dim(), (8, 16));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 #![forbid(unsafe_code)]
+
+mod accumulate;
+mod error;
+mod factor;
+mod gptq;
+#[cfg(feature = "lapack")]
+mod lapack;
+mod panels;
+mod residual;
+mod solve;
+mod tasks;
+#[cfg(test)]
+mod tests;
+mod views;
+
+pub use accumulate::Hessian;
+pub use error::HessianError;
+pub use factor::{Attempt, Factor, FactorBackend, FactorReport, FactorSettings, Outcome, Precision, prepare};
+pub use gptq::{ActOrder, GptqConfig, GptqResult, gptq, workspace_bytes};

@@ -1,0 +1,153 @@
+//! Streaming accumulation of `H = (2/N) Σ XᵀX`.
+
+use ndarray::{Array1, Array2, ArrayView2};
+use quant_kernels::{Compute, Par, gram_lower, mirror_lower};
+
+use crate::HessianError;
+
+/// `H = (2/N) Σ_sequences XᵀX` of one linear input, accumulated sequence by sequence (`gptq.md` section 2).
+///
+/// The published code rescales a running mean by `N/(N + B)` at every batch; here the plain sum is kept and the factor
+/// `2/N` is applied when `H` is read, which is the same number with fewer roundings and independent of the batch split.
+/// N counts **sequences**, not tokens: a positive constant that cancels from the codes and scales reported losses.
+///
+/// Only the lower triangle is stored into; the upper half of the square buffer is never touched until a full matrix is
+/// asked for, so the operating system does not back it with memory.
+///
+/// ```
+/// use ndarray::array;
+/// use quant_hessian::Hessian;
+/// use quant_kernels::{Compute, Par};
+///
+/// let mut hessian = Hessian::new(2);
+/// hessian.add(array![[1.0, 2.0], [0.0, 1.0]].view(), 1, Compute::F32, Par::Seq)?;
+/// assert_eq!(hessian.finish()?, array![[2.0, 4.0], [4.0, 10.0]]);
+/// # Ok::<(), quant_hessian::HessianError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Hessian {
+    /// Lower triangle of `Σ XᵀX`, `[n, n]`.
+    sum: Array2<f32>,
+    sequences: usize,
+    tokens: usize,
+}
+
+impl Hessian {
+    /// An empty accumulator for `n` input channels.
+    #[must_use]
+    pub fn new(n: usize) -> Self {
+        Self { sum: Array2::zeros((n, n)), sequences: 0, tokens: 0 }
+    }
+
+    /// A Hessian computed elsewhere: the lower triangle of the finished `h` `[n, n]` of that many sequences.
+    ///
+    /// # Errors
+    /// [`HessianError::Shape`] if `h` is not square, [`HessianError::Empty`] if `sequences` is 0.
+    pub fn from_matrix(mut h: Array2<f32>, sequences: usize) -> Result<Self, HessianError> {
+        let n = h.ncols();
+        if h.nrows() != n {
+            return Err(HessianError::Shape {
+                what: "Hessian",
+                expected: "a square matrix".to_owned(),
+                found: format!("{:?}", h.dim()),
+            });
+        }
+        if sequences == 0 {
+            return Err(HessianError::Empty { columns: n });
+        }
+        if sequences != 2 {
+            let back = sequences as f32 / 2.0;
+            h.mapv_inplace(|x| x * back);
+        }
+        Ok(Self { sum: h.as_standard_layout().into_owned(), sequences, tokens: 0 })
+    }
+
+    /// Adds the activations `x` `[tokens, n]` of `sequences` whole sequences (all their tokens, nothing masked).
+    ///
+    /// # Errors
+    /// [`HessianError::Shape`] if `x` has another width.
+    pub fn add(
+        &mut self,
+        x: ArrayView2<'_, f32>,
+        sequences: usize,
+        compute: Compute,
+        par: Par,
+    ) -> Result<(), HessianError> {
+        if x.ncols() != self.n() {
+            return Err(HessianError::Shape {
+                what: "calibration activations",
+                expected: format!("[tokens, {}]", self.n()),
+                found: format!("{:?}", x.dim()),
+            });
+        }
+        gram_lower(self.sum.view_mut(), 1.0, x, compute, par);
+        self.sequences += sequences;
+        self.tokens += x.nrows();
+        Ok(())
+    }
+
+    /// Number of input channels.
+    #[must_use]
+    pub fn n(&self) -> usize {
+        self.sum.ncols()
+    }
+    /// Sequences seen.
+    #[must_use]
+    pub fn sequences(&self) -> usize {
+        self.sequences
+    }
+    /// Tokens seen (0 for [`Self::from_matrix`]).
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+    /// Bytes of the buffer.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        Self::bytes_for(self.n())
+    }
+    /// Bytes of the buffer for `n` input channels; what a plan reserves.
+    #[must_use]
+    pub fn bytes_for(n: usize) -> usize {
+        n * n * size_of::<f32>()
+    }
+
+    /// The factor `2/N` from the stored sum to `H`.
+    pub(crate) fn scale(&self) -> Result<f64, HessianError> {
+        if self.sequences == 0 {
+            return Err(HessianError::Empty { columns: self.n() });
+        }
+        Ok(2.0 / self.sequences as f64)
+    }
+    /// The stored sum; only its lower triangle means anything.
+    pub(crate) fn lower_sum(&self) -> ArrayView2<'_, f32> {
+        self.sum.view()
+    }
+
+    /// The diagonal of `H`, `[n]`.
+    ///
+    /// # Errors
+    /// [`HessianError::Empty`], or [`HessianError::NotFiniteHessian`]: a NaN or an infinity in an activation column always
+    /// reaches the diagonal entry of that column, so this check covers the whole matrix.
+    pub fn diagonal(&self) -> Result<Array1<f32>, HessianError> {
+        let scale = self.scale()? as f32;
+        let diagonal = self.sum.diag().mapv(|x| x * scale);
+        match diagonal.iter().position(|x| !x.is_finite()) {
+            Some(column) => Err(HessianError::NotFiniteHessian { column, value: diagonal[column] }),
+            None => Ok(diagonal),
+        }
+    }
+
+    /// The full symmetric `H` `[n, n]`.
+    ///
+    /// # Errors
+    /// As [`Self::diagonal`].
+    pub fn finish(self) -> Result<Array2<f32>, HessianError> {
+        self.diagonal()?;
+        let scale = self.scale()? as f32;
+        let mut h = self.sum;
+        h.mapv_inplace(|x| x * scale);
+        mirror_lower(h.view_mut());
+        Ok(h)
+    }
+}

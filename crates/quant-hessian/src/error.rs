@@ -1,0 +1,85 @@
+use quant_core::CoreError;
+use thiserror::Error;
+
+use crate::factor::Attempt;
+
+/// What can be wrong with a Hessian, its factorisation or a GPTQ problem.
+#[derive(Debug, Error, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum HessianError {
+    /// Two shapes that must agree do not.
+    #[error("{what}: expected {expected}, found {found}")]
+    Shape {
+        /// Which array.
+        what: &'static str,
+        /// The shape required.
+        expected: String,
+        /// The shape given.
+        found: String,
+    },
+    /// A factor was asked of a Hessian that has seen no calibration sequence.
+    #[error(
+        "the Hessian of {columns} inputs has seen no calibration sequence: add activations before using it"
+    )]
+    Empty {
+        /// Side of the Hessian.
+        columns: usize,
+    },
+    /// A NaN or an infinity in the accumulated Hessian, found on its diagonal.
+    #[error(
+        "Hessian accumulation: the diagonal entry of input channel {column} is {value}; the calibration activations of \
+         that channel contain NaN or infinity, or overflow f32 when squared"
+    )]
+    NotFiniteHessian {
+        /// The input channel.
+        column: usize,
+        /// The diagonal entry.
+        value: f32,
+    },
+    /// A setting outside its range.
+    #[error("setting `{name}` is {value}: expected {expected}")]
+    Setting {
+        /// Name of the field.
+        name: &'static str,
+        /// The value given.
+        value: String,
+        /// The values allowed.
+        expected: &'static str,
+    },
+    /// No damping within the limits made the Hessian positive definite to working precision.
+    #[error(
+        "the Hessian stayed indefinite or inaccurate through {} factorisations, last with damping {:.4}: {}; use more \
+         calibration tokens, a larger damping, or check the activations for overflow",
+        .attempts.len(),
+        .attempts.last().map_or(0.0, |a| a.damping),
+        .attempts.last().map_or_else(String::new, |a| a.outcome.to_string())
+    )]
+    NotPositiveDefinite {
+        /// Every factorisation tried, in order.
+        attempts: Vec<Attempt>,
+    },
+    /// The factor was prepared with another column order than the configuration asks for.
+    #[error(
+        "the factor was prepared with act_order = {factor}, but the configuration asks for act_order = {asked}"
+    )]
+    Order {
+        /// Whether the factor has a permutation.
+        factor: bool,
+        /// Whether the configuration wants one.
+        asked: bool,
+    },
+    /// The weight holds a NaN or an infinity, or a quantiser part does not fit.
+    #[error("GPTQ weight: {0}")]
+    Core(#[from] CoreError),
+    /// The updated weight of a column overflowed or became NaN.
+    #[error(
+        "GPTQ column loop: the updated weight of row {row}, column {column} is not finite; the weight is too large for \
+         f32 arithmetic or the Hessian is too badly scaled"
+    )]
+    NotFiniteResult {
+        /// Row of the weight.
+        row: usize,
+        /// Column of the weight, in original order.
+        column: usize,
+    },
+}

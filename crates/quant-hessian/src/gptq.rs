@@ -1,0 +1,195 @@
+//! The public solver.
+
+use ndarray::{Array2, ArrayView2};
+use quant_core::{ClipSearch, Grid, Groups, QuantizedMatrix, matrix::check_finite};
+use quant_kernels::{Element, Par};
+use serde::{Deserialize, Serialize};
+
+use crate::panels::{PANEL, Panels};
+use crate::solve::{Plan, Problem, TILE, TileOut};
+use crate::{Factor, HessianError, tasks};
+
+/// Column order and what it does to groups.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ActOrder {
+    /// Columns as they stand.
+    #[default]
+    None,
+    /// By decreasing `H_jj`; groups are consecutive original columns with parameters fixed beforehand, so the result
+    /// needs no group index.
+    Static,
+    /// By decreasing `H_jj`; groups are consecutive positions of that order, so the result carries a group per column.
+    Dynamic,
+}
+
+impl ActOrder {
+    /// Whether the factor must be prepared with a permutation.
+    #[must_use]
+    pub fn permutes(self) -> bool {
+        self != Self::None
+    }
+}
+
+/// What [`gptq`] does to one linear.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GptqConfig {
+    /// Convention, bits, variant and scale type.
+    pub grid: Grid,
+    /// Columns that share parameters; none is one set per output channel. The last group may be shorter.
+    pub group: Option<usize>,
+    /// Clip search of every group, none for the plain range.
+    pub clip: Option<ClipSearch>,
+    /// Column order; must agree with the factor.
+    pub act_order: ActOrder,
+    /// Find the parameters of all groups before the column loop, also without act-order. [`ActOrder::Static`] implies it.
+    pub static_groups: bool,
+    /// Columns whose updates reach the rest of the matrix together. Only dynamic groups that do not start at a block start
+    /// see a difference: their parameters come from the weight as the finished blocks left it.
+    pub block: usize,
+}
+
+impl GptqConfig {
+    /// One set of parameters per output channel, no clip search, no act-order, blocks of 128.
+    #[must_use]
+    pub fn new(grid: Grid) -> Self {
+        Self { grid, group: None, clip: None, act_order: ActOrder::None, static_groups: false, block: PANEL }
+    }
+
+    fn plan(&self) -> Result<Plan, HessianError> {
+        if self.block == 0 {
+            return Err(HessianError::Setting {
+                name: "block",
+                value: "0".to_owned(),
+                expected: "at least 1",
+            });
+        }
+        match self.group {
+            Some(0) => {
+                Err(HessianError::Setting { name: "group", value: "0".to_owned(), expected: "at least 1" })
+            }
+            None => Ok(Plan::Channel),
+            Some(size) if self.static_groups || self.act_order == ActOrder::Static => Ok(Plan::Static(size)),
+            Some(size) => Ok(Plan::Dynamic(size)),
+        }
+    }
+}
+
+/// A quantised linear and what it cost.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GptqResult {
+    /// Levels, scales, zeros and groups, columns in original order.
+    pub matrix: QuantizedMatrix,
+    /// `Σ (w̃ − q)²/U_kk² / 2` by row, `[out]`: the loss the published code prints, before its sum.
+    pub row_losses: Vec<f64>,
+}
+
+impl GptqResult {
+    /// `Σ (w̃ − q)²/U_kk² / 2` over the matrix.
+    #[must_use]
+    pub fn loss(&self) -> f64 {
+        self.row_losses.iter().sum()
+    }
+    /// `tr((W − Ŵ) H_d (W − Ŵ)ᵀ) = ‖E‖²`, twice the loss, for the weight with dead columns zeroed.
+    #[must_use]
+    pub fn weighted_error(&self) -> f64 {
+        2.0 * self.loss()
+    }
+}
+
+/// Bytes [`gptq`] holds besides its arguments and its result, for `n` input channels and blocks of 128.
+#[must_use]
+pub fn workspace_bytes(n: usize, par: Par) -> usize {
+    par.threads() * TILE * (n + 3 * PANEL) * size_of::<f32>()
+}
+
+/// Quantises a weight `[out, in]` against a prepared factor (GPTQ, `gptq.md` section 2 step 7).
+///
+/// Rows are solved in tiles on up to `par.threads()` threads; neither the thread count nor the other rows of the matrix
+/// change a row's result. Cost: `out · in²` floating-point operations.
+///
+/// # Errors
+/// [`HessianError::Shape`] if the weight has not the factor's columns, [`HessianError::Order`] if the factor was prepared
+/// for another column order, [`HessianError::Setting`] for a zero block or group, [`HessianError::Core`] for NaN or
+/// infinity in the weight, [`HessianError::NotFiniteResult`] if an update overflows.
+pub fn gptq(
+    weight: ArrayView2<'_, f32>,
+    factor: &Factor,
+    config: &GptqConfig,
+    par: Par,
+) -> Result<GptqResult, HessianError> {
+    if weight.ncols() != factor.n() {
+        return Err(HessianError::Shape {
+            what: "GPTQ weight",
+            expected: format!("[out, {}]", factor.n()),
+            found: format!("{:?}", weight.dim()),
+        });
+    }
+    let (permuted, asked) = (factor.order.is_some(), config.act_order.permutes());
+    if permuted != asked {
+        return Err(HessianError::Order { factor: permuted, asked });
+    }
+    solve(weight, &factor.panels, factor.order.as_deref(), &factor.dead, config, par)
+}
+
+/// [`gptq`] in the arithmetic of `T`; f64 serves the property tests.
+pub(crate) fn solve<T: Element>(
+    weight: ArrayView2<'_, f32>,
+    panels: &Panels<T>,
+    order: Option<&[u32]>,
+    dead: &[bool],
+    config: &GptqConfig,
+    par: Par,
+) -> Result<GptqResult, HessianError> {
+    let plan = config.plan()?;
+    check_finite(weight)?;
+    let (out, n) = weight.dim();
+    let groups = plan.groups(n);
+    let problem = Problem {
+        weight,
+        panels,
+        order,
+        dead,
+        grid: config.grid,
+        clip: config.clip,
+        plan,
+        block: config.block,
+    };
+    let mut levels = vec![0_u8; out * n];
+    let (mut scales, mut zeros) = (vec![0.0_f32; out * groups], vec![0.0_f32; out * groups]);
+    let mut row_losses = vec![0.0_f64; out];
+    let tiles = levels
+        .chunks_mut((TILE * n).max(1))
+        .zip(scales.chunks_mut(TILE * groups))
+        .zip(zeros.chunks_mut(TILE * groups))
+        .zip(row_losses.chunks_mut(TILE))
+        .enumerate()
+        .map(|(tile, (((levels, scales), zeros), losses))| TileOut {
+            first_row: tile * TILE,
+            levels,
+            scales,
+            zeros,
+            losses,
+        });
+    tasks::for_each(tiles, par, || problem.scratch(), |scratch, tile| problem.solve(scratch, tile))
+        .map_err(|(row, column)| HessianError::NotFiniteResult { row, column })?;
+    let (scales, zeros) = (shaped(scales, out, groups), shaped(zeros, out, groups));
+    let groups = match (plan, order) {
+        (Plan::Channel, _) => Groups::Channel,
+        (Plan::Dynamic(size), Some(order)) => {
+            let mut of_column = vec![0; n];
+            for (position, &column) in order.iter().enumerate() {
+                of_column[column as usize] = (position / size) as u32;
+            }
+            Groups::Index { size, of_column }
+        }
+        (Plan::Static(size) | Plan::Dynamic(size), _) => Groups::Size(size),
+    };
+    let matrix = QuantizedMatrix::new(config.grid.bits, shaped(levels, out, n), scales, zeros, groups)?;
+    Ok(GptqResult { matrix, row_losses })
+}
+
+#[expect(clippy::expect_used, reason = "the buffers were allocated with exactly this size")]
+fn shaped<A>(values: Vec<A>, rows: usize, columns: usize) -> Array2<A> {
+    Array2::from_shape_vec((rows, columns), values).expect("rows * columns elements")
+}

@@ -1,0 +1,457 @@
+//! The column loop of GPTQ on one tile of rows.
+//!
+//! # Decision feedback instead of the inverse
+//! GPTQ's update after column j is `w_k -= e_j U_jk` with `e_j = (w̃_j − q_j)/U_jj` and `UᵀU = H_d⁻¹`. With `R = U⁻¹`
+//! (upper triangular, `R Rᵀ = H_d`) and `W − Q = E U`, that is `E = (W − Q) R`, column k of the last equation reads
+//!
+//! `w̃_k = w_k + Σ_{j<k} (w_j − q_j) Ũ_jk`, `Ũ_jk = R_jk / R_kk`, `e_k = (w̃_k − q_k) R_kk`,
+//!
+//! with the **original** weights w: the differences `d_j = w_j − q_j` are final as soon as they are known, so the loop is
+//! a left-looking triangular solve whose bulk is a matrix product with a long inner dimension.
+//!
+//! # Layout
+//! A tile is stored transposed, one array of [`TILE`] rows per column: every column operation runs over consecutive
+//! numbers, and the products read the differences as they lie. All tiles have the same height (the last is padded with zero
+//! rows), so a row's result does not depend on which rows it is computed with.
+
+use std::ops::Range;
+
+use ndarray::ArrayView2;
+use quant_core::{ClipSearch, Grid, QParams};
+use quant_kernels::{Compute, Element, Par, matmul_nn, vectorized};
+
+use crate::panels::Panels;
+use crate::views;
+
+/// Rows of a tile.
+pub(crate) const TILE: usize = 128;
+/// Columns solved one by one between two products inside a block.
+const SUB: usize = 32;
+
+/// One value for each row of a tile.
+pub(crate) type Lanes<T> = [T; TILE];
+
+/// When parameters are found, and from what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Plan {
+    /// One set per row, from the original row, dead columns included.
+    Channel,
+    /// Groups of consecutive original columns, from the weight with dead columns zeroed.
+    Static(usize),
+    /// Groups of consecutive processing positions, from the weight as updated by all finished blocks.
+    Dynamic(usize),
+}
+
+impl Plan {
+    pub(crate) fn groups(self, n: usize) -> usize {
+        match self {
+            Self::Channel => 1,
+            Self::Static(size) | Self::Dynamic(size) => n.div_ceil(size).max(1),
+        }
+    }
+}
+
+/// What all tiles share.
+pub(crate) struct Problem<'a, T> {
+    pub(crate) weight: ArrayView2<'a, f32>,
+    pub(crate) panels: &'a Panels<T>,
+    /// Column at every processing position.
+    pub(crate) order: Option<&'a [u32]>,
+    pub(crate) dead: &'a [bool],
+    pub(crate) grid: Grid,
+    pub(crate) clip: Option<ClipSearch>,
+    pub(crate) plan: Plan,
+    pub(crate) block: usize,
+}
+
+/// Where the results of a tile of `rows` rows go; rows are contiguous.
+pub(crate) struct TileOut<'a> {
+    /// First row of the tile.
+    pub(crate) first_row: usize,
+    /// `[rows, n]`, original column order.
+    pub(crate) levels: &'a mut [u8],
+    /// `[rows, groups]`.
+    pub(crate) scales: &'a mut [f32],
+    /// `[rows, groups]`.
+    pub(crate) zeros: &'a mut [f32],
+    /// `Σ_k e_k²/2`, `[rows]`.
+    pub(crate) losses: &'a mut [f64],
+}
+
+/// The buffers of one worker.
+pub(crate) struct Scratch<T> {
+    /// `w − q` of finished positions, by processing position.
+    diff: Vec<Lanes<T>>,
+    /// `w̃` of the current block.
+    block: Vec<Lanes<T>>,
+    /// Original weights of the current block.
+    origin: Vec<Lanes<T>>,
+    /// Weights from the block's start to the end of its last group, as the finished blocks left them.
+    outer: Vec<Lanes<T>>,
+    /// What the finished blocks added to them.
+    update: Vec<Lanes<T>>,
+    levels: Vec<Lanes<u8>>,
+    /// Parameters by group.
+    scales: Vec<Lanes<f32>>,
+    zeros: Vec<Lanes<f32>>,
+    /// One row of a group, contiguous.
+    row: Vec<f32>,
+    /// `Ũ` of a sub-block, `[k][j]`.
+    feedback: Vec<[T; SUB]>,
+}
+
+impl<T: Element> Problem<'_, T> {
+    fn n(&self) -> usize {
+        self.panels.n()
+    }
+    #[inline(always)]
+    fn column(&self, position: usize) -> usize {
+        self.order.map_or(position, |order| order[position] as usize)
+    }
+    #[inline(always)]
+    fn group(&self, position: usize) -> usize {
+        match self.plan {
+            Plan::Channel => 0,
+            Plan::Static(size) => self.column(position) / size,
+            Plan::Dynamic(size) => position / size,
+        }
+    }
+
+    pub(crate) fn scratch(&self) -> Scratch<T> {
+        let n = self.n();
+        let block = self.block.min(n);
+        let groups = self.plan.groups(n);
+        let zero = [T::zero(); TILE];
+        Scratch {
+            diff: vec![zero; n],
+            block: vec![zero; block],
+            origin: vec![zero; block],
+            outer: Vec::new(),
+            update: Vec::new(),
+            levels: vec![[0; TILE]; block],
+            scales: vec![[1.0; TILE]; groups],
+            zeros: vec![[0.0; TILE]; groups],
+            row: Vec::new(),
+            feedback: vec![[T::zero(); SUB]; SUB],
+        }
+    }
+
+    /// Solves the rows `first_row..` of one tile.
+    ///
+    /// # Errors
+    /// `(row, column)` of the first updated weight (by position) that is not finite.
+    pub(crate) fn solve(&self, scratch: &mut Scratch<T>, out: TileOut<'_>) -> Result<(), (usize, usize)> {
+        let n = self.n();
+        let rows = out.losses.len();
+        out.losses.fill(0.0);
+        self.static_params(scratch, out.first_row, rows);
+        let mut start = 0;
+        while start < n {
+            let end = (start + self.block).min(n);
+            self.load(&mut scratch.origin, start..end, out.first_row, rows);
+            let width = end - start;
+            scratch.block[..width].copy_from_slice(&scratch.origin[..width]);
+            let solved = &scratch.diff[..start];
+            self.feed_back(&mut scratch.block[..width], start..end, T::one(), solved, 0..start);
+            if let Plan::Dynamic(size) = self.plan {
+                self.dynamic_params(scratch, size, start..end, out.first_row, rows);
+            }
+            let losses = self.solve_block(scratch, start..end);
+            for (row, loss) in losses[..rows].iter().enumerate() {
+                if !loss.is_finite() {
+                    let at = scratch.block[..width].iter().position(|w| !w[row].is_finite()).unwrap_or(0);
+                    return Err((out.first_row + row, self.column(start + at)));
+                }
+                out.losses[row] += 0.5 * loss.to_f64_exact();
+            }
+            self.store_levels(&scratch.levels[..width], start, out.levels);
+            start = end;
+        }
+        let groups = scratch.scales.len();
+        for row in 0..rows {
+            for g in 0..groups {
+                out.scales[row * groups + g] = scratch.scales[g][row];
+                out.zeros[row * groups + g] = scratch.zeros[g][row];
+            }
+        }
+        Ok(())
+    }
+
+    /// Original weights of positions, dead columns and rows beyond the tile's end zeroed.
+    fn load(&self, target: &mut [Lanes<T>], positions: Range<usize>, first_row: usize, rows: usize) {
+        let target = &mut target[..positions.len()];
+        if rows < TILE {
+            target.fill([T::zero(); TILE]);
+        }
+        // 16 rows at a time: one cache line of every target column is filled before moving on.
+        for r0 in (0..rows).step_by(16) {
+            for (position, lanes) in positions.clone().zip(target.iter_mut()) {
+                let column = self.column(position);
+                let dead = self.dead[column];
+                for r in r0..(r0 + 16).min(rows) {
+                    lanes[r] =
+                        if dead { T::zero() } else { T::from_f32(self.weight[(first_row + r, column)]) };
+                }
+            }
+        }
+    }
+
+    /// `target_k += sign · Σ_j sources_j Ũ_jk` for the positions k of `target` and j of `from`.
+    fn feed_back(
+        &self,
+        target: &mut [Lanes<T>],
+        to: Range<usize>,
+        sign: T,
+        sources: &[Lanes<T>],
+        from: Range<usize>,
+    ) {
+        if from.is_empty() {
+            return;
+        }
+        let sources = views::matrix(sources.as_flattened(), from.len(), TILE);
+        let first = to.start;
+        self.panels.for_columns(to, from, |column, panel| {
+            let width = panel.ncols();
+            let part = target[column - first..][..width].as_flattened_mut();
+            let part = views::matrix_mut(part, width, TILE);
+            matmul_nn(part, true, sign, panel.reversed_axes(), sources, Compute::F32, Par::Seq);
+        });
+    }
+
+    /// `sign · Ũ_jk` inside the sub-block that starts at `start`.
+    fn load_feedback(&self, feedback: &mut [[T; SUB]], positions: Range<usize>, sign: T) {
+        for k in positions.clone() {
+            for j in positions.start..k {
+                feedback[k - positions.start][j - positions.start] = sign * self.panels.at(j, k);
+            }
+        }
+    }
+
+    /// Parameters that do not depend on the column loop, from the original rows.
+    fn static_params(&self, scratch: &mut Scratch<T>, first_row: usize, rows: usize) {
+        let Scratch { scales, zeros, row: buffer, .. } = scratch;
+        let size = match self.plan {
+            Plan::Channel => self.n().max(1),
+            Plan::Static(size) => size,
+            Plan::Dynamic(_) => return,
+        };
+        for r in 0..rows {
+            buffer.clear();
+            buffer.extend(self.weight.row(first_row + r).iter().zip(self.dead).map(|(&w, &dead)| {
+                // The published per-channel search runs before dead columns are zeroed, the grouped one after.
+                if dead && self.plan != Plan::Channel { 0.0 } else { w }
+            }));
+            vectorized(|| {
+                for (g, group) in buffer.chunks(size).enumerate() {
+                    let params = self.grid.params(group, self.clip.as_ref());
+                    scales[g][r] = params.scale;
+                    zeros[g][r] = params.zero;
+                }
+            });
+        }
+    }
+
+    /// Parameters of the groups that start in a block, from the weight as the finished blocks left it.
+    ///
+    /// The current block's own updates are deliberately not in it (`gptq.md` section 2, step 7): the published code writes
+    /// a block back only when it is finished. That weight is `W_F + δ`, where S are the finished positions, F the others and
+    /// `δ = −E_S U_SF = D_S R_SF R_FF⁻¹`; column by column, `δ_k = Σ_{j∈S} d_j Ũ_jk − Σ_{j∈F, j<k} δ_j Ũ_jk`. The first sum
+    /// is what the block already received, the second is a forward substitution.
+    fn dynamic_params(
+        &self,
+        scratch: &mut Scratch<T>,
+        size: usize,
+        positions: Range<usize>,
+        first_row: usize,
+        rows: usize,
+    ) {
+        let n = self.n();
+        let (begin, width) = (positions.start, positions.len());
+        let first = begin.div_ceil(size) * size;
+        let last = (positions.end - 1) / size * size;
+        if last < first {
+            return;
+        }
+        let reach = (last + size).min(n).max(positions.end);
+        let Scratch { diff, block, origin, outer, update, scales, zeros, row, feedback, .. } = scratch;
+        outer.resize(reach - begin, [T::zero(); TILE]);
+        outer[..width].copy_from_slice(&origin[..width]);
+        self.load(&mut outer[width..], positions.end..reach, first_row, rows);
+        if begin > 0 {
+            update.clear();
+            update.resize(reach - begin, [T::zero(); TILE]);
+            for ((update, block), origin) in update.iter_mut().zip(&block[..width]).zip(origin.iter()) {
+                for r in 0..TILE {
+                    update[r] = block[r] - origin[r];
+                }
+            }
+            let beyond = positions.end..reach;
+            self.feed_back(&mut update[width..], beyond, T::one(), &diff[..begin], 0..begin);
+            for start in (0..reach - begin).step_by(SUB) {
+                let end = (start + SUB).min(reach - begin);
+                let here = begin + start..begin + end;
+                let (solved, rest) = update.split_at_mut(start);
+                let rest = &mut rest[..end - start];
+                self.feed_back(rest, here.clone(), -T::one(), solved, begin..begin + start);
+                self.load_feedback(feedback, here, -T::one());
+                vectorized(|| {
+                    for i in 0..rest.len() {
+                        let (solved, rest) = rest.split_at_mut(i);
+                        add_feedback(&mut rest[0], solved, &feedback[i][..i]);
+                    }
+                });
+            }
+            for (outer, update) in outer.iter_mut().zip(update.iter()) {
+                for r in 0..TILE {
+                    outer[r] += update[r];
+                }
+            }
+        }
+        for start in (first..positions.end).step_by(size) {
+            let columns = &outer[start - begin..(start + size).min(n) - begin];
+            let g = start / size;
+            vectorized(|| self.group_params(columns, rows, row, &mut scales[g], &mut zeros[g]));
+        }
+    }
+
+    #[inline(always)]
+    fn group_params(
+        &self,
+        columns: &[Lanes<T>],
+        rows: usize,
+        row: &mut Vec<f32>,
+        scales: &mut Lanes<f32>,
+        zeros: &mut Lanes<f32>,
+    ) {
+        if self.clip.is_none() && !self.grid.is_binary() {
+            // Without a search only the extremes count, and those are found for all rows at once.
+            let mut lo: Lanes<f32> = std::array::from_fn(|r| columns[0][r].to_f32_lossy());
+            let mut hi = lo;
+            for lanes in columns {
+                for r in 0..TILE {
+                    let w = lanes[r].to_f32_lossy();
+                    lo[r] = lo[r].min(w);
+                    hi[r] = hi[r].max(w);
+                }
+            }
+            for r in 0..TILE {
+                let QParams { scale, zero } = self.grid.from_range(lo[r], hi[r]);
+                scales[r] = scale;
+                zeros[r] = zero;
+            }
+            return;
+        }
+        for r in 0..rows {
+            row.clear();
+            row.extend(columns.iter().map(|lanes| lanes[r].to_f32_lossy()));
+            let params = self.grid.params(row, self.clip.as_ref());
+            scales[r] = params.scale;
+            zeros[r] = params.zero;
+        }
+    }
+
+    /// Quantises the columns of a block in order; returns `Σ e²` over the block, by row.
+    fn solve_block(&self, scratch: &mut Scratch<T>, positions: Range<usize>) -> Lanes<T> {
+        let Scratch { diff, block, origin, levels, scales, zeros, feedback, .. } = scratch;
+        let mut losses = [T::zero(); TILE];
+        let mut start = positions.start;
+        while start < positions.end {
+            let end = (start + SUB).min(positions.end);
+            let local = start - positions.start..end - positions.start;
+            let solved = &diff[positions.start..start];
+            self.feed_back(&mut block[local.clone()], start..end, T::one(), solved, positions.start..start);
+            self.load_feedback(feedback, start..end, T::one());
+            let (block, origin, levels) =
+                (&mut block[local.clone()], &origin[local.clone()], &mut levels[local]);
+            vectorized(|| {
+                for i in 0..end - start {
+                    let (solved, rest) = diff[start..end].split_at_mut(i);
+                    add_feedback(&mut block[i], solved, &feedback[i][..i]);
+                    let g = self.group(start + i);
+                    let pivot = self.panels.diagonal()[start + i];
+                    let column =
+                        Column { updated: &block[i], origin: &origin[i], scale: &scales[g], zero: &zeros[g] };
+                    if self.grid.is_binary() {
+                        let level = |w, p| self.grid.level(w, p);
+                        column.quantise(level, pivot, &mut rest[0], &mut levels[i], &mut losses);
+                    } else {
+                        let top = self.grid.bits.max_level();
+                        let level = |w, p: QParams| p.level(w, top);
+                        column.quantise(level, pivot, &mut rest[0], &mut levels[i], &mut losses);
+                    }
+                }
+            });
+            start = end;
+        }
+        losses
+    }
+
+    /// Levels of a block into the rows of the result, in original column order.
+    fn store_levels(&self, levels: &[Lanes<u8>], start: usize, out: &mut [u8]) {
+        let n = self.n();
+        for (r, row) in out.chunks_exact_mut(n).enumerate() {
+            match self.order {
+                None => {
+                    for (level, lanes) in row[start..].iter_mut().zip(levels) {
+                        *level = lanes[r];
+                    }
+                }
+                Some(order) => {
+                    for (&column, lanes) in order[start..].iter().zip(levels) {
+                        row[column as usize] = lanes[r];
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `target += Σ_j solved_j · feedback_j` over all rows of a tile, fused, the sum in the order of j.
+#[inline(always)]
+fn add_feedback<T: Element>(target: &mut Lanes<T>, solved: &[Lanes<T>], feedback: &[T]) {
+    // As many rows at a time as stay in registers.
+    const ROWS: usize = 64;
+    for part in 0..TILE / ROWS {
+        let range = part * ROWS..(part + 1) * ROWS;
+        let mut acc = [T::zero(); ROWS];
+        acc.copy_from_slice(&target[range.clone()]);
+        for (lanes, &u) in solved.iter().zip(feedback) {
+            let lanes = &lanes[range.clone()];
+            for r in 0..ROWS {
+                acc[r] = lanes[r].mul_add(u, acc[r]);
+            }
+        }
+        target[range].copy_from_slice(&acc);
+    }
+}
+
+/// One column of a tile, ready to be quantised.
+struct Column<'a, T> {
+    updated: &'a Lanes<T>,
+    origin: &'a Lanes<T>,
+    scale: &'a Lanes<f32>,
+    zero: &'a Lanes<f32>,
+}
+
+impl<T: Element> Column<'_, T> {
+    #[inline(always)]
+    fn quantise(
+        &self,
+        level: impl Fn(f32, QParams) -> f32,
+        pivot: T,
+        diff: &mut Lanes<T>,
+        levels: &mut Lanes<u8>,
+        losses: &mut Lanes<T>,
+    ) {
+        for r in 0..TILE {
+            let w = self.updated[r];
+            let params = QParams { scale: self.scale[r], zero: self.zero[r] };
+            let l = level(w.to_f32_lossy(), params);
+            let q = T::from_f32(params.value(l));
+            diff[r] = self.origin[r] - q;
+            let e = (w - q) * pivot;
+            losses[r] += e * e;
+            levels[r] = l as u8;
+        }
+    }
+}
