@@ -1,51 +1,172 @@
+//! Rates of the products beside faer and beside the multiply-add peak of the core, measured in one run.
+//!
+//! Contenders of one shape take turns, and each keeps its best round, so that a disturbance of the machine hits all of
+//! them alike. One thread is timed in CPU time of the thread where the system tells it (Linux), several in wall time.
+//! Rates count every multiplication and addition of the full product; a Gram matrix does about half of them, which is
+//! why its rate can exceed the peak.
+//!
+//! Run with `cargo bench -p quant-kernels --bench products`; add `-- quick` for one round.
+
+use std::hint::black_box;
 use std::time::Instant;
-use faer::linalg::matmul::{matmul, triangular};
+
+use faer::linalg::matmul::triangular::{self, BlockStructure};
+use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef};
 use ndarray::Array2;
-use quant_kernels::*;
-fn fill(r: usize, c: usize, s: u32) -> Array2<f32> {
-    let mut x = s;
-    Array2::from_shape_simple_fn((r, c), || { x = x.wrapping_mul(1664525).wrapping_add(1013904223); (x >> 8) as f32 / 8388608.0 - 1.0 })
-}
-fn best(flops: f64, mut f: impl FnMut()) -> f64 {
-    f();
-    let mut b = f64::MAX;
-    for _ in 0..4 { let t = Instant::now(); f(); b = b.min(t.elapsed().as_secs_f64()); }
-    flops / b / 1e9
-}
+use quant_kernels::{Compute, Level, Par, PreparedWeight, gram_lower, linear_into, vectorized};
+
+/// A named piece of work.
+type Contender<'a> = (&'a str, Box<dyn FnMut() + 'a>);
+
 fn main() {
-    for (m, k, n) in [(2048, 1536, 8960), (2048, 4096, 4096), (512, 1536, 1536), (1, 1536, 8960), (16, 1536, 8960)] {
-        let (a, b) = (fill(m, k, 1), fill(n, k, 2));
-        let fl = 2.0 * (m * n * k) as f64;
-        for t in [1, 2] {
-            let par = Par::new(t);
-            let mut c = Array2::<f32>::zeros((m, n));
-            let fp = if t == 1 { faer::Par::Seq } else { faer::Par::rayon(t) };
-            let f = best(fl, || matmul(MatMut::from_row_major_slice_mut(c.as_slice_mut().unwrap(), m, n), Accum::Replace, MatRef::from_row_major_slice(a.as_slice().unwrap(), m, k), MatRef::from_row_major_slice(b.as_slice().unwrap(), n, k).transpose(), 1.0f32, fp));
-            let o = best(fl, || linear_into(a.view(), b.view(), None, c.view_mut(), Compute::F32, par));
-            let w = PreparedWeight::new(b.view(), Compute::F32);
-            let p = best(fl, || w.forward_into(a.view(), None, c.view_mut(), par));
-            let h = best(fl, || linear_into(a.view(), b.view(), None, c.view_mut(), Compute::Bf16, par));
-            let w = PreparedWeight::new(b.view(), Compute::Bf16);
-            let hp = best(fl, || w.forward_into(a.view(), None, c.view_mut(), par));
-            println!("{m}x{k}x{n} t{t}: faer {f:.0} ours {o:.0} prep {p:.0} bf16 {h:.0} prep {hp:.0}");
+    let rounds = if std::env::args().any(|argument| argument == "quick") { 1 } else { 7 };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    println!("level {}, {threads} thread(s) available, best of {rounds} rounds", Level::detect());
+    println!("f32 multiply-add peak of one core: {:.0} GF/s", peak(rounds));
+    for par in [Par::Seq, Par::new(threads.min(2))] {
+        println!("\n{par}: rates in GF/s of 2 m n k, and as a ratio to the first column");
+        for (m, k, n) in [(2048, 1536, 8960), (2048, 4096, 4096), (512, 1536, 1536), (1, 1536, 8960)] {
+            linear_shapes(m, k, n, par, rounds);
+        }
+        for (tokens, n) in [(8192, 1536), (2048, 8960)] {
+            gram_shapes(tokens, n, par, rounds);
         }
     }
-    for (k, n) in [(8192, 1536), (2048, 8960)] {
-        let x = fill(k, n, 1);
-        let xt = x.t().as_standard_layout().into_owned();
-        let fl = 2.0 * (k * n * n) as f64;
-        for t in [1, 2] {
-            let par = Par::new(t);
-            let mut c = Array2::<f32>::zeros((n, n));
-            let fp = if t == 1 { faer::Par::Seq } else { faer::Par::rayon(t) };
-            let f = best(fl, || {
-                let xx = MatRef::from_row_major_slice(xt.as_slice().unwrap(), n, k);
-                triangular::matmul(MatMut::from_row_major_slice_mut(c.as_slice_mut().unwrap(), n, n), triangular::BlockStructure::TriangularLower, Accum::Add, xx, triangular::BlockStructure::Rectangular, xx.transpose(), triangular::BlockStructure::Rectangular, 1.0f32, fp)
-            });
-            let o = best(fl, || gram_lower(c.view_mut(), 1.0, x.view(), Compute::F32, par));
-            let h = best(fl, || gram_lower(c.view_mut(), 1.0, x.view(), Compute::Bf16, par));
-            println!("gram {k}x{n} t{t}: faer {f:.0} ours {o:.0} bf16 {h:.0}");
+}
+
+/// `y = x W^T`, `x` `[m, k]`, `W` `[n, k]`.
+fn linear_shapes(m: usize, k: usize, n: usize, par: Par, rounds: usize) {
+    let (x, w) = (random(m, k, 1), random(n, k, 2));
+    let outputs: [Array2<f32>; 5] = std::array::from_fn(|_| Array2::zeros((m, n)));
+    let [mut y0, mut y1, mut y2, mut y3, mut y4] = outputs;
+    let prepared = PreparedWeight::new(w.view(), Compute::F32);
+    let prepared_bf16 = PreparedWeight::new(w.view(), Compute::Bf16);
+    let contenders: Vec<Contender<'_>> = vec![
+        (
+            "faer",
+            Box::new(|| {
+                let w = row_major(&w).transpose();
+                matmul(row_major_mut(&mut y0), Accum::Replace, row_major(&x), w, 1.0, faer_par(par));
+            }),
+        ),
+        ("f32", Box::new(|| linear_into(x.view(), w.view(), None, y1.view_mut(), Compute::F32, par))),
+        ("f32 prepared", Box::new(|| prepared.forward_into(x.view(), None, y2.view_mut(), par))),
+        ("bf16", Box::new(|| linear_into(x.view(), w.view(), None, y3.view_mut(), Compute::Bf16, par))),
+        ("bf16 prepared", Box::new(|| prepared_bf16.forward_into(x.view(), None, y4.view_mut(), par))),
+    ];
+    report(&format!("linear {m}x{k}x{n}"), (m * n) as f64 * k as f64, par, rounds, contenders);
+}
+
+/// Lower triangle of `X^T X`, `X` `[tokens, n]`.
+fn gram_shapes(tokens: usize, n: usize, par: Par, rounds: usize) {
+    let x = random(tokens, n, 3);
+    let transposed = x.t().as_standard_layout().into_owned();
+    let outputs: [Array2<f32>; 3] = std::array::from_fn(|_| Array2::zeros((n, n)));
+    let [mut h0, mut h1, mut h2] = outputs;
+    let contenders: Vec<Contender<'_>> = vec![
+        (
+            "faer, X col-major",
+            Box::new(|| {
+                let left = row_major(&transposed);
+                triangular::matmul(
+                    row_major_mut(&mut h0),
+                    BlockStructure::TriangularLower,
+                    Accum::Add,
+                    left,
+                    BlockStructure::Rectangular,
+                    left.transpose(),
+                    BlockStructure::Rectangular,
+                    1.0,
+                    faer_par(par),
+                );
+            }),
+        ),
+        ("f32", Box::new(|| gram_lower(h1.view_mut(), 1.0, x.view(), Compute::F32, par))),
+        ("bf16", Box::new(|| gram_lower(h2.view_mut(), 1.0, x.view(), Compute::Bf16, par))),
+    ];
+    report(&format!("gram {tokens}x{n}"), (n * n) as f64 * tokens as f64, par, rounds, contenders);
+}
+
+fn report(name: &str, products: f64, par: Par, rounds: usize, mut contenders: Vec<Contender<'_>>) {
+    let mut best = vec![f64::INFINITY; contenders.len()];
+    for round in 0..=rounds {
+        for (best, (_, work)) in best.iter_mut().zip(&mut contenders) {
+            let seconds = time(par, work);
+            // The first round only warms caches and memory.
+            if round > 0 {
+                *best = best.min(seconds);
+            }
         }
     }
+    print!("{name:<24}");
+    for ((label, _), seconds) in contenders.iter().zip(&best) {
+        print!("  {label} {:.0} ({:.2})", 2.0 * products / seconds / 1e9, best[0] / seconds);
+    }
+    println!();
+}
+
+fn time(par: Par, work: &mut dyn FnMut()) -> f64 {
+    let (cpu, wall) = (thread_cpu_seconds(), Instant::now());
+    work();
+    match (par, cpu, thread_cpu_seconds()) {
+        (Par::Seq, Some(before), Some(after)) if after > before => after - before,
+        _ => wall.elapsed().as_secs_f64(),
+    }
+}
+
+/// CPU time of the calling thread, where the system tells it.
+fn thread_cpu_seconds() -> Option<f64> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    text.split_whitespace().next()?.parse::<f64>().ok().map(|nanoseconds| nanoseconds * 1e-9)
+}
+
+/// Multiply-adds in registers only: 24 chains of one register each.
+fn peak(rounds: usize) -> f64 {
+    const CHAINS: usize = 24;
+    const STEPS: usize = 4_000_000;
+    let (factor, summand) = (black_box(0.999_9_f32), black_box(1e-4_f32));
+    let mut best = f64::INFINITY;
+    for _ in 0..=rounds {
+        let seconds = time(Par::Seq, &mut || {
+            let sums = vectorized(
+                #[inline(always)]
+                || {
+                    let mut sums = [[1.0_f32; 16]; CHAINS];
+                    for _ in 0..STEPS {
+                        for chain in &mut sums {
+                            for x in chain {
+                                *x = x.mul_add(factor, summand);
+                            }
+                        }
+                    }
+                    sums
+                },
+            );
+            black_box(sums);
+        });
+        best = best.min(seconds);
+    }
+    2.0 * (CHAINS * 16 * STEPS) as f64 / best / 1e9
+}
+
+fn random(rows: usize, cols: usize, seed: u32) -> Array2<f32> {
+    let mut state = seed;
+    Array2::from_shape_simple_fn((rows, cols), || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / 8_388_608.0 - 1.0
+    })
+}
+
+fn row_major(x: &Array2<f32>) -> MatRef<'_, f32> {
+    MatRef::from_row_major_slice(x.as_slice().unwrap_or_default(), x.nrows(), x.ncols())
+}
+
+fn row_major_mut(x: &mut Array2<f32>) -> MatMut<'_, f32> {
+    let (rows, cols) = x.dim();
+    MatMut::from_row_major_slice_mut(x.as_slice_mut().unwrap_or_default(), rows, cols)
+}
+
+fn faer_par(par: Par) -> faer::Par {
+    if par.threads() == 1 { faer::Par::Seq } else { faer::Par::rayon(par.threads()) }
 }

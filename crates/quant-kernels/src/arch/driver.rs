@@ -16,15 +16,16 @@ use super::buffer::Buffer;
 use super::kernel::{Kernel, MAX_TILE};
 use super::pack::{Source, pack_panel};
 
-/// Rows and columns packed at a time, in bytes of packed memory: together well inside a third-level cache.
-const ROW_GROUP_BYTES: usize = 3 << 20;
-const COLUMN_GROUP_BYTES: usize = 4 << 20;
-/// The same for the columns of a product of few rows, where packed panels are used once and must not leave the
-/// second-level cache.
-const COLUMN_GROUP_BYTES_FEW_ROWS: usize = 512 << 10;
-/// Packed rows and columns of one task: together they stay in the second-level cache.
+/// Packed rows, over the whole summed index: read as one stream per pass, so main memory will do.
+const ROW_GROUP_BYTES: usize = 64 << 20;
+/// Packed columns of one block of the summed index: well inside a third-level cache, together with the part of the
+/// destination they are for, which is updated once per block.
+const COLUMN_GROUP_BYTES: usize = 1536 << 10;
+/// The same, per thread, for a product of few rows: panels are used once and must not leave the second-level cache.
+const FEW_ROWS_COLUMN_GROUP_BYTES: usize = 512 << 10;
+/// Packed rows and columns of one task: the columns stay in the second-level cache while the rows stream by.
 const TASK_ROW_BYTES: usize = 256 << 10;
-const TASK_COLUMN_BYTES: usize = 256 << 10;
+const TASK_COLUMN_BYTES: usize = 384 << 10;
 /// Packed panels copied by one task.
 const PACK_TASK_BYTES: usize = 128 << 10;
 /// Multiply-adds below which starting other threads costs more than it gives.
@@ -130,71 +131,56 @@ pub(super) unsafe fn gemm<K: Kernel>(
     }
     let par = if m.saturating_mul(n).saturating_mul(k) < SEQUENTIAL_WORK { Par::Seq } else { par };
 
-    let word = size_of::<K::Word>();
-    let lane_bytes = block_words::<K>(k) * word;
-    let fitting = |bytes: usize, width: usize| (bytes / lane_bytes / width).max(1) * width;
-    let row_group = fitting(ROW_GROUP_BYTES, K::MR).min(m.next_multiple_of(K::MR));
-    let task_rows = balanced(row_group, fitting(TASK_ROW_BYTES, K::MR), K::MR);
-    let task_cols = fitting(TASK_COLUMN_BYTES, K::NR);
-    let column_bytes =
-        if m <= task_rows { COLUMN_GROUP_BYTES_FEW_ROWS * par.threads() } else { COLUMN_GROUP_BYTES };
-    let column_group = match b {
-        Columns::Source(_) => fitting(column_bytes, K::NR).min(n.next_multiple_of(K::NR)),
-        Columns::Packed(_) => n.next_multiple_of(K::NR),
-    };
-
-    let words_per_block = block_words::<K>(k);
-    let mut a_buffer = Buffer::new::<K::Word>(row_group * words_per_block);
-    let mut b_buffer = match b {
-        Columns::Source(_) => Buffer::new::<K::Word>(column_group * words_per_block),
-        Columns::Packed(_) => Buffer::new::<K::Word>(0),
-    };
+    let plan = Plan::new::<K>(m, n, k, matches!(b, Columns::Packed(_)), par);
+    let mut a_buffer = Buffer::new::<K::Word>(plan.row_group * k.div_ceil(K::PAIR));
+    let mut b_buffer = Buffer::new::<K::Word>(plan.packed_columns * block_words::<K>(k));
     let a_packed = Shared(a_buffer.as_mut_ptr::<K::Word>());
     let b_packed = Shared(b_buffer.as_mut_ptr::<K::Word>());
 
-    for row0 in (0..m).step_by(row_group) {
-        let row1 = (row0 + row_group).min(m);
+    for row0 in (0..m).step_by(plan.row_group) {
+        let row1 = (row0 + plan.row_group).min(m);
+        let padded = (row1 - row0).next_multiple_of(K::MR);
+        let a_block = |first: usize| a_packed.offset(first / K::PAIR * padded);
         let columns = if region == Region::Lower { n.min(row1) } else { n };
-        for col0 in (0..columns).step_by(column_group) {
-            let col1 = (col0 + column_group).min(columns);
+        for col0 in (0..columns).step_by(plan.column_group) {
+            let col1 = (col0 + plan.column_group).min(columns);
             for first in (0..k).step_by(K::KC) {
                 let depth = K::KC.min(k - first);
                 let words = depth.div_ceil(K::PAIR);
-                let per_task = (PACK_TASK_BYTES / (words * word * K::MR.max(K::NR))).max(1);
 
-                let a_panels = (row1 - row0).div_ceil(K::MR);
-                let a_tasks = a_panels.div_ceil(per_task);
-                let b_panels = (col1 - col0).div_ceil(K::NR);
-                let b_tasks = if matches!(b, Columns::Source(_)) { b_panels.div_ceil(per_task) } else { 0 };
+                // Rows are packed once, on the first pass over the columns.
+                let a_panels = if col0 == 0 { padded / K::MR } else { 0 };
+                let a_tasks = a_panels.div_ceil(plan.pack_panels);
+                let b_panels = if plan.packed_columns > 0 { (col1 - col0).div_ceil(K::NR) } else { 0 };
+                let b_tasks = b_panels.div_ceil(plan.pack_panels);
                 parallel_for(par, a_tasks + b_tasks, |task| {
                     // SAFETY: the panels of different tasks do not overlap, and every panel index is below the count
                     // the buffers were made for.
                     unsafe {
                         if task < a_tasks {
-                            let panels = task * per_task..((task + 1) * per_task).min(a_panels);
-                            pack_panels::<K>(a, row0, K::MR, panels, first, depth, a_packed.get());
+                            let panels = plan.panels(task, a_panels);
+                            pack_panels::<K>(a, row0, K::MR, panels, first, depth, a_block(first).get());
                         } else if let Columns::Source(b) = b {
-                            let task = task - a_tasks;
-                            let panels = task * per_task..((task + 1) * per_task).min(b_panels);
+                            let panels = plan.panels(task - a_tasks, b_panels);
                             pack_panels::<K>(b, col0, K::NR, panels, first, depth, b_packed.get());
                         }
                     }
                 });
 
-                let row_tasks = (row1 - row0).div_ceil(task_rows);
-                let col_tasks = (col1 - col0).div_ceil(task_cols);
+                let row_tasks = (row1 - row0).div_ceil(plan.task_rows);
+                let col_tasks = (col1 - col0).div_ceil(plan.task_cols);
                 parallel_for(par, row_tasks * col_tasks, |task| {
-                    let i0 = row0 + task % row_tasks * task_rows;
-                    let j0 = col0 + task / row_tasks * task_cols;
+                    let i0 = row0 + task % row_tasks * plan.task_rows;
+                    let j0 = col0 + task / row_tasks * plan.task_cols;
                     let block = Block {
-                        rows: i0..(i0 + task_rows).min(row1),
-                        cols: j0..(j0 + task_cols).min(col1),
+                        rows: i0..(i0 + plan.task_rows).min(row1),
+                        cols: j0..(j0 + plan.task_cols).min(col1),
                         words,
                         accumulate: accumulate || first > 0,
                     };
                     // SAFETY: panels of the block are packed, and no other task has this block of the destination.
                     unsafe {
-                        let a = a_packed.get().add((i0 - row0) * words);
+                        let a = a_block(first).get().add((i0 - row0) * words);
                         let b = match b {
                             Columns::Source(_) => b_packed.get().add((j0 - col0) * words).cast_const(),
                             Columns::Packed(packed) => packed.panel::<K>(first, j0 / K::NR),
@@ -204,6 +190,52 @@ pub(super) unsafe fn gemm<K: Kernel>(
                 });
             }
         }
+    }
+}
+
+/// How a product is cut into pieces. Nothing here is visible in the result.
+struct Plan {
+    /// Rows packed at a time, over the whole summed index.
+    row_group: usize,
+    /// Columns that share a pass over the summed index.
+    column_group: usize,
+    /// Columns of the packing buffer: the column group, or none if the operand came packed.
+    packed_columns: usize,
+    /// Rows and columns of one task.
+    task_rows: usize,
+    task_cols: usize,
+    /// Panels that one packing task copies.
+    pack_panels: usize,
+}
+
+impl Plan {
+    fn new<K: Kernel>(m: usize, n: usize, k: usize, packed: bool, par: Par) -> Self {
+        let word = size_of::<K::Word>();
+        let lane_bytes = block_words::<K>(k) * word;
+        let fitting = |bytes: usize, lane: usize, width: usize| (bytes / lane / width).max(1) * width;
+        let row_limit = fitting(ROW_GROUP_BYTES, k.div_ceil(K::PAIR) * word, K::MR);
+        let row_group = balanced(m, row_limit, K::MR);
+        let task_rows = balanced(row_group, fitting(TASK_ROW_BYTES, lane_bytes, K::MR), K::MR);
+        let few_rows = m <= task_rows;
+        let column_bytes = if few_rows { FEW_ROWS_COLUMN_GROUP_BYTES * par.threads() } else { COLUMN_GROUP_BYTES };
+        let column_group = if packed && few_rows {
+            n.next_multiple_of(K::NR)
+        } else {
+            balanced(n, fitting(column_bytes, lane_bytes, K::NR), K::NR)
+        };
+        Self {
+            row_group,
+            column_group,
+            packed_columns: if packed { 0 } else { column_group },
+            task_rows,
+            task_cols: fitting(TASK_COLUMN_BYTES, lane_bytes, K::NR),
+            pack_panels: fitting(PACK_TASK_BYTES, lane_bytes * K::MR.max(K::NR), 1),
+        }
+    }
+
+    /// The panels of a packing task.
+    fn panels(&self, task: usize, count: usize) -> std::ops::Range<usize> {
+        task * self.pack_panels..((task + 1) * self.pack_panels).min(count)
     }
 }
 
@@ -346,6 +378,10 @@ struct Shared<T>(*mut T);
 impl<T> Shared<T> {
     fn get(self) -> *mut T {
         self.0
+    }
+
+    fn offset(self, count: usize) -> Self {
+        Self(self.0.wrapping_add(count))
     }
 }
 

@@ -6,6 +6,9 @@ use crate::element::sealed::Primitive as _;
 /// The widest tile any kernel has, in elements: the size of the stack buffer for tiles that cross an edge.
 pub(super) const MAX_TILE: usize = 512;
 
+/// Lanes and words of a block that packing transposes: with 4-byte words one cache line of each source lane.
+pub(super) const STEP: usize = 16;
+
 /// One way to compute a small tile of a product from packed panels.
 ///
 /// A panel holds `W` lanes (rows of A with `W = MR`, columns of B with `W = NR`) over a range of the summed index:
@@ -38,6 +41,27 @@ pub(super) unsafe trait Kernel: Copy + Send + Sync {
 
     /// Packs element `low` and, for `PAIR = 2`, its successor `high`.
     fn word(low: Self::Elem, high: Self::Elem) -> Self::Word;
+
+    /// Writes a block of `columns` lanes and `rows` words per lane as rows: `dst[t * width + l] = block[l][t]`.
+    ///
+    /// # Safety
+    /// `columns <= STEP`, `rows <= STEP`, and `dst` is valid for writes of `columns` words at each of `rows` multiples
+    /// of `width`.
+    #[inline(always)]
+    unsafe fn transpose(
+        block: &[[Self::Word; STEP]; STEP],
+        columns: usize,
+        rows: usize,
+        dst: *mut Self::Word,
+        width: usize,
+    ) {
+        for (l, lane) in block.iter().enumerate().take(columns) {
+            for (t, &word) in lane.iter().enumerate().take(rows) {
+                // SAFETY: t < rows and l < columns.
+                unsafe { *dst.add(t * width + l) = word };
+            }
+        }
+    }
 
     /// `c[i, j] = alpha * s[i, j]`, or `+=` with `accumulate`, for `i < rows` and `j < NR`.
     ///
@@ -76,6 +100,18 @@ unsafe impl<K: Kernel<Word = <K as Kernel>::Elem>> Kernel for Rounded<K> {
     #[inline(always)]
     fn word(low: Self::Elem, _high: Self::Elem) -> Self::Word {
         low.round_to_bf16()
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(
+        block: &[[Self::Word; STEP]; STEP],
+        columns: usize,
+        rows: usize,
+        dst: *mut Self::Word,
+        width: usize,
+    ) {
+        // SAFETY: the contract is the same.
+        unsafe { K::transpose(block, columns, rows, dst, width) }
     }
 
     #[inline(always)]

@@ -1,8 +1,10 @@
 //! Copying operands into panels.
 
+use std::mem::MaybeUninit;
+
 use ndarray::ArrayView2;
 
-use super::kernel::Kernel;
+use super::kernel::{Kernel, STEP};
 
 /// An operand as lanes (the index that survives the product) by depth (the index that is summed).
 #[derive(Clone, Copy, Debug)]
@@ -50,9 +52,6 @@ impl<T: Copy> Source<T> {
     }
 }
 
-/// Words written side by side while transposing: with 4-byte words one cache line of each source lane.
-const STEP: usize = 16;
-
 /// Packs `width` lanes from `lane` on and `depth` elements from `first` on into `dst`, in the layout of [`Kernel`].
 /// Lanes beyond the end of the source and the odd half of a last word become zero.
 ///
@@ -71,18 +70,32 @@ pub(super) unsafe fn pack_panel<K: Kernel>(
     let lanes = width.min(src.lanes - lane);
     let words = depth.div_ceil(K::PAIR);
     // SAFETY: the caller vouches for the destination.
-    let dst = unsafe { std::slice::from_raw_parts_mut(dst.cast::<std::mem::MaybeUninit<K::Word>>(), words * width) };
+    let dst = unsafe { std::slice::from_raw_parts_mut(dst.cast::<MaybeUninit<K::Word>>(), words * width) };
     if lanes < width {
         for row in dst.chunks_exact_mut(width) {
-            row[lanes..].fill(std::mem::MaybeUninit::new(K::ZERO));
+            row[lanes..].fill(MaybeUninit::new(K::ZERO));
         }
     }
     let zero = <K::Elem as num_traits::Zero>::zero();
     if src.depth_stride == 1 {
-        for l in 0..lanes {
-            // SAFETY: adjacent elements of one lane of the view, in range by the contract.
-            let row = unsafe { std::slice::from_raw_parts(src.at(lane + l, first), depth) };
-            transpose_lane::<K>(row, dst, width, l);
+        // One cache line of 16 lanes at a time: both the block and the words written stay in the first-level cache.
+        let mut block = [[K::ZERO; STEP]; STEP];
+        for (step, out) in dst.chunks_mut(STEP * width).enumerate() {
+            let start = step * STEP * K::PAIR;
+            let length = (STEP * K::PAIR).min(depth - start);
+            for group in (0..lanes).step_by(STEP) {
+                let columns = STEP.min(lanes - group);
+                for l in 0..columns {
+                    // SAFETY: adjacent elements of one lane of the view, in range by the contract.
+                    let row = unsafe { std::slice::from_raw_parts(src.at(lane + group + l, first + start), length) };
+                    convert::<K>(row, &mut block[l]);
+                }
+                // SAFETY: `columns` words at `group` in every row of `out` are inside the panel.
+                unsafe {
+                    let out_rows = out.len() / width;
+                    K::transpose(&block, columns, out_rows, out.as_mut_ptr().add(group).cast(), width);
+                }
+            }
         }
     } else if src.lane_stride == 1 {
         for (w, out) in dst.chunks_exact_mut(width).enumerate() {
@@ -117,32 +130,17 @@ pub(super) unsafe fn pack_panel<K: Kernel>(
     }
 }
 
-/// Writes one lane, whose elements are adjacent, into its column of the panel.
+/// Up to `STEP` words of one lane, whose elements are adjacent.
 #[inline(always)]
-fn transpose_lane<K: Kernel>(
-    row: &[K::Elem],
-    dst: &mut [std::mem::MaybeUninit<K::Word>],
-    width: usize,
-    lane: usize,
-) {
-    let block = STEP * K::PAIR;
-    let mut words = [K::ZERO; STEP];
-    let mut blocks = row.chunks_exact(block);
-    let mut outs = dst.chunks_mut(STEP * width);
-    for (row, out) in blocks.by_ref().zip(outs.by_ref()) {
-        // Converting apart from scattering lets the conversion vectorise.
+fn convert<K: Kernel>(row: &[K::Elem], words: &mut [K::Word; STEP]) {
+    if row.len() == STEP * K::PAIR {
         for t in 0..STEP {
             words[t] = K::word(row[t * K::PAIR], row[t * K::PAIR + K::PAIR - 1]);
         }
-        for t in 0..STEP {
-            out[t * width + lane].write(words[t]);
-        }
-    }
-    let zero = <K::Elem as num_traits::Zero>::zero();
-    if let Some(out) = outs.next() {
-        for (t, pair) in blocks.remainder().chunks(K::PAIR).enumerate() {
-            let high = if pair.len() == 2 { pair[1] } else { zero };
-            out[t * width + lane].write(K::word(pair[0], high));
+    } else {
+        let zero = <K::Elem as num_traits::Zero>::zero();
+        for (word, pair) in words.iter_mut().zip(row.chunks(K::PAIR)) {
+            *word = K::word(pair[0], if pair.len() == 2 { pair[1] } else { zero });
         }
     }
 }

@@ -3,14 +3,15 @@
 use std::arch::x86_64::*;
 
 use super::tile::register_tile;
-use crate::arch::kernel::{KC_F32, KC_F64, Kernel};
+use super::transpose::transpose_words;
+use crate::arch::kernel::{KC_F32, KC_F64, Kernel, STEP};
 
 register_tile! {
     /// 14 x 32 f32.
     Avx512F32, features "avx512f",
     f32 in 16 lanes, f32 of 1, 14 x 2, block KC_F32,
     rows [1, 2, 4, 8],
-    pack |low, _| low, load _mm512_load_ps, broadcast |a: *const f32| _mm512_set1_ps(*a),
+    pack |low, _| low, transpose [transpose_words], load _mm512_load_ps, broadcast |a: *const f32| _mm512_set1_ps(*a),
     madd |sum, a, b| _mm512_fmadd_ps(a, b, sum),
     zero _mm512_setzero_ps, splat _mm512_set1_ps, mul _mm512_mul_ps, add _mm512_add_ps,
     read _mm512_loadu_ps, write _mm512_storeu_ps
@@ -21,7 +22,7 @@ register_tile! {
     Avx512F64, features "avx512f",
     f64 in 8 lanes, f64 of 1, 14 x 2, block KC_F64,
     rows [1, 2, 4, 8],
-    pack |low, _| low, load _mm512_load_pd, broadcast |a: *const f64| _mm512_set1_pd(*a),
+    pack |low, _| low, transpose [], load _mm512_load_pd, broadcast |a: *const f64| _mm512_set1_pd(*a),
     madd |sum, a, b| _mm512_fmadd_pd(a, b, sum),
     zero _mm512_setzero_pd, splat _mm512_set1_pd, mul _mm512_mul_pd, add _mm512_add_pd,
     read _mm512_loadu_pd, write _mm512_storeu_pd

@@ -3,7 +3,8 @@
 use std::arch::x86_64::*;
 
 use super::tile::register_tile;
-use crate::arch::kernel::{KC_F32, Kernel, bf16_bits};
+use super::transpose::transpose_words;
+use crate::arch::kernel::{KC_F32, Kernel, STEP, bf16_bits};
 
 /// Two elements of the summed index, the earlier one in the low half.
 #[inline(always)]
@@ -37,7 +38,7 @@ register_tile! {
     Avx512Bf16, features "avx512f,avx512bf16",
     f32 in 16 lanes, u32 of 2, 14 x 2, block 2 * KC_F32,
     rows [1, 2, 4, 8],
-    pack pair, load load, broadcast broadcast, madd _mm512_dpbf16_ps,
+    pack pair, transpose [transpose_words], load load, broadcast broadcast, madd _mm512_dpbf16_ps,
     zero _mm512_setzero_ps, splat _mm512_set1_ps, mul _mm512_mul_ps, add _mm512_add_ps,
     read _mm512_loadu_ps, write _mm512_storeu_ps
 }

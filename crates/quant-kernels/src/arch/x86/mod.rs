@@ -4,6 +4,7 @@ mod avx2;
 mod avx512;
 mod avx512bf16;
 mod tile;
+mod transpose;
 
 pub(super) use avx2::{Avx2F32, Avx2F64};
 pub(super) use avx512::{Avx512F32, Avx512F64};

@@ -10,7 +10,7 @@ macro_rules! register_tile {
         $(#[$doc:meta])* $name:ident, features $features:literal,
         $elem:ident in $lanes:literal lanes, $word:ident of $pair:literal, $mr:literal x $vectors:literal, block $kc:expr,
         rows [$($rows:literal),*],
-        pack $pack:expr, load $load:expr, broadcast $broadcast:expr, madd $madd:expr,
+        pack $pack:expr, transpose [$($transpose:ident)?], load $load:expr, broadcast $broadcast:expr, madd $madd:expr,
         zero $zero:ident, splat $splat:ident, mul $mul:ident, add $add:ident, read $read:ident, write $write:ident
     ) => {
         $(#[$doc])*
@@ -96,6 +96,20 @@ macro_rules! register_tile {
             fn word(low: $elem, high: $elem) -> $word {
                 $pack(low, high)
             }
+
+            $(
+                #[inline(always)]
+                unsafe fn transpose(
+                    block: &[[$word; STEP]; STEP],
+                    columns: usize,
+                    rows: usize,
+                    dst: *mut $word,
+                    width: usize,
+                ) {
+                    // SAFETY: the machine has the instructions, and the contract is the same.
+                    unsafe { $transpose(block.as_ptr().cast(), columns, rows, dst.cast(), width) }
+                }
+            )?
 
             #[inline(always)]
             unsafe fn tile(
