@@ -1,2 +1,49 @@
-//! Model families as data, and the decoder block they share.
+//! Model families as data, and the one decoder block they share.
+//!
+//! ```text
+//! config.json ──► model_spec ──► ModelSpec ──► cross_check against the tensors of a folder
+//!                                    │
+//! BlockSource ──► BlockParams ──► Block (four stages) ──► StreamedModel: hidden states, logits
+//! ```
+//!
+//! A family ([`Family`]) is a row of a table: defaults, bias rules, what is refused. Nothing after [`model_spec`] asks
+//! which family a model belongs to. [`Block`] runs in stages because calibration looks, and quantises, between them.
+//! Every computation is generic over `f32` and `f64`, takes its degree of parallelism as an argument, and gives the same
+//! bits for every number of threads.
+//!
+//! ```
+//! let config = serde_json::json!({
+//!     "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2",
+//!     "hidden_size": 192, "intermediate_size": 576, "num_hidden_layers": 6,
+//!     "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 1024,
+//! });
+//! let spec = quant_model::model_spec(&config)?;
+//! assert_eq!((spec.head_dim, spec.qkv_bias, spec.o_bias), (32, true, false));
+//! # Ok::<(), quant_model::ModelError>(())
+//! ```
 #![forbid(unsafe_code)]
+
+mod attention;
+mod block;
+mod check;
+mod config;
+mod error;
+pub mod families;
+mod fields;
+mod linear;
+mod memory;
+mod model;
+mod parallel;
+mod rope;
+mod rope_config;
+mod views;
+
+pub use block::{Block, KvObserver};
+pub use check::{CrossCheck, TensorProblem, cross_check};
+pub use config::model_spec;
+pub use error::ModelError;
+pub use families::{FAMILIES, Family};
+pub use linear::{FakeQuantLinear, FloatLinear, LinearOp, linear_op};
+pub use memory::InMemoryModel;
+pub use model::{NonFinite, StreamedModel};
+pub use rope::{RopeTable, inverse_frequencies};

@@ -1,0 +1,174 @@
+//! Causal grouped-query attention over one sequence.
+
+use crate::parallel::for_each;
+use crate::views::{columns, rows};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
+use quant_kernels::{Compute, Element, Par, matmul_nn, matmul_nt, softmax_rows_causal};
+
+/// Query rows per score tile: `128 · keys` scores stay in the second-level cache up to a few thousand keys.
+const QUERY_BLOCK: usize = 128;
+
+/// How queries, keys and values are laid out and which of them meet.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AttentionShape {
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) window: Option<usize>,
+}
+
+/// `softmax(q k^T / sqrt(head_dim) + mask) v` per head (Vaswani et al. 2017), key head `h / (heads / kv_heads)` serving
+/// query head `h` (Ainslie et al. 2023).
+///
+/// `q` is `[tokens, heads · head_dim]`; `k` and `v` are `[past + tokens, kv_heads · head_dim]`, so that query `i` stands
+/// at position `past + i`. It sees keys `j <= past + i`, with a window only `j > past + i − window`.
+/// Returns `[tokens, heads · head_dim]`. Scores exist one tile at a time: a block of queries of one head against the keys
+/// any of them can see. Every tile is one task, in f32 or f64 whatever the compute setting of the linears.
+pub(crate) fn causal_attention<T: Element>(
+    q: ArrayView2<'_, T>,
+    k: ArrayView2<'_, T>,
+    v: ArrayView2<'_, T>,
+    shape: &AttentionShape,
+    past: usize,
+    par: Par,
+) -> Array2<T> {
+    let mut out = Array2::zeros(q.dim());
+    let mut tasks = tiles(out.view_mut(), shape.head_dim);
+    // The longest tiles first, or the last worker finishes alone.
+    tasks.sort_by_key(|tile| std::cmp::Reverse(tile.start));
+    let scale = T::from_f64((shape.head_dim as f64).sqrt().recip());
+    for_each(tasks, par, Vec::new, |scratch, tile| {
+        let (start, end) = (past + tile.start, past + tile.start + tile.out.nrows());
+        let first = shape.window.map_or(0, |w| (start + 1).saturating_sub(w));
+        let key_head = head(tile.head / (shape.heads / shape.kv_heads), shape.head_dim);
+        let queries = columns(rows(q, start - past..end - past), head(tile.head, shape.head_dim));
+        let keys = columns(rows(k, first..end), key_head.clone());
+        let values = columns(rows(v, first..end), key_head);
+        let dim = (queries.nrows(), keys.nrows());
+        scratch.resize(dim.0 * dim.1, T::zero());
+        let Ok(mut scores) = ArrayViewMut2::from_shape(dim, scratch.as_mut_slice()) else { return };
+        matmul_nt(scores.view_mut(), false, scale, queries, keys, Compute::F32, Par::Seq);
+        softmax_rows_causal(scores.view_mut(), start - first, shape.window);
+        matmul_nn(tile.out, false, T::one(), scores.view(), values, Compute::F32, Par::Seq);
+    });
+    out
+}
+
+/// The outputs of one block of queries of one head.
+struct Tile<'a, T> {
+    head: usize,
+    start: usize,
+    out: ArrayViewMut2<'a, T>,
+}
+
+fn tiles<T>(out: ArrayViewMut2<'_, T>, head_dim: usize) -> Vec<Tile<'_, T>> {
+    let mut tiles = Vec::new();
+    let mut rest = out;
+    let mut index = 0;
+    while rest.ncols() > 0 {
+        let (mut left, right) = rest.split_at(Axis(1), head_dim);
+        let mut start = 0;
+        while left.nrows() > 0 {
+            let rows = left.nrows().min(QUERY_BLOCK);
+            let (tile, below) = left.split_at(Axis(0), rows);
+            tiles.push(Tile { head: index, start, out: tile });
+            start += rows;
+            left = below;
+        }
+        index += 1;
+        rest = right;
+    }
+    tiles
+}
+
+fn head(index: usize, head_dim: usize) -> std::ops::Range<usize> {
+    index * head_dim..(index + 1) * head_dim
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn filled(rows: usize, columns: usize, seed: u64) -> Array2<f64> {
+        let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+        Array2::from_shape_simple_fn((rows, columns), || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 11) as f64 / (1_u64 << 52) as f64 - 1.0
+        })
+    }
+
+    /// The definition, one query at a time.
+    fn reference(
+        q: &Array2<f64>,
+        k: &Array2<f64>,
+        v: &Array2<f64>,
+        shape: &AttentionShape,
+        past: usize,
+    ) -> Array2<f64> {
+        let d = shape.head_dim;
+        let mut out = Array2::zeros(q.dim());
+        for h in 0..shape.heads {
+            let g = h / (shape.heads / shape.kv_heads);
+            for i in 0..q.nrows() {
+                let p = past + i;
+                let first = shape.window.map_or(0, |w| (p + 1).saturating_sub(w));
+                let scores: Vec<f64> = (first..=p)
+                    .map(|j| {
+                        (0..d).map(|c| q[(i, h * d + c)] * k[(j, g * d + c)]).sum::<f64>() / (d as f64).sqrt()
+                    })
+                    .collect();
+                let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let total: f64 = scores.iter().map(|s| (s - max).exp()).sum();
+                for (j, score) in (first..=p).zip(&scores) {
+                    for c in 0..d {
+                        out[(i, h * d + c)] += (score - max).exp() / total * v[(j, g * d + c)];
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+        #[test]
+        fn tiles_compute_the_definition(
+            tokens in 1_usize..200, past in 0_usize..20, kv_heads in 1_usize..3, group in 1_usize..4,
+            window in prop::option::of(1_usize..150), seed in any::<u64>(),
+        ) {
+            let shape = AttentionShape { heads: kv_heads * group, kv_heads, head_dim: 8, window };
+            let q = filled(tokens, shape.heads * 8, seed);
+            let k = filled(past + tokens, kv_heads * 8, seed ^ 1);
+            let v = filled(past + tokens, kv_heads * 8, seed ^ 2);
+            let expected = reference(&q, &k, &v, &shape, past);
+            let got = causal_attention(q.view(), k.view(), v.view(), &shape, past, Par::Seq);
+            let worst = (&got - &expected).iter().fold(0.0_f64, |m, x| m.max(x.abs()));
+            prop_assert!(worst < 1e-12, "{worst}");
+            let threaded = causal_attention(q.view(), k.view(), v.view(), &shape, past, Par::new(3));
+            prop_assert_eq!(got, threaded);
+        }
+    }
+
+    #[test]
+    fn grouped_heads_equal_repeated_key_heads() {
+        let grouped = AttentionShape { heads: 6, kv_heads: 2, head_dim: 8, window: None };
+        let full = AttentionShape { kv_heads: 6, ..grouped };
+        let (q, k, v) = (filled(140, 48, 1), filled(140, 16, 2), filled(140, 16, 3));
+        let repeat =
+            |x: &Array2<f64>| Array2::from_shape_fn((140, 48), |(t, c)| x[(t, c / 8 / 3 * 8 + c % 8)]);
+        assert_eq!(
+            causal_attention(q.view(), k.view(), v.view(), &grouped, 0, Par::Seq),
+            causal_attention(q.view(), repeat(&k).view(), repeat(&v).view(), &full, 0, Par::Seq),
+        );
+    }
+
+    #[test]
+    fn a_window_of_one_copies_the_value() {
+        let shape = AttentionShape { heads: 2, kv_heads: 2, head_dim: 8, window: Some(1) };
+        let (q, k, v) = (filled(50, 16, 4), filled(50, 16, 5), filled(50, 16, 6));
+        assert_eq!(causal_attention(q.view(), k.view(), v.view(), &shape, 0, Par::Seq), v);
+    }
+}

@@ -1,0 +1,347 @@
+//! The decoder block, runnable stage by stage.
+
+use crate::attention::{AttentionShape, causal_attention};
+use crate::linear::{LinearOp, forward_shared, linear_op};
+use crate::parallel::for_rows;
+use crate::{ModelError, RopeTable, views};
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayViewMut2, Axis};
+use quant_core::KvQuant;
+use quant_core::activation::KvSide;
+use quant_graph::{BlockParams, LinearParams, LinearSpec, ModelSpec, Norm, Role, Site};
+use quant_kernels::{Compute, Element, Par, rms_norm, rope_in_place, silu_mul, vectorized};
+
+/// Sees what would enter the KV cache, before its quantisation: calibration of static scales.
+pub trait KvObserver<T> {
+    /// `keys` after rope and `values`, both `[tokens, kv_heads · head_dim]`, of one sequence.
+    fn observe(&mut self, keys: ArrayView2<'_, T>, values: ArrayView2<'_, T>);
+}
+
+/// One pre-norm decoder block:
+///
+/// ```text
+/// x = norm(h)                        attention_input    feeds q, k, v
+/// a = attention(rope(q), rope(k), v) attention          feeds o
+/// h = h + o(a)                       attention_output
+/// x = norm(h)                        mlp_input          feeds gate, up
+/// m = silu(gate(x)) · up(x)          mlp_activation     feeds down
+/// h = h + down(m)                    mlp_output
+/// ```
+///
+/// All arrays are `[tokens, features]` of one sequence at positions `0..tokens`. Linears can be replaced one by one
+/// ([`Self::set_linear`]), so that a pipeline can run a stage, quantise what its output feeds, and go on with what the
+/// deployed model will compute. [`Compute`] concerns the linears; norms, rope and attention are in `T`.
+#[derive(Debug)]
+pub struct Block<T: Element> {
+    index: usize,
+    shape: AttentionShape,
+    eps: T,
+    compute: Compute,
+    specs: [LinearSpec; 7],
+    linears: [Option<Box<dyn LinearOp<T>>>; 7],
+    norms: [Option<Array1<T>>; 4],
+    kv: Option<KvQuant>,
+}
+
+impl<T: Element> Block<T> {
+    /// Block `index` of a model. Norms must be complete; linears that `params` does not have can be set later, before
+    /// their stage runs, which keeps a pipeline that replaces them all from holding them twice.
+    ///
+    /// # Errors
+    /// [`ModelError::Part`] if a norm is missing or there is one too many, or the model has no such block;
+    /// [`ModelError::Shape`] if an array does not fit.
+    pub fn new(
+        spec: &ModelSpec,
+        index: usize,
+        params: BlockParams,
+        compute: Compute,
+    ) -> Result<Self, ModelError> {
+        let part = |what: String, problem| ModelError::Part { block: index, what, problem };
+        if index >= spec.layers {
+            return Err(part(spec.block_prefix(index), "does not exist in this model"));
+        }
+        let mut block = Self {
+            index,
+            shape: AttentionShape {
+                heads: spec.heads,
+                kv_heads: spec.kv_heads,
+                head_dim: spec.head_dim,
+                window: spec.windows.get(index).copied().flatten(),
+            },
+            eps: T::from_f64(spec.norm_eps),
+            compute,
+            specs: Role::ALL.map(|role| spec.linear(role)),
+            linears: [const { None }; 7],
+            norms: [const { None }; 4],
+            kv: None,
+        };
+        let widths = spec.norms();
+        for (norm, weight) in params.norms {
+            let Some(&(_, width)) = widths.iter().find(|(known, _)| *known == norm) else {
+                return Err(part(norm.module().into(), "does not exist in this model"));
+            };
+            block.check(norm.module(), &[width], weight.shape())?;
+            block.norms[norm as usize] = Some(weight.mapv_into_any(T::from_f32));
+        }
+        for (norm, _) in widths {
+            if block.norms[norm as usize].is_none() {
+                return Err(part(norm.module().into(), "is missing"));
+            }
+        }
+        for (role, linear) in params.linears {
+            block.set_linear(role, linear)?;
+        }
+        block.set_kv(params.kv)?;
+        Ok(block)
+    }
+
+    /// Index in the model.
+    #[must_use]
+    pub fn index(&self) -> usize {
+        self.index
+    }
+    /// The arithmetic of its linears.
+    #[must_use]
+    pub fn compute(&self) -> Compute {
+        self.compute
+    }
+    /// A linear, if it has been set.
+    #[must_use]
+    pub fn linear(&self, role: Role) -> Option<&dyn LinearOp<T>> {
+        self.linears[role as usize].as_deref()
+    }
+    /// Replaces a linear.
+    ///
+    /// # Errors
+    /// [`ModelError::Shape`] or [`ModelError::Part`] if weight or bias do not fit the model.
+    pub fn set_linear(&mut self, role: Role, params: LinearParams) -> Result<(), ModelError> {
+        let spec = self.specs[role as usize];
+        let (out, columns) = params.weight.dim();
+        self.check(role.module(), &[spec.outputs, spec.inputs], &[out, columns])?;
+        match &params.bias {
+            // A method may add a bias (a correction of the mean error) that the model does not have; never drop one.
+            Some(bias) => self.check(role.module(), &[spec.outputs], bias.shape())?,
+            None if !spec.bias => {}
+            None => {
+                return Err(ModelError::Part {
+                    block: self.index,
+                    what: format!("{}.bias", role.module()),
+                    problem: "is missing",
+                });
+            }
+        }
+        self.linears[role as usize] = Some(linear_op(params, self.compute));
+        Ok(())
+    }
+    /// Removes a linear and frees its memory.
+    pub fn clear_linear(&mut self, role: Role) {
+        self.linears[role as usize] = None;
+    }
+    /// A norm weight: `[hidden]`, or `[head_dim]` of the query and key norms, which not every model has.
+    #[must_use]
+    pub fn norm(&self, norm: Norm) -> Option<ArrayView1<'_, T>> {
+        self.norms[norm as usize].as_ref().map(|w| w.view())
+    }
+    /// Replaces a norm weight (folding of scales).
+    ///
+    /// # Errors
+    /// [`ModelError::Part`] if the model has no such norm, [`ModelError::Shape`] if it has another width.
+    pub fn set_norm(&mut self, norm: Norm, weight: Array1<f32>) -> Result<(), ModelError> {
+        let Some(old) = &self.norms[norm as usize] else {
+            return Err(ModelError::Part {
+                block: self.index,
+                what: norm.module().into(),
+                problem: "does not exist in this model",
+            });
+        };
+        self.check(norm.module(), old.shape(), weight.shape())?;
+        self.norms[norm as usize] = Some(weight.mapv_into_any(T::from_f32));
+        Ok(())
+    }
+    /// Quantisation of the KV cache.
+    #[must_use]
+    pub fn kv(&self) -> Option<&KvQuant> {
+        self.kv.as_ref()
+    }
+    /// Sets or removes the quantisation of the KV cache.
+    ///
+    /// # Errors
+    /// [`ModelError::Shape`] if static scales are not `[kv_heads · head_dim]`.
+    pub fn set_kv(&mut self, kv: Option<KvQuant>) -> Result<(), ModelError> {
+        if let Some(KvQuant::Channel { key, value, .. }) = &kv {
+            let width = self.shape.kv_heads * self.shape.head_dim;
+            self.check("KV cache key scales", &[width], key.shape())?;
+            self.check("KV cache value scales", &[width], value.shape())?;
+        }
+        self.kv = kv;
+        Ok(())
+    }
+
+    /// The input norm: `h` `[tokens, hidden]` to [`Site::AttentionInput`].
+    ///
+    /// # Errors
+    /// [`ModelError::Shape`] if `h` is not `[tokens, hidden]`.
+    pub fn attention_input(&self, h: ArrayView2<'_, T>, par: Par) -> Result<Array2<T>, ModelError> {
+        self.normed(Norm::Input, h, par)
+    }
+    /// From [`Site::AttentionInput`] `[tokens, hidden]` to [`Site::AttentionOutput`] `[tokens, heads · head_dim]`:
+    /// q, k, v, their norms, rope, KV quantisation, causal attention.
+    ///
+    /// # Errors
+    /// [`ModelError::MissingLinear`], [`ModelError::Shape`], or [`ModelError::Positions`] if `rope` is too short.
+    pub fn attention(
+        &self,
+        x: ArrayView2<'_, T>,
+        rope: &RopeTable<T>,
+        observer: Option<&mut dyn KvObserver<T>>,
+        par: Par,
+    ) -> Result<Array2<T>, ModelError> {
+        let tokens = x.nrows();
+        if rope.positions() < tokens {
+            return Err(ModelError::Positions { available: rope.positions(), needed: tokens });
+        }
+        let [mut q, mut k, mut v] =
+            self.project(Site::AttentionInput, [Role::Q, Role::K, Role::V], x, par)?;
+        self.place(&mut q, Norm::Query, rope, par);
+        self.place(&mut k, Norm::Key, rope, par);
+        if let Some(observer) = observer {
+            observer.observe(k.view(), v.view());
+        }
+        if let Some(kv) = &self.kv {
+            for (side, x) in [(KvSide::Key, &mut k), (KvSide::Value, &mut v)] {
+                for_rows(x.view_mut(), par, |_, rows| {
+                    vectorized(|| kv.fake_quantize(side, self.shape.head_dim, rows));
+                });
+            }
+        }
+        Ok(causal_attention(q.view(), k.view(), v.view(), &self.shape, 0, par))
+    }
+    /// The output projection: `a` `[tokens, heads · head_dim]` to `[tokens, hidden]`, to be added to the residual stream.
+    ///
+    /// # Errors
+    /// [`ModelError::MissingLinear`] or [`ModelError::Shape`].
+    pub fn attention_output(&self, a: ArrayView2<'_, T>, par: Par) -> Result<Array2<T>, ModelError> {
+        let [y] = self.project(Site::AttentionOutput, [Role::O], a, par)?;
+        Ok(y)
+    }
+    /// The second norm: `h` `[tokens, hidden]` to [`Site::MlpInput`].
+    ///
+    /// # Errors
+    /// [`ModelError::Shape`] if `h` is not `[tokens, hidden]`.
+    pub fn mlp_input(&self, h: ArrayView2<'_, T>, par: Par) -> Result<Array2<T>, ModelError> {
+        self.normed(Norm::PostAttention, h, par)
+    }
+    /// `silu(gate(x)) · up(x)`: [`Site::MlpInput`] `[tokens, hidden]` to [`Site::MlpActivation`]
+    /// `[tokens, intermediate]`.
+    ///
+    /// # Errors
+    /// [`ModelError::MissingLinear`] or [`ModelError::Shape`].
+    pub fn mlp_activation(&self, x: ArrayView2<'_, T>, par: Par) -> Result<Array2<T>, ModelError> {
+        let [mut gate, up] = self.project(Site::MlpInput, [Role::Gate, Role::Up], x, par)?;
+        for_rows(gate.view_mut(), par, |first, rows| {
+            let up = views::rows(up.view(), first..first + rows.nrows());
+            silu_mul(rows, up);
+        });
+        Ok(gate)
+    }
+    /// The down projection: `m` `[tokens, intermediate]` to `[tokens, hidden]`, to be added to the residual stream.
+    ///
+    /// # Errors
+    /// [`ModelError::MissingLinear`] or [`ModelError::Shape`].
+    pub fn mlp_output(&self, m: ArrayView2<'_, T>, par: Par) -> Result<Array2<T>, ModelError> {
+        let [y] = self.project(Site::MlpActivation, [Role::Down], m, par)?;
+        Ok(y)
+    }
+    /// The whole block on the residual stream `h` `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// As the stages.
+    pub fn forward(&self, h: Array2<T>, rope: &RopeTable<T>, par: Par) -> Result<Array2<T>, ModelError> {
+        let mut h = h;
+        let x = self.attention_input(h.view(), par)?;
+        let a = self.attention(x.view(), rope, None, par)?;
+        h += &self.attention_output(a.view(), par)?;
+        let x = self.mlp_input(h.view(), par)?;
+        let m = self.mlp_activation(x.view(), par)?;
+        h += &self.mlp_output(m.view(), par)?;
+        Ok(h)
+    }
+
+    /// The linears of a site on their common input.
+    fn project<const N: usize>(
+        &self,
+        site: Site,
+        roles: [Role; N],
+        x: ArrayView2<'_, T>,
+        par: Par,
+    ) -> Result<[Array2<T>; N], ModelError> {
+        debug_assert_eq!(site.stage().linears, roles);
+        let width = self.specs[roles[0] as usize].inputs;
+        self.check(roles[0].module(), &[x.nrows(), width], x.shape())?;
+        let mut linears = Vec::with_capacity(N);
+        for role in roles {
+            linears.push(self.linear(role).ok_or(ModelError::MissingLinear { block: self.index, role })?);
+        }
+        let mut outputs = forward_shared(&linears, x, par).into_iter();
+        Ok(roles.map(|_| outputs.next().unwrap_or_default()))
+    }
+    /// Per-head norm where the model has one, then rope, on queries or keys `[tokens, n · head_dim]`.
+    fn place(&self, x: &mut Array2<T>, norm: Norm, rope: &RopeTable<T>, par: Par) {
+        let head_dim = self.shape.head_dim;
+        let weight = self.norm(norm);
+        for_rows(x.view_mut(), par, |first, mut rows| {
+            if let Some(weight) = weight {
+                norm_heads(rows.view_mut(), weight, self.eps);
+            }
+            let (tokens, width) = rows.dim();
+            rope_in_place(rows, width / head_dim, rope.cos(first, tokens), rope.sin(first, tokens));
+        });
+    }
+    fn normed(&self, norm: Norm, h: ArrayView2<'_, T>, par: Par) -> Result<Array2<T>, ModelError> {
+        let Some(weight) = self.norm(norm) else {
+            return Err(ModelError::Part {
+                block: self.index,
+                what: norm.module().into(),
+                problem: "is missing",
+            });
+        };
+        self.check(norm.module(), &[h.nrows(), weight.len()], h.shape())?;
+        Ok(normed(h, weight, self.eps, par))
+    }
+    fn check(&self, what: &str, expected: &[usize], found: &[usize]) -> Result<(), ModelError> {
+        if expected == found {
+            return Ok(());
+        }
+        Err(ModelError::Shape {
+            what: format!("block {}: {what}", self.index),
+            expected: expected.to_vec(),
+            found: found.to_vec(),
+        })
+    }
+}
+
+/// RMS norm of rows `[tokens, features]`, in blocks of tokens.
+pub(crate) fn normed<T: Element>(
+    h: ArrayView2<'_, T>,
+    weight: ArrayView1<'_, T>,
+    eps: T,
+    par: Par,
+) -> Array2<T> {
+    if par == Par::Seq {
+        return rms_norm(h, weight, eps);
+    }
+    let mut out = Array2::zeros(h.dim());
+    for_rows(out.view_mut(), par, |first, mut rows| {
+        let part = views::rows(h, first..first + rows.nrows());
+        rows.assign(&rms_norm(part, weight, eps));
+    });
+    out
+}
+
+/// RMS norm of every head of `x` `[tokens, heads · head_dim]` in place.
+fn norm_heads<T: Element>(mut x: ArrayViewMut2<'_, T>, weight: ArrayView1<'_, T>, eps: T) {
+    let head_dim = weight.len();
+    for mut heads in x.axis_chunks_iter_mut(Axis(1), head_dim) {
+        let normed = rms_norm(heads.view(), weight, eps);
+        heads.assign(&normed);
+    }
+}

@@ -1,0 +1,127 @@
+//! What can be wrong with a config, a set of tensors, or an input.
+
+use crate::TensorProblem;
+use quant_graph::{BoxError, Role};
+use thiserror::Error;
+
+/// Why a model cannot be described, built or run.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// `architectures[0]` names no family of the registry.
+    #[error(
+        "architecture {found:?} is not supported; config.json `architectures[0]` must be one of: {supported}"
+    )]
+    UnknownArchitecture {
+        /// What the config says.
+        found: String,
+        /// All supported names.
+        supported: String,
+    },
+    /// A value of `config.json` that is missing, of the wrong type, or out of range.
+    #[error("config.json `{key}`: expected {expected}, found {found}")]
+    Config {
+        /// The key, dotted inside nested objects.
+        key: String,
+        /// What would be accepted.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A value of `config.json` that asks for something this implementation does not compute.
+    #[error("config.json `{key}` = {found} is not supported: {reason}")]
+    Unsupported {
+        /// The key.
+        key: String,
+        /// Its value.
+        found: String,
+        /// What it would need.
+        reason: String,
+    },
+    /// A checkpoint whose tensors are not those of the model.
+    #[error("{} tensor(s) do not fit {architecture}: {}", problems.len(), summary(problems))]
+    Tensors {
+        /// `architectures[0]`.
+        architecture: String,
+        /// All of them.
+        problems: Vec<TensorProblem>,
+    },
+    /// An array of the wrong shape handed to a block or a model.
+    #[error("{what}: expected shape {expected:?}, found {found:?}")]
+    Shape {
+        /// Which array.
+        what: String,
+        /// The shape required.
+        expected: Vec<usize>,
+        /// The shape given.
+        found: Vec<usize>,
+    },
+    /// A norm or linear that the model has and the parameters do not, or the other way round.
+    #[error("block {block}: {what} {problem}")]
+    Part {
+        /// Index of the block.
+        block: usize,
+        /// Which part.
+        what: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// A stage was run before its linear was set.
+    #[error("block {block}: {} has no weight yet; set_linear it before running its stage", role.module())]
+    MissingLinear {
+        /// Index of the block.
+        block: usize,
+        /// Which linear.
+        role: Role,
+    },
+    /// A rope table shorter than the sequence.
+    #[error("rope table holds {available} positions, {needed} are needed")]
+    Positions {
+        /// Rows of the table.
+        available: usize,
+        /// Tokens to place.
+        needed: usize,
+    },
+    /// A token id outside the vocabulary.
+    #[error("sequence {sequence}, position {position}: token {token} is outside the vocabulary of {vocab}")]
+    Token {
+        /// The id.
+        token: u32,
+        /// Rows of the embedding.
+        vocab: usize,
+        /// Which sequence.
+        sequence: usize,
+        /// Where in it.
+        position: usize,
+    },
+    /// Logits asked for tokens that were not encoded.
+    #[error("logits of sequence {sequence}, positions {start}..{end}: {available}")]
+    Range {
+        /// Which sequence.
+        sequence: usize,
+        /// First position.
+        start: usize,
+        /// One past the last position.
+        end: usize,
+        /// What there is.
+        available: String,
+    },
+    /// The source of the numbers failed.
+    #[error("{what} could not be read")]
+    Source {
+        /// What was asked for.
+        what: String,
+        /// Why it failed.
+        source: BoxError,
+    },
+}
+
+/// The first few problems; a wrong config usually makes hundreds.
+fn summary(problems: &[TensorProblem]) -> String {
+    const SHOWN: usize = 6;
+    let mut text = problems.iter().take(SHOWN).map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    if problems.len() > SHOWN {
+        text.push_str(&format!("; and {} more", problems.len() - SHOWN));
+    }
+    text
+}

@@ -1,0 +1,24 @@
+//! Llama 2, 3, 3.1, 3.2 and models published under its architecture.
+
+use super::{BiasRule, Defaults, Family, SlidingRule, Tier};
+
+pub(super) static FAMILY: Family = Family {
+    id: "llama",
+    summary: "Llama 2/3.x and compatible models",
+    architectures: &["LlamaForCausalLM"],
+    tier: Tier::Reference,
+    source: "transformers models/llama",
+    defaults: Defaults {
+        norm_eps: 1e-6,
+        rope_theta: 10_000.0,
+        max_position_embeddings: 2048,
+        head_dim: None,
+        tied: false,
+    },
+    qkv_bias: BiasRule::key(&["attention_bias"]),
+    o_bias: BiasRule::key(&["attention_bias"]),
+    mlp_bias: BiasRule::key(&["mlp_bias"]),
+    qk_norm: false,
+    sliding: SlidingRule::Never,
+    refusals: &[],
+};

@@ -1,0 +1,159 @@
+//! The registry of model families: one file each, one line in [`FAMILIES`] each.
+
+mod llama;
+mod openpangu;
+mod qwen2;
+mod qwen3;
+
+/// Every family, alphabetically.
+pub static FAMILIES: &[&Family] = &[&llama::FAMILY, &openpangu::FAMILY, &qwen2::FAMILY, &qwen3::FAMILY];
+
+/// How a family's arithmetic was checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tier {
+    /// Logits agree with the family's own implementation in the reference library.
+    Reference,
+    /// Logits agree with an arithmetically equal model of the reference library under another name.
+    Equivalent,
+}
+
+impl Tier {
+    /// Name used in lists.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Reference => "reference",
+            Self::Equivalent => "equivalent",
+        }
+    }
+}
+
+/// Whether linears have biases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BiasRule {
+    /// In every model of the family.
+    Always,
+    /// In none.
+    Never,
+    /// As the config says: `overriding` decides alone if present; else any of `keys` being true; else `default`.
+    Config {
+        /// A key that wins over the others.
+        overriding: Option<&'static str>,
+        /// Keys of which one being true is enough.
+        keys: &'static [&'static str],
+        /// If none of the keys is there.
+        default: bool,
+    },
+}
+
+impl BiasRule {
+    /// One key, false when missing.
+    const fn key(keys: &'static [&'static str]) -> Self {
+        Self::Config { overriding: None, keys, default: false }
+    }
+}
+
+/// Where sliding windows come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlidingRule {
+    /// The family has none.
+    Never,
+    /// `sliding_window` if `use_sliding_window`, on the layers `layer_types` names or from `max_window_layers` on.
+    Qwen,
+}
+
+/// A config key that announces another architecture under the same name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Refused when present and not null, false or zero.
+    pub key: &'static str,
+    /// What the key means.
+    pub reason: &'static str,
+}
+
+/// Values of the family's config class where a `config.json` leaves a key out.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Defaults {
+    /// `rms_norm_eps`.
+    pub norm_eps: f64,
+    /// `rope_theta`.
+    pub rope_theta: f64,
+    /// `max_position_embeddings`.
+    pub max_position_embeddings: usize,
+    /// `head_dim`; none is `hidden_size / num_attention_heads`.
+    pub head_dim: Option<usize>,
+    /// `tie_word_embeddings`.
+    pub tied: bool,
+}
+
+/// A model family: what distinguishes its members from the shared pre-norm decoder.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Family {
+    /// Short name.
+    pub id: &'static str,
+    /// One line for lists.
+    pub summary: &'static str,
+    /// Accepted `architectures[0]`.
+    pub architectures: &'static [&'static str],
+    /// How it was checked.
+    pub tier: Tier,
+    /// Where its rules come from.
+    pub source: &'static str,
+    /// Config class defaults.
+    pub defaults: Defaults,
+    /// Biases of q, k and v.
+    pub qkv_bias: BiasRule,
+    /// Bias of o.
+    pub o_bias: BiasRule,
+    /// Biases of gate, up and down.
+    pub mlp_bias: BiasRule,
+    /// Per-head norms on queries and keys before rope.
+    pub qk_norm: bool,
+    /// Sliding windows.
+    pub sliding: SlidingRule,
+    /// Keys that mean a different model, besides [`COMMON_REFUSALS`].
+    pub refusals: &'static [Refusal],
+}
+
+/// Keys that change the forward pass of any decoder and that none of the families computes.
+pub static COMMON_REFUSALS: &[Refusal] = &[
+    Refusal { key: "kv_lora_rank", reason: "latent (low-rank) attention" },
+    Refusal { key: "q_lora_rank", reason: "latent (low-rank) attention" },
+    Refusal { key: "num_experts", reason: "mixture of experts" },
+    Refusal { key: "num_local_experts", reason: "mixture of experts" },
+    Refusal { key: "n_routed_experts", reason: "mixture of experts" },
+    Refusal { key: "attn_logit_softcapping", reason: "soft-capped attention scores" },
+    Refusal { key: "final_logit_softcapping", reason: "soft-capped logits" },
+    Refusal { key: "interleaved_sliding_window", reason: "interleaved sliding windows" },
+];
+
+/// The family of an architecture.
+#[must_use]
+pub fn family_of(architecture: &str) -> Option<&'static Family> {
+    FAMILIES.iter().copied().find(|family| family.architectures.contains(&architecture))
+}
+
+/// All supported architectures, comma-separated, in registry order.
+#[must_use]
+pub fn supported_architectures() -> String {
+    FAMILIES.iter().flat_map(|f| f.architectures).copied().collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn registry_is_sorted_and_unambiguous() {
+        assert!(FAMILIES.is_sorted_by_key(|f| f.id));
+        let mut names: Vec<_> = FAMILIES.iter().flat_map(|f| f.architectures).collect();
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count, "two families claim one architecture");
+        for family in FAMILIES {
+            assert!(family.architectures.iter().all(|a| family_of(a) == Some(family)));
+            assert!(!family.summary.is_empty() && !family.source.is_empty());
+        }
+    }
+}

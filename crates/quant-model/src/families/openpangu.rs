@@ -1,0 +1,37 @@
+//! openPangu-Embedded (dense): a Llama with attention biases.
+
+use super::{BiasRule, Defaults, Family, Refusal, SlidingRule, Tier};
+
+/// The R releases keep the architecture name and change the attention.
+const PARTIAL: &str =
+    "openPangu-R attention (sink parameters, partial rotary embedding); only dense openPangu-Embedded";
+
+pub(super) static FAMILY: Family = Family {
+    id: "openpangu",
+    summary: "openPangu-Embedded 1B/7B (dense)",
+    architectures: &["PanguEmbeddedForCausalLM"],
+    tier: Tier::Equivalent,
+    source: "configuration and modelling files of the openPangu-Embedded releases; vLLM models/openpangu",
+    defaults: Defaults {
+        norm_eps: 1e-5,
+        rope_theta: 16_000_000.0,
+        max_position_embeddings: 32_768,
+        head_dim: None,
+        tied: false,
+    },
+    qkv_bias: BiasRule::Config {
+        overriding: Some("qkv_bias"),
+        keys: &["attention_bias", "bias"],
+        default: true,
+    },
+    o_bias: BiasRule::Config { overriding: None, keys: &["attention_bias", "bias"], default: true },
+    mlp_bias: BiasRule::key(&["mlp_bias"]),
+    qk_norm: false,
+    sliding: SlidingRule::Never,
+    refusals: &[
+        Refusal { key: "param_sink_number", reason: PARTIAL },
+        Refusal { key: "qk_nope_dim", reason: PARTIAL },
+        Refusal { key: "use_mhc", reason: "multi-stream residuals" },
+        Refusal { key: "sandwich_norm", reason: "norms after attention and MLP" },
+    ],
+};

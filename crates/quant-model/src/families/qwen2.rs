@@ -1,0 +1,25 @@
+//! Qwen2, Qwen2.5, QwQ, DeepSeek-R1-Distill-Qwen.
+
+use super::{BiasRule, Defaults, Family, SlidingRule, Tier};
+
+pub(super) static FAMILY: Family = Family {
+    id: "qwen2",
+    summary: "Qwen2/2.5, QwQ, DeepSeek-R1-Distill-Qwen",
+    architectures: &["Qwen2ForCausalLM"],
+    tier: Tier::Reference,
+    source: "transformers models/qwen2",
+    defaults: Defaults {
+        norm_eps: 1e-6,
+        rope_theta: 10_000.0,
+        max_position_embeddings: 32_768,
+        head_dim: None,
+        tied: false,
+    },
+    // The implementation has these biases whatever the config says.
+    qkv_bias: BiasRule::Always,
+    o_bias: BiasRule::Never,
+    mlp_bias: BiasRule::Never,
+    qk_norm: false,
+    sliding: SlidingRule::Qwen,
+    refusals: &[],
+};

@@ -1,0 +1,98 @@
+//! A model whose numbers are all in memory.
+
+use crate::{ModelError, views};
+use ndarray::{Array1, Array2, Axis};
+use quant_graph::{BlockParams, BlockSource, BoxError, ModelSpec, Rows};
+
+/// A [`BlockSource`] in memory: test models, and models right after fake quantisation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InMemoryModel {
+    spec: ModelSpec,
+    blocks: Vec<BlockParams>,
+    embedding: Array2<f32>,
+    final_norm: Array1<f32>,
+    head: Option<Array2<f32>>,
+}
+
+impl InMemoryModel {
+    /// `embedding` is `[vocab, hidden]`, `final_norm` `[hidden]`, `head` `[vocab, hidden]` and present exactly when the
+    /// model is not tied. Blocks are checked when they are run.
+    ///
+    /// # Errors
+    /// [`ModelError::Shape`] naming what does not fit.
+    pub fn new(
+        spec: ModelSpec,
+        blocks: Vec<BlockParams>,
+        embedding: Array2<f32>,
+        final_norm: Array1<f32>,
+        head: Option<Array2<f32>>,
+    ) -> Result<Self, ModelError> {
+        let check = |what: &str, expected: &[usize], found: &[usize]| {
+            if expected == found {
+                return Ok(());
+            }
+            let (expected, found) = (expected.to_vec(), found.to_vec());
+            Err(ModelError::Shape { what: what.into(), expected, found })
+        };
+        let table = [spec.vocab, spec.hidden];
+        check("number of blocks", &[spec.layers], &[blocks.len()])?;
+        check(ModelSpec::EMBEDDING, &table, embedding.shape())?;
+        check(ModelSpec::FINAL_NORM, &[spec.hidden], final_norm.shape())?;
+        let expected: &[usize] = if spec.tied { &[] } else { &table };
+        check(ModelSpec::HEAD, expected, head.as_ref().map_or(&[], |h| h.shape()))?;
+        Ok(Self { spec, blocks, embedding, final_norm, head })
+    }
+    /// Reads all of another source.
+    ///
+    /// # Errors
+    /// [`ModelError::Source`] if it fails, and as [`Self::new`].
+    pub fn load(source: &mut dyn BlockSource) -> Result<Self, ModelError> {
+        let read = |what: &str| {
+            let what = what.to_owned();
+            move |source| ModelError::Source { what, source }
+        };
+        let spec = source.spec().clone();
+        let blocks = (0..spec.layers)
+            .map(|i| source.block(i).map_err(read(&spec.block_prefix(i))))
+            .collect::<Result<_, _>>()?;
+        // The vocabulary is bounded when the config is read.
+        let ids: Vec<u32> = (0..spec.vocab).filter_map(|id| u32::try_from(id).ok()).collect();
+        let embedding = source.embed(&ids).map_err(read(ModelSpec::EMBEDDING))?;
+        let final_norm = source.final_norm().map_err(read(ModelSpec::FINAL_NORM))?;
+        let head =
+            if spec.tied { None } else { Some(source.head(0..spec.vocab).map_err(read(ModelSpec::HEAD))?) };
+        Self::new(spec, blocks, embedding, final_norm, head)
+    }
+    /// The blocks, for replacing their numbers in place.
+    pub fn blocks_mut(&mut self) -> &mut [BlockParams] {
+        &mut self.blocks
+    }
+}
+
+impl BlockSource for InMemoryModel {
+    fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+    fn block(&mut self, index: usize) -> Result<BlockParams, BoxError> {
+        let count = self.blocks.len();
+        let block = self.blocks.get(index).cloned();
+        block.ok_or_else(|| format!("block {index} asked for, the model has {count}").into())
+    }
+    fn embed(&mut self, ids: &[u32]) -> Result<Array2<f32>, BoxError> {
+        let rows: Vec<usize> = ids.iter().map(|&id| id as usize).collect();
+        match rows.iter().find(|&&row| row >= self.embedding.nrows()) {
+            Some(row) => Err(format!("token {row} is outside the vocabulary of {}", self.spec.vocab).into()),
+            None => Ok(self.embedding.select(Axis(0), &rows)),
+        }
+    }
+    fn final_norm(&mut self) -> Result<Array1<f32>, BoxError> {
+        Ok(self.final_norm.clone())
+    }
+    fn head(&mut self, rows: Rows) -> Result<Array2<f32>, BoxError> {
+        let table = self.head.as_ref().unwrap_or(&self.embedding);
+        if rows.start > rows.end || rows.end > table.nrows() {
+            return Err(format!("head rows {rows:?} asked for, there are {}", table.nrows()).into());
+        }
+        Ok(views::rows(table.view(), rows).to_owned())
+    }
+}

@@ -1,0 +1,208 @@
+//! The streamed model.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test helper fails by panicking")]
+
+mod common;
+
+use common::{config_with, head, random_model, spec};
+use ndarray::{Array1, Array2};
+use quant_graph::{BlockParams, BlockSource, BoxError, LinearWeight, ModelSpec, Role, Rows};
+use quant_kernels::{Compute, Par, linear, rms_norm};
+use quant_model::{Block, InMemoryModel, ModelError, NonFinite, RopeTable, StreamedModel, model_spec};
+use serde_json::json;
+
+const QWEN2: &str = "Qwen2ForCausalLM";
+
+fn sequences() -> Vec<Vec<u32>> {
+    vec![(0..40).map(|i| i * 7 % 50).collect(), vec![], vec![49], (0..17).collect()]
+}
+
+fn quiet(_: usize, _: usize) {}
+
+#[test]
+fn equals_the_blocks_one_after_the_other() {
+    for tied in [false, true] {
+        let spec = model_spec(&config_with(QWEN2, json!({ "tie_word_embeddings": tied }))).unwrap();
+        let mut source = random_model(&spec, 1);
+        let mut steps = Vec::new();
+        let mut model = StreamedModel::new(source.clone(), Compute::F32, Par::Seq);
+        model.encode(&sequences(), &mut |done, all| steps.push((done, all))).unwrap();
+        assert_eq!(steps, [(0, 2), (1, 2), (2, 2)]);
+        assert_eq!((model.vocab_size(), model.first_non_finite()), (50, None));
+        let head = head(&mut source);
+        for (i, ids) in sequences().iter().enumerate() {
+            let rope = RopeTable::new(&spec.rope, spec.head_dim, spec.max_position_embeddings, ids.len());
+            let mut h = source.embed(ids).unwrap();
+            for b in 0..spec.layers {
+                let block = Block::<f32>::new(&spec, b, source.block(b).unwrap(), Compute::F32).unwrap();
+                h = block.forward(h, &rope, Par::Seq).unwrap();
+            }
+            let x = rms_norm(h.view(), source.final_norm().unwrap().view(), spec.norm_eps as f32);
+            assert_eq!(model.hidden(i).unwrap(), x);
+            let expected = linear(x.view(), head.view(), None, Compute::F32, Par::Seq);
+            assert_eq!(model.logits(i, 0..ids.len()).unwrap(), expected);
+        }
+    }
+}
+
+#[test]
+fn threads_panels_and_ranges_change_nothing() {
+    // More rows than two panels of the head.
+    let spec = model_spec(&config_with(QWEN2, json!({ "vocab_size": 20_000 }))).unwrap();
+    let source = random_model(&spec, 2);
+    let run = |par: Par, budget: usize, sequences: &[Vec<u32>]| {
+        let mut model = StreamedModel::new(source.clone(), Compute::F32, par).with_head_budget(budget);
+        model.encode(sequences, &mut quiet).unwrap();
+        let all = model.logits(0, 0..40).unwrap();
+        // Again, with whatever panels are kept by now, and in part.
+        assert_eq!(model.logits(0, 0..40).unwrap(), all);
+        let part = model.logits(0, 5..9).unwrap();
+        for (row, expected) in part.rows().into_iter().zip(all.rows().into_iter().skip(5)) {
+            let worst = (&row - &expected).iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+            assert!(worst < 1e-5, "{worst}");
+        }
+        all
+    };
+    let base = run(Par::Seq, usize::MAX, &sequences());
+    assert_eq!(base.dim(), (40, 20_000));
+    for (par, budget) in [(Par::Seq, 0), (Par::new(2), 8192 * 32 * 4), (Par::new(3), usize::MAX)] {
+        assert_eq!(run(par, budget, &sequences()), base);
+        assert_eq!(run(par, budget, &sequences()[..1]), base, "threads inside the only sequence");
+    }
+}
+
+#[test]
+fn tokens_outside_the_vocabulary() {
+    let mut model = StreamedModel::new(random_model(&spec(QWEN2), 3), Compute::F32, Par::Seq);
+    let error = model.encode(&[vec![1], vec![2, 50]], &mut quiet).unwrap_err();
+    assert_eq!(error.to_string(), "sequence 1, position 1: token 50 is outside the vocabulary of 50");
+}
+
+#[test]
+fn positions_that_were_not_encoded() {
+    let mut model = StreamedModel::new(random_model(&spec(QWEN2), 4), Compute::F32, Par::Seq);
+    model.encode(&[vec![1, 2, 3]], &mut quiet).unwrap();
+    assert!(model.logits(0, 1..3).is_ok());
+    for (sequence, start, end) in [(0, 1, 4), (1, 0, 0), (0, 2, 1)] {
+        assert!(matches!(model.logits(sequence, start..end), Err(ModelError::Range { .. })));
+    }
+}
+
+#[test]
+fn a_collapsed_model_reports_where() {
+    let spec = spec(QWEN2);
+    let mut source = random_model(&spec, 5);
+    let down = source.blocks_mut()[1].linears.get_mut(&Role::Down).unwrap();
+    down.weight = LinearWeight::Float(Array2::from_elem((32, 48), f32::MAX));
+    let mut model = StreamedModel::new(source.clone(), Compute::F32, Par::new(2));
+    model.encode(&sequences(), &mut quiet).unwrap();
+    assert_eq!(model.first_non_finite(), Some(NonFinite { block: 1, sequence: 0 }));
+    assert!(model.logits(0, 0..40).unwrap().iter().any(|x| !x.is_finite()));
+
+    // A collapse in one sequence leaves the others alone.
+    let source = random_model(&spec, 5);
+    let mut clean = StreamedModel::new(source.clone(), Compute::F32, Par::Seq);
+    clean.encode(&sequences(), &mut quiet).unwrap();
+    assert_eq!(clean.first_non_finite(), None);
+    let mut broken = PoisonedToken(source);
+    let embedded = broken.embed(&[49]).unwrap();
+    assert!(embedded[(0, 0)].is_nan());
+    let mut poisoned = StreamedModel::new(broken, Compute::F32, Par::Seq);
+    let ids = [vec![1, 2], vec![3, 49], vec![49]];
+    poisoned.encode(&ids, &mut quiet).unwrap();
+    assert_eq!(poisoned.first_non_finite(), Some(NonFinite { block: 0, sequence: 1 }));
+    assert!(poisoned.logits(0, 0..2).unwrap().iter().all(|x| x.is_finite()));
+}
+
+/// A source whose token 49 embeds to NaN.
+struct PoisonedToken(InMemoryModel);
+
+impl BlockSource for PoisonedToken {
+    fn spec(&self) -> &ModelSpec {
+        self.0.spec()
+    }
+    fn block(&mut self, index: usize) -> Result<BlockParams, BoxError> {
+        self.0.block(index)
+    }
+    fn embed(&mut self, ids: &[u32]) -> Result<Array2<f32>, BoxError> {
+        let mut rows = self.0.embed(ids)?;
+        for (mut row, _) in rows.rows_mut().into_iter().zip(ids).filter(|&(_, &id)| id == 49) {
+            row.fill(f32::NAN);
+        }
+        Ok(rows)
+    }
+    fn final_norm(&mut self) -> Result<Array1<f32>, BoxError> {
+        self.0.final_norm()
+    }
+    fn head(&mut self, rows: Rows) -> Result<Array2<f32>, BoxError> {
+        self.0.head(rows)
+    }
+}
+
+/// A source that fails at one block and lies about the norm.
+struct Failing(InMemoryModel, usize);
+
+impl BlockSource for Failing {
+    fn spec(&self) -> &ModelSpec {
+        self.0.spec()
+    }
+    fn block(&mut self, index: usize) -> Result<BlockParams, BoxError> {
+        if index == self.1 { Err("disk on fire".into()) } else { self.0.block(index) }
+    }
+    fn embed(&mut self, ids: &[u32]) -> Result<Array2<f32>, BoxError> {
+        self.0.embed(ids)
+    }
+    fn final_norm(&mut self) -> Result<Array1<f32>, BoxError> {
+        Ok(Array1::ones(3))
+    }
+    fn head(&mut self, rows: Rows) -> Result<Array2<f32>, BoxError> {
+        self.0.head(rows)
+    }
+}
+
+#[test]
+fn errors_of_the_source_are_named() {
+    let source = random_model(&spec(QWEN2), 6);
+    let mut model = StreamedModel::new(Failing(source.clone(), 1), Compute::F32, Par::Seq);
+    let error = model.encode(&[vec![1]], &mut quiet).unwrap_err();
+    assert_eq!(error.to_string(), "model.layers.1 could not be read");
+    assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "disk on fire");
+    let mut model = StreamedModel::new(Failing(source, 9), Compute::F32, Par::Seq);
+    let error = model.encode(&[vec![1]], &mut quiet).unwrap_err().to_string();
+    assert_eq!(error, "model.norm.weight: expected shape [32], found [3]");
+}
+
+#[test]
+fn models_in_memory_check_their_parts_and_copy_sources() {
+    let spec = spec(QWEN2);
+    let mut source = random_model(&spec, 7);
+    assert_eq!(InMemoryModel::load(&mut source.clone()).unwrap(), source);
+    assert!(source.block(2).is_err() && source.embed(&[50]).is_err() && source.head(40..51).is_err());
+    let (table, norm) = (Array2::zeros((50, 32)), Array1::ones(32));
+    let none = InMemoryModel::new(spec.clone(), vec![], table.clone(), norm.clone(), None);
+    assert!(none.unwrap_err().to_string().contains("number of blocks"));
+    let blocks = || (0..2).map(|i| random_model(&spec, 7).block(i).unwrap()).collect::<Vec<_>>();
+    let headless = InMemoryModel::new(spec.clone(), blocks(), table.clone(), norm.clone(), None);
+    assert!(headless.unwrap_err().to_string().contains("lm_head.weight"));
+    let narrow = InMemoryModel::new(spec.clone(), blocks(), table.clone(), Array1::ones(31), Some(table));
+    assert!(narrow.unwrap_err().to_string().contains("model.norm.weight"));
+}
+
+#[test]
+fn dynamic_rope_gives_long_sequences_their_own_frequencies() {
+    let changes =
+        json!({ "max_position_embeddings": 16, "rope_scaling": { "type": "dynamic", "factor": 2.0 } });
+    let dynamic = model_spec(&config_with(QWEN2, changes)).unwrap();
+    let mut plain = dynamic.clone();
+    plain.rope.scaling = quant_graph::RopeScaling::Default;
+    let ids: Vec<Vec<u32>> = vec![(0..16).collect(), (0..40).collect()];
+    let run = |spec: &ModelSpec, ids: &[Vec<u32>]| {
+        let mut model = StreamedModel::new(random_model(spec, 8), Compute::F32, Par::Seq);
+        model.encode(ids, &mut quiet).unwrap();
+        (0..ids.len()).map(|i| model.hidden(i).unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let (a, b) = (run(&dynamic, &ids), run(&plain, &ids));
+    assert_eq!(a[0], b[0]);
+    assert_ne!(a[1], b[1]);
+    assert_eq!(a[1], run(&dynamic, &ids[1..])[0]);
+}
