@@ -14,7 +14,7 @@ use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef};
 use ndarray::Array2;
-use quant_kernels::{Compute, Level, Par, PreparedWeight, gram_lower, linear_into, vectorized};
+use quant_kernels::{Compute, Level, Par, PreparedWeight, gram_lower, linear_into};
 
 /// A named piece of work.
 type Contender<'a> = (&'a str, Box<dyn FnMut() + 'a>);
@@ -88,11 +88,16 @@ fn gram_shapes(tokens: usize, n: usize, par: Par, rounds: usize) {
     report(&format!("gram {tokens}x{n}"), (n * n) as f64 * tokens as f64, par, rounds, contenders);
 }
 
+/// Products below which a contender runs more than once per round: about a tenth of a second.
+const SHORT_WORK: f64 = 1e10;
+
 fn report(name: &str, products: f64, par: Par, rounds: usize, mut contenders: Vec<Contender<'_>>) {
     let mut best = vec![f64::INFINITY; contenders.len()];
+    // Short work repeats: the CPU clock of a running thread may advance in steps of milliseconds.
+    let repeats = ((SHORT_WORK / products) as usize).clamp(1, 200);
     for round in 0..=rounds {
         for (best, (_, work)) in best.iter_mut().zip(&mut contenders) {
-            let seconds = time(par, work);
+            let seconds = time(par, &mut || (0..repeats).for_each(|_| work())) / repeats as f64;
             // The first round only warms caches and memory.
             if round > 0 {
                 *best = best.min(seconds);
@@ -121,33 +126,38 @@ fn thread_cpu_seconds() -> Option<f64> {
     text.split_whitespace().next()?.parse::<f64>().ok().map(|nanoseconds| nanoseconds * 1e-9)
 }
 
-/// Multiply-adds in registers only: 24 chains of one register each.
+/// Multiply-adds in registers only: independent chains of one register each.
 fn peak(rounds: usize) -> f64 {
-    const CHAINS: usize = 24;
-    const STEPS: usize = 4_000_000;
-    let (factor, summand) = (black_box(0.999_9_f32), black_box(1e-4_f32));
     let mut best = f64::INFINITY;
     for _ in 0..=rounds {
-        let seconds = time(Par::Seq, &mut || {
-            let sums = vectorized(
-                #[inline(always)]
-                || {
-                    let mut sums = [[1.0_f32; 16]; CHAINS];
-                    for _ in 0..STEPS {
-                        for chain in &mut sums {
-                            for x in chain {
-                                *x = x.mul_add(factor, summand);
-                            }
-                        }
-                    }
-                    sums
-                },
-            );
-            black_box(sums);
-        });
-        best = best.min(seconds);
+        let mut lanes = 0;
+        let seconds = time(Par::Seq, &mut || lanes = pulp::Arch::new().dispatch(Chains));
+        best = best.min(seconds / lanes as f64);
     }
-    2.0 * (CHAINS * 16 * STEPS) as f64 / best / 1e9
+    2.0 * (CHAINS * STEPS) as f64 / best / 1e9
+}
+
+const CHAINS: usize = 16;
+const STEPS: usize = 8_000_000;
+
+struct Chains;
+
+impl pulp::WithSimd for Chains {
+    type Output = usize;
+
+    /// Runs the chains and gives the number of lanes of a register.
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, simd: S) -> usize {
+        let (factor, summand) = (simd.splat_f32s(black_box(0.999_9)), simd.splat_f32s(black_box(1e-4)));
+        let mut sums = [simd.splat_f32s(1.0); CHAINS];
+        for _ in 0..STEPS {
+            for sum in &mut sums {
+                *sum = simd.mul_add_e_f32s(*sum, factor, summand);
+            }
+        }
+        black_box(sums);
+        S::F32_LANES
+    }
 }
 
 fn random(rows: usize, cols: usize, seed: u32) -> Array2<f32> {

@@ -9,15 +9,17 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::Par;
 use crate::element::Region;
+use crate::{Par, vectorized};
 
 use super::buffer::Buffer;
 use super::kernel::{Kernel, MAX_TILE};
-use super::pack::{Source, pack_panel};
+use super::pack::{Source, pack_panels};
 
-/// Packed rows, over the whole summed index: read as one stream per pass, so main memory will do.
-const ROW_GROUP_BYTES: usize = 64 << 20;
+/// Rows packed at a time, and their bytes over several blocks of the summed index: they are read as one stream per
+/// group of columns, so main memory will do.
+const ROW_GROUP: usize = 4096;
+const ROW_GROUP_BYTES: usize = 16 << 20;
 /// Packed columns of one block of the summed index: well inside a third-level cache, together with the part of the
 /// destination they are for, which is updated once per block.
 const COLUMN_GROUP_BYTES: usize = 1536 << 10;
@@ -91,14 +93,12 @@ pub(super) unsafe fn pack_all<K: Kernel>(src: &Source<K::Elem>) -> Packed {
     let packed = Packed { buffer, lanes: src.lanes(), depth: src.depth() };
     for first in (0..src.depth()).step_by(K::KC) {
         let depth = K::KC.min(src.depth() - first);
-        for panel in 0..panels {
-            let dst = packed.panel::<K>(first, panel).cast_mut();
-            // SAFETY: the panel lies in the buffer, which nothing else refers to yet, and the ranges are in `src`.
-            crate::vectorized(
-                #[inline(always)]
-                || unsafe { pack_panel::<K>(src, panel * K::NR, K::NR, first, depth, dst) },
-            );
-        }
+        let dst = packed.panel::<K>(first, 0).cast_mut();
+        vectorized(
+            #[inline(always)]
+            // SAFETY: the panels lie in the buffer, which nothing else refers to yet, and the ranges are in `src`.
+            || unsafe { pack_panels::<K>(src, 0, K::NR, 0..panels, first, depth, dst) },
+        );
     }
     packed
 }
@@ -132,20 +132,21 @@ pub(super) unsafe fn gemm<K: Kernel>(
     let par = if m.saturating_mul(n).saturating_mul(k) < SEQUENTIAL_WORK { Par::Seq } else { par };
 
     let plan = Plan::new::<K>(m, n, k, matches!(b, Columns::Packed(_)), par);
-    let mut a_buffer = Buffer::new::<K::Word>(plan.row_group * k.div_ceil(K::PAIR));
+    let mut a_buffer = Buffer::new::<K::Word>(plan.row_group * k.min(plan.depth_group).div_ceil(K::PAIR));
     let mut b_buffer = Buffer::new::<K::Word>(plan.packed_columns * block_words::<K>(k));
     let a_packed = Shared(a_buffer.as_mut_ptr::<K::Word>());
     let b_packed = Shared(b_buffer.as_mut_ptr::<K::Word>());
 
-    for row0 in (0..m).step_by(plan.row_group) {
+    for (row0, depth0) in pairs(m, plan.row_group, k, plan.depth_group) {
         let row1 = (row0 + plan.row_group).min(m);
+        let depth1 = (depth0 + plan.depth_group).min(k);
         let padded = (row1 - row0).next_multiple_of(K::MR);
-        let a_block = |first: usize| a_packed.offset(first / K::PAIR * padded);
+        let a_block = |first: usize| a_packed.offset((first - depth0) / K::PAIR * padded);
         let columns = if region == Region::Lower { n.min(row1) } else { n };
         for col0 in (0..columns).step_by(plan.column_group) {
             let col1 = (col0 + plan.column_group).min(columns);
-            for first in (0..k).step_by(K::KC) {
-                let depth = K::KC.min(k - first);
+            for first in (depth0..depth1).step_by(K::KC) {
+                let depth = K::KC.min(depth1 - first);
                 let words = depth.div_ceil(K::PAIR);
 
                 // Rows are packed once, on the first pass over the columns.
@@ -159,10 +160,18 @@ pub(super) unsafe fn gemm<K: Kernel>(
                     unsafe {
                         if task < a_tasks {
                             let panels = plan.panels(task, a_panels);
-                            pack_panels::<K>(a, row0, K::MR, panels, first, depth, a_block(first).get());
+                            let dst = a_block(first).get();
+                            vectorized(
+                                #[inline(always)]
+                                || pack_panels::<K>(a, row0, K::MR, panels, first, depth, dst),
+                            );
                         } else if let Columns::Source(b) = b {
                             let panels = plan.panels(task - a_tasks, b_panels);
-                            pack_panels::<K>(b, col0, K::NR, panels, first, depth, b_packed.get());
+                            let dst = b_packed.get();
+                            vectorized(
+                                #[inline(always)]
+                                || pack_panels::<K>(b, col0, K::NR, panels, first, depth, dst),
+                            );
                         }
                     }
                 });
@@ -193,10 +202,16 @@ pub(super) unsafe fn gemm<K: Kernel>(
     }
 }
 
+/// The starts of all pieces of a plane, row after row.
+fn pairs(rows: usize, row: usize, cols: usize, col: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..rows).step_by(row).flat_map(move |i| (0..cols).step_by(col).map(move |j| (i, j)))
+}
+
 /// How a product is cut into pieces. Nothing here is visible in the result.
 struct Plan {
-    /// Rows packed at a time, over the whole summed index.
+    /// Rows packed at a time, and the part of the summed index they are packed over: whole blocks of it.
     row_group: usize,
+    depth_group: usize,
     /// Columns that share a pass over the summed index.
     column_group: usize,
     /// Columns of the packing buffer: the column group, or none if the operand came packed.
@@ -213,8 +228,8 @@ impl Plan {
         let word = size_of::<K::Word>();
         let lane_bytes = block_words::<K>(k) * word;
         let fitting = |bytes: usize, lane: usize, width: usize| (bytes / lane / width).max(1) * width;
-        let row_limit = fitting(ROW_GROUP_BYTES, k.div_ceil(K::PAIR) * word, K::MR);
-        let row_group = balanced(m, row_limit, K::MR);
+        let row_group = balanced(m, ROW_GROUP, K::MR);
+        let depth_group = (ROW_GROUP_BYTES / (row_group * K::KC / K::PAIR * word)).max(1) * K::KC;
         let task_rows = balanced(row_group, fitting(TASK_ROW_BYTES, lane_bytes, K::MR), K::MR);
         let few_rows = m <= task_rows;
         let column_bytes = if few_rows { FEW_ROWS_COLUMN_GROUP_BYTES * par.threads() } else { COLUMN_GROUP_BYTES };
@@ -225,6 +240,7 @@ impl Plan {
         };
         Self {
             row_group,
+            depth_group,
             column_group,
             packed_columns: if packed { 0 } else { column_group },
             task_rows,
@@ -295,34 +311,6 @@ unsafe fn run_block<K: Kernel>(
             }
         }
     }
-}
-
-/// Packs a range of panels of `width` lanes, counted from lane `lane0`.
-///
-/// # Safety
-/// As [`pack_panel`] for every panel of the range; `dst` is the place of panel 0.
-unsafe fn pack_panels<K: Kernel>(
-    src: &Source<K::Elem>,
-    lane0: usize,
-    width: usize,
-    panels: std::ops::Range<usize>,
-    first: usize,
-    depth: usize,
-    dst: *mut K::Word,
-) {
-    let words = depth.div_ceil(K::PAIR);
-    crate::vectorized(
-        #[inline(always)]
-        || {
-            for panel in panels {
-                // SAFETY: forwarded from the caller.
-                unsafe {
-                    let dst = dst.add(panel * width * words);
-                    pack_panel::<K>(src, lane0 + panel * width, width, first, depth, dst);
-                }
-            }
-        },
-    );
 }
 
 /// Sets a region to zero: the product over an empty sum.

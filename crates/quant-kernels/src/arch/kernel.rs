@@ -42,6 +42,10 @@ pub(super) unsafe trait Kernel: Copy + Send + Sync {
     /// Packs element `low` and, for `PAIR = 2`, its successor `high`.
     fn word(low: Self::Elem, high: Self::Elem) -> Self::Word;
 
+    /// Asks for the cache line at an address, which need not be valid.
+    #[inline(always)]
+    fn prefetch(_address: *const Self::Elem) {}
+
     /// Writes a block of `columns` lanes and `rows` words per lane as rows: `dst[t * width + l] = block[l][t]`.
     ///
     /// # Safety
@@ -100,6 +104,11 @@ unsafe impl<K: Kernel<Word = <K as Kernel>::Elem>> Kernel for Rounded<K> {
     #[inline(always)]
     fn word(low: Self::Elem, _high: Self::Elem) -> Self::Word {
         low.round_to_bf16()
+    }
+
+    #[inline(always)]
+    fn prefetch(address: *const Self::Elem) {
+        K::prefetch(address);
     }
 
     #[inline(always)]

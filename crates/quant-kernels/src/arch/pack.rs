@@ -1,6 +1,7 @@
 //! Copying operands into panels.
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use ndarray::ArrayView2;
 
@@ -52,14 +53,94 @@ impl<T: Copy> Source<T> {
     }
 }
 
-/// Packs `width` lanes from `lane` on and `depth` elements from `first` on into `dst`, in the layout of [`Kernel`].
-/// Lanes beyond the end of the source and the odd half of a last word become zero.
+/// Packs a range of panels of `width` lanes, counted from lane `lane0`, and `depth` elements from `first` on, in the
+/// layout of [`Kernel`]. Lanes beyond the end of the source and the odd half of a last word become zero.
+///
+/// Always inlined, so that `width` is a constant of each call.
 ///
 /// # Safety
-/// `first + depth <= src.depth()`, `lane < src.lanes()`, the view behind `src` is still borrowed, and `dst` is valid
-/// for writes of `depth.div_ceil(PAIR) * width` words.
+/// `first + depth <= src.depth()`; every panel of the range starts below `src.lanes()`; the view behind `src` is
+/// still borrowed; `dst` is the place of panel 0, and the panels of the range are valid for writes of
+/// `depth.div_ceil(PAIR) * width` words each.
 #[inline(always)]
-pub(super) unsafe fn pack_panel<K: Kernel>(
+pub(super) unsafe fn pack_panels<K: Kernel>(
+    src: &Source<K::Elem>,
+    lane0: usize,
+    width: usize,
+    panels: Range<usize>,
+    first: usize,
+    depth: usize,
+    dst: *mut K::Word,
+) {
+    let words = depth.div_ceil(K::PAIR);
+    // SAFETY: forwarded from the caller, panel by panel.
+    unsafe {
+        if src.lane_stride == 1 && src.depth_stride != 1 {
+            pack_adjacent_lanes::<K>(src, lane0, width, panels, first, depth, dst);
+            return;
+        }
+        for panel in panels {
+            let (lane, dst) = (lane0 + panel * width, dst.add(panel * width * words));
+            if src.depth_stride == 1 {
+                pack_adjacent_depth::<K>(src, lane, width, first, depth, dst);
+            } else {
+                pack_strided::<K>(src, lane, width, first, depth, dst);
+            }
+        }
+    }
+}
+
+/// Lanes side by side in memory (`X^T` of a Gram matrix, B of `A B`): all panels of the range advance together, so
+/// that each row of the source is read once and in order.
+///
+/// # Safety
+/// As [`pack_panels`], with a lane stride of 1.
+#[inline(always)]
+unsafe fn pack_adjacent_lanes<K: Kernel>(
+    src: &Source<K::Elem>,
+    lane0: usize,
+    width: usize,
+    panels: Range<usize>,
+    first: usize,
+    depth: usize,
+    dst: *mut K::Word,
+) {
+    let words = depth.div_ceil(K::PAIR);
+    let zero = <K::Elem as num_traits::Zero>::zero();
+    for w in 0..words {
+        let d = w * K::PAIR;
+        let odd = K::PAIR == 2 && d + 1 < depth;
+        for panel in panels.clone() {
+            let lane = lane0 + panel * width;
+            let lanes = width.min(src.lanes - lane);
+            // SAFETY: `lanes` adjacent elements at one or two depths of the view, and one row of the panel.
+            let (low, high, out) = unsafe {
+                let low = std::slice::from_raw_parts(src.at(lane, first + d), lanes);
+                let high = if odd { std::slice::from_raw_parts(src.at(lane, first + d + 1), lanes) } else { low };
+                let out = dst.add((panel * words + w) * width).cast::<MaybeUninit<K::Word>>();
+                (low, high, std::slice::from_raw_parts_mut(out, width))
+            };
+            if lanes == width && (K::PAIR == 1 || odd) {
+                // The usual case, with a constant trip count.
+                for l in 0..width {
+                    out[l].write(K::word(low[l], high[l]));
+                }
+            } else {
+                for l in 0..width {
+                    let word = if l < lanes { K::word(low[l], if odd { high[l] } else { zero }) } else { K::ZERO };
+                    out[l].write(word);
+                }
+            }
+        }
+    }
+}
+
+/// The summed index side by side in memory (both operands of `A B^T`): blocks are transposed.
+///
+/// # Safety
+/// As [`pack_panels`] for one panel at `dst` that starts with `lane`, with a depth stride of 1.
+#[inline(always)]
+unsafe fn pack_adjacent_depth<K: Kernel>(
     src: &Source<K::Elem>,
     lane: usize,
     width: usize,
@@ -69,66 +150,63 @@ pub(super) unsafe fn pack_panel<K: Kernel>(
 ) {
     let lanes = width.min(src.lanes - lane);
     let words = depth.div_ceil(K::PAIR);
-    // SAFETY: the caller vouches for the destination.
-    let dst = unsafe { std::slice::from_raw_parts_mut(dst.cast::<MaybeUninit<K::Word>>(), words * width) };
-    if lanes < width {
-        for row in dst.chunks_exact_mut(width) {
-            row[lanes..].fill(MaybeUninit::new(K::ZERO));
+    // One cache line of 16 lanes at a time: both the block and the words written stay in the first-level cache.
+    let mut block = [[K::ZERO; STEP]; STEP];
+    for group in (0..width).step_by(STEP) {
+        let columns = STEP.min(width - group);
+        let filled = columns.min(lanes.saturating_sub(group));
+        for lane in &mut block[filled..columns] {
+            lane.fill(K::ZERO);
+        }
+        for w in (0..words).step_by(STEP) {
+            let start = w * K::PAIR;
+            let length = (STEP * K::PAIR).min(depth - start);
+            for l in 0..filled {
+                // SAFETY: adjacent elements of one lane of the view, in range by the contract. The prefetch may name
+                // any address.
+                let row = unsafe {
+                    let row = src.at(lane + group + l, first + start);
+                    K::prefetch(row.wrapping_add(PREFETCH * K::PAIR));
+                    std::slice::from_raw_parts(row, length)
+                };
+                convert::<K>(row, &mut block[l]);
+            }
+            // SAFETY: `columns` words at `group` in the rows of the panel that are left.
+            unsafe { K::transpose(&block, columns, STEP.min(words - w), dst.add(w * width + group), width) };
         }
     }
+}
+
+/// Neither index side by side.
+///
+/// # Safety
+/// As [`pack_panels`] for one panel at `dst` that starts with `lane`.
+#[inline(always)]
+unsafe fn pack_strided<K: Kernel>(
+    src: &Source<K::Elem>,
+    lane: usize,
+    width: usize,
+    first: usize,
+    depth: usize,
+    dst: *mut K::Word,
+) {
+    let lanes = width.min(src.lanes - lane);
     let zero = <K::Elem as num_traits::Zero>::zero();
-    if src.depth_stride == 1 {
-        // One cache line of 16 lanes at a time: both the block and the words written stay in the first-level cache.
-        let mut block = [[K::ZERO; STEP]; STEP];
-        for (step, out) in dst.chunks_mut(STEP * width).enumerate() {
-            let start = step * STEP * K::PAIR;
-            let length = (STEP * K::PAIR).min(depth - start);
-            for group in (0..lanes).step_by(STEP) {
-                let columns = STEP.min(lanes - group);
-                for l in 0..columns {
-                    // SAFETY: adjacent elements of one lane of the view, in range by the contract.
-                    let row = unsafe { std::slice::from_raw_parts(src.at(lane + group + l, first + start), length) };
-                    convert::<K>(row, &mut block[l]);
-                }
-                // SAFETY: `columns` words at `group` in every row of `out` are inside the panel.
-                unsafe {
-                    let out_rows = out.len() / width;
-                    K::transpose(&block, columns, out_rows, out.as_mut_ptr().add(group).cast(), width);
-                }
-            }
-        }
-    } else if src.lane_stride == 1 {
-        for (w, out) in dst.chunks_exact_mut(width).enumerate() {
-            let d = w * K::PAIR;
-            // SAFETY: `lanes` adjacent elements at one depth of the view, in range by the contract.
-            let low = unsafe { std::slice::from_raw_parts(src.at(lane, first + d), lanes) };
-            if K::PAIR == 2 && d + 1 < depth {
-                // SAFETY: as above, one step deeper.
-                let high = unsafe { std::slice::from_raw_parts(src.at(lane, first + d + 1), lanes) };
-                for ((out, &low), &high) in out.iter_mut().zip(low).zip(high) {
-                    out.write(K::word(low, high));
-                }
-            } else {
-                for (out, &low) in out.iter_mut().zip(low) {
-                    out.write(K::word(low, zero));
-                }
-            }
-        }
-    } else {
-        for (w, out) in dst.chunks_exact_mut(width).enumerate() {
-            let d = w * K::PAIR;
-            for (l, out) in out.iter_mut().enumerate().take(lanes) {
-                // SAFETY: elements of the view, in range by the contract.
-                let (low, high) = unsafe {
-                    let low = *src.at(lane + l, first + d);
-                    let odd = K::PAIR == 2 && d + 1 < depth;
-                    (low, if odd { *src.at(lane + l, first + d + 1) } else { zero })
-                };
-                out.write(K::word(low, high));
+    for w in 0..depth.div_ceil(K::PAIR) {
+        let d = w * K::PAIR;
+        for l in 0..width {
+            // SAFETY: elements of the view and a word of the panel, in range by the contract.
+            unsafe {
+                let at = |d: usize| if l < lanes && d < depth { *src.at(lane + l, first + d) } else { zero };
+                *dst.add(w * width + l) = K::word(at(d), at(d + K::PAIR - 1));
             }
         }
     }
 }
+
+/// How many words ahead of the block being transposed its lanes are fetched: 16 lanes at once are more streams than
+/// hardware prefetchers follow.
+const PREFETCH: usize = 8 * STEP;
 
 /// Up to `STEP` words of one lane, whose elements are adjacent.
 #[inline(always)]

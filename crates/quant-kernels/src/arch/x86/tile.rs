@@ -97,6 +97,12 @@ macro_rules! register_tile {
                 $pack(low, high)
             }
 
+            #[inline(always)]
+            fn prefetch(address: *const $elem) {
+                // SAFETY: every x86-64 machine has the instruction, and it may name any address.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+            }
+
             $(
                 #[inline(always)]
                 unsafe fn transpose(
