@@ -1,0 +1,501 @@
+//! One error type for reading untrusted checkpoints and writing output folders.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype;
+
+/// Result of every fallible function of this crate.
+pub type Result<T, E = CheckpointError> = std::result::Result<T, E>;
+
+/// What kind of failure an error is, so that a command line can choose its exit code without listing variants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorClass {
+    /// The files read are damaged, incomplete or lie about themselves.
+    BadCheckpoint,
+    /// The files are well formed, but this program cannot use them.
+    Unsupported,
+    /// The machine ran out of something (disk, memory) or the operating system refused a write.
+    Resources,
+    /// The caller asked for something that is refused on purpose, such as replacing an existing folder.
+    Usage,
+}
+
+/// Everything that can go wrong while reading a checkpoint or writing an output folder.
+///
+/// Messages name the file, the tensor, what was expected and what was found. `file` fields hold the name of the
+/// file inside its folder, `path` fields the full path.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    // ---- the folder -------------------------------------------------------------------------------------------
+    /// The checkpoint path is not a directory.
+    #[error("{path}: not a folder; pass the folder that holds config.json and *.safetensors")]
+    NotAFolder {
+        /// Path as given.
+        path: PathBuf,
+    },
+    /// A file the format requires is absent.
+    #[error("{path}: missing file, needed for {role}")]
+    MissingFile {
+        /// The absent file.
+        path: PathBuf,
+        /// What the file would have provided.
+        role: &'static str,
+    },
+    /// The path exists but is a folder, a pipe or a device once symbolic links are followed.
+    #[error(
+        "{path}: expected a regular file, found something else (a folder, pipe, device or dangling link)"
+    )]
+    NotARegularFile {
+        /// The offending path.
+        path: PathBuf,
+    },
+    /// The folder holds weights in another format only.
+    #[error(
+        "{path}: no safetensors weights, only {found}; convert them with save_pretrained(safe_serialization)"
+    )]
+    UnsupportedWeights {
+        /// The checkpoint folder.
+        path: PathBuf,
+        /// The first foreign weight file seen.
+        found: String,
+    },
+    /// Both a single weight file and an index that does not mention it are present.
+    #[error("{path}: holds {single} and also {index}, which does not list it; remove the one that is stale")]
+    AmbiguousWeights {
+        /// The checkpoint folder.
+        path: PathBuf,
+        /// The single weight file.
+        single: String,
+        /// The index file.
+        index: String,
+    },
+    /// The folder is an output of this program that was never finished.
+    #[error(
+        "{path}: an unfinished output (it still holds the marker file {marker}); quantise again and use the result"
+    )]
+    PartialOutput {
+        /// The unfinished folder.
+        path: PathBuf,
+        /// Name of the marker file.
+        marker: &'static str,
+    },
+    /// A file could not be read.
+    #[error("{path}: cannot read: {source}")]
+    Read {
+        /// File being read.
+        path: PathBuf,
+        /// Reason given by the operating system.
+        #[source]
+        source: io::Error,
+    },
+
+    // ---- JSON -------------------------------------------------------------------------------------------------
+    /// A JSON side file is larger than anything legitimate.
+    #[error("{file}: {found} bytes of JSON, the limit is {limit}")]
+    JsonTooLarge {
+        /// File name.
+        file: String,
+        /// Largest accepted size in bytes.
+        limit: u64,
+        /// Size found in bytes.
+        found: u64,
+    },
+    /// Not valid JSON, or JSON of the wrong kind.
+    #[error("{file}: malformed JSON: {detail}")]
+    Json {
+        /// File name.
+        file: String,
+        /// What the parser objected to, with line and column.
+        detail: String,
+    },
+    /// The same key occurs twice in one JSON object, so two readers could see different values.
+    #[error("{file}: key {key:?} occurs twice in {scope}")]
+    DuplicateKey {
+        /// File name.
+        file: String,
+        /// The object: a tensor's name, or the part of the file.
+        scope: String,
+        /// The repeated key.
+        key: String,
+    },
+
+    // ---- the safetensors header -------------------------------------------------------------------------------
+    /// The file is too short to hold the 8-byte header length.
+    #[error("{file}: {found} bytes, a safetensors file has at least 8 for its header length")]
+    TooShort {
+        /// File name.
+        file: String,
+        /// Size of the file in bytes.
+        found: u64,
+    },
+    /// The header length exceeds the limit of the format.
+    #[error("{file}: header of {found} bytes, the format allows at most {limit}")]
+    HeaderTooLarge {
+        /// File name.
+        file: String,
+        /// The format's limit in bytes.
+        limit: u64,
+        /// Length the file claims.
+        found: u64,
+    },
+    /// The header does not fit into the file.
+    #[error("{file}: header of {expected} bytes announced, only {found} follow")]
+    HeaderTruncated {
+        /// File name.
+        file: String,
+        /// Length the file claims.
+        expected: u64,
+        /// Bytes after the length field.
+        found: u64,
+    },
+    /// A tensor entry lacks a field.
+    #[error("{file}: tensor {tensor:?}: field {field:?} is missing")]
+    MissingField {
+        /// File name.
+        file: String,
+        /// Tensor name.
+        tensor: String,
+        /// The absent field.
+        field: &'static str,
+    },
+    /// A tensor entry has a field the format does not define.
+    #[error(
+        "{file}: tensor {tensor:?}: unknown field {found:?}, expected dtype, shape and data_offsets only"
+    )]
+    UnknownField {
+        /// File name.
+        file: String,
+        /// Tensor name.
+        tensor: String,
+        /// The extra field.
+        found: String,
+    },
+    /// A dtype name that the format does not define.
+    #[error("{file}: tensor {tensor:?}: unknown dtype {found:?}")]
+    UnknownDtype {
+        /// File name.
+        file: String,
+        /// Tensor name.
+        tensor: String,
+        /// The name found.
+        found: String,
+    },
+    /// A tensor name that is empty, far too long or holds control characters.
+    #[error("{file}: tensor name {tensor:?}: {reason}")]
+    BadTensorName {
+        /// File name.
+        file: String,
+        /// The name, cut to a printable length.
+        tensor: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// More dimensions than any tensor has.
+    #[error("{file}: tensor {tensor:?}: more than {limit} dimensions")]
+    TooManyDimensions {
+        /// File name.
+        file: String,
+        /// Tensor name.
+        tensor: String,
+        /// Largest accepted rank.
+        limit: usize,
+    },
+    /// `shape x dtype` does not fit into 64 bits.
+    #[error(
+        "{file}: tensor {tensor:?}: {dtype} of shape {shape:?} overflows the size of anything addressable"
+    )]
+    SizeOverflow {
+        /// File name.
+        file: String,
+        /// Tensor name.
+        tensor: String,
+        /// Element type.
+        dtype: Dtype,
+        /// Claimed shape.
+        shape: Vec<usize>,
+    },
+    /// A sub-byte dtype whose elements do not fill whole bytes.
+    #[error("{file}: tensor {tensor:?}: {dtype} of shape {shape:?} does not fill whole bytes")]
+    FractionalBytes {
+        /// File name.
+        file: String,
+        /// Tensor name.
+        tensor: String,
+        /// Element type.
+        dtype: Dtype,
+        /// Claimed shape.
+        shape: Vec<usize>,
+    },
+    /// The end offset lies before the start offset.
+    #[error("{file}: tensor {tensor:?}: data offsets run backwards, from {start} to {end}")]
+    OffsetsReversed {
+        /// File name.
+        file: String,
+        /// Tensor name.
+        tensor: String,
+        /// Claimed start, in bytes after the header.
+        start: u64,
+        /// Claimed end.
+        end: u64,
+    },
+    /// The offsets span another number of bytes than the shape and dtype need.
+    #[error("{file}: tensor {tensor:?}: shape and dtype need {expected} bytes, the offsets span {found}")]
+    SizeMismatch {
+        /// File name.
+        file: String,
+        /// Tensor name.
+        tensor: String,
+        /// Bytes by shape and dtype.
+        expected: u64,
+        /// Bytes by offsets.
+        found: u64,
+    },
+    /// A tensor starts before the previous one ends.
+    #[error("{file}: tensor {tensor:?}: starts at {found}, inside the tensor that ends at {expected}")]
+    Overlap {
+        /// File name.
+        file: String,
+        /// Tensor name.
+        tensor: String,
+        /// End of the previous tensor.
+        expected: u64,
+        /// Start of this one.
+        found: u64,
+    },
+    /// Bytes between two tensors that belong to none.
+    #[error("{file}: tensor {tensor:?}: starts at {found}, leaving a hole after {expected}")]
+    Hole {
+        /// File name.
+        file: String,
+        /// Tensor name.
+        tensor: String,
+        /// End of the previous tensor.
+        expected: u64,
+        /// Start of this one.
+        found: u64,
+    },
+    /// The last tensor ends before or after the end of the file.
+    #[error(
+        "{file}: the header describes a file of {expected} bytes, it has {found} (truncated or with a tail)"
+    )]
+    FileSize {
+        /// File name.
+        file: String,
+        /// Size by the header.
+        expected: u64,
+        /// Size on disk.
+        found: u64,
+    },
+
+    // ---- the index --------------------------------------------------------------------------------------------
+    /// An index entry is not the plain name of a safetensors file in the folder.
+    #[error("{index}: tensor {tensor:?} points at {entry:?}: {reason}")]
+    BadIndexEntry {
+        /// Index file name.
+        index: String,
+        /// Tensor name.
+        tensor: String,
+        /// The file the index names.
+        entry: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// A shard named by the index is absent.
+    #[error("{index}: shard {shard:?} is missing (needed for tensor {tensor:?})")]
+    MissingShard {
+        /// Index file name.
+        index: String,
+        /// The absent shard.
+        shard: String,
+        /// One tensor that it should hold.
+        tensor: String,
+    },
+    /// The index places a tensor in a shard that does not hold it.
+    #[error("{index}: tensor {tensor:?} should be in {shard:?}, which does not hold it")]
+    TensorNotInShard {
+        /// Index file name.
+        index: String,
+        /// Shard file name.
+        shard: String,
+        /// Tensor name.
+        tensor: String,
+    },
+    /// A shard holds a tensor that the index does not place there.
+    #[error(
+        "{index}: shard {shard:?} holds tensor {tensor:?} ({count} such), which the index does not place there"
+    )]
+    TensorNotInIndex {
+        /// Index file name.
+        index: String,
+        /// Shard file name.
+        shard: String,
+        /// First such tensor by name.
+        tensor: String,
+        /// How many tensors of this shard are not accounted for.
+        count: usize,
+    },
+
+    // ---- reading tensors --------------------------------------------------------------------------------------
+    /// The checkpoint has no tensor of this name.
+    #[error("{path}: no tensor {tensor:?}")]
+    NoSuchTensor {
+        /// The checkpoint folder or file.
+        path: PathBuf,
+        /// Name asked for.
+        tensor: String,
+    },
+    /// The tensor has another dtype than the reader can use.
+    #[error("{file}: tensor {tensor:?}: expected {expected}, found {found}")]
+    DtypeMismatch {
+        /// File name.
+        file: String,
+        /// Tensor name.
+        tensor: String,
+        /// What was asked for.
+        expected: &'static str,
+        /// What is stored.
+        found: Dtype,
+    },
+    /// The tensor has another shape than the caller needs.
+    #[error("{file}: tensor {tensor:?}: expected {expected}, found shape {found:?}")]
+    ShapeMismatch {
+        /// File name.
+        file: String,
+        /// Tensor name.
+        tensor: String,
+        /// What was asked for.
+        expected: String,
+        /// Stored shape.
+        found: Vec<usize>,
+    },
+    /// A row outside the matrix was asked for.
+    #[error("tensor {tensor:?}: row {row} asked for, it has {rows}")]
+    RowOutOfRange {
+        /// Tensor name.
+        tensor: String,
+        /// The row asked for (the end of the range, when a range was asked for).
+        row: usize,
+        /// Number of rows.
+        rows: usize,
+    },
+    /// A weight is NaN or infinite.
+    #[error("{file}: tensor {tensor:?}: element {index:?} is {value}; weights must be finite")]
+    NonFinite {
+        /// File name.
+        file: String,
+        /// Tensor name.
+        tensor: String,
+        /// Index of the first such element in row-major order.
+        index: Vec<usize>,
+        /// Its value.
+        value: f32,
+    },
+    /// An allocation for a tensor failed.
+    #[error("tensor {tensor:?}: cannot allocate {bytes} bytes")]
+    OutOfMemory {
+        /// Tensor name.
+        tensor: String,
+        /// Size asked for.
+        bytes: u64,
+    },
+
+    // ---- writing ----------------------------------------------------------------------------------------------
+    /// The output folder exists and is not empty.
+    #[error("{path}: exists and is not empty; choose another output or pass --force to replace it")]
+    OutputExists {
+        /// The output folder.
+        path: PathBuf,
+    },
+    /// The output path is a file, a mount point, the current folder, or otherwise not replaceable.
+    #[error("{path}: cannot be the output folder: {reason}")]
+    BadOutput {
+        /// The output folder.
+        path: PathBuf,
+        /// Why it is refused.
+        reason: &'static str,
+    },
+    /// The output is the input, or one contains the other.
+    #[error("{output}: the output folder must lie apart from the input {input}, which is never touched")]
+    OutputTouchesInput {
+        /// The output folder.
+        output: PathBuf,
+        /// The input folder.
+        input: PathBuf,
+    },
+    /// Another process is writing the same output.
+    #[error("{path}: another process is writing this output")]
+    OutputBusy {
+        /// The partial folder that is locked.
+        path: PathBuf,
+    },
+    /// No space left on the device.
+    #[error("{path}: no space left on the disk (or quota reached): {source}; nothing was left behind")]
+    DiskFull {
+        /// File being written.
+        path: PathBuf,
+        /// Reason given by the operating system.
+        #[source]
+        source: io::Error,
+    },
+    /// A file could not be written.
+    #[error("{path}: cannot write: {source}")]
+    Write {
+        /// File being written.
+        path: PathBuf,
+        /// Reason given by the operating system.
+        #[source]
+        source: io::Error,
+    },
+    /// A file name given to the writer is not a plain relative name, or was written before.
+    #[error("output file {name:?}: {reason}")]
+    BadOutputName {
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The writer was called against its own plan. Caused by the calling code, never by a file.
+    #[error("output tensor {tensor:?}: {detail}")]
+    PlanViolation {
+        /// Tensor name.
+        tensor: String,
+        /// What was expected and what arrived.
+        detail: String,
+    },
+}
+
+impl CheckpointError {
+    /// The family of this error, from which an exit code follows.
+    #[must_use]
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::UnsupportedWeights { .. } | Self::DtypeMismatch { .. } => ErrorClass::Unsupported,
+            Self::OutOfMemory { .. } | Self::DiskFull { .. } | Self::Write { .. } => ErrorClass::Resources,
+            Self::OutputExists { .. }
+            | Self::BadOutput { .. }
+            | Self::OutputTouchesInput { .. }
+            | Self::OutputBusy { .. }
+            | Self::BadOutputName { .. }
+            | Self::PlanViolation { .. } => ErrorClass::Usage,
+            _ => ErrorClass::BadCheckpoint,
+        }
+    }
+
+    /// Wraps a failed read of `path`.
+    pub(crate) fn read(path: &Path, source: io::Error) -> Self {
+        Self::Read { path: path.to_path_buf(), source }
+    }
+
+    /// Wraps a failed write of `path`; a full disk gets its own variant.
+    pub(crate) fn write(path: &Path, source: io::Error) -> Self {
+        let path = path.to_path_buf();
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+                Self::DiskFull { path, source }
+            }
+            _ => Self::Write { path, source },
+        }
+    }
+}

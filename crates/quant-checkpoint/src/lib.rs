@@ -1,0 +1,62 @@
+//! Untrusted safetensors checkpoints in, quantised folders out, verified as their loaders would.
+//!
+//! **Reading.** [`Checkpoint::open`] checks everything that can be checked without touching the weights: header
+//! sizes, repeated keys, dtypes, `shape x dtype`, offsets that tile the file exactly, an index whose entries are
+//! plain file names and which agrees with its shards tensor by tensor. Reads then return typed arrays, refuse NaN and
+//! infinities, and can hash the bytes on their way.
+//!
+//! **Writing.** [`OutputFolder`] streams shards laid out by a [`ShardPlan`] into a sibling folder, hashing as it
+//! goes, and renames it into place when everything is on the disk.
+//!
+//! ```
+//! use quant_checkpoint::{Checkpoint, Dtype, OutputFolder, OutputOptions};
+//! use quant_checkpoint::{DEFAULT_SHARD_BYTES, ShardNaming, ShardPlan, TensorSpec};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let parent = tempfile::tempdir()?;
+//! let dir = parent.path().join("model");
+//! let plan = ShardPlan::new(
+//!     vec![TensorSpec::new("norm.weight", Dtype::F32, [2])],
+//!     &ShardNaming::hugging_face(),
+//!     DEFAULT_SHARD_BYTES,
+//! )?;
+//! let mut out = OutputFolder::create(&dir, &OutputOptions::default())?;
+//! out.begin_weights(plan)?;
+//! out.tensor("norm.weight", Dtype::F32, &[2], &[0, 0, 128, 63, 0, 0, 0, 64])?;
+//! out.end_weights()?;
+//! out.write_file("config.json", br#"{"model_type": "example"}"#)?;
+//! out.finish()?;
+//!
+//! let model = Checkpoint::open(&dir)?;
+//! assert_eq!(model.read_vector_f32("norm.weight")?.to_vec(), [1.0, 2.0]);
+//! # Ok(())
+//! # }
+//! ```
+#![forbid(unsafe_code)]
+
+mod convert;
+mod copy;
+mod dtype;
+mod error;
+mod hash;
+mod header;
+mod index;
+mod json;
+mod read;
+mod source;
+mod writer;
+
+pub use safetensors::Dtype;
+
+pub use crate::copy::{is_side_file, side_files};
+pub use crate::error::{CheckpointError, ErrorClass, Result};
+pub use crate::hash::TensorHash;
+pub use crate::header::{Header, HeaderEntry, MAX_DIMENSIONS, MAX_HEADER_BYTES, MAX_NAME_BYTES};
+pub use crate::index::ShardIndex;
+pub use crate::json::parse_strict_json;
+pub use crate::read::ReadStats;
+pub use crate::source::{Checkpoint, TensorInfo};
+pub use crate::writer::{
+    DEFAULT_SHARD_BYTES, Disk, Finished, MARKER, OutputFolder, OutputOptions, PlannedShard, ShardNaming,
+    ShardPlan, Storage, StorageFile, TensorSpec, WriteStats, WrittenFile,
+};

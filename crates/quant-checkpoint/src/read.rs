@@ -1,0 +1,524 @@
+//! Reading tensors: positioned reads in pieces, conversion and hashing on the bytes just read.
+//!
+//! A floating tensor is read in *waves* of a few MiB. The pieces of a wave are read and converted in parallel while
+//! the previous wave is hashed, so the transient memory of a read is two waves of 4 MiB whatever the size of the tensor, and
+//! the bytes pass through the cache once. Pieces have a fixed size: nothing depends on the number of threads.
+
+use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use bytemuck::Pod;
+use ndarray::{Array1, Array2, ArrayD, IxDyn};
+use rayon::prelude::*;
+use safetensors::Dtype;
+
+use crate::convert::{Float, to_f32};
+use crate::error::{CheckpointError, Result};
+use crate::hash::{Hasher, TensorHash};
+use crate::source::{Checkpoint, TensorInfo, shape_mismatch};
+
+/// Bytes read and converted by one task: small enough for the second-level cache.
+const PIECE_BYTES: usize = 512 << 10;
+/// Bytes of one wave.
+// Two of these are resident during a read.
+const WAVE_BYTES: usize = 8 * PIECE_BYTES;
+
+/// Totals of all reads of a checkpoint so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct ReadStats {
+    /// Bytes read from disk (or the page cache).
+    pub bytes: u64,
+    /// Wall seconds of reading and converting, summed over calls.
+    pub read_s: f64,
+    /// Wall seconds of hashing, summed over calls; hashing runs beside reading when there is a second core.
+    pub hash_s: f64,
+}
+
+/// Wave buffers waiting to be used again: fresh memory costs more than the read itself on some machines.
+#[derive(Debug, Default)]
+pub(crate) struct WavePool(Mutex<Vec<Vec<u64>>>);
+
+impl WavePool {
+    /// A buffer of at least `bytes` (at most [`WAVE_BYTES`]).
+    fn take(&self, bytes: usize) -> Vec<u64> {
+        let mut buffer = self.lock().pop().unwrap_or_default();
+        let words = bytes.div_ceil(8);
+        if buffer.len() < words {
+            // Not `resize`: the old contents are worth nothing.
+            buffer = vec![0; words];
+        }
+        buffer
+    }
+
+    fn give_back(&self, buffer: Vec<u64>) {
+        let mut pool = self.lock();
+        // Two buffers for each of a few concurrent readers; more would be memory nobody counts on.
+        if !buffer.is_empty() && pool.len() < 4 {
+            pool.push(buffer);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Vec<u64>>> {
+        // A poisoned pool only holds scratch memory.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    bytes: AtomicU64,
+    read_ns: AtomicU64,
+    hash_ns: AtomicU64,
+}
+
+/// Runs `work` and adds its duration to `counter`.
+fn timed<T>(counter: &AtomicU64, work: impl FnOnce() -> T) -> T {
+    let start = Instant::now();
+    let out = work();
+    counter.fetch_add(u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    out
+}
+
+/// A zeroed vector, or an error instead of an abort when the memory is not there. Pages are touched only when
+/// written, because the zeroing is the allocator's.
+fn zeroed<T: Pod>(tensor: &str, len: usize) -> Result<Vec<T>> {
+    // The request is tried first and released at once: `vec!` would abort the process.
+    Vec::<T>::new().try_reserve_exact(len).map_err(|_| CheckpointError::OutOfMemory {
+        tensor: tensor.to_owned(),
+        bytes: (len as u64).saturating_mul(size_of::<T>() as u64),
+    })?;
+    Ok(vec![T::zeroed(); len])
+}
+
+impl Checkpoint {
+    /// Totals of all reads so far, from all threads.
+    #[must_use]
+    pub fn read_stats(&self) -> ReadStats {
+        let seconds = |c: &AtomicU64| c.load(Ordering::Relaxed) as f64 * 1e-9;
+        ReadStats {
+            bytes: self.counters.bytes.load(Ordering::Relaxed),
+            read_s: seconds(&self.counters.read_ns),
+            hash_s: seconds(&self.counters.hash_ns),
+        }
+    }
+
+    /// A tensor's bytes as stored.
+    ///
+    /// # Errors
+    /// [`CheckpointError::NoSuchTensor`], [`CheckpointError::Read`], [`CheckpointError::OutOfMemory`].
+    pub fn read(&self, name: &str) -> Result<Vec<u8>> {
+        self.read_pods(self.tensor(name)?)
+    }
+
+    /// A tensor's bytes as stored, and their SHA-256.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read`].
+    pub fn read_hashed(&self, name: &str) -> Result<(Vec<u8>, TensorHash)> {
+        let bytes = self.read(name)?;
+        let hash = timed(&self.counters.hash_ns, || TensorHash::of(&bytes));
+        Ok((bytes, hash))
+    }
+
+    /// Hands a tensor's bytes to `visit` in order, in pieces of at most 512 KiB, for tensors too large to hold.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read`], and the first error of `visit`.
+    pub fn for_each_piece(&self, name: &str, mut visit: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let info = self.tensor(name)?;
+        let mut buffer =
+            zeroed::<u8>(name, PIECE_BYTES.min(usize::try_from(info.bytes()).unwrap_or(PIECE_BYTES)))?;
+        let mut at = info.range.start;
+        while at < info.range.end {
+            let len = (info.range.end - at).min(PIECE_BYTES as u64);
+            let piece = &mut buffer[..usize::try_from(len).unwrap_or(PIECE_BYTES)];
+            timed(&self.counters.read_ns, || self.read_at(info, at, piece))?;
+            visit(piece)?;
+            at += len;
+        }
+        Ok(())
+    }
+
+    /// SHA-256 of a tensor's bytes as stored, read in pieces.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read`].
+    pub fn sha256(&self, name: &str) -> Result<TensorHash> {
+        let mut hasher = Hasher::default();
+        self.for_each_piece(name, |piece| {
+            timed(&self.counters.hash_ns, || hasher.update(piece));
+            Ok(())
+        })?;
+        Ok(hasher.finish())
+    }
+
+    /// A tensor of any shape as f32. f32, f16 and bf16 are accepted; each value is exact.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read`]; [`CheckpointError::DtypeMismatch`] for another dtype, [`CheckpointError::NonFinite`]
+    /// for the first NaN or infinity.
+    pub fn read_f32(&self, name: &str) -> Result<ArrayD<f32>> {
+        let info = self.tensor(name)?;
+        let values = self.read_floats(info, 0..info.elements(), None)?;
+        shaped(info, values)
+    }
+
+    /// As [`Checkpoint::read_f32`], with the SHA-256 of the same bytes.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_f32`].
+    pub fn read_f32_hashed(&self, name: &str) -> Result<(ArrayD<f32>, TensorHash)> {
+        let info = self.tensor(name)?;
+        let mut hasher = Hasher::default();
+        let values = self.read_floats(info, 0..info.elements(), Some(&mut hasher))?;
+        Ok((shaped(info, values)?, hasher.finish()))
+    }
+
+    /// Fills `out` with a tensor as f32, row-major, without allocating anything of its size, so that a loop over
+    /// blocks can keep one buffer for all of them.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_f32`]; [`CheckpointError::ShapeMismatch`] if `out` has another length. `out` is then
+    /// partly overwritten.
+    pub fn read_f32_into(&self, name: &str, out: &mut [f32]) -> Result<()> {
+        let info = self.tensor(name)?;
+        check_length(info, out.len())?;
+        self.fill_floats(info, float_kind(info)?, 0, out, None)
+    }
+
+    /// As [`Checkpoint::read_f32_into`], with the SHA-256 of the same bytes.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_f32_into`].
+    pub fn read_f32_into_hashed(&self, name: &str, out: &mut [f32]) -> Result<TensorHash> {
+        let info = self.tensor(name)?;
+        check_length(info, out.len())?;
+        let mut hasher = Hasher::default();
+        self.fill_floats(info, float_kind(info)?, 0, out, Some(&mut hasher))?;
+        Ok(hasher.finish())
+    }
+
+    /// A matrix `[rows, columns]` as f32.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_f32`]; [`CheckpointError::ShapeMismatch`] if it is not a matrix.
+    pub fn read_matrix_f32(&self, name: &str) -> Result<Array2<f32>> {
+        let info = self.tensor(name)?;
+        let (rows, columns) = matrix_shape(info)?;
+        matrix(info, rows, columns, self.read_floats(info, 0..info.elements(), None)?)
+    }
+
+    /// A matrix as f32, with the SHA-256 of the same bytes.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_matrix_f32`].
+    pub fn read_matrix_f32_hashed(&self, name: &str) -> Result<(Array2<f32>, TensorHash)> {
+        let info = self.tensor(name)?;
+        let (rows, columns) = matrix_shape(info)?;
+        let mut hasher = Hasher::default();
+        let values = self.read_floats(info, 0..info.elements(), Some(&mut hasher))?;
+        Ok((matrix(info, rows, columns, values)?, hasher.finish()))
+    }
+
+    /// A vector `[n]` as f32.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_f32`]; [`CheckpointError::ShapeMismatch`] if it is not a vector.
+    pub fn read_vector_f32(&self, name: &str) -> Result<Array1<f32>> {
+        let info = self.tensor(name)?;
+        vector_shape(info)?;
+        Ok(Array1::from_vec(self.read_floats(info, 0..info.elements(), None)?))
+    }
+
+    /// A vector as f32, with the SHA-256 of the same bytes.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_vector_f32`].
+    pub fn read_vector_f32_hashed(&self, name: &str) -> Result<(Array1<f32>, TensorHash)> {
+        let info = self.tensor(name)?;
+        vector_shape(info)?;
+        let mut hasher = Hasher::default();
+        let values = self.read_floats(info, 0..info.elements(), Some(&mut hasher))?;
+        Ok((Array1::from_vec(values), hasher.finish()))
+    }
+
+    /// Rows `rows` of a matrix as f32 `[rows.len(), columns]`; only these rows are read.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_matrix_f32`]; [`CheckpointError::RowOutOfRange`]. The index in a
+    /// [`CheckpointError::NonFinite`] counts from the first row of the tensor.
+    pub fn read_rows_f32(&self, name: &str, rows: Range<usize>) -> Result<Array2<f32>> {
+        let info = self.tensor(name)?;
+        let (total, columns) = matrix_shape(info)?;
+        check_rows(info, &rows, total)?;
+        let values = self.read_floats(info, rows.start * columns..rows.end * columns, None)?;
+        matrix(info, rows.len(), columns, values)
+    }
+
+    /// Bytes as stored of rows `rows` of a matrix of any dtype whose rows fill whole bytes.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read`]; [`CheckpointError::ShapeMismatch`], [`CheckpointError::RowOutOfRange`].
+    pub fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Vec<u8>> {
+        let info = self.tensor(name)?;
+        let (total, columns) = matrix_shape(info)?;
+        check_rows(info, &rows, total)?;
+        let bits = columns * info.dtype.bitsize();
+        if !bits.is_multiple_of(8) {
+            return Err(shape_mismatch(info, "rows of whole bytes".to_owned()));
+        }
+        let mut out = zeroed::<u8>(name, rows.len() * (bits / 8))?;
+        let start = info.range.start + (rows.start * (bits / 8)) as u64;
+        timed(&self.counters.read_ns, || self.read_at(info, start, &mut out))?;
+        Ok(out)
+    }
+
+    /// Rows of a matrix by number, in the order asked for, as f32 `[ids.len(), columns]`: the embedding of tokens.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_rows_f32`].
+    pub fn read_row_gather(&self, name: &str, ids: &[u32]) -> Result<Array2<f32>> {
+        let info = self.tensor(name)?;
+        let (rows, columns) = matrix_shape(info)?;
+        let kind = float_kind(info)?;
+        if let Some(&id) = ids.iter().find(|&&id| id as usize >= rows) {
+            return Err(CheckpointError::RowOutOfRange { tensor: info.name.clone(), row: id as usize, rows });
+        }
+        let len = ids
+            .len()
+            .checked_mul(columns)
+            .ok_or_else(|| CheckpointError::OutOfMemory { tensor: info.name.clone(), bytes: u64::MAX })?;
+        let mut out = zeroed::<f32>(name, len)?;
+        let row_bytes = columns * kind.bytes();
+        let load = |buffer: &mut Vec<u64>, (&id, row): (&u32, &mut [f32])| -> Result<()> {
+            let bytes = &mut bytemuck::cast_slice_mut::<u64, u8>(buffer)[..row_bytes];
+            self.read_at(info, info.range.start + u64::from(id) * row_bytes as u64, bytes)?;
+            match to_f32(kind, bytes, row) {
+                Some(at) => Err(non_finite(info, id as usize * columns + at, row[at])),
+                None => Ok(()),
+            }
+        };
+        let failed = timed(&self.counters.read_ns, || {
+            ids.par_iter()
+                .zip(out.par_chunks_mut(columns.max(1)))
+                .map_init(|| vec![0_u64; row_bytes.div_ceil(8)], load)
+                .find_first(Result::is_err)
+        });
+        match failed {
+            Some(Err(e)) => Err(e),
+            _ => matrix(info, ids.len(), columns, out),
+        }
+    }
+
+    /// An `I8` tensor.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read`]; [`CheckpointError::DtypeMismatch`].
+    pub fn read_i8(&self, name: &str) -> Result<ArrayD<i8>> {
+        self.read_exact_dtype(name, Dtype::I8, "I8")
+    }
+
+    /// A `U8` tensor.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_i8`].
+    pub fn read_u8(&self, name: &str) -> Result<ArrayD<u8>> {
+        self.read_exact_dtype(name, Dtype::U8, "U8")
+    }
+
+    /// An `I32` tensor.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_i8`].
+    pub fn read_i32(&self, name: &str) -> Result<ArrayD<i32>> {
+        self.read_exact_dtype(name, Dtype::I32, "I32")
+    }
+
+    /// An `I64` tensor.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_i8`].
+    pub fn read_i64(&self, name: &str) -> Result<ArrayD<i64>> {
+        self.read_exact_dtype(name, Dtype::I64, "I64")
+    }
+
+    fn read_exact_dtype<T: Pod>(
+        &self,
+        name: &str,
+        dtype: Dtype,
+        expected: &'static str,
+    ) -> Result<ArrayD<T>> {
+        let info = self.tensor(name)?;
+        if info.dtype != dtype {
+            return Err(dtype_mismatch(info, expected));
+        }
+        shaped(info, self.read_pods::<T>(info)?)
+    }
+
+    /// The whole tensor as elements of `T`, whose size divides the tensor's (the caller checked the dtype).
+    fn read_pods<T: Pod>(&self, info: &TensorInfo) -> Result<Vec<T>> {
+        let len = usize::try_from(info.bytes()).unwrap_or(usize::MAX) / size_of::<T>();
+        let mut out = zeroed::<T>(&info.name, len)?;
+        timed(&self.counters.read_ns, || {
+            self.read_at(info, info.range.start, bytemuck::cast_slice_mut(&mut out))
+        })?;
+        Ok(out)
+    }
+
+    /// Elements `elements` (row-major positions) of a floating tensor, in new memory.
+    fn read_floats(
+        &self,
+        info: &TensorInfo,
+        elements: Range<usize>,
+        hasher: Option<&mut Hasher>,
+    ) -> Result<Vec<f32>> {
+        let kind = float_kind(info)?;
+        let mut out = zeroed::<f32>(&info.name, elements.len())?;
+        self.fill_floats(info, kind, elements.start, &mut out, hasher)?;
+        Ok(out)
+    }
+
+    /// Fills `out` with elements from position `start` on, wave by wave; each wave is hashed while the next is read.
+    fn fill_floats(
+        &self,
+        info: &TensorInfo,
+        kind: Float,
+        start: usize,
+        out: &mut [f32],
+        mut hasher: Option<&mut Hasher>,
+    ) -> Result<()> {
+        let wave_elements = WAVE_BYTES / kind.bytes();
+        let capacity = out.len().min(wave_elements) * kind.bytes();
+        let mut current = self.waves.take(capacity);
+        let mut previous = Vec::new();
+        let mut pending = 0; // bytes of `previous` that are not hashed yet
+        for (wave, values) in out.chunks_mut(wave_elements).enumerate() {
+            let first = start + wave * wave_elements;
+            let used = values.len() * kind.bytes();
+            let bytes = &mut bytemuck::cast_slice_mut::<u64, u8>(&mut current)[..used];
+            let mut load =
+                || timed(&self.counters.read_ns, || self.load_wave(info, kind, first, bytes, values));
+            let Some(hasher) = hasher.as_deref_mut() else {
+                load()?;
+                continue;
+            };
+            if pending == 0 {
+                load()?;
+                previous = self.waves.take(capacity);
+            } else {
+                let done = &bytemuck::cast_slice::<u64, u8>(&previous)[..pending];
+                let hash = || timed(&self.counters.hash_ns, || hasher.update(done));
+                rayon::join(load, hash).0?;
+            }
+            std::mem::swap(&mut current, &mut previous);
+            pending = used;
+        }
+        if let Some(hasher) = hasher {
+            // Nothing follows the last wave that could hide its hashing.
+            let done = &bytemuck::cast_slice::<u64, u8>(&previous)[..pending];
+            timed(&self.counters.hash_ns, || hasher.update(done));
+        }
+        self.waves.give_back(current);
+        self.waves.give_back(previous);
+        Ok(())
+    }
+
+    /// Reads and converts one wave in parallel pieces. `first` is the position of `values[0]` in the tensor.
+    fn load_wave(
+        &self,
+        info: &TensorInfo,
+        kind: Float,
+        first: usize,
+        bytes: &mut [u8],
+        values: &mut [f32],
+    ) -> Result<()> {
+        let piece_elements = PIECE_BYTES / kind.bytes();
+        let load = |(i, (bytes, values)): (usize, (&mut [u8], &mut [f32]))| {
+            let at = first + i * piece_elements;
+            self.read_at(info, info.range.start + (at * kind.bytes()) as u64, bytes)?;
+            match to_f32(kind, bytes, values) {
+                Some(bad) => Err(non_finite(info, at + bad, values[bad])),
+                None => Ok(()),
+            }
+        };
+        if values.len() <= piece_elements {
+            return load((0, (bytes, values)));
+        }
+        let pieces = bytes.par_chunks_mut(PIECE_BYTES).zip(values.par_chunks_mut(piece_elements)).enumerate();
+        pieces.map(load).find_first(Result::is_err).unwrap_or(Ok(()))
+    }
+
+    fn read_at(&self, info: &TensorInfo, offset: u64, out: &mut [u8]) -> Result<()> {
+        let shard = &self.shards[info.shard];
+        shard.file.read_exact_at(out, offset).map_err(|e| CheckpointError::read(&shard.path, e))?;
+        self.counters.bytes.fetch_add(out.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+fn float_kind(info: &TensorInfo) -> Result<Float> {
+    Float::from_dtype(info.dtype).ok_or_else(|| dtype_mismatch(info, "F32, F16 or BF16"))
+}
+
+fn dtype_mismatch(info: &TensorInfo, expected: &'static str) -> CheckpointError {
+    CheckpointError::DtypeMismatch {
+        file: info.file.to_string(),
+        tensor: info.name.clone(),
+        expected,
+        found: info.dtype,
+    }
+}
+
+/// The error for a NaN or infinity at row-major position `flat`.
+fn non_finite(info: &TensorInfo, flat: usize, value: f32) -> CheckpointError {
+    let mut rest = flat;
+    let mut index: Vec<usize> = Vec::with_capacity(info.shape.len());
+    for &d in info.shape.iter().rev() {
+        index.push(rest % d.max(1));
+        rest /= d.max(1);
+    }
+    index.reverse();
+    CheckpointError::NonFinite { file: info.file.to_string(), tensor: info.name.clone(), index, value }
+}
+
+fn matrix_shape(info: &TensorInfo) -> Result<(usize, usize)> {
+    match info.shape[..] {
+        [rows, columns] => Ok((rows, columns)),
+        _ => Err(shape_mismatch(info, "a matrix".to_owned())),
+    }
+}
+
+fn vector_shape(info: &TensorInfo) -> Result<()> {
+    if info.shape.len() == 1 { Ok(()) } else { Err(shape_mismatch(info, "a vector".to_owned())) }
+}
+
+fn check_length(info: &TensorInfo, length: usize) -> Result<()> {
+    if info.elements() != length {
+        return Err(shape_mismatch(info, format!("{length} elements")));
+    }
+    Ok(())
+}
+
+fn check_rows(info: &TensorInfo, rows: &Range<usize>, total: usize) -> Result<()> {
+    if rows.start > rows.end || rows.end > total {
+        return Err(CheckpointError::RowOutOfRange {
+            tensor: info.name.clone(),
+            row: rows.end.max(rows.start),
+            rows: total,
+        });
+    }
+    Ok(())
+}
+
+fn shaped<T>(info: &TensorInfo, values: Vec<T>) -> Result<ArrayD<T>> {
+    ArrayD::from_shape_vec(IxDyn(&info.shape), values)
+        .map_err(|e| shape_mismatch(info, format!("a shape ndarray can hold ({e})")))
+}
+
+fn matrix<T>(info: &TensorInfo, rows: usize, columns: usize, values: Vec<T>) -> Result<Array2<T>> {
+    Array2::from_shape_vec((rows, columns), values)
+        .map_err(|e| shape_mismatch(info, format!("a shape ndarray can hold ({e})")))
+}

@@ -1,0 +1,486 @@
+//! Opening folders and reading tensors.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::fs;
+
+use common::{Folder, f32s, valid};
+use half::{bf16, f16};
+use ndarray::array;
+use proptest::prelude::*;
+use quant_checkpoint::{Checkpoint, CheckpointError as E, Dtype, ErrorClass, MARKER, TensorHash};
+
+const INDEX: &str = "model.safetensors.index.json";
+
+fn index(map: &[(&str, &str)]) -> Vec<u8> {
+    let rows: Vec<_> = map.iter().map(|(t, f)| format!("{t:?}: {f:?}")).collect();
+    format!(r#"{{"metadata": {{"total_size": 16}}, "weight_map": {{{}}}}}"#, rows.join(", ")).into_bytes()
+}
+
+fn one(name: &str) -> Vec<u8> {
+    valid(&[(name, "F32", &[2], &f32s(&[1.0, 2.0]))])
+}
+
+fn open(files: &[(&str, &[u8])]) -> Result<Checkpoint, E> {
+    let folder = Folder::new(files);
+    Checkpoint::open(folder.dir())
+}
+
+macro_rules! assert_error {
+    ($result:expr, $pattern:pat $(if $guard:expr)?) => {{
+        let error = $result.map(|_| ()).unwrap_err();
+        assert!(matches!(&error, $pattern $(if $guard)?), "{error:?}");
+        error
+    }};
+}
+
+#[test]
+fn single_file() {
+    let folder = Folder::new(&[("model.safetensors", &one("w"))]);
+    folder.put("config.json", b"{\"z\": 1,\n \"a\": {\"rope\": null}}\n");
+    let model = Checkpoint::open(folder.dir()).unwrap();
+    assert_eq!(model.config().as_object().unwrap().keys().collect::<Vec<_>>(), ["z", "a"]);
+    assert_eq!(model.config_text(), "{\"z\": 1,\n \"a\": {\"rope\": null}}\n");
+    let info = model.tensor("w").unwrap();
+    assert_eq!((info.dtype, info.shape.as_slice(), &*info.file), (Dtype::F32, &[2][..], "model.safetensors"));
+    assert_eq!((info.bytes(), info.elements(), model.total_bytes()), (8, 2, 8));
+    assert_eq!(model.index_file(), None);
+    assert_eq!(model.metadata()["format"], "pt");
+}
+
+#[test]
+fn shards_in_sorted_order() {
+    let model = open(&[
+        ("b.safetensors", &one("w1")),
+        ("a.safetensors", &one("w2")),
+        (INDEX, &index(&[("w2", "a.safetensors"), ("w1", "b.safetensors")])),
+    ])
+    .unwrap();
+    let order: Vec<_> = model.tensors().map(|t| (t.name.as_str(), &*t.file)).collect();
+    assert_eq!(order, [("w1", "b.safetensors"), ("w2", "a.safetensors")]);
+    assert_eq!((model.declared_bytes(), model.total_bytes()), (Some(16), 16));
+    assert_eq!(model.weight_files(), ["a.safetensors", "b.safetensors"]);
+    assert_eq!(model.read_f32("w2").unwrap(), array![1.0, 2.0].into_dyn());
+}
+
+#[test]
+fn msmodelslim_names_are_found() {
+    let index = index(&[("w", "quant_model_weights-00001-of-00001.safetensors")]);
+    let model = open(&[
+        ("quant_model_weights-00001-of-00001.safetensors", &one("w")),
+        ("quant_model_weights.safetensors.index.json", &index),
+    ])
+    .unwrap();
+    assert_eq!(model.index_file(), Some("quant_model_weights.safetensors.index.json"));
+    assert!(open(&[("quant_model_weights.safetensors", &one("w"))]).is_ok());
+    let both = Folder::new(&[
+        ("model.safetensors", &one("float")),
+        ("quant_model_weights.safetensors", &one("quantised")),
+    ]);
+    assert!(Checkpoint::open(both.dir()).unwrap().get("float").is_some());
+    let named = Checkpoint::open_named(both.dir(), "quant_model_weights").unwrap();
+    assert!(named.get("quantised").is_some());
+    assert_eq!(named.stray_weight_files().unwrap(), ["model.safetensors"]);
+}
+
+#[test]
+fn stray_files_are_listed() {
+    let folder = Folder::new(&[
+        ("a.safetensors", &one("w")),
+        ("old.safetensors", b"x"),
+        ("other.safetensors.index.json", b"x"),
+        (INDEX, &index(&[("w", "a.safetensors")])),
+    ]);
+    let model = Checkpoint::open(folder.dir()).unwrap();
+    assert_eq!(model.stray_weight_files().unwrap(), ["old.safetensors", "other.safetensors.index.json"]);
+}
+
+#[test]
+fn one_file_alone() {
+    let folder = Folder::new(&[("tokens.safetensors", &one("w"))]);
+    let file = Checkpoint::open_file(folder.dir().join("tokens.safetensors")).unwrap();
+    assert!(file.config().is_null());
+    assert_eq!(file.tensors().len(), 1);
+    assert_error!(Checkpoint::open_file(folder.dir().join("absent")), E::MissingFile { .. });
+    assert_error!(Checkpoint::open_file(folder.dir()), E::NotARegularFile { .. });
+}
+
+#[test]
+fn not_a_folder() {
+    let folder = Folder::new(&[]);
+    assert_error!(Checkpoint::open(folder.dir().join("absent")), E::NotAFolder { .. });
+    assert_error!(Checkpoint::open(folder.dir().join("config.json")), E::NotAFolder { .. });
+}
+
+#[test]
+fn no_weights_and_foreign_weights() {
+    assert_error!(open(&[]), E::MissingFile { path, .. } if path.ends_with("model.safetensors"));
+    let error = assert_error!(
+        open(&[("pytorch_model.bin", b"x")]),
+        E::UnsupportedWeights { found, .. } if found == "pytorch_model.bin"
+    );
+    assert_eq!(error.class(), ErrorClass::Unsupported);
+}
+
+#[test]
+fn missing_config() {
+    let folder = Folder::new(&[("model.safetensors", &one("w"))]);
+    fs::remove_file(folder.dir().join("config.json")).unwrap();
+    assert_error!(
+        Checkpoint::open(folder.dir()),
+        E::MissingFile { path, .. } if path.ends_with("config.json")
+    );
+}
+
+#[test]
+fn bad_config() {
+    for (text, duplicate) in
+        [(&b"{\"a\": 1, \"a\": 2}"[..], true), (b"{", false), (b"[]", false), (b"\xff", false)]
+    {
+        let folder = Folder::new(&[("model.safetensors", &one("w"))]);
+        folder.put("config.json", text);
+        let error = Checkpoint::open(folder.dir()).unwrap_err();
+        assert_eq!(matches!(error, E::DuplicateKey { .. }), duplicate, "{error}");
+        assert_eq!(matches!(error, E::Json { .. }), !duplicate, "{error}");
+    }
+}
+
+#[test]
+fn oversized_json_is_not_read() {
+    let folder = Folder::new(&[("model.safetensors", &one("w"))]);
+    // A sparse file: no disk is used, and reading it would take a terabyte.
+    let file = fs::File::create(folder.dir().join("config.json")).unwrap();
+    file.set_len(1 << 40).unwrap();
+    assert_error!(Checkpoint::open(folder.dir()), E::JsonTooLarge { found, .. } if *found == 1 << 40);
+}
+
+#[test]
+fn partial_output_is_refused() {
+    let error = assert_error!(
+        open(&[("model.safetensors", &one("w")), (MARKER, b"")]),
+        E::PartialOutput { marker: "INCOMPLETE", .. }
+    );
+    assert_eq!(error.class(), ErrorClass::BadCheckpoint);
+}
+
+#[test]
+fn index_with_path_traversal() {
+    let root = Folder::new(&[]);
+    fs::write(root.root.path().join("secret.safetensors"), one("w")).unwrap();
+    let absolute = root.root.path().join("secret.safetensors").to_string_lossy().into_owned();
+    for entry in [
+        "../secret.safetensors",
+        "sub/../../secret.safetensors",
+        absolute.as_str(),
+        "..",
+        "a\\\\b.safetensors",
+    ] {
+        root.put(INDEX, format!(r#"{{"weight_map": {{"w": "{entry}"}}}}"#).as_bytes());
+        assert_error!(Checkpoint::open(root.dir()), E::BadIndexEntry { tensor, .. } if tensor == "w");
+    }
+}
+
+#[test]
+fn index_with_repeated_keys() {
+    let text = br#"{"weight_map": {"w": "a.safetensors", "w": "b.safetensors"}}"#;
+    assert_error!(open(&[(INDEX, text)]), E::DuplicateKey { key, .. } if key == "w");
+    let text = br#"{"weight_map": {"w": "a.safetensors"}, "weight_map": {}}"#;
+    assert_error!(open(&[(INDEX, text)]), E::DuplicateKey { key, .. } if key == "weight_map");
+}
+
+#[test]
+fn missing_shard_is_named() {
+    let error = assert_error!(
+        open(&[
+            ("a.safetensors", &one("v")),
+            (INDEX, &index(&[("v", "a.safetensors"), ("w", "b.safetensors")])),
+        ]),
+        E::MissingShard { shard, tensor, .. } if shard == "b.safetensors" && tensor == "w"
+    );
+    assert_eq!(error.class(), ErrorClass::BadCheckpoint);
+}
+
+#[test]
+fn tensor_absent_from_its_shard() {
+    assert_error!(
+        open(&[
+            ("a.safetensors", &one("v")),
+            (INDEX, &index(&[("v", "a.safetensors"), ("w", "a.safetensors")])),
+        ]),
+        E::TensorNotInShard { tensor, shard, .. } if tensor == "w" && shard == "a.safetensors"
+    );
+}
+
+#[test]
+fn tensor_absent_from_the_index() {
+    let two = valid(&[("v", "U8", &[1], &[0]), ("x", "U8", &[1], &[0]), ("y", "U8", &[1], &[0])]);
+    assert_error!(
+        open(&[("a.safetensors", &two), (INDEX, &index(&[("v", "a.safetensors")]))]),
+        E::TensorNotInIndex { tensor, count: 2, .. } if tensor == "x"
+    );
+}
+
+#[test]
+fn tensor_in_two_shards() {
+    let both = valid(&[("v", "U8", &[1], &[0]), ("w", "U8", &[1], &[0])]);
+    assert_error!(
+        open(&[
+            ("a.safetensors", &both),
+            ("b.safetensors", &valid(&[("w", "U8", &[1], &[1])])),
+            (INDEX, &index(&[("v", "a.safetensors"), ("w", "b.safetensors")])),
+        ]),
+        E::TensorNotInIndex { tensor, shard, .. } if tensor == "w" && shard == "a.safetensors"
+    );
+}
+
+#[test]
+fn single_file_beside_a_foreign_index() {
+    assert_error!(
+        open(&[
+            ("model.safetensors", &one("v")),
+            ("a.safetensors", &one("w")),
+            (INDEX, &index(&[("w", "a.safetensors")])),
+        ]),
+        E::AmbiguousWeights { .. }
+    );
+    // An index that lists the single file is consistent.
+    let listed = index(&[("w", "model.safetensors")]);
+    assert!(open(&[("model.safetensors", &one("w")), (INDEX, &listed)]).is_ok());
+}
+
+#[test]
+fn links_are_followed_to_regular_files_only() {
+    let folder = Folder::new(&[]);
+    let blob = folder.root.path().join("blob");
+    fs::write(&blob, one("w")).unwrap();
+    let link = folder.dir().join("model.safetensors");
+    std::os::unix::fs::symlink("../blob", &link).unwrap();
+    assert!(Checkpoint::open(folder.dir()).is_ok(), "the Hugging Face cache links to blobs");
+    fs::remove_file(&blob).unwrap();
+    assert_error!(Checkpoint::open(folder.dir()), E::NotARegularFile { .. });
+    fs::create_dir(&blob).unwrap();
+    assert_error!(Checkpoint::open(folder.dir()), E::NotARegularFile { .. });
+    fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", &link).unwrap();
+    assert_error!(Checkpoint::open(folder.dir()), E::NotARegularFile { .. });
+}
+
+#[test]
+fn truncated_shard() {
+    let mut bytes = one("w");
+    bytes.pop();
+    assert_error!(open(&[("model.safetensors", &bytes)]), E::FileSize { .. });
+}
+
+#[test]
+fn file_cut_after_opening_is_an_error() {
+    let folder = Folder::new(&[("model.safetensors", &one("w"))]);
+    let model = Checkpoint::open(folder.dir()).unwrap();
+    fs::File::options()
+        .write(true)
+        .open(folder.dir().join("model.safetensors"))
+        .unwrap()
+        .set_len(80)
+        .unwrap();
+    assert_error!(model.read("w"), E::Read { .. });
+    assert_error!(model.read_f32("w"), E::Read { .. });
+}
+
+#[test]
+fn conversions_are_exact_and_hashed() {
+    let values = [0.0_f32, -0.0, 1.0, -1.5, 65504.0, 6.103_515_6e-5];
+    let half: Vec<u8> = values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect();
+    let brain: Vec<u8> = values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect();
+    let bytes = valid(&[
+        // An odd length first, so that the rest is not aligned in the file.
+        ("odd", "U8", &[3], &[1, 2, 3]),
+        ("f32", "F32", &[2, 3], &f32s(&values)),
+        ("f16", "F16", &[2, 3], &half),
+        ("bf16", "BF16", &[2, 3], &brain),
+    ]);
+    let folder = Folder::new(&[("model.safetensors", &bytes)]);
+    let model = Checkpoint::open(folder.dir()).unwrap();
+    for (name, stored, want) in [
+        ("f32", &f32s(&values), values.to_vec()),
+        ("f16", &half, values.to_vec()),
+        ("bf16", &brain, values.iter().map(|&v| bf16::from_f32(v).to_f32()).collect()),
+    ] {
+        let (got, hash) = model.read_matrix_f32_hashed(name).unwrap();
+        let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(got.as_slice().unwrap()), bits(&want), "{name}");
+        assert_eq!(got.dim(), (2, 3));
+        assert_eq!(hash, TensorHash::of(stored), "{name}");
+        assert_eq!(model.sha256(name).unwrap(), hash);
+        assert_eq!(model.read_hashed(name).unwrap(), (stored.clone(), hash));
+        assert_eq!(model.read_f32_hashed(name).unwrap(), (got.clone().into_dyn(), hash));
+        assert_eq!(model.read_matrix_f32(name).unwrap(), got);
+    }
+    assert!(model.read_stats().bytes > 0);
+}
+
+/// A tensor of several waves and pieces with an uneven tail: values, hash, rows and gathered rows.
+#[test]
+fn large_tensors_in_waves() {
+    let (rows, columns) = (3001_usize, 3001_usize);
+    let words: Vec<u16> =
+        (0..rows * columns).map(|i| bf16::from_f32((i % 1999) as f32 - 999.0).to_bits()).collect();
+    let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+    let folder = Folder::new(&[("model.safetensors", &valid(&[("w", "BF16", &[rows, columns], &bytes)]))]);
+    let model = Checkpoint::open(folder.dir()).unwrap();
+    let (all, hash) = model.read_matrix_f32_hashed("w").unwrap();
+    assert_eq!(hash, TensorHash::of(&bytes));
+    assert_eq!(model.sha256("w").unwrap(), hash);
+    assert!(all.iter().zip(&words).all(|(&v, &w)| v == bf16::from_bits(w).to_f32()));
+    assert_eq!(model.read_matrix_f32("w").unwrap(), all);
+    let mut buffer = vec![f32::NAN; rows * columns];
+    model.read_f32_into("w", &mut buffer).unwrap();
+    assert_eq!(buffer, all.as_slice().unwrap());
+    buffer.fill(f32::NAN);
+    assert_eq!(model.read_f32_into_hashed("w", &mut buffer).unwrap(), hash);
+    assert_eq!(buffer, all.as_slice().unwrap());
+    assert_error!(model.read_f32_into("w", &mut buffer[1..]), E::ShapeMismatch { .. });
+    let some = model.read_rows_f32("w", 1234..1300).unwrap();
+    assert_eq!(some, all.slice(ndarray::s![1234..1300, ..]));
+    let gathered = model.read_row_gather("w", &[3000, 0, 7, 7]).unwrap();
+    assert_eq!(gathered, all.select(ndarray::Axis(0), &[3000, 0, 7, 7]));
+    assert_eq!(model.read_rows("w", 5..7).unwrap(), &bytes[5 * columns * 2..7 * columns * 2]);
+
+    // One and two threads give the same array and hash.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    assert_eq!(pool.install(|| model.read_matrix_f32_hashed("w").unwrap()), (all, hash));
+}
+
+#[test]
+fn first_bad_value_of_a_large_tensor() {
+    let (rows, columns) = (3000_usize, 3000_usize);
+    let mut values = vec![0.5_f32; rows * columns];
+    values[2000 * columns + 17] = f32::NAN;
+    values[2999 * columns + 3] = f32::INFINITY;
+    let folder =
+        Folder::new(&[("model.safetensors", &valid(&[("w", "F32", &[rows, columns], &f32s(&values))]))]);
+    let model = Checkpoint::open(folder.dir()).unwrap();
+    for result in [model.read_f32("w").err(), model.read_matrix_f32_hashed("w").err()] {
+        match result {
+            Some(E::NonFinite { tensor, index, value, file }) => {
+                assert_eq!((tensor.as_str(), index.as_slice()), ("w", &[2000, 17][..]));
+                assert!(value.is_nan() && file == "model.safetensors");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(model.read_rows_f32("w", 0..2000).is_ok());
+    assert_error!(model.read_rows_f32("w", 1999..2001), E::NonFinite { index, .. } if *index == [2000, 17]);
+    assert_error!(
+        model.read_row_gather("w", &[1, 2999]),
+        E::NonFinite { index, value, .. } if *index == [2999, 3] && value.is_infinite()
+    );
+}
+
+#[test]
+fn non_finite_halves() {
+    let nan = f16::NAN.to_le_bytes();
+    let inf = bf16::NEG_INFINITY.to_le_bytes();
+    let model = open(&[(
+        "model.safetensors",
+        &valid(&[
+            ("h", "F16", &[1, 1, 1], &nan),
+            ("b", "BF16", &[1], &inf),
+            ("s", "F32", &[], &f32s(&[f32::NAN])),
+        ]),
+    )])
+    .unwrap();
+    assert_error!(model.read_f32("h"), E::NonFinite { index, .. } if *index == [0, 0, 0]);
+    assert_error!(model.read_vector_f32("b"), E::NonFinite { value, .. } if *value == f32::NEG_INFINITY);
+    let error = assert_error!(model.read_f32("s"), E::NonFinite { index, .. } if index.is_empty());
+    assert_eq!(error.class(), ErrorClass::BadCheckpoint);
+}
+
+#[test]
+fn integers() {
+    let model = open(&[(
+        "model.safetensors",
+        &valid(&[
+            ("i8", "I8", &[2], &[0xff, 1]),
+            ("i32", "I32", &[1, 1], &(-5_i32).to_le_bytes()),
+            ("i64", "I64", &[1], &i64::MIN.to_le_bytes()),
+            ("u8", "U8", &[3], &[1, 2, 255]),
+        ]),
+    )])
+    .unwrap();
+    assert_eq!(model.read_i8("i8").unwrap(), array![-1, 1].into_dyn());
+    assert_eq!(model.read_i32("i32").unwrap(), array![[-5]].into_dyn());
+    assert_eq!(model.read_i64("i64").unwrap(), array![i64::MIN].into_dyn());
+    assert_eq!(model.read_u8("u8").unwrap(), array![1, 2, 255].into_dyn());
+    let error = assert_error!(model.read_i8("u8"), E::DtypeMismatch { found: Dtype::U8, expected: "I8", .. });
+    assert_eq!(error.class(), ErrorClass::Unsupported);
+    assert_error!(model.read_f32("i8"), E::DtypeMismatch { found: Dtype::I8, .. });
+    assert_error!(model.read_row_gather("i32", &[0]), E::DtypeMismatch { .. });
+}
+
+#[test]
+fn wrong_shapes_and_rows() {
+    let bytes = f32s(&[1.0, 2.0, 3.0, 4.0]);
+    let model =
+        open(&[("model.safetensors", &valid(&[("m", "F32", &[2, 2], &bytes), ("v", "F32", &[4], &bytes)]))])
+            .unwrap();
+    assert_error!(model.read("absent"), E::NoSuchTensor { tensor, .. } if tensor == "absent");
+    assert_error!(model.read_vector_f32("m"), E::ShapeMismatch { .. });
+    assert_error!(model.read_matrix_f32("v"), E::ShapeMismatch { found, .. } if *found == [4]);
+    assert_error!(model.tensor_shaped("m", &[2, 3]), E::ShapeMismatch { .. });
+    assert!(model.tensor_shaped("m", &[2, 2]).is_ok());
+    assert_error!(model.read_rows_f32("m", 1..3), E::RowOutOfRange { row: 3, rows: 2, .. });
+    assert_error!(model.read_rows("m", 3..3), E::RowOutOfRange { .. });
+    assert_error!(model.read_row_gather("m", &[0, 2]), E::RowOutOfRange { row: 2, .. });
+    assert_eq!(model.read_rows_f32("m", 1..2).unwrap(), array![[3.0, 4.0]]);
+    assert_eq!(model.read_rows_f32("m", 2..2).unwrap().dim(), (0, 2));
+    assert_eq!(model.read_row_gather("m", &[]).unwrap().dim(), (0, 2));
+}
+
+#[test]
+fn empty_tensors() {
+    let model =
+        open(&[("model.safetensors", &valid(&[("e", "BF16", &[0, 3], &[]), ("c", "F32", &[2, 0], &[])]))])
+            .unwrap();
+    assert_eq!(model.read_matrix_f32_hashed("e").unwrap().1, TensorHash::of(b""));
+    assert_eq!(model.sha256("e").unwrap(), TensorHash::of(b""));
+    assert_eq!(model.read_row_gather("c", &[1, 0]).unwrap().dim(), (2, 0));
+}
+
+/// A sparse file may honestly hold a tensor larger than memory: an error, not an abort.
+#[test]
+fn absurd_allocation_is_an_error() {
+    let folder = Folder::new(&[]);
+    let size = 1_u64 << 42;
+    let header = format!(r#"{{"w":{{"dtype":"BF16","shape":[{}],"data_offsets":[0,{size}]}}}}"#, size / 2);
+    let path = folder.dir().join("model.safetensors");
+    fs::write(&path, common::raw(&header, &[])).unwrap();
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    if file.set_len(8 + header.len() as u64 + size).is_err() {
+        eprintln!("skipped: the file system refuses a sparse file of 4 TB");
+        return;
+    }
+    let model = Checkpoint::open(folder.dir()).unwrap();
+    let error = assert_error!(model.read_f32("w"), E::OutOfMemory { bytes, .. } if *bytes == 2 * size);
+    assert_eq!(error.class(), ErrorClass::Resources);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn mutated_indices_never_panic_or_leave_the_folder(
+        at in any::<prop::sample::Index>(), value in any::<char>(), cut in any::<bool>(),
+    ) {
+        let mut text: Vec<char> =
+            String::from_utf8(index(&[("w", "a.safetensors")])).unwrap().chars().collect();
+        let at = at.index(text.len());
+        if cut { text.truncate(at); } else { text[at] = value; }
+        let text: String = text.into_iter().collect();
+        if let Ok(parsed) = quant_checkpoint::ShardIndex::parse("i", text.as_bytes()) {
+            for file in parsed.weight_map.values() {
+                prop_assert!(!file.contains('/') && file.ends_with(".safetensors"));
+            }
+        }
+    }
+}
