@@ -59,7 +59,9 @@ impl Hessian {
             let back = sequences as f32 / 2.0;
             h.mapv_inplace(|x| x * back);
         }
-        Ok(Self { sum: h.as_standard_layout().into_owned(), sequences, tokens: 0 })
+        // A square matrix in any other layout is copied once.
+        let sum = if h.is_standard_layout() { h } else { h.as_standard_layout().into_owned() };
+        Ok(Self { sum, sequences, tokens: 0 })
     }
 
     /// Adds the activations `x` `[tokens, n]` of `sequences` whole sequences (all their tokens, nothing masked).

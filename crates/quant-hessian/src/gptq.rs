@@ -1,35 +1,17 @@
 //! The public solver.
 
 use ndarray::{Array2, ArrayView2};
-use quant_core::{ClipSearch, Grid, Groups, QuantizedMatrix, matrix::check_finite};
+use quant_core::{ActOrder, ClipSearch, Grid, Groups, QuantizedMatrix, matrix::check_finite};
 use quant_kernels::{Element, Par};
-use serde::{Deserialize, Serialize};
 
-use crate::panels::{PANEL, Panels};
-use crate::solve::{Plan, Problem, TILE, TileOut};
+use crate::panels::Panels;
+use crate::solve::{Plan, Problem, SUPER, TileOut};
 use crate::{Factor, HessianError, tasks};
 
-/// Column order and what it does to groups.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ActOrder {
-    /// Columns as they stand.
-    #[default]
-    None,
-    /// By decreasing `H_jj`; groups are consecutive original columns with parameters fixed beforehand, so the result
-    /// needs no group index.
-    Static,
-    /// By decreasing `H_jj`; groups are consecutive positions of that order, so the result carries a group per column.
-    Dynamic,
-}
-
-impl ActOrder {
-    /// Whether the factor must be prepared with a permutation.
-    #[must_use]
-    pub fn permutes(self) -> bool {
-        self != Self::None
-    }
-}
+/// Columns of a block in the published code.
+const BLOCK: usize = 128;
+/// Rows of the highest tile.
+const WIDEST_TILE: usize = 256;
 
 /// What [`gptq`] does to one linear.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,7 +35,7 @@ impl GptqConfig {
     /// One set of parameters per output channel, no clip search, no act-order, blocks of 128.
     #[must_use]
     pub fn new(grid: Grid) -> Self {
-        Self { grid, group: None, clip: None, act_order: ActOrder::None, static_groups: false, block: PANEL }
+        Self { grid, group: None, clip: None, act_order: ActOrder::None, static_groups: false, block: BLOCK }
     }
 
     fn plan(&self) -> Result<Plan, HessianError> {
@@ -100,7 +82,7 @@ impl GptqResult {
 /// Bytes [`gptq`] holds besides its arguments and its result, for `n` input channels and blocks of 128.
 #[must_use]
 pub fn workspace_bytes(n: usize, par: Par) -> usize {
-    par.threads() * TILE * (n + 3 * PANEL) * size_of::<f32>()
+    par.threads() * WIDEST_TILE * (n + 2 * SUPER + SUPER / 4) * size_of::<f32>()
 }
 
 /// Quantises a weight `[out, in]` against a prepared factor (GPTQ, `gptq.md` section 2 step 7).
@@ -158,21 +140,16 @@ pub(crate) fn solve<T: Element>(
     let mut levels = vec![0_u8; out * n];
     let (mut scales, mut zeros) = (vec![0.0_f32; out * groups], vec![0.0_f32; out * groups]);
     let mut row_losses = vec![0.0_f64; out];
-    let tiles = levels
-        .chunks_mut((TILE * n).max(1))
-        .zip(scales.chunks_mut(TILE * groups))
-        .zip(zeros.chunks_mut(TILE * groups))
-        .zip(row_losses.chunks_mut(TILE))
-        .enumerate()
-        .map(|(tile, (((levels, scales), zeros), losses))| TileOut {
-            first_row: tile * TILE,
-            levels,
-            scales,
-            zeros,
-            losses,
-        });
-    tasks::for_each(tiles, par, || problem.scratch(), |scratch, tile| problem.solve(scratch, tile))
-        .map_err(|(row, column)| HessianError::NotFiniteResult { row, column })?;
+    let outputs = (&mut *levels, &mut *scales, &mut *zeros, &mut *row_losses);
+    // A higher tile reads the factor less often, a lower one leaves work for every thread; no row notices.
+    let (high, middle) = (2 * WIDEST_TILE * par.threads(), WIDEST_TILE * par.threads());
+    if out >= high {
+        run_tiles::<T, WIDEST_TILE>(&problem, outputs, par)?;
+    } else if out >= middle {
+        run_tiles::<T, { WIDEST_TILE / 2 }>(&problem, outputs, par)?;
+    } else {
+        run_tiles::<T, { WIDEST_TILE / 4 }>(&problem, outputs, par)?;
+    }
     let (scales, zeros) = (shaped(scales, out, groups), shaped(zeros, out, groups));
     let groups = match (plan, order) {
         (Plan::Channel, _) => Groups::Channel,
@@ -187,6 +164,31 @@ pub(crate) fn solve<T: Element>(
     };
     let matrix = QuantizedMatrix::new(config.grid.bits, shaped(levels, out, n), scales, zeros, groups)?;
     Ok(GptqResult { matrix, row_losses })
+}
+
+/// Solves all tiles of `L` rows; the slices are levels, scales, zeros and losses.
+pub(crate) fn run_tiles<T: Element, const L: usize>(
+    problem: &Problem<'_, T>,
+    (levels, scales, zeros, losses): (&mut [u8], &mut [f32], &mut [f32], &mut [f64]),
+    par: Par,
+) -> Result<(), HessianError> {
+    let n = problem.weight.ncols();
+    let groups = problem.plan.groups(n);
+    let tiles = levels
+        .chunks_mut((L * n).max(1))
+        .zip(scales.chunks_mut(L * groups))
+        .zip(zeros.chunks_mut(L * groups))
+        .zip(losses.chunks_mut(L))
+        .enumerate()
+        .map(|(tile, (((levels, scales), zeros), losses))| TileOut {
+            first_row: tile * L,
+            levels,
+            scales,
+            zeros,
+            losses,
+        });
+    tasks::for_each(tiles, par, || problem.scratch::<L>(), |scratch, tile| problem.solve(scratch, tile))
+        .map_err(|(row, column)| HessianError::NotFiniteResult { row, column })
 }
 
 #[expect(clippy::expect_used, reason = "the buffers were allocated with exactly this size")]

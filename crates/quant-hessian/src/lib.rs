@@ -44,4 +44,5 @@ mod views;
 pub use accumulate::Hessian;
 pub use error::HessianError;
 pub use factor::{Attempt, Factor, FactorBackend, FactorReport, FactorSettings, Outcome, Precision, prepare};
-pub use gptq::{ActOrder, GptqConfig, GptqResult, gptq, workspace_bytes};
+pub use gptq::{GptqConfig, GptqResult, gptq, workspace_bytes};
+pub use quant_core::ActOrder;

@@ -39,14 +39,17 @@ fn triangle_times<T: Element>(a: &[T], n: usize, v: &[Probes], par: Par) -> (Vec
         // Probes apart from each other, so that the loops below run over consecutive numbers.
         let split: [Vec<f64>; PROBES] = std::array::from_fn(|p| v[..end].iter().map(|x| x[p]).collect());
         let mut sums: [Vec<f64>; PROBES] = std::array::from_fn(|_| vec![0.0; end]);
-        vectorized(|| {
-            for i in start..end {
-                let row = &a[i * n..][..=i];
-                for p in 0..PROBES {
-                    rows[i - start][p] = dot_and_axpy(row, &split[p][..=i], v[i][p], &mut sums[p][..=i]);
+        vectorized(
+            #[inline(always)]
+            || {
+                for i in start..end {
+                    let row = &a[i * n..][..=i];
+                    for p in 0..PROBES {
+                        rows[i - start][p] = dot_and_axpy(row, &split[p][..=i], v[i][p], &mut sums[p][..=i]);
+                    }
                 }
-            }
-        });
+            },
+        );
         *columns = (0..end).map(|j| std::array::from_fn(|p| sums[p][j])).collect();
     });
     let mut forward = Vec::with_capacity(n);
