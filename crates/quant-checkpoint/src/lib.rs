@@ -43,6 +43,7 @@ mod header;
 mod index;
 mod json;
 mod read;
+mod scratch;
 mod source;
 mod writer;
 
@@ -54,7 +55,7 @@ pub use crate::hash::TensorHash;
 pub use crate::header::{Header, HeaderEntry, MAX_DIMENSIONS, MAX_HEADER_BYTES, MAX_NAME_BYTES};
 pub use crate::index::ShardIndex;
 pub use crate::json::parse_strict_json;
-pub use crate::read::ReadStats;
+pub use crate::scratch::ReadStats;
 pub use crate::source::{Checkpoint, TensorInfo};
 pub use crate::writer::{
     DEFAULT_SHARD_BYTES, Disk, Finished, MARKER, OutputFolder, OutputOptions, PlannedShard, ShardNaming,

@@ -13,7 +13,7 @@ use crate::error::{CheckpointError, Result};
 use crate::header::Header;
 use crate::index::ShardIndex;
 use crate::json::{open_regular, parse_strict_json, read_json_text};
-use crate::read::{Counters, WavePool};
+use crate::scratch::{Counters, WavePool};
 use crate::writer::MARKER;
 
 /// One tensor of a checkpoint.
