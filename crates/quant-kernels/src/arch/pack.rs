@@ -1,6 +1,5 @@
 //! Copying operands into panels.
 
-use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use ndarray::ArrayView2;
@@ -90,8 +89,8 @@ pub(super) unsafe fn pack_panels<K: Kernel>(
     }
 }
 
-/// Lanes side by side in memory (`X^T` of a Gram matrix, B of `A B`): all panels of the range advance together, so
-/// that each row of the source is read once and in order.
+/// Lanes side by side in memory (`X^T` of a Gram matrix, B of `A B`): several panels advance together, so that each
+/// row of the source is read in long pieces.
 ///
 /// # Safety
 /// As [`pack_panels`], with a lane stride of 1.
@@ -105,30 +104,36 @@ unsafe fn pack_adjacent_lanes<K: Kernel>(
     depth: usize,
     dst: *mut K::Word,
 ) {
+    const PIECE: usize = 256;
     let words = depth.div_ceil(K::PAIR);
     let zero = <K::Elem as num_traits::Zero>::zero();
-    for w in 0..words {
-        let d = w * K::PAIR;
-        let odd = K::PAIR == 2 && d + 1 < depth;
-        for panel in panels.clone() {
-            let lane = lane0 + panel * width;
-            let lanes = width.min(src.lanes - lane);
-            // SAFETY: `lanes` adjacent elements at one or two depths of the view, and one row of the panel.
-            let (low, high, out) = unsafe {
-                let low = std::slice::from_raw_parts(src.at(lane, first + d), lanes);
-                let high = if odd { std::slice::from_raw_parts(src.at(lane, first + d + 1), lanes) } else { low };
-                let out = dst.add((panel * words + w) * width).cast::<MaybeUninit<K::Word>>();
-                (low, high, std::slice::from_raw_parts_mut(out, width))
-            };
-            if lanes == width && (K::PAIR == 1 || odd) {
-                // The usual case, with a constant trip count.
-                for l in 0..width {
-                    out[l].write(K::word(low[l], high[l]));
+    let mut piece = [K::ZERO; PIECE];
+    for start in panels.clone().step_by(PIECE / width) {
+        let end = panels.end.min(start + PIECE / width);
+        let lane = lane0 + start * width;
+        let lanes = (end - start) * width;
+        let filled = lanes.min(src.lanes - lane);
+        piece[filled..lanes].fill(K::ZERO);
+        for w in 0..words {
+            let d = w * K::PAIR;
+            // SAFETY: `filled` adjacent elements at one or two depths of the view.
+            let low = unsafe { std::slice::from_raw_parts(src.at(lane, first + d), filled) };
+            if K::PAIR == 2 && d + 1 < depth {
+                // SAFETY: as above, one step deeper.
+                let high = unsafe { std::slice::from_raw_parts(src.at(lane, first + d + 1), filled) };
+                for ((word, &low), &high) in piece.iter_mut().zip(low).zip(high) {
+                    *word = K::word(low, high);
                 }
             } else {
-                for l in 0..width {
-                    let word = if l < lanes { K::word(low[l], if odd { high[l] } else { zero }) } else { K::ZERO };
-                    out[l].write(word);
+                for (word, &low) in piece.iter_mut().zip(low) {
+                    *word = K::word(low, zero);
+                }
+            }
+            for panel in start..end {
+                // SAFETY: `width` words of the piece, and one row of a panel of the range.
+                unsafe {
+                    let from = piece.as_ptr().add((panel - start) * width);
+                    std::ptr::copy_nonoverlapping(from, dst.add((panel * words + w) * width), width);
                 }
             }
         }
