@@ -1,7 +1,7 @@
 //! Times `prepare` and `gptq` on the two shapes that bound a 1.5B-parameter block, on one and two threads.
 //!
 //! `cargo bench -p quant-hessian --bench gptq [-- WHAT]`, where WHAT is `wide` (in = 8960), `narrow` (in = 1536) or both, and
-//! `one` for one thread only.
+//! `one` for one thread only, `plain` without clip search and act-order.
 //! Rates count `n³/3` operations for the factorisation and `out · n²` for the column loop, and are compared with an f32
 //! product measured in the same run. The Hessian is a diagonal plus a few rank-one terms: timing does not depend on it.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a measurement program fails by panicking")]
@@ -63,7 +63,7 @@ fn product_rate(par: Par) -> f64 {
     2.0 * 1024.0 * 1536.0 * 1536.0 / best / 1e9
 }
 
-fn shape(n: usize, out: usize, threads: &[usize]) {
+fn shape(n: usize, out: usize, threads: &[usize], plain_only: bool) {
     let weight = random(out, n, 3);
     let grid = Grid::new(Convention::QAsym, Bits::new(4).unwrap(), Variant::Exact, FloatType::F32).unwrap();
     let plain = GptqConfig { group: Some(128), ..GptqConfig::new(grid) };
@@ -93,7 +93,7 @@ fn shape(n: usize, out: usize, threads: &[usize]) {
         let (seconds, result) = timed(par, || gptq(weight.view(), &factor, &plain, par).unwrap());
         report("gptq 4 bit g128", 1, seconds, flops);
         results.push(result);
-        if n < 4096 {
+        if n < 4096 && !plain_only {
             let (seconds, _) = timed(par, || gptq(weight.view(), &factor, &clipped, par).unwrap());
             report("gptq 4 bit g128 + clip", 2, seconds, flops);
             let h = hessian(n);
@@ -117,9 +117,9 @@ fn main() {
     let wanted = |name: &str| given(name) || !(given("wide") || given("narrow"));
     let threads: &[usize] = if given("one") { &[1] } else { &[1, 2] };
     if wanted("narrow") {
-        shape(1536, 8960, threads);
+        shape(1536, 8960, threads, given("plain"));
     }
     if wanted("wide") {
-        shape(8960, 1536, threads);
+        shape(8960, 1536, threads, given("plain"));
     }
 }

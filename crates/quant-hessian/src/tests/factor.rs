@@ -1,0 +1,167 @@
+//! Preparation of the factor: values, escalation, refusals.
+
+use ndarray::{Array2, array};
+use quant_kernels::{Compute, Par};
+
+use super::reference::Prepared;
+use super::{Noise, hessian};
+use crate::{FactorSettings, Hessian, HessianError, Outcome, Precision, prepare};
+
+fn settings() -> FactorSettings {
+    FactorSettings::default()
+}
+
+#[test]
+fn the_factor_reproduces_the_damped_hessian() {
+    let mut noise = Noise::new(1);
+    for n in [1, 7, 64, 200, 600] {
+        let x = noise.activations(n + 20, n);
+        for act_order in [false, true] {
+            let want = Prepared::new(&hessian(&x).finish().unwrap(), act_order, 0.01);
+            let reference = want.panels();
+            for precision in [Precision::F32, Precision::F64] {
+                let settings = FactorSettings { act_order, precision, ..settings() };
+                let factor = prepare(hessian(&x), &settings, Par::new(2)).unwrap();
+                assert_eq!(factor.order(), want.order.as_deref());
+                let mut worst = 0.0_f64;
+                for k in 0..n {
+                    for j in 0..=k {
+                        worst = worst.max((f64::from(factor.panels.at(j, k)) - reference.at(j, k)).abs());
+                    }
+                    let pivot = f64::from(factor.panels.diagonal()[k]) / reference.diagonal()[k] - 1.0;
+                    worst = worst.max(pivot.abs());
+                }
+                let report = factor.report();
+                println!(
+                    "n {n}, act-order {act_order}, {precision}: residual {:.1e}, factor {worst:.1e}",
+                    report.residual()
+                );
+                assert!(worst < 1e-3, "{worst:e}");
+                assert!(report.residual() < 1e-5);
+                assert_eq!((report.attempts.len(), report.precision_used()), (1, precision));
+                assert_eq!(factor.n(), n);
+                assert!(
+                    report.min_diagonal <= report.mean_diagonal
+                        && report.mean_diagonal <= report.max_diagonal
+                );
+                assert!(report.pivot_range.0 > 0.0 && report.pivot_range.0 <= report.pivot_range.1);
+            }
+        }
+    }
+}
+
+/// Fewer tokens than channels: singular without damping, fine with it.
+#[test]
+fn a_rank_deficient_hessian_is_carried_by_the_damping() {
+    let mut noise = Noise::new(2);
+    let x = noise.activations(20, 300);
+    let factor = prepare(hessian(&x), &settings(), Par::Seq).unwrap();
+    assert_eq!(factor.report().damping_used(), 0.01);
+    assert!(
+        (factor.report().lambda() - 0.01 * factor.report().mean_diagonal).abs()
+            < 1e-12 * factor.report().lambda().abs()
+    );
+    let duplicated = Array2::from_shape_fn((64, 40), |(i, _)| (i as f32 - 31.5) / 10.0);
+    assert!(prepare(hessian(&duplicated), &settings(), Par::Seq).is_ok());
+}
+
+#[test]
+fn damping_grows_in_steps_on_a_fresh_copy() {
+    // Eigenvalues 2.02 and -0.02: the first fraction above 0.02 on the ladder 0.01 + 0.0015 k is k = 7.
+    let h = array![[1.0_f32, 1.02], [1.02, 1.0]];
+    let build = || Hessian::from_matrix(h.clone(), 2).unwrap();
+    let factor = prepare(build(), &settings(), Par::Seq).unwrap();
+    let report = factor.report();
+    assert!((report.damping_used() - 0.0205).abs() < 1e-12 && (report.lambda() - 0.0205).abs() < 1e-8);
+    assert_eq!(
+        report.attempts.len(),
+        15,
+        "seven dampings failed in both precisions, the eighth worked at once"
+    );
+    for (i, attempt) in report.attempts.iter().enumerate() {
+        assert_eq!(attempt.precision, if i % 2 == 0 { Precision::F32 } else { Precision::F64 });
+        assert!((attempt.damping - (0.01 + 0.0015 * (i / 2) as f64)).abs() < 1e-12);
+        let accepted = matches!(attempt.outcome, Outcome::Accepted { .. });
+        assert_eq!(accepted, i == 14);
+        assert!(accepted || matches!(attempt.outcome, Outcome::Pivot { column: 0 }), "{:?}", attempt.outcome);
+    }
+    let once = FactorSettings { f64_retry: false, ..settings() };
+    assert_eq!(prepare(build(), &once, Par::Seq).unwrap().report().attempts.len(), 8);
+    let direct = FactorSettings { damping: 0.0205, ..settings() };
+    let direct = prepare(build(), &direct, Par::Seq).unwrap();
+    assert_eq!(direct.panels.at(0, 1), factor.panels.at(0, 1), "failed dampings must leave nothing behind");
+}
+
+#[test]
+fn a_hopeless_hessian_is_refused_with_its_history() {
+    let build = || Hessian::from_matrix(array![[1.0_f32, 5.0], [5.0, 1.0]], 2).unwrap();
+    let error = prepare(build(), &FactorSettings { max_dampings: 3, ..settings() }, Par::Seq).unwrap_err();
+    let text = error.to_string();
+    let HessianError::NotPositiveDefinite { attempts } = error else { panic!("{error}") };
+    assert_eq!(attempts.len(), 6);
+    assert!(text.contains("0.0130") && text.contains("input channel 0"), "{text}");
+    // The ladder ends below 1 however many steps are allowed.
+    let steep =
+        FactorSettings { damping: 0.5, damping_step: 0.3, max_dampings: 100, f64_retry: false, ..settings() };
+    let Err(HessianError::NotPositiveDefinite { attempts }) = prepare(build(), &steep, Par::Seq) else {
+        panic!()
+    };
+    assert_eq!(attempts.len(), 2);
+}
+
+#[test]
+fn an_inaccurate_f32_factor_is_repeated_in_f64() {
+    let mut noise = Noise::new(4);
+    let x = noise.activations(400, 120);
+    let strict = FactorSettings { residual_tolerance: 1e-11, ..settings() };
+    let factor = prepare(hessian(&x), &strict, Par::Seq).unwrap();
+    let report = factor.report();
+    assert_eq!(report.attempts.len(), 2);
+    assert!(matches!(report.attempts[0].outcome, Outcome::Residual { residual } if residual > 1e-11));
+    assert_eq!(report.precision_used(), Precision::F64);
+    assert_eq!(report.damping_used(), 0.01);
+}
+
+#[test]
+fn memory_is_what_is_announced() {
+    let mut noise = Noise::new(6);
+    let n = 1100;
+    let h = hessian(&noise.matrix(8, n));
+    assert_eq!(h.bytes(), Hessian::bytes_for(n));
+    let factor = prepare(h, &settings(), Par::Seq).unwrap();
+    assert!(factor.bytes() < n * n * 4 * 8 / 10);
+    assert!(crate::Factor::peak_bytes(n, Precision::F32) < crate::Factor::peak_bytes(n, Precision::F64));
+}
+
+#[test]
+fn bad_hessians_and_settings_are_named() {
+    let empty = prepare(Hessian::new(3), &settings(), Par::Seq).unwrap_err();
+    assert_eq!(empty, HessianError::Empty { columns: 3 });
+    for value in [f32::NAN, f32::INFINITY, 1e30] {
+        let mut h = Hessian::new(3);
+        h.add(array![[1.0, 2.0, 3.0], [0.5, value, 0.0]].view(), 1, Compute::F32, Par::Seq).unwrap();
+        let error = prepare(h, &settings(), Par::Seq).unwrap_err();
+        assert!(matches!(error, HessianError::NotFiniteHessian { column: 1, .. }), "{error}");
+    }
+    let mut h = Hessian::new(3);
+    assert!(matches!(
+        h.add(Array2::zeros((2, 4)).view(), 1, Compute::F32, Par::Seq),
+        Err(HessianError::Shape { .. })
+    ));
+    assert!(Hessian::from_matrix(Array2::zeros((2, 3)), 1).is_err());
+    assert!(Hessian::from_matrix(Array2::zeros((2, 2)), 0).is_err());
+    for bad in [
+        FactorSettings { damping: 1.0, ..settings() },
+        FactorSettings { damping: f64::NAN, ..settings() },
+        FactorSettings { damping_step: -0.1, ..settings() },
+        FactorSettings { max_dampings: 0, ..settings() },
+        FactorSettings { residual_tolerance: 0.0, ..settings() },
+    ] {
+        let h = Hessian::from_matrix(Array2::eye(2), 2).unwrap();
+        assert!(matches!(prepare(h, &bad, Par::Seq), Err(HessianError::Setting { .. })), "{bad:?}");
+    }
+    // All channels dead: every diagonal entry is 1.
+    let dead =
+        prepare(Hessian::from_matrix(Array2::zeros((4, 4)), 2).unwrap(), &settings(), Par::Seq).unwrap();
+    assert_eq!(dead.report().dead_columns, [0, 1, 2, 3]);
+}

@@ -1,0 +1,259 @@
+//! Properties of the public solver in f32.
+
+use ndarray::{Array2, Axis, Slice};
+use proptest::prelude::*;
+use quant_core::{Convention, CoreError, matrix::round_matrix};
+use quant_kernels::{Compute, Par};
+
+use super::{Noise, factor, grid, hessian};
+use crate::gptq::{run_tiles, solve};
+use crate::solve::{Plan, Problem};
+use crate::{ActOrder, FactorSettings, GptqConfig, Hessian, HessianError, gptq, prepare};
+
+fn trace_rows(difference: &Array2<f32>, h: &Array2<f32>) -> Vec<f64> {
+    let d = difference.mapv(f64::from);
+    (&d.dot(&h.mapv(f64::from)) * &d).sum_axis(Axis(1)).to_vec()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    /// Section 7, property 1.
+    #[test]
+    fn a_multiple_of_the_identity_is_round_to_nearest(
+        seed: u64, n in 1_usize..140, group in proptest::option::of(1_usize..140), size in 1e-3_f32..1e3, fixed: bool,
+    ) {
+        let weight = Noise::new(seed).matrix(3, n);
+        let h = Hessian::from_matrix(Array2::eye(n) * size, 2).unwrap();
+        let factor = prepare(h, &FactorSettings::default(), Par::Seq).unwrap();
+        let base = GptqConfig::new(grid(Convention::QAsym, 4));
+        let config = GptqConfig { group, static_groups: fixed, ..base };
+        let result = gptq(weight.view(), &factor, &config, Par::Seq).unwrap();
+        let groups = quant_core::Groups::from_size(group);
+        prop_assert_eq!(result.matrix, round_matrix(&config.grid, None, groups, weight.view()).unwrap());
+    }
+
+    /// Section 7, property 6.
+    #[test]
+    fn a_dead_channel_becomes_zero_and_disturbs_nothing(seed: u64, n in 2_usize..60, at in 0_usize..60) {
+        let at = at % n;
+        let mut noise = Noise::new(seed);
+        let mut x = noise.activations(2 * n, n);
+        x.column_mut(at).fill(0.0);
+        let mut weight = noise.matrix(4, n);
+        // Not the extreme of its row, so that both problems find the same scale.
+        weight.column_mut(at).fill(0.0);
+        let keep: Vec<usize> = (0..n).filter(|&j| j != at).collect();
+        let (x_less, weight_less) = (x.select(Axis(1), &keep), weight.select(Axis(1), &keep));
+        weight.column_mut(at).fill(1e-3);
+        let h = hessian(&x);
+        // The same lambda on both: the mean diagonal of the smaller problem lacks the 1 of the dead column.
+        let mean = |d: ndarray::Array1<f32>| d.iter().map(|&d| if d == 0.0 { 1.0 } else { f64::from(d) }).sum::<f64>();
+        let (with, without) = (mean(h.diagonal().unwrap()), mean(hessian(&x_less).diagonal().unwrap()));
+        let damping = 0.01;
+        let damping_less = damping * (with / n as f64) / (without / (n - 1) as f64);
+        let set = |damping| FactorSettings { damping, precision: crate::Precision::F64, ..FactorSettings::default() };
+        let full = prepare(h, &set(damping), Par::Seq).unwrap();
+        prop_assert_eq!(&full.report().dead_columns, &vec![at]);
+        let less = prepare(hessian(&x_less), &set(damping_less), Par::Seq).unwrap();
+        let config = GptqConfig::new(grid(Convention::QAsym, 3));
+        let full = gptq(weight.view(), &full, &config, Par::Seq).unwrap();
+        let less = gptq(weight_less.view(), &less, &config, Par::Seq).unwrap();
+        let dequantized = full.matrix.dequantize();
+        prop_assert!(dequantized.column(at).iter().all(|&w| w == 0.0));
+        let others = full.matrix.levels.select(Axis(1), &keep);
+        let differ = others.iter().zip(&less.matrix.levels).filter(|(a, b)| a != b).count();
+        prop_assert!(differ * 100 <= others.len(), "{} of {}", differ, others.len());
+    }
+
+    /// Section 7, property 8.
+    #[test]
+    fn act_order_forgets_an_initial_permutation(seed: u64, n in 2_usize..100) {
+        let mut noise = Noise::new(seed);
+        let x = noise.activations(2 * n, n);
+        let weight = noise.matrix(5, n);
+        let mut keys: Vec<(f64, usize)> = (0..n).map(|j| (noise.uniform(), j)).collect();
+        keys.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let p: Vec<usize> = keys.into_iter().map(|(_, j)| j).collect();
+        let h = hessian(&x).finish().unwrap();
+        let moved = h.select(Axis(0), &p).select(Axis(1), &p);
+        let settings = FactorSettings { act_order: true, ..FactorSettings::default() };
+        let plain = prepare(Hessian::from_matrix(h, 2).unwrap(), &settings, Par::Seq).unwrap();
+        let moved = prepare(Hessian::from_matrix(moved, 2).unwrap(), &settings, Par::Seq).unwrap();
+        let config = GptqConfig { act_order: ActOrder::Static, ..GptqConfig::new(grid(Convention::QAsym, 4)) };
+        let want = gptq(weight.view(), &plain, &config, Par::Seq).unwrap().matrix;
+        let got = gptq(weight.select(Axis(1), &p).view(), &moved, &config, Par::Seq).unwrap().matrix;
+        // The mean diagonal, and with it lambda, is the same sum in another order: last bits may differ.
+        let want = want.levels.select(Axis(1), &p);
+        let differ = got.levels.iter().zip(&want).filter(|(a, b)| a != b).count();
+        prop_assert!(differ * 100 <= want.len(), "{} of {} codes differ", differ, want.len());
+    }
+
+    /// Section 7, property 7.
+    #[test]
+    fn any_split_of_the_sequences_gives_the_same_hessian(seed: u64, n in 1_usize..70, cuts in proptest::collection::vec(1_usize..5, 1..5)) {
+        let mut noise = Noise::new(seed);
+        let length = 7;
+        let total: usize = cuts.iter().sum();
+        let x = noise.activations(total * length, n);
+        let mut whole = Hessian::new(n);
+        whole.add(x.view(), total, Compute::F32, Par::Seq).unwrap();
+        let mut parts = Hessian::new(n);
+        let mut ends: Vec<usize> = cuts.iter().scan(0, |end, c| { *end += c; Some(*end) }).collect();
+        let mut spans: Vec<(usize, usize)> = std::iter::once(0).chain(ends.drain(..)).collect::<Vec<_>>()
+            .windows(2).map(|w| (w[0], w[1])).collect();
+        spans.reverse();
+        for (start, end) in spans {
+            parts.add(x.slice_axis(Axis(0), (start * length..end * length).into()), end - start, Compute::F32, Par::Seq).unwrap();
+        }
+        prop_assert_eq!((whole.tokens(), whole.sequences()), (parts.tokens(), parts.sequences()));
+        let (whole, parts) = (whole.finish().unwrap(), parts.finish().unwrap());
+        let size = whole.iter().map(|h| h * h).sum::<f32>().sqrt();
+        let error = (&whole - &parts).iter().map(|h| h * h).sum::<f32>().sqrt();
+        prop_assert!(error <= 1e-5 * size);
+        let exact = x.mapv(f64::from).t().dot(&x.mapv(f64::from)) * (2.0 / total as f64);
+        let error = (&whole.mapv(f64::from) - &exact).iter().map(|h| h * h).sum::<f64>().sqrt();
+        prop_assert!(error <= 1e-5 * f64::from(size));
+    }
+}
+
+/// Section 7, property 5, and 4 in f32.
+#[test]
+fn better_than_rounding_and_nearly_blind_to_the_block_size() {
+    let mut noise = Noise::new(3);
+    let (n, out) = (384, 300);
+    let x = noise.activations(3 * n, n);
+    let weight = noise.matrix(out, n);
+    let h = hessian(&x).finish().unwrap();
+    let factor = factor(&x, false);
+    for (bits, group) in [(4, None), (3, Some(64)), (2, Some(128))] {
+        let config = GptqConfig { group, ..GptqConfig::new(grid(Convention::QAsym, bits)) };
+        let result = gptq(weight.view(), &factor, &config, Par::Seq).unwrap();
+        let rounded =
+            round_matrix(&config.grid, None, quant_core::Groups::from_size(group), weight.view()).unwrap();
+        let ours = trace_rows(&(&weight - &result.matrix.dequantize()), &h);
+        let rtn = trace_rows(&(&weight - &rounded.dequantize()), &h);
+        let better = ours.iter().zip(&rtn).filter(|(a, b)| a <= b).count();
+        let ratio = ours.iter().sum::<f64>() / rtn.iter().sum::<f64>();
+        println!(
+            "{bits} bits, group {group:?}: {better} of {out} rows better, total error {ratio:.3} of rounding"
+        );
+        assert!(better * 100 >= out * 95 && ratio < 1.0);
+    }
+    let base =
+        GptqConfig { group: Some(96), static_groups: true, ..GptqConfig::new(grid(Convention::QAsym, 4)) };
+    let reference = gptq(weight.view(), &factor, &base, Par::Seq).unwrap().matrix.levels;
+    for block in [1, 32, 384] {
+        let config = GptqConfig { block, ..base.clone() };
+        let levels = gptq(weight.view(), &factor, &config, Par::Seq).unwrap().matrix.levels;
+        let differ = levels.iter().zip(&reference).filter(|(a, b)| a != b).count();
+        println!("block {block}: {differ} of {} codes differ", levels.len());
+        assert!(differ * 1000 <= levels.len());
+    }
+}
+
+/// Two threads, another tile height, other rows beside it: not a bit of a row changes.
+#[test]
+fn a_row_does_not_know_threads_tiles_or_neighbours() {
+    let mut noise = Noise::new(5);
+    let (n, out) = (600, 530);
+    let x = noise.activations(n + 9, n);
+    let weight = noise.matrix(out, n);
+    for act_order in [ActOrder::None, ActOrder::Dynamic] {
+        let settings = FactorSettings { act_order: act_order.permutes(), ..FactorSettings::default() };
+        let build = |par| {
+            let mut h = Hessian::new(n);
+            h.add(x.view(), 1, Compute::F32, par).unwrap();
+            prepare(h, &settings, par).unwrap()
+        };
+        let (one, two) = (build(Par::Seq), build(Par::new(2)));
+        assert_eq!(one.report(), two.report());
+        let config = GptqConfig {
+            group: Some(48),
+            act_order,
+            clip: (act_order == ActOrder::None).then(quant_core::ClipSearch::default),
+            ..GptqConfig::new(grid(Convention::QAsym, 3))
+        };
+        let reference = gptq(weight.view(), &one, &config, Par::Seq).unwrap();
+        for threads in [2, 3] {
+            assert!(
+                gptq(weight.view(), &two, &config, Par::new(threads)).unwrap() == reference,
+                "{threads} threads"
+            );
+        }
+        let some = gptq(weight.slice_axis(Axis(0), Slice::from(100..107)), &one, &config, Par::Seq).unwrap();
+        assert_eq!(some.matrix.levels, reference.matrix.levels.slice_axis(Axis(0), Slice::from(100..107)));
+        assert_eq!(some.row_losses, reference.row_losses[100..107]);
+
+        let plan = Plan::Dynamic(48);
+        let problem = Problem {
+            weight: weight.view(),
+            panels: &one.panels,
+            order: one.order(),
+            dead: &one.dead,
+            grid: config.grid,
+            clip: config.clip,
+            plan,
+            block: config.block,
+        };
+        let groups = plan.groups(n);
+        for height in [64, 128, 256] {
+            let (mut levels, mut losses) = (vec![0; out * n], vec![0.0; out]);
+            let (mut scales, mut zeros) = (vec![0.0; out * groups], vec![0.0; out * groups]);
+            let outputs = (&mut *levels, &mut *scales, &mut *zeros, &mut *losses);
+            match height {
+                64 => run_tiles::<f32, 64>(&problem, outputs, Par::Seq),
+                128 => run_tiles::<f32, 128>(&problem, outputs, Par::Seq),
+                _ => run_tiles::<f32, 256>(&problem, outputs, Par::Seq),
+            }
+            .unwrap();
+            assert_eq!(reference.matrix.levels.as_slice().unwrap(), levels, "tiles of {height}");
+            assert_eq!(reference.row_losses, losses, "tiles of {height}");
+        }
+    }
+}
+
+#[test]
+fn layouts_of_the_weight_do_not_matter() {
+    let mut noise = Noise::new(8);
+    let factor = factor(&noise.activations(90, 40), false);
+    let weight = noise.matrix(7, 40);
+    let config = GptqConfig { group: Some(16), ..GptqConfig::new(grid(Convention::QAsym, 4)) };
+    let want = gptq(weight.view(), &factor, &config, Par::Seq).unwrap();
+    let column_major = weight.t().as_standard_layout().into_owned();
+    assert_eq!(gptq(column_major.t(), &factor, &config, Par::Seq).unwrap(), want);
+    let none = gptq(weight.slice_axis(Axis(0), Slice::from(..0)), &factor, &config, Par::new(2)).unwrap();
+    assert_eq!(none.matrix.dim(), (0, 40));
+}
+
+#[test]
+fn bad_input_is_named() {
+    let mut noise = Noise::new(9);
+    let x = noise.activations(50, 12);
+    let factor = factor(&x, false);
+    let weight = noise.matrix(3, 12);
+    let config = GptqConfig::new(grid(Convention::QAsym, 4));
+    let run = |weight: &Array2<f32>, config: &GptqConfig| gptq(weight.view(), &factor, config, Par::Seq);
+
+    let mut bad = weight.clone();
+    bad[(1, 7)] = f32::NAN;
+    let error = run(&bad, &config).unwrap_err();
+    assert!(matches!(error, HessianError::Core(CoreError::NotFinite { row: 1, column: 7, .. })), "{error}");
+
+    // Finite weights whose errors overflow: the row and a column are named.
+    let huge = Array2::from_shape_fn((3, 12), |(i, j)| if i == 2 { 3e38 - j as f32 * 2e37 } else { 0.1 });
+    let error = run(&huge, &GptqConfig { group: Some(4), ..config.clone() }).unwrap_err();
+    assert!(matches!(error, HessianError::NotFiniteResult { row: 2, .. }), "{error}");
+
+    assert!(matches!(run(&noise.matrix(3, 11), &config), Err(HessianError::Shape { .. })));
+    for config in [
+        GptqConfig { act_order: ActOrder::Static, ..config.clone() },
+        GptqConfig { block: 0, ..config.clone() },
+        GptqConfig { group: Some(0), ..config.clone() },
+    ] {
+        let error = run(&weight, &config).unwrap_err();
+        assert!(matches!(error, HessianError::Order { .. } | HessianError::Setting { .. }), "{error}");
+    }
+    let panels = &factor.panels;
+    assert!(solve(weight.view(), panels, None, &factor.dead, &config, Par::Seq).is_ok());
+}
