@@ -10,11 +10,13 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::linalg::matmul::matmul;
+use faer::linalg::matmul::triangular::{self, BlockStructure};
+use faer::traits::RealField;
 use faer::{Accum, MatMut, MatRef};
 use ndarray::Array2;
-use quant_kernels::{Compute, Level, Par, PreparedWeight, gram_lower, linear_into};
+use quant_core::Real;
+use quant_kernels::{Compute, Element, Level, Par, PreparedWeight, gram_lower, linear_into};
 
 /// A named piece of work.
 type Contender<'a> = (&'a str, Box<dyn FnMut() + 'a>);
@@ -30,14 +32,15 @@ fn main() {
             linear_shapes(m, k, n, par, rounds);
         }
         for (tokens, n) in [(8192, 1536), (2048, 8960)] {
-            gram_shapes(tokens, n, par, rounds);
+            gram_shapes::<f32>(tokens, n, par, rounds);
         }
+        gram_shapes::<f64>(8192, 1536, par, rounds);
     }
 }
 
 /// `y = x W^T`, `x` `[m, k]`, `W` `[n, k]`.
 fn linear_shapes(m: usize, k: usize, n: usize, par: Par, rounds: usize) {
-    let (x, w) = (random(m, k, 1), random(n, k, 2));
+    let (x, w) = (random::<f32>(m, k, 1), random::<f32>(n, k, 2));
     let outputs: [Array2<f32>; 5] = std::array::from_fn(|_| Array2::zeros((m, n)));
     let [mut y0, mut y1, mut y2, mut y3, mut y4] = outputs;
     let prepared = PreparedWeight::new(w.view(), Compute::F32);
@@ -59,10 +62,10 @@ fn linear_shapes(m: usize, k: usize, n: usize, par: Par, rounds: usize) {
 }
 
 /// Lower triangle of `X^T X`, `X` `[tokens, n]`.
-fn gram_shapes(tokens: usize, n: usize, par: Par, rounds: usize) {
-    let x = random(tokens, n, 3);
+fn gram_shapes<T: Element + RealField>(tokens: usize, n: usize, par: Par, rounds: usize) {
+    let x = random::<T>(tokens, n, 3);
     let transposed = x.t().as_standard_layout().into_owned();
-    let outputs: [Array2<f32>; 3] = std::array::from_fn(|_| Array2::zeros((n, n)));
+    let outputs: [Array2<T>; 3] = std::array::from_fn(|_| Array2::zeros((n, n)));
     let [mut h0, mut h1, mut h2] = outputs;
     let contenders: Vec<Contender<'_>> = vec![
         (
@@ -77,15 +80,22 @@ fn gram_shapes(tokens: usize, n: usize, par: Par, rounds: usize) {
                     BlockStructure::Rectangular,
                     left.transpose(),
                     BlockStructure::Rectangular,
-                    1.0,
+                    <T as Real>::from_f64(1.0),
                     faer_par(par),
                 );
             }),
         ),
-        ("f32", Box::new(|| gram_lower(h1.view_mut(), 1.0, x.view(), Compute::F32, par))),
-        ("bf16", Box::new(|| gram_lower(h2.view_mut(), 1.0, x.view(), Compute::Bf16, par))),
+        (
+            "plain",
+            Box::new(|| gram_lower(h1.view_mut(), <T as Real>::from_f64(1.0), x.view(), Compute::F32, par)),
+        ),
+        (
+            "bf16",
+            Box::new(|| gram_lower(h2.view_mut(), <T as Real>::from_f64(1.0), x.view(), Compute::Bf16, par)),
+        ),
     ];
-    report(&format!("gram {tokens}x{n}"), (n * n) as f64 * tokens as f64, par, rounds, contenders);
+    let name = format!("gram {} {tokens}x{n}", std::any::type_name::<T>());
+    report(&name, (n * n) as f64 * tokens as f64, par, rounds, contenders);
 }
 
 /// Products below which a contender runs more than once per round: about a tenth of a second.
@@ -160,19 +170,19 @@ impl pulp::WithSimd for Chains {
     }
 }
 
-fn random(rows: usize, cols: usize, seed: u32) -> Array2<f32> {
+fn random<T: Element>(rows: usize, cols: usize, seed: u32) -> Array2<T> {
     let mut state = seed;
     Array2::from_shape_simple_fn((rows, cols), || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / 8_388_608.0 - 1.0
+        <T as Real>::from_f64(f64::from(state >> 8) / 8_388_608.0 - 1.0)
     })
 }
 
-fn row_major(x: &Array2<f32>) -> MatRef<'_, f32> {
+fn row_major<T>(x: &Array2<T>) -> MatRef<'_, T> {
     MatRef::from_row_major_slice(x.as_slice().unwrap_or_default(), x.nrows(), x.ncols())
 }
 
-fn row_major_mut(x: &mut Array2<f32>) -> MatMut<'_, f32> {
+fn row_major_mut<T>(x: &mut Array2<T>) -> MatMut<'_, T> {
     let (rows, cols) = x.dim();
     MatMut::from_row_major_slice_mut(x.as_slice_mut().unwrap_or_default(), rows, cols)
 }

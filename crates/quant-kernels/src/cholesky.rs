@@ -53,7 +53,8 @@ fn factor_slice<T: Element + faer::traits::RealField>(
     )
     .map_err(|factor::LltError::NonPositivePivot { index }| PivotError { index })?;
     // A NaN compares false with everything, so it can pass the sign test of a pivot: look at the diagonal itself.
-    match (0..n).find(|&i| !(row_major[i * n + i] > T::zero())) {
+    let bad = |pivot: T| pivot.is_nan() || pivot <= T::zero();
+    match (0..n).find(|&i| bad(row_major[i * n + i])) {
         Some(index) => Err(PivotError { index }),
         None => Ok(()),
     }

@@ -32,7 +32,7 @@ impl Element for f64 {}
 
 /// Which part of a destination a product writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Region {
+pub(crate) enum Region {
     /// Every element.
     Full,
     /// Elements `(i, j)` with `i >= j`.
@@ -73,6 +73,6 @@ pub(crate) mod sealed {
             }
         };
     }
-    primitive!(f32, crate::exp::exp_f32, |x| f32::from_bits(crate::arch::bf16_bits(x) << 16));
-    primitive!(f64, f64::exp, |x| f64::from(half::bf16::from_f64(x)));
+    primitive!(f32, crate::exp::exp_f32, crate::bf16::round_f32);
+    primitive!(f64, f64::exp, crate::bf16::round_f64);
 }

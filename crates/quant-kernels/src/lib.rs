@@ -1,12 +1,39 @@
 //! CPU compute: f32, f64 and bf16 matrix products, Gram matrices, softmax, norms, rotary embedding.
 //!
-//! Weights are `[out, in]`, activations `[tokens, features]`, both row-major; a linear layer is `y = x W^T + b`.
+//! Weights are `[out, in]`, activations `[tokens, features]`, both row-major; a linear layer is `y = x W^T + b`. Any
+//! strides are accepted.
+//!
+//! | what | functions |
+//! |---|---|
+//! | products | [`matmul_nt`], [`matmul_nn`], [`linear`], [`linear_into`] |
+//! | a weight used for many chunks of tokens | [`PreparedWeight`] |
+//! | Hessians | [`gram_lower`], [`mirror_lower`], [`cholesky_lower_in_place`] |
+//! | row operations | [`rms_norm`], [`softmax_rows_causal`], [`silu_mul`], [`rope_in_place`] |
+//! | settings | [`Compute`] (which arithmetic), [`Par`] (how many threads) |
+//! | instruction sets | [`Level`], and [`vectorized`] for the loops of other crates |
+//!
+//! # Same input, same bytes
+//! A product sums in increasing order of the summed index, in blocks of fixed size, whatever the tile shape, the
+//! partition or the number of threads. So a result does not depend on [`Par`], a token computed alone has the bits it
+//! has in a batch, and a [`PreparedWeight`] gives the bits of [`linear`]. With [`Compute::F32`], where every step is
+//! one fused multiply-add, the portable, AVX2 and AVX-512 levels agree to the bit as well; with [`Compute::Bf16`] on
+//! f32 elements the AVX-512 BF16 instructions add the two products of a pair in their own order (and take subnormal
+//! operands as zero), so that level differs from the others by rounding.
+//!
+//! # Choosing
+//! Prepare a weight that meets fewer than a few hundred tokens at a time: packing it costs as much as multiplying it
+//! with some tens of tokens. Use [`Compute::Bf16`] where operands are bf16 values anyway: it is about twice as fast
+//! on a machine with the instructions and loses only the order of summation; it gains nothing without them.
 
 #![deny(unsafe_code)]
 
 mod activation;
-#[allow(unsafe_code, reason = "the only module of the workspace with SIMD intrinsics and raw matrix pointers")]
+#[allow(
+    unsafe_code,
+    reason = "the only module of the workspace with SIMD intrinsics and raw matrix pointers"
+)]
 mod arch;
+mod bf16;
 mod cholesky;
 mod compute;
 mod element;

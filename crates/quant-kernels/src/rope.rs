@@ -24,7 +24,11 @@ pub fn rope_in_place<T: Element>(
     let half = cos.ncols();
     assert_eq!(cos.dim(), sin.dim(), "cos and sin must have one shape");
     assert_eq!(cos.nrows(), x.nrows(), "cos and sin must have one row per token");
-    assert_eq!(x.ncols(), heads * 2 * half, "columns must be heads * head_dim, head_dim twice the columns of cos");
+    assert_eq!(
+        x.ncols(),
+        heads * 2 * half,
+        "columns must be heads * head_dim, head_dim twice the columns of cos"
+    );
     if x.is_empty() {
         return;
     }

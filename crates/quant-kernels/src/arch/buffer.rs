@@ -8,7 +8,9 @@ pub(super) const LINE: usize = 64;
 
 #[repr(align(64))]
 #[derive(Clone, Copy)]
-struct Line([MaybeUninit<u8>; LINE]);
+struct Line {
+    _bytes: [MaybeUninit<u8>; LINE],
+}
 
 /// Memory aligned to a cache line, uninitialised until packing writes it.
 #[derive(Clone)]

@@ -4,7 +4,7 @@ use ndarray::{ArrayView2, ArrayViewMut2};
 
 use super::driver::{Columns, Packed, Target, gemm, pack_all};
 use super::kernel::{Kernel, Rounded};
-use super::level::{Kind, Level};
+use super::level::Level;
 use super::pack::Source;
 use super::portable::Portable;
 #[cfg(target_arch = "x86_64")]
@@ -30,43 +30,50 @@ pub trait Dispatch: Sized {
 impl Dispatch for f32 {
     #[allow(private_bounds, private_interfaces, reason = "sealed: callers are inside the crate")]
     fn dispatch<V: Visitor<Self>>(level: Level, compute: Compute, visitor: V) -> V::Output {
-        // SAFETY of every `new`: a `Level` exists only where its instructions were detected, and includes those of
-        // the lower ones.
-        match (level.kind(), compute) {
-            #[cfg(target_arch = "x86_64")]
-            (Kind::Avx512Bf16, Compute::Bf16) => visitor.visit(unsafe { Avx512Bf16::new() }),
-            #[cfg(target_arch = "x86_64")]
-            (Kind::Avx512Bf16 | Kind::Avx512, Compute::F32) => visitor.visit(unsafe { Avx512F32::new() }),
-            #[cfg(target_arch = "x86_64")]
-            (Kind::Avx512, Compute::Bf16) => visitor.visit(Rounded(unsafe { Avx512F32::new() })),
-            #[cfg(target_arch = "x86_64")]
-            (Kind::Avx2, Compute::F32) => visitor.visit(unsafe { Avx2F32::new() }),
-            #[cfg(target_arch = "x86_64")]
-            (Kind::Avx2, Compute::Bf16) => visitor.visit(Rounded(unsafe { Avx2F32::new() })),
-            (_, Compute::F32) => visitor.visit(Portable::<Self>::new()),
-            (_, Compute::Bf16) => visitor.visit(Rounded(Portable::<Self>::new())),
+        #[cfg(target_arch = "x86_64")]
+        {
+            if let (Compute::Bf16, Some(kernel)) = (compute, Avx512Bf16::new(level)) {
+                return visitor.visit(kernel);
+            }
+            if let Some(kernel) = Avx512F32::new(level) {
+                return rounded_or_not(kernel, compute, visitor);
+            }
+            if let Some(kernel) = Avx2F32::new(level) {
+                return rounded_or_not(kernel, compute, visitor);
+            }
         }
+        let _ = level;
+        rounded_or_not(Portable::<Self>::new(), compute, visitor)
     }
 }
 
 impl Dispatch for f64 {
     #[allow(private_bounds, private_interfaces, reason = "sealed: callers are inside the crate")]
     fn dispatch<V: Visitor<Self>>(level: Level, compute: Compute, visitor: V) -> V::Output {
-        // SAFETY of every `new`: as for f32.
-        match (level.kind(), compute) {
-            #[cfg(target_arch = "x86_64")]
-            (Kind::Avx512Bf16 | Kind::Avx512, Compute::F32) => visitor.visit(unsafe { Avx512F64::new() }),
-            #[cfg(target_arch = "x86_64")]
-            (Kind::Avx512Bf16 | Kind::Avx512, Compute::Bf16) => {
-                visitor.visit(Rounded(unsafe { Avx512F64::new() }))
+        #[cfg(target_arch = "x86_64")]
+        {
+            if let Some(kernel) = Avx512F64::new(level) {
+                return rounded_or_not(kernel, compute, visitor);
             }
-            #[cfg(target_arch = "x86_64")]
-            (Kind::Avx2, Compute::F32) => visitor.visit(unsafe { Avx2F64::new() }),
-            #[cfg(target_arch = "x86_64")]
-            (Kind::Avx2, Compute::Bf16) => visitor.visit(Rounded(unsafe { Avx2F64::new() })),
-            (_, Compute::F32) => visitor.visit(Portable::<Self>::new()),
-            (_, Compute::Bf16) => visitor.visit(Rounded(Portable::<Self>::new())),
+            if let Some(kernel) = Avx2F64::new(level) {
+                return rounded_or_not(kernel, compute, visitor);
+            }
         }
+        let _ = level;
+        rounded_or_not(Portable::<Self>::new(), compute, visitor)
+    }
+}
+
+/// A kernel without bf16 instructions serves [`Compute::Bf16`] by rounding the operands.
+fn rounded_or_not<T, K, V>(kernel: K, compute: Compute, visitor: V) -> V::Output
+where
+    T: Element,
+    K: Kernel<Elem = T, Word = T>,
+    V: Visitor<T>,
+{
+    match compute {
+        Compute::F32 => visitor.visit(kernel),
+        Compute::Bf16 => visitor.visit(Rounded(kernel)),
     }
 }
 
@@ -130,7 +137,9 @@ pub(crate) fn product<T: Element>(
     compute: Compute,
     par: Par,
 ) {
-    if !has_adjacent_columns(&dst) && has_adjacent_columns(&dst.view_mut().reversed_axes()) && region == Region::Full
+    if !has_adjacent_columns(&dst)
+        && has_adjacent_columns(&dst.view_mut().reversed_axes())
+        && region == Region::Full
     {
         // The transposed product has the same element sums, term by term.
         let (a, b) = (b.reversed_axes(), a.reversed_axes());

@@ -71,11 +71,16 @@ impl Packed {
 
     /// First word of a panel in the block of the summed index that starts at `first`.
     fn panel<K: Kernel>(&self, first: usize, panel: usize) -> *const K::Word {
-        let panels = self.lanes.div_ceil(K::NR);
-        let words = block_words::<K>(self.depth - first);
-        // SAFETY: `pack_all` reserved `NR` words per panel and word of depth, and blocks before `first` are whole.
-        unsafe { self.buffer.as_ptr::<K::Word>().add((first / K::PAIR * panels + panel * words) * K::NR) }
+        let offset = panel_offset::<K>(self.lanes, self.depth, first, panel);
+        // SAFETY: `pack_all` reserved `NR` words per panel and word of depth.
+        unsafe { self.buffer.as_ptr::<K::Word>().add(offset) }
     }
+}
+
+/// Where a panel of a packed operand starts, in words: all blocks before `first` are whole.
+fn panel_offset<K: Kernel>(lanes: usize, depth: usize, first: usize, panel: usize) -> usize {
+    let panels = lanes.div_ceil(K::NR);
+    (first / K::PAIR * panels + panel * block_words::<K>(depth - first)) * K::NR
 }
 
 /// Words of the next block of the summed index when `left` elements are left.
@@ -89,18 +94,19 @@ fn block_words<K: Kernel>(left: usize) -> usize {
 /// The view behind `src` is still borrowed.
 pub(super) unsafe fn pack_all<K: Kernel>(src: &Source<K::Elem>) -> Packed {
     let panels = src.lanes().div_ceil(K::NR);
-    let buffer = Buffer::new::<K::Word>(panels * K::NR * src.depth().div_ceil(K::PAIR));
-    let packed = Packed { buffer, lanes: src.lanes(), depth: src.depth() };
+    let mut buffer = Buffer::new::<K::Word>(panels * K::NR * src.depth().div_ceil(K::PAIR));
+    let start = buffer.as_mut_ptr::<K::Word>();
     for first in (0..src.depth()).step_by(K::KC) {
         let depth = K::KC.min(src.depth() - first);
-        let dst = packed.panel::<K>(first, 0).cast_mut();
+        // SAFETY: the panels of this block lie in the buffer.
+        let dst = unsafe { start.add(panel_offset::<K>(src.lanes(), src.depth(), first, 0)) };
         vectorized(
             #[inline(always)]
             // SAFETY: the panels lie in the buffer, which nothing else refers to yet, and the ranges are in `src`.
             || unsafe { pack_panels::<K>(src, 0, K::NR, 0..panels, first, depth, dst) },
         );
     }
-    packed
+    Packed { buffer, lanes: src.lanes(), depth: src.depth() }
 }
 
 /// `dst (=|+=) alpha * A B` on a region, with the rows of A and the columns of B as lanes.
@@ -232,7 +238,8 @@ impl Plan {
         let depth_group = (ROW_GROUP_BYTES / (row_group * K::KC / K::PAIR * word)).max(1) * K::KC;
         let task_rows = balanced(row_group, fitting(TASK_ROW_BYTES, lane_bytes, K::MR), K::MR);
         let few_rows = m <= task_rows;
-        let column_bytes = if few_rows { FEW_ROWS_COLUMN_GROUP_BYTES * par.threads() } else { COLUMN_GROUP_BYTES };
+        let column_bytes =
+            if few_rows { FEW_ROWS_COLUMN_GROUP_BYTES * par.threads() } else { COLUMN_GROUP_BYTES };
         let column_group = if packed && few_rows {
             n.next_multiple_of(K::NR)
         } else {
@@ -288,7 +295,9 @@ unsafe fn run_block<K: Kernel>(
                 break;
             }
             // SAFETY: whole panels before this one, `words` words per lane.
-            let (a, b) = unsafe { (a.add((i - block.rows.start) * block.words), b.add((j - block.cols.start) * block.words)) };
+            let (a, b) = unsafe {
+                (a.add((i - block.rows.start) * block.words), b.add((j - block.cols.start) * block.words))
+            };
             // SAFETY: (i, j) is in the destination.
             let out = unsafe { dst.ptr.offset(i as isize * dst.stride + j as isize) };
             if cols == K::NR && !(lower && j + K::NR - 1 > i) {

@@ -21,7 +21,7 @@ pub(super) const STEP: usize = 16;
 ///
 /// # Safety
 /// An implementor must be constructible only where its instructions exist, because `tile` runs them.
-pub(super) unsafe trait Kernel: Copy + Send + Sync {
+pub(crate) unsafe trait Kernel: Copy + Send + Sync {
     /// Element type of the operands and of the result.
     type Elem: Element;
     /// Storage of `PAIR` packed elements.
@@ -144,12 +144,3 @@ unsafe impl<K: Kernel<Word = <K as Kernel>::Elem>> Kernel for Rounded<K> {
 pub(super) const KC_F32: usize = 384;
 /// The same bytes in f64.
 pub(super) const KC_F64: usize = 192;
-
-/// Bits of `x` rounded to bfloat16 (nearest, ties to even), in the low half. A NaN keeps its sign and becomes quiet.
-#[inline(always)]
-pub(crate) fn bf16_bits(x: f32) -> u32 {
-    let bits = x.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-    let quiet = (bits >> 16) | 0x40;
-    if bits & 0x7fff_ffff > 0x7f80_0000 { quiet } else { rounded }
-}

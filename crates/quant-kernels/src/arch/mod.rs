@@ -24,5 +24,4 @@ mod tests;
 mod x86;
 
 pub(crate) use dispatch::{Dispatch, PackedOperand, pack_operand, product, product_packed};
-pub(crate) use kernel::bf16_bits;
 pub use level::Level;

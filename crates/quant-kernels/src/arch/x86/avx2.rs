@@ -4,10 +4,11 @@ use std::arch::x86_64::*;
 
 use super::tile::register_tile;
 use crate::arch::kernel::{KC_F32, KC_F64, Kernel};
+use crate::arch::level::{Kind, Level};
 
 register_tile! {
     /// 6 x 16 f32.
-    Avx2F32, features "avx2,fma",
+    Avx2F32, level Avx2, features "avx2,fma",
     f32 in 8 lanes, f32 of 1, 6 x 2, block KC_F32,
     rows [1, 2, 4],
     pack |low, _| low, transpose [], load _mm256_load_ps, broadcast |a: *const f32| _mm256_set1_ps(*a),
@@ -18,7 +19,7 @@ register_tile! {
 
 register_tile! {
     /// 6 x 8 f64.
-    Avx2F64, features "avx2,fma",
+    Avx2F64, level Avx2, features "avx2,fma",
     f64 in 4 lanes, f64 of 1, 6 x 2, block KC_F64,
     rows [1, 2, 4],
     pack |low, _| low, transpose [], load _mm256_load_pd, broadcast |a: *const f64| _mm256_set1_pd(*a),

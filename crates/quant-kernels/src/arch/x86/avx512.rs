@@ -5,10 +5,11 @@ use std::arch::x86_64::*;
 use super::tile::register_tile;
 use super::transpose::transpose_words;
 use crate::arch::kernel::{KC_F32, KC_F64, Kernel, STEP};
+use crate::arch::level::{Kind, Level};
 
 register_tile! {
     /// 14 x 32 f32.
-    Avx512F32, features "avx512f",
+    Avx512F32, level Avx512, features "avx512f",
     f32 in 16 lanes, f32 of 1, 14 x 2, block KC_F32,
     rows [1, 2, 4, 8],
     pack |low, _| low, transpose [transpose_words], load _mm512_load_ps, broadcast |a: *const f32| _mm512_set1_ps(*a),
@@ -19,7 +20,7 @@ register_tile! {
 
 register_tile! {
     /// 14 x 16 f64.
-    Avx512F64, features "avx512f",
+    Avx512F64, level Avx512, features "avx512f",
     f64 in 8 lanes, f64 of 1, 14 x 2, block KC_F64,
     rows [1, 2, 4, 8],
     pack |low, _| low, transpose [], load _mm512_load_pd, broadcast |a: *const f64| _mm512_set1_pd(*a),

@@ -4,12 +4,14 @@ use std::arch::x86_64::*;
 
 use super::tile::register_tile;
 use super::transpose::transpose_words;
-use crate::arch::kernel::{KC_F32, Kernel, STEP, bf16_bits};
+use crate::arch::kernel::{KC_F32, Kernel, STEP};
+use crate::arch::level::{Kind, Level};
+use crate::bf16;
 
 /// Two elements of the summed index, the earlier one in the low half.
 #[inline(always)]
 fn pair(low: f32, high: f32) -> u32 {
-    bf16_bits(low) | (bf16_bits(high) << 16)
+    bf16::bits(low) | (bf16::bits(high) << 16)
 }
 
 /// # Safety
@@ -35,7 +37,7 @@ register_tile! {
     ///
     /// The instruction treats subnormal bf16 operands as zero and flushes subnormal sums, and adds the two products
     /// of a word one after the other, rounding to nearest even.
-    Avx512Bf16, features "avx512f,avx512bf16",
+    Avx512Bf16, level Avx512Bf16, features "avx512f,avx512bf16",
     f32 in 16 lanes, u32 of 2, 14 x 2, block 2 * KC_F32,
     rows [1, 2, 4, 8],
     pack pair, transpose [transpose_words], load load, broadcast broadcast, madd _mm512_dpbf16_ps,

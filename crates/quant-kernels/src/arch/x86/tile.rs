@@ -7,7 +7,7 @@
 /// (`sum + a * b`), and for the result `zero`, `splat`, `mul`, `add`, `read`, `write`.
 macro_rules! register_tile {
     (
-        $(#[$doc:meta])* $name:ident, features $features:literal,
+        $(#[$doc:meta])* $name:ident, level $level:ident, features $features:literal,
         $elem:ident in $lanes:literal lanes, $word:ident of $pair:literal, $mr:literal x $vectors:literal, block $kc:expr,
         rows [$($rows:literal),*],
         pack $pack:expr, transpose [$($transpose:ident)?], load $load:expr, broadcast $broadcast:expr, madd $madd:expr,
@@ -18,10 +18,9 @@ macro_rules! register_tile {
         pub(in crate::arch) struct $name(());
 
         impl $name {
-            /// # Safety
-            /// The machine has the instructions of the kernel.
-            pub(in crate::arch) unsafe fn new() -> Self {
-                Self(())
+            /// The kernel, if the level has its instructions.
+            pub(in crate::arch) fn new(level: Level) -> Option<Self> {
+                (level.kind() >= Kind::$level).then_some(Self(()))
             }
 
             /// The tile for exactly `ROWS >= rows` rows of registers.
@@ -81,7 +80,7 @@ macro_rules! register_tile {
             }
         }
 
-        // SAFETY: `new` asks for the instructions.
+        // SAFETY: `new` asks a level, which only detection makes, for the instructions.
         unsafe impl Kernel for $name {
             type Elem = $elem;
             type Word = $word;

@@ -1,0 +1,240 @@
+//! The public products against naive sums in f64.
+
+use ndarray::{Array1, Array2, ArrayView2, s};
+use proptest::prelude::*;
+use quant_kernels::{
+    Compute, Element, Par, PreparedWeight, gram_lower, linear, linear_into, matmul_nn, matmul_nt,
+    mirror_lower,
+};
+
+fn random<T: Element>(rows: usize, cols: usize, seed: u64) -> Array2<T> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    Array2::from_shape_simple_fn((rows, cols), || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        T::from_f64((state >> 40) as f64 / (1u64 << 23) as f64 - 1.0)
+    })
+}
+
+fn rounded<T: Element>(x: ArrayView2<'_, T>, compute: Compute) -> Array2<f64> {
+    x.mapv(|x| {
+        let x = x.to_f64_exact();
+        if compute == Compute::Bf16 { nearest_bf16(x) } else { x }
+    })
+}
+
+/// The nearest of the bf16 values around `x`, the even one of two equally near.
+fn nearest_bf16(x: f64) -> f64 {
+    let bits = ((x.abs() as f32).to_bits() >> 16) as u16;
+    let candidates = [bits.saturating_sub(1), bits, bits + 1];
+    let distance = |bits: u16| ((half::bf16::from_bits(bits).to_f64() - x.abs()).abs(), bits % 2);
+    let nearest = |a: u16, b: u16| if distance(b) < distance(a) { b } else { a };
+    half::bf16::from_bits(candidates.into_iter().fold(bits, nearest)).to_f64().copysign(x)
+}
+
+/// `alpha a b` in f64, and for each element the sum of magnitudes that bounds its rounding error.
+fn reference<T: Element>(
+    alpha: f64,
+    a: ArrayView2<'_, T>,
+    b: ArrayView2<'_, T>,
+    compute: Compute,
+) -> (Array2<f64>, Array2<f64>) {
+    let (a, b) = (rounded(a, compute), rounded(b, compute));
+    let element = |i: usize, j: usize, f: fn(f64) -> f64| -> f64 {
+        (0..a.ncols()).map(|d| f(alpha * a[(i, d)] * b[(d, j)])).sum()
+    };
+    let shape = (a.nrows(), b.ncols());
+    (
+        Array2::from_shape_fn(shape, |(i, j)| element(i, j, |x| x)),
+        Array2::from_shape_fn(shape, |(i, j)| element(i, j, f64::abs)),
+    )
+}
+
+/// The standard bound `gamma_(k + 2)` of a sum of products in any order, with the unit roundoff of `T`.
+fn assert_close<T: Element>(got: ArrayView2<'_, T>, want: &Array2<f64>, size: &Array2<f64>, k: usize) {
+    let unit = T::epsilon().to_f64_exact() / 2.0;
+    for ((g, w), s) in got.iter().zip(want).zip(size) {
+        let bound = (k as f64 + 4.0) * unit * (s + w.abs()) + 1e-37;
+        assert!((g.to_f64_exact() - w).abs() <= bound, "{g} is not {w} within {bound:e}");
+    }
+}
+
+const COMPUTE: [Compute; 2] = [Compute::F32, Compute::Bf16];
+
+fn check_products<T: Element>(m: usize, n: usize, k: usize, accumulate: bool, par: Par, seed: u64) {
+    let alpha = -1.25;
+    for compute in COMPUTE {
+        // Views with gaps between rows, and one with gaps between columns.
+        let (a_whole, b_whole) = (random::<T>(m, k + 3, seed), random::<T>(n, 2 * k, seed + 1));
+        let a = a_whole.slice(s![.., 1..=k]);
+        let a = if k == 0 { a_whole.slice(s![.., 0..0]) } else { a };
+        let b = b_whole.slice(s![.., ..;2]);
+        let start = random::<T>(m, n + 2, seed + 2);
+        let (product, mut size) = reference(alpha, a, b.t(), compute);
+        let mut want = product.clone();
+        if accumulate {
+            want += &start.slice(s![.., 1..=n]).mapv(|x| x.to_f64_exact());
+            size += &start.slice(s![.., 1..=n]).mapv(|x| x.to_f64_exact().abs());
+        }
+        let b_rows = b.t().as_standard_layout().into_owned();
+        for transposed in [false, true] {
+            let mut whole = start.clone();
+            let dst = whole.slice_mut(s![.., 1..=n]);
+            if transposed {
+                matmul_nt(dst, accumulate, T::from_f64(alpha), a, b, compute, par);
+            } else {
+                matmul_nn(dst, accumulate, T::from_f64(alpha), a, b_rows.view(), compute, par);
+            }
+            assert_close(whole.slice(s![.., 1..=n]), &want, &size, k);
+            assert_eq!(whole.column(0), start.column(0), "outside the destination");
+            assert_eq!(whole.column(n + 1), start.column(n + 1), "outside the destination");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+    #[test]
+    fn products_of_any_shape(
+        m in 0usize..50, n in 0usize..70, k in 0usize..90, accumulate: bool, threads in 1usize..4, seed in 1u64..1000,
+    ) {
+        check_products::<f32>(m, n, k, accumulate, Par::new(threads), seed);
+        check_products::<f64>(m, n, k, accumulate, Par::new(threads), seed);
+    }
+}
+
+#[test]
+fn products_of_odd_shapes() {
+    for (m, n, k) in [(1, 3, 17), (3, 160, 172), (17, 1, 160), (160, 172, 3), (172, 17, 1), (5, 33, 1100)] {
+        check_products::<f32>(m, n, k, true, Par::Seq, 5);
+        check_products::<f64>(m, n, k, false, Par::new(2), 6);
+    }
+}
+
+/// Shapes that need several groups of rows, of columns and of the summed index.
+#[test]
+fn products_beyond_one_group() {
+    for (m, n, k) in [(4200, 40, 30), (40, 1200, 800), (4100, 20, 1200)] {
+        for compute in COMPUTE {
+            let (x, w) = (random::<f32>(m, k, 1), random::<f32>(n, k, 2));
+            let y = linear(x.view(), w.view(), None, compute, Par::new(2));
+            let (want, size) = reference(1.0, x.view(), w.t(), compute);
+            assert_close(y.view(), &want, &size, k);
+        }
+    }
+}
+
+#[test]
+fn empty_dimensions() {
+    for (m, n, k) in [(0, 3, 4), (3, 0, 4), (3, 4, 0), (0, 0, 0)] {
+        let (a, b) = (random::<f32>(m, k, 1), random::<f32>(n, k, 2));
+        let mut dst = Array2::from_elem((m, n), f32::NAN);
+        matmul_nt(dst.view_mut(), false, 1.0, a.view(), b.view(), Compute::F32, Par::new(2));
+        assert!(dst.iter().all(|&x| x == 0.0), "{m} {n} {k}");
+        let mut dst = Array2::from_elem((m, n), 2.0);
+        matmul_nt(dst.view_mut(), true, 1.0, a.view(), b.view(), Compute::Bf16, Par::new(2));
+        assert!(dst.iter().all(|&x| x == 2.0), "{m} {n} {k}");
+        let prepared = PreparedWeight::new(b.view(), Compute::F32);
+        assert_eq!(prepared.forward(a.view(), None, Par::Seq), Array2::<f32>::zeros((m, n)));
+    }
+}
+
+#[test]
+fn linear_layers_prepared_or_not_are_one_function() {
+    let (tokens, inputs, outputs) = (37, 801, 95);
+    let (x, w) = (random::<f32>(tokens, inputs, 1), random::<f32>(outputs, inputs, 2));
+    let bias: Array1<f32> = random::<f32>(1, outputs, 3).row(0).to_owned();
+    for compute in COMPUTE {
+        let prepared = PreparedWeight::new(w.view(), compute);
+        assert_eq!((prepared.out_features(), prepared.in_features()), (outputs, inputs));
+        assert_eq!(prepared.compute(), compute);
+        for bias in [None, Some(bias.view())] {
+            let (mut want, size) = reference(1.0, x.view(), w.t(), compute);
+            if let Some(bias) = bias {
+                want += &bias.mapv(f64::from);
+            }
+            let y = linear(x.view(), w.view(), bias, compute, Par::Seq);
+            assert_close(y.view(), &want, &(size + 1.0), inputs);
+            assert_eq!(prepared.forward(x.view(), bias, Par::new(2)), y);
+            let mut again = Array2::from_elem(y.dim(), f32::NAN);
+            linear_into(x.view(), w.view(), bias, again.view_mut(), compute, Par::new(3));
+            assert_eq!(again, y);
+            for t in [0, 17, tokens - 1] {
+                let row = prepared.forward(x.slice(s![t..=t, ..]), bias, Par::Seq);
+                assert_eq!(row.row(0), y.row(t), "a token alone");
+            }
+        }
+    }
+}
+
+#[test]
+fn bf16_loses_nothing_on_bf16_operands() {
+    let to_bf16 = |x: f32| half::bf16::from_f32(x).to_f32();
+    let x = random::<f32>(20, 500, 1).mapv(to_bf16);
+    let w = random::<f32>(30, 500, 2).mapv(to_bf16);
+    let y = linear(x.view(), w.view(), None, Compute::Bf16, Par::Seq);
+    let (want, size) = reference(1.0, x.view(), w.t(), Compute::F32);
+    assert_close(y.view(), &want, &size, 500);
+}
+
+fn check_gram<T: Element>(tokens: usize, n: usize) {
+    let x = random::<T>(tokens, n, 9);
+    for compute in COMPUTE {
+        let start = random::<T>(n, n, 8);
+        let (mut want, mut size) = reference(0.5, x.t(), x.view(), compute);
+        want += &start.mapv(|x| x.to_f64_exact());
+        size += 1.0;
+        let mut first: Option<Array2<T>> = None;
+        for par in [Par::Seq, Par::new(2), Par::new(3)] {
+            let mut h = start.clone();
+            gram_lower(h.view_mut(), T::from_f64(0.5), x.view(), compute, par);
+            for i in 0..n {
+                assert_eq!(
+                    h.slice(s![i, i + 1..]),
+                    start.slice(s![i, i + 1..]),
+                    "the upper triangle is not touched"
+                );
+                for j in i + 1..n {
+                    (want[(i, j)], size[(i, j)]) = (start[(i, j)].to_f64_exact(), 1.0);
+                }
+            }
+            assert_close(h.view(), &want, &size, tokens);
+            assert_eq!(first.get_or_insert_with(|| h.clone()), &h, "{par}");
+        }
+        // A column-major X and a column-major H are the same matrices.
+        let x_columns = x.t().as_standard_layout().into_owned();
+        let mut h_columns = start.t().as_standard_layout().into_owned();
+        gram_lower(h_columns.view_mut().reversed_axes(), T::from_f64(0.5), x_columns.t(), compute, Par::Seq);
+        assert_eq!(Some(h_columns.t().to_owned()), first);
+    }
+}
+
+#[test]
+fn gram_matrices() {
+    for (tokens, n) in [(1, 1), (17, 3), (3, 17), (900, 45), (160, 172), (40, 700), (0, 5), (5, 0)] {
+        check_gram::<f32>(tokens, n);
+        check_gram::<f64>(tokens, n);
+    }
+}
+
+#[test]
+fn mirroring_copies_the_lower_triangle() {
+    for n in [0, 1, 63, 64, 65, 200] {
+        let mut h = random::<f32>(n, n, 4);
+        let lower = h.clone();
+        mirror_lower(h.view_mut());
+        for i in 0..n {
+            for j in 0..n {
+                assert_eq!(h[(i, j)], lower[(i.max(j), i.min(j))]);
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "does not fit a destination")]
+fn shapes_that_do_not_fit_are_refused() {
+    let (a, b) = (Array2::<f32>::zeros((2, 3)), Array2::<f32>::zeros((4, 5)));
+    matmul_nt(Array2::zeros((2, 4)).view_mut(), false, 1.0, a.view(), b.view(), Compute::F32, Par::Seq);
+}

@@ -1,0 +1,241 @@
+//! The row operations and the factorisation against naive f64 versions.
+
+use approx::assert_relative_eq;
+use ndarray::{Array1, Array2, s};
+use quant_kernels::{
+    Element, Par, PivotError, cholesky_lower_in_place, exp_f32, gram_lower, rms_norm, rope_in_place,
+    silu_mul, softmax_rows_causal, vectorized,
+};
+
+fn random<T: Element>(rows: usize, cols: usize, scale: f64, seed: u64) -> Array2<T> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    Array2::from_shape_simple_fn((rows, cols), || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        T::from_f64(scale * ((state >> 40) as f64 / (1u64 << 23) as f64 - 1.0))
+    })
+}
+
+fn wide<T: Element>(x: &Array2<T>) -> Array2<f64> {
+    x.mapv(|x| x.to_f64_exact())
+}
+
+fn tolerance<T: Element>() -> f64 {
+    16.0 * T::epsilon().to_f64_exact()
+}
+
+fn check_rms_norm<T: Element>() {
+    for (tokens, n) in [(1, 1), (3, 17), (5, 160), (2, 1536)] {
+        let x = random::<T>(tokens, n, 3.0, 1);
+        let weight: Array1<T> = random::<T>(1, n, 1.0, 2).row(0).to_owned();
+        let eps = T::from_f64(1e-6);
+        let y = rms_norm(x.view(), weight.view(), eps);
+        for t in 0..tokens {
+            let row: Vec<f64> = x.row(t).iter().map(|x| x.to_f64_exact()).collect();
+            let mean = row.iter().map(|x| x * x).sum::<f64>() / n as f64;
+            for j in 0..n {
+                let want = row[j] / (mean + 1e-6).sqrt() * weight[j].to_f64_exact();
+                assert_relative_eq!(
+                    y[(t, j)].to_f64_exact(),
+                    want,
+                    max_relative = tolerance::<T>(),
+                    epsilon = 1e-30
+                );
+            }
+        }
+        let columns = x.t().as_standard_layout().into_owned();
+        assert_eq!(rms_norm(columns.t(), weight.view(), eps), y, "column-major input");
+    }
+    assert_eq!(rms_norm(Array2::<T>::zeros((0, 4)).view(), Array1::ones(4).view(), T::one()).dim(), (0, 4));
+}
+
+#[test]
+fn rms_norm_in_both_types() {
+    check_rms_norm::<f32>();
+    check_rms_norm::<f64>();
+}
+
+fn check_softmax<T: Element>() {
+    for (queries, keys, first, window) in [
+        (5, 5, 0, None),
+        (3, 40, 37, None),
+        (6, 6, 0, Some(2)),
+        (4, 70, 66, Some(33)),
+        (4, 3, 0, None),
+        (2, 4, 9, Some(3)),
+    ] {
+        let scores = random::<T>(queries, keys, 20.0, 3);
+        let mut got = scores.clone();
+        softmax_rows_causal(got.view_mut(), first, window);
+        for i in 0..queries {
+            let position = first + i;
+            let seen = |j: usize| j <= position && window.is_none_or(|w| j + w > position);
+            let total: f64 =
+                (0..keys).filter(|&j| seen(j)).map(|j| scores[(i, j)].to_f64_exact().exp()).sum();
+            for j in 0..keys {
+                let want = if seen(j) { scores[(i, j)].to_f64_exact().exp() / total } else { 0.0 };
+                let got = got[(i, j)].to_f64_exact();
+                assert_eq!(got == 0.0, want == 0.0, "masked exactly");
+                // The argument of exp, up to 40, is rounded before it is exponentiated.
+                assert_relative_eq!(got, want, max_relative = 4.0 * tolerance::<T>());
+            }
+        }
+        let mut columns = scores.t().as_standard_layout().into_owned();
+        softmax_rows_causal(columns.view_mut().reversed_axes(), first, window);
+        assert_eq!(columns.t(), got, "column-major scores");
+    }
+}
+
+#[test]
+fn softmax_in_both_types() {
+    check_softmax::<f32>();
+    check_softmax::<f64>();
+}
+
+#[test]
+fn softmax_survives_huge_and_infinite_scores() {
+    let mut scores = ndarray::array![[3e38_f32, -3e38, f32::NEG_INFINITY, 3e38]];
+    softmax_rows_causal(scores.view_mut(), 3, None);
+    assert_eq!(scores, ndarray::array![[0.5, 0.0, 0.0, 0.5]]);
+    let mut scores = ndarray::array![[1.0_f32, f32::NAN]];
+    softmax_rows_causal(scores.view_mut(), 0, None);
+    assert_eq!(scores, ndarray::array![[1.0, 0.0]], "a masked NaN is not seen");
+}
+
+fn check_silu<T: Element>() {
+    let gate = random::<T>(7, 172, 30.0, 4);
+    let up = random::<T>(7, 172, 2.0, 5);
+    let mut got = gate.clone();
+    silu_mul(got.view_mut(), up.view());
+    for ((g, u), got) in wide(&gate).iter().zip(&wide(&up)).zip(&wide(&got)) {
+        assert_relative_eq!(*got, g / (1.0 + (-g).exp()) * u, max_relative = tolerance::<T>());
+    }
+    let mut columns = gate.t().as_standard_layout().into_owned();
+    let up_columns = up.t().as_standard_layout().into_owned();
+    silu_mul(columns.view_mut().reversed_axes(), up_columns.t());
+    assert_eq!(columns.t(), got, "column-major input");
+}
+
+#[test]
+fn silu_in_both_types() {
+    check_silu::<f32>();
+    check_silu::<f64>();
+    let mut gate = ndarray::array![[-200.0_f32, 200.0]];
+    silu_mul(gate.view_mut(), ndarray::array![[1.0, 1.0]].view());
+    assert_eq!(gate, ndarray::array![[0.0, 200.0]]);
+}
+
+fn check_rope<T: Element>() {
+    let (tokens, heads, half) = (9, 3, 5);
+    let x = random::<T>(tokens, heads * 2 * half, 1.0, 6);
+    let angle = |t: usize, j: usize| t as f64 * 0.7_f64.powi(j as i32);
+    let cos = Array2::from_shape_fn((tokens, half), |(t, j)| T::from_f64(angle(t, j).cos()));
+    let sin = Array2::from_shape_fn((tokens, half), |(t, j)| T::from_f64(angle(t, j).sin()));
+    let mut y = x.clone();
+    rope_in_place(y.view_mut(), heads, cos.view(), sin.view());
+    for t in 0..tokens {
+        for h in 0..heads {
+            for j in 0..half {
+                let (first, second) = (h * 2 * half + j, h * 2 * half + half + j);
+                let (x1, x2) = (x[(t, first)].to_f64_exact(), x[(t, second)].to_f64_exact());
+                let (c, s) = (angle(t, j).cos(), angle(t, j).sin());
+                let bound = tolerance::<T>();
+                assert_relative_eq!(y[(t, first)].to_f64_exact(), x1 * c - x2 * s, epsilon = bound);
+                assert_relative_eq!(y[(t, second)].to_f64_exact(), x2 * c + x1 * s, epsilon = bound);
+            }
+        }
+    }
+    // The rotation with the opposite sine undoes it.
+    rope_in_place(y.view_mut(), heads, cos.view(), sin.mapv(|s| -s).view());
+    for (back, x) in wide(&y).iter().zip(&wide(&x)) {
+        assert_relative_eq!(*back, *x, epsilon = tolerance::<T>());
+    }
+}
+
+#[test]
+fn rope_in_both_types() {
+    check_rope::<f32>();
+    check_rope::<f64>();
+    rope_in_place(
+        Array2::<f32>::zeros((3, 0)).view_mut(),
+        0,
+        Array2::zeros((3, 4)).view(),
+        Array2::zeros((3, 4)).view(),
+    );
+}
+
+#[test]
+fn vectorised_exp_is_the_scalar_one() {
+    let x: Vec<f32> = (-1000..1000).map(|i| i as f32 * 0.101).collect();
+    let plain: Vec<f32> = x.iter().map(|&x| exp_f32(x)).collect();
+    let wide: Vec<f32> = vectorized(
+        #[inline(always)]
+        || x.iter().map(|&x| exp_f32(x)).collect(),
+    );
+    assert_eq!(plain, wide);
+}
+
+fn check_cholesky<T: Element>() -> Result<(), PivotError> {
+    for n in [0, 1, 3, 17, 160, 172, 600] {
+        let x = random::<T>(2 * n, n, 1.0, 7);
+        let mut h = Array2::from_elem((n, n), T::from_f64(123.0));
+        for i in 0..n {
+            for j in 0..=i {
+                h[(i, j)] = if i == j { T::from_f64(0.1) } else { T::zero() };
+            }
+        }
+        gram_lower(h.view_mut(), T::one(), x.view(), quant_kernels::Compute::F32, Par::Seq);
+        let mut factors = Vec::new();
+        for par in [Par::Seq, Par::new(2)] {
+            let mut l = h.clone();
+            cholesky_lower_in_place(l.view_mut(), par)?;
+            factors.push(l);
+        }
+        let mut columns = h.t().as_standard_layout().into_owned();
+        cholesky_lower_in_place(columns.view_mut().reversed_axes(), Par::Seq)?;
+        factors.push(columns.t().to_owned());
+        let mut gaps = Array2::zeros((n, n + 5));
+        gaps.slice_mut(s![.., ..n]).assign(&h);
+        cholesky_lower_in_place(gaps.slice_mut(s![.., ..n]), Par::Seq)?;
+        factors.push(gaps.slice(s![.., ..n]).to_owned());
+        for l in &factors {
+            assert_eq!(l, &factors[0], "threads and layouts change nothing");
+            for i in 0..n {
+                for j in i + 1..n {
+                    assert_eq!(l[(i, j)].to_f64_exact(), 123.0, "the upper triangle is not touched");
+                }
+                for j in 0..=i {
+                    let product: f64 =
+                        (0..=j).map(|d| l[(i, d)].to_f64_exact() * l[(j, d)].to_f64_exact()).sum();
+                    let scale = (h[(i, i)] * h[(j, j)]).sqrt().to_f64_exact();
+                    let bound = (n as f64 + 4.0) * T::epsilon().to_f64_exact() * scale;
+                    assert!((product - h[(i, j)].to_f64_exact()).abs() <= bound, "n = {n}, ({i}, {j})");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn cholesky_in_both_types() -> Result<(), PivotError> {
+    check_cholesky::<f32>()?;
+    check_cholesky::<f64>()
+}
+
+#[test]
+fn cholesky_names_the_bad_pivot() {
+    for (bad, n) in [(0, 1), (0, 5), (4, 5), (100, 172), (171, 172)] {
+        for value in [0.0, -1.0, f64::NAN] {
+            let mut h = Array2::<f64>::eye(n);
+            h[(bad, bad)] = value;
+            let error = cholesky_lower_in_place(h.view_mut(), Par::Seq).unwrap_err();
+            assert_eq!(error.index, bad, "pivot {value} of {n}");
+            assert!(error.to_string().contains("damping"));
+        }
+    }
+    let mut h = Array2::<f32>::eye(40);
+    h[(20, 10)] = f32::NAN;
+    assert_eq!(cholesky_lower_in_place(h.view_mut(), Par::Seq).unwrap_err().index, 20);
+}
