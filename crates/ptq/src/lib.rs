@@ -1,2 +1,29 @@
-//! The ptq command and its library face.
+//! Post-training quantisation of large language models, for Huawei Ascend NPUs (vLLM-Ascend), vLLM, transformers and friends.
+//!
+//! This crate is the face of a set of libraries and the `ptq` command made of them:
+//!
+//! | module | crate | for |
+//! |---|---|---|
+//! | [`core`] | `quant-core` | number formats, quantiser conventions, observers, packing |
+//! | [`graph`] | `quant-graph` | what a decoder model consists of, as data |
+//! | [`methods`] | `quant-methods` | rtn, smoothquant, gptq on bare matrices |
+//! | [`model`] | `quant-model` | families, the decoder block, streamed evaluation |
+//! | [`checkpoint`] | `quant-checkpoint` | reading, writing and verifying folders |
+//! | [`data`] | `quant-data` | tokenisers, templates, calibration and evaluation tokens |
+//! | [`eval`] | `quant-eval` | perplexity, KL divergence, top-1 agreement |
+//! | [`pipeline`] | `quant-pipeline` | recipes, plans, runs |
+//!
+//! `examples/quantize_checkpoint.rs` shows the whole way from a checkpoint to measured folders.
 #![forbid(unsafe_code)]
+
+pub use quant_checkpoint as checkpoint;
+pub use quant_core as core;
+pub use quant_data as data;
+pub use quant_eval as eval;
+pub use quant_graph as graph;
+pub use quant_methods as methods;
+pub use quant_model as model;
+pub use quant_pipeline as pipeline;
+
+pub mod cli;
+pub mod synth;

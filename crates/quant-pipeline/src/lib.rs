@@ -8,17 +8,28 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod evaluate;
 mod events;
+mod manifest;
+pub mod memory;
+mod open;
 mod plan;
+mod quantize;
 mod recipe;
 mod report;
 pub mod run;
 mod store;
+mod views;
 
 pub use error::PipelineError;
+pub use evaluate::{EvalData, EvalJob, EvalOutcome, eval_sequences, evaluate};
 pub use events::{Event, Events, Silent};
+pub use open::{OpenFolder, Scored, open_folder, with_threads};
 pub use plan::{LinearPlan, Plan, StreamNeeds};
+pub use quantize::{
+    Prepared, QuantizeJob, QuantizeOutcome, WriteSeconds, prepare, quantize, read_recipe,
+};
 pub use recipe::{
     ActivationSpec, Glob, KvSpec, PRESETS, Preset, Recipe, RecipeError, RoundingSpec, preset, schema,
 };
-pub use report::{LinearReport, RunReport, Seconds, StageFactor, peak_memory};
+pub use report::{LinearReport, RunReport, Seconds, StageFactor, peak_memory, reset_peak_memory};

@@ -1,7 +1,8 @@
 //! Activations of all calibration tokens between two stages, in memory or spilled to a file.
 
 use crate::PipelineError;
-use ndarray::{Array2, ArrayView2, CowArray, Ix2, s};
+use crate::views;
+use ndarray::{Array2, ArrayView2, CowArray, Ix2};
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -39,7 +40,7 @@ impl Store {
     /// Rows `range`, borrowed from memory or read from the file.
     pub(crate) fn read(&self, range: Range<usize>) -> Result<CowArray<'_, f32, Ix2>, PipelineError> {
         match &self.backing {
-            Backing::Memory(data) => Ok(data.slice(s![range, ..]).into()),
+            Backing::Memory(data) => Ok(views::rows(data, range).into()),
             Backing::File { file, folder } => {
                 let mut data = Array2::<f32>::zeros((range.len(), self.width));
                 if let Some(slice) = data.as_slice_mut() {
@@ -56,7 +57,7 @@ impl Store {
     pub(crate) fn write(&mut self, start: usize, x: ArrayView2<'_, f32>) -> Result<(), PipelineError> {
         debug_assert!(start + x.nrows() <= self.rows && x.ncols() == self.width, "rows outside the store");
         match &mut self.backing {
-            Backing::Memory(data) => data.slice_mut(s![start..start + x.nrows(), ..]).assign(&x),
+            Backing::Memory(data) => views::rows_mut(data, start..start + x.nrows()).assign(&x),
             Backing::File { file, folder } => {
                 let x = x.as_standard_layout();
                 if let Some(slice) = x.as_slice() {

@@ -207,7 +207,7 @@ static TOP: &[&str] =
     &["version", "modifiers", "activations", "kv_cache", "overrides", "compute", "ignore", "export"];
 
 /// The rounding modifier with all defaults resolved.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct RoundingSpec {
     /// `rtn` or `gptq`.
     pub method: &'static Method,

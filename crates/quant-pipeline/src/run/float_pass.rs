@@ -4,7 +4,8 @@ use super::Run;
 use crate::PipelineError;
 use crate::events::Event;
 use crate::store::Store;
-use ndarray::{Array1, Array2, Axis, s};
+use crate::views;
+use ndarray::{Array1, Array2, Axis};
 use quant_graph::{BlockParams, Role, SCALE_EDGES, Site};
 use quant_methods::smoothquant;
 use quant_model::Block;
@@ -38,7 +39,7 @@ impl Run<'_> {
             let x = block.attention_input(h.view(), par)?;
             update(&mut maxima, Site::AttentionInput, &x);
             let a = self.by_sequence(chunk, spec.query_width(), |rows| {
-                Ok(block.attention(x.slice(s![rows, ..]), &self.rope, None, par)?)
+                Ok(block.attention(views::rows(&x, rows), &self.rope, None, par)?)
             })?;
             h += &block.attention_output(a.view(), par)?;
             let x = block.mlp_input(h.view(), par)?;

@@ -15,7 +15,8 @@ use crate::plan::Plan;
 use crate::report::{RunReport, Seconds};
 use crate::store::{Layout, Store};
 use crate::PipelineError;
-use ndarray::{Array2, s};
+use crate::views;
+use ndarray::Array2;
 use quant_data::TokenSet;
 use quant_graph::{BlockParams, BlockSource, BoxError};
 use quant_kernels::Par;
@@ -183,7 +184,7 @@ impl Run<'_> {
         let mut out = Array2::zeros((rows.len(), width));
         for sequence in chunk.clone() {
             let local = self.layout.starts[sequence] - rows.start..self.layout.starts[sequence + 1] - rows.start;
-            out.slice_mut(s![local.clone(), ..]).assign(&f(local)?);
+            views::rows_mut(&mut out, local.clone()).assign(&f(local)?);
         }
         Ok(out)
     }

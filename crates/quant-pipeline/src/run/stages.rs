@@ -5,7 +5,8 @@ use super::Run;
 use crate::PipelineError;
 use crate::events::Event;
 use crate::store::Store;
-use ndarray::{Array2, s};
+use crate::views;
+use ndarray::Array2;
 use quant_core::KvGranularity;
 use quant_graph::{BlockParams, LinearParams, LinearWeight, Role, Site};
 use quant_model::{Block, KvObserver};
@@ -152,7 +153,7 @@ impl Run<'_> {
                             Some(o) => Some(&mut **o as &mut dyn KvObserver<f32>),
                             None => None,
                         };
-                        Ok(block.attention(x.slice(s![rows, ..]), &self.rope, observer, par)?)
+                        Ok(block.attention(views::rows(&x, rows), &self.rope, observer, par)?)
                     })?,
                     Site::AttentionOutput => block.attention_output(x.view(), par)?,
                     Site::MlpInput => block.mlp_activation(x.view(), par)?,

@@ -2,7 +2,7 @@
 
 use super::Run;
 use crate::PipelineError;
-use ndarray::{Array1, Array2, ArrayView2, s};
+use ndarray::{Array1, Array2, ArrayView2};
 use quant_core::{ActQuant, Bits, FloatType, KvQuant, Observer};
 use quant_graph::{InputScheme, KvScheme, ModelSpec, Site};
 use quant_hessian::Hessian;
@@ -58,7 +58,7 @@ impl InputStats {
         }
         for row in x.rows() {
             if self.seen.is_multiple_of(self.every) {
-                self.sample.slice_mut(s![self.taken, ..]).assign(&row);
+                self.sample.row_mut(self.taken).assign(&row);
                 self.taken += 1;
             }
             self.seen += 1;

@@ -1,0 +1,87 @@
+//! `ptq eval`
+
+use super::{Failure, count, default_threads, print_json, print_line, threads};
+use quant_data::CalibrationSpec;
+use quant_eval::Phase;
+use quant_pipeline::{EvalData, EvalJob, evaluate};
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Float model or quantised folder
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Token ids `[sequences, length]`; each row is scored alone
+    #[arg(long, value_name = "FILE.safetensors:TENSOR", conflicts_with = "text", required_unless_present = "text")]
+    tokens: Option<String>,
+    /// Text, scored by the WikiText-2 protocol
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
+    /// Tokens per sequence
+    #[arg(long, value_name = "L", value_parser = count)]
+    seq_len: Option<usize>,
+    /// Model to compare with (usually the float one): adds KL divergence and top-1 agreement
+    #[arg(long, value_name = "DIR")]
+    reference: Option<PathBuf>,
+    /// Write the logits as one tensor `logits`, f32 [sequences, length, vocabulary]
+    #[arg(long, value_name = "FILE")]
+    save_logits: Option<PathBuf>,
+    /// Threads; the result does not depend on it
+    #[arg(long, value_name = "T", value_parser = threads)]
+    threads: Option<usize>,
+    /// Arithmetic of the products: f32, or bf16 operands with f32 accumulation
+    #[arg(long, value_name = "COMPUTE", default_value = "f32")]
+    compute: quant_kernels::Compute,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    let data = match (&args.tokens, &args.text) {
+        (Some(tokens), _) => EvalData::Tokens(CalibrationSpec::parse(tokens)?),
+        (None, Some(text)) => EvalData::Text(text.clone()),
+        (None, None) => return Err(Failure::usage("give --tokens or --text")),
+    };
+    let job = EvalJob {
+        model: args.model.clone(),
+        reference: args.reference.clone(),
+        data,
+        seq_len: args.seq_len,
+        save_logits: args.save_logits.clone(),
+        threads: args.threads.unwrap_or_else(default_threads),
+        compute: args.compute,
+    };
+    let terminal = std::io::stderr().is_terminal();
+    let mut shown = String::new();
+    let mut progress = |phase: Phase, done: usize, of: usize| {
+        let what = match phase {
+            Phase::Encode(quant_eval::Role::Reference) => "reference",
+            Phase::Encode(_) => "model",
+            _ => "scores",
+        };
+        let line = format!("{what}: {}%", done * 100 / of.max(1));
+        if terminal && line != shown {
+            eprint!("\r{line}   ");
+            shown = line;
+        }
+    };
+    let result = evaluate(&job, &mut progress);
+    if terminal {
+        eprintln!();
+    }
+    let outcome = result?;
+    for warning in &outcome.warnings {
+        eprintln!("warning: {warning}");
+    }
+    if let Some(at) = &outcome.first_overflow {
+        eprintln!("warning: hidden states are not finite from here on: {at}");
+    }
+    if args.json {
+        return print_json(&outcome);
+    }
+    print_line(format!("{} ({})", args.model.display(), outcome.format));
+    print_line(&outcome.report);
+    Ok(())
+}

@@ -1,0 +1,38 @@
+//! `ptq synth`
+
+use super::{Failure, count, human, print_line};
+use crate::synth::{Shape, synthesize};
+use std::path::PathBuf;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Folder to write
+    #[arg(long, value_name = "DIR")]
+    output: PathBuf,
+    /// Shape of a block: qwen2-0.5b, qwen2-1.5b or qwen2-7b
+    #[arg(long, default_value = "qwen2-1.5b")]
+    shape: Shape,
+    /// Number of blocks
+    #[arg(long, default_value = "2", value_parser = count)]
+    layers: usize,
+    /// Size of the vocabulary
+    #[arg(long, default_value = "8192", value_parser = count)]
+    vocab: usize,
+    /// Seed of the weights and tokens
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Replace an existing folder
+    #[arg(long)]
+    force: bool,
+}
+
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    let bytes = synthesize(&args.output, args.shape, args.layers, args.vocab, args.seed, args.force)?;
+    print_line(format!(
+        "{}: {} blocks, {} of random bf16 weights; calibration tokens in tokens.safetensors:calibration [16, 512]",
+        args.output.display(),
+        args.layers,
+        human(bytes)
+    ));
+    Ok(())
+}

@@ -1,0 +1,310 @@
+//! From folder to folder: plan, run, write, describe.
+
+use crate::events::{Event, Events};
+use crate::manifest::{self, Provenance};
+use crate::memory::{self, MemoryPlan};
+use crate::open::{OpenFolder, open_folder, with_threads};
+use crate::plan::Plan;
+use crate::recipe::Recipe;
+use crate::report::{RunReport, peak_memory};
+use crate::run::{BlockSink, RunOptions, run};
+use crate::PipelineError;
+use quant_checkpoint::formats::{BlockSideData, ConfigNotes, Unsupported};
+use quant_checkpoint::{
+    Checkpoint, DEFAULT_SHARD_BYTES, FolderSource, OutputFolder, OutputOptions, ShardPlan,
+    WriteStats, side_files,
+};
+use quant_core::ObserverKind;
+use quant_data::{CalibrationSpec, LoadOptions, TokenSet};
+use quant_graph::{BlockParams, BoxError, ModelSpec};
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// What to quantise, how, and where to.
+#[derive(Clone, Debug)]
+pub struct QuantizeJob {
+    /// Float checkpoint.
+    pub model: PathBuf,
+    /// What to do.
+    pub recipe: Recipe,
+    /// Calibration data, if the recipe needs any.
+    pub calibration: Option<CalibrationSpec>,
+    /// Output folder.
+    pub output: PathBuf,
+    /// First rows of a tensor, or random windows of a text.
+    pub num_samples: Option<usize>,
+    /// Tokens per sequence.
+    pub max_seq_len: Option<usize>,
+    /// Seed of the random windows.
+    pub seed: u64,
+    /// Threads, at least 1.
+    pub threads: usize,
+    /// Memory budget in bytes: activations are spilled to disk to keep it.
+    pub memory: Option<u64>,
+    /// Replace an existing output.
+    pub force: bool,
+}
+
+/// A finished job.
+#[derive(Clone, Debug, Serialize)]
+pub struct QuantizeOutcome {
+    /// The output folder.
+    pub output: PathBuf,
+    /// Registry id of the format.
+    pub format: &'static str,
+    /// Every linear, factorisation and where the time went.
+    pub run: RunReport,
+    /// Stored bits per weight over all linears of the blocks.
+    pub bits_per_weight: f64,
+    /// Bytes of the weight files.
+    pub bytes: u64,
+    /// Bytes of the input tensors.
+    pub input_bytes: u64,
+    /// Wall-clock seconds of everything.
+    pub seconds: f64,
+    /// Seconds of writing, hashing and syncing; they overlap with the rest.
+    pub write: WriteSeconds,
+    /// Predicted peak memory in bytes.
+    pub predicted_memory: u64,
+    /// Measured peak memory in bytes, where the system tells.
+    pub peak_memory: Option<u64>,
+    /// What calibration data was used.
+    pub calibration: Option<String>,
+    /// What the person should know.
+    pub warnings: Vec<String>,
+}
+
+/// Time of the writing thread.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct WriteSeconds {
+    /// Handing bytes to the system.
+    pub write: f64,
+    /// Hashing output tensors.
+    pub hash: f64,
+    /// Waiting for the disk to confirm.
+    pub fsync: f64,
+}
+
+impl From<WriteStats> for WriteSeconds {
+    fn from(s: WriteStats) -> Self {
+        Self { write: s.write_s, hash: s.hash_s, fsync: s.fsync_s }
+    }
+}
+
+/// A job that has been checked: nothing has been written and no weight read.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The input.
+    pub folder: OpenFolder,
+    /// What happens to every linear.
+    pub plan: Plan,
+    /// Calibration tokens, if the recipe needs any and they were given.
+    pub tokens: Option<TokenSet>,
+    /// Predicted memory.
+    pub memory: MemoryPlan,
+    /// Whether activations go to disk.
+    pub spill: bool,
+    /// What the person should know.
+    pub warnings: Vec<String>,
+}
+
+/// Checks everything about a job that can be checked without reading weights.
+///
+/// # Errors
+/// All of [`PipelineError`] but those of running.
+pub fn prepare(job: &QuantizeJob) -> Result<Prepared, PipelineError> {
+    let folder = open_folder(&job.model)?;
+    if let Some(format) = folder.format {
+        return Err(Unsupported {
+            format: format.id(),
+            what: format!("{} is quantised already", job.model.display()),
+            alternatives: "start from the float checkpoint it was made from".into(),
+        }
+        .into());
+    }
+    let plan = Plan::new(&job.recipe, &folder.spec)?;
+    let mut warnings = folder.warnings.clone();
+    warnings.extend(plan.warnings.iter().cloned());
+    let tokens = match &job.calibration {
+        Some(_) if !plan.needs.calibration() => {
+            warnings.push("this recipe needs no calibration data; --calibration is not read".into());
+            None
+        }
+        Some(spec) => Some(load_tokens(job, spec, &folder.spec)?),
+        None => None,
+    };
+    if let Some(tokens) = &tokens {
+        warnings.extend(tokens.warnings.iter().cloned());
+    }
+    let lengths: Vec<usize> = tokens.iter().flat_map(|t| t.sequences.iter().map(Vec::len)).collect();
+    let memory = memory::predict(&plan, &lengths, job.threads);
+    let spill = match job.memory {
+        Some(allowed) if memory.peak(false) > allowed => {
+            if memory.peak(true) > allowed {
+                return Err(PipelineError::Memory {
+                    needed: memory.peak(true).div_ceil(1 << 20),
+                    allowed: allowed >> 20,
+                    advice: memory.advice(),
+                });
+            }
+            warnings.push("activations are spilled to disk to keep the memory budget".into());
+            true
+        }
+        _ => false,
+    };
+    Ok(Prepared { folder, plan, tokens, memory, spill, warnings })
+}
+
+fn load_tokens(
+    job: &QuantizeJob,
+    spec: &CalibrationSpec,
+    model: &ModelSpec,
+) -> Result<TokenSet, PipelineError> {
+    let options = LoadOptions {
+        num_samples: job.num_samples,
+        max_seq_len: job.max_seq_len,
+        seed: job.seed,
+        vocab_size: model.vocab,
+        max_position_embeddings: model.max_position_embeddings,
+    };
+    Ok(quant_data::load(spec, &options, &job.model)?)
+}
+
+/// Quantises a checkpoint into a folder.
+///
+/// The output appears at its place only when it is complete; the input is never written to.
+///
+/// # Errors
+/// All of [`PipelineError`].
+pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOutcome, PipelineError> {
+    let started = Instant::now();
+    let prepared = prepare(job)?;
+    for warning in &prepared.warnings {
+        events.event(Event::Warning(warning.clone()));
+    }
+    let Prepared { folder, plan, tokens, memory, spill, warnings } = prepared;
+    let inputs = vec![job.model.clone()];
+    let options = OutputOptions { force: job.force, inputs, ..OutputOptions::default() };
+    let mut output = OutputFolder::create(&job.output, &options)?;
+    let format = job.recipe.format;
+    let checkpoint = &folder.checkpoint;
+    let dtype = |name: &str| checkpoint.get(name).map(|t| t.dtype);
+    let declared = format.declare(&plan.spec, &plan.scheme, &dtype);
+    output.begin_weights(ShardPlan::new(declared.clone(), &format.naming(), DEFAULT_SHARD_BYTES)?)?;
+    let input_bytes = checkpoint.total_bytes();
+    let mut source = FolderSource::open(Checkpoint::open(&job.model)?, plan.spec.clone())?;
+    let run_options_spill = spill.then(|| output.partial().to_owned());
+    let mut writer = Writer { plan: &plan, output: &mut output, side: Vec::new() };
+    let report = with_threads(job.threads, |par| {
+        let options = RunOptions { par, spill: run_options_spill };
+        run(&plan, &mut source, tokens.as_ref(), &mut writer, events, &options)
+    })??;
+    let side = writer.side;
+    let mut outer_hashes = Vec::new();
+    for tensor in plan.spec.outer_tensors() {
+        output.copy_tensor(checkpoint, &tensor.name, &tensor.name)?;
+        outer_hashes.push(tensor.name);
+    }
+    let hashes = output.end_weights()?.clone();
+        for name in side_files(&job.model)? {
+        output.copy_file(&job.model.join(&name), &name)?;
+    }
+    let config = format.config(&plan.spec, &plan.scheme, checkpoint.config(), &notes(&job.recipe));
+    output.write_file("config.json", &manifest::pretty(&config))?;
+    for (name, bytes) in format.side_files(&plan.spec, &plan.scheme, &declared, &side) {
+        output.write_file(&name, &bytes)?;
+    }
+    let (_, mut input_hashes) = source.into_parts();
+    for name in outer_hashes {
+        if let Some(hash) = hashes.get(&name) {
+            // Copied byte for byte, so the hash is the same on both sides.
+            input_hashes.insert(name, *hash);
+        }
+    }
+    let weights: Vec<(f64, f64)> = report
+        .linears
+        .iter()
+        .map(|l| {
+            let size = manifest::linear_size(&plan, l);
+            (size * l.bits_per_weight, size)
+        })
+        .collect();
+    let total: f64 = weights.iter().map(|w| w.1).sum();
+    let bits_per_weight = weights.iter().map(|w| w.0).sum::<f64>() / total.max(1.0);
+    let mut outcome = QuantizeOutcome {
+        output: job.output.clone(),
+        format: format.id(),
+        run: report,
+        bits_per_weight,
+        bytes: 0,
+        input_bytes,
+        seconds: started.elapsed().as_secs_f64(),
+        write: WriteSeconds::default(),
+        predicted_memory: memory.peak(spill),
+        peak_memory: peak_memory(),
+        calibration: tokens.as_ref().map(TokenSet::describe),
+        warnings,
+    };
+    let provenance = Provenance { job, plan: &plan, outcome: &outcome, input_hashes, output_hashes: &hashes };
+    for (name, bytes) in provenance.files() {
+        output.write_file(name, &bytes)?;
+    }
+    let finished = output.finish()?;
+    outcome.bytes =
+        finished.files.iter().filter(|f| f.name.ends_with(".safetensors")).map(|f| f.bytes).sum();
+    outcome.write = finished.stats.into();
+    outcome.seconds = started.elapsed().as_secs_f64();
+    outcome.peak_memory = peak_memory();
+    if let Some(leftover) = finished.leftover {
+        outcome.warnings.push(format!("the replaced folder could not be deleted: {}", leftover.display()));
+    }
+    Ok(outcome)
+}
+
+/// How ranges were found, for the formats that record it.
+fn notes(recipe: &Recipe) -> ConfigNotes {
+    let weights = if recipe.rounding.clip.is_some() { "mse" } else { "memoryless_minmax" };
+    let inputs = match recipe.activations.observer {
+        ObserverKind::Minmax => "minmax",
+        ObserverKind::Percentile => "percentile",
+        ObserverKind::Mse => "mse",
+    };
+    ConfigNotes { weight_observer: weights.into(), input_observer: inputs.into() }
+}
+
+/// Encodes finished blocks and streams them to the folder.
+struct Writer<'a> {
+    plan: &'a Plan,
+    output: &'a mut OutputFolder,
+    side: Vec<BlockSideData>,
+}
+
+impl BlockSink for Writer<'_> {
+    fn block(&mut self, index: usize, block: BlockParams) -> Result<(), BoxError> {
+        let format = self.plan.recipe.format;
+        for tensor in format.encode_block(&self.plan.spec, &self.plan.scheme, index, &block)? {
+            self.output.tensor(&tensor.name, tensor.dtype, &tensor.shape, &tensor.bytes)?;
+        }
+        self.side.push(BlockSideData::of(&block));
+        Ok(())
+    }
+}
+
+/// Whether a path names a recipe file; otherwise it is a preset.
+///
+/// # Errors
+/// A file that cannot be read, or a recipe that is wrong.
+pub fn read_recipe(argument: &str) -> Result<Recipe, PipelineError> {
+    let path = Path::new(argument);
+    if path.is_file() {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| PipelineError::Io { path: path.to_owned(), source })?;
+        return Ok(Recipe::parse(&text)?);
+    }
+    if argument.contains(['/', '.']) {
+        let source = std::io::Error::from(std::io::ErrorKind::NotFound);
+        return Err(PipelineError::Io { path: path.to_owned(), source });
+    }
+    Ok(Recipe::from_preset(argument)?)
+}

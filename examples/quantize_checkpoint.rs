@@ -1,0 +1,160 @@
+//! From a checkpoint to measured folders, with the libraries: calibrate, quantise, export, verify, read back, compare.
+//!
+//! `cargo run --release --example quantize_checkpoint` does it to the model that comes with the repository, twice: INT8
+//! weights, activations and KV cache for vLLM-Ascend, and 4-bit weights for vLLM and transformers. With arguments it does
+//! the same to another model:
+//!
+//! ```text
+//! cargo run --release --example quantize_checkpoint -- MODEL_DIR CALIBRATION.jsonl TEST.jsonl OUTPUT_DIR
+//! ```
+
+use ptq::checkpoint::verify::{Target, verify};
+use ptq::cli::Table;
+use ptq::data::{CalibrationSpec, LoadOptions};
+use ptq::eval::{EvalOptions, LanguageModel, evaluate};
+use ptq::pipeline::{
+    Event, Events, QuantizeJob, Recipe, Scored, open_folder, peak_memory, quantize, reset_peak_memory, with_threads,
+};
+use quant_kernels::Compute;
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// As in the binary: buffers of every block are reused instead of being cleared anew.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Preset recipe, the loader its output is for.
+const JOBS: [(&str, Target); 2] = [("w8a8kv8-ascend", Target::VllmAscend), ("w4a16g32", Target::Vllm)];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
+    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/tiny-reasoner");
+    let [model, calibration, test, output] = match arguments.as_slice() {
+        [] => [
+            assets.clone(),
+            assets.join("tasks/calibration.jsonl"),
+            assets.join("tasks/test.jsonl"),
+            PathBuf::from("out"),
+        ],
+        [model, calibration, test, output] => [model.clone(), calibration.clone(), test.clone(), output.clone()],
+        _ => return Err("usage: quantize_checkpoint [MODEL_DIR CALIBRATION TEST OUTPUT_DIR]".into()),
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+
+    // Held-out windows to score: the same for the float model and every folder.
+    let spec = open_folder(&model)?.spec;
+    let options = LoadOptions {
+        num_samples: Some(48),
+        max_seq_len: Some(256),
+        seed: 7,
+        vocab_size: spec.vocab,
+        max_position_embeddings: spec.max_position_embeddings,
+    };
+    let windows = ptq::data::load(&CalibrationSpec::parse(&test.to_string_lossy())?, &options, &model)?;
+    println!("scored on {}", windows.describe());
+
+    let mut table = Table::new(&[
+        "model", "bits/weight", "size", "perplexity", "KL (nats)", "top-1 agreement", "seconds", "peak memory",
+    ]);
+    let megabytes = |bytes: u64| format!("{:.1} MB", bytes as f64 / 1e6);
+    let peak = || peak_memory().map_or_else(|| "-".to_owned(), megabytes);
+
+    let started = Instant::now();
+    reset_peak_memory();
+    let float = score(&model, &model, &windows.sequences, threads)?;
+    let dtype_bits = 8.0 * spec.dtype.size() as f64;
+    table.row(vec![
+        "float".into(),
+        format!("{dtype_bits:.2}"),
+        megabytes(open_folder(&model)?.checkpoint.total_bytes()),
+        perplexity(&float),
+        "0".into(),
+        "100.00 %".into(),
+        format!("{:.1}", started.elapsed().as_secs_f64()),
+        peak(),
+    ]);
+
+    for (preset, target) in JOBS {
+        let started = Instant::now();
+        reset_peak_memory();
+        let folder = output.join(preset);
+        let outcome = quantize(
+            &QuantizeJob {
+                model: model.clone(),
+                recipe: Recipe::from_preset(preset)?,
+                calibration: Some(CalibrationSpec::parse(&calibration.to_string_lossy())?),
+                output: folder.clone(),
+                num_samples: Some(32),
+                max_seq_len: Some(256),
+                seed: 0,
+                threads,
+                memory: None,
+                force: true,
+            },
+            &mut Lines,
+        )?;
+        let seconds = started.elapsed().as_secs_f64();
+        let memory = peak();
+
+        // What the loader would say, then what the folder computes when it is read back.
+        let opened = open_folder(&folder)?;
+        let verdict = verify(&folder, &opened.spec, target)?;
+        for check in verdict.checks.iter().filter(|c| !c.passed) {
+            println!("{target}: {} failed: {}", check.name, check.detail);
+        }
+        if !verdict.passed() {
+            return Err(format!("{} does not pass for {target}", folder.display()).into());
+        }
+        println!("{}: verified for {target}, {} checks", folder.display(), verdict.checks.len());
+        let report = score(&folder, &model, &windows.sequences, threads)?;
+        let comparison = report.comparison.as_ref().ok_or("no comparison")?;
+        table.row(vec![
+            preset.into(),
+            format!("{:.2}", outcome.bits_per_weight),
+            megabytes(outcome.bytes),
+            perplexity(&report),
+            comparison.kl.map_or_else(|| "-".into(), |kl| format!("{kl:.5}")),
+            comparison.top1_agreement.map_or_else(|| "-".into(), |a| format!("{:.2} %", 100.0 * a)),
+            format!("{seconds:.1}"),
+            memory,
+        ]);
+    }
+    println!("\n{table}");
+    Ok(())
+}
+
+/// Perplexity of a folder and its divergence from the float model.
+fn score(
+    folder: &Path,
+    float: &Path,
+    sequences: &[Vec<u32>],
+    threads: usize,
+) -> Result<ptq::eval::EvalReport, Box<dyn Error>> {
+    let source = open_folder(folder)?.into_source()?;
+    let reference = open_folder(float)?.into_source()?;
+    Ok(with_threads(threads, |par| {
+        let mut model = Scored::new(source, Compute::F32, par);
+        let mut reference = Scored::new(reference, Compute::F32, par);
+        let options =
+            EvalOptions { reference: Some(&mut reference as &mut dyn LanguageModel), ..EvalOptions::default() };
+        evaluate(&mut model, sequences, options)
+    })??)
+}
+
+fn perplexity(report: &ptq::eval::EvalReport) -> String {
+    report.perplexity.map_or_else(|| "not finite".to_owned(), |p| format!("{p:.4}"))
+}
+
+/// Prints warnings and a line per block.
+struct Lines;
+
+impl Events for Lines {
+    fn event(&mut self, event: Event<'_>) {
+        match event {
+            Event::Warning(text) => println!("warning: {text}"),
+            Event::BlockDone { index, of, seconds } => println!("block {}/{of}: {seconds:.2} s", index + 1),
+            _ => {}
+        }
+    }
+}
