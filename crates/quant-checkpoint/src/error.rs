@@ -464,6 +464,55 @@ pub enum CheckpointError {
         /// What was expected and what arrived.
         detail: String,
     },
+
+    // ---- formats ----------------------------------------------------------------------------------------------
+    /// A scheme, or a folder, that a format (or this program's reader of it) cannot hold.
+    #[error(transparent)]
+    Unsupported(#[from] crate::formats::Unsupported),
+    /// The folder is quantised in a format that is not read here.
+    #[error("{path}: quantised as {found:?}; start from the float model, or from {readable}")]
+    ForeignQuantization {
+        /// The folder.
+        path: PathBuf,
+        /// What its configuration says.
+        found: String,
+        /// The formats that are read.
+        readable: String,
+    },
+    /// A quantised folder contradicts its own format.
+    #[error("{format} folder: {subject}: expected {expected}, found {found}")]
+    BadFormat {
+        /// Id of the format.
+        format: &'static str,
+        /// File, module or tensor.
+        subject: String,
+        /// What the format asks for.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A block handed to an encoder is not what its scheme says, or holds a number that the format cannot.
+    #[error("cannot encode {subject} as {format}: expected {expected}, found {found}")]
+    NotEncodable {
+        /// Id of the format.
+        format: &'static str,
+        /// Module or tensor.
+        subject: String,
+        /// What can be encoded.
+        expected: String,
+        /// What arrived.
+        found: String,
+    },
+    /// A tensor that belongs to no part of the model.
+    #[error(
+        "{path}: tensor {tensor:?} belongs to no part of this model; the configuration is another model's?"
+    )]
+    UnexpectedTensor {
+        /// The folder.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
 }
 
 impl CheckpointError {
@@ -471,14 +520,18 @@ impl CheckpointError {
     #[must_use]
     pub fn class(&self) -> ErrorClass {
         match self {
-            Self::UnsupportedWeights { .. } | Self::DtypeMismatch { .. } => ErrorClass::Unsupported,
+            Self::UnsupportedWeights { .. }
+            | Self::DtypeMismatch { .. }
+            | Self::Unsupported(_)
+            | Self::ForeignQuantization { .. } => ErrorClass::Unsupported,
             Self::OutOfMemory { .. } | Self::DiskFull { .. } | Self::Write { .. } => ErrorClass::Resources,
             Self::OutputExists { .. }
             | Self::BadOutput { .. }
             | Self::OutputTouchesInput { .. }
             | Self::OutputBusy { .. }
             | Self::BadOutputName { .. }
-            | Self::PlanViolation { .. } => ErrorClass::Usage,
+            | Self::PlanViolation { .. }
+            | Self::NotEncodable { .. } => ErrorClass::Usage,
             _ => ErrorClass::BadCheckpoint,
         }
     }

@@ -38,6 +38,8 @@ mod convert;
 mod copy;
 mod dtype;
 mod error;
+mod folder_source;
+pub mod formats;
 mod hash;
 mod header;
 mod index;
@@ -45,18 +47,21 @@ mod json;
 mod read;
 mod scratch;
 mod source;
+pub mod verify;
 mod writer;
 
 pub use safetensors::Dtype;
 
 pub use crate::copy::{is_side_file, side_files};
 pub use crate::error::{CheckpointError, ErrorClass, Result};
+pub use crate::folder_source::FolderSource;
 pub use crate::hash::TensorHash;
 pub use crate::header::{Header, HeaderEntry, MAX_DIMENSIONS, MAX_HEADER_BYTES, MAX_NAME_BYTES};
 pub use crate::index::ShardIndex;
 pub use crate::json::parse_strict_json;
 pub use crate::scratch::ReadStats;
 pub use crate::source::{Checkpoint, TensorInfo};
+pub use crate::verify::{Target, VerifyReport, verify};
 pub use crate::writer::{
     DEFAULT_SHARD_BYTES, Disk, Finished, MARKER, OutputFolder, OutputOptions, PlannedShard, ShardNaming,
     ShardPlan, Storage, StorageFile, TensorSpec, WriteStats, WrittenFile,

@@ -1,0 +1,147 @@
+//! Checks that a block is what its scheme and the model say, before its bytes are made.
+
+use quant_core::{ActQuant, Groups, KvGranularity, KvQuant};
+use quant_graph::{
+    ActOrder, BlockParams, InputScheme, LinearParams, LinearScheme, ModelScheme, ModelSpec, Role,
+};
+
+use crate::error::{CheckpointError, Result};
+
+/// The error for a block that does not fit.
+pub(crate) fn not_encodable(
+    format: &'static str,
+    subject: impl Into<String>,
+    expected: impl Into<String>,
+    found: impl Into<String>,
+) -> CheckpointError {
+    CheckpointError::NotEncodable {
+        format,
+        subject: subject.into(),
+        expected: expected.into(),
+        found: found.into(),
+    }
+}
+
+/// The scheme of a linear; float where the scheme has no such block.
+pub(crate) fn linear_scheme(scheme: &ModelScheme, index: usize, role: Role) -> LinearScheme {
+    scheme.blocks.get(index).and_then(|b| b.get(&role)).copied().unwrap_or_default()
+}
+
+/// Checks all shapes, widths, groups and quantisers of a block.
+///
+/// # Errors
+/// [`CheckpointError::NotEncodable`] naming the first difference.
+pub(crate) fn check(
+    format: &'static str,
+    spec: &ModelSpec,
+    scheme: &ModelScheme,
+    index: usize,
+    block: &BlockParams,
+) -> Result<()> {
+    for role in Role::ALL {
+        let module = spec.module(index, role);
+        let Some(params) = block.linears.get(&role) else {
+            return Err(not_encodable(format, module, "a linear", "none in the block"));
+        };
+        check_linear(format, spec, &module, role, linear_scheme(scheme, index, role), params)?;
+    }
+    for (norm, width) in spec.norms() {
+        let found = block.norms.get(&norm).map(ndarray::ArrayBase::len);
+        if found != Some(width) {
+            return Err(not_encodable(
+                format,
+                spec.norm(index, norm),
+                format!("{width} values"),
+                format!("{found:?}"),
+            ));
+        }
+    }
+    let subject = || format!("{}, KV cache", spec.block_prefix(index));
+    match (scheme.kv, &block.kv) {
+        (None, None) => Ok(()),
+        (Some(s), Some(KvQuant::TokenHead { bits, rule }))
+            if s.granularity == KvGranularity::TokenHead && s.bits == *bits && s.rule == *rule =>
+        {
+            Ok(())
+        }
+        (Some(s), Some(KvQuant::Channel { bits, key, value }))
+            if s.granularity == KvGranularity::ChannelStatic && s.bits == *bits =>
+        {
+            let width = spec.kv_width();
+            if key.len() == width && value.len() == width {
+                Ok(())
+            } else {
+                let found = format!("{} and {}", key.len(), value.len());
+                Err(not_encodable(format, subject(), format!("{width} key and value scales"), found))
+            }
+        }
+        (want, found) => Err(not_encodable(
+            format,
+            subject(),
+            format!("{want:?}"),
+            found.as_ref().map_or("a float cache", |_| "another quantiser"),
+        )),
+    }
+}
+
+fn check_linear(
+    format: &'static str,
+    spec: &ModelSpec,
+    module: &str,
+    role: Role,
+    scheme: LinearScheme,
+    params: &LinearParams,
+) -> Result<()> {
+    let linear = spec.linear(role);
+    let shape = (linear.outputs, linear.inputs);
+    let wrong = |expected: String, found: String| Err(not_encodable(format, module, expected, found));
+    if params.weight.dim() != shape {
+        return wrong(format!("a weight of shape {shape:?}"), format!("{:?}", params.weight.dim()));
+    }
+    let bias = params.bias.as_ref().map(ndarray::ArrayBase::len);
+    if bias != linear.bias.then_some(linear.outputs) {
+        return wrong(format!("bias: {}", linear.bias), format!("a bias of length {bias:?}"));
+    }
+    match (scheme.weight, params.weight.quantized()) {
+        (None, None) => {}
+        (Some(want), Some(found)) => {
+            let groups = match (want.act_order, want.group, &found.groups) {
+                (ActOrder::Dynamic, Some(g), Groups::Index { size, .. }) => *size == g,
+                (ActOrder::None | ActOrder::Static, Some(g), Groups::Size(size)) => *size == g,
+                (_, None, Groups::Channel) => true,
+                _ => false,
+            };
+            if want.bits != found.bits || !groups {
+                return wrong(
+                    format!("{want:?}"),
+                    format!("{} bits, {} groups", found.bits.get(), found.scales.ncols()),
+                );
+            }
+            if want.symmetric && !want.binary && !found.is_symmetric() {
+                return wrong("symmetric levels".to_owned(), "a zero level off the middle".to_owned());
+            }
+            if let Some(bad) = found.scales.iter().find(|s| !s.is_finite() || **s <= 0.0) {
+                return wrong("positive scales".to_owned(), bad.to_string());
+            }
+        }
+        (want, found) => {
+            let name = |quantized| if quantized { "a quantised weight" } else { "a float weight" }.to_owned();
+            return wrong(name(want.is_some()), name(found.is_some()));
+        }
+    }
+    let input_fits = match (scheme.input, params.input) {
+        (None, None) => true,
+        (Some(want), Some(ActQuant::Dynamic { bits, rule, clip_ratio })) => {
+            want == InputScheme { bits, rule, dynamic: true, clip_ratio }
+        }
+        (Some(want), Some(ActQuant::Static { bits, params })) => {
+            !want.dynamic && want.bits == bits && params.scale > 0.0 && params.scale.is_finite()
+        }
+        _ => false,
+    };
+    if input_fits {
+        Ok(())
+    } else {
+        wrong(format!("input {:?}", scheme.input), format!("{:?}", params.input))
+    }
+}

@@ -1,0 +1,205 @@
+//! The on-disk formats: what each can hold, its tensors and side files, and the way back.
+//!
+//! A format is a row of [`FORMATS`]. It answers three questions: may this scheme be stored ([`Format::supports`],
+//! before the first weight is read), which bytes stand for a block ([`Format::declare`], [`Format::encode_block`]),
+//! and which block stands in these bytes ([`Format::decode`]). For every supported scheme
+//! `decode(encode(block)) == block`, except that [`Dequantized`] gives back the values of the levels.
+//!
+//! | id | folder |
+//! |---|---|
+//! | `compressed-tensors` | `quantization_config` in `config.json`; vLLM and transformers |
+//! | `dequantized` | f32 values of the quantised weights and `ptq_scheme.json`; for research |
+//! | `vllm-ascend` | `quant_model_description.json` beside `quant_model_weights-*`; vLLM on Ascend |
+
+mod block;
+mod bytes;
+mod compressed_tensors;
+mod dequantized;
+mod layout;
+mod plain;
+mod vllm_ascend;
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+
+use quant_core::{ActQuant, ActRule, FloatType, KvGranularity, KvQuant};
+use quant_graph::{BlockParams, ModelScheme, ModelSpec, Role};
+use safetensors::Dtype;
+use serde_json::Value;
+
+use crate::error::Result;
+use crate::source::Checkpoint;
+use crate::writer::ShardNaming;
+
+pub use self::compressed_tensors::CompressedTensors;
+pub use self::dequantized::Dequantized;
+pub use self::layout::ExpectedTensor;
+pub use self::vllm_ascend::VllmAscend;
+/// A tensor a folder will hold: name, element type and shape.
+pub use crate::writer::TensorSpec as TensorDecl;
+
+pub(crate) use self::compressed_tensors::config as compressed_tensors_config;
+pub(crate) use self::layout::{FLOATS, account, faults, plain_expected};
+pub(crate) use self::plain::read_block as read_plain_block;
+pub(crate) use self::vllm_ascend::description as ascend_description;
+
+/// A tensor ready to write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encoded {
+    /// Full name.
+    pub name: String,
+    /// Element type.
+    pub dtype: Dtype,
+    /// Shape, row-major.
+    pub shape: Vec<usize>,
+    /// Little-endian bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// A scheme that a format cannot hold, found before any weight is read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{format} cannot hold {what}; {alternatives}")]
+pub struct Unsupported {
+    /// Id of the format.
+    pub format: &'static str,
+    /// What was asked for, with the module if one is to blame.
+    pub what: String,
+    /// What to ask for instead.
+    pub alternatives: String,
+}
+
+/// Names of the observers, which compressed-tensors records and no loader acts on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigNotes {
+    /// How weight ranges were found: `memoryless_minmax`, `mse`.
+    pub weight_observer: String,
+    /// How static activation ranges were found: `minmax`.
+    pub input_observer: String,
+}
+
+impl Default for ConfigNotes {
+    fn default() -> Self {
+        Self { weight_observer: "memoryless_minmax".to_owned(), input_observer: "minmax".to_owned() }
+    }
+}
+
+/// The small numbers of a quantised block that a side file may need after the block itself has been written and freed.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct BlockSideData {
+    /// Quantisers of the linears' inputs.
+    pub inputs: BTreeMap<Role, ActQuant>,
+    /// Quantiser of the cache.
+    pub kv: Option<KvQuant>,
+}
+
+impl BlockSideData {
+    /// Copies them out of a block.
+    #[must_use]
+    pub fn of(block: &BlockParams) -> Self {
+        let inputs =
+            block.linears.iter().filter_map(|(role, l)| l.input.map(|input| (*role, input))).collect();
+        Self { inputs, kv: block.kv.clone() }
+    }
+}
+
+/// An on-disk format.
+pub trait Format: Sync + Debug {
+    /// The name in recipes.
+    fn id(&self) -> &'static str;
+    /// One line for people.
+    fn summary(&self) -> &'static str;
+    /// 1 for a format that deployments load, 2 for research.
+    fn tier(&self) -> u8;
+    /// What it holds, in one line.
+    fn schemes(&self) -> &'static str;
+    /// Programs that load it.
+    fn clients(&self) -> &'static [&'static str];
+
+    /// The type in which the loader holds weight scales, static input scales and static cache scales. Scales must be
+    /// rounded to it before levels are computed from them.
+    fn scale_type(&self, spec: &ModelSpec) -> FloatType;
+    /// The type in which norms, float linears and (unless the format keeps them in f32) biases are stored.
+    fn float_type(&self, spec: &ModelSpec) -> FloatType;
+    /// The activation rule that the loader executes; `symmetric` none asks for the format's default.
+    ///
+    /// # Errors
+    /// [`Unsupported`] where the loader has no such arithmetic.
+    fn activation_rule(&self, dynamic: bool, symmetric: Option<bool>) -> Result<ActRule, Unsupported>;
+    /// The cache granularity when the recipe names none.
+    fn kv_granularity(&self) -> KvGranularity;
+    /// Whether the format can hold a scheme of a model.
+    ///
+    /// # Errors
+    /// [`Unsupported`] naming the first module that does not fit and what would.
+    fn supports(&self, spec: &ModelSpec, scheme: &ModelScheme) -> Result<(), Unsupported>;
+    /// How the weight files are called.
+    fn naming(&self) -> ShardNaming;
+
+    /// All tensors of the folder in write order: the blocks, then embedding, final norm and head (unless tied), which
+    /// keep the input's bytes; `source_dtype` tells the type a tensor has in the input. The scheme is a supported one.
+    fn declare(
+        &self,
+        spec: &ModelSpec,
+        scheme: &ModelScheme,
+        source_dtype: &dyn Fn(&str) -> Option<Dtype>,
+    ) -> Vec<TensorDecl>;
+    /// The tensors of one block, exactly the declared ones in their order. Scales must be exact in
+    /// [`Format::scale_type`]; norms, float weights and biases are rounded to the nearest stored value.
+    ///
+    /// # Errors
+    /// [`CheckpointError::NotEncodable`](crate::CheckpointError::NotEncodable) if the block is not what the scheme and
+    /// the model say, or a number cannot be stored.
+    fn encode_block(
+        &self,
+        spec: &ModelSpec,
+        scheme: &ModelScheme,
+        index: usize,
+        block: &BlockParams,
+    ) -> Result<Vec<Encoded>>;
+    /// `config.json` of the folder, from that of the input.
+    fn config(&self, spec: &ModelSpec, scheme: &ModelScheme, config: &Value, notes: &ConfigNotes) -> Value;
+    /// Files that describe the weights, by name. `declared` is the answer of [`Format::declare`], `blocks` has one
+    /// entry per block.
+    fn side_files(
+        &self,
+        spec: &ModelSpec,
+        scheme: &ModelScheme,
+        declared: &[TensorDecl],
+        blocks: &[BlockSideData],
+    ) -> Vec<(String, Vec<u8>)>;
+
+    /// Whether a folder is of this format.
+    fn detect(&self, checkpoint: &Checkpoint) -> bool;
+    /// What the folder says it stores.
+    ///
+    /// # Errors
+    /// [`CheckpointError::BadFormat`](crate::CheckpointError::BadFormat) for a description that contradicts itself or
+    /// the model, [`CheckpointError::Unsupported`](crate::CheckpointError::Unsupported) for one this crate cannot read.
+    fn scheme(&self, checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<ModelScheme>;
+    /// Every tensor the folder must or may have according to its own description.
+    ///
+    /// # Errors
+    /// As [`Format::scheme`].
+    fn expected(&self, checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<Vec<ExpectedTensor>>;
+    /// Reads one block back.
+    ///
+    /// # Errors
+    /// As [`Format::scheme`], and what reading its tensors can give.
+    fn decode(&self, checkpoint: &Checkpoint, spec: &ModelSpec, index: usize) -> Result<BlockParams>;
+}
+
+/// All formats, by id.
+pub static FORMATS: &[&dyn Format] = &[&CompressedTensors, &Dequantized, &VllmAscend];
+
+/// The format called `id`.
+#[must_use]
+pub fn format(id: &str) -> Option<&'static dyn Format> {
+    FORMATS.iter().copied().find(|f| f.id() == id)
+}
+
+/// The format of a folder; none for a plain float checkpoint (or one quantised in a way not known here, which
+/// [`FolderSource::open`](crate::FolderSource::open) refuses).
+#[must_use]
+pub fn detect(checkpoint: &Checkpoint) -> Option<&'static dyn Format> {
+    FORMATS.iter().copied().find(|f| f.detect(checkpoint))
+}

@@ -1,0 +1,300 @@
+//! The layout of msmodelslim, which vLLM-Ascend loads.
+//!
+//! A linear has one of the types
+//!
+//! | type | weight | input | tensors beside `weight` (int8) |
+//! |---|---|---|---|
+//! | `W8A8_DYNAMIC` | 8 bits, per channel, symmetric | 8 bits, per token, symmetric | `weight_scale`, `weight_offset` |
+//! | `W8A8` | same | 8 bits, per tensor, static | `quant_bias`, `input_scale`, `input_offset`, `deq_scale` |
+//! | `W8A8_MIX` (read) | same | either of the two, by the node's task | all of the above |
+//! | `W8A16` | same | float | `weight_scale`, `weight_offset` |
+//! | `FLOAT` | float | float | none |
+//!
+//! and the cache may be `C8`: 8 bits, one static symmetric scale per channel, keys after rope.
+//!
+//! The static path computes `(x_q · w + quant_bias) · deq_scale` with `x_q = clamp(round(x / input_scale +
+//! input_offset), −128, 127)`, `deq_scale = input_scale · weight_scale` and
+//! `quant_bias = round(bias / deq_scale − input_offset · Σ w)`; `input_offset` is our zero level minus 128. Scales are
+//! held in the model's type by the loader, so they must be exact in it; `deq_scale` is kept in f32.
+//!
+//! `W8A8_MIX` is read as `W8A8_DYNAMIC`, the path of an ordinary instance (the static one runs only on nodes that
+//! decode for others); its static tensors must agree with the dynamic ones.
+
+mod decode;
+pub(crate) mod description;
+mod encode;
+
+use quant_core::{ActRule, FloatType, KvGranularity};
+use quant_graph::{BlockParams, InputScheme, LinearScheme, ModelScheme, ModelSpec, Norm, Role, WeightScheme};
+use safetensors::Dtype;
+use serde_json::Value;
+
+use self::description::{Description, Kind};
+use super::bytes::float_dtype;
+use super::layout::{ExpectedTensor, Item, Slot, norm_slot, outer_decls, outer_expected};
+use super::{BlockSideData, ConfigNotes, Encoded, Format, TensorDecl, Unsupported};
+use crate::error::Result;
+use crate::source::Checkpoint;
+use crate::writer::ShardNaming;
+
+pub(crate) const ID: &str = "vllm-ascend";
+/// The type of cache tensors.
+pub(crate) const C8: &str = "C8";
+
+/// msmodelslim's layout for vLLM-Ascend.
+#[derive(Clone, Copy, Debug)]
+pub struct VllmAscend;
+
+fn unsupported(what: impl Into<String>, alternatives: impl Into<String>) -> Unsupported {
+    Unsupported { format: ID, what: what.into(), alternatives: alternatives.into() }
+}
+
+/// Everything a block stores, in msmodelslim's order.
+fn slots(spec: &ModelSpec, index: usize, kind: impl Fn(Role) -> Kind, kv: bool) -> Vec<Slot> {
+    let float = float_dtype(spec.dtype);
+    let mut slots = Vec::new();
+    for role in Role::ALL {
+        let module = spec.module(index, role);
+        slots.extend(
+            kind(role).parts(spec.linear(role), spec.dtype).into_iter().map(|p| p.slot(&module, role)),
+        );
+        if role == Role::O {
+            for (norm, width) in
+                spec.norms().into_iter().filter(|(n, _)| matches!(n, Norm::Query | Norm::Key))
+            {
+                slots.push(norm_slot(spec, index, norm, width, float));
+            }
+            if kv {
+                slots.extend(kv_slots(spec, index));
+            }
+        }
+    }
+    for (norm, width) in
+        spec.norms().into_iter().filter(|(n, _)| matches!(n, Norm::Input | Norm::PostAttention))
+    {
+        slots.push(norm_slot(spec, index, norm, width, float));
+    }
+    slots
+}
+
+/// Cache scales and offsets, in the model's type.
+fn kv_slots(spec: &ModelSpec, index: usize) -> Vec<Slot> {
+    use quant_core::activation::KvSide;
+    let dtype = float_dtype(spec.dtype);
+    let mut slots = Vec::new();
+    for (role, side) in [(Role::K, KvSide::Key), (Role::V, KvSide::Value)] {
+        let module = spec.module(index, role);
+        for (suffix, item) in
+            [("kv_cache_scale", Item::KvScale(side)), ("kv_cache_offset", Item::KvOffset(side))]
+        {
+            let decl = TensorDecl::new(format!("{module}.{suffix}"), dtype, [spec.kv_width()]);
+            slots.push(Slot { decl, item });
+        }
+    }
+    slots
+}
+
+fn check_weight(module: &str, w: WeightScheme) -> Result<(), Unsupported> {
+    const ELSE: &str = "use 8-bit symmetric weights per channel (W8A8, W8A16), or export to compressed-tensors \
+                        (2 to 8 bits, groups, asymmetric) or dequantized (anything)";
+    if w.bits.get() != 8 {
+        return Err(unsupported(format!("{}-bit weights ({module})", w.bits.get()), ELSE));
+    }
+    if let Some(group) = w.group {
+        return Err(unsupported(format!("weight groups of {group} ({module})"), ELSE));
+    }
+    if !w.symmetric || w.binary {
+        return Err(unsupported(format!("asymmetric weights ({module})"), ELSE));
+    }
+    if w.act_order == quant_graph::ActOrder::Dynamic {
+        return Err(unsupported(format!("dynamic act-order ({module})"), "use actorder: static or none"));
+    }
+    Ok(())
+}
+
+fn check_input(module: &str, weight: bool, input: InputScheme) -> Result<(), Unsupported> {
+    if !weight {
+        return Err(unsupported(
+            format!("quantised activations before a float weight ({module})"),
+            "quantise the weight too (W8A8), or export to dequantized",
+        ));
+    }
+    if input.bits.get() != 8 {
+        let what = format!("{}-bit activations ({module})", input.bits.get());
+        return Err(unsupported(what, "use A8 or A16, or export to dequantized"));
+    }
+    if input.clip_ratio != 1.0 {
+        let what = format!("an activation clip_ratio of {} ({module})", input.clip_ratio);
+        return Err(unsupported(what, "use clip_ratio: 1.0, or export to dequantized"));
+    }
+    if input.dynamic && input.rule != ActRule::Symmetric {
+        return Err(unsupported(
+            format!("dynamic activations by the {:?} rule ({module})", input.rule),
+            "use symmetric: true for dynamic activations, static ones (dynamic: false), or export to dequantized",
+        ));
+    }
+    Ok(())
+}
+
+impl Format for VllmAscend {
+    fn id(&self) -> &'static str {
+        ID
+    }
+    fn summary(&self) -> &'static str {
+        "msmodelslim's layout for vLLM on Ascend"
+    }
+    fn tier(&self) -> u8 {
+        1
+    }
+    fn schemes(&self) -> &'static str {
+        "W8A8 dynamic (symmetric) or static (per tensor), W8A16, per channel; KV8 per channel (C8); float"
+    }
+    fn clients(&self) -> &'static [&'static str] {
+        &["vLLM-Ascend (C8: 0.18 or later)"]
+    }
+    fn scale_type(&self, spec: &ModelSpec) -> FloatType {
+        spec.dtype
+    }
+    fn float_type(&self, spec: &ModelSpec) -> FloatType {
+        spec.dtype
+    }
+
+    fn activation_rule(&self, dynamic: bool, symmetric: Option<bool>) -> Result<ActRule, Unsupported> {
+        match (dynamic, symmetric) {
+            (true, Some(false)) => Err(unsupported(
+                "dynamic asymmetric activations",
+                "use symmetric: true, or dynamic: false, or export to dequantized",
+            )),
+            (true, _) | (false, Some(true)) => Ok(ActRule::Symmetric),
+            (false, _) => Ok(ActRule::Asymmetric),
+        }
+    }
+    fn kv_granularity(&self) -> KvGranularity {
+        KvGranularity::ChannelStatic
+    }
+
+    fn supports(&self, spec: &ModelSpec, scheme: &ModelScheme) -> Result<(), Unsupported> {
+        if let Some(kv) = scheme.kv {
+            if kv.bits.get() != 8 {
+                let what = format!("a KV cache of {} bits", kv.bits.get());
+                return Err(unsupported(what, "use KV8, or export to dequantized"));
+            }
+            if kv.granularity != KvGranularity::ChannelStatic {
+                return Err(unsupported(
+                    "a KV cache quantised per token and head",
+                    "use kv_cache: { granularity: channel_static }, or export to dequantized",
+                ));
+            }
+            if kv.rule == ActRule::Asymmetric {
+                return Err(unsupported(
+                    "an asymmetric KV cache (the loader ignores offsets)",
+                    "use kv_cache: { symmetric: true }, or export to dequantized",
+                ));
+            }
+        }
+        for (index, role, linear) in scheme.linears() {
+            let module = spec.module(index, role);
+            if let Some(weight) = linear.weight {
+                check_weight(&module, weight)?;
+            }
+            if let Some(input) = linear.input {
+                check_input(&module, linear.weight.is_some(), input)?;
+            }
+        }
+        // Rounding order is no property of the file, so it may differ inside a fused layer.
+        let stored = |l: &LinearScheme| (Kind::of(l), l.input.map(|i| i.rule));
+        for (index, role, linear) in scheme.linears() {
+            let differs =
+                |other: &&Role| scheme.blocks[index].get(*other).is_none_or(|o| stored(o) != stored(linear));
+            if let Some(other) = role.fused_with().iter().find(differs) {
+                return Err(unsupported(
+                    format!(
+                        "different types in the fused layer of {} and {}",
+                        spec.module(index, role),
+                        spec.module(index, *other)
+                    ),
+                    "give q, k and v one scheme, and gate and up one scheme",
+                ));
+            }
+        }
+        Ok(())
+    }
+    fn naming(&self) -> ShardNaming {
+        ShardNaming::msmodelslim()
+    }
+
+    fn declare(
+        &self,
+        spec: &ModelSpec,
+        scheme: &ModelScheme,
+        source_dtype: &dyn Fn(&str) -> Option<Dtype>,
+    ) -> Vec<TensorDecl> {
+        let block = |index| encode::slots_of(spec, scheme, index).into_iter().map(|s| s.decl);
+        (0..spec.layers).flat_map(block).chain(outer_decls(spec, source_dtype)).collect()
+    }
+    fn encode_block(
+        &self,
+        spec: &ModelSpec,
+        scheme: &ModelScheme,
+        index: usize,
+        block: &BlockParams,
+    ) -> Result<Vec<Encoded>> {
+        encode::block(spec, scheme, index, block)
+    }
+    fn config(&self, _: &ModelSpec, _: &ModelScheme, config: &Value, _: &ConfigNotes) -> Value {
+        let mut config = config.clone();
+        if let Some(object) = config.as_object_mut() {
+            // `shift_remove` keeps the order of the other keys.
+            object.shift_remove("quantization_config");
+        }
+        config
+    }
+    fn side_files(
+        &self,
+        spec: &ModelSpec,
+        scheme: &ModelScheme,
+        declared: &[TensorDecl],
+        _: &[BlockSideData],
+    ) -> Vec<(String, Vec<u8>)> {
+        vec![(description::FILE.to_owned(), description::write(spec, scheme, declared))]
+    }
+
+    fn detect(&self, checkpoint: &Checkpoint) -> bool {
+        Description::exists(checkpoint)
+    }
+    fn scheme(&self, checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<ModelScheme> {
+        decode::scheme(checkpoint, spec)
+    }
+    fn expected(&self, checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<Vec<ExpectedTensor>> {
+        let description = Description::read(checkpoint)?;
+        let kinds = description.kinds(spec)?;
+        let mut expected = Vec::new();
+        for index in 0..spec.layers {
+            let kind = |role| kinds.get(&spec.module(index, role)).copied().unwrap_or(Kind::Float);
+            let slots = slots(spec, index, kind, description.has_kv(spec, index));
+            for slot in &slots {
+                let optional = matches!(slot.item, Item::Linear(role, "weight_scale" | "weight_offset")
+                    if kind(role) == Kind::W8A8);
+                expected.push(ExpectedTensor { optional, ..ExpectedTensor::of(&slot.decl) });
+            }
+            // Either of the two in a static linear, in every type of model.
+            for role in
+                Role::ALL.into_iter().filter(|r| kind(*r) == Kind::W8A8 && spec.dtype != FloatType::F32)
+            {
+                for suffix in ["weight_scale", "weight_offset"] {
+                    let name = format!("{}.{suffix}", spec.module(index, role));
+                    expected.push(ExpectedTensor::optional(
+                        name,
+                        super::FLOATS,
+                        &[spec.linear(role).outputs, 1],
+                    ));
+                }
+            }
+        }
+        expected.extend(outer_expected(spec));
+        Ok(expected)
+    }
+    fn decode(&self, checkpoint: &Checkpoint, spec: &ModelSpec, index: usize) -> Result<BlockParams> {
+        decode::block(checkpoint, spec, index)
+    }
+}

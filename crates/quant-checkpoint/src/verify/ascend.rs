@@ -1,0 +1,286 @@
+//! The rules of vLLM-Ascend for msmodelslim's layout.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use quant_core::activation::KvSide;
+use quant_graph::{ModelSpec, Role, STAGES};
+use serde_json::Value;
+
+use super::rules::{Checks, block_values, outer_values, positive_scales, stray_files, tensors};
+use crate::error::Result;
+use crate::formats::ascend_description::{self, C8, Description, Kind};
+use crate::formats::{Format as _, VllmAscend};
+use crate::source::Checkpoint;
+
+pub(super) fn check(checkpoint: &Checkpoint, spec: &ModelSpec, checks: &mut Checks) {
+    let section = checkpoint.config().get("quantization_config").filter(|s| !s.is_null());
+    let left =
+        section.map(|_| "config.json has a quantization_config: vLLM would choose another loader".to_owned());
+    checks.rule(
+        "no-quantization-config",
+        left.into_iter().collect(),
+        "config.json has no quantization_config",
+    );
+    let description = match Description::read(checkpoint) {
+        Ok(description) => description,
+        Err(error) => {
+            checks.rule("description", vec![error.to_string()], "");
+            return;
+        }
+    };
+    let found = format!("{} with {} entries", ascend_description::FILE, description.entries.len());
+    checks.rule("description", Vec::new(), found);
+    stray_files(checks, checkpoint);
+    types(&description, checks);
+    fused_layers(&description, spec, checks);
+    outer_entries(&description, checks);
+    entries_and_tensors(&description, checkpoint, spec, checks);
+    norm_biases(&description, spec, checks);
+    tensors(checks, checkpoint, spec, VllmAscend.expected(checkpoint, spec));
+    cache(&description, checkpoint, spec, checks);
+    static_inputs(&description, checkpoint, spec, checks);
+    weight_offsets(checkpoint, checks);
+    positive_scales(checks, checkpoint, &["weight_scale", "input_scale", "deq_scale", "kv_cache_scale"]);
+    block_values(checks, checkpoint, spec, Some(&VllmAscend));
+    outer_values(checks, checkpoint, spec);
+    exact_scales(checkpoint, spec, checks);
+}
+
+fn types(description: &Description, checks: &mut Checks) {
+    let unknown = |(name, kind): (&String, &String)| {
+        (!ascend_description::is_loader_type(kind)).then(|| format!("{name} has the unknown type {kind:?}"))
+    };
+    let problems = description.entries.iter().filter_map(unknown).collect();
+    let kinds: BTreeSet<&str> = description.entries.values().map(String::as_str).collect();
+    let passed = format!("types {}", kinds.into_iter().collect::<Vec<_>>().join(", "));
+    checks.rule("known-types", problems, passed);
+}
+
+/// A fused layer looks up every shard; all must be there and alike.
+fn fused_layers(description: &Description, spec: &ModelSpec, checks: &mut Checks) {
+    let mut problems = Vec::new();
+    for index in 0..spec.layers {
+        for stage in &STAGES {
+            let kind = |role: &Role| {
+                let name = format!("{}.weight", spec.module(index, *role));
+                description.entries.get(&name).cloned().ok_or(name)
+            };
+            match stage.linears.iter().map(kind).collect::<std::result::Result<Vec<_>, _>>() {
+                Err(name) => problems.push(format!("no entry {name}")),
+                Ok(kinds) if kinds.iter().any(|k| *k != kinds[0]) => problems.push(format!(
+                    "{}: the linears of one fused layer have the types {}",
+                    spec.module(index, stage.linears[0]),
+                    kinds.join(", ")
+                )),
+                Ok(_) => {}
+            }
+        }
+    }
+    checks.rule("fused-layers", problems, "q, k, v and gate, up have one type in every block");
+}
+
+fn outer_entries(description: &Description, checks: &mut Checks) {
+    let problem = |name: &str| match description.entries.get(name).map(String::as_str) {
+        Some("FLOAT") => None,
+        Some(kind) => Some(format!("{name} has the type {kind}, the loader holds it as FLOAT")),
+        None => Some(format!("no entry {name}; the loader looks it up, tied or not")),
+    };
+    let names = [ModelSpec::EMBEDDING, ModelSpec::HEAD, ModelSpec::FINAL_NORM];
+    let problems = names.into_iter().filter_map(problem).collect();
+    checks.rule("embedding-and-head", problems, "entries of type FLOAT");
+}
+
+fn entries_and_tensors(
+    description: &Description,
+    checkpoint: &Checkpoint,
+    spec: &ModelSpec,
+    checks: &mut Checks,
+) {
+    let absent =
+        |name: &&String| checkpoint.get(name).is_none() && !(spec.tied && name.as_str() == ModelSpec::HEAD);
+    let problems: Vec<_> = description
+        .entries
+        .keys()
+        .filter(absent)
+        .map(|n| format!("{n} has an entry and no tensor"))
+        .collect();
+    checks.rule("entries-have-tensors", problems, "every entry has its tensor");
+    let nameless = |name: &&str| !description.entries.contains_key(*name) && !spec.is_ignorable(name);
+    let problems = checkpoint.tensors().map(|t| t.name.as_str()).filter(nameless);
+    let problems = problems.map(|n| format!("{n} has no entry")).collect();
+    checks.rule("tensors-have-entries", problems, "every tensor has its entry");
+}
+
+/// One key with `norm.bias` gives every norm of the model a bias parameter.
+fn norm_biases(description: &Description, spec: &ModelSpec, checks: &mut Checks) {
+    let mut problems = Vec::new();
+    if let Some(first) = description.entries.keys().find(|k| k.contains("norm.bias")) {
+        let norms =
+            (0..spec.layers).flat_map(|i| spec.norms().into_iter().map(move |(n, _)| spec.norm(i, n)));
+        for norm in norms.chain([ModelSpec::FINAL_NORM.to_owned()]) {
+            let bias = norm.replace(".weight", ".bias");
+            if !description.entries.contains_key(&bias) {
+                problems.push(format!("{first} gives every norm a bias, {bias} is missing"));
+            }
+        }
+    }
+    checks.rule("norm-biases", problems, "all norms alike");
+}
+
+fn cache(description: &Description, checkpoint: &Checkpoint, spec: &ModelSpec, checks: &mut Checks) {
+    let meta = |key: &str| description.meta.get(key).and_then(Value::as_str);
+    let declared = meta("kv_cache_type").or_else(|| meta("kv_quant_type"));
+    let entries = description.entries.iter().filter(|(_, kind)| *kind == C8).count();
+    let mut problems = Vec::new();
+    match declared {
+        None if entries > 0 => problems.push(format!("{entries} entries of type C8 and no kv_cache_type")),
+        None => {}
+        Some(C8) if meta("kv_cache_type").is_none() => {
+            problems.push("kv_quant_type alone is read by old versions only; add kv_cache_type".to_owned());
+        }
+        Some(C8) => {}
+        Some(other) => problems.push(format!("unknown kv_cache_type {other:?}")),
+    }
+    if declared == Some(C8) || entries > 0 {
+        for index in 0..spec.layers {
+            for (role, _) in [(Role::K, KvSide::Key), (Role::V, KvSide::Value)] {
+                let module = spec.module(index, role);
+                for suffix in ["kv_cache_scale", "kv_cache_offset"] {
+                    let name = format!("{module}.{suffix}");
+                    if description.entries.get(&name).is_none_or(|k| k != C8) {
+                        problems.push(format!("{name} is not an entry of type C8"));
+                    }
+                    problems.extend(cache_tensor(checkpoint, spec, &name, suffix).err());
+                }
+            }
+        }
+    }
+    let passed =
+        if entries == 0 { "a float cache" } else { "a symmetric 8-bit cache, one scale per channel" };
+    checks.rule("kv-cache", problems, passed);
+}
+
+fn cache_tensor(
+    checkpoint: &Checkpoint,
+    spec: &ModelSpec,
+    name: &str,
+    suffix: &str,
+) -> std::result::Result<(), String> {
+    checkpoint.tensor_shaped(name, &[spec.kv_width()]).map_err(|e| e.to_string())?;
+    let values = checkpoint.read_f32(name).map_err(|e| e.to_string())?;
+    if suffix == "kv_cache_offset" && values.iter().any(|v| *v != 0.0) {
+        return Err(format!("{name}: the loader dequantises with the scale only, offsets must be zero"));
+    }
+    Ok(())
+}
+
+/// The four tensors of a static input, and that a fused layer has one input.
+fn static_inputs(description: &Description, checkpoint: &Checkpoint, spec: &ModelSpec, checks: &mut Checks) {
+    let (mut problems, mut count) = (Vec::new(), 0);
+    for index in 0..spec.layers {
+        for stage in &STAGES {
+            let mut inputs = BTreeMap::new();
+            for &role in stage.linears {
+                let module = spec.module(index, role);
+                let kind = description.kind(&module).ok().filter(|k| k.has_static_input());
+                let Some(kind) = kind else { continue };
+                count += 1;
+                match static_linear(checkpoint, spec, &module, role, kind) {
+                    Ok(input) => {
+                        inputs.insert(module, input);
+                    }
+                    Err(problem) => problems.push(problem),
+                }
+            }
+            let mut inputs = inputs.into_iter();
+            if let Some((first, input)) = inputs.next() {
+                let other = inputs.find(|(_, other)| *other != input);
+                problems.extend(other.map(|(module, _)| {
+                    format!("{first} and {module} share an input and differ in its scale or offset")
+                }));
+            }
+        }
+    }
+    checks.rule("static-inputs", problems, format!("{count} static inputs agree with their weights"));
+}
+
+/// Scale and offset of a linear's input, once its other static tensors are found to follow from them.
+fn static_linear(
+    checkpoint: &Checkpoint,
+    spec: &ModelSpec,
+    module: &str,
+    role: Role,
+    kind: Kind,
+) -> std::result::Result<(f32, f32), String> {
+    let read = || -> Result<Option<String>> {
+        let input = ascend_description::static_input(checkpoint, module)?;
+        let rows = spec.linear(role).outputs;
+        let deq = ascend_description::deq_scales(checkpoint, module, rows)?;
+        // Compares deq_scale with the product it must be, where both factors are stored.
+        ascend_description::weight_scales(checkpoint, module, kind, rows)?;
+        let bias = format!("{module}.bias");
+        let bias = match checkpoint.get(&bias) {
+            Some(_) => checkpoint.read_f32(&bias)?.into_raw_vec_and_offset().0,
+            None => vec![0.0; rows],
+        };
+        let weights = checkpoint.read_i8(&format!("{module}.weight"))?;
+        let quant_bias = checkpoint.read_i32(&format!("{module}.quant_bias"))?;
+        for (row, (line, found)) in weights.outer_iter().zip(&quant_bias).enumerate() {
+            let (Some(&bias), Some(&deq)) = (bias.get(row), deq.get(row)) else { break };
+            let sum: i64 = line.iter().map(|&w| i64::from(w)).sum();
+            let (shift, bias) =
+                (f64::from(input.zero - 128.0) * sum as f64, f64::from(bias) / f64::from(deq));
+            // msmodelslim computes this in the model's type: bfloat16 keeps eight bits of each term.
+            let tolerance = 1.0 + (bias.abs() + shift.abs()) / 128.0;
+            if (f64::from(*found) - (bias - shift)).abs() > tolerance {
+                let expected = (bias - shift).round_ties_even();
+                return Ok(Some(format!(
+                    "{module}.quant_bias, element {row}: expected {expected}, found {found}"
+                )));
+            }
+        }
+        Ok(None)
+    };
+    match read() {
+        Ok(Some(problem)) => Err(problem),
+        Err(error) => Err(error.to_string()),
+        Ok(None) => {
+            let input = ascend_description::static_input(checkpoint, module).map_err(|e| e.to_string())?;
+            Ok((input.scale, input.zero))
+        }
+    }
+}
+
+/// Kernels ignore the offsets of W8A8 and add those of W8A16, so only zeros mean what they say.
+fn weight_offsets(checkpoint: &Checkpoint, checks: &mut Checks) {
+    let mut problems = Vec::new();
+    for info in checkpoint.tensors().filter(|t| t.name.ends_with(".weight_offset")) {
+        match checkpoint.read_f32(&info.name) {
+            Ok(values) if values.iter().any(|v| *v != 0.0) => {
+                problems
+                    .push(format!("{}: offsets other than zero are not applied by the loader", info.name));
+            }
+            Ok(_) => {}
+            Err(error) => problems.push(error.to_string()),
+        }
+    }
+    checks.rule("weight-offsets", problems, "all zero");
+}
+
+/// The loader rounds scales to the model's type.
+fn exact_scales(checkpoint: &Checkpoint, spec: &ModelSpec, checks: &mut Checks) {
+    let mut problems = Vec::new();
+    let scales = |t: &str| t.ends_with(".weight_scale") || t.ends_with(".input_scale");
+    for info in checkpoint.tensors().filter(|t| scales(&t.name)) {
+        let Ok(values) = checkpoint.read_f32(&info.name) else { continue };
+        let rounded = values.iter().filter(|v| spec.dtype.round(**v) != **v).count();
+        if rounded > 0 {
+            problems.push(format!(
+                "{}: {rounded} of {} scales are rounded when loaded",
+                info.name,
+                values.len()
+            ));
+        }
+    }
+    checks.advice("exact-scales", problems, "all scales are exact in the model's type");
+}

@@ -1,0 +1,33 @@
+//! Float folders, and dequantised ones, which their clients cannot tell from them.
+
+use quant_graph::ModelSpec;
+use serde_json::Value;
+
+use super::Target;
+use super::rules::{Checks, block_values, outer_values, stray_files, tensors};
+use crate::formats::plain_expected;
+use crate::source::Checkpoint;
+
+pub(super) fn check(
+    checkpoint: &Checkpoint,
+    spec: &ModelSpec,
+    target: Target,
+    dequantized: bool,
+    checks: &mut Checks,
+) {
+    let section = checkpoint.config().get("quantization_config").filter(|s| !s.is_null());
+    let problems = section.map(|section| {
+        let method = section.get("quant_method").and_then(Value::as_str).unwrap_or("an unnamed method");
+        format!("config.json has a quantization_config of {method:?}, which is not verified here")
+    });
+    let passed = if dequantized {
+        format!("a float model to {target}; activation and cache quantisers are not applied there")
+    } else {
+        "a float model".to_owned()
+    };
+    checks.rule("quantization-config", problems.into_iter().collect(), passed);
+    stray_files(checks, checkpoint);
+    tensors(checks, checkpoint, spec, Ok(plain_expected(spec)));
+    block_values(checks, checkpoint, spec, None);
+    outer_values(checks, checkpoint, spec);
+}

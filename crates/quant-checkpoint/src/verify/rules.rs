@@ -1,0 +1,163 @@
+//! Rules that more than one loader has.
+
+use quant_graph::{LinearWeight, ModelSpec};
+use safetensors::Dtype;
+
+use super::{Check, Severity};
+use crate::error::{CheckpointError, Result};
+use crate::formats::{ExpectedTensor, Format, faults, read_plain_block};
+use crate::source::Checkpoint;
+
+/// Problems named in a failed check; the others are counted.
+const NAMED: usize = 4;
+/// Rows of a table looked at at once.
+const ROWS: usize = 4096;
+
+/// Checks being gathered.
+#[derive(Debug, Default)]
+pub(super) struct Checks(Vec<Check>);
+
+impl Checks {
+    /// A rule, kept if there are no problems.
+    pub(super) fn rule(&mut self, name: &'static str, problems: Vec<String>, passed: impl Into<String>) {
+        self.push(name, Severity::Rule, problems, passed.into());
+    }
+    /// A recommendation.
+    pub(super) fn advice(&mut self, name: &'static str, problems: Vec<String>, passed: impl Into<String>) {
+        self.push(name, Severity::Advice, problems, passed.into());
+    }
+    fn push(&mut self, name: &'static str, severity: Severity, mut problems: Vec<String>, passed: String) {
+        let count = problems.len();
+        problems.truncate(NAMED);
+        let detail = match count {
+            0 => passed,
+            n if n > NAMED => format!("{}; and {} more", problems.join("; "), n - NAMED),
+            _ => problems.join("; "),
+        };
+        self.0.push(Check { name, severity, passed: count == 0, detail });
+    }
+    pub(super) fn finish(self) -> Vec<Check> {
+        self.0
+    }
+}
+
+/// Every tensor present with its type and shape, and no other.
+pub(super) fn tensors(
+    checks: &mut Checks,
+    checkpoint: &Checkpoint,
+    spec: &ModelSpec,
+    expected: Result<Vec<ExpectedTensor>>,
+) {
+    let (problems, count) = match expected {
+        Ok(expected) => (faults(checkpoint, spec, &expected), expected.len()),
+        Err(error) => (vec![error], 0),
+    };
+    let passed = format!("{count} tensors with their types and shapes");
+    checks.rule("tensors", texts(problems), passed);
+}
+
+/// No other weights or indices in the folder. A file of tensors that belong to no model (reference outputs, tokens) is
+/// worth a word only.
+pub(super) fn stray_files(checks: &mut Checks, checkpoint: &Checkpoint) {
+    let (mut problems, mut others) = (Vec::new(), Vec::new());
+    for file in checkpoint.stray_weight_files().unwrap_or_else(|error| vec![error.to_string()]) {
+        let of_model = |name: &str| checkpoint.get(name).is_some() || name.starts_with("model.");
+        match Checkpoint::open_file(checkpoint.path().join(&file)) {
+            Ok(stray) if !stray.tensors().any(|t| of_model(&t.name)) => {
+                others.push(format!(
+                    "{file} holds other tensors; vLLM reads every *.safetensors of a folder without an index"
+                ));
+            }
+            Ok(_) => {
+                problems.push(format!("{file} holds tensors of the model too; the loader may read either"));
+            }
+            Err(_) => problems.push(format!("{file} belongs to other weights; the loader may go by it")),
+        }
+    }
+    checks.rule("stray-files", problems, "no other weights in the folder");
+    checks.advice("other-tensors", others, "no other tensors in the folder");
+}
+
+/// Every block dequantises to finite numbers, read one at a time.
+pub(super) fn block_values(
+    checks: &mut Checks,
+    checkpoint: &Checkpoint,
+    spec: &ModelSpec,
+    format: Option<&dyn Format>,
+) {
+    let mut problems = Vec::new();
+    let mut linears = 0;
+    for index in 0..spec.layers {
+        let block = match format {
+            Some(format) => format.decode(checkpoint, spec, index),
+            None => read_plain_block(checkpoint, spec, index, None),
+        };
+        match block {
+            Ok(block) => {
+                for (role, linear) in block.linears {
+                    linears += 1;
+                    if !is_finite(&linear.weight) {
+                        problems.push(format!("{}: a value overflows", spec.module(index, role)));
+                    }
+                }
+            }
+            Err(error) => problems.push(error.to_string()),
+        }
+    }
+    checks.rule("block-values", problems, format!("{linears} linears dequantise to finite values"));
+}
+
+fn is_finite(weight: &LinearWeight) -> bool {
+    match weight {
+        // Readers refuse other floats.
+        LinearWeight::Float(_) => true,
+        LinearWeight::Quantized(matrix) => {
+            // The largest step of any level from any zero bounds every value of a group.
+            let top = matrix.bits.max_level();
+            matrix
+                .scales
+                .iter()
+                .zip(&matrix.zeros)
+                .all(|(s, z)| (s * z.abs().max((top - z).abs())).is_finite())
+        }
+    }
+}
+
+/// Embedding, final norm and head are finite.
+pub(super) fn outer_values(checks: &mut Checks, checkpoint: &Checkpoint, spec: &ModelSpec) {
+    let mut problems = Vec::new();
+    for tensor in spec.outer_tensors() {
+        let result = match tensor.shape.as_slice() {
+            [rows, _] => (0..*rows).step_by(ROWS).try_for_each(|start| {
+                checkpoint.read_rows_f32(&tensor.name, start..(start + ROWS).min(*rows)).map(|_| ())
+            }),
+            _ => checkpoint.read_f32(&tensor.name).map(|_| ()),
+        };
+        problems.extend(result.err());
+    }
+    checks.rule("outer-values", texts(problems), "embedding, final norm and head are finite");
+}
+
+/// All tensors whose names end in one of `suffixes` are finite and positive. Integer tensors are passed over.
+pub(super) fn positive_scales(checks: &mut Checks, checkpoint: &Checkpoint, suffixes: &[&str]) {
+    let (mut problems, mut count) = (Vec::new(), 0);
+    for info in checkpoint.tensors().filter(|t| suffixes.iter().any(|s| t.name.ends_with(s))) {
+        if info.dtype == Dtype::I64 {
+            continue;
+        }
+        count += 1;
+        match checkpoint.read_f32(&info.name) {
+            Ok(values) => {
+                if let Some(bad) = values.iter().find(|v| **v <= 0.0) {
+                    problems.push(format!("{}: a scale of {bad}", info.name));
+                }
+            }
+            Err(error) => problems.push(error.to_string()),
+        }
+    }
+    checks.rule("scales", problems, format!("{count} tensors of positive, finite scales"));
+}
+
+pub(super) fn texts(errors: Vec<CheckpointError>) -> Vec<String> {
+    errors.iter().map(ToString::to_string).collect()
+}

@@ -1,0 +1,431 @@
+//! `decode(encode(block)) == block` for every scheme a format claims, and refusals of the others.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod folders;
+
+use std::collections::BTreeMap;
+
+use folders::*;
+use proptest::prelude::*;
+use quant_checkpoint::formats::{
+    CompressedTensors, ConfigNotes, Dequantized, FORMATS, Format, VllmAscend, detect, format,
+};
+use quant_checkpoint::{
+    Checkpoint, CheckpointError, Dtype, ErrorClass, FolderSource, Target, TensorHash, verify,
+};
+use quant_core::{ActRule, FloatType, KvGranularity, KvQuant};
+use quant_graph::{
+    ActOrder, BlockParams, BlockSource as _, InputScheme, KvScheme, LinearScheme, LinearWeight, ModelScheme,
+    ModelSpec, Role,
+};
+
+/// What a format gives back: itself, or the values where it stores values.
+fn stored(format: &dyn Format, mut block: BlockParams) -> BlockParams {
+    if format.id() == Dequantized.id() {
+        for linear in block.linears.values_mut() {
+            linear.weight = LinearWeight::Float(linear.weight.clone().into_values());
+        }
+    }
+    block
+}
+
+/// Writes, reads back by block and as a source, and verifies for the given targets.
+fn round_trip(
+    spec: &ModelSpec,
+    format: &'static dyn Format,
+    scheme: &ModelScheme,
+    seed: u64,
+    targets: &[Target],
+) {
+    format.supports(spec, scheme).unwrap();
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("out");
+    let blocks = write(&dir, spec, format, scheme, seed);
+    let checkpoint = Checkpoint::open(&dir).unwrap();
+    assert_eq!(detect(&checkpoint).unwrap().id(), format.id());
+    assert_eq!(&format.scheme(&checkpoint, spec).unwrap(), scheme);
+    let mut source = FolderSource::open(checkpoint, spec.clone()).unwrap();
+    for (index, block) in blocks.into_iter().enumerate() {
+        let read = source.block(index).unwrap();
+        assert_eq!(read, stored(format, block));
+    }
+    assert!(source.block(spec.layers).is_err());
+    assert_eq!(source.head(0..spec.vocab).unwrap().dim(), (spec.vocab, spec.hidden));
+    assert_eq!(source.embed(&[3, 1]).unwrap().dim(), (2, spec.hidden));
+    assert!(source.embed(&[spec.vocab as u32]).is_err());
+    source.final_norm().unwrap();
+    let of_blocks = source.checkpoint().tensors().filter(|t| t.name.starts_with("model.layers")).count();
+    assert_eq!(source.input_hashes().len(), of_blocks + 1);
+    for (name, hash) in source.input_hashes() {
+        assert_eq!(*hash, TensorHash::of(&source.checkpoint().read(name).unwrap()));
+    }
+    for target in targets {
+        let report = verify(&dir, spec, *target).unwrap();
+        assert!(report.passed(), "{target}: {:#?}", report.failed().collect::<Vec<_>>());
+        assert_eq!(report.format, format.id());
+    }
+}
+
+fn any_dtype() -> impl Strategy<Value = FloatType> {
+    prop_oneof![Just(FloatType::F32), Just(FloatType::F16), Just(FloatType::Bf16)]
+}
+
+/// One scheme per stage, as fused layers want it.
+fn by_stage(spec: &ModelSpec, schemes: [LinearScheme; 4]) -> ModelScheme {
+    let block: BTreeMap<_, _> =
+        Role::ALL.into_iter().map(|role| (role, schemes[role.site() as usize])).collect();
+    ModelScheme { blocks: vec![block; spec.layers], kv: None }
+}
+
+fn ascend_linear() -> impl Strategy<Value = LinearScheme> {
+    let w8 = weight(8, true, None);
+    prop_oneof![
+        Just(linear(Some(w8), Some(input(ActRule::Symmetric, true)))),
+        Just(linear(Some(w8), Some(input(ActRule::Symmetric, false)))),
+        Just(linear(Some(w8), Some(input(ActRule::Asymmetric, false)))),
+        Just(linear(Some(w8), None)),
+        Just(linear(None, None)),
+    ]
+}
+
+fn compressed_linear() -> impl Strategy<Value = LinearScheme> {
+    let inputs = prop_oneof![
+        Just(input(ActRule::SymmetricFull, true)),
+        Just(input(ActRule::SymmetricFull, false)),
+        Just(input(ActRule::Asymmetric, false)),
+    ];
+    // 8 divides 24 and 40.
+    let packed =
+        (2_u32..=8, any::<bool>(), prop_oneof![Just(None), Just(Some((8, false))), Just(Some((8, true)))]);
+    prop_oneof![
+        (inputs, any::<bool>()).prop_map(|(i, symmetric)| linear(Some(weight(8, symmetric, None)), Some(i))),
+        packed.prop_map(|(bits, symmetric, group)| {
+            let mut w = weight(bits, symmetric, group.map(|g| g.0));
+            if group.is_some_and(|g| g.1) {
+                w.act_order = ActOrder::Static;
+            }
+            linear(Some(w), None)
+        }),
+        Just(linear(None, None)),
+    ]
+}
+
+fn any_linear() -> impl Strategy<Value = LinearScheme> {
+    let rule = prop_oneof![Just(ActRule::Asymmetric), Just(ActRule::Symmetric), Just(ActRule::SymmetricFull)];
+    let i = (rule, any::<bool>(), prop_oneof![Just(4_u32), Just(8)], 0.5_f32..1.0).prop_map(
+        |(rule, dynamic, n, clip)| InputScheme {
+            bits: bits(n),
+            rule,
+            dynamic,
+            clip_ratio: if dynamic { clip } else { 1.0 },
+        },
+    );
+    let order = prop_oneof![Just(ActOrder::None), Just(ActOrder::Static), Just(ActOrder::Dynamic)];
+    // 7 leaves a shorter last group.
+    let w = (1_u32..=8, any::<bool>(), proptest::option::of(Just(7_usize)), order).prop_map(
+        |(n, symmetric, group, order)| {
+            let mut w = weight(n, symmetric && n > 1, group);
+            w.binary = n == 1;
+            w.act_order = if group.is_some() { order } else { ActOrder::None };
+            w
+        },
+    );
+    (proptest::option::of(w), proptest::option::of(i)).prop_map(|(w, i)| linear(w, i))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn vllm_ascend(
+        stages in [ascend_linear(), ascend_linear(), ascend_linear(), ascend_linear()],
+        kv: bool, dtype in any_dtype(), tied: bool, full: bool, seed: u64,
+    ) {
+        let spec = spec(dtype, tied, full);
+        let mut scheme = by_stage(&spec, stages);
+        scheme.kv = kv.then_some(KvScheme { bits: bits(8), rule: ActRule::Symmetric, granularity: KvGranularity::ChannelStatic });
+        round_trip(&spec, &VllmAscend, &scheme, seed, &[Target::VllmAscend]);
+    }
+
+    #[test]
+    fn compressed_tensors(
+        stages in [compressed_linear(), compressed_linear(), compressed_linear(), compressed_linear()],
+        dtype in any_dtype(), tied: bool, full: bool, seed: u64,
+    ) {
+        let spec = spec(dtype, tied, full);
+        let scheme = by_stage(&spec, stages);
+        round_trip(&spec, &CompressedTensors, &scheme, seed, &[Target::Transformers]);
+    }
+
+    #[test]
+    fn dequantized(
+        linears in proptest::collection::vec(any_linear(), 7),
+        kv in 0_u8..4, dtype in any_dtype(), tied: bool, full: bool, seed: u64,
+    ) {
+        let spec = spec(dtype, tied, full);
+        let block: BTreeMap<_, _> = Role::ALL.into_iter().zip(linears).collect();
+        let kv = match kv {
+            0 => None,
+            1 => Some((4, ActRule::Asymmetric, KvGranularity::TokenHead)),
+            2 => Some((8, ActRule::Symmetric, KvGranularity::TokenHead)),
+            _ => Some((4, ActRule::Symmetric, KvGranularity::ChannelStatic)),
+        };
+        let kv = kv.map(|(n, rule, granularity)| KvScheme { bits: bits(n), rule, granularity });
+        let scheme = ModelScheme { blocks: vec![block; spec.layers], kv };
+        round_trip(&spec, &Dequantized, &scheme, seed, &[Target::Vllm, Target::Transformers]);
+    }
+}
+
+#[test]
+fn what_vllm_loads_of_compressed_tensors() {
+    let spec = spec(FloatType::Bf16, false, false);
+    let mixed = by_stage(
+        &spec,
+        [
+            linear(Some(weight(4, false, Some(8))), None),
+            linear(Some(weight(8, true, None)), Some(input(ActRule::SymmetricFull, true))),
+            linear(Some(weight(8, true, None)), None),
+            linear(None, None),
+        ],
+    );
+    round_trip(&spec, &CompressedTensors, &mixed, 1, &[Target::Vllm, Target::Transformers]);
+    let config = CompressedTensors.config(&spec, &mixed, &config(&spec), &ConfigNotes::default());
+    let section = &config["quantization_config"];
+    assert_eq!(section["format"], "mixed-precision");
+    assert_eq!(section["config_groups"].as_object().unwrap().len(), 3);
+    assert_eq!(section["ignore"][0], "model.layers.0.mlp.down_proj");
+    assert_eq!(section["ignore"][2], "lm_head");
+
+    let w8a8 = uniform(&spec, linear(Some(weight(8, true, None)), Some(input(ActRule::SymmetricFull, true))));
+    round_trip(&spec, &CompressedTensors, &w8a8, 2, &Target::ALL);
+}
+
+/// Group indices are read although they are no longer written.
+#[test]
+fn dynamic_act_order_is_read() {
+    let spec = spec(FloatType::Bf16, false, false);
+    let mut w = weight(4, false, Some(8));
+    let scheme = uniform(&spec, linear(Some(w), None));
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("out");
+    let blocks = write(&dir, &spec, &CompressedTensors, &scheme, 5);
+    let mut folder = Folder::load(&dir);
+    folder.section()["config_groups"]["group_0"]["weights"]["actorder"] = "group".into();
+    let mut expected = BTreeMap::new();
+    for index in 0..spec.layers {
+        for role in Role::ALL {
+            let columns = spec.linear(role).inputs;
+            let groups: Vec<u32> = (0..columns).map(|c| ((c * 5 + 3) % columns / 8) as u32).collect();
+            let name = format!("{}.weight_g_idx", spec.module(index, role));
+            let bytes = groups.iter().flat_map(|g| (*g as i32).to_le_bytes()).collect();
+            folder.tensors.insert(name, (Dtype::I32, vec![columns], bytes));
+            expected.insert((index, role), groups);
+        }
+    }
+    let edited = parent.path().join("edited");
+    folder.save(&edited);
+    let checkpoint = Checkpoint::open(&edited).unwrap();
+    w.act_order = ActOrder::Dynamic;
+    assert_eq!(CompressedTensors.scheme(&checkpoint, &spec).unwrap(), uniform(&spec, linear(Some(w), None)));
+    let mut source = FolderSource::open(checkpoint, spec.clone()).unwrap();
+    for ((index, role), groups) in expected {
+        let read = source.block(index).unwrap();
+        let (read, written) = (
+            read.linears[&role].weight.quantized().unwrap().clone(),
+            blocks[index].linears[&role].weight.quantized().unwrap(),
+        );
+        assert_eq!(read.levels, written.levels);
+        assert_eq!(read.params(1, read.groups.of(4)), written.params(1, groups[4] as usize));
+        assert_eq!(read.groups, quant_core::Groups::Index { size: 8, of_column: groups });
+    }
+    assert!(verify(&edited, &spec, Target::Vllm).unwrap().passed());
+    assert!(!verify(&edited, &spec, Target::Transformers).unwrap().check("act-order").unwrap().passed);
+}
+
+#[test]
+fn refusals_name_the_module_and_the_alternatives() {
+    let spec = spec(FloatType::Bf16, false, false);
+    let dynamic = Some(input(ActRule::Symmetric, true));
+    let full = Some(input(ActRule::SymmetricFull, true));
+    let clipped = |rule| Some(InputScheme { clip_ratio: 0.9, ..input(rule, true) });
+    let narrow = |rule| Some(InputScheme { bits: bits(4), ..input(rule, true) });
+    let mut ordered = weight(4, true, Some(8));
+    ordered.act_order = ActOrder::Dynamic;
+    let mut ordered8 = weight(8, true, None);
+    ordered8.act_order = ActOrder::Dynamic;
+    let mut binary = weight(1, false, None);
+    binary.binary = true;
+    let w8 = Some(weight(8, true, None));
+    let refused: [(&dyn Format, LinearScheme, &[&str]); 18] = [
+        (
+            &VllmAscend,
+            linear(Some(weight(4, true, None)), None),
+            &["4-bit", "compressed-tensors", "dequantized", "q_proj"],
+        ),
+        (&VllmAscend, linear(Some(weight(8, true, Some(8))), None), &["groups of 8", "per channel"]),
+        (&VllmAscend, linear(Some(weight(8, false, None)), dynamic), &["asymmetric weights"]),
+        (&VllmAscend, linear(w8, full), &["SymmetricFull", "static"]),
+        (&VllmAscend, linear(w8, Some(input(ActRule::Asymmetric, true))), &["Asymmetric"]),
+        (&VllmAscend, linear(w8, clipped(ActRule::Symmetric)), &["clip_ratio of 0.9"]),
+        (&VllmAscend, linear(w8, narrow(ActRule::Symmetric)), &["4-bit activations"]),
+        (&VllmAscend, linear(None, dynamic), &["float weight"]),
+        (&VllmAscend, linear(Some(ordered8), None), &["act-order"]),
+        (&CompressedTensors, linear(Some(binary), None), &["1-bit", "dequantized"]),
+        (&CompressedTensors, linear(Some(ordered), None), &["act-order", "static"]),
+        (
+            &CompressedTensors,
+            linear(Some(weight(4, true, Some(16))), None),
+            &["groups of 16", "q_proj", "24 inputs", "8, 24"],
+        ),
+        (&CompressedTensors, linear(w8, dynamic), &["Symmetric"]),
+        (&CompressedTensors, linear(w8, clipped(ActRule::SymmetricFull)), &["clip_ratio"]),
+        (&CompressedTensors, linear(w8, narrow(ActRule::SymmetricFull)), &["4-bit activations"]),
+        (
+            &CompressedTensors,
+            linear(Some(weight(8, true, Some(8))), full),
+            &["in groups of 8", "W8A8 per channel"],
+        ),
+        (&CompressedTensors, linear(Some(weight(4, true, None)), full), &["4-bit weights"]),
+        (&CompressedTensors, linear(None, full), &["float weight"]),
+    ];
+    for (format, scheme, words) in refused {
+        let error = format.supports(&spec, &uniform(&spec, scheme)).unwrap_err();
+        let text = error.to_string();
+        assert!(words.iter().all(|w| text.contains(w)), "{text}");
+        assert!(Dequantized.supports(&spec, &uniform(&spec, scheme)).is_ok());
+    }
+    // 8 divides 24 and 40; 24 divides only the first.
+    let wide = uniform(&spec, linear(Some(weight(4, true, Some(24))), None));
+    let text = CompressedTensors.supports(&spec, &wide).unwrap_err().to_string();
+    assert!(text.contains("down_proj") && text.contains("8, 40"), "{text}");
+    for (format, granularity, n) in [
+        (&VllmAscend as &dyn Format, KvGranularity::TokenHead, 8),
+        (&VllmAscend, KvGranularity::ChannelStatic, 4),
+        (&CompressedTensors, KvGranularity::ChannelStatic, 8),
+    ] {
+        let kv = Some(KvScheme { bits: bits(n), rule: ActRule::Symmetric, granularity });
+        let text =
+            format.supports(&spec, &ModelScheme { kv, ..uniform(&spec, linear(None, None)) }).unwrap_err();
+        assert!(text.alternatives.contains("dequantized"), "{text}");
+    }
+    for (format, rule) in
+        [(&VllmAscend as &dyn Format, ActRule::Symmetric), (&CompressedTensors, ActRule::SymmetricFull)]
+    {
+        let mut scheme = uniform(&spec, linear(w8, Some(input(rule, true))));
+        scheme.blocks[1].insert(Role::V, linear(None, None));
+        let text = format.supports(&spec, &scheme).unwrap_err().to_string();
+        assert!(text.contains("fused layer of model.layers.1.self_attn"), "{text}");
+        assert!(format.activation_rule(true, Some(false)).is_err());
+        assert_eq!(format.activation_rule(true, None).unwrap(), rule);
+        assert_eq!(format.activation_rule(false, None).unwrap(), ActRule::Asymmetric);
+        assert_eq!(format.activation_rule(false, Some(true)).unwrap(), rule);
+    }
+}
+
+#[test]
+fn numbers_that_a_file_would_change_are_refused() {
+    let spec = spec(FloatType::Bf16, false, false);
+    let scheme = uniform(&spec, linear(Some(weight(4, true, None)), None));
+    let good = block(&spec, &CompressedTensors, &scheme, 0, 3);
+    let edit = |role: Role, change: &dyn Fn(&mut quant_core::QuantizedMatrix)| {
+        let mut bad = good.clone();
+        if let LinearWeight::Quantized(m) = &mut bad.linears.get_mut(&role).unwrap().weight {
+            change(m);
+        }
+        CompressedTensors.encode_block(&spec, &scheme, 0, &bad).unwrap_err()
+    };
+    // Not a bf16 number.
+    let error = edit(Role::O, &|m| m.scales[(2, 0)] = 0.1);
+    assert!(error.to_string().contains("o_proj.weight_scale, element 2"), "{error}");
+    assert_eq!(error.class(), ErrorClass::Usage);
+    assert!(edit(Role::Up, &|m| m.zeros[(0, 0)] = 3.0).to_string().contains("up_proj"));
+    assert!(edit(Role::Up, &|m| m.scales[(0, 0)] = -1.0).to_string().contains("positive"));
+
+    let kv = KvScheme { bits: bits(8), rule: ActRule::Symmetric, granularity: KvGranularity::ChannelStatic };
+    let scheme = ModelScheme {
+        kv: Some(kv),
+        ..uniform(&spec, linear(Some(weight(8, true, None)), Some(input(ActRule::Asymmetric, false))))
+    };
+    let good = block(&spec, &VllmAscend, &scheme, 0, 4);
+    VllmAscend.encode_block(&spec, &scheme, 0, &good).unwrap();
+    let mut bad = good.clone();
+    if let Some(KvQuant::Channel { key, .. }) = &mut bad.kv {
+        key[1] = 0.1;
+    }
+    assert!(
+        VllmAscend.encode_block(&spec, &scheme, 0, &bad).unwrap_err().to_string().contains("kv_cache_scale")
+    );
+    let mut bad = good.clone();
+    let q = bad.linears.get_mut(&Role::Q).unwrap();
+    q.input = bad_input(q.input);
+    assert!(
+        VllmAscend
+            .encode_block(&spec, &scheme, 0, &bad)
+            .unwrap_err()
+            .to_string()
+            .contains("input parameters")
+    );
+    let mut bad = good;
+    bad.linears.remove(&Role::K);
+    assert!(VllmAscend.encode_block(&spec, &scheme, 0, &bad).is_err());
+}
+
+fn bad_input(input: Option<quant_core::ActQuant>) -> Option<quant_core::ActQuant> {
+    let Some(quant_core::ActQuant::Static { bits, mut params }) = input else { panic!("{input:?}") };
+    params.zero += 1.0;
+    Some(quant_core::ActQuant::Static { bits, params })
+}
+
+#[test]
+fn the_registry() {
+    let ids: Vec<_> = FORMATS.iter().map(|f| f.id()).collect();
+    assert_eq!(ids, ["compressed-tensors", "dequantized", "vllm-ascend"]);
+    assert!(ids.iter().all(|id| format(id).unwrap().id() == *id));
+    assert!(format("gguf").is_none());
+    for format in FORMATS {
+        assert!(!format.summary().is_empty() && !format.schemes().is_empty() && !format.clients().is_empty());
+        assert!((1..=2).contains(&format.tier()));
+    }
+}
+
+#[test]
+fn a_folder_must_hold_the_model_and_nothing_else() {
+    let spec = spec(FloatType::Bf16, false, false);
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("float");
+    write(&dir, &spec, &Dequantized, &uniform(&spec, linear(None, None)), 1);
+    let mut folder = Folder::load(&dir);
+    folder.json.remove("ptq_scheme.json");
+    let open = |name: &str, folder: &Folder| {
+        let dir = parent.path().join(name);
+        folder.save(&dir);
+        FolderSource::open(Checkpoint::open(&dir).unwrap(), spec.clone())
+    };
+    let ok = open("ok", &folder).unwrap();
+    assert!(ok.format().is_none());
+
+    let name = "model.layers.1.mlp.up_proj.weight";
+    let mut edited = folder.clone();
+    let tensor = edited.tensors.remove(name).unwrap();
+    assert!(
+        matches!(open("a", &edited), Err(CheckpointError::NoSuchTensor { tensor, .. }) if tensor == name)
+    );
+    let mut edited = folder.clone();
+    edited.tensors.get_mut(name).unwrap().1 = vec![24, 40];
+    assert!(matches!(open("b", &edited), Err(CheckpointError::ShapeMismatch { .. })));
+    let mut edited = folder.clone();
+    edited.tensors.get_mut(name).unwrap().0 = Dtype::I32;
+    assert!(matches!(open("c", &edited), Err(CheckpointError::DtypeMismatch { .. })));
+    let mut edited = folder.clone();
+    edited.tensors.insert("model.layers.2.mlp.up_proj.weight".into(), tensor.clone());
+    assert!(matches!(open("d", &edited), Err(CheckpointError::UnexpectedTensor { .. })));
+    let mut edited = folder.clone();
+    edited.tensors.insert("model.layers.0.self_attn.rotary_emb.inv_freq".into(), tensor);
+    assert!(open("e", &edited).is_ok());
+    let mut edited = folder;
+    edited.json.get_mut("config.json").unwrap()["quantization_config"] =
+        serde_json::json!({"quant_method": "awq"});
+    let error = open("f", &edited).unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Unsupported);
+    assert!(error.to_string().contains("\"awq\"") && error.to_string().contains("vllm-ascend"), "{error}");
+}
