@@ -121,9 +121,13 @@ impl Hessian {
         }
         Ok(2.0 / self.sequences as f64)
     }
-    /// The stored sum; only its lower triangle means anything.
-    pub(crate) fn lower_sum(&self) -> ArrayView2<'_, f32> {
-        self.sum.view()
+    /// The stored sum, row-major; only its lower triangle means anything.
+    #[expect(
+        clippy::expect_used,
+        reason = "both constructors make a row-major matrix and nothing replaces it"
+    )]
+    pub(crate) fn lower_sum(&self) -> &[f32] {
+        self.sum.as_slice().expect("a row-major matrix")
     }
 
     /// The diagonal of `H`, `[n]`.

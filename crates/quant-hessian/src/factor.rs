@@ -1,13 +1,12 @@
 //! From a Hessian to the factor GPTQ runs on: dead columns, order, damping, Cholesky, residual check.
 
-use ndarray::ArrayView2;
-use quant_kernels::{Element, Par, PivotError, cholesky_lower_in_place};
+use quant_kernels::{Element, Par};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
 use crate::panels::Panels;
 use crate::residual::residual;
-use crate::{Hessian, HessianError, tasks, views};
+use crate::{Hessian, HessianError, tasks};
 
 /// Arithmetic of the factorisation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -34,7 +33,7 @@ impl fmt::Display for Precision {
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum FactorBackend {
-    /// The factorisation of `quant-kernels`: pure Rust, nothing to install.
+    /// Ours, on the product kernels of `quant-kernels`: pure Rust, nothing to install.
     #[default]
     Native,
     /// `potrf` of the LAPACK this program is linked with (feature `lapack`).
@@ -94,7 +93,7 @@ impl FactorSettings {
         if !(self.damping_step >= 0.0 && self.damping_step < 1.0) {
             return bad("damping_step", self.damping_step, "a fraction in [0, 1)");
         }
-        if !(self.residual_tolerance > 0.0) {
+        if self.residual_tolerance.is_nan() || self.residual_tolerance <= 0.0 {
             return bad("residual_tolerance", self.residual_tolerance, "a positive number");
         }
         if self.max_dampings == 0 {
@@ -243,7 +242,8 @@ impl Factor {
 
 /// The damped matrix in processing order, still as its parts.
 struct Damped<'a> {
-    sum: ArrayView2<'a, f32>,
+    /// Lower triangle of `H / scale`, `[n, n]` row-major.
+    sum: &'a [f32],
     scale: f64,
     /// Diagonal of `H` with dead entries set to 1, by column.
     diagonal: &'a [f32],
@@ -270,14 +270,32 @@ impl Damped<'_> {
         tasks::run(out.chunks_mut(BLOCK * n.max(1)).enumerate(), par, |(chunk, rows)| {
             let first = chunk * BLOCK;
             let last = first + rows.len() / n;
-            // Square blocks: without a permutation the source is read along rows and written down columns.
+            // Square blocks through a small buffer: without a permutation the source is read along its rows and the result
+            // written along its own.
+            let mut square = [[0.0_f32; BLOCK]; BLOCK];
             for left in (0..last).step_by(BLOCK) {
                 for b in left..(left + BLOCK).min(last) {
+                    let target = &mut square[b - left];
                     let q = self.column(b);
+                    if self.order.is_none() {
+                        // Columns n−last..=n−1−begin of row q, backwards.
+                        let begin = first.max(b);
+                        let source = &self.sum[q * n + n - last..q * n + n - begin];
+                        for (value, &h) in target[begin - first..].iter_mut().zip(source.iter().rev()) {
+                            *value = h;
+                        }
+                        continue;
+                    }
                     for a in first.max(b)..last {
                         let p = self.column(a);
-                        let h = self.sum[(p.max(q), p.min(q))];
-                        rows[(a - first) * n + b] = T::from_f32(h) * scale;
+                        target[a - first] = self.sum[p.max(q) * n + p.min(q)];
+                    }
+                }
+                for a in first..last {
+                    let right = (left + BLOCK).min(a + 1).max(left);
+                    let row = &mut rows[(a - first) * n + left..(a - first) * n + right];
+                    for (value, column) in row.iter_mut().zip(&square) {
+                        *value = T::from_f32(column[a - first]) * scale;
                     }
                 }
             }
@@ -302,11 +320,7 @@ impl Damped<'_> {
             return (Outcome::Pivot { column: self.column(error) }, None);
         }
         let damped: Vec<f64> = self.diagonal.iter().map(|&d| f64::from(d) + lambda).collect();
-        let Some(sum) = self.sum.as_slice() else {
-            // `Hessian` only builds row-major sums.
-            return (Outcome::Residual { residual: f64::NAN }, None);
-        };
-        let residual = residual(sum, self.scale, &damped, &lower, |a| self.column(a), unit, par);
+        let residual = residual(self.sum, self.scale, &damped, &lower, |a| self.column(a), unit, par);
         if residual <= settings.residual_tolerance {
             (Outcome::Accepted { residual }, Some(lower))
         } else {
@@ -326,8 +340,7 @@ macro_rules! backend {
         impl Backend for $ty {
             fn factorise(lower: &mut [Self], n: usize, backend: FactorBackend, par: Par) -> Result<(), usize> {
                 match backend {
-                    FactorBackend::Native => cholesky_lower_in_place(views::matrix_mut(lower, n, n), par)
-                        .map_err(|PivotError { index, .. }| index),
+                    FactorBackend::Native => crate::cholesky::cholesky(lower, n, par),
                     #[cfg(feature = "lapack")]
                     FactorBackend::Lapack => crate::lapack::factorise(lower, n),
                 }

@@ -1,6 +1,7 @@
 //! LAPACK's Cholesky factorisation through ndarray-linalg.
 
 use ndarray_linalg::{CholeskyInplace, Lapack, UPLO};
+use quant_kernels::Element;
 
 use crate::views;
 
@@ -11,17 +12,15 @@ use crate::views;
 ///
 /// # Errors
 /// The row of the first pivot that is not positive.
-pub(crate) fn factorise<T: Lapack>(lower: &mut [T], n: usize) -> Result<(), usize> {
-    use ndarray_linalg::error::LinalgError;
-    use ndarray_linalg::lax::error::Error;
-    let mut matrix = views::matrix_mut(lower, n, n);
-    match matrix.cholesky_inplace(UPLO::Lower) {
-        Ok(_) => {}
-        // potrf numbers the failing leading minor from 1.
-        Err(LinalgError::Lapack(Error::LapackComputationalFailure { return_code })) => {
-            return Err(usize::try_from(return_code).unwrap_or(1).saturating_sub(1));
-        }
-        Err(_) => return Err(0),
+pub(crate) fn factorise<T: Element + Lapack>(lower: &mut [T], n: usize) -> Result<(), usize> {
+    let factorised = views::matrix_mut(lower, n, n).cholesky_inplace(UPLO::Lower).is_ok();
+    // `potrf` stops at the failed pivot and leaves it on the diagonal; a NaN may pass its sign test.
+    let bad = (0..n).find(|&i| {
+        let pivot = lower[i * (n + 1)];
+        pivot.is_nan() || pivot <= T::zero()
+    });
+    match (factorised, bad) {
+        (true, None) => Ok(()),
+        (_, bad) => Err(bad.unwrap_or(0)),
     }
-    Ok(())
 }

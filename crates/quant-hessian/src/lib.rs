@@ -28,6 +28,7 @@
 #![forbid(unsafe_code)]
 
 mod accumulate;
+mod cholesky;
 mod error;
 mod factor;
 mod gptq;

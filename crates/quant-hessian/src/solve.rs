@@ -457,7 +457,11 @@ impl<T: Element> Problem<'_, T> {
 
 /// `target += Σ_j solved_j · feedback_j` over all rows of a tile, fused, the sum in the order of j.
 #[inline(always)]
-fn add_feedback<T: Element, const L: usize>(target: &mut [T; L], solved: &[[T; L]], feedback: &[T]) {
+pub(crate) fn add_feedback<T: Element, const L: usize>(
+    target: &mut [T; L],
+    solved: &[[T; L]],
+    feedback: &[T],
+) {
     // As many rows at a time as stay in registers.
     const ROWS: usize = 64;
     for part in 0..L / ROWS {

@@ -28,7 +28,7 @@ fn conventions() -> impl Strategy<Value = (Convention, u32, bool)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Every combination of grouping, order, block size, convention, clip search and dead columns.
     #[test]
@@ -48,6 +48,8 @@ proptest! {
         clip: bool,
         dead in proptest::collection::vec(0_usize..90, 0..3),
     ) {
+        // The binary rule needs a spread, which one number does not have.
+        prop_assume!(bits > 1 || n % group.unwrap_or(n) != 1 && group.unwrap_or(n).min(n) > 1);
         let mut noise = Noise::new(seed);
         let mut x = noise.activations(2 * n + 3, n);
         for &column in &dead {
@@ -75,7 +77,9 @@ proptest! {
         }
         for (row, loss) in got.row_losses.iter().enumerate() {
             let want: f64 = want.errors.row(row).iter().map(|e| e * e / 2.0).sum();
-            prop_assert!((loss - want).abs() <= 1e-9 * want.max(1e-12), "row {}: {} {}", row, loss, want);
+            // A loss of pure rounding errors (groups of one column) is compared with what it is made of.
+            let size = f64::from(weight.row(row).dot(&weight.row(row))) * problem.h.diag().iter().sum::<f64>();
+            prop_assert!((loss - want).abs() <= 1e-9 * want + 1e-15 * size, "row {}: {} {}", row, loss, want);
         }
         match (&got.matrix.groups, group, order) {
             (Groups::Channel, None, _) => {}

@@ -165,3 +165,43 @@ fn bad_hessians_and_settings_are_named() {
         prepare(Hessian::from_matrix(Array2::zeros((4, 4)), 2).unwrap(), &settings(), Par::Seq).unwrap();
     assert_eq!(dead.report().dead_columns, [0, 1, 2, 3]);
 }
+
+/// The LAPACK backend passes what the native one passes: same factor to rounding, same pivots refused, same codes.
+#[cfg(feature = "lapack")]
+#[test]
+fn lapack_agrees_with_the_native_backend() {
+    use crate::{ActOrder, FactorBackend, GptqConfig, gptq};
+    let mut noise = Noise::new(12);
+    for (n, act_order) in [(1, false), (40, true), (300, false), (700, true)] {
+        let x = noise.activations(2 * n + 5, n);
+        let weight = noise.matrix(20, n);
+        for precision in [Precision::F32, Precision::F64] {
+            let native = FactorSettings { act_order, precision, ..settings() };
+            let lapack = FactorSettings { backend: FactorBackend::Lapack, ..native };
+            let native = prepare(hessian(&x), &native, Par::Seq).unwrap();
+            let lapack = prepare(hessian(&x), &lapack, Par::Seq).unwrap();
+            assert_eq!((lapack.report().attempts.len(), lapack.report().precision_used()), (1, precision));
+            assert!(lapack.report().residual() < 1e-5);
+            let mut worst = 0.0_f32;
+            for k in 0..n {
+                for j in 0..=k {
+                    worst = worst.max((native.panels.at(j, k) - lapack.panels.at(j, k)).abs());
+                }
+            }
+            let act_order = if act_order { ActOrder::Dynamic } else { ActOrder::None };
+            let grid = super::grid(quant_core::Convention::QAsym, 4);
+            let config = GptqConfig { group: Some(64), act_order, ..GptqConfig::new(grid) };
+            let solve = |factor| gptq(weight.view(), factor, &config, Par::Seq).unwrap().matrix.levels;
+            let (a, b) = (solve(&native), solve(&lapack));
+            let differ = a.iter().zip(&b).filter(|(a, b)| a != b).count();
+            println!("n {n}, {precision}: factors differ by {worst:.1e}, {differ} of {} codes", a.len());
+            assert!(worst < if precision == Precision::F32 { 1e-3 } else { 1e-6 });
+            assert!(differ * 1000 <= a.len());
+        }
+    }
+    let h = Hessian::from_matrix(array![[1.0_f32, 1.02], [1.02, 1.0]], 2).unwrap();
+    let lapack = FactorSettings { backend: FactorBackend::Lapack, ..settings() };
+    let report = prepare(h, &lapack, Par::Seq).unwrap();
+    assert_eq!(report.report().attempts.len(), 15);
+    assert!(matches!(report.report().attempts[0].outcome, Outcome::Pivot { column: 0 }));
+}

@@ -12,24 +12,24 @@ use quant_kernels::{Compute, Par};
 use crate::{Factor, FactorSettings, Hessian, prepare};
 
 /// A deterministic stream of roughly normal numbers.
-pub(super) struct Noise(u64);
+pub(crate) struct Noise(u64);
 
 impl Noise {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
-    pub(super) fn uniform(&mut self) -> f64 {
+    pub(crate) fn uniform(&mut self) -> f64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 11) as f64 / (1_u64 << 53) as f64
     }
-    pub(super) fn normal(&mut self) -> f64 {
+    pub(crate) fn normal(&mut self) -> f64 {
         (0..12).map(|_| self.uniform()).sum::<f64>() - 6.0
     }
-    pub(super) fn matrix(&mut self, rows: usize, columns: usize) -> Array2<f32> {
+    pub(crate) fn matrix(&mut self, rows: usize, columns: usize) -> Array2<f32> {
         Array2::from_shape_simple_fn((rows, columns), || self.normal() as f32)
     }
     /// Activations whose channels are correlated and differ in size, as those of a language model are.
-    pub(super) fn activations(&mut self, tokens: usize, channels: usize) -> Array2<f32> {
+    pub(crate) fn activations(&mut self, tokens: usize, channels: usize) -> Array2<f32> {
         let rank = channels.div_ceil(4).max(1);
         let mix = self.matrix(rank, channels);
         let mut x = self.matrix(tokens, rank).dot(&mix) + 0.3 * &self.matrix(tokens, channels);

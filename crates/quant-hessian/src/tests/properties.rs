@@ -16,7 +16,7 @@ fn trace_rows(difference: &Array2<f32>, h: &Array2<f32>) -> Vec<f64> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(32))]
+    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Section 7, property 1.
     #[test]
