@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Times ptq and llm-compressor on the same GPTQ job, in alternating runs pinned to one core. See README.md beside this file.
+#
+#   benchmarks/peers/pair.sh [--python PYTHON] [--compute f32|bf16] [--pairs N] [--core C] [--model DIR --tokens FILE:TENSOR]
+#                            [--group-size G]
+#
+# Without --model it makes the checkpoint of README.md with `ptq synth` (2 blocks in the shape of Qwen2-1.5B).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+readonly HERE=benchmarks/peers
+readonly WORK=target/peers
+
+python=python3 compute=f32 pairs=3 core=0 group=128 model="" tokens=""
+while [ $# -gt 0 ]; do
+    case "$1" in
+        -h | --help) sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+        --python | --compute | --pairs | --core | --model | --tokens | --group-size)
+            [ $# -ge 2 ] || { echo "$1 needs a value" >&2; exit 2; } ;;&
+        --python) python="$2" ;;
+        --compute) compute="$2" ;;
+        --pairs) pairs="$2" ;;
+        --core) core="$2" ;;
+        --model) model="$2" ;;
+        --tokens) tokens="$2" ;;
+        --group-size) group="$2" ;;
+        *) echo "unknown argument: $1" >&2; exit 2 ;;
+    esac
+    shift 2
+done
+case "$compute" in f32 | bf16) ;; *) echo "--compute: expected f32 or bf16, got $compute" >&2; exit 2 ;; esac
+[ -z "$model" ] || [ -n "$tokens" ] || { echo "--model needs --tokens" >&2; exit 2; }
+
+cargo build --locked --release --quiet -p ptq
+readonly PTQ=target/release/ptq
+mkdir -p "$WORK"
+if [ -z "$model" ]; then
+    model="$WORK/qwen2-1.5b-2"
+    tokens="$model/tokens.safetensors:calibration"
+    [ -f "$model/config.json" ] || "$PTQ" synth --output "$model" --shape qwen2-1.5b --layers 2 --vocab 8192 --seed 0
+fi
+sed -e "s/W4A16g128/W4A16g$group/" -e "s/^compute: .*/compute: $compute/" "$HERE/w4a16g128.yaml" > "$WORK/recipe.yaml"
+
+results="$WORK/$(basename "$model")-$compute.jsonl"
+: > "$results"
+# Both read the checkpoint from the page cache, also the first time.
+cat "$model"/*.safetensors > /dev/null
+
+ours() {
+    taskset -c "$core" "$PTQ" quantize --model "$model" --recipe "$WORK/recipe.yaml" --calibration "$tokens" \
+        --output "$WORK/ours" --threads 1 --force --json > "$WORK/ours.json" 2> "$WORK/ours.log"
+    "$python" "$HERE/summarise.py" --ours "$WORK/ours.json" --compute "$compute" >> "$results"
+}
+peer() {
+    rm -rf "$WORK/peer"
+    taskset -c "$core" "$python" "$HERE/llmcompressor_gptq.py" "$model" "$tokens" "$WORK/peer" --group-size "$group" \
+        >> "$results" 2> "$WORK/peer.log"
+}
+
+# A B, B A, A B, ...: a machine that drifts treats both alike.
+for ((i = 0; i < pairs; i++)); do
+    if ((i % 2 == 0)); then ours; peer; else peer; ours; fi
+    echo "pair $((i + 1)) of $pairs done" >&2
+done
+"$python" "$HERE/summarise.py" "$results"
