@@ -504,7 +504,9 @@ impl<T: Element, const L: usize> Column<'_, T, L> {
             diff[r] = self.origin[r] - q;
             let e = (w - q) * pivot;
             losses[r] += e * e;
-            levels[r] = l as u8;
+            // A level is an integer from 0 to 255; added to 2^23 it stands in the low bits. A saturating cast would keep
+            // the whole loop scalar.
+            levels[r] = (l + 8_388_608.0).to_bits() as u8;
         }
     }
 }
