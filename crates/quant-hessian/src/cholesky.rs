@@ -10,6 +10,8 @@ use crate::{tasks, views};
 
 /// Columns of a block: the inner dimension of the triangular solves, which run slower than products do.
 const BLOCK: usize = 256;
+/// Finished columns that go into one product.
+const PACKED_BYTES: usize = 16 << 20;
 /// Rows of one task of the triangular solve.
 const ROWS: usize = 256;
 /// Columns solved one by one between two products.
@@ -36,7 +38,14 @@ pub(crate) fn cholesky<T: Element>(lower: &mut [T], n: usize, par: Par) -> Resul
         open.slice_axis_inplace(Axis(1), Slice::from(..width));
         if start > 0 {
             let pivots = finished.slice_axis(Axis(0), Slice::from(..width));
-            matmul_nt(open.view_mut(), true, -T::one(), finished.view(), pivots, Compute::F32, par);
+            // In parts of rows whose packed copy an allocator keeps for the next product: a fresh mapping of one packed
+            // copy of everything would cost more page faults than the factorisation costs arithmetic.
+            let rows = (PACKED_BYTES / size_of::<T>() / start).max(BLOCK);
+            let parts =
+                open.axis_chunks_iter_mut(Axis(0), rows).zip(finished.axis_chunks_iter(Axis(0), rows));
+            for (open, finished) in parts {
+                matmul_nt(open, true, -T::one(), finished, pivots, Compute::F32, par);
+            }
         }
         let (mut block, below) = open.split_at(Axis(0), width);
         diagonal.clear();
