@@ -36,11 +36,12 @@ pub(crate) fn cholesky<T: Element>(lower: &mut [T], n: usize, par: Par) -> Resul
         let (_, rows) = matrix.split_at(Axis(0), start);
         let (finished, mut open) = rows.split_at(Axis(1), start);
         open.slice_axis_inplace(Axis(1), Slice::from(..width));
-        if start > 0 {
+        // Nothing is finished before the first block.
+        if let Some(rows) = (PACKED_BYTES / size_of::<T>()).checked_div(start) {
             let pivots = finished.slice_axis(Axis(0), Slice::from(..width));
             // In parts of rows whose packed copy an allocator keeps for the next product: a fresh mapping of one packed
             // copy of everything would cost more page faults than the factorisation costs arithmetic.
-            let rows = (PACKED_BYTES / size_of::<T>() / start).max(BLOCK);
+            let rows = rows.max(BLOCK);
             let parts =
                 open.axis_chunks_iter_mut(Axis(0), rows).zip(finished.axis_chunks_iter(Axis(0), rows));
             for (open, finished) in parts {
