@@ -105,12 +105,16 @@ fn log2_fast(x: f32) -> f32 {
 /// 2^x for `|x| < 126`, clamped outside.
 #[inline(always)]
 fn exp2_fast(x: f32) -> f32 {
+    // Adding 1.5·2^23 leaves the nearest integer in the low bits of the mantissa: no float-to-integer cast, whose
+    // saturation would keep the loop scalar.
+    const MAGIC: f32 = 12_582_912.0;
     let x = x.clamp(-126.0, 126.0);
-    let whole = x.round_ties_even();
-    let f = (x - whole) * std::f32::consts::LN_2;
+    let shifted = x + MAGIC;
+    let f = (x - (shifted - MAGIC)) * std::f32::consts::LN_2;
     let series = 1.0
         + f * (1.0 + f * (0.5 + f * (1.0 / 6.0 + f * (1.0 / 24.0 + f * (1.0 / 120.0 + f * (1.0 / 720.0))))));
-    series * f32::from_bits((((whole as i32) + 127) as u32) << 23)
+    let exponent = shifted.to_bits().wrapping_sub(MAGIC.to_bits());
+    series * f32::from_bits(exponent.wrapping_add(127) << 23)
 }
 
 #[cfg(test)]

@@ -225,6 +225,7 @@ impl Grid {
     /// At one bit the range rules are useless (`q-asym` has the levels `{0, s}`); `μ = mean(w)`, `a = mean|w − μ|` is the
     /// L2-optimal binary code for that `μ` and equals BiLLM's first-order block.
     #[must_use]
+    #[inline(always)]
     pub fn is_binary(&self) -> bool {
         self.bits.get() == 1 && self.variant == Variant::Exact
     }
@@ -309,7 +310,13 @@ impl Grid {
         let n = group.len().max(1) as f64;
         let mean = group.iter().map(|&w| f64::from(w)).sum::<f64>() / n;
         let spread = group.iter().map(|&w| (f64::from(w) - mean).abs()).sum::<f64>() / n;
-        let scale = self.scale_type.round_scale((2.0 * spread) as f32);
+        let scale = self.scale_type.round((2.0 * spread) as f32);
+        if scale == 0.0 {
+            // A constant group: its value is the upper level, whatever the lower one would be.
+            let value = self.scale_type.round(mean as f32);
+            let scale = if value == 0.0 { 1.0 } else { value.abs() };
+            return QParams { scale, zero: 1.0 - value / scale };
+        }
         // level 0 is μ − a, level 1 is μ + a; the decision threshold of `level` is then exactly μ.
         QParams { scale, zero: (0.5 - mean / f64::from(scale)) as f32 }
     }

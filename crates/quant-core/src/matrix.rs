@@ -165,8 +165,22 @@ impl QuantizedMatrix {
         self.zeros.iter().all(|&z| z == z.round_ties_even() && (0.0..=top).contains(&z))
     }
     /// Writes one dequantised row, `[in]`.
+    #[inline(always)]
     pub fn dequantize_row(&self, row: usize, mut out: ArrayViewMut1<'_, f32>) {
-        for (column, (value, &level)) in out.iter_mut().zip(self.levels.row(row)).enumerate() {
+        let levels = self.levels.row(row);
+        if let (Some(out), Some(levels), Groups::Channel | Groups::Size(_)) =
+            (out.as_slice_mut(), levels.as_slice(), &self.groups)
+        {
+            let size = self.groups.size(levels.len());
+            for (g, (out, levels)) in out.chunks_mut(size).zip(levels.chunks(size)).enumerate() {
+                let params = self.params(row, g);
+                for (value, &level) in out.iter_mut().zip(levels) {
+                    *value = params.value(f32::from(level));
+                }
+            }
+            return;
+        }
+        for (column, (value, &level)) in out.iter_mut().zip(levels).enumerate() {
             *value = self.params(row, self.groups.of(column)).value(f32::from(level));
         }
     }
@@ -208,10 +222,24 @@ pub fn round_row(
         let params = grid.params(group, clip);
         scales[g] = params.scale;
         zeros[g] = params.zero;
-        for (level, &w) in out.iter_mut().zip(group) {
-            *level = grid.level(w, params) as u8;
+        if grid.is_binary() {
+            for (level, &w) in out.iter_mut().zip(group) {
+                *level = grid.level(w, params) as u8;
+            }
+        } else {
+            let top = grid.bits.max_level();
+            for (level, &w) in out.iter_mut().zip(group) {
+                *level = small_integer(params.level(w, top));
+            }
         }
     }
+}
+
+/// An integer-valued float in 0..=255 as a byte. Adding 2^23 puts the integer into the low bits of the mantissa, which
+/// vectorises where a saturating cast does not.
+#[inline(always)]
+fn small_integer(level: f32) -> u8 {
+    (level + 8_388_608.0).to_bits() as u8
 }
 
 /// Rounds a matrix `[out, in]` to nearest, group by group; the scalar specification that parallel code is tested against.

@@ -248,6 +248,15 @@ fn observers_agree_on_plain_data_and_cut_outliers() {
 }
 
 #[test]
+fn a_constant_group_survives_one_bit() {
+    for value in [0.0_f32, 0.37, -2.5, 1e-30] {
+        let w = Array2::from_elem((1, 6), value);
+        let q = round_matrix(&grid(Convention::QAsym, 1), None, Groups::Size(4), w.view()).unwrap();
+        assert_eq!(q.dequantize(), w);
+    }
+}
+
+#[test]
 fn infinities_are_named() {
     let mut w = normals(1, 4, 8);
     w[(2, 5)] = f32::NAN;

@@ -33,7 +33,9 @@ pub enum MethodError {
         found: usize,
     },
     /// A statistic with a NaN or an infinity.
-    #[error("{method}: {what} of channel {channel} is {value}; the calibration activations overflowed before this block")]
+    #[error(
+        "{method}: {what} of channel {channel} is {value}; the calibration activations overflowed before this block"
+    )]
     NotFinite {
         /// Registry id.
         method: &'static str,

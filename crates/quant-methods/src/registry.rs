@@ -59,7 +59,11 @@ mod tests {
         assert_eq!(ids, sorted);
         for m in METHODS {
             assert!(!m.summary.is_empty() && !m.source.is_empty() && (1..=3).contains(&m.tier), "{}", m.id);
-            assert!(m.id.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'), "{}", m.id);
+            assert!(
+                m.id.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'),
+                "{}",
+                m.id
+            );
         }
     }
 }

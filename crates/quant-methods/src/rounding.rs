@@ -23,7 +23,12 @@ pub trait WeightQuantizer: Send + Sync {
     ///
     /// # Errors
     /// A NaN in the weight, a missing factor, shapes that do not fit.
-    fn quantize(&self, weight: ArrayView2<'_, f32>, factor: Option<&Factor>, par: Par) -> Result<Rounded, MethodError>;
+    fn quantize(
+        &self,
+        weight: ArrayView2<'_, f32>,
+        factor: Option<&Factor>,
+        par: Par,
+    ) -> Result<Rounded, MethodError>;
 }
 
 /// The rounding methods as one value, for plans and reports.

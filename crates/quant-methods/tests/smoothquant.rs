@@ -13,9 +13,11 @@ fn read(file: &SafeTensors<'_>, name: &str) -> (Vec<usize>, Vec<f32>) {
     let t = file.tensor(name).unwrap_or_else(|_| panic!("{name} is missing"));
     let values = match t.dtype() {
         Dtype::F32 => t.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
-        Dtype::F16 => {
-            t.data().chunks_exact(2).map(|b| half::f16::from_le_bytes(b.try_into().unwrap()).to_f32()).collect()
-        }
+        Dtype::F16 => t
+            .data()
+            .chunks_exact(2)
+            .map(|b| half::f16::from_le_bytes(b.try_into().unwrap()).to_f32())
+            .collect(),
         other => panic!("{name}: {other:?}"),
     };
     (t.shape().to_vec(), values)
@@ -53,7 +55,11 @@ fn official_results() {
         for alpha in [0.3_f32, 0.5, 0.8] {
             let settings = SmoothQuant { alpha, variant: Variant::Official };
             let edges = [
-                ("input_layernorm", "self_attn.q_proj", vec!["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
+                (
+                    "input_layernorm",
+                    "self_attn.q_proj",
+                    vec!["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+                ),
                 ("post_attention_layernorm", "mlp.gate_proj", vec!["mlp.gate_proj", "mlp.up_proj"]),
             ];
             for (norm_name, site, linears) in edges {
@@ -72,7 +78,11 @@ fn official_results() {
                 for (linear, weight) in linears.iter().zip(&weights) {
                     if file.tensor(&format!("{case}.{linear}.weight")).is_ok() {
                         let expected = matrix(&file, &format!("{case}.{linear}.weight"));
-                        close(weight.as_slice().unwrap(), expected.as_slice().unwrap(), &format!("{case} {linear}"));
+                        close(
+                            weight.as_slice().unwrap(),
+                            expected.as_slice().unwrap(),
+                            &format!("{case} {linear}"),
+                        );
                         compared += 1;
                     }
                 }
@@ -197,6 +207,7 @@ fn a_silent_channel_is_left_alone_unless_official() {
     assert_eq!(c(Variant::Exact), 1.0);
     assert_eq!(c(Variant::Official), 1e-5);
     a[2] = f32::NAN;
-    let error = factors(&SmoothQuant { alpha: 0.5, variant: Variant::Exact }, a.view(), &[w.view()]).unwrap_err();
+    let error =
+        factors(&SmoothQuant { alpha: 0.5, variant: Variant::Exact }, a.view(), &[w.view()]).unwrap_err();
     assert!(error.to_string().contains("channel 2"), "{error}");
 }

@@ -209,7 +209,10 @@ impl<T: Element> Block<T> {
         if let Some(kv) = &self.kv {
             for (side, x) in [(KvSide::Key, &mut k), (KvSide::Value, &mut v)] {
                 for_rows(x.view_mut(), par, |_, rows| {
-                    vectorized(|| kv.fake_quantize(side, self.shape.head_dim, rows));
+                    vectorized(
+                        #[inline(always)]
+                        || kv.fake_quantize(side, self.shape.head_dim, rows),
+                    );
                 });
             }
         }

@@ -135,6 +135,11 @@ fn fake_quantized<T: Element>(quant: &ActQuant, x: ArrayView2<'_, T>, par: Par) 
     // Row-major whatever x is: the quantiser works on contiguous rows.
     let mut copy = Array2::zeros(x.dim());
     copy.assign(&x);
-    for_rows(copy.view_mut(), par, |_, rows| vectorized(|| quant.fake_quantize(rows)));
+    for_rows(copy.view_mut(), par, |_, rows| {
+        vectorized(
+            #[inline(always)]
+            || quant.fake_quantize(rows),
+        );
+    });
     copy
 }

@@ -28,9 +28,14 @@ impl WeightQuantizer for Gptq {
     fn method(&self) -> &'static Method {
         &METHOD
     }
-    fn quantize(&self, weight: ArrayView2<'_, f32>, factor: Option<&Factor>, par: Par) -> Result<Rounded, MethodError> {
-        let factor =
-            factor.ok_or(MethodError::MissingStatistic { method: METHOD.id, what: "a factorised Hessian" })?;
+    fn quantize(
+        &self,
+        weight: ArrayView2<'_, f32>,
+        factor: Option<&Factor>,
+        par: Par,
+    ) -> Result<Rounded, MethodError> {
+        let factor = factor
+            .ok_or(MethodError::MissingStatistic { method: METHOD.id, what: "a factorised Hessian" })?;
         let result = gptq(weight, factor, &self.config, par)?;
         let loss = Some(result.loss());
         Ok(Rounded { matrix: result.matrix, loss })

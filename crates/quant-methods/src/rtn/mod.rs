@@ -46,18 +46,22 @@ pub fn round(rtn: &Rtn, weight: ArrayView2<'_, f32>, par: Par) -> Result<Quantiz
     let mut scales = Array2::ones((out, count));
     let mut zeros = Array2::zeros((out, count));
     let round_tile = |(((rows, mut levels), mut scales), mut zeros): Tile<'_>| {
-        vectorized(|| {
-            for i in 0..rows.nrows() {
-                if let (Some(row), Some(l), Some(s), Some(z)) = (
-                    rows.row(i).to_slice(),
-                    levels.row_mut(i).into_slice(),
-                    scales.row_mut(i).into_slice(),
-                    zeros.row_mut(i).into_slice(),
-                ) {
-                    round_row(&rtn.grid, rtn.clip.as_ref(), size, row, l, s, z);
+        vectorized(
+            // Without it the loops are compiled for the baseline instruction set.
+            #[inline(always)]
+            || {
+                for i in 0..rows.nrows() {
+                    if let (Some(row), Some(l), Some(s), Some(z)) = (
+                        rows.row(i).to_slice(),
+                        levels.row_mut(i).into_slice(),
+                        scales.row_mut(i).into_slice(),
+                        zeros.row_mut(i).into_slice(),
+                    ) {
+                        round_row(&rtn.grid, rtn.clip.as_ref(), size, row, l, s, z);
+                    }
                 }
-            }
-        });
+            },
+        );
     };
     let tiles: Vec<Tile<'_>> = weight
         .axis_chunks_iter(Axis(0), TILE)
@@ -73,16 +77,19 @@ pub fn round(rtn: &Rtn, weight: ArrayView2<'_, f32>, par: Par) -> Result<Quantiz
 }
 
 /// A tile of the weight and of what is written for it: levels, scales, zeros.
-type Tile<'a> = (
-    ((ArrayView2<'a, f32>, ArrayViewMut2<'a, u8>), ArrayViewMut2<'a, f32>),
-    ArrayViewMut2<'a, f32>,
-);
+type Tile<'a> =
+    (((ArrayView2<'a, f32>, ArrayViewMut2<'a, u8>), ArrayViewMut2<'a, f32>), ArrayViewMut2<'a, f32>);
 
 impl WeightQuantizer for Rtn {
     fn method(&self) -> &'static Method {
         &METHOD
     }
-    fn quantize(&self, weight: ArrayView2<'_, f32>, _: Option<&Factor>, par: Par) -> Result<Rounded, MethodError> {
+    fn quantize(
+        &self,
+        weight: ArrayView2<'_, f32>,
+        _: Option<&Factor>,
+        par: Par,
+    ) -> Result<Rounded, MethodError> {
         Ok(Rounded { matrix: round(self, weight, par)?, loss: None })
     }
 }

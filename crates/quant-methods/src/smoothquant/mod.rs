@@ -56,7 +56,12 @@ pub fn factors(
         }
     }
     if let Some((channel, &value)) = absmax.iter().enumerate().find(|(_, a)| !a.is_finite()) {
-        return Err(MethodError::NotFinite { method: METHOD.id, what: "the activation maximum", channel, value });
+        return Err(MethodError::NotFinite {
+            method: METHOD.id,
+            what: "the activation maximum",
+            channel,
+            value,
+        });
     }
     Ok(Array1::from_shape_fn(n, |j| {
         let (a, v) = (absmax[j], largest[j].max(FLOOR));
