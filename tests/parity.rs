@@ -17,7 +17,9 @@ fn recipe(method: &str, c: &Value) -> Option<String> {
     let scheme = format!("W{}A{}{kv}{group}", bits("w_bits"), bits("a_bits"));
     let mut modifiers = String::new();
     let rtn = |symmetric: bool, clip: bool| {
-        format!("  - rtn: {{ scheme: {scheme}, symmetric: {symmetric}, mse_clip: {clip}, variant: official }}\n")
+        format!(
+            "  - rtn: {{ scheme: {scheme}, symmetric: {symmetric}, mse_clip: {clip}, variant: official }}\n"
+        )
     };
     let gptq = |symmetric: bool, clip: bool, order: &str, sequential: bool, convention: &str| {
         format!(
@@ -94,7 +96,7 @@ fn official_perplexities() {
             continue;
         }
         let mut line = format!("{method} {config}:");
-        let mut perplexity = |tokens: &ptq::data::TokenSet| match &recipe {
+        let perplexity = |tokens: &ptq::data::TokenSet| match &recipe {
             None => {
                 let source = ptq::pipeline::open_folder(&tiny_reasoner()).unwrap().into_source().unwrap();
                 score(source, &tokens.sequences, threads).perplexity

@@ -9,7 +9,11 @@ use ptq::model::InMemoryModel;
 use ptq::pipeline::run::{BlockSink, RunOptions, run};
 use ptq::pipeline::{Plan, Recipe, RunReport, Scored, Silent, open_folder, with_threads};
 use quant_kernels::Compute;
+use safetensors::tensor::{Dtype, TensorView};
+use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 
 /// The workspace.
 pub(crate) fn root() -> PathBuf {
@@ -103,4 +107,134 @@ pub(crate) fn score(model: impl BlockSource, sequences: &[Vec<u32>], threads: us
     })
     .unwrap()
     .unwrap()
+}
+
+/// Calibration data that comes with the embedded model.
+pub(crate) const CALIBRATION: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/tiny-reasoner/tasks/calibration.jsonl");
+
+/// Arguments for a calibration of a fraction of a second: the windows of [`few_windows`] with 4 and 64.
+pub(crate) const SMALL: &[&str] =
+    &["--calibration", CALIBRATION, "--num-samples", "4", "--max-seq-len", "64", "--seed", "3"];
+
+/// What a run of the command said.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl From<Output> for Ran {
+    fn from(output: Output) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        Self { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) }
+    }
+}
+
+impl Ran {
+    /// Checks the exit code, and that stderr holds every one of `words`.
+    #[track_caller]
+    pub(crate) fn expect(self, code: i32, words: &[&str]) -> Self {
+        assert_eq!(self.code, Some(code), "{self:#?}");
+        for word in words {
+            assert!(self.err.contains(word), "no {word:?} in {:?}", self.err);
+        }
+        self
+    }
+    /// stdout as JSON.
+    #[track_caller]
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|e| panic!("{e}: {self:#?}"))
+    }
+}
+
+/// Runs the command.
+pub(crate) fn ptq(arguments: &[&str]) -> Ran {
+    Command::new(env!("CARGO_BIN_EXE_ptq")).args(arguments).output().unwrap().into()
+}
+
+/// `ptq quantize`, with more arguments at the end.
+pub(crate) fn quantize(model: &Path, recipe: &str, output: &Path, more: &[&str]) -> Ran {
+    let mut arguments =
+        vec!["quantize", "--model", text(model), "--recipe", recipe, "--output", text(output)];
+    arguments.extend(more);
+    ptq(&arguments)
+}
+
+/// A path as an argument.
+pub(crate) fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Every file below a folder with its bytes.
+pub(crate) fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for entry in std::fs::read_dir(next).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                found.insert(path.strip_prefix(folder).unwrap().to_owned(), std::fs::read(&path).unwrap());
+            }
+        }
+    }
+    found
+}
+
+/// Checks that two folders hold the same files, naming the first that differs.
+#[track_caller]
+pub(crate) fn assert_same_files(a: &Path, b: &Path) {
+    let (a, b) = (files(a), files(b));
+    assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
+    for (name, bytes) in &a {
+        assert!(bytes == &b[name], "{} differs", name.display());
+    }
+}
+
+/// A copy of the embedded model, `tiny-reasoner` in `parent`, that may be changed.
+pub(crate) fn copy_of_model(parent: &Path) -> PathBuf {
+    let copy = parent.join("tiny-reasoner");
+    std::fs::create_dir(&copy).unwrap();
+    for entry in std::fs::read_dir(tiny_reasoner()).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            // Not `fs::copy`, which would keep a read-only mode.
+            std::fs::write(copy.join(path.file_name().unwrap()), std::fs::read(&path).unwrap()).unwrap();
+        }
+    }
+    copy
+}
+
+/// Replaces `model.safetensors` by two shards and their index.
+pub(crate) fn split_in_two(model: &Path) {
+    let single = model.join("model.safetensors");
+    let bytes = std::fs::read(&single).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut names = tensors.names();
+    names.sort_unstable();
+    let mut weight_map = serde_json::Map::new();
+    // Neighbours go to different shards, so that every block needs both.
+    for shard in 0..2 {
+        let file = format!("model-0000{}-of-00002.safetensors", shard + 1);
+        let views = names.iter().skip(shard).step_by(2).map(|name| (*name, tensors.tensor(name).unwrap()));
+        let views: Vec<_> = views.collect();
+        for (name, _) in &views {
+            weight_map.insert((*name).to_owned(), file.clone().into());
+        }
+        safetensors::serialize_to_file(views, None, &model.join(&file)).unwrap();
+    }
+    let index = serde_json::json!({"metadata": {"total_size": 1}, "weight_map": weight_map});
+    std::fs::write(model.join("model.safetensors.index.json"), index.to_string()).unwrap();
+    std::fs::remove_file(single).unwrap();
+}
+
+/// Writes token ids as one i64 tensor `[sequences, length]` and returns `FILE:TENSOR`.
+pub(crate) fn write_tokens(path: &Path, rows: &[Vec<i64>], length: usize) -> String {
+    let bytes: Vec<u8> = rows.iter().flatten().flat_map(|id| id.to_le_bytes()).collect();
+    let view = TensorView::new(Dtype::I64, vec![rows.len(), length], &bytes).unwrap();
+    safetensors::serialize_to_file([("ids", view)], None, path).unwrap();
+    format!("{}:ids", path.display())
 }

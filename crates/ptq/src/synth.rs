@@ -95,7 +95,8 @@ fn values(name: &str, shape: &[usize], seed: u64) -> Vec<u8> {
 /// A safetensors file with one tensor `calibration`, I32 `[16, 512]`.
 fn tokens(vocab: usize, seed: u64) -> Vec<u8> {
     let mut random = SplitMix(seed ^ 0x70_6b);
-    let header = json!({"calibration": {"dtype": "I32", "shape": [16, 512], "data_offsets": [0, 16 * 512 * 4]}});
+    let header =
+        json!({"calibration": {"dtype": "I32", "shape": [16, 512], "data_offsets": [0, 16 * 512 * 4]}});
     let mut header = header.to_string().into_bytes();
     header.resize(header.len().next_multiple_of(8), b' ');
     let mut file = (header.len() as u64).to_le_bytes().to_vec();

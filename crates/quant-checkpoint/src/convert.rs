@@ -72,6 +72,35 @@ pub(crate) fn to_f32(kind: Float, bytes: &[u8], out: &mut [f32]) -> Option<usize
     if bad { out.iter().position(|v| !v.is_finite()) } else { None }
 }
 
+/// Position and value of the first NaN or infinity among `bytes` (little-endian, of any alignment, whole elements).
+pub(crate) fn first_non_finite(kind: Float, bytes: &[u8]) -> Option<(usize, f32)> {
+    // All bits of the exponent are set in these values only.
+    let at = match kind {
+        Float::F32 => first_with(bytes.as_chunks().0.iter().map(|&b| u32::from_le_bytes(b)), |w| {
+            w & 0x7f80_0000 == 0x7f80_0000
+        }),
+        Float::Bf16 => first_with(words(bytes), |w| w & 0x7f80 == 0x7f80),
+        Float::F16 => first_with(words(bytes), |w| w & 0x7c00 == 0x7c00),
+    }?;
+    let size = kind.bytes();
+    let mut element = [0_u32];
+    let aligned = &mut bytemuck::cast_slice_mut::<u32, u8>(&mut element)[..size];
+    aligned.copy_from_slice(&bytes[at * size..(at + 1) * size]);
+    let mut value = [0.0];
+    to_f32(kind, aligned, &mut value);
+    Some((at, value[0]))
+}
+
+fn words(bytes: &[u8]) -> impl Iterator<Item = u16> + Clone {
+    bytes.as_chunks().0.iter().map(|&b| u16::from_le_bytes(b))
+}
+
+/// As `position`, in two passes: the first vectorises and is nearly always the only one.
+fn first_with<T>(mut items: impl Iterator<Item = T> + Clone, is: impl Fn(T) -> bool) -> Option<usize> {
+    let any = items.clone().fold(false, |any, item| any | is(item));
+    if any { items.position(is) } else { None }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,6 +140,10 @@ mod tests {
                 let mut out = [0.0; 2];
                 let found = to_f32(kind, bytemuck::cast_slice(&store), &mut out);
                 assert_eq!(found, (w & mask == mask).then_some(0), "{kind:?} {w:#x}");
+                // The same by the check without conversion, wherever the element stands.
+                let unaligned = [0, 0, 0, w.to_le_bytes()[0], w.to_le_bytes()[1]];
+                let seen = first_non_finite(kind, &unaligned[1..]).map(|(at, value)| (at, value.to_bits()));
+                assert_eq!(seen, found.map(|_| (1, out[0].to_bits())), "{kind:?} {w:#x}");
             }
         }
     }
@@ -124,5 +157,8 @@ mod tests {
         values[700] = f32::NEG_INFINITY;
         values[900] = f32::NAN;
         assert_eq!(to_f32(Float::F32, bytemuck::cast_slice(&values), &mut out), Some(700));
+        let seen = first_non_finite(Float::F32, bytemuck::cast_slice(&values));
+        assert_eq!(seen, Some((700, f32::NEG_INFINITY)));
+        assert_eq!(first_non_finite(Float::F32, bytemuck::cast_slice(&values[..700])), None);
     }
 }

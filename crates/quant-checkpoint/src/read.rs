@@ -13,7 +13,7 @@ use ndarray::{Array1, Array2, ArrayD, IxDyn};
 use rayon::prelude::*;
 use safetensors::Dtype;
 
-use crate::convert::{Float, to_f32};
+use crate::convert::{Float, first_non_finite, to_f32};
 use crate::error::{CheckpointError, Result};
 use crate::hash::{Hasher, TensorHash};
 use crate::scratch::{ReadStats, timed, zeroed};
@@ -72,6 +72,25 @@ impl Checkpoint {
             at += len;
         }
         Ok(())
+    }
+
+    /// As [`Checkpoint::for_each_piece`], refusing a floating tensor that holds a NaN or infinity before the piece with it
+    /// is handed over.
+    pub(crate) fn for_each_finite_piece(
+        &self,
+        name: &str,
+        mut visit: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let info = self.tensor(name)?;
+        let Some(kind) = Float::from_dtype(info.dtype) else { return self.for_each_piece(name, visit) };
+        let mut before = 0;
+        self.for_each_piece(name, |piece| {
+            if let Some((at, value)) = first_non_finite(kind, piece) {
+                return Err(non_finite(info, before + at, value));
+            }
+            before += piece.len() / kind.bytes();
+            visit(piece)
+        })
     }
 
     /// SHA-256 of a tensor's bytes as stored, read in pieces.

@@ -83,6 +83,9 @@ pub enum PipelineError {
         /// What the system said.
         source: rayon::ThreadPoolBuildError,
     },
+    /// The person asked to stop ([`Events::cancelled`](crate::Events::cancelled)).
+    #[error("interrupted; nothing was left behind")]
+    Interrupted,
     /// An error that crossed a trait object.
     #[error("{0}")]
     Other(BoxError),

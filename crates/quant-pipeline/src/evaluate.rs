@@ -1,7 +1,7 @@
 //! Measuring a folder: perplexity, and divergence from a reference folder.
 
-use crate::open::{Scored, open_folder, with_threads};
 use crate::PipelineError;
+use crate::open::{Scored, open_folder, with_threads};
 use quant_data::{CalibrationSpec, EvalLoadOptions, TokenSet, load_eval_text, load_eval_tokens};
 use quant_eval::{EvalOptions, EvalReport, LogitsSink, Phase};
 use quant_kernels::Compute;
@@ -134,7 +134,8 @@ impl LogitsFile {
         let length = sequences.first().map_or(0, Vec::len);
         if sequences.iter().any(|s| s.len() != length) {
             return Err(PipelineError::Usage(
-                "--save-logits writes one rectangular tensor, and these sequences have different lengths".into(),
+                "--save-logits writes one rectangular tensor, and these sequences have different lengths"
+                    .into(),
             ));
         }
         let bytes = 4 * sequences.len() as u64 * length as u64 * vocabulary as u64;

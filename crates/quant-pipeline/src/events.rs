@@ -28,12 +28,19 @@ pub enum Event<'a> {
     },
     /// Something the person should read.
     Warning(String),
+    /// Something about this run that concerns neither data nor output.
+    Note(&'static str),
 }
 
 /// Receives the steps of a run.
 pub trait Events: Send {
     /// One step.
     fn event(&mut self, event: Event<'_>);
+    /// Whether the person has asked to stop. It is looked at between the steps of the work; the run then ends with
+    /// [`PipelineError::Interrupted`](crate::PipelineError::Interrupted) and leaves no output.
+    fn cancelled(&self) -> bool {
+        false
+    }
 }
 
 /// Ignores everything.

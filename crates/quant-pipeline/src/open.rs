@@ -35,7 +35,9 @@ pub fn open_folder(dir: &Path) -> Result<OpenFolder, PipelineError> {
         let tensors = checkpoint.tensors().map(|t| (t.name.as_str(), t.shape.as_slice()));
         let check = cross_check(&spec, tensors)?;
         if check.redundant_head {
-            warnings.push("the config ties the head to the embedding; the stored lm_head.weight is not used".into());
+            warnings.push(
+                "the config ties the head to the embedding; the stored lm_head.weight is not used".into(),
+            );
         }
     }
     Ok(OpenFolder { checkpoint, spec, format, warnings })
@@ -47,7 +49,8 @@ impl OpenFolder {
     /// # Errors
     /// Tensors of a quantised folder that are missing or of the wrong kind.
     pub fn into_source(self) -> Result<FolderSource, PipelineError> {
-        Ok(FolderSource::open(self.checkpoint, self.spec)?)
+        // Hashes are for manifests; whoever only runs the model need not wait for them.
+        Ok(FolderSource::open(self.checkpoint, self.spec)?.without_hashes())
     }
 }
 

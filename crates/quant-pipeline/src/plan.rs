@@ -80,14 +80,16 @@ impl Plan {
     pub fn new(recipe: &Recipe, spec: &ModelSpec) -> Result<Self, PipelineError> {
         let format = recipe.format;
         let (scale_type, norm_type) = (format.scale_type(spec), format.float_type(spec));
-        let modules: Vec<(usize, Role, String)> = (0..spec.layers)
-            .flat_map(|i| Role::ALL.map(|role| (i, role, spec.module(i, role))))
-            .collect();
+        let modules: Vec<(usize, Role, String)> =
+            (0..spec.layers).flat_map(|i| Role::ALL.map(|role| (i, role, spec.module(i, role)))).collect();
         for (glob, _) in &recipe.overrides {
             if !modules.iter().any(|(_, _, name)| glob.matches(name)) {
                 return Err(RecipeError::Conflict {
                     path: format!("overrides.{:?}", glob.pattern()),
-                    problem: format!("it matches no linear of this model (they are called like {})", modules[0].2),
+                    problem: format!(
+                        "it matches no linear of this model (they are called like {})",
+                        modules[0].2
+                    ),
                 }
                 .into());
             }
@@ -126,7 +128,8 @@ impl Plan {
         check_shared_factors(&blocks)?;
         let needs = stream_needs(recipe, &blocks, kv);
         if scheme.linears().all(|(_, _, s)| s.is_float()) && kv.is_none() {
-            warnings.push("the scheme leaves everything in 16 bits: the output is a copy of the model".into());
+            warnings
+                .push("the scheme leaves everything in 16 bits: the output is a copy of the model".into());
         }
         Ok(Self {
             spec: spec.clone(),
@@ -251,15 +254,10 @@ fn check_shared_factors(blocks: &[BTreeMap<Role, LinearPlan>]) -> Result<(), Rec
     Ok(())
 }
 
-fn stream_needs(
-    recipe: &Recipe,
-    blocks: &[BTreeMap<Role, LinearPlan>],
-    kv: Option<KvScheme>,
-) -> StreamNeeds {
+fn stream_needs(recipe: &Recipe, blocks: &[BTreeMap<Role, LinearPlan>], kv: Option<KvScheme>) -> StreamNeeds {
     let linears = || blocks.iter().flat_map(BTreeMap::values);
     StreamNeeds {
-        hessian: linears()
-            .any(|l| l.rounding.as_ref().is_some_and(|r| r.quantizer().method().needs.hessian)),
+        hessian: linears().any(|l| l.rounding.as_ref().is_some_and(|r| r.quantizer().method().needs.hessian)),
         channel_max: recipe.smoothquant.is_some(),
         static_inputs: linears().any(|l| l.scheme.input.is_some_and(|i| !i.dynamic)),
         static_kv: kv.is_some_and(|kv| kv.granularity == KvGranularity::ChannelStatic),

@@ -1,5 +1,6 @@
 //! From folder to folder: plan, run, write, describe.
 
+use crate::PipelineError;
 use crate::events::{Event, Events};
 use crate::manifest::{self, Provenance};
 use crate::memory::{self, MemoryPlan};
@@ -7,12 +8,11 @@ use crate::open::{OpenFolder, open_folder, with_threads};
 use crate::plan::Plan;
 use crate::recipe::Recipe;
 use crate::report::{RunReport, peak_memory};
-use crate::run::{BlockSink, RunOptions, run};
-use crate::PipelineError;
+use crate::run::{BlockSink, RunOptions, check_calibration, run};
 use quant_checkpoint::formats::{BlockSideData, ConfigNotes, Unsupported};
 use quant_checkpoint::{
-    Checkpoint, DEFAULT_SHARD_BYTES, FolderSource, OutputFolder, OutputOptions, ShardPlan,
-    WriteStats, side_files,
+    Checkpoint, DEFAULT_SHARD_BYTES, FolderSource, OutputFolder, OutputOptions, ShardPlan, WriteStats,
+    side_files,
 };
 use quant_core::ObserverKind;
 use quant_data::{CalibrationSpec, LoadOptions, TokenSet};
@@ -69,6 +69,8 @@ pub struct QuantizeOutcome {
     pub predicted_memory: u64,
     /// Measured peak memory in bytes, where the system tells.
     pub peak_memory: Option<u64>,
+    /// Whether activations were kept on disk to stay within the memory budget.
+    pub spilled: bool,
     /// What calibration data was used.
     pub calibration: Option<String>,
     /// What the person should know.
@@ -148,7 +150,6 @@ pub fn prepare(job: &QuantizeJob) -> Result<Prepared, PipelineError> {
                     advice: memory.advice(),
                 });
             }
-            warnings.push("activations are spilled to disk to keep the memory budget".into());
             true
         }
         _ => false,
@@ -183,7 +184,11 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
     for warning in &prepared.warnings {
         events.event(Event::Warning(warning.clone()));
     }
+    if prepared.spill {
+        events.event(Event::Note("activations are kept on disk, to stay within the memory budget"));
+    }
     let Prepared { folder, plan, tokens, memory, spill, warnings } = prepared;
+    check_calibration(&plan, tokens.as_ref())?;
     let inputs = vec![job.model.clone()];
     let options = OutputOptions { force: job.force, inputs, ..OutputOptions::default() };
     let mut output = OutputFolder::create(&job.output, &options)?;
@@ -202,12 +207,15 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
     })??;
     let side = writer.side;
     let mut outer_hashes = Vec::new();
+    let go_on =
+        |events: &dyn Events| if events.cancelled() { Err(PipelineError::Interrupted) } else { Ok(()) };
     for tensor in plan.spec.outer_tensors() {
+        go_on(events)?;
         output.copy_tensor(checkpoint, &tensor.name, &tensor.name)?;
         outer_hashes.push(tensor.name);
     }
     let hashes = output.end_weights()?.clone();
-        for name in side_files(&job.model)? {
+    for name in side_files(&job.model)? {
         output.copy_file(&job.model.join(&name), &name)?;
     }
     let config = format.config(&plan.spec, &plan.scheme, checkpoint.config(), &notes(&job.recipe));
@@ -243,6 +251,7 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
         write: WriteSeconds::default(),
         predicted_memory: memory.peak(spill),
         peak_memory: peak_memory(),
+        spilled: spill,
         calibration: tokens.as_ref().map(TokenSet::describe),
         warnings,
     };
@@ -250,9 +259,9 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
     for (name, bytes) in provenance.files() {
         output.write_file(name, &bytes)?;
     }
+    go_on(events)?;
     let finished = output.finish()?;
-    outcome.bytes =
-        finished.files.iter().filter(|f| f.name.ends_with(".safetensors")).map(|f| f.bytes).sum();
+    outcome.bytes = finished.files.iter().filter(|f| f.name.ends_with(".safetensors")).map(|f| f.bytes).sum();
     outcome.write = finished.stats.into();
     outcome.seconds = started.elapsed().as_secs_f64();
     outcome.peak_memory = peak_memory();

@@ -13,7 +13,12 @@ pub(super) struct Args {
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// Token ids `[sequences, length]`; each row is scored alone
-    #[arg(long, value_name = "FILE.safetensors:TENSOR", conflicts_with = "text", required_unless_present = "text")]
+    #[arg(
+        long,
+        value_name = "FILE.safetensors:TENSOR",
+        conflicts_with = "text",
+        required_unless_present = "text"
+    )]
     tokens: Option<String>,
     /// Text, scored by the WikiText-2 protocol
     #[arg(long, value_name = "FILE")]

@@ -1,9 +1,12 @@
 //! Exit codes: what kind of thing went wrong.
 
-use quant_checkpoint::ErrorClass;
+use quant_checkpoint::{CheckpointError, ErrorClass};
 use quant_data::DataError;
+use quant_eval::EvalError;
 use quant_model::ModelError;
 use quant_pipeline::PipelineError;
+use std::error::Error;
+use std::io::ErrorKind;
 
 /// A command that did not succeed.
 #[derive(Debug)]
@@ -43,33 +46,102 @@ impl Failure {
 impl<E: Into<PipelineError>> From<E> for Failure {
     fn from(error: E) -> Self {
         let error = error.into();
-        Self { code: exit_code(&error), message: Some(error.to_string()) }
+        Self { code: exit_code(&error), message: Some(with_causes(&error)) }
     }
 }
 
-/// 1 a check failed, 2 usage or recipe, 3 unsupported, 4 bad checkpoint or data, 5 resources.
+/// Exit code of a run that was stopped from the keyboard: 128 and the number of the signal, as shells have it.
+pub const INTERRUPTED: u8 = 130;
+
+/// 1 a check failed, 2 usage or recipe, 3 unsupported, 4 bad checkpoint or data, 5 resources, 130 interrupted.
 #[must_use]
 pub fn exit_code(error: &PipelineError) -> u8 {
     use PipelineError as E;
-    let class = |class: ErrorClass| match class {
-        ErrorClass::Usage => 2,
-        ErrorClass::Unsupported => 3,
-        ErrorClass::Resources => 5,
-        _ => 4,
+    // What a reader of blocks reports may arrive wrapped in the errors of the model and of the metrics.
+    let checkpoint = match error {
+        E::Checkpoint(e) => Some(e),
+        _ => chain(error).find_map(|e| e.downcast_ref::<CheckpointError>()),
     };
+    if let Some(e) = checkpoint {
+        return match e.class() {
+            ErrorClass::Usage => 2,
+            ErrorClass::Unsupported => 3,
+            ErrorClass::Resources => 5,
+            ErrorClass::BadCheckpoint => 4,
+        };
+    }
     match error {
         E::Recipe(_) | E::Usage(_) => 2,
         E::Unsupported(_) => 3,
-        E::Checkpoint(e) => class(e.class()),
         E::Model(ModelError::UnknownArchitecture { .. } | ModelError::Unsupported { .. }) => 3,
         E::Data(DataError::Spec { .. } | DataError::Option { .. }) => 2,
+        // The logits' file is the only receiver: it could not be written.
+        E::Eval(EvalError::Sink { .. }) => 5,
         E::Model(_) | E::Data(_) | E::Eval(_) | E::Core(_) | E::Method { .. } | E::NotFinite { .. } => 4,
         E::Memory { .. } | E::Threads { .. } => 5,
         E::Io { source, .. } => match source.kind() {
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::OutOfMemory => 5,
-            std::io::ErrorKind::NotFound => 2,
+            ErrorKind::StorageFull
+            | ErrorKind::QuotaExceeded
+            | ErrorKind::FileTooLarge
+            | ErrorKind::ReadOnlyFilesystem
+            | ErrorKind::OutOfMemory => 5,
+            ErrorKind::NotFound => 2,
             _ => 4,
         },
+        E::Interrupted => INTERRUPTED,
         _ => 1,
+    }
+}
+
+/// An error and its causes, outermost first.
+fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&e| e.source())
+}
+
+/// The message with every cause that it does not repeat itself.
+fn with_causes(error: &(dyn Error + 'static)) -> String {
+    chain(error).fold(String::new(), |text, e| match e.to_string() {
+        cause if text.is_empty() => cause,
+        cause if text.contains(&cause) => text,
+        cause => format!("{text}: {cause}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+
+    fn io_error(kind: ErrorKind) -> PipelineError {
+        PipelineError::Io { path: "x".into(), source: kind.into() }
+    }
+
+    #[test]
+    fn full_disks_are_resources_wherever_they_are_met() {
+        assert_eq!(exit_code(&io_error(ErrorKind::StorageFull)), 5);
+        assert_eq!(exit_code(&io_error(ErrorKind::FileTooLarge)), 5);
+        assert_eq!(exit_code(&io_error(ErrorKind::NotFound)), 2);
+        assert_eq!(exit_code(&io_error(ErrorKind::InvalidData)), 4);
+        let source = io::Error::from(ErrorKind::StorageFull).into();
+        let sink = EvalError::Sink { sequence: 0, position: 0, source };
+        assert_eq!(exit_code(&sink.into()), 5);
+        assert_eq!(exit_code(&PipelineError::Interrupted), 130);
+    }
+
+    #[test]
+    fn wrapped_causes_keep_their_class_and_are_told_once() {
+        let tensor = "model.norm.weight".to_owned();
+        let cause = CheckpointError::NoSuchTensor { path: "m".into(), tensor };
+        let wrapped = ModelError::Source { what: "block 3".into(), source: cause.into() };
+        let error = PipelineError::Eval(EvalError::Model {
+            role: quant_eval::Role::Model,
+            stage: "encoding",
+            source: wrapped.into(),
+        });
+        assert_eq!(exit_code(&error), 4);
+        let failure = Failure::from(error);
+        let message = failure.message().unwrap_or_default();
+        assert_eq!(message.matches("block 3").count(), 1, "{message}");
+        assert_eq!(message.matches("model.norm.weight").count(), 1, "{message}");
     }
 }

@@ -76,7 +76,12 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     if args.tensors {
         let mut table = Table::new(&["tensor", "dtype", "shape", "file"]);
         for t in checkpoint.tensors() {
-            table.row(vec![t.name.clone(), t.dtype.to_string(), format!("{:?}", t.shape), t.file.to_string()]);
+            table.row(vec![
+                t.name.clone(),
+                t.dtype.to_string(),
+                format!("{:?}", t.shape),
+                t.file.to_string(),
+            ]);
         }
         print_line(table);
     }

@@ -28,14 +28,19 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             .iter()
             .map(|f| json!({"id": f.id(), "summary": f.summary(), "schemes": f.schemes(), "clients": f.clients(), "tier": f.tier()}))
             .collect();
-        let presets: Vec<_> = PRESETS.iter().map(|p| json!({"name": p.name, "summary": p.summary()})).collect();
-        return print_json(&json!({"methods": methods, "families": families, "formats": formats, "presets": presets}));
+        let presets: Vec<_> =
+            PRESETS.iter().map(|p| json!({"name": p.name, "summary": p.summary()})).collect();
+        return print_json(
+            &json!({"methods": methods, "families": families, "formats": formats, "presets": presets}),
+        );
     }
     let mut table = Table::new(&["method", "tier", "what"]);
     METHODS.iter().for_each(|m| table.row(vec![m.id.into(), m.tier.to_string(), m.summary.into()]));
     print_line(table);
     let mut table = Table::new(&["family", "tier", "architectures"]);
-    FAMILIES.iter().for_each(|f| table.row(vec![f.id.into(), f.tier.name().into(), f.architectures.join(", ")]));
+    FAMILIES
+        .iter()
+        .for_each(|f| table.row(vec![f.id.into(), f.tier.name().into(), f.architectures.join(", ")]));
     print_line(format!("\n{table}"));
     let mut table = Table::new(&["format", "tier", "holds", "for"]);
     FORMATS.iter().for_each(|f| {

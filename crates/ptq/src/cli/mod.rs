@@ -11,7 +11,7 @@ mod synth;
 mod table;
 mod verify;
 
-pub use exit::{Failure, exit_code};
+pub use exit::{Failure, INTERRUPTED, exit_code};
 pub use table::Table;
 
 use clap::{Parser, Subcommand};
@@ -111,13 +111,17 @@ fn default_threads() -> usize {
 
 /// A count of at least 1.
 fn count(text: &str) -> Result<usize, String> {
-    text.parse::<usize>().ok().filter(|&n| n >= 1).ok_or_else(|| "expected a whole number of at least 1".into())
+    text.parse::<usize>()
+        .ok()
+        .filter(|&n| n >= 1)
+        .ok_or_else(|| "expected a whole number of at least 1".into())
 }
 
 /// A number of bytes: `8000000000`, `8GB`, `8GiB`, `500M`.
 fn bytes(text: &str) -> Result<u64, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let number: f64 = text[..digits].parse().map_err(|_| "expected a size such as 8GB, 500M or 8589934592")?;
+    let number: f64 =
+        text[..digits].parse().map_err(|_| "expected a size such as 8GB, 500M or 8589934592")?;
     let unit = match text[digits..].trim().to_ascii_lowercase().as_str() {
         "" | "b" => 1.0,
         "k" | "kb" => 1e3,
@@ -156,7 +160,12 @@ mod tests {
         assert_eq!(bytes("8GB"), Ok(8_000_000_000));
         assert_eq!(bytes("1.5GiB"), Ok(1_610_612_736));
         assert_eq!(bytes("123"), Ok(123));
-        assert!(bytes("-1").is_err() && bytes("GB").is_err() && bytes("3 parsecs").is_err() && bytes("0").is_err());
+        assert!(
+            bytes("-1").is_err()
+                && bytes("GB").is_err()
+                && bytes("3 parsecs").is_err()
+                && bytes("0").is_err()
+        );
         assert!(threads("0").is_err() && threads("2") == Ok(2));
     }
 }

@@ -61,7 +61,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             (weight, input) => {
                 let method = |w: quant_graph::WeightScheme| {
                     let symmetry = if w.symmetric { "symmetric" } else { "asymmetric" };
-                    let group = w.group.map_or_else(|| "per channel".to_owned(), |g| format!("groups of {g}"));
+                    let group =
+                        w.group.map_or_else(|| "per channel".to_owned(), |g| format!("groups of {g}"));
                     format!("{}-bit weights, {symmetry}, {group}", w.bits.get())
                 };
                 let input = input.map_or_else(String::new, |i| {
@@ -110,6 +111,9 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             print_line("calibration: needed, not given; the memory below is without its activations");
         }
         None => print_line("calibration: not needed"),
+    }
+    if prepared.spill {
+        print_line("activations go to disk, to stay within the memory budget");
     }
     print_line(format!(
         "predicted peak memory: {} with activations in memory, {} with activations on disk",

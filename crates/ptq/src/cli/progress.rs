@@ -3,6 +3,8 @@
 use indicatif::{ProgressBar, ProgressStyle};
 use quant_pipeline::{Event, Events, peak_memory};
 use std::io::IsTerminal;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 /// Shows the steps of a run.
@@ -11,17 +13,21 @@ pub(super) struct Progress {
     started: Instant,
     block: usize,
     of: usize,
+    interrupted: Arc<AtomicBool>,
 }
 
 impl Progress {
-    pub(super) fn new() -> Self {
+    /// `interrupted` is set from outside when the run is to stop.
+    pub(super) fn new(interrupted: Arc<AtomicBool>) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(0);
             let style = "block {pos}/{len} [{bar:24}] {msg}";
-            bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar.set_style(
+                ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()),
+            );
             bar
         });
-        Self { bar, started: Instant::now(), block: 0, of: 0 }
+        Self { bar, started: Instant::now(), block: 0, of: 0, interrupted }
     }
 
     fn line(&self, text: &str) {
@@ -69,12 +75,21 @@ impl Events for Progress {
                 if let Some(bar) = &self.bar {
                     bar.set_position(self.block as u64);
                 } else {
-                    self.line(&format!("block {}/{of} done in {}; {}", index + 1, seconds(spent), self.status()));
+                    self.line(&format!(
+                        "block {}/{of} done in {}; {}",
+                        index + 1,
+                        seconds(spent),
+                        self.status()
+                    ));
                 }
             }
             Event::Warning(text) => self.line(&format!("warning: {text}")),
+            Event::Note(text) => self.line(text),
             _ => {}
         }
+    }
+    fn cancelled(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
     }
 }
 

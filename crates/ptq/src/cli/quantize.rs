@@ -1,10 +1,14 @@
 //! `ptq quantize`
 
 use super::progress::{Progress, seconds};
-use super::{Failure, Table, bytes, count, default_threads, human, print_json, print_line, threads};
+use super::{
+    Failure, INTERRUPTED, Table, bytes, count, default_threads, human, print_json, print_line, threads,
+};
 use quant_data::CalibrationSpec;
 use quant_pipeline::{QuantizeJob, QuantizeOutcome, quantize, read_recipe};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -65,7 +69,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         memory: args.memory,
         force: args.force,
     };
-    let mut progress = Progress::new();
+    let mut progress = Progress::new(on_interrupt()?);
     let result = quantize(&job, &mut progress);
     progress.finish();
     let outcome = result?;
@@ -76,6 +80,21 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     print_line("");
     print_line(summary(&outcome));
     Ok(())
+}
+
+/// A flag that Ctrl-C sets, so that the run stops between two steps and removes what it has begun. A second Ctrl-C ends
+/// the process where it is; what is left then carries a marker that every reader refuses.
+fn on_interrupt() -> Result<Arc<AtomicBool>, Failure> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let set = Arc::clone(&flag);
+    let handler = move || {
+        if set.swap(true, Ordering::Relaxed) {
+            std::process::exit(i32::from(INTERRUPTED));
+        }
+        eprintln!("\ninterrupted: stopping after this step; once more to stop at once");
+    };
+    ctrlc::set_handler(handler).map_err(|e| Failure::other(format!("cannot handle Ctrl-C: {e}")))?;
+    Ok(flag)
 }
 
 /// One line per linear: scheme, bits, errors.
@@ -123,7 +142,8 @@ fn summary(outcome: &QuantizeOutcome) -> String {
     }
     let raised = outcome.run.factors.iter().filter(|f| f.factor.attempts.len() > 1).count();
     if raised > 0 {
-        text += &format!("\n{raised} factorisations needed more than one attempt; see quantization_report.json");
+        text +=
+            &format!("\n{raised} factorisations needed more than one attempt; see quantization_report.json");
     }
     text
 }

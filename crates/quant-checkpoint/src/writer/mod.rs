@@ -260,11 +260,11 @@ impl OutputFolder {
     /// Its hash is that of the source.
     ///
     /// # Errors
-    /// As [`OutputFolder::tensor`] and [`Checkpoint::read`].
+    /// As [`OutputFolder::tensor`] and [`Checkpoint::read`]; [`CheckpointError::NonFinite`] for a NaN or infinity.
     pub fn copy_tensor(&mut self, from: &Checkpoint, source: &str, name: &str) -> Result<()> {
         let info = from.tensor(source)?;
         self.begin_tensor(name, info.dtype, &info.shape)?;
-        from.for_each_piece(source, |piece| self.write(piece))?;
+        from.for_each_finite_piece(source, |piece| self.write(piece))?;
         self.end_tensor()
     }
 

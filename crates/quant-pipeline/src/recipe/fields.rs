@@ -73,13 +73,28 @@ pub(crate) fn schema(fields: &[Field]) -> Value {
         if let Some(map) = entry.as_object_mut() {
             map.insert("description".into(), field.help.into());
             match field.default() {
-                Some(default) => drop(map.insert("default".into(), default)),
+                Some(default) => {
+                    if default.is_null() {
+                        allow_null(map);
+                    }
+                    map.insert("default".into(), default);
+                }
                 None => required.push(field.name),
             }
         }
         properties.insert(field.name.into(), entry);
     }
     json!({"type": "object", "additionalProperties": false, "properties": properties, "required": required})
+}
+
+/// Lets a key whose default follows from other keys hold that default, `null`.
+fn allow_null(entry: &mut Map<String, Value>) {
+    if let Some(kind) = entry.get("type").cloned() {
+        entry.insert("type".into(), json!([kind, "null"]));
+    }
+    if let Some(Value::Array(words)) = entry.get_mut("enum") {
+        words.push(Value::Null);
+    }
 }
 
 /// A parsed section: every key checked against its table, defaults filled in on reading.
@@ -107,7 +122,8 @@ impl Section {
             let Some(field) = fields.iter().find(|f| f.name == key) else {
                 return Err(unknown_key(path, key, fields.iter().map(|f| f.name)));
             };
-            let left_open = value.is_null() && field.default == "null";
+            // An explicit null is a key left at its default.
+            let left_open = value.is_null() && !field.default.is_empty();
             if !left_open && !field.kind.accepts(value) {
                 return Err(RecipeError::Value {
                     path: format!("{path}.{key}"),
@@ -121,11 +137,15 @@ impl Section {
 
     /// The value of a key, or its default; null where the key is open.
     fn value(&self, key: &str) -> Result<Value, RecipeError> {
-        if let Some(value) = self.values.get(key).filter(|v| !v.is_null()) {
+        if let Some(value) = self.given(key) {
             return Ok(value.clone());
         }
         let default = self.fields.iter().find(|f| f.name == key).and_then(Field::default);
         default.ok_or_else(|| RecipeError::MissingKey { path: self.path.clone(), key: key.into() })
+    }
+    /// What was written for a key, if anything was.
+    pub(crate) fn given(&self, key: &str) -> Option<&Value> {
+        self.values.get(key).filter(|v| !v.is_null())
     }
     pub(crate) fn bool(&self, key: &str) -> Result<bool, RecipeError> {
         Ok(self.value(key)?.as_bool().unwrap_or_default())

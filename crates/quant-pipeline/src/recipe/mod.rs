@@ -3,18 +3,21 @@
 mod fields;
 mod glob;
 mod presets;
+mod tables;
 
 pub use glob::Glob;
 pub use presets::{PRESETS, Preset, preset};
+pub use tables::schema;
 
-use fields::{Field, Kind, Section, nearest, unknown_key};
+use fields::{Section, nearest, unknown_key};
 use quant_checkpoint::formats::{self, Format};
 use quant_core::{ClipSearch, Convention, KvGranularity, ObserverKind, Scheme, Variant};
 use quant_graph::{ActOrder, ModelSpec};
 use quant_hessian::Precision;
 use quant_kernels::Compute;
 use quant_methods::{Kind as MethodKind, METHODS, Method, smoothquant::SmoothQuant};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
+use tables::{ACTIVATIONS, KV_CACHE, SMOOTHQUANT, TOP, fields_of};
 use thiserror::Error;
 
 /// What is wrong with a recipe; exit code 2.
@@ -75,136 +78,6 @@ pub enum RecipeError {
         known: String,
     },
 }
-
-const CONVENTIONS: &[&str] = &["q-asym", "q-sym", "q-sym-gptq", "q-awq"];
-const VARIANTS: &[&str] = &["exact", "official"];
-
-const SCHEME: Field = Field {
-    name: "scheme",
-    kind: Kind::Scheme,
-    default: "",
-    help: "bits of weights, activations and KV cache and the group size: W4A16g128, W8A8, W8A8KV8, W4A4KV4; 16 leaves a part alone",
-};
-const SYMMETRIC: Field = Field {
-    name: "symmetric",
-    kind: Kind::Bool,
-    default: "null",
-    help: "whether the zero level of weights is fixed in the middle; default true, or what `convention` implies",
-};
-const CONVENTION: Field = Field {
-    name: "convention",
-    kind: Kind::Choice(CONVENTIONS),
-    default: "null",
-    help: "how scale and zero point follow from a group's range; default q-sym when symmetric, q-asym otherwise",
-};
-const MSE_CLIP: Field = Field {
-    name: "mse_clip",
-    kind: Kind::Bool,
-    default: "false",
-    help: "search the range of every group for the least |error|^2.4",
-};
-const VARIANT: Field = Field {
-    name: "variant",
-    kind: Kind::Choice(VARIANTS),
-    default: "\"exact\"",
-    help: "exact: the mathematics; official: the published code with its quirks",
-};
-
-static RTN: &[Field] = &[SCHEME, SYMMETRIC, CONVENTION, MSE_CLIP, VARIANT];
-static GPTQ: &[Field] = &[
-    SCHEME,
-    SYMMETRIC,
-    CONVENTION,
-    Field {
-        name: "actorder",
-        kind: Kind::Choice(&["none", "static", "dynamic"]),
-        default: "\"none\"",
-        help: "round columns by descending Hessian diagonal, with groups in memory order (static) or in that order (dynamic)",
-    },
-    MSE_CLIP,
-    Field {
-        name: "true_sequential",
-        kind: Kind::Bool,
-        default: "true",
-        help: "later linears of a block see the already quantised earlier ones",
-    },
-    Field {
-        name: "damping",
-        kind: Kind::Number(0.0, 0.9999),
-        default: "0.01",
-        help: "fraction of the mean Hessian diagonal added to the diagonal; raised by 0.0015 steps if the factorisation fails",
-    },
-    Field {
-        name: "block_size",
-        kind: Kind::Integer(1, 4096),
-        default: "128",
-        help: "columns whose updates are applied together; changes rounding only in the last bits, and stale dynamic groups",
-    },
-    Field {
-        name: "factor",
-        kind: Kind::Choice(&["f32", "f64"]),
-        default: "\"f32\"",
-        help: "precision of the factorisation; f32 is checked by a residual and retried in f64",
-    },
-    VARIANT,
-];
-static SMOOTHQUANT: &[Field] = &[
-    Field {
-        name: "alpha",
-        kind: Kind::Number(0.0, 1.0),
-        default: "0.5",
-        help: "migration strength; larger moves more of the difficulty into the weights",
-    },
-    VARIANT,
-];
-static ACTIVATIONS: &[Field] = &[
-    Field {
-        name: "symmetric",
-        kind: Kind::Bool,
-        default: "null",
-        help: "default: what the export target executes (vllm-ascend and compressed-tensors dynamic: true; otherwise false)",
-    },
-    Field {
-        name: "dynamic",
-        kind: Kind::Bool,
-        default: "true",
-        help: "scales per token at run time, or one scale per tensor from calibration",
-    },
-    Field {
-        name: "clip_ratio",
-        kind: Kind::Number(0.01, 1.0),
-        default: "1.0",
-        help: "factor on the range of dynamic activations",
-    },
-    Field {
-        name: "observer",
-        kind: Kind::Choice(&["minmax", "percentile", "mse"]),
-        default: "\"minmax\"",
-        help: "range of static activations",
-    },
-    Field {
-        name: "in_calibration",
-        kind: Kind::Bool,
-        default: "false",
-        help: "quantise activations while calibrating, too",
-    },
-];
-static KV_CACHE: &[Field] = &[
-    Field {
-        name: "symmetric",
-        kind: Kind::Bool,
-        default: "null",
-        help: "default: true for channel_static, false for token_head",
-    },
-    Field {
-        name: "granularity",
-        kind: Kind::Choice(&["token_head", "channel_static"]),
-        default: "null",
-        help: "what shares a scale; default channel_static for vllm-ascend (C8), token_head otherwise",
-    },
-];
-static TOP: &[&str] =
-    &["version", "modifiers", "activations", "kv_cache", "overrides", "compute", "ignore", "export"];
 
 /// The rounding modifier with all defaults resolved.
 #[derive(Clone, Debug)]
@@ -377,14 +250,6 @@ fn mapping(path: &str, value: Value) -> Result<Map<String, Value>, RecipeError> 
     }
 }
 
-fn fields_of(method: &Method) -> &'static [Field] {
-    match method.id {
-        "gptq" => GPTQ,
-        "smoothquant" => SMOOTHQUANT,
-        _ => RTN,
-    }
-}
-
 /// The transforms, the rounding as written (for overrides to build on) and as resolved.
 fn parse_modifiers(value: Value) -> Result<(Option<SmoothQuant>, Value, RoundingSpec), RecipeError> {
     let Value::Array(modifiers) = value else {
@@ -394,7 +259,8 @@ fn parse_modifiers(value: Value) -> Result<(Option<SmoothQuant>, Value, Rounding
             found: value.to_string(),
         });
     };
-    let conflict = |problem: &str| RecipeError::Conflict { path: "modifiers".into(), problem: problem.into() };
+    let conflict =
+        |problem: &str| RecipeError::Conflict { path: "modifiers".into(), problem: problem.into() };
     let (mut smooth, mut rounding) = (None, None);
     for (i, modifier) in modifiers.into_iter().enumerate() {
         let path = format!("modifiers[{i}]");
@@ -405,8 +271,7 @@ fn parse_modifiers(value: Value) -> Result<(Option<SmoothQuant>, Value, Rounding
         };
         for (name, value) in entries {
             let known = || METHODS.iter().map(|m| m.id);
-            let method =
-                quant_methods::method(&name).ok_or_else(|| unknown_key(&path, &name, known()))?;
+            let method = quant_methods::method(&name).ok_or_else(|| unknown_key(&path, &name, known()))?;
             let path = format!("{path}.{name}");
             match method.kind {
                 MethodKind::Transform if rounding.is_some() => {
@@ -423,7 +288,9 @@ fn parse_modifiers(value: Value) -> Result<(Option<SmoothQuant>, Value, Rounding
                 MethodKind::Rounding if rounding.is_some() => {
                     return Err(conflict("there are two rounding modifiers; use overrides for exceptions"));
                 }
-                MethodKind::Rounding => rounding = Some((value.clone(), parse_rounding(&path, method, value)?)),
+                MethodKind::Rounding => {
+                    rounding = Some((value.clone(), parse_rounding(&path, method, value)?));
+                }
             }
         }
     }
@@ -440,7 +307,7 @@ fn parse_rounding(path: &str, method: &'static Method, value: Value) -> Result<R
         expected: "W<bits>A<bits>[KV<bits>][g<size>]".into(),
         found: e.to_string(),
     })?;
-    let symmetric = section.bool_opt("symmetric")?;
+    let symmetric = section.given("symmetric").and_then(Value::as_bool);
     let convention = section.word::<Convention>("convention")?;
     let convention = match (symmetric, convention) {
         (Some(symmetric), Some(c)) if c.is_symmetric() != symmetric => {
@@ -487,6 +354,17 @@ fn parse_override(
     Section::new(path, value.clone(), fields_of(method))?;
     let mut merged = mapping(path, base.clone())?;
     let changes = mapping(path, value)?;
+    let conflict = |problem: &str| RecipeError::Conflict { path: path.into(), problem: problem.into() };
+    if changes.contains_key("true_sequential") {
+        return Err(conflict(
+            "true_sequential is a setting of the whole run; write it in the modifier itself",
+        ));
+    }
+    if changes.get("scheme").and_then(Value::as_str).is_some_and(|s| s.to_ascii_uppercase().contains("KV")) {
+        return Err(conflict(
+            "the KV cache belongs to no linear and has one scheme for the model; write the KV part in the modifier's scheme",
+        ));
+    }
     if changes.contains_key("symmetric") || changes.contains_key("convention") {
         merged.remove("symmetric");
         merged.remove("convention");
@@ -507,7 +385,9 @@ fn parse_activations(value: Value) -> Result<ActivationSpec, RecipeError> {
     if !spec.dynamic && spec.clip_ratio != 1.0 {
         return Err(RecipeError::Conflict {
             path: "activations".into(),
-            problem: "clip_ratio is for dynamic activations; a static range is cut by observer: percentile or mse".into(),
+            problem:
+                "clip_ratio is for dynamic activations; a static range is cut by observer: percentile or mse"
+                    .into(),
         });
     }
     Ok(spec)
@@ -555,45 +435,5 @@ fn parse_export(value: Value) -> Result<&'static dyn Format, RecipeError> {
         path: "export.format".into(),
         expected: format!("one of {}", known.join(", ")),
         found: name.to_string(),
-    })
-}
-
-/// The JSON schema of recipes, with every default.
-#[must_use]
-pub fn schema() -> Value {
-    let modifiers: Vec<Value> = METHODS
-        .iter()
-        .map(|m| {
-            let mut body = fields::schema(fields_of(m));
-            body["description"] = m.summary.into();
-            let mut properties = Map::new();
-            properties.insert(m.id.into(), body);
-            json!({"type": "object", "additionalProperties": false, "properties": properties, "required": [m.id]})
-        })
-        .collect();
-    let mut override_schema = fields::schema(GPTQ);
-    override_schema["required"] = json!([]);
-    let formats: Vec<&str> = formats::FORMATS.iter().map(|f| f.id()).collect();
-    json!({
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "ptq recipe",
-        "type": "object",
-        "additionalProperties": false,
-        "required": ["version", "modifiers"],
-        "properties": {
-            "version": {"const": 1},
-            "modifiers": {"type": "array", "minItems": 1, "items": {"oneOf": modifiers},
-                "description": "transforms first, then exactly one rounding"},
-            "activations": fields::schema(ACTIVATIONS),
-            "kv_cache": fields::schema(KV_CACHE),
-            "overrides": {"type": "object", "default": {}, "additionalProperties": override_schema,
-                "description": "module glob to keys of the rounding modifier; * crosses dots; the last match wins; a glob that matches nothing is an error"},
-            "compute": {"enum": ["f32", "bf16"], "default": "f32",
-                "description": "operands of calibration products; accumulation is f32"},
-            "ignore": {"type": "array", "items": {"type": "string"}, "default": ["lm_head"],
-                "description": "module globs left in float; lm_head always is; a glob that matches nothing is a warning"},
-            "export": {"type": "object", "additionalProperties": false,
-                "properties": {"format": {"enum": formats, "default": "dequantized"}}}
-        }
     })
 }

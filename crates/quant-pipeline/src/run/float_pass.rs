@@ -2,7 +2,6 @@
 
 use super::Run;
 use crate::PipelineError;
-use crate::events::Event;
 use crate::store::Store;
 use crate::views;
 use ndarray::{Array1, Array2, Axis};
@@ -24,16 +23,15 @@ impl Run<'_> {
         stream: &mut Store,
     ) -> Result<ChannelMaxima, PipelineError> {
         let started = Instant::now();
-        self.events.event(Event::Phase("float statistics"));
+        self.phase("float statistics")?;
         let spec = &self.plan.spec;
         let last = index + 1 == spec.layers;
         let block = Block::<f32>::new(spec, index, params.clone(), self.plan.recipe.compute)?;
-        let mut maxima: ChannelMaxima = SCALE_EDGES
-            .iter()
-            .map(|edge| (edge.site, Array1::zeros(spec.site_width(edge.site))))
-            .collect();
+        let mut maxima: ChannelMaxima =
+            SCALE_EDGES.iter().map(|edge| (edge.site, Array1::zeros(spec.site_width(edge.site)))).collect();
         let par = self.par();
         for chunk in &self.layout.chunks {
+            self.go_on()?;
             let rows = self.layout.rows_of(chunk);
             let mut h = stream.read(rows.clone())?.into_owned();
             let x = block.attention_input(h.view(), par)?;
@@ -64,7 +62,7 @@ impl Run<'_> {
     ) -> Result<(), PipelineError> {
         let Some(settings) = self.plan.recipe.smoothquant else { return Ok(()) };
         let started = Instant::now();
-        self.events.event(Event::Phase("smoothquant"));
+        self.phase("smoothquant")?;
         for edge in &SCALE_EDGES {
             let roles = edge.site.stage().linears;
             // Nothing to gain where the linears stay float.
@@ -89,7 +87,10 @@ impl Run<'_> {
                     .map_err(PipelineError::method(at()))?;
             }
         }
-        debug_assert!(Role::ALL.iter().all(|r| block.linears.contains_key(r)), "a source hands out whole blocks");
+        debug_assert!(
+            Role::ALL.iter().all(|r| block.linears.contains_key(r)),
+            "a source hands out whole blocks"
+        );
         self.spent("smoothquant", started);
         Ok(())
     }

@@ -21,7 +21,7 @@ impl Run<'_> {
         index: usize,
         mut block: BlockParams,
     ) -> Result<BlockParams, PipelineError> {
-        self.events.event(Event::Phase("round"));
+        self.phase("round")?;
         for role in Role::ALL {
             if let Some(params) = block.linears.remove(&role) {
                 let input = self.plan.blocks[index][&role].scheme.input.and_then(|i| i.dynamic());
@@ -44,7 +44,7 @@ impl Run<'_> {
         let factor = match stats.hessian.take() {
             None => None,
             Some(hessian) => {
-                self.events.event(Event::Phase("factor"));
+                self.phase("factor")?;
                 let started = Instant::now();
                 let by = |role: &&Role| {
                     let rounding = self.plan.blocks[index][*role].rounding.as_ref();
@@ -63,7 +63,7 @@ impl Run<'_> {
                 Some(factor)
             }
         };
-        self.events.event(Event::Phase("round"));
+        self.phase("round")?;
         let mut done = Vec::new();
         for &role in roles {
             let Some(params) = pending.linears.remove(&role) else { continue };
@@ -85,6 +85,7 @@ impl Run<'_> {
         input: Option<ActQuant>,
         sample: Option<ArrayView2<'_, f32>>,
     ) -> Result<LinearParams, PipelineError> {
+        self.go_on()?;
         let plan = &self.plan.blocks[index][&role];
         let par = self.par();
         let started = Instant::now();

@@ -10,11 +10,11 @@ mod linears;
 mod stages;
 mod stats;
 
+use crate::PipelineError;
 use crate::events::{Event, Events};
 use crate::plan::Plan;
 use crate::report::{RunReport, Seconds};
 use crate::store::{Layout, Store};
-use crate::PipelineError;
 use crate::views;
 use ndarray::Array2;
 use quant_data::TokenSet;
@@ -65,13 +65,8 @@ pub fn run(
     events: &mut dyn Events,
     options: &RunOptions,
 ) -> Result<RunReport, PipelineError> {
+    check_calibration(plan, calibration)?;
     let tokens = calibration.filter(|_| plan.needs.calibration());
-    if plan.needs.calibration() && tokens.is_none() {
-        return Err(PipelineError::Usage(format!(
-            "this recipe needs calibration data ({}): give --calibration FILE or FILE.safetensors:TENSOR",
-            needs_in_words(plan)
-        )));
-    }
     let lengths = || tokens.iter().flat_map(|t| t.sequences.iter().map(Vec::len));
     let layout = Layout::new(lengths());
     let spec = &plan.spec;
@@ -107,7 +102,7 @@ pub fn run(
     for index in 0..spec.layers {
         let began = Instant::now();
         run.events.event(Event::Block { index, of: spec.layers });
-        run.events.event(Event::Phase("read"));
+        run.phase("read")?;
         let mut block = source.block(index).map_err(PipelineError::unbox)?;
         run.spent("read", began);
         if let Some(stream) = &mut float {
@@ -119,12 +114,23 @@ pub fn run(
             None => run.quantize_alone(index, block)?,
         };
         let started = Instant::now();
-        run.events.event(Event::Phase("write"));
+        run.phase("write")?;
         sink.block(index, finished).map_err(PipelineError::unbox)?;
         run.spent("write", started);
         run.events.event(Event::BlockDone { index, of: spec.layers, seconds: began.elapsed().as_secs_f64() });
     }
     Ok(run.report)
+}
+
+/// Refuses a plan that needs calibration data and has none.
+pub(crate) fn check_calibration(plan: &Plan, calibration: Option<&TokenSet>) -> Result<(), PipelineError> {
+    if !plan.needs.calibration() || calibration.is_some() {
+        return Ok(());
+    }
+    Err(PipelineError::Usage(format!(
+        "this recipe needs calibration data ({}): give --calibration FILE or FILE.safetensors:TENSOR",
+        needs_in_words(plan)
+    )))
 }
 
 fn needs_in_words(plan: &Plan) -> String {
@@ -142,6 +148,16 @@ impl Run<'_> {
     fn par(&self) -> Par {
         self.options.par
     }
+    /// Announces a part of the work, unless it is not to be done any more.
+    fn phase(&mut self, what: &'static str) -> Result<(), PipelineError> {
+        self.go_on()?;
+        self.events.event(Event::Phase(what));
+        Ok(())
+    }
+    /// Refuses to go on when the person has asked to stop.
+    fn go_on(&self) -> Result<(), PipelineError> {
+        if self.events.cancelled() { Err(PipelineError::Interrupted) } else { Ok(()) }
+    }
     fn spent(&mut self, what: &'static str, since: Instant) {
         add_seconds(&mut self.report.seconds, what, since);
     }
@@ -149,11 +165,7 @@ impl Run<'_> {
     fn store(&self, width: usize) -> Result<Store, PipelineError> {
         Store::new(self.layout.rows(), width, self.options.spill.as_deref())
     }
-    fn embed(
-        &self,
-        source: &mut dyn BlockSource,
-        sequences: &[Vec<u32>],
-    ) -> Result<Store, PipelineError> {
+    fn embed(&self, source: &mut dyn BlockSource, sequences: &[Vec<u32>]) -> Result<Store, PipelineError> {
         let mut store = self.store(self.plan.spec.hidden)?;
         for (sequence, ids) in sequences.iter().enumerate() {
             let rows = source.embed(ids).map_err(PipelineError::unbox)?;
@@ -166,7 +178,8 @@ impl Run<'_> {
         if quant_core::matrix::check_finite(x.view()).is_ok() {
             return Ok(());
         }
-        let bad = x.rows().into_iter().position(|r| r.iter().any(|v| !v.is_finite())).unwrap_or(0) + first_row;
+        let bad =
+            x.rows().into_iter().position(|r| r.iter().any(|v| !v.is_finite())).unwrap_or(0) + first_row;
         let sequence = self.layout.starts.partition_point(|&start| start <= bad).saturating_sub(1);
         Err(PipelineError::NotFinite { at: at.to_owned(), sequence })
     }
@@ -183,7 +196,8 @@ impl Run<'_> {
         }
         let mut out = Array2::zeros((rows.len(), width));
         for sequence in chunk.clone() {
-            let local = self.layout.starts[sequence] - rows.start..self.layout.starts[sequence + 1] - rows.start;
+            let local =
+                self.layout.starts[sequence] - rows.start..self.layout.starts[sequence + 1] - rows.start;
             views::rows_mut(&mut out, local.clone()).assign(&f(local)?);
         }
         Ok(out)

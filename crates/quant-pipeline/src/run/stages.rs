@@ -1,9 +1,8 @@
 //! The quantised stream through one block, stage by stage.
 
-use super::stats::{InputStats, KvMaxima, dynamic_kv};
 use super::Run;
+use super::stats::{InputStats, KvMaxima, dynamic_kv};
 use crate::PipelineError;
-use crate::events::Event;
 use crate::store::Store;
 use crate::views;
 use ndarray::Array2;
@@ -54,8 +53,8 @@ impl Run<'_> {
                 block.set_linear(role, self.as_calibrated(&linear))?;
                 finished.insert(role, linear);
             }
-            let mut maxima = (site == Site::AttentionInput && kv_static.is_some())
-                .then(|| KvMaxima::new(&self.plan.spec));
+            let mut maxima =
+                (site == Site::AttentionInput && kv_static.is_some()).then(|| KvMaxima::new(&self.plan.spec));
             // The output of the last stage of the last block feeds nothing here.
             if site != Site::MlpActivation || index + 1 < self.plan.spec.layers {
                 let observer = maxima.as_mut().map(|m| m as &mut dyn KvObserver<f32>);
@@ -86,11 +85,12 @@ impl Run<'_> {
         block: &Block<f32>,
         inside: &Inside<'_>,
     ) -> Result<InputStats, PipelineError> {
-        self.events.event(Event::Phase("statistics"));
+        self.phase("statistics")?;
         let started = Instant::now();
         let mut stats = InputStats::new(self, index, site);
         let at = format!("block {index}, {site:?}");
         for chunk in &self.layout.chunks {
+            self.go_on()?;
             let x = self.input(site, block, inside, chunk)?;
             stats.add(self, x.view(), chunk.len(), &at)?;
         }
@@ -131,7 +131,7 @@ impl Run<'_> {
         inside: &mut Inside<'_>,
         mut observer: Option<&mut dyn KvObserver<f32>>,
     ) -> Result<(), PipelineError> {
-        self.events.event(Event::Phase("forward"));
+        self.phase("forward")?;
         let started = Instant::now();
         let spec = &self.plan.spec;
         let par = self.par();
@@ -143,12 +143,14 @@ impl Run<'_> {
             _ => None,
         };
         for chunk in &self.layout.chunks {
+            self.go_on()?;
             let rows = self.layout.rows_of(chunk);
             let y = {
                 let x = self.input(site, block, inside, chunk)?;
                 match site {
                     Site::AttentionInput => self.by_sequence(chunk, spec.query_width(), |rows| {
                         // The reborrow has to be written out: a trait object's lifetime does not shrink inside an Option.
+                        #[expect(clippy::manual_map, reason = "map does not shrink the lifetime")]
                         let observer = match &mut observer {
                             Some(o) => Some(&mut **o as &mut dyn KvObserver<f32>),
                             None => None,

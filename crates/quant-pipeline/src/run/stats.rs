@@ -51,7 +51,9 @@ impl InputStats {
         at: &str,
     ) -> Result<(), PipelineError> {
         if let Some(hessian) = &mut self.hessian {
-            hessian.add(x, sequences, run.plan.recipe.compute, run.par()).map_err(PipelineError::hessian(at))?;
+            hessian
+                .add(x, sequences, run.plan.recipe.compute, run.par())
+                .map_err(PipelineError::hessian(at))?;
         }
         if let Some(observer) = &mut self.observer {
             observer.observe(x);

@@ -1,0 +1,418 @@
+//! The command line as scripts rely on it: arguments, exit codes, JSON, files.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use common::{
+    CALIBRATION, SMALL, assert_same_files, few_windows, files, ptq, quantize, root, text, tiny_reasoner,
+    write_tokens,
+};
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use tempfile::tempdir;
+
+#[test]
+fn the_recipe_schema_holds_every_default() {
+    let schema = ptq(&["quantize", "--recipe-schema"]).expect(0, &[]).json();
+    let modifiers = schema["properties"]["modifiers"]["items"]["oneOf"].as_array().unwrap();
+    let keys = |method: &str| {
+        let found = modifiers.iter().find_map(|m| m["properties"].get(method)).unwrap();
+        found["properties"].clone()
+    };
+    for (method, key, default) in [
+        ("gptq", "mse_clip", json!(false)),
+        ("gptq", "actorder", json!("none")),
+        ("gptq", "true_sequential", json!(true)),
+        ("gptq", "damping", json!(0.01)),
+        ("gptq", "variant", json!("exact")),
+        ("gptq", "symmetric", json!(true)),
+        ("rtn", "mse_clip", json!(false)),
+        ("rtn", "symmetric", json!(true)),
+        ("smoothquant", "alpha", json!(0.5)),
+    ] {
+        assert_eq!(keys(method)[key]["default"], default, "{method}.{key}");
+    }
+    let properties = &schema["properties"];
+    for (section, key, default) in [
+        ("activations", "dynamic", json!(true)),
+        ("activations", "clip_ratio", json!(1.0)),
+        ("activations", "observer", json!("minmax")),
+        ("activations", "in_calibration", json!(false)),
+    ] {
+        assert_eq!(properties[section]["properties"][key]["default"], default, "{section}.{key}");
+    }
+    assert_eq!(properties["compute"]["default"], "f32");
+    assert_eq!(properties["ignore"]["default"], json!(["lm_head"]));
+    assert_eq!(properties["export"]["properties"]["format"]["default"], "dequantized");
+    // Every key says what it is, and every key but the scheme has a default.
+    for method in ["rtn", "gptq", "smoothquant"] {
+        for (key, entry) in keys(method).as_object().unwrap() {
+            assert!(entry["description"].is_string(), "{method}.{key}");
+            assert!(key == "scheme" || entry.get("default").is_some(), "{method}.{key}");
+        }
+    }
+}
+
+/// The recipe of the contract, word for word.
+const CONTRACT: &str = r#"version: 1
+modifiers:
+  - smoothquant: { alpha: 0.5 }
+  - gptq: { scheme: W4A16g32, symmetric: false, convention: q-asym, actorder: static, mse_clip: true, true_sequential: true, damping: 0.01 }
+activations: { symmetric: false, dynamic: true, clip_ratio: 1.0, observer: minmax, in_calibration: false }
+kv_cache: { symmetric: false, granularity: token_head }
+overrides: { "*.down_proj": { scheme: W8A16 } }
+compute: f32
+ignore: [lm_head]
+export: { format: compressed-tensors }
+"#;
+
+#[test]
+fn a_quantised_folder_describes_itself() {
+    let work = tempdir().unwrap();
+    let recipe = work.path().join("recipe.yaml");
+    std::fs::write(&recipe, CONTRACT).unwrap();
+    let output = work.path().join("deep").join("out");
+    let more = [SMALL, &["--json", "--threads", "2"]].concat();
+    let report = quantize(&tiny_reasoner(), text(&recipe), &output, &more).expect(0, &[]).json();
+    assert_eq!(report["format"], "compressed-tensors");
+    assert_eq!(report["run"]["linears"].as_array().unwrap().len(), 42);
+    assert_eq!(report["run"]["calibration_tokens"], 256);
+    for key in ["bits_per_weight", "bytes", "input_bytes", "seconds", "predicted_memory"] {
+        assert!(report[key].as_f64().is_some_and(|v| v > 0.0), "{key}");
+    }
+    let schemes: Vec<&str> = report["run"]["linears"].as_array().unwrap()[..7]
+        .iter()
+        .map(|l| l["scheme"].as_str().unwrap())
+        .collect();
+    assert_eq!(schemes.iter().filter(|s| **s == "W4A16g32").count(), 6, "{schemes:?}");
+    let names: Vec<PathBuf> = files(&output).into_keys().collect();
+    for name in [
+        "config.json",
+        "generation_config.json",
+        "manifest.json",
+        "model.safetensors",
+        "quantization_report.json",
+        "README.md",
+        "recipe.yaml",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ] {
+        assert!(names.iter().any(|n| n == Path::new(name)), "{name} is not among {names:?}");
+    }
+    assert_eq!(std::fs::read_to_string(output.join("recipe.yaml")).unwrap(), CONTRACT);
+    let read =
+        |name: &str| -> Value { serde_json::from_slice(&std::fs::read(output.join(name)).unwrap()).unwrap() };
+    let manifest = read("manifest.json");
+    let bytes = std::fs::read(output.join("model.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let hashes = manifest["output"].as_object().unwrap();
+    assert_eq!(hashes.len(), tensors.len());
+    assert!(tensors.names().iter().all(|name| hashes.contains_key(*name)));
+    let bytes = std::fs::read(tiny_reasoner().join("model.safetensors")).unwrap();
+    let input = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    assert_eq!(manifest["input"].as_object().unwrap().len(), input.len());
+    for name in ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"] {
+        assert_eq!(manifest["input"][name], manifest["output"][name], "{name} is copied");
+    }
+    assert_eq!(read("quantization_report.json")["linears"].as_array().unwrap().len(), 42);
+    // The recipe of the folder makes the folder.
+    let again = work.path().join("again");
+    quantize(&tiny_reasoner(), text(&output.join("recipe.yaml")), &again, SMALL).expect(0, &[]);
+    assert_same_files(&output, &again);
+}
+
+#[test]
+fn text_output_of_quantize_is_a_table() {
+    let work = tempdir().unwrap();
+    let ran = quantize(&tiny_reasoner(), "w8a8-ascend", &work.path().join("out"), &[])
+        .expect(0, &["block 6/6 done"]);
+    for word in ["weight error", "model.layers.5.mlp.down_proj", "bits per weight", "peak memory"] {
+        assert!(ran.out.contains(word), "no {word:?} in {}", ran.out);
+    }
+}
+
+#[test]
+fn every_kind_of_calibration_data() {
+    let work = tempdir().unwrap();
+    let path = |name: &str| work.path().join(name);
+    let prose = "What is 12 + 30? Let us add the ones and then the tens. ".repeat(20);
+    std::fs::write(path("prose.txt"), &prose).unwrap();
+    let line = json!({"text": prose}).to_string();
+    std::fs::write(path("texts.jsonl"), format!("{line}\n{line}\n")).unwrap();
+    let rows: Vec<Vec<i64>> =
+        few_windows(6, 40).sequences.iter().map(|s| s.iter().map(|&t| t.into()).collect()).collect();
+    let tokens = write_tokens(&path("tokens.safetensors"), &rows, 40);
+    for (i, (data, more, expected)) in [
+        (text(&path("prose.txt")), &["--num-samples", "3", "--max-seq-len", "32"][..], 96),
+        (text(&path("texts.jsonl")), &["--num-samples", "3", "--max-seq-len", "32"], 96),
+        (CALIBRATION, &["--num-samples", "3", "--max-seq-len", "32"], 96),
+        (&tokens, &[], 240),
+        (&tokens, &["--num-samples", "2", "--max-seq-len", "10"], 20),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let more = [&["--calibration", data, "--json"], more].concat();
+        let report =
+            quantize(&tiny_reasoner(), "w8a8", &path(&format!("out{i}")), &more).expect(0, &[]).json();
+        assert_eq!(report["run"]["calibration_tokens"], expected, "{data}");
+    }
+    // All rows in order: the first rows of a tensor are the tensor of the first rows.
+    let first = write_tokens(&path("first.safetensors"), &rows[..2], 40);
+    let quantized = |name: &str, more: &[&str]| {
+        quantize(&tiny_reasoner(), "w8a8", &path(name), more).expect(0, &[]);
+        std::fs::read(path(name).join("model.safetensors")).unwrap()
+    };
+    let a = quantized("a", &["--calibration", &tokens, "--num-samples", "2"]);
+    assert!(a == quantized("b", &["--calibration", &first]));
+    assert!(a != quantized("c", &["--calibration", &tokens]));
+    // Token ids need no tokenizer.
+    let bare = common::copy_of_model(work.path());
+    std::fs::remove_file(bare.join("tokenizer.json")).unwrap();
+    quantize(&bare, "w8a8", &path("bare"), &["--calibration", &tokens]).expect(0, &[]);
+}
+
+/// `ln sum exp` and the value of each label, in f64.
+fn perplexity(logits: &[f32], sequences: &[Vec<u32>], vocabulary: usize) -> f64 {
+    let (mut nll, mut count) = (0.0, 0);
+    let length = sequences[0].len();
+    for (s, ids) in sequences.iter().enumerate() {
+        for (t, &label) in ids.iter().enumerate().skip(1) {
+            let row = &logits[(s * length + t - 1) * vocabulary..][..vocabulary];
+            let max = row.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+            let sum: f64 = row.iter().map(|&v| (f64::from(v) - f64::from(max)).exp()).sum();
+            nll += sum.ln() + f64::from(max) - f64::from(row[label as usize]);
+            count += 1;
+        }
+    }
+    (nll / f64::from(count)).exp()
+}
+
+#[test]
+fn evaluation() {
+    let work = tempdir().unwrap();
+    let model = tiny_reasoner();
+    let windows = few_windows(3, 40);
+    let rows: Vec<Vec<i64>> =
+        windows.sequences.iter().map(|s| s.iter().map(|&t| t.into()).collect()).collect();
+    let tokens = write_tokens(&work.path().join("tokens.safetensors"), &rows, 40);
+    let folder = work.path().join("out");
+    quantize(&model, "w8a8kv8-ascend", &folder, SMALL).expect(0, &[]);
+    let eval = |dir: &Path, more: &[&str]| {
+        ptq(&[&["eval", "--model", text(dir), "--tokens", &tokens, "--json"], more].concat())
+            .expect(0, &[])
+            .json()
+    };
+    let logits = |name: &str| work.path().join(name);
+    let float = eval(&model, &["--save-logits", text(&logits("float.safetensors")), "--threads", "1"]);
+    assert_eq!(float["tokens"], 3 * 39);
+    assert!(float.get("kl").is_none() && float.get("top1_agreement").is_none());
+    let quantized =
+        eval(&folder, &["--reference", text(&model), "--save-logits", text(&logits("q.safetensors"))]);
+    let number = |v: &Value, key: &str| v[key].as_f64().unwrap_or_else(|| panic!("{key} of {v}"));
+    assert!(number(&quantized, "kl") > 0.0 && number(&quantized, "kl") < 0.1, "{quantized}");
+    let agreement = number(&quantized, "top1_agreement");
+    assert!(agreement > 0.8 && agreement <= 1.0, "{quantized}");
+    assert_eq!(quantized["format"], "vllm-ascend");
+    let same = eval(&model, &["--reference", text(&model)]);
+    assert_eq!((number(&same, "kl"), number(&same, "top1_agreement")), (0.0, 1.0));
+    assert_eq!(same["perplexity"], float["perplexity"]);
+
+    for (name, report) in [("float.safetensors", &float), ("q.safetensors", &quantized)] {
+        let bytes = std::fs::read(logits(name)).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(file.names(), ["logits"]);
+        let tensor = file.tensor("logits").unwrap();
+        assert_eq!((tensor.dtype(), tensor.shape()), (safetensors::Dtype::F32, &[3, 40, 1024][..]));
+        let values: Vec<f32> =
+            tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+        let expected = perplexity(&values, &windows.sequences, 1024);
+        let relative = number(report, "perplexity") / expected - 1.0;
+        assert!(relative.abs() < 1e-9, "{name}: {relative:e}");
+    }
+    eval(&model, &["--save-logits", text(&logits("two.safetensors")), "--threads", "2"]);
+    assert!(
+        std::fs::read(logits("two.safetensors")).unwrap()
+            == std::fs::read(logits("float.safetensors")).unwrap()
+    );
+
+    // `--seq-len` cuts rows; text is cut into consecutive windows.
+    assert_eq!(eval(&model, &["--seq-len", "20"])["tokens"].as_u64().map(|n| n % 19), Some(0));
+    let prose = work.path().join("prose.txt");
+    std::fs::write(&prose, "What is 12 + 30? Let us add the ones and then the tens. ".repeat(20)).unwrap();
+    let ran = ptq(&["eval", "--model", text(&model), "--text", text(&prose), "--seq-len", "64", "--json"])
+        .expect(0, &[]);
+    let report = ran.json();
+    assert!(number(&report, "perplexity") > 1.0);
+    assert_eq!(report["tokens"].as_u64().unwrap() % 63, 0, "{report}");
+    assert_eq!(report["protocol"]["sequence_length"], 64);
+    let said = ptq(&["eval", "--model", text(&folder), "--tokens", &tokens, "--reference", text(&model)])
+        .expect(0, &[]);
+    for word in ["perplexity", "KL", "top-1 agreement", "protocol"] {
+        assert!(said.out.contains(word), "no {word:?} in {}", said.out);
+    }
+}
+
+#[test]
+fn verification() {
+    let work = tempdir().unwrap();
+    let model = tiny_reasoner();
+    let verify = |dir: &Path, target: &str, code: i32| {
+        let json = ptq(&["verify", text(dir), "--target", target, "--json"]).expect(code, &[]).json();
+        let said = ptq(&["verify", text(dir), "--target", target]).expect(code, &[]);
+        assert!(
+            said.out.contains(if code == 0 { "passes for" } else { "does not pass for" }),
+            "{}",
+            said.out
+        );
+        let failed = json["checks"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|c| c["passed"] == false && c["severity"] == "rule");
+        assert_eq!(failed, code == 1, "{json}");
+        said.out
+    };
+    for (preset, passes) in [
+        ("w8a8kv8-ascend", &["vllm-ascend"][..]),
+        ("w8a8-static-ascend", &["vllm-ascend"]),
+        ("w8a8", &["vllm", "transformers", "vllm-ascend"]),
+        ("w4a16g32", &["vllm", "transformers"]),
+        ("w4a4kv4-research", &["vllm", "transformers"]),
+    ] {
+        let folder = work.path().join(preset);
+        quantize(&model, preset, &folder, SMALL).expect(0, &[]);
+        for target in ["vllm-ascend", "vllm", "transformers"] {
+            verify(&folder, target, i32::from(!passes.contains(&target)));
+        }
+    }
+
+    let folder = work.path().join("w8a8kv8-ascend");
+    let description = folder.join("quant_model_description.json");
+    let whole = std::fs::read_to_string(&description).unwrap();
+    let entry = "\"model.layers.3.mlp.down_proj.weight\": \"W8A8_DYNAMIC\"";
+    assert!(whole.contains(entry));
+    for changed in [
+        entry.replace("W8A8_DYNAMIC", "FLOAT"),
+        entry.replace("W8A8_DYNAMIC", "W9A9"),
+        entry.replace("3.mlp", "9.mlp"),
+    ] {
+        std::fs::write(&description, whole.replace(entry, &changed)).unwrap();
+        let out = verify(&folder, "vllm-ascend", 1);
+        assert!(out.contains("FAILED") && out.contains("down_proj"), "{changed}: {out}");
+    }
+    std::fs::write(&description, &whole).unwrap();
+    verify(&folder, "vllm-ascend", 0);
+    std::fs::write(folder.join("model.safetensors.index.json"), "{\"weight_map\": {}}").unwrap();
+    let out = verify(&folder, "vllm-ascend", 1);
+    assert!(out.contains("model.safetensors.index.json"), "{out}");
+}
+
+#[test]
+fn plans() {
+    let model = tiny_reasoner();
+    let plan = |recipe: &str, more: &[&str]| {
+        ptq(&[&["plan", "--model", text(&model), "--recipe", recipe], more].concat())
+    };
+    let json = plan("w8a8kv8-ascend", &["--json", "--calibration", CALIBRATION, "--num-samples", "4"])
+        .expect(0, &[])
+        .json();
+    assert_eq!((&json["format"], &json["needs_calibration"]), (&json!("vllm-ascend"), &json!(true)));
+    assert!(json["memory"]["peak"].as_u64() >= json["memory"]["peak_spilled"].as_u64());
+    assert!(json["calibration_tokens"].as_u64().unwrap() > 0);
+    let said = plan("w4a16g32", &[]).expect(0, &[]).out;
+    for word in [
+        "Qwen2ForCausalLM",
+        "6 blocks",
+        "compressed-tensors",
+        "groups of 32",
+        "predicted peak memory",
+        "needed, not given",
+    ] {
+        assert!(said.contains(word), "no {word:?} in {said}");
+    }
+    // Every preset parses and is either possible for this model or says why not; a preset is the file of that name.
+    let list = ptq(&["list", "--json"]).expect(0, &[]).json();
+    let presets: Vec<&str> =
+        list["presets"].as_array().unwrap().iter().map(|p| p["name"].as_str().unwrap()).collect();
+    assert!(presets.len() >= 10 && presets.is_sorted(), "{presets:?}");
+    for preset in presets {
+        let by_name = plan(preset, &["--json"]);
+        let file = root().join("recipes").join(format!("{preset}.yaml"));
+        let by_file = plan(text(&file), &["--json"]);
+        assert_eq!((by_name.code, &by_name.out), (by_file.code, &by_file.out), "{preset}");
+        match by_name.code {
+            Some(0) => {}
+            Some(3) => assert!(by_name.err.contains("groups of 128"), "{by_name:?}"),
+            _ => panic!("{by_name:?}"),
+        }
+    }
+}
+
+#[test]
+fn inspection_and_lists() {
+    let model = tiny_reasoner();
+    let json = ptq(&["inspect", text(&model), "--json"]).expect(0, &[]).json();
+    assert_eq!((&json["format"], &json["model"]["layers"]), (&json!("float"), &json!(6)));
+    let tensors = json["tensors"].as_array().unwrap();
+    assert!(
+        tensors.iter().any(|t| t["name"] == "lm_head.weight"
+            && t["shape"] == json!([1024, 192])
+            && t["dtype"] == "BF16")
+    );
+    let said = ptq(&["inspect", text(&model), "--tensors"]).expect(0, &[]).out;
+    assert!(
+        said.contains("Qwen2ForCausalLM") && said.contains("model.layers.5.mlp.down_proj.weight"),
+        "{said}"
+    );
+    let work = tempdir().unwrap();
+    let folder = work.path().join("out");
+    quantize(&model, "w8a8-ascend", &folder, &[]).expect(0, &[]);
+    assert_eq!(ptq(&["inspect", text(&folder), "--json"]).expect(0, &[]).json()["format"], "vllm-ascend");
+    assert!(ptq(&["inspect", text(&folder)]).expect(0, &[]).out.contains("42 linears W8A8"));
+
+    let list = ptq(&["list", "--json"]).expect(0, &[]).json();
+    for (kind, key, id) in [
+        ("methods", "id", "gptq"),
+        ("methods", "id", "smoothquant"),
+        ("families", "id", "qwen2"),
+        ("formats", "id", "vllm-ascend"),
+        ("formats", "id", "compressed-tensors"),
+        ("presets", "name", "w8a8kv8-ascend"),
+    ] {
+        assert!(list[kind].as_array().unwrap().iter().any(|e| e[key] == id), "{kind} {id}");
+    }
+    let said = ptq(&["list"]).expect(0, &[]).out;
+    assert!(said.contains("PanguEmbeddedForCausalLM") && said.contains("w4a16g32"), "{said}");
+    assert!(ptq(&["--version"]).expect(0, &[]).out.starts_with("ptq "));
+    assert!(ptq(&["--help"]).expect(0, &[]).out.contains("Exit codes"));
+}
+
+#[test]
+fn an_interrupted_run_leaves_nothing() {
+    let work = tempdir().unwrap();
+    let output = work.path().join("out");
+    let model = tiny_reasoner();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ptq"))
+        .args(["quantize", "--model", text(&model), "--recipe", "w8a8kv8-ascend", "--output", text(&output)])
+        .args(["--calibration", CALIBRATION, "--num-samples", "64", "--max-seq-len", "256", "--threads", "1"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    let mut lines = BufReader::new(child.stderr.take().unwrap());
+    while !said.contains("block 1/6 done") {
+        assert!(lines.read_line(&mut said).unwrap() > 0, "{said}");
+    }
+    assert!(work.path().join("out.partial").exists());
+    let sent = Command::new("sh").args(["-c", &format!("kill -INT {}", child.id())]).status().unwrap();
+    assert!(sent.success());
+    while lines.read_line(&mut said).unwrap() > 0 {}
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{said}");
+    assert!(said.contains("interrupted"), "{said}");
+    assert_eq!(std::fs::read_dir(work.path()).unwrap().count(), 0);
+}

@@ -1,0 +1,98 @@
+//! The output depends on the job alone: not on the number of threads, the memory budget, the way the input is sharded, or
+//! the day. And a folder read back computes what the quantised model in memory computed, bit for bit.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use common::{
+    SMALL, assert_same_files, copy_of_model, few_windows, ptq, quantize, quantize_in_memory, split_in_two,
+    text, tiny_reasoner,
+};
+use ptq::eval::LanguageModel;
+use ptq::graph::BlockSource;
+use ptq::pipeline::{PRESETS, Scored, open_folder, with_threads};
+use quant_kernels::Compute;
+use tempfile::tempdir;
+
+#[test]
+fn threads_runs_and_memory_do_not_matter() {
+    let work = tempdir().unwrap();
+    for preset in ["w8a8kv8-ascend", "w4a16g32"] {
+        let mut plan = vec!["plan", "--model"];
+        let model = tiny_reasoner();
+        plan.extend([text(&model), "--recipe", preset, "--json"]);
+        plan.extend(&SMALL[..6]);
+        let memory = ptq(&plan).expect(0, &[]).json()["memory"].clone();
+        let (peak, spilled) = (memory["peak"].as_u64().unwrap(), memory["peak_spilled"].as_u64().unwrap());
+        assert!(spilled < peak, "{memory}");
+        let budget = spilled.midpoint(peak).to_string();
+        let run = |name: &str, more: &[&str]| {
+            let output = work.path().join(format!("{preset}-{name}"));
+            let more = [SMALL, more, &["--json"]].concat();
+            let ran = quantize(&model, preset, &output, &more).expect(0, &[]);
+            (output, ran.json()["spilled"].as_bool().unwrap())
+        };
+        let (one, _) = run("one", &["--threads", "1"]);
+        for (name, more) in [
+            ("two", &["--threads", "2"][..]),
+            ("again", &["--threads", "1"]),
+            ("more", &["--threads", "5"]),
+            ("budget", &["--threads", "2", "--memory", &budget]),
+        ] {
+            let (other, spilled) = run(name, more);
+            assert_eq!(spilled, name == "budget");
+            assert_same_files(&one, &other);
+        }
+    }
+}
+
+#[test]
+fn shards_of_the_input_do_not_matter() {
+    let (whole, split) = (tempdir().unwrap(), tempdir().unwrap());
+    let whole_model = copy_of_model(whole.path());
+    let split_model = copy_of_model(split.path());
+    split_in_two(&split_model);
+    for preset in ["w8a8-static-ascend", "w4a4kv4-research"] {
+        let (a, b) = (whole.path().join(preset), split.path().join(preset));
+        quantize(&whole_model, preset, &a, SMALL).expect(0, &[]);
+        quantize(&split_model, preset, &b, SMALL).expect(0, &[]);
+        assert_same_files(&a, &b);
+    }
+}
+
+/// The bits of all logits of a model on the windows.
+fn logit_bits(model: impl BlockSource, sequences: &[Vec<u32>]) -> Vec<u32> {
+    with_threads(2, |par| {
+        let mut model = Scored::new(model, Compute::F32, par);
+        model.encode(sequences, &mut |_, _| {}).unwrap();
+        let mut bits = Vec::new();
+        for (sequence, ids) in sequences.iter().enumerate() {
+            bits.extend(model.logits(sequence, 0..ids.len()).unwrap().iter().map(|v| v.to_bits()));
+        }
+        bits
+    })
+    .unwrap()
+}
+
+#[test]
+fn a_folder_read_back_is_the_model_in_memory() {
+    let windows = few_windows(4, 64);
+    let work = tempdir().unwrap();
+    let model = tiny_reasoner();
+    let float = logit_bits(open_folder(&model).unwrap().into_source().unwrap(), &windows.sequences);
+    for preset in
+        ["w8a8kv8-ascend", "w8a8-static-ascend", "w8a16-ascend", "w4a16g32", "w8a8", "w4a4kv4-research"]
+    {
+        let recipe = PRESETS.iter().find(|p| p.name == preset).unwrap().text;
+        let (in_memory, _) = quantize_in_memory(&model, recipe, Some(&windows), 2);
+        let folder = work.path().join(preset);
+        quantize(&model, preset, &folder, SMALL).expect(0, &[]);
+        let read_back = open_folder(&folder).unwrap().into_source().unwrap();
+        let (a, b) = (logit_bits(in_memory, &windows.sequences), logit_bits(read_back, &windows.sequences));
+        assert_eq!(a.len(), 4 * 64 * 1024);
+        let different = a.iter().zip(&b).filter(|(a, b)| a != b).count();
+        assert_eq!(different, 0, "{preset}: {different} of {} logits differ", a.len());
+        assert_ne!(a, float, "{preset} changed nothing");
+    }
+}
