@@ -27,3 +27,8 @@ pub use quant_pipeline as pipeline;
 
 pub mod cli;
 pub mod synth;
+
+/// The README's snippets compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

@@ -10,8 +10,8 @@ mod params;
 mod scheme;
 mod spec;
 
-pub use quant_core::ActOrder;
 pub use params::{BlockParams, BlockSource, BoxError, LinearParams, LinearWeight, Rows};
+pub use quant_core::ActOrder;
 pub use scheme::{InputScheme, KvScheme, LinearScheme, ModelScheme, WeightScheme};
 pub use spec::{
     LinearSpec, ModelSpec, Norm, Role, RopeScaling, RopeSpec, SCALE_EDGES, STAGES, ScaleEdge, Site, Stage,

@@ -3,10 +3,14 @@
 use crate::plan::Plan;
 use crate::store::Layout;
 use quant_graph::{Role, Site};
+use quant_hessian::Precision;
 use serde::Serialize;
 
-/// Resident memory of the program before it does anything: code, allocator, thread stacks, tokenizer.
-const BASE: u64 = 24 << 20;
+/// Resident memory besides what is counted below: code, thread stacks, the writer's queue, read buffers, and what the
+/// allocator has not given back yet.
+const BASE: u64 = 72 << 20;
+/// Bytes of an f32.
+const F32: u64 = 4;
 
 /// Predicted memory of a run, in bytes.
 #[derive(Clone, Debug, Serialize)]
@@ -65,7 +69,6 @@ pub fn predict(plan: &Plan, lengths: &[usize], threads: usize) -> MemoryPlan {
     let spec = &plan.spec;
     let layout = Layout::new(lengths.iter().copied());
     let (tokens, chunk) = (layout.rows() as u64, layout.largest_chunk() as u64);
-    let f32s = |n: u64| 4 * n;
     let linear = |role: Role| {
         let l = spec.linear(role);
         (l.outputs * l.inputs) as u64
@@ -73,26 +76,28 @@ pub fn predict(plan: &Plan, lengths: &[usize], threads: usize) -> MemoryPlan {
     let block = spec.block_parameters() as u64;
     let largest = Role::ALL.into_iter().map(linear).max().unwrap_or(0);
     let width = |site: Site| spec.site_width(site) as u64;
-    let mut phases = Vec::new();
-    // Reading converts the largest tensor while its bytes are held; writing encodes the block while it is held in levels.
-    phases.push(PhaseMemory {
+    let hidden = spec.hidden as u64;
+    // Reading converts the largest tensor while its bytes are held.
+    let read = PhaseMemory {
         phase: "read",
-        weights: f32s(block) + 2 * largest,
+        weights: F32 * block + 2 * largest,
         solver: 0,
         chunk: 0,
         activations: 0,
-    });
+    };
+    let mut phases = vec![read];
     let needs = plan.needs;
     if !needs.quantized_stream() {
-        let rounding = f32s(block) + 2 * largest + f32s(2 * largest);
-        phases.push(PhaseMemory { phase: "round", weights: rounding, solver: 0, chunk: 0, activations: 0 });
+        // Float weights, levels, and one linear dequantised to measure its error.
+        let weights = (F32 + 1) * block + F32 * largest;
+        phases.push(PhaseMemory { phase: "round", weights, solver: 0, chunk: 0, activations: 0 });
     }
     let streams = u64::from(needs.channel_max) + u64::from(needs.quantized_stream());
-    let residual = f32s(tokens * spec.hidden as u64) * streams;
-    // The widest step of a chunk: two copies of the MLP activations, or queries with the scores of a tile.
-    let step = f32s(chunk * (2 * width(Site::MlpActivation) + 2 * spec.hidden as u64));
+    let residual = F32 * tokens * hidden * streams;
+    // The widest step of a chunk: gate, up and the packed operand of the next product, beside the residual rows.
+    let step = F32 * chunk * (3 * width(Site::MlpActivation) + 2 * hidden);
     if needs.channel_max {
-        let weights = 2 * f32s(block);
+        let weights = 2 * F32 * block;
         phases.push(PhaseMemory {
             phase: "float statistics",
             weights,
@@ -102,30 +107,61 @@ pub fn predict(plan: &Plan, lengths: &[usize], threads: usize) -> MemoryPlan {
         });
     }
     if needs.quantized_stream() {
+        let hessian = |site: Site| {
+            let n = width(site);
+            let used = (0..spec.layers).any(|i| plan.hessian_at(i, site));
+            if used { F32 * n * n } else { 0 }
+        };
+        // Without true-sequential all Hessians wait for the end of the float pass.
+        let waiting = |site: Site| -> u64 {
+            let later = Site::ALL.into_iter().filter(|s| *s > site);
+            if plan.true_sequential() { 0 } else { later.map(hessian).sum() }
+        };
         let mut done = 0;
         for site in Site::ALL {
-            let roles = site.stage().linears;
-            let stage: u64 = roles.iter().map(|r| linear(*r)).sum();
-            let n = width(site);
-            let hessian = if plan.blocks.iter().enumerate().any(|(i, _)| plan.hessian_at(i, site)) {
-                let workspace = quant_hessian::workspace_bytes(n as usize, quant_kernels::Par::new(threads)) as u64;
-                2 * f32s(n * n) + workspace
-            } else {
-                0
-            };
-            let stored = match site {
+            let stage: u64 = site.stage().linears.iter().map(|r| linear(*r)).sum();
+            let h = hessian(site);
+            let input = match site {
                 Site::AttentionInput | Site::MlpInput => 0,
-                Site::AttentionOutput | Site::MlpActivation => f32s(tokens * n),
+                Site::AttentionOutput | Site::MlpActivation => F32 * tokens * width(site),
             };
-            let pending = f32s(block) - f32s(done);
+            // The matrix, the buffer it is factorised in, and the factor's packed half.
+            let factor = match plan.recipe.rounding.factor {
+                Precision::F32 => h * 5 / 2,
+                Precision::F64 => h * 7 / 2,
+            };
+            let pending = F32 * (block - done);
+            let gram_scratch = F32 * chunk * width(site);
+            phases.push(PhaseMemory {
+                phase: "factor",
+                weights: pending + done,
+                solver: factor + waiting(site),
+                chunk: gram_scratch,
+                activations: residual + input,
+            });
+            let workspace =
+                quant_hessian::workspace_bytes(spec.site_width(site), quant_kernels::Par::new(threads))
+                    as u64;
             phases.push(PhaseMemory {
                 phase: "round",
-                weights: pending + done + f32s(stage),
-                solver: hessian,
+                weights: pending + done + stage + 2 * F32 * largest.min(stage),
+                solver: if h > 0 { h / 2 + workspace } else { 0 } + waiting(site),
                 chunk: 0,
-                activations: residual + stored,
+                activations: residual + input,
             });
             done += stage;
+            let output = match site {
+                Site::AttentionInput => F32 * tokens * width(Site::AttentionOutput),
+                Site::MlpInput => F32 * tokens * width(Site::MlpActivation),
+                _ => 0,
+            };
+            phases.push(PhaseMemory {
+                phase: "forward",
+                weights: F32 * (block - done) + done + F32 * stage,
+                solver: waiting(site),
+                chunk: step,
+                activations: residual + input + output,
+            });
         }
     }
     MemoryPlan { base: BASE, phases }

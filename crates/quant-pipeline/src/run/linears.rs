@@ -6,7 +6,7 @@ use crate::PipelineError;
 use crate::events::Event;
 use crate::plan::LinearPlan;
 use crate::report::{LinearReport, StageFactor};
-use ndarray::{Array2, ArrayView2, Axis};
+use ndarray::{Array1, Array2, ArrayView2, Axis};
 use quant_core::{ActQuant, QuantizedMatrix};
 use quant_graph::{BlockParams, LinearParams, LinearWeight, Role, Site};
 use quant_hessian::{Factor, prepare};
@@ -134,7 +134,8 @@ fn linear_report(
             scheme.weight.and_then(|w| w.group),
             scheme.input.map(|i| i.bits),
         ),
-        bits_per_weight: rounded.map_or(float_bits as f64, |q| q.bits_per_weight(8 * run.plan.scale_type.size())),
+        bits_per_weight: rounded
+            .map_or(float_bits as f64, |q| q.bits_per_weight(8 * run.plan.scale_type.size())),
         weight_error: rounded.map_or(0.0, |q| weight_error(weight, q, run.par())),
         output_error,
         loss,
@@ -144,25 +145,43 @@ fn linear_report(
 
 /// `‖Ŵ − W‖ / ‖W‖`, rows in parallel, summed in row order.
 fn weight_error(weight: &Array2<f32>, rounded: &QuantizedMatrix, par: Par) -> f64 {
-    const LANES: usize = 8;
-    let row = |i: usize| {
-        vectorized(|| {
-            let mut values = ndarray::Array1::<f32>::zeros(weight.ncols());
-            rounded.dequantize_row(i, values.view_mut());
-            let (mut difference, mut norm) = ([0.0_f64; LANES], [0.0_f64; LANES]);
-            let (Some(w), Some(v)) = (weight.row(i).to_slice(), values.as_slice()) else { return (0.0, 0.0) };
-            for (w, v) in w.chunks(LANES).zip(v.chunks(LANES)) {
-                for (l, (w, v)) in w.iter().zip(v).enumerate() {
-                    difference[l] += f64::from(v - w) * f64::from(v - w);
-                    norm[l] += f64::from(*w) * f64::from(*w);
+    // Lanes of f32 within a row, f64 across rows: six digits are plenty for a report.
+    const LANES: usize = 16;
+    let row = |values: &mut Array1<f32>, i: usize| {
+        vectorized(
+            #[inline(always)]
+            || {
+                rounded.dequantize_row(i, values.view_mut());
+                let (mut difference, mut norm) = ([0.0_f32; LANES], [0.0_f32; LANES]);
+                let (Some(w), Some(v)) = (weight.row(i).to_slice(), values.as_slice()) else {
+                    return (0.0, 0.0);
+                };
+                let (mut ws, mut vs) = (w.chunks_exact(LANES), v.chunks_exact(LANES));
+                for (w, v) in (&mut ws).zip(&mut vs) {
+                    for l in 0..LANES {
+                        difference[l] += (v[l] - w[l]) * (v[l] - w[l]);
+                        norm[l] += w[l] * w[l];
+                    }
                 }
-            }
-            (difference.iter().sum::<f64>(), norm.iter().sum::<f64>())
-        })
+                for (l, (w, v)) in ws.remainder().iter().zip(vs.remainder()).enumerate() {
+                    difference[l] += (v - w) * (v - w);
+                    norm[l] += w * w;
+                }
+                let total = |lanes: [f32; LANES]| lanes.iter().map(|&x| f64::from(x)).sum::<f64>();
+                (total(difference), total(norm))
+            },
+        )
     };
+    let buffer = || Array1::<f32>::zeros(weight.ncols());
     let sums: Vec<(f64, f64)> = match par {
-        Par::Seq => (0..weight.nrows()).map(row).collect(),
-        Par::Threads(_) => (0..weight.nrows()).into_par_iter().with_min_len(16).map(row).collect(),
+        Par::Seq => {
+            let mut values = buffer();
+            (0..weight.nrows()).map(|i| row(&mut values, i)).collect()
+        }
+        Par::Threads(_) => {
+            let rows = (0..weight.nrows()).into_par_iter().with_min_len(16);
+            rows.map_init(buffer, |values, i| row(values, i)).collect()
+        }
     };
     let (difference, norm) = sums.iter().fold((0.0, 0.0), |(d, n), (x, y)| (d + x, n + y));
     ratio(difference, norm)
@@ -179,13 +198,19 @@ fn output_error(
     let float = linear(x, weight.view(), None, Compute::F32, par);
     let mut seen = x.to_owned();
     if let Some(quant) = input {
-        vectorized(|| quant.fake_quantize(seen.view_mut()));
+        vectorized(
+            #[inline(always)]
+            || quant.fake_quantize(seen.view_mut()),
+        );
     }
     // The difference of the weights keeps the digits that subtracting two outputs would lose.
-    let mut change = rounded.map_or_else(|| Array2::zeros(float.dim()), |q| {
-        let delta = q.dequantize() - weight;
-        linear(seen.view(), delta.view(), None, Compute::F32, par)
-    });
+    let mut change = rounded.map_or_else(
+        || Array2::zeros(float.dim()),
+        |q| {
+            let delta = q.dequantize() - weight;
+            linear(seen.view(), delta.view(), None, Compute::F32, par)
+        },
+    );
     if input.is_some() {
         let delta = &seen - &x;
         change += &linear(delta.view(), weight.view(), None, Compute::F32, par);
