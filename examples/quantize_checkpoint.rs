@@ -13,16 +13,13 @@ use ptq::cli::Table;
 use ptq::data::{CalibrationSpec, LoadOptions};
 use ptq::eval::{EvalOptions, LanguageModel, evaluate};
 use ptq::pipeline::{
-    Event, Events, QuantizeJob, Recipe, Scored, open_folder, peak_memory, quantize, reset_peak_memory, with_threads,
+    Event, Events, QuantizeJob, Recipe, Scored, open_folder, peak_memory, quantize, reset_peak_memory,
+    with_threads,
 };
 use quant_kernels::Compute;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-
-/// As in the binary: buffers of every block are reused instead of being cleared anew.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Preset recipe, the loader its output is for.
 const JOBS: [(&str, Target); 2] = [("w8a8kv8-ascend", Target::VllmAscend), ("w4a16g32", Target::Vllm)];
@@ -37,7 +34,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             assets.join("tasks/test.jsonl"),
             PathBuf::from("out"),
         ],
-        [model, calibration, test, output] => [model.clone(), calibration.clone(), test.clone(), output.clone()],
+        [model, calibration, test, output] => {
+            [model.clone(), calibration.clone(), test.clone(), output.clone()]
+        }
         _ => return Err("usage: quantize_checkpoint [MODEL_DIR CALIBRATION TEST OUTPUT_DIR]".into()),
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -55,7 +54,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("scored on {}", windows.describe());
 
     let mut table = Table::new(&[
-        "model", "bits/weight", "size", "perplexity", "KL (nats)", "top-1 agreement", "seconds", "peak memory",
+        "model",
+        "bits/weight",
+        "size",
+        "perplexity",
+        "KL (nats)",
+        "top-1 agreement",
+        "seconds",
+        "peak memory",
     ]);
     let megabytes = |bytes: u64| format!("{:.1} MB", bytes as f64 / 1e6);
     let peak = || peak_memory().map_or_else(|| "-".to_owned(), megabytes);
@@ -136,8 +142,10 @@ fn score(
     Ok(with_threads(threads, |par| {
         let mut model = Scored::new(source, Compute::F32, par);
         let mut reference = Scored::new(reference, Compute::F32, par);
-        let options =
-            EvalOptions { reference: Some(&mut reference as &mut dyn LanguageModel), ..EvalOptions::default() };
+        let options = EvalOptions {
+            reference: Some(&mut reference as &mut dyn LanguageModel),
+            ..EvalOptions::default()
+        };
         evaluate(&mut model, sequences, options)
     })??)
 }

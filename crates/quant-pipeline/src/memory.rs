@@ -3,12 +3,12 @@
 use crate::plan::Plan;
 use crate::store::Layout;
 use quant_graph::{Role, Site};
-use quant_hessian::Precision;
 use serde::Serialize;
 
-/// Resident memory besides what is counted below: code, thread stacks, the writer's queue, read buffers, and what the
-/// allocator has not given back yet.
-const BASE: u64 = 72 << 20;
+/// Resident memory besides what is counted below: code, thread stacks, the writer's queue, read buffers.
+const BASE: u64 = 32 << 20;
+/// Most that the allocator keeps of freed chunk temporaries.
+const RETAINED: u64 = 96 << 20;
 /// Bytes of an f32.
 const F32: u64 = 4;
 
@@ -88,8 +88,8 @@ pub fn predict(plan: &Plan, lengths: &[usize], threads: usize) -> MemoryPlan {
     let mut phases = vec![read];
     let needs = plan.needs;
     if !needs.quantized_stream() {
-        // Float weights, levels, and one linear dequantised to measure its error.
-        let weights = (F32 + 1) * block + F32 * largest;
+        // Every linear gives up its floats for levels a quarter their size.
+        let weights = F32 * block + largest;
         phases.push(PhaseMemory { phase: "round", weights, solver: 0, chunk: 0, activations: 0 });
     }
     let streams = u64::from(needs.channel_max) + u64::from(needs.quantized_stream());
@@ -110,7 +110,8 @@ pub fn predict(plan: &Plan, lengths: &[usize], threads: usize) -> MemoryPlan {
         let hessian = |site: Site| {
             let n = width(site);
             let used = (0..spec.layers).any(|i| plan.hessian_at(i, site));
-            if used { F32 * n * n } else { 0 }
+            // Only the lower triangle is touched.
+            if used { F32 * n * n / 2 } else { 0 }
         };
         // Without true-sequential all Hessians wait for the end of the float pass.
         let waiting = |site: Site| -> u64 {
@@ -125,17 +126,14 @@ pub fn predict(plan: &Plan, lengths: &[usize], threads: usize) -> MemoryPlan {
                 Site::AttentionInput | Site::MlpInput => 0,
                 Site::AttentionOutput | Site::MlpActivation => F32 * tokens * width(site),
             };
-            // The matrix, the buffer it is factorised in, and the factor's packed half.
-            let factor = match plan.recipe.rounding.factor {
-                Precision::F32 => h * 5 / 2,
-                Precision::F64 => h * 7 / 2,
-            };
+            let precision = plan.recipe.rounding.factor;
+            let factor = quant_hessian::Factor::peak_bytes(spec.site_width(site), precision) as u64;
             let pending = F32 * (block - done);
             let gram_scratch = F32 * chunk * width(site);
             phases.push(PhaseMemory {
                 phase: "factor",
                 weights: pending + done,
-                solver: factor + waiting(site),
+                solver: if h > 0 { factor } else { 0 } + waiting(site),
                 chunk: gram_scratch,
                 activations: residual + input,
             });
@@ -145,7 +143,7 @@ pub fn predict(plan: &Plan, lengths: &[usize], threads: usize) -> MemoryPlan {
             phases.push(PhaseMemory {
                 phase: "round",
                 weights: pending + done + stage + 2 * F32 * largest.min(stage),
-                solver: if h > 0 { h / 2 + workspace } else { 0 } + waiting(site),
+                solver: if h > 0 { h + workspace } else { 0 } + waiting(site),
                 chunk: 0,
                 activations: residual + input,
             });
@@ -164,5 +162,6 @@ pub fn predict(plan: &Plan, lengths: &[usize], threads: usize) -> MemoryPlan {
             });
         }
     }
-    MemoryPlan { base: BASE, phases }
+    let retained = if needs.calibration() { step.min(RETAINED) } else { 0 };
+    MemoryPlan { base: BASE + retained, phases }
 }

@@ -81,7 +81,7 @@ pub(crate) struct Layout {
 }
 
 /// Rows processed at a time: enough for full matrix-product speed, few enough that temporaries stay small.
-pub(crate) const CHUNK: usize = 2048;
+pub(crate) const CHUNK: usize = 1024;
 
 impl Layout {
     pub(crate) fn new(lengths: impl Iterator<Item = usize>) -> Self {
@@ -130,7 +130,7 @@ mod tests {
                 assert!(chunk.len() == 1 || layout.rows_of(chunk).len() <= CHUNK, "{lengths:?}: {chunk:?}");
             }
         }
-        assert_eq!(Layout::new(vec![512; 16].into_iter()).chunks.len(), 4);
+        assert_eq!(Layout::new(vec![512; 16].into_iter()).chunks.len(), 8);
     }
 
     #[test]
