@@ -1,7 +1,7 @@
 //! A quantised weight matrix: unsigned levels, and one scale and zero level per row and group.
 
-use crate::{Bits, ClipSearch, CoreError, Grid, QParams};
-use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut1, Axis};
+use crate::{Bits, ClipSearch, CoreError, Grid, QParams, Real};
+use ndarray::{Array2, ArrayView1, ArrayView2, Axis};
 
 /// How the columns of a matrix are divided into groups that share parameters within a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -164,31 +164,39 @@ impl QuantizedMatrix {
         let top = self.bits.max_level();
         self.zeros.iter().all(|&z| z == z.round_ties_even() && (0.0..=top).contains(&z))
     }
-    /// Writes one dequantised row, `[in]`.
+    /// Writes one dequantised row into `out` `[in]`, in f32 arithmetic whatever it is stored as.
+    ///
+    /// # Panics
+    /// If `out` has another length.
     #[inline(always)]
-    pub fn dequantize_row(&self, row: usize, mut out: ArrayViewMut1<'_, f32>) {
+    pub fn dequantize_row<T: Real>(&self, row: usize, out: &mut [T]) {
+        let columns = self.levels.ncols();
+        assert_eq!(out.len(), columns, "a row of this matrix has {columns} columns");
         let levels = self.levels.row(row);
-        if let (Some(out), Some(levels), Groups::Channel | Groups::Size(_)) =
-            (out.as_slice_mut(), levels.as_slice(), &self.groups)
-        {
-            let size = self.groups.size(levels.len());
-            for (g, (out, levels)) in out.chunks_mut(size).zip(levels.chunks(size)).enumerate() {
-                let params = self.params(row, g);
-                for (value, &level) in out.iter_mut().zip(levels) {
-                    *value = params.value(f32::from(level));
+        let value = |params: QParams, level: u8| T::from_f32(params.value(f32::from(level)));
+        match (levels.as_slice(), &self.groups) {
+            (Some(levels), Groups::Channel | Groups::Size(_)) => {
+                let size = self.groups.size(columns);
+                for (g, (out, levels)) in out.chunks_mut(size).zip(levels.chunks(size)).enumerate() {
+                    let params = self.params(row, g);
+                    for (to, &level) in out.iter_mut().zip(levels) {
+                        *to = value(params, level);
+                    }
                 }
             }
-            return;
-        }
-        for (column, (value, &level)) in out.iter_mut().zip(levels).enumerate() {
-            *value = self.params(row, self.groups.of(column)).value(f32::from(level));
+            _ => {
+                for (column, (to, &level)) in out.iter_mut().zip(levels).enumerate() {
+                    *to = value(self.params(row, self.groups.of(column)), level);
+                }
+            }
         }
     }
     /// The dequantised matrix `[out, in]`.
     #[must_use]
     pub fn dequantize(&self) -> Array2<f32> {
         let mut out = Array2::zeros(self.dim());
-        for (row, target) in out.axis_iter_mut(Axis(0)).enumerate() {
+        let columns = out.ncols().max(1);
+        for (row, target) in out.as_slice_mut().into_iter().flat_map(|s| s.chunks_mut(columns)).enumerate() {
             self.dequantize_row(row, target);
         }
         out
@@ -275,11 +283,8 @@ pub fn round_matrix(
 /// [`CoreError::NotFinite`] naming the first NaN or infinity of a matrix.
 pub fn check_finite(values: ArrayView2<'_, f32>) -> Result<(), CoreError> {
     for (row, line) in values.axis_iter(Axis(0)).enumerate() {
-        // `x · 0` is 0 for finite x and NaN otherwise: one vectorisable pass, then locate.
-        let bad = match line.as_slice() {
-            Some(slice) => slice.iter().fold(0.0_f32, |acc, &x| acc + x * 0.0).is_nan(),
-            None => line.iter().any(|x| !x.is_finite()),
-        };
+        // A pass without a branch, which vectorises, then locate.
+        let bad = line.iter().fold(false, |bad, x| bad | !x.is_finite());
         if bad && let Some((column, &value)) = line.iter().enumerate().find(|(_, x)| !x.is_finite()) {
             return Err(CoreError::NotFinite { value, row, column });
         }

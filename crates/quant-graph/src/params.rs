@@ -2,7 +2,7 @@
 
 use crate::{ModelSpec, Norm, Role};
 use ndarray::{Array1, Array2};
-use quant_core::{ActQuant, KvQuant, QuantizedMatrix};
+use quant_core::{ActQuant, KvQuant, QuantizedMatrix, Real};
 use std::{collections::BTreeMap, ops::Range};
 
 /// An error of a crate this one does not know.
@@ -32,6 +32,20 @@ impl LinearWeight {
         match self {
             Self::Float(w) => w,
             Self::Quantized(q) => q.dequantize(),
+        }
+    }
+    /// Writes row `row` of those values into `out` `[in]`.
+    ///
+    /// # Panics
+    /// If `out` has another length or there is no such row.
+    #[inline(always)]
+    pub fn write_row<T: Real>(&self, row: usize, out: &mut [T]) {
+        match self {
+            Self::Float(w) => {
+                assert_eq!(out.len(), w.ncols(), "a row of this weight has {} columns", w.ncols());
+                out.iter_mut().zip(w.row(row)).for_each(|(to, &from)| *to = T::from_f32(from));
+            }
+            Self::Quantized(q) => q.dequantize_row(row, out),
         }
     }
     /// The quantised form, if it has one.

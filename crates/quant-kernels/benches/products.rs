@@ -43,8 +43,8 @@ fn linear_shapes(m: usize, k: usize, n: usize, par: Par, rounds: usize) {
     let (x, w) = (random::<f32>(m, k, 1), random::<f32>(n, k, 2));
     let outputs: [Array2<f32>; 5] = std::array::from_fn(|_| Array2::zeros((m, n)));
     let [mut y0, mut y1, mut y2, mut y3, mut y4] = outputs;
-    let prepared = PreparedWeight::new(w.view(), Compute::F32);
-    let prepared_bf16 = PreparedWeight::new(w.view(), Compute::Bf16);
+    let prepared = PreparedWeight::new(w.view(), Compute::F32, Par::Seq);
+    let prepared_bf16 = PreparedWeight::new(w.view(), Compute::Bf16, Par::Seq);
     let contenders: Vec<Contender<'_>> = vec![
         (
             "faer",

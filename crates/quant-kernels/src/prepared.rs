@@ -14,8 +14,21 @@ pub struct PreparedWeight<T> {
 impl<T: Element> PreparedWeight<T> {
     /// Prepares `w`, `[out, in]` with any strides.
     #[must_use]
-    pub fn new(w: ArrayView2<'_, T>, compute: Compute) -> Self {
-        Self { packed: arch::pack_operand(Level::detect(), w.reversed_axes(), compute) }
+    pub fn new(w: ArrayView2<'_, T>, compute: Compute, par: Par) -> Self {
+        Self { packed: arch::pack_operand(Level::detect(), w.reversed_axes(), compute, par) }
+    }
+
+    /// Prepares the weight `(out, in)` whose row `i` is what `fill(i, row)` writes into `row` `[in]`, which holds old
+    /// numbers before: a quantised weight becomes operands without ever existing as a float matrix. Rows are asked for
+    /// once each, in any order, from several threads. Bit-identical to [`PreparedWeight::new`] of the matrix.
+    #[must_use]
+    pub fn from_rows(
+        (outputs, inputs): (usize, usize),
+        compute: Compute,
+        par: Par,
+        fill: impl Fn(usize, &mut [T]) + Sync,
+    ) -> Self {
+        Self { packed: arch::pack_columns(Level::detect(), (inputs, outputs), compute, par, &fill) }
     }
 
     /// Number of output features.

@@ -135,7 +135,7 @@ fn empty_dimensions() {
         let mut dst = Array2::from_elem((m, n), 2.0);
         matmul_nt(dst.view_mut(), true, 1.0, a.view(), b.view(), Compute::Bf16, Par::new(2));
         assert!(dst.iter().all(|&x| x == 2.0), "{m} {n} {k}");
-        let prepared = PreparedWeight::new(b.view(), Compute::F32);
+        let prepared = PreparedWeight::new(b.view(), Compute::F32, Par::Seq);
         assert_eq!(prepared.forward(a.view(), None, Par::Seq), Array2::<f32>::zeros((m, n)));
     }
 }
@@ -146,7 +146,7 @@ fn linear_layers_prepared_or_not_are_one_function() {
     let (x, w) = (random::<f32>(tokens, inputs, 1), random::<f32>(outputs, inputs, 2));
     let bias: Array1<f32> = random::<f32>(1, outputs, 3).row(0).to_owned();
     for compute in COMPUTE {
-        let prepared = PreparedWeight::new(w.view(), compute);
+        let prepared = PreparedWeight::new(w.view(), compute, Par::new(2));
         assert_eq!((prepared.out_features(), prepared.in_features()), (outputs, inputs));
         assert_eq!(prepared.compute(), compute);
         for bias in [None, Some(bias.view())] {
@@ -157,6 +157,10 @@ fn linear_layers_prepared_or_not_are_one_function() {
             let y = linear(x.view(), w.view(), bias, compute, Par::Seq);
             assert_close(y.view(), &want, &(size + 1.0), inputs);
             assert_eq!(prepared.forward(x.view(), bias, Par::new(2)), y);
+            let by_rows = PreparedWeight::from_rows(w.dim(), compute, Par::new(2), |i, row| {
+                row.copy_from_slice(&w.row(i).to_vec());
+            });
+            assert_eq!(by_rows.forward(x.view(), bias, Par::Seq), y);
             let mut again = Array2::from_elem(y.dim(), f32::NAN);
             linear_into(x.view(), w.view(), bias, again.view_mut(), compute, Par::new(3));
             assert_eq!(again, y);

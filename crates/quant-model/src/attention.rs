@@ -2,7 +2,7 @@
 
 use crate::parallel::for_each;
 use crate::views::{columns, rows};
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
+use ndarray::{ArrayView2, ArrayViewMut2, Axis};
 use quant_kernels::{Compute, Element, Par, matmul_nn, matmul_nt, softmax_rows_causal};
 
 /// Query rows per score tile: `128 · keys` scores stay in the second-level cache up to a few thousand keys.
@@ -22,18 +22,18 @@ pub(crate) struct AttentionShape {
 ///
 /// `q` is `[tokens, heads · head_dim]`; `k` and `v` are `[past + tokens, kv_heads · head_dim]`, so that query `i` stands
 /// at position `past + i`. It sees keys `j <= past + i`, with a window only `j > past + i − window`.
-/// Returns `[tokens, heads · head_dim]`. Scores exist one tile at a time: a block of queries of one head against the keys
-/// any of them can see. Every tile is one task, in f32 or f64 whatever the compute setting of the linears.
-pub(crate) fn causal_attention<T: Element>(
+/// Writes `out` `[tokens, heads · head_dim]`. Scores exist one tile at a time: a block of queries of one head against the
+/// keys any of them can see. Every tile is one task, in f32 or f64 whatever the compute setting of the linears.
+pub(crate) fn causal_attention_into<T: Element>(
     q: ArrayView2<'_, T>,
     k: ArrayView2<'_, T>,
     v: ArrayView2<'_, T>,
     shape: &AttentionShape,
     past: usize,
+    out: ArrayViewMut2<'_, T>,
     par: Par,
-) -> Array2<T> {
-    let mut out = Array2::zeros(q.dim());
-    let mut tasks = tiles(out.view_mut(), shape.head_dim);
+) {
+    let mut tasks = tiles(out, shape.head_dim);
     // The longest tiles first, or the last worker finishes alone.
     tasks.sort_by_key(|tile| std::cmp::Reverse(tile.start));
     let scale = T::from_f64((shape.head_dim as f64).sqrt().recip());
@@ -51,7 +51,6 @@ pub(crate) fn causal_attention<T: Element>(
         softmax_rows_causal(scores.view_mut(), start - first, shape.window);
         matmul_nn(tile.out, false, T::one(), scores.view(), values, Compute::F32, Par::Seq);
     });
-    out
 }
 
 /// The outputs of one block of queries of one head.
@@ -88,6 +87,7 @@ fn head(index: usize, head_dim: usize) -> std::ops::Range<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ndarray::Array2;
     use proptest::prelude::*;
 
     fn filled(rows: usize, columns: usize, seed: u64) -> Array2<f64> {
@@ -98,6 +98,19 @@ mod tests {
             state ^= state << 17;
             (state >> 11) as f64 / (1_u64 << 52) as f64 - 1.0
         })
+    }
+
+    fn causal_attention(
+        q: ArrayView2<'_, f64>,
+        k: ArrayView2<'_, f64>,
+        v: ArrayView2<'_, f64>,
+        shape: &AttentionShape,
+        past: usize,
+        par: Par,
+    ) -> Array2<f64> {
+        let mut out = Array2::from_elem(q.dim(), f64::NAN);
+        causal_attention_into(q, k, v, shape, past, out.view_mut(), par);
+        out
     }
 
     /// The definition, one query at a time.

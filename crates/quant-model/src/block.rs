@@ -1,6 +1,6 @@
 //! The decoder block, runnable stage by stage.
 
-use crate::attention::{AttentionShape, causal_attention};
+use crate::attention::{AttentionShape, causal_attention_into};
 use crate::linear::{LinearOp, forward_shared, linear_op};
 use crate::parallel::for_rows;
 use crate::{ModelError, RopeTable, views};
@@ -54,6 +54,7 @@ impl<T: Element> Block<T> {
         index: usize,
         params: BlockParams,
         compute: Compute,
+        par: Par,
     ) -> Result<Self, ModelError> {
         let part = |what: String, problem| ModelError::Part { block: index, what, problem };
         if index >= spec.layers {
@@ -88,7 +89,8 @@ impl<T: Element> Block<T> {
             }
         }
         for (role, linear) in params.linears {
-            block.set_linear(role, linear)?;
+            // By value: the floats of one linear go before the next is prepared.
+            block.set_linear(role, &linear, par)?;
         }
         block.set_kv(params.kv)?;
         Ok(block)
@@ -113,7 +115,7 @@ impl<T: Element> Block<T> {
     ///
     /// # Errors
     /// [`ModelError::Shape`] or [`ModelError::Part`] if weight or bias do not fit the model.
-    pub fn set_linear(&mut self, role: Role, params: LinearParams) -> Result<(), ModelError> {
+    pub fn set_linear(&mut self, role: Role, params: &LinearParams, par: Par) -> Result<(), ModelError> {
         let spec = self.specs[role as usize];
         let (out, columns) = params.weight.dim();
         self.check(role.module(), &[spec.outputs, spec.inputs], &[out, columns])?;
@@ -129,7 +131,7 @@ impl<T: Element> Block<T> {
                 });
             }
         }
-        self.linears[role as usize] = Some(linear_op(params, self.compute));
+        self.linears[role as usize] = Some(linear_op(params, self.compute, par));
         Ok(())
     }
     /// Removes a linear and frees its memory.
@@ -187,7 +189,7 @@ impl<T: Element> Block<T> {
     /// q, k, v, their norms, rope, KV quantisation, causal attention.
     ///
     /// # Errors
-    /// [`ModelError::MissingLinear`], [`ModelError::Shape`], or [`ModelError::Positions`] if `rope` is too short.
+    /// As [`Self::attention_into`].
     pub fn attention(
         &self,
         x: ArrayView2<'_, T>,
@@ -195,7 +197,24 @@ impl<T: Element> Block<T> {
         observer: Option<&mut dyn KvObserver<T>>,
         par: Par,
     ) -> Result<Array2<T>, ModelError> {
+        let mut out = Array2::zeros((x.nrows(), self.shape.heads * self.shape.head_dim));
+        self.attention_into(x, rope, observer, out.view_mut(), par)?;
+        Ok(out)
+    }
+    /// [`Self::attention`] into `out` `[tokens, heads · head_dim]`, whose old content is not read.
+    ///
+    /// # Errors
+    /// [`ModelError::MissingLinear`], [`ModelError::Shape`], or [`ModelError::Positions`] if `rope` is too short.
+    pub fn attention_into(
+        &self,
+        x: ArrayView2<'_, T>,
+        rope: &RopeTable<T>,
+        observer: Option<&mut dyn KvObserver<T>>,
+        out: ArrayViewMut2<'_, T>,
+        par: Par,
+    ) -> Result<(), ModelError> {
         let tokens = x.nrows();
+        self.check("attention output", &[tokens, self.shape.heads * self.shape.head_dim], out.shape())?;
         if rope.positions() < tokens {
             return Err(ModelError::Positions { available: rope.positions(), needed: tokens });
         }
@@ -216,7 +235,8 @@ impl<T: Element> Block<T> {
                 });
             }
         }
-        Ok(causal_attention(q.view(), k.view(), v.view(), &self.shape, 0, par))
+        causal_attention_into(q.view(), k.view(), v.view(), &self.shape, 0, out, par);
+        Ok(())
     }
     /// The output projection: `a` `[tokens, heads · head_dim]` to `[tokens, hidden]`, to be added to the residual stream.
     ///
@@ -239,12 +259,35 @@ impl<T: Element> Block<T> {
     /// # Errors
     /// [`ModelError::MissingLinear`] or [`ModelError::Shape`].
     pub fn mlp_activation(&self, x: ArrayView2<'_, T>, par: Par) -> Result<Array2<T>, ModelError> {
-        let [mut gate, up] = self.project(Site::MlpInput, [Role::Gate, Role::Up], x, par)?;
-        for_rows(gate.view_mut(), par, |first, rows| {
+        let mut out = Array2::zeros((x.nrows(), self.specs[Role::Gate as usize].outputs));
+        self.mlp_activation_into(x, out.view_mut(), &mut Vec::new(), par)?;
+        Ok(out)
+    }
+    /// [`Self::mlp_activation`] into `out` `[tokens, intermediate]`, whose old content is not read. `scratch` holds what
+    /// up computes: the widest temporary of a block, worth keeping from chunk to chunk.
+    ///
+    /// # Errors
+    /// [`ModelError::MissingLinear`] or [`ModelError::Shape`].
+    pub fn mlp_activation_into(
+        &self,
+        x: ArrayView2<'_, T>,
+        mut out: ArrayViewMut2<'_, T>,
+        scratch: &mut Vec<T>,
+        par: Par,
+    ) -> Result<(), ModelError> {
+        let shape = (x.nrows(), self.specs[Role::Gate as usize].outputs);
+        self.check("MLP activation", &[shape.0, shape.1], out.shape())?;
+        scratch.resize(shape.0 * shape.1, T::zero());
+        let mut up = ArrayViewMut2::from_shape(shape, scratch.as_mut_slice()).map_err(|_| {
+            ModelError::Shape { what: "MLP scratch".into(), expected: vec![shape.0, shape.1], found: vec![0] }
+        })?;
+        let outputs = [out.view_mut(), up.view_mut()];
+        self.project_into(Site::MlpInput, [Role::Gate, Role::Up], x, outputs, par)?;
+        for_rows(out, par, |first, rows| {
             let up = views::rows(up.view(), first..first + rows.nrows());
             silu_mul(rows, up);
         });
-        Ok(gate)
+        Ok(())
     }
     /// The down projection: `m` `[tokens, intermediate]` to `[tokens, hidden]`, to be added to the residual stream.
     ///
@@ -277,6 +320,19 @@ impl<T: Element> Block<T> {
         x: ArrayView2<'_, T>,
         par: Par,
     ) -> Result<[Array2<T>; N], ModelError> {
+        let mut outputs = roles.map(|role| Array2::zeros((x.nrows(), self.specs[role as usize].outputs)));
+        self.project_into(site, roles, x, outputs.each_mut().map(|y| y.view_mut()), par)?;
+        Ok(outputs)
+    }
+    /// [`Self::project`] into arrays `[tokens, out]`, whose old content is not read.
+    fn project_into<const N: usize>(
+        &self,
+        site: Site,
+        roles: [Role; N],
+        x: ArrayView2<'_, T>,
+        outputs: [ArrayViewMut2<'_, T>; N],
+        par: Par,
+    ) -> Result<(), ModelError> {
         debug_assert_eq!(site.stage().linears, roles);
         let width = self.specs[roles[0] as usize].inputs;
         self.check(roles[0].module(), &[x.nrows(), width], x.shape())?;
@@ -284,8 +340,8 @@ impl<T: Element> Block<T> {
         for role in roles {
             linears.push(self.linear(role).ok_or(ModelError::MissingLinear { block: self.index, role })?);
         }
-        let mut outputs = forward_shared(&linears, x, par).into_iter();
-        Ok(roles.map(|_| outputs.next().unwrap_or_default()))
+        forward_shared(&linears, x, outputs, par);
+        Ok(())
     }
     /// Per-head norm where the model has one, then rope, on queries or keys `[tokens, n · head_dim]`.
     fn place(&self, x: &mut Array2<T>, norm: Norm, rope: &RopeTable<T>, par: Par) {

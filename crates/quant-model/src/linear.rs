@@ -1,9 +1,9 @@
 //! A linear layer as an object: float, or with its input quantised and dequantised first.
 
 use crate::parallel::for_rows;
-use ndarray::{Array1, Array2, ArrayView2};
+use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2};
 use quant_core::ActQuant;
-use quant_graph::LinearParams;
+use quant_graph::{LinearParams, LinearWeight};
 use quant_kernels::{Compute, Element, Par, PreparedWeight, vectorized};
 use std::fmt::Debug;
 
@@ -18,20 +18,23 @@ pub trait LinearOp<T: Element>: Debug + Send + Sync {
     fn out_features(&self) -> usize;
     /// What happens to the input before the product.
     fn input_quant(&self) -> Option<&ActQuant>;
-    /// The product and bias alone: `x` `[tokens, in]` is taken as it is; returns `[tokens, out]`.
+    /// The product and bias alone: `x` `[tokens, in]` is taken as it is; `out` `[tokens, out]` is written, its old content
+    /// not read.
     ///
     /// # Panics
-    /// If `x` does not have [`Self::in_features`] columns.
-    fn product(&self, x: ArrayView2<'_, T>, par: Par) -> Array2<T>;
+    /// If the shapes do not fit each other.
+    fn product_into(&self, x: ArrayView2<'_, T>, out: ArrayViewMut2<'_, T>, par: Par);
     /// The whole layer, `[tokens, in]` to `[tokens, out]`.
     ///
     /// # Panics
     /// If `x` does not have [`Self::in_features`] columns.
     fn forward(&self, x: ArrayView2<'_, T>, par: Par) -> Array2<T> {
+        let mut out = Array2::zeros((x.nrows(), self.out_features()));
         match self.input_quant() {
-            None => self.product(x, par),
-            Some(quant) => self.product(fake_quantized(quant, x, par).view(), par),
+            None => self.product_into(x, out.view_mut(), par),
+            Some(quant) => self.product_into(fake_quantized(quant, x, par).view(), out.view_mut(), par),
         }
+        out
     }
 }
 
@@ -50,13 +53,17 @@ pub struct FakeQuantLinear<T> {
 }
 
 impl<T: Element> FloatLinear<T> {
-    /// From the values of a weight `[out, in]` and its bias `[out]`; the caller has checked that they fit.
+    /// The values of a weight `[out, in]`, quantised or not, and its bias `[out]`; the caller has checked that they fit.
     #[must_use]
-    pub fn new(weight: Array2<f32>, bias: Option<Array1<f32>>, compute: Compute) -> Self {
-        let weight: Array2<T> = weight.mapv_into_any(T::from_f32);
+    pub fn new(weight: &LinearWeight, bias: Option<&Array1<f32>>, compute: Compute, par: Par) -> Self {
         Self {
-            weight: PreparedWeight::new(weight.view(), compute),
-            bias: bias.map(|b| b.mapv_into_any(T::from_f32)),
+            weight: PreparedWeight::from_rows(weight.dim(), compute, par, |row, out| {
+                vectorized(
+                    #[inline(always)]
+                    || weight.write_row(row, out),
+                );
+            }),
+            bias: bias.map(|b| b.mapv(T::from_f32)),
         }
     }
 }
@@ -71,8 +78,8 @@ impl<T: Element> LinearOp<T> for FloatLinear<T> {
     fn input_quant(&self) -> Option<&ActQuant> {
         None
     }
-    fn product(&self, x: ArrayView2<'_, T>, par: Par) -> Array2<T> {
-        self.weight.forward(x, self.bias.as_ref().map(|b| b.view()), par)
+    fn product_into(&self, x: ArrayView2<'_, T>, out: ArrayViewMut2<'_, T>, par: Par) {
+        self.weight.forward_into(x, self.bias.as_ref().map(|b| b.view()), out, par);
     }
 }
 
@@ -94,15 +101,15 @@ impl<T: Element> LinearOp<T> for FakeQuantLinear<T> {
     fn input_quant(&self) -> Option<&ActQuant> {
         Some(&self.input)
     }
-    fn product(&self, x: ArrayView2<'_, T>, par: Par) -> Array2<T> {
-        self.float.product(x, par)
+    fn product_into(&self, x: ArrayView2<'_, T>, out: ArrayViewMut2<'_, T>, par: Par) {
+        self.float.product_into(x, out, par);
     }
 }
 
-/// The object that computes `params`; quantised weights are dequantised once, here.
+/// The object that computes `params`; quantised weights are dequantised once, here, row by row.
 #[must_use]
-pub fn linear_op<T: Element>(params: LinearParams, compute: Compute) -> Box<dyn LinearOp<T>> {
-    let float = FloatLinear::new(params.weight.into_values(), params.bias, compute);
+pub fn linear_op<T: Element>(params: &LinearParams, compute: Compute, par: Par) -> Box<dyn LinearOp<T>> {
+    let float = FloatLinear::new(&params.weight, params.bias.as_ref(), compute, par);
     match params.input {
         None => Box::new(float),
         Some(input) => Box::new(FakeQuantLinear::new(float, input)),
@@ -110,25 +117,25 @@ pub fn linear_op<T: Element>(params: LinearParams, compute: Compute) -> Box<dyn 
 }
 
 /// Outputs of linears with one input `[tokens, in]`; every distinct quantiser among them runs once.
-pub(crate) fn forward_shared<T: Element>(
+pub(crate) fn forward_shared<'o, T: Element>(
     linears: &[&dyn LinearOp<T>],
     x: ArrayView2<'_, T>,
+    outputs: impl IntoIterator<Item = ArrayViewMut2<'o, T>>,
     par: Par,
-) -> Vec<Array2<T>> {
+) {
     let mut quantized: Vec<(ActQuant, Array2<T>)> = Vec::new();
-    linears
-        .iter()
-        .map(|linear| match linear.input_quant() {
-            None => linear.product(x, par),
+    for (linear, out) in linears.iter().zip(outputs) {
+        match linear.input_quant() {
+            None => linear.product_into(x, out, par),
             Some(quant) => {
                 let known = quantized.iter().position(|(q, _)| q == quant).unwrap_or_else(|| {
                     quantized.push((*quant, fake_quantized(quant, x, par)));
                     quantized.len() - 1
                 });
-                linear.product(quantized[known].1.view(), par)
+                linear.product_into(quantized[known].1.view(), out, par);
             }
-        })
-        .collect()
+        }
+    }
 }
 
 fn fake_quantized<T: Element>(quant: &ActQuant, x: ArrayView2<'_, T>, par: Par) -> Array2<T> {

@@ -117,7 +117,7 @@ impl<S: BlockSource> StreamedModel<S> {
         progress(0, self.spec.layers);
         for index in 0..self.spec.layers {
             let params = self.source.block(index).map_err(source_error(&self.spec.block_prefix(index)))?;
-            let block = Block::<f32>::new(&self.spec, index, params, self.compute)?;
+            let block = Block::<f32>::new(&self.spec, index, params, self.compute, self.par)?;
             let bad = run_block(&block, &rope, &mut hidden, self.par)?;
             let found = bad.map(|sequence| NonFinite { block: index, sequence });
             self.first_non_finite = self.first_non_finite.or(found);
@@ -179,7 +179,7 @@ impl<S: BlockSource> StreamedModel<S> {
     fn read_panel(&mut self, rows: Range<usize>) -> Result<PreparedWeight<f32>, ModelError> {
         let values = self.source.head(rows.clone()).map_err(source_error(ModelSpec::HEAD))?;
         expect_shape(ModelSpec::HEAD, &[rows.len(), self.spec.hidden], values.shape())?;
-        Ok(PreparedWeight::new(values.view(), self.compute))
+        Ok(PreparedWeight::new(values.view(), self.compute, self.par))
     }
     fn check_tokens(&self, sequences: &[Vec<u32>]) -> Result<(), ModelError> {
         let vocab = self.spec.vocab;
@@ -232,8 +232,7 @@ fn run_block(
 }
 
 fn all_finite(x: &Array2<f32>) -> bool {
-    // `v · 0` is 0 for a finite v and NaN otherwise, and a sum has no branch.
-    x.rows().into_iter().all(|row| !row.iter().fold(0.0_f32, |acc, &v| acc + v * 0.0).is_nan())
+    quant_core::matrix::check_finite(x.view()).is_ok()
 }
 
 /// One table for all lengths, unless the frequencies depend on the length.

@@ -19,7 +19,7 @@ const PANGU: &str = "PanguEmbeddedForCausalLM";
 const QWEN2: &str = "Qwen2ForCausalLM";
 
 fn block<T: Element>(spec: &ModelSpec, params: &BlockParams) -> Block<T> {
-    Block::new(spec, 0, params.clone(), Compute::F32).unwrap()
+    Block::new(spec, 0, params.clone(), Compute::F32, Par::Seq).unwrap()
 }
 
 fn table<T: Element>(spec: &ModelSpec, tokens: usize) -> RopeTable<T> {
@@ -167,7 +167,9 @@ fn eight_bit_inputs_stay_close_and_shared_inputs_are_quantised_alike() {
     for role in [Role::Q, Role::K, Role::V] {
         let linear = block.linear(role).unwrap();
         assert_eq!(linear.input_quant(), Some(&quant));
-        assert_eq!(linear.forward(x.view(), Par::Seq), linear.product(quantised.view(), Par::Seq));
+        let mut product = Array2::from_elem((x.nrows(), linear.out_features()), f64::NAN);
+        linear.product_into(quantised.view(), product.view_mut(), Par::Seq);
+        assert_eq!(linear.forward(x.view(), Par::Seq), product);
     }
 }
 
@@ -285,7 +287,7 @@ fn linears_and_norms_are_replaced_in_place() {
         Err(ModelError::MissingLinear { block: 0, role: Role::Q })
     ));
     for (role, linear) in &first.linears {
-        block.set_linear(*role, linear.clone()).unwrap();
+        block.set_linear(*role, linear, Par::Seq).unwrap();
     }
     for (norm, weight) in &first.norms {
         block.set_norm(*norm, weight.clone()).unwrap();
@@ -301,8 +303,9 @@ fn what_does_not_fit_is_named() {
     let spec = spec(QWEN2);
     let mut numbers = Numbers::new(14);
     let params = random_block(&spec, &mut numbers);
-    let build =
-        |params: BlockParams| Block::<f32>::new(&spec, 1, params, Compute::F32).unwrap_err().to_string();
+    let build = |params: BlockParams| {
+        Block::<f32>::new(&spec, 1, params, Compute::F32, Par::Seq).unwrap_err().to_string()
+    };
 
     let mut wrong = params.clone();
     wrong.linears.get_mut(&Role::Down).unwrap().weight = LinearWeight::Float(Array2::zeros((48, 32)));
@@ -317,7 +320,7 @@ fn what_does_not_fit_is_named() {
     let mut wrong = params.clone();
     wrong.norms.insert(Norm::Query, Array1::ones(8));
     assert!(build(wrong).contains("q_norm does not exist"));
-    assert!(Block::<f32>::new(&spec, 2, params.clone(), Compute::F32).is_err());
+    assert!(Block::<f32>::new(&spec, 2, params.clone(), Compute::F32, Par::Seq).is_err());
 
     let mut block = block::<f32>(&spec, &params);
     assert!(matches!(block.set_norm(Norm::Key, Array1::ones(8)), Err(ModelError::Part { .. })));
@@ -339,7 +342,7 @@ fn bf16_products_stay_within_their_rounding() {
     let params = random_block(&spec, &mut numbers);
     let h = numbers.matrix(64, 32, 1.0);
     let float = forward::<f32>(&spec, &params, &h);
-    let block = Block::<f32>::new(&spec, 0, params, Compute::Bf16).unwrap();
+    let block = Block::<f32>::new(&spec, 0, params, Compute::Bf16, Par::Seq).unwrap();
     let rounded = block.forward(h, &table(&spec, 64), Par::Seq).unwrap();
     let error = largest(&rounded - &float) / largest(float.iter().copied());
     assert!(error > 0.0 && error < 0.05, "{error}");

@@ -35,12 +35,12 @@ fn last_block_to_logits_of_the_repository_subset() {
         let (hidden, expected) = (tensors["hidden"].matrix(), tensors["logits"].matrix());
 
         let rope = RopeTable::<f32>::new(&spec.rope, spec.head_dim, spec.max_position_embeddings, 32);
-        let block = Block::<f32>::new(&spec, last, params.clone(), Compute::F32).unwrap();
+        let block = Block::<f32>::new(&spec, last, params.clone(), Compute::F32, Par::Seq).unwrap();
         let h = block.forward(hidden.clone(), &rope, Par::Seq).unwrap();
         let narrow = relative(&logits(&spec, &h, &norm, &head), &expected);
 
         let rope = RopeTable::<f64>::new(&spec.rope, spec.head_dim, spec.max_position_embeddings, 32);
-        let block = Block::<f64>::new(&spec, last, params, Compute::F32).unwrap();
+        let block = Block::<f64>::new(&spec, last, params, Compute::F32, Par::Seq).unwrap();
         let h = block.forward(hidden.mapv(f64::from), &rope, Par::Seq).unwrap();
         let wide = relative(&logits(&spec, &h, &norm, &head), &expected);
         println!("{name}: last block to logits, relative error {narrow:.2e} in f32, {wide:.2e} in f64");
@@ -55,7 +55,7 @@ fn run<T: Element + Into<f64>>(model: &mut InMemoryModel, reference: &quant_test
     let length = sequences[0].len();
     let rope = RopeTable::<T>::new(&spec.rope, spec.head_dim, spec.max_position_embeddings, length);
     let blocks: Vec<_> = (0..spec.layers)
-        .map(|i| Block::<T>::new(&spec, i, model.block(i).unwrap(), Compute::F32).unwrap())
+        .map(|i| Block::<T>::new(&spec, i, model.block(i).unwrap(), Compute::F32, Par::Seq).unwrap())
         .collect();
     let norm = model.final_norm().unwrap().to_vec();
     let head = head(model);
@@ -136,7 +136,7 @@ fn trained_model_on_both_evaluation_sets() {
     let reference = load_safetensors(&dir.join("parity/tiny_reasoner_fp_reference.safetensors"));
     let mut source = load_model(&dir.join("models/tiny-reasoner"));
     let spec = source.spec().clone();
-    let first_block = Block::<f32>::new(&spec, 0, source.block(0).unwrap(), Compute::F32).unwrap();
+    let first_block = Block::<f32>::new(&spec, 0, source.block(0).unwrap(), Compute::F32, Par::Seq).unwrap();
     let rope = RopeTable::new(&spec.rope, spec.head_dim, spec.max_position_embeddings, 256);
     let mut model = StreamedModel::new(source, Compute::F32, Par::new(2));
     for set in ["eval_tasks", "eval_wikitext2"] {

@@ -34,7 +34,8 @@ fn equals_the_blocks_one_after_the_other() {
             let rope = RopeTable::new(&spec.rope, spec.head_dim, spec.max_position_embeddings, ids.len());
             let mut h = source.embed(ids).unwrap();
             for b in 0..spec.layers {
-                let block = Block::<f32>::new(&spec, b, source.block(b).unwrap(), Compute::F32).unwrap();
+                let block =
+                    Block::<f32>::new(&spec, b, source.block(b).unwrap(), Compute::F32, Par::Seq).unwrap();
                 h = block.forward(h, &rope, Par::Seq).unwrap();
             }
             let x = rms_norm(h.view(), source.final_norm().unwrap().view(), spec.norm_eps as f32);

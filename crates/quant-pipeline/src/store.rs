@@ -2,11 +2,11 @@
 
 use crate::PipelineError;
 use crate::views;
-use ndarray::{Array2, ArrayView2, CowArray, Ix2};
+use ndarray::{Array2, ArrayViewMut2, CowArray, Ix2};
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// `[tokens, features]` of f32, written and read by row ranges.
 #[derive(Debug)]
@@ -19,7 +19,15 @@ pub(crate) struct Store {
 #[derive(Debug)]
 enum Backing {
     Memory(Array2<f32>),
-    File { file: File, folder: std::path::PathBuf },
+    File(Spilled),
+}
+
+/// An unnamed file, and the rows of it that are being worked on.
+#[derive(Debug)]
+struct Spilled {
+    file: File,
+    folder: PathBuf,
+    scratch: Vec<f32>,
 }
 
 impl Store {
@@ -31,7 +39,7 @@ impl Store {
                 let io = |source| PipelineError::Io { path: folder.to_owned(), source };
                 let file = tempfile::tempfile_in(folder).map_err(io)?;
                 file.set_len((rows * width * size_of::<f32>()) as u64).map_err(io)?;
-                Backing::File { file, folder: folder.to_owned() }
+                Backing::File(Spilled { file, folder: folder.to_owned(), scratch: Vec::new() })
             }
         };
         Ok(Self { rows, width, backing })
@@ -41,33 +49,73 @@ impl Store {
     pub(crate) fn read(&self, range: Range<usize>) -> Result<CowArray<'_, f32, Ix2>, PipelineError> {
         match &self.backing {
             Backing::Memory(data) => Ok(views::rows(data, range).into()),
-            Backing::File { file, folder } => {
+            Backing::File(spilled) => {
                 let mut data = Array2::<f32>::zeros((range.len(), self.width));
                 if let Some(slice) = data.as_slice_mut() {
-                    let offset = (range.start * self.width * size_of::<f32>()) as u64;
-                    file.read_exact_at(bytemuck::cast_slice_mut(slice), offset)
-                        .map_err(|source| PipelineError::Io { path: folder.clone(), source })?;
+                    spilled.read(range.start * self.width, slice)?;
                 }
                 Ok(data.into())
             }
         }
     }
 
-    /// Replaces the rows from `start` on.
-    pub(crate) fn write(&mut self, start: usize, x: ArrayView2<'_, f32>) -> Result<(), PipelineError> {
-        debug_assert!(start + x.nrows() <= self.rows && x.ncols() == self.width, "rows outside the store");
+    /// Replaces rows `range` by what `f` writes into them; it finds old numbers there.
+    pub(crate) fn overwrite(
+        &mut self,
+        range: Range<usize>,
+        f: impl FnOnce(ArrayViewMut2<'_, f32>) -> Result<(), PipelineError>,
+    ) -> Result<(), PipelineError> {
+        self.work_on(range, false, f)
+    }
+
+    /// Changes rows `range` in place.
+    pub(crate) fn modify(
+        &mut self,
+        range: Range<usize>,
+        f: impl FnOnce(ArrayViewMut2<'_, f32>) -> Result<(), PipelineError>,
+    ) -> Result<(), PipelineError> {
+        self.work_on(range, true, f)
+    }
+
+    fn work_on(
+        &mut self,
+        range: Range<usize>,
+        read: bool,
+        f: impl FnOnce(ArrayViewMut2<'_, f32>) -> Result<(), PipelineError>,
+    ) -> Result<(), PipelineError> {
+        debug_assert!(range.end <= self.rows, "rows outside the store");
+        let shape = (range.len(), self.width);
         match &mut self.backing {
-            Backing::Memory(data) => views::rows_mut(data, start..start + x.nrows()).assign(&x),
-            Backing::File { file, folder } => {
-                let x = x.as_standard_layout();
-                if let Some(slice) = x.as_slice() {
-                    let offset = (start * self.width * size_of::<f32>()) as u64;
-                    file.write_all_at(bytemuck::cast_slice(slice), offset)
-                        .map_err(|source| PipelineError::Io { path: folder.clone(), source })?;
+            Backing::Memory(data) => f(views::rows_mut(data, range)),
+            Backing::File(spilled) => {
+                let mut scratch = std::mem::take(&mut spilled.scratch);
+                scratch.resize(shape.0 * shape.1, 0.0);
+                let first = range.start * self.width;
+                if read {
+                    spilled.read(first, &mut scratch)?;
                 }
+                let mut rows = Array2::from_shape_vec(shape, scratch).unwrap_or_default();
+                f(rows.view_mut())?;
+                spilled.scratch = rows.into_raw_vec_and_offset().0;
+                spilled.write(first)?;
+                Ok(())
             }
         }
-        Ok(())
+    }
+}
+
+impl Spilled {
+    fn read(&self, first: usize, out: &mut [f32]) -> Result<(), PipelineError> {
+        let offset = (first * size_of::<f32>()) as u64;
+        self.file.read_exact_at(bytemuck::cast_slice_mut(out), offset).map_err(|e| self.failed(e))
+    }
+    /// Writes the scratch rows.
+    fn write(&self, first: usize) -> Result<(), PipelineError> {
+        let offset = (first * size_of::<f32>()) as u64;
+        self.file.write_all_at(bytemuck::cast_slice(&self.scratch), offset).map_err(|e| self.failed(e))
+    }
+    fn failed(&self, source: std::io::Error) -> PipelineError {
+        PipelineError::Io { path: self.folder.clone(), source }
     }
 }
 
@@ -138,10 +186,23 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut memory = Store::new(10, 3, None).unwrap();
         let mut spilled = Store::new(10, 3, Some(folder.path())).unwrap();
-        for start in [4, 0, 7] {
-            let x = Array2::from_shape_fn((3, 3), |(i, j)| (start * 10 + i * 3 + j) as f32);
-            memory.write(start, x.view()).unwrap();
-            spilled.write(start, x.view()).unwrap();
+        for store in [&mut memory, &mut spilled] {
+            for start in [4, 0, 7] {
+                let x = Array2::from_shape_fn((3, 3), |(i, j)| (start * 10 + i * 3 + j) as f32);
+                let written = store.overwrite(start..start + 3, |mut rows| {
+                    rows.assign(&x);
+                    Ok(())
+                });
+                written.unwrap();
+            }
+            let changed = store.modify(1..6, |mut rows| {
+                rows += 0.5;
+                Ok(())
+            });
+            changed.unwrap();
+            let failed = store.modify(0..2, |_| Err(PipelineError::Interrupted));
+            assert!(failed.is_err());
+            assert_eq!(store.read(1..2).unwrap()[(0, 0)], 3.5);
         }
         assert_eq!(memory.read(0..10).unwrap(), spilled.read(0..10).unwrap());
         assert_eq!(memory.read(5..6).unwrap(), spilled.read(5..6).unwrap());

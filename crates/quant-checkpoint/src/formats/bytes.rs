@@ -77,8 +77,8 @@ pub(crate) fn dequantized_bytes(matrix: &QuantizedMatrix) -> Vec<u8> {
     let (rows, columns) = matrix.dim();
     let mut out = vec![0_u8; rows * columns * 4];
     out.par_chunks_mut((columns * 4).max(1)).enumerate().for_each(|(row, bytes)| {
-        let mut values = ndarray::Array1::zeros(columns);
-        matrix.dequantize_row(row, values.view_mut());
+        let mut values = vec![0.0_f32; columns];
+        matrix.dequantize_row(row, &mut values);
         for (target, value) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(values) {
             *target = value.to_le_bytes();
         }

@@ -2,7 +2,7 @@
 
 use ndarray::{ArrayView2, ArrayViewMut2};
 
-use super::driver::{Columns, Packed, Target, gemm, pack_all};
+use super::driver::{Columns, Packed, Target, gemm, pack_all, pack_rows};
 use super::kernel::{Kernel, Rounded};
 use super::level::Level;
 use super::pack::Source;
@@ -111,17 +111,42 @@ pub(crate) fn pack_operand<T: Element>(
     level: Level,
     b: ArrayView2<'_, T>,
     compute: Compute,
+    par: Par,
 ) -> PackedOperand<T> {
-    struct Pack<'a, T>(ArrayView2<'a, T>);
+    struct Pack<'a, T>(ArrayView2<'a, T>, Par);
     impl<T: Element> Visitor<T> for Pack<'_, T> {
         type Output = Packed;
         fn visit<K: Kernel<Elem = T>>(self, _kernel: K) -> Packed {
             // SAFETY: the view is borrowed for the call.
-            unsafe { pack_all::<K>(&Source::new(&self.0)) }
+            unsafe { pack_all::<K>(&Source::new(&self.0), self.1) }
         }
     }
     let (depth, cols) = b.dim();
-    let packed = T::dispatch(level, compute, Pack(b.reversed_axes()));
+    let packed = T::dispatch(level, compute, Pack(b.reversed_axes(), par));
+    PackedOperand { packed, level, compute, depth, cols, element: std::marker::PhantomData }
+}
+
+/// Packs the right operand `[depth, columns]` whose columns `fill` writes one at a time.
+pub(crate) fn pack_columns<T: Element>(
+    level: Level,
+    (depth, cols): (usize, usize),
+    compute: Compute,
+    par: Par,
+    fill: &(dyn Fn(usize, &mut [T]) + Sync),
+) -> PackedOperand<T> {
+    struct Pack<'a, T> {
+        lanes: usize,
+        depth: usize,
+        par: Par,
+        fill: &'a (dyn Fn(usize, &mut [T]) + Sync),
+    }
+    impl<T: Element> Visitor<T> for Pack<'_, T> {
+        type Output = Packed;
+        fn visit<K: Kernel<Elem = T>>(self, _kernel: K) -> Packed {
+            pack_rows::<K>(self.lanes, self.depth, self.par, self.fill)
+        }
+    }
+    let packed = T::dispatch(level, compute, Pack { lanes: cols, depth, par, fill });
     PackedOperand { packed, level, compute, depth, cols, element: std::marker::PhantomData }
 }
 

@@ -7,7 +7,10 @@
 //! Each output element is produced by tiles whose sums run over the same blocks of the summed index in the same
 //! order, so no choice made here (block of rows, group of columns, number of threads) can change a bit of it.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use ndarray::{Array2, Axis, Slice};
 
 use crate::element::Region;
 use crate::{Par, vectorized};
@@ -56,7 +59,7 @@ pub(super) enum Columns<'a, T> {
     Packed(&'a Packed),
 }
 
-/// All panels of an operand: block after block of the summed index, panel after panel of `NR` lanes.
+/// All panels of an operand `[lanes, depth]`: block after block of the summed index, panel after panel of `NR` lanes.
 #[derive(Clone, Debug)]
 pub(super) struct Packed {
     buffer: Buffer,
@@ -65,6 +68,11 @@ pub(super) struct Packed {
 }
 
 impl Packed {
+    fn unfilled<K: Kernel>(lanes: usize, depth: usize) -> Self {
+        let words = lanes.div_ceil(K::NR) * K::NR * depth.div_ceil(K::PAIR);
+        Self { buffer: Buffer::new::<K::Word>(words), lanes, depth }
+    }
+
     pub(super) fn bytes(&self) -> usize {
         self.buffer.bytes()
     }
@@ -92,21 +100,78 @@ fn block_words<K: Kernel>(left: usize) -> usize {
 ///
 /// # Safety
 /// The view behind `src` is still borrowed.
-pub(super) unsafe fn pack_all<K: Kernel>(src: &Source<K::Elem>) -> Packed {
-    let panels = src.lanes().div_ceil(K::NR);
-    let mut buffer = Buffer::new::<K::Word>(panels * K::NR * src.depth().div_ceil(K::PAIR));
-    let start = buffer.as_mut_ptr::<K::Word>();
-    for first in (0..src.depth()).step_by(K::KC) {
-        let depth = K::KC.min(src.depth() - first);
-        // SAFETY: the panels of this block lie in the buffer.
-        let dst = unsafe { start.add(panel_offset::<K>(src.lanes(), src.depth(), first, 0)) };
-        vectorized(
-            #[inline(always)]
-            // SAFETY: the panels lie in the buffer, which nothing else refers to yet, and the ranges are in `src`.
-            || unsafe { pack_panels::<K>(src, 0, K::NR, 0..panels, first, depth, dst) },
-        );
-    }
-    Packed { buffer, lanes: src.lanes(), depth: src.depth() }
+pub(super) unsafe fn pack_all<K: Kernel>(src: &Source<K::Elem>, par: Par) -> Packed {
+    let mut packed = Packed::unfilled::<K>(src.lanes(), src.depth());
+    let start = Shared(packed.buffer.as_mut_ptr::<K::Word>());
+    for_panels::<K>(&packed, par, |panels| {
+        // SAFETY: the panels of different tasks do not overlap, and `src` has their lanes.
+        unsafe { pack_depth::<K>(src, panels.clone(), &packed, panels, start) };
+    });
+    packed
+}
+
+/// Packs a right operand `[lanes, depth]` whose rows `fill` writes one at a time: the operand never exists as a matrix.
+pub(super) fn pack_rows<K: Kernel>(
+    lanes: usize,
+    depth: usize,
+    par: Par,
+    fill: &(dyn Fn(usize, &mut [K::Elem]) + Sync),
+) -> Packed {
+    let mut packed = Packed::unfilled::<K>(lanes, depth);
+    let start = Shared(packed.buffer.as_mut_ptr::<K::Word>());
+    for_panels::<K>(&packed, par, |panels| {
+        let mut rows = Array2::<K::Elem>::default((K::NR.min(lanes), depth));
+        for panel in panels {
+            let first = panel * K::NR;
+            let count = K::NR.min(lanes - first);
+            for (i, mut row) in rows.rows_mut().into_iter().take(count).enumerate() {
+                if let Some(row) = row.as_slice_mut() {
+                    fill(first + i, row);
+                }
+            }
+            let source = Source::new(&rows.slice_axis(Axis(0), Slice::from(..count)));
+            // SAFETY: the panels of different tasks do not overlap, and `rows` holds the lanes of this one.
+            unsafe { pack_depth::<K>(&source, 0..1, &packed, panel..panel + 1, start) };
+        }
+    });
+    packed
+}
+
+/// Calls `task` with ranges of panels that together are all of them.
+fn for_panels<K: Kernel>(packed: &Packed, par: Par, task: impl Fn(Range<usize>) + Sync) {
+    // Several ranges a thread, so that a slow one delays nobody; long ones, so that buffers are used often.
+    const RANGES_A_THREAD: usize = 4;
+    let panels = packed.lanes.div_ceil(K::NR);
+    let ranges = if par == Par::Seq { 1 } else { RANGES_A_THREAD * par.threads() };
+    let each = panels.div_ceil(ranges).max(1);
+    parallel_for(par, panels.div_ceil(each), |i| task(i * each..((i + 1) * each).min(panels)));
+}
+
+/// Packs panels `from` of a source as panels `to` of an operand, over the whole summed index.
+///
+/// # Safety
+/// The view behind `src` is still borrowed and has the lanes of `from`; `to` is as long and inside the operand;
+/// `start` is the operand's buffer, and nothing else accesses these panels.
+unsafe fn pack_depth<K: Kernel>(
+    src: &Source<K::Elem>,
+    from: Range<usize>,
+    operand: &Packed,
+    to: Range<usize>,
+    start: Shared<K::Word>,
+) {
+    vectorized(
+        #[inline(always)]
+        || {
+            for first in (0..operand.depth).step_by(K::KC) {
+                let depth = K::KC.min(operand.depth - first);
+                let offset = panel_offset::<K>(operand.lanes, operand.depth, first, to.start);
+                // `pack_panels` counts from the place of panel 0.
+                let dst = start.offset(offset).back(from.start * K::NR * depth.div_ceil(K::PAIR)).get();
+                // SAFETY: forwarded from the caller; the panels lie in the buffer, and the ranges are in `src`.
+                unsafe { pack_panels::<K>(src, 0, K::NR, from.clone(), first, depth, dst) };
+            }
+        },
+    );
 }
 
 /// `dst (=|+=) alpha * A B` on a region, with the rows of A and the columns of B as lanes.
@@ -257,15 +322,15 @@ impl Plan {
     }
 
     /// The panels of a packing task.
-    fn panels(&self, task: usize, count: usize) -> std::ops::Range<usize> {
+    fn panels(&self, task: usize, count: usize) -> Range<usize> {
         task * self.pack_panels..((task + 1) * self.pack_panels).min(count)
     }
 }
 
 /// A task: a range of rows and columns of the destination and one block of the summed index.
 struct Block {
-    rows: std::ops::Range<usize>,
-    cols: std::ops::Range<usize>,
+    rows: Range<usize>,
+    cols: Range<usize>,
     words: usize,
     accumulate: bool,
 }
@@ -379,6 +444,10 @@ impl<T> Shared<T> {
 
     fn offset(self, count: usize) -> Self {
         Self(self.0.wrapping_add(count))
+    }
+
+    fn back(self, count: usize) -> Self {
+        Self(self.0.wrapping_sub(count))
     }
 }
 

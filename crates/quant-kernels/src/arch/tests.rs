@@ -2,7 +2,7 @@
 
 use ndarray::{Array2, ArrayView2, s};
 
-use super::{Level, pack_operand, product, product_packed};
+use super::{Level, pack_columns, pack_operand, product, product_packed};
 use crate::element::{Element, Region};
 use crate::{Compute, Par};
 
@@ -80,11 +80,19 @@ fn exact_everywhere<T: Element>(compute: Compute, levels: &[Level]) {
                     );
                     assert_eq!(got.t(), want, "{case} column-major destination");
                     if region == Region::Full {
-                        let packed = pack_operand(level, b.view(), compute);
-                        let mut got = fill(m, n, 7);
-                        let alpha = T::from_f64(0.75);
-                        product_packed(got.view_mut(), accumulate, alpha, a.view(), &packed, Par::new(2));
-                        assert_eq!(got, want, "{case} packed before");
+                        for par in [Par::Seq, Par::new(3)] {
+                            let whole = pack_operand(level, b.view(), compute, par);
+                            let columns =
+                                pack_columns(level, (k, n), compute, par, &|j, column: &mut [T]| {
+                                    column.iter_mut().zip(b.column(j)).for_each(|(to, from)| *to = *from);
+                                });
+                            for (packed, how) in [(whole, "packed before"), (columns, "packed by columns")] {
+                                let mut got = fill(m, n, 7);
+                                let alpha = T::from_f64(0.75);
+                                product_packed(got.view_mut(), accumulate, alpha, a.view(), &packed, par);
+                                assert_eq!(got, want, "{case} {how} {par}");
+                            }
+                        }
                     }
                 }
             }

@@ -37,7 +37,6 @@ const TILE: usize = 16;
 /// # Errors
 /// A NaN or infinity, named by row and column.
 pub fn round(rtn: &Rtn, weight: ArrayView2<'_, f32>, par: Par) -> Result<QuantizedMatrix, MethodError> {
-    check_finite(weight)?;
     let weight = weight.as_standard_layout();
     let groups = Groups::from_size(rtn.group);
     let (out, columns) = weight.dim();
@@ -45,11 +44,15 @@ pub fn round(rtn: &Rtn, weight: ArrayView2<'_, f32>, par: Par) -> Result<Quantiz
     let mut levels = Array2::zeros((out, columns));
     let mut scales = Array2::ones((out, count));
     let mut zeros = Array2::zeros((out, count));
-    let round_tile = |(((rows, mut levels), mut scales), mut zeros): Tile<'_>| {
+    let round_tile = |(((rows, mut levels), mut scales), mut zeros): Tile<'_>| -> bool {
         vectorized(
             // Without it the loops are compiled for the baseline instruction set.
             #[inline(always)]
             || {
+                // Checked here, so that the rows come from memory once.
+                if check_finite(rows).is_err() {
+                    return false;
+                }
                 for i in 0..rows.nrows() {
                     if let (Some(row), Some(l), Some(s), Some(z)) = (
                         rows.row(i).to_slice(),
@@ -60,8 +63,9 @@ pub fn round(rtn: &Rtn, weight: ArrayView2<'_, f32>, par: Par) -> Result<Quantiz
                         round_row(&rtn.grid, rtn.clip.as_ref(), size, row, l, s, z);
                     }
                 }
+                true
             },
-        );
+        )
     };
     let tiles: Vec<Tile<'_>> = weight
         .axis_chunks_iter(Axis(0), TILE)
@@ -69,9 +73,13 @@ pub fn round(rtn: &Rtn, weight: ArrayView2<'_, f32>, par: Par) -> Result<Quantiz
         .zip(scales.axis_chunks_iter_mut(Axis(0), TILE))
         .zip(zeros.axis_chunks_iter_mut(Axis(0), TILE))
         .collect();
-    match par {
-        Par::Seq => tiles.into_iter().for_each(round_tile),
-        Par::Threads(_) => tiles.into_par_iter().for_each(round_tile),
+    let finite = match par {
+        Par::Seq => tiles.into_iter().all(round_tile),
+        Par::Threads(_) => tiles.into_par_iter().all(round_tile),
+    };
+    if !finite {
+        // Tiles stop in any order; the error names the first place.
+        check_finite(weight.view())?;
     }
     Ok(QuantizedMatrix { bits: rtn.grid.bits, levels, scales, zeros, groups })
 }

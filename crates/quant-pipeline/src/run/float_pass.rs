@@ -1,13 +1,13 @@
 //! The float stream: channel maxima for transforms, gathered while the unquantised model runs.
 
 use super::Run;
+use super::stages::add;
 use crate::PipelineError;
 use crate::store::Store;
 use crate::views;
 use ndarray::{Array1, Array2, Axis};
 use quant_graph::{BlockParams, Role, SCALE_EDGES, Site};
 use quant_methods::smoothquant;
-use quant_model::Block;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -26,29 +26,33 @@ impl Run<'_> {
         self.phase("float statistics")?;
         let spec = &self.plan.spec;
         let last = index + 1 == spec.layers;
-        let block = Block::<f32>::new(spec, index, params.clone(), self.plan.recipe.compute)?;
+        let block = self.float_block(index, params)?;
         let mut maxima: ChannelMaxima =
             SCALE_EDGES.iter().map(|edge| (edge.site, Array1::zeros(spec.site_width(edge.site)))).collect();
         let par = self.par();
+        let at = format!("the output of float block {index}");
+        let mut wide = std::mem::take(&mut self.wide);
         for chunk in &self.layout.chunks {
             self.go_on()?;
             let rows = self.layout.rows_of(chunk);
-            let mut h = stream.read(rows.clone())?.into_owned();
-            let x = block.attention_input(h.view(), par)?;
-            update(&mut maxima, Site::AttentionInput, &x);
-            let a = self.by_sequence(chunk, spec.query_width(), |rows| {
-                Ok(block.attention(views::rows(&x, rows), &self.rope, None, par)?)
+            stream.modify(rows.clone(), |mut h| {
+                let x = block.attention_input(h.view(), par)?;
+                update(&mut maxima, Site::AttentionInput, &x);
+                let mut a = Array2::zeros((rows.len(), spec.query_width()));
+                self.attend(&block, chunk, x.view(), a.view_mut(), None)?;
+                add(h.view_mut(), block.attention_output(a.view(), par)?.view(), par);
+                let x = block.mlp_input(h.view(), par)?;
+                update(&mut maxima, Site::MlpInput, &x);
+                if last {
+                    return Ok(());
+                }
+                let mut m = views::scratch(&mut wide.gated, (rows.len(), spec.intermediate));
+                block.mlp_activation_into(x.view(), m.view_mut(), &mut wide.up, par)?;
+                add(h.view_mut(), block.mlp_output(m.view(), par)?.view(), par);
+                self.check_finite(h.view(), rows.start, &at)
             })?;
-            h += &block.attention_output(a.view(), par)?;
-            let x = block.mlp_input(h.view(), par)?;
-            update(&mut maxima, Site::MlpInput, &x);
-            if !last {
-                let m = block.mlp_activation(x.view(), par)?;
-                h += &block.mlp_output(m.view(), par)?;
-                self.check_finite(&h, rows.start, &format!("the output of float block {index}"))?;
-                stream.write(rows.start, h.view())?;
-            }
         }
+        self.wide = wide;
         self.spent("float statistics", started);
         Ok(maxima)
     }

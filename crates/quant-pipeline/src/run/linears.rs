@@ -1,17 +1,16 @@
 //! Rounding of the linears of one stage, and what it cost.
 
+use super::measure::{Errors, errors};
 use super::stats::{InputStats, dynamic_kv, scheme_text};
 use super::{Run, add_seconds};
 use crate::PipelineError;
 use crate::events::Event;
 use crate::plan::LinearPlan;
 use crate::report::{LinearReport, StageFactor};
-use ndarray::{Array1, Array2, ArrayView2, Axis};
+use ndarray::ArrayView2;
 use quant_core::{ActQuant, QuantizedMatrix};
 use quant_graph::{BlockParams, LinearParams, LinearWeight, Role, Site};
 use quant_hessian::{Factor, prepare};
-use quant_kernels::{Compute, Par, linear, vectorized};
-use rayon::prelude::*;
 use std::time::Instant;
 
 impl Run<'_> {
@@ -103,8 +102,8 @@ impl Run<'_> {
         let seconds = started.elapsed().as_secs_f64();
         add_seconds(&mut self.report.seconds, "round", started);
         let started = Instant::now();
-        let output_error = sample.map(|x| output_error(x, &weight, rounded.as_ref(), input.as_ref(), par));
-        let report = linear_report(plan, index, &weight, rounded.as_ref(), output_error, loss, seconds, self);
+        let errors = errors(&weight, rounded.as_ref(), sample, input.as_ref(), par);
+        let report = linear_report(plan, index, rounded.as_ref(), errors, loss, seconds, self);
         self.events.event(Event::Linear(&report));
         self.report.linears.push(report);
         add_seconds(&mut self.report.seconds, "measure", started);
@@ -116,9 +115,8 @@ impl Run<'_> {
 fn linear_report(
     plan: &LinearPlan,
     block: usize,
-    weight: &Array2<f32>,
     rounded: Option<&QuantizedMatrix>,
-    output_error: Option<f64>,
+    errors: Errors,
     loss: Option<f64>,
     seconds: f64,
     run: &Run<'_>,
@@ -136,91 +134,9 @@ fn linear_report(
         ),
         bits_per_weight: rounded
             .map_or(float_bits as f64, |q| q.bits_per_weight(8 * run.plan.scale_type.size())),
-        weight_error: rounded.map_or(0.0, |q| weight_error(weight, q, run.par())),
-        output_error,
+        weight_error: errors.weight,
+        output_error: errors.output,
         loss,
         seconds,
     }
-}
-
-/// `‖Ŵ − W‖ / ‖W‖`, rows in parallel, summed in row order.
-fn weight_error(weight: &Array2<f32>, rounded: &QuantizedMatrix, par: Par) -> f64 {
-    // Lanes of f32 within a row, f64 across rows: six digits are plenty for a report.
-    const LANES: usize = 16;
-    let row = |values: &mut Array1<f32>, i: usize| {
-        vectorized(
-            #[inline(always)]
-            || {
-                rounded.dequantize_row(i, values.view_mut());
-                let (mut difference, mut norm) = ([0.0_f32; LANES], [0.0_f32; LANES]);
-                let (Some(w), Some(v)) = (weight.row(i).to_slice(), values.as_slice()) else {
-                    return (0.0, 0.0);
-                };
-                let (mut ws, mut vs) = (w.chunks_exact(LANES), v.chunks_exact(LANES));
-                for (w, v) in (&mut ws).zip(&mut vs) {
-                    for l in 0..LANES {
-                        difference[l] += (v[l] - w[l]) * (v[l] - w[l]);
-                        norm[l] += w[l] * w[l];
-                    }
-                }
-                for (l, (w, v)) in ws.remainder().iter().zip(vs.remainder()).enumerate() {
-                    difference[l] += (v - w) * (v - w);
-                    norm[l] += w * w;
-                }
-                let total = |lanes: [f32; LANES]| lanes.iter().map(|&x| f64::from(x)).sum::<f64>();
-                (total(difference), total(norm))
-            },
-        )
-    };
-    let buffer = || Array1::<f32>::zeros(weight.ncols());
-    let sums: Vec<(f64, f64)> = match par {
-        Par::Seq => {
-            let mut values = buffer();
-            (0..weight.nrows()).map(|i| row(&mut values, i)).collect()
-        }
-        Par::Threads(_) => {
-            let rows = (0..weight.nrows()).into_par_iter().with_min_len(16);
-            rows.map_init(buffer, |values, i| row(values, i)).collect()
-        }
-    };
-    let (difference, norm) = sums.iter().fold((0.0, 0.0), |(d, n), (x, y)| (d + x, n + y));
-    ratio(difference, norm)
-}
-
-/// `‖Q(X)Ŵᵀ − XWᵀ‖ / ‖XWᵀ‖` on sampled tokens, in f32 products.
-fn output_error(
-    x: ArrayView2<'_, f32>,
-    weight: &Array2<f32>,
-    rounded: Option<&QuantizedMatrix>,
-    input: Option<&ActQuant>,
-    par: Par,
-) -> f64 {
-    let float = linear(x, weight.view(), None, Compute::F32, par);
-    let mut seen = x.to_owned();
-    if let Some(quant) = input {
-        vectorized(
-            #[inline(always)]
-            || quant.fake_quantize(seen.view_mut()),
-        );
-    }
-    // The difference of the weights keeps the digits that subtracting two outputs would lose.
-    let mut change = rounded.map_or_else(
-        || Array2::zeros(float.dim()),
-        |q| {
-            let delta = q.dequantize() - weight;
-            linear(seen.view(), delta.view(), None, Compute::F32, par)
-        },
-    );
-    if input.is_some() {
-        let delta = &seen - &x;
-        change += &linear(delta.view(), weight.view(), None, Compute::F32, par);
-    }
-    let square = |a: &Array2<f32>| -> f64 {
-        a.axis_iter(Axis(0)).map(|r| r.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>()).sum()
-    };
-    ratio(square(&change), square(&float))
-}
-
-fn ratio(difference: f64, norm: f64) -> f64 {
-    if norm > 0.0 { (difference / norm).sqrt() } else { 0.0 }
 }

@@ -7,6 +7,7 @@
 
 mod float_pass;
 mod linears;
+mod measure;
 mod stages;
 mod stats;
 
@@ -15,12 +16,12 @@ use crate::events::{Event, Events};
 use crate::plan::Plan;
 use crate::report::{RunReport, Seconds};
 use crate::store::{Layout, Store};
-use crate::views;
-use ndarray::Array2;
+use ndarray::{ArrayView2, Axis};
 use quant_data::TokenSet;
 use quant_graph::{BlockParams, BlockSource, BoxError};
 use quant_kernels::Par;
 use quant_model::RopeTable;
+use rayon::prelude::*;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -50,6 +51,7 @@ struct Run<'a> {
     options: &'a RunOptions,
     report: RunReport,
     events: &'a mut dyn Events,
+    wide: stages::Wide,
 }
 
 /// Quantises every block of `source` by the plan and hands it to `sink`.
@@ -78,6 +80,7 @@ pub fn run(
         report: RunReport { calibration_tokens: layout.rows(), ..RunReport::default() },
         layout,
         events,
+        wide: stages::Wide::default(),
     };
     let mut float = None;
     let mut quantized = None;
@@ -85,12 +88,7 @@ pub fn run(
         let started = Instant::now();
         let embedded = run.embed(source, &tokens.sequences)?;
         if plan.needs.channel_max && plan.needs.quantized_stream() {
-            let mut copy = run.store(spec.hidden)?;
-            for chunk in run.layout.chunks.clone() {
-                let rows = run.layout.rows_of(&chunk);
-                copy.write(rows.start, embedded.read(rows)?.view())?;
-            }
-            float = Some(copy);
+            float = Some(run.copy_of(&embedded)?);
             quantized = Some(embedded);
         } else if plan.needs.channel_max {
             float = Some(embedded);
@@ -165,42 +163,47 @@ impl Run<'_> {
     fn store(&self, width: usize) -> Result<Store, PipelineError> {
         Store::new(self.layout.rows(), width, self.options.spill.as_deref())
     }
+    /// The same activations once more.
+    fn copy_of(&self, store: &Store) -> Result<Store, PipelineError> {
+        let mut copy = self.store(self.plan.spec.hidden)?;
+        for chunk in &self.layout.chunks {
+            let rows = self.layout.rows_of(chunk);
+            let from = store.read(rows.clone())?;
+            copy.overwrite(rows, |mut to| {
+                to.assign(&from);
+                Ok(())
+            })?;
+        }
+        Ok(copy)
+    }
     fn embed(&self, source: &mut dyn BlockSource, sequences: &[Vec<u32>]) -> Result<Store, PipelineError> {
         let mut store = self.store(self.plan.spec.hidden)?;
         for (sequence, ids) in sequences.iter().enumerate() {
             let rows = source.embed(ids).map_err(PipelineError::unbox)?;
-            store.write(self.layout.starts[sequence], rows.view())?;
+            store.overwrite(self.layout.rows_of(&(sequence..sequence + 1)), |mut to| {
+                to.assign(&rows);
+                Ok(())
+            })?;
         }
         Ok(store)
     }
     /// Refuses activations that have left the finite numbers, naming the sequence.
-    fn check_finite(&self, x: &Array2<f32>, first_row: usize, at: &str) -> Result<(), PipelineError> {
-        if quant_core::matrix::check_finite(x.view()).is_ok() {
+    fn check_finite(&self, x: ArrayView2<'_, f32>, first_row: usize, at: &str) -> Result<(), PipelineError> {
+        const ROWS: usize = 64;
+        let finite = |rows: ArrayView2<'_, f32>| quant_core::matrix::check_finite(rows).is_ok();
+        let all = match self.par() {
+            Par::Seq => finite(x),
+            Par::Threads(_) => {
+                x.axis_chunks_iter(Axis(0), ROWS).collect::<Vec<_>>().into_par_iter().all(finite)
+            }
+        };
+        if all {
             return Ok(());
         }
         let bad =
             x.rows().into_iter().position(|r| r.iter().any(|v| !v.is_finite())).unwrap_or(0) + first_row;
         let sequence = self.layout.starts.partition_point(|&start| start <= bad).saturating_sub(1);
         Err(PipelineError::NotFinite { at: at.to_owned(), sequence })
-    }
-    /// Runs `f` on the rows of every sequence of a chunk and puts the results together, `[rows, width]`.
-    fn by_sequence(
-        &self,
-        chunk: &std::ops::Range<usize>,
-        width: usize,
-        mut f: impl FnMut(std::ops::Range<usize>) -> Result<Array2<f32>, PipelineError>,
-    ) -> Result<Array2<f32>, PipelineError> {
-        let rows = self.layout.rows_of(chunk);
-        if chunk.len() == 1 {
-            return f(0..rows.len());
-        }
-        let mut out = Array2::zeros((rows.len(), width));
-        for sequence in chunk.clone() {
-            let local =
-                self.layout.starts[sequence] - rows.start..self.layout.starts[sequence + 1] - rows.start;
-            views::rows_mut(&mut out, local.clone()).assign(&f(local)?);
-        }
-        Ok(out)
     }
 }
 

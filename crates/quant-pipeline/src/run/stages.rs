@@ -4,22 +4,35 @@ use super::Run;
 use super::stats::{InputStats, KvMaxima, dynamic_kv};
 use crate::PipelineError;
 use crate::store::Store;
-use crate::views;
-use ndarray::Array2;
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, CowArray, Ix2};
 use quant_core::KvGranularity;
-use quant_graph::{BlockParams, LinearParams, LinearWeight, Role, Site};
+use quant_graph::{BlockParams, Site};
+use quant_kernels::Par;
 use quant_model::{Block, KvObserver};
+use rayon::prelude::*;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::Instant;
 
 /// The activations of all tokens inside a block.
 struct Inside<'a> {
     /// Residual stream, `[tokens, hidden]`.
     residual: &'a mut Store,
-    /// Input of o, `[tokens, heads · head_dim]`, while it is needed.
+    wide: Wide,
+}
+
+/// The wide activations inside a block. They keep their memory from block to block: fresh pages cost more than the
+/// numbers written to them.
+#[derive(Debug, Default)]
+pub(super) struct Wide {
+    /// Input of o, `[tokens, heads · head_dim]`.
     attended: Option<Store>,
-    /// Input of down, `[tokens, intermediate]`, while it is needed.
+    /// Input of down, `[tokens, intermediate]`.
     activated: Option<Store>,
+    /// What up computes of one chunk.
+    pub(super) up: Vec<f32>,
+    /// Input of down of one chunk, where not all of it is kept.
+    pub(super) gated: Vec<f32>,
 }
 
 impl Run<'_> {
@@ -35,22 +48,25 @@ impl Run<'_> {
         let mut kv = dynamic_kv(self.plan.scheme.kv);
         let kv_static = self.plan.scheme.kv.filter(|k| k.granularity == KvGranularity::ChannelStatic);
         let norms = pending.norms.clone();
-        let empty = BlockParams { linears: BTreeMap::new(), norms: norms.clone(), kv: None };
-        let mut block = Block::<f32>::new(&self.plan.spec, index, empty, self.plan.recipe.compute)?;
+        let mut block = self.block_without_linears(index, &pending)?;
 
         let mut ahead = if self.plan.true_sequential() {
             BTreeMap::new()
         } else {
             self.statistics_of_float_block(index, &pending, residual)?
         };
-        let mut inside = Inside { residual, attended: None, activated: None };
+        let mut inside = Inside { residual, wide: std::mem::take(&mut self.wide) };
         for site in Site::ALL {
             let stats = match ahead.remove(&site) {
                 Some(stats) => stats,
                 None => self.statistics(index, site, &block, &inside)?,
             };
-            for (role, linear) in self.round_stage(index, site, &mut pending, stats)? {
-                block.set_linear(role, self.as_calibrated(&linear))?;
+            for (role, mut linear) in self.round_stage(index, site, &mut pending, stats)? {
+                // Calibration quantises inputs only if the recipe says so.
+                let input = linear.input;
+                linear.input = input.filter(|_| self.plan.recipe.activations.in_calibration);
+                block.set_linear(role, &linear, self.par())?;
+                linear.input = input;
                 finished.insert(role, linear);
             }
             let mut maxima =
@@ -68,13 +84,27 @@ impl Run<'_> {
                 block.clear_linear(role);
             }
         }
+        self.wide = inside.wide;
         Ok(BlockParams { linears: finished, norms, kv })
     }
 
-    /// A finished linear as calibration runs it: its input quantised only if the recipe says so.
-    fn as_calibrated(&self, linear: &LinearParams) -> LinearParams {
-        let input = linear.input.filter(|_| self.plan.recipe.activations.in_calibration);
-        LinearParams { input, ..linear.clone() }
+    /// A block whose linears are still to be set.
+    fn block_without_linears(&self, index: usize, params: &BlockParams) -> Result<Block<f32>, PipelineError> {
+        let empty = BlockParams { linears: BTreeMap::new(), norms: params.norms.clone(), kv: None };
+        Ok(Block::new(&self.plan.spec, index, empty, self.plan.recipe.compute, self.par())?)
+    }
+
+    /// The block as it was read, its floats borrowed.
+    pub(super) fn float_block(
+        &self,
+        index: usize,
+        params: &BlockParams,
+    ) -> Result<Block<f32>, PipelineError> {
+        let mut block = self.block_without_linears(index, params)?;
+        for (&role, linear) in &params.linears {
+            block.set_linear(role, linear, self.par())?;
+        }
+        Ok(block)
     }
 
     /// Statistics of a stage's input over all tokens.
@@ -104,8 +134,8 @@ impl Run<'_> {
         site: Site,
         block: &Block<f32>,
         inside: &'s Inside<'_>,
-        chunk: &std::ops::Range<usize>,
-    ) -> Result<ndarray::CowArray<'s, f32, ndarray::Ix2>, PipelineError> {
+        chunk: &Range<usize>,
+    ) -> Result<CowArray<'s, f32, Ix2>, PipelineError> {
         let rows = self.layout.rows_of(chunk);
         let stored = |store: &'s Option<Store>| match store {
             Some(store) => store.read(rows.clone()),
@@ -116,9 +146,9 @@ impl Run<'_> {
             Site::AttentionInput => {
                 Ok(block.attention_input(inside.residual.read(rows)?.view(), par)?.into())
             }
-            Site::AttentionOutput => stored(&inside.attended),
+            Site::AttentionOutput => stored(&inside.wide.attended),
             Site::MlpInput => Ok(block.mlp_input(inside.residual.read(rows)?.view(), par)?.into()),
-            Site::MlpActivation => stored(&inside.activated),
+            Site::MlpActivation => stored(&inside.wide.activated),
         }
     }
 
@@ -133,55 +163,74 @@ impl Run<'_> {
     ) -> Result<(), PipelineError> {
         self.phase("forward")?;
         let started = Instant::now();
-        let spec = &self.plan.spec;
         let par = self.par();
-        let mut out = match site {
-            Site::AttentionInput | Site::MlpInput => Some(self.store(match site {
-                Site::AttentionInput => spec.query_width(),
-                _ => spec.intermediate,
-            })?),
-            _ => None,
+        let at = format!("block {index}, after {site:?}");
+        let mut wide = match site {
+            Site::AttentionInput => {
+                Some(self.wide_store(inside.wide.attended.take(), Site::AttentionOutput)?)
+            }
+            Site::MlpInput => Some(self.wide_store(inside.wide.activated.take(), Site::MlpActivation)?),
+            Site::AttentionOutput | Site::MlpActivation => None,
         };
+        let mut up = std::mem::take(&mut inside.wide.up);
         for chunk in &self.layout.chunks {
             self.go_on()?;
             let rows = self.layout.rows_of(chunk);
+            if let Some(store) = &mut wide {
+                let x = self.input(site, block, inside, chunk)?;
+                store.overwrite(rows.clone(), |mut out| {
+                    if site == Site::MlpInput {
+                        block.mlp_activation_into(x.view(), out.view_mut(), &mut up, par)?;
+                    } else {
+                        self.attend(block, chunk, x.view(), out.view_mut(), reborrow(&mut observer))?;
+                    }
+                    self.check_finite(out.view(), rows.start, &at)
+                })?;
+                continue;
+            }
             let y = {
                 let x = self.input(site, block, inside, chunk)?;
                 match site {
-                    Site::AttentionInput => self.by_sequence(chunk, spec.query_width(), |rows| {
-                        // The reborrow has to be written out: a trait object's lifetime does not shrink inside an Option.
-                        #[expect(clippy::manual_map, reason = "map does not shrink the lifetime")]
-                        let observer = match &mut observer {
-                            Some(o) => Some(&mut **o as &mut dyn KvObserver<f32>),
-                            None => None,
-                        };
-                        Ok(block.attention(views::rows(&x, rows), &self.rope, observer, par)?)
-                    })?,
                     Site::AttentionOutput => block.attention_output(x.view(), par)?,
-                    Site::MlpInput => block.mlp_activation(x.view(), par)?,
-                    Site::MlpActivation => block.mlp_output(x.view(), par)?,
+                    _ => block.mlp_output(x.view(), par)?,
                 }
             };
-            match &mut out {
-                Some(store) => {
-                    self.check_finite(&y, rows.start, &format!("block {index}, after {site:?}"))?;
-                    store.write(rows.start, y.view())?;
-                }
-                None => {
-                    let mut h = inside.residual.read(rows.clone())?.into_owned();
-                    h += &y;
-                    self.check_finite(&h, rows.start, &format!("block {index}, after {site:?}"))?;
-                    inside.residual.write(rows.start, h.view())?;
-                }
-            }
+            inside.residual.modify(rows.clone(), |mut h| {
+                add(h.view_mut(), y.view(), par);
+                self.check_finite(h.view(), rows.start, &at)
+            })?;
         }
+        inside.wide.up = up;
         match site {
-            Site::AttentionInput => inside.attended = out,
-            Site::AttentionOutput => inside.attended = None,
-            Site::MlpInput => inside.activated = out,
-            Site::MlpActivation => inside.activated = None,
+            Site::AttentionInput => inside.wide.attended = wide,
+            Site::MlpInput => inside.wide.activated = wide,
+            Site::AttentionOutput | Site::MlpActivation => {}
         }
         self.spent("forward", started);
+        Ok(())
+    }
+
+    /// The store of an earlier block, or a new one.
+    fn wide_store(&self, kept: Option<Store>, site: Site) -> Result<Store, PipelineError> {
+        kept.map_or_else(|| self.store(self.plan.spec.site_width(site)), Ok)
+    }
+
+    /// Attention of every sequence of a chunk, each alone.
+    pub(super) fn attend(
+        &self,
+        block: &Block<f32>,
+        chunk: &Range<usize>,
+        x: ArrayView2<'_, f32>,
+        mut out: ArrayViewMut2<'_, f32>,
+        mut observer: Option<&mut dyn KvObserver<f32>>,
+    ) -> Result<(), PipelineError> {
+        let first = self.layout.starts[chunk.start];
+        for sequence in chunk.clone() {
+            let rows = self.layout.starts[sequence] - first..self.layout.starts[sequence + 1] - first;
+            let x = x.slice_axis(Axis(0), rows.clone().into());
+            let out = out.slice_axis_mut(Axis(0), rows.into());
+            block.attention_into(x, &self.rope, reborrow(&mut observer), out, self.par())?;
+        }
         Ok(())
     }
 
@@ -192,14 +241,10 @@ impl Run<'_> {
         params: &BlockParams,
         residual: &mut Store,
     ) -> Result<BTreeMap<Site, InputStats>, PipelineError> {
-        let block = Block::<f32>::new(&self.plan.spec, index, params.clone(), self.plan.recipe.compute)?;
+        let block = self.float_block(index, params)?;
         // The stream itself must stay at the block's input: the quantised block runs over it afterwards.
-        let mut copy = self.store(self.plan.spec.hidden)?;
-        for chunk in &self.layout.chunks {
-            let rows = self.layout.rows_of(chunk);
-            copy.write(rows.start, residual.read(rows)?.view())?;
-        }
-        let mut inside = Inside { residual: &mut copy, attended: None, activated: None };
+        let mut copy = self.copy_of(residual)?;
+        let mut inside = Inside { residual: &mut copy, wide: std::mem::take(&mut self.wide) };
         let mut all = BTreeMap::new();
         for site in Site::ALL {
             all.insert(site, self.statistics(index, site, &block, &inside)?);
@@ -207,7 +252,27 @@ impl Run<'_> {
                 self.advance(index, site, &block, &mut inside, None)?;
             }
         }
-        debug_assert!(Role::ALL.iter().all(|r| matches!(params.linears[r].weight, LinearWeight::Float(_))));
+        self.wide = inside.wide;
         Ok(all)
     }
+}
+
+/// A trait object for a shorter while; its lifetime does not shrink inside an `Option` by itself.
+fn reborrow<'o>(observer: &'o mut Option<&mut dyn KvObserver<f32>>) -> Option<&'o mut dyn KvObserver<f32>> {
+    match observer {
+        Some(observer) => Some(&mut **observer),
+        None => None,
+    }
+}
+
+/// `h += y`, rows in parallel.
+pub(super) fn add(mut h: ArrayViewMut2<'_, f32>, y: ArrayView2<'_, f32>, par: Par) {
+    const ROWS: usize = 64;
+    if par == Par::Seq {
+        h += &y;
+        return;
+    }
+    let pairs: Vec<_> =
+        h.axis_chunks_iter_mut(Axis(0), ROWS).zip(y.axis_chunks_iter(Axis(0), ROWS)).collect();
+    pairs.into_par_iter().for_each(|(mut h, y)| h += &y);
 }

@@ -1,0 +1,201 @@
+//! What rounding a linear cost: error of its weight, and of its output on sampled tokens.
+
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
+use quant_core::{ActQuant, QuantizedMatrix};
+use quant_kernels::{Compute, Par, PreparedWeight, vectorized};
+use rayon::prelude::*;
+
+/// Rows of a weight measured by one task; a fixed number, so that sums do not depend on the threads.
+const TILE: usize = 64;
+
+/// Relative errors of one linear.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Errors {
+    /// `‖Ŵ − W‖ / ‖W‖`.
+    pub(super) weight: f64,
+    /// `‖Q(X)Ŵᵀ − XWᵀ‖ / ‖XWᵀ‖`, where tokens were sampled.
+    pub(super) output: Option<f64>,
+}
+
+/// Measures a linear `weight` `[out, in]` against what it was rounded to, on sampled inputs `[tokens, in]` that `input`
+/// will quantise. Works on tiles of rows, so that the dequantised weight never exists as a whole.
+pub(super) fn errors(
+    weight: &Array2<f32>,
+    rounded: Option<&QuantizedMatrix>,
+    sample: Option<ArrayView2<'_, f32>>,
+    input: Option<&ActQuant>,
+    par: Par,
+) -> Errors {
+    let sample = sample.map(|x| Sample::new(x, input, par));
+    let tile = |buffer: &mut Vec<f32>, (index, rows): (usize, ArrayView2<'_, f32>)| {
+        let mut sums = Sums::default();
+        let change = rounded.map(|q| change(q, index * TILE, rows, buffer, &mut sums.weight));
+        if let Some(sample) = &sample {
+            sums.output = sample.squares(rows, change);
+        }
+        sums
+    };
+    let tiles: Vec<_> = weight.axis_chunks_iter(Axis(0), TILE).enumerate().collect();
+    let sums: Vec<Sums> = match par {
+        Par::Seq => {
+            let mut buffer = Vec::new();
+            tiles.into_iter().map(|t| tile(&mut buffer, t)).collect()
+        }
+        Par::Threads(_) => tiles.into_par_iter().map_init(Vec::new, tile).collect(),
+    };
+    let total = sums.iter().fold(Sums::default(), |a, b| a.plus(b));
+    Errors { weight: total.weight.ratio(), output: sample.map(|_| total.output.ratio()) }
+}
+
+/// Squared norms of a difference and of what it is a difference from.
+#[derive(Clone, Copy, Debug, Default)]
+struct Squares {
+    difference: f64,
+    norm: f64,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    weight: Squares,
+    output: Squares,
+}
+
+impl Squares {
+    fn plus(self, other: Self) -> Self {
+        Self { difference: self.difference + other.difference, norm: self.norm + other.norm }
+    }
+    fn ratio(self) -> f64 {
+        if self.norm > 0.0 { (self.difference / self.norm).sqrt() } else { 0.0 }
+    }
+}
+
+impl Sums {
+    fn plus(self, other: &Self) -> Self {
+        Self { weight: self.weight.plus(other.weight), output: self.output.plus(other.output) }
+    }
+}
+
+/// `Ŵ − W` of the rows from `first` on, `[rows, in]`, in `buffer`.
+fn change<'b>(
+    rounded: &QuantizedMatrix,
+    first: usize,
+    rows: ArrayView2<'_, f32>,
+    buffer: &'b mut Vec<f32>,
+    squares: &mut Squares,
+) -> ArrayViewMut2<'b, f32> {
+    let mut change = crate::views::scratch(buffer, rows.dim());
+    for (i, (w, mut d)) in rows.rows().into_iter().zip(change.rows_mut()).enumerate() {
+        if let (Some(w), Some(d)) = (w.to_slice(), d.as_slice_mut()) {
+            let of_row = vectorized(
+                #[inline(always)]
+                || {
+                    rounded.dequantize_row(first + i, d);
+                    subtract(d, w)
+                },
+            );
+            *squares = squares.plus(of_row);
+        }
+    }
+    change
+}
+
+/// `d -= w`, and the squares of both.
+#[inline(always)]
+fn subtract(d: &mut [f32], w: &[f32]) -> Squares {
+    // Lanes of f32 within a row, f64 across rows: six digits are plenty for a report.
+    const LANES: usize = 16;
+    let (mut difference, mut norm) = ([0.0_f32; LANES], [0.0_f32; LANES]);
+    for (d, w) in d.chunks_mut(LANES).zip(w.chunks(LANES)) {
+        for (l, (d, &w)) in d.iter_mut().zip(w).enumerate() {
+            *d -= w;
+            difference[l] += *d * *d;
+            norm[l] += w * w;
+        }
+    }
+    let total = |lanes: [f32; LANES]| lanes.iter().map(|&x| f64::from(x)).sum::<f64>();
+    Squares { difference: total(difference), norm: total(norm) }
+}
+
+/// Sampled tokens, as the right operand of products with tiles of a weight.
+struct Sample {
+    tokens: usize,
+    /// The tokens in float.
+    float: PreparedWeight<f32>,
+    /// The tokens as the quantised linear sees them, and how far that is from the float ones; none where its input stays
+    /// float.
+    quantized: Option<(PreparedWeight<f32>, PreparedWeight<f32>)>,
+}
+
+impl Sample {
+    fn new(x: ArrayView2<'_, f32>, input: Option<&ActQuant>, par: Par) -> Self {
+        let prepare = |x: ArrayView2<'_, f32>| PreparedWeight::new(x, Compute::F32, par);
+        let quantized = input.map(|quant| {
+            let mut seen = x.to_owned();
+            vectorized(
+                #[inline(always)]
+                || quant.fake_quantize(seen.view_mut()),
+            );
+            let difference = &seen - &x;
+            (prepare(seen.view()), prepare(difference.view()))
+        });
+        Self { tokens: x.nrows(), float: prepare(x), quantized }
+    }
+
+    /// Squares of the change of the outputs of some rows of a weight, and of the outputs. The change is
+    /// `Q(x)·(ŵ − w) + (Q(x) − x)·w`, which keeps the digits that subtracting two outputs would lose.
+    fn squares(&self, rows: ArrayView2<'_, f32>, change: Option<ArrayViewMut2<'_, f32>>) -> Squares {
+        let float = self.float.forward(rows, None, Par::Seq);
+        let mut out = Array2::zeros((rows.nrows(), self.tokens));
+        if let Some(change) = change {
+            let seen = self.quantized.as_ref().map_or(&self.float, |(seen, _)| seen);
+            seen.forward_into(change.view(), None, out.view_mut(), Par::Seq);
+        }
+        if let Some((_, difference)) = &self.quantized {
+            out += &difference.forward(rows, None, Par::Seq);
+        }
+        let square = |a: &Array2<f32>| a.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>();
+        Squares { difference: square(&out), norm: square(&float) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quant_core::{Bits, Convention, FloatType, Grid, Groups, Variant, matrix::round_matrix};
+
+    /// Against the definition in f64, for tiles that do not fill and any number of threads.
+    #[test]
+    fn errors_are_their_definition() {
+        let noise = |rows, columns, seed: usize| {
+            Array2::from_shape_fn((rows, columns), |(i, j)| {
+                let x = (i * 7919 + j * 104_729 + seed * 31) as f32;
+                (x * 0.618).sin() * (x * 0.37).cos()
+            })
+        };
+        let (w, x) = (noise(150, 37, 1), noise(20, 37, 2));
+        let bits = Bits::new(4).unwrap();
+        let grid = Grid::new(Convention::QAsym, bits, Variant::Exact, FloatType::F32).unwrap();
+        let rounded = round_matrix(&grid, None, Groups::Size(16), w.view()).unwrap();
+        let input = ActQuant::Dynamic { bits, rule: quant_core::ActRule::Asymmetric, clip_ratio: 1.0 };
+        let wide = |a: &Array2<f32>| a.mapv(f64::from);
+        let norm = |a: &Array2<f64>| a.iter().map(|v| v * v).sum::<f64>().sqrt();
+        let mut seen = x.clone();
+        input.fake_quantize(seen.view_mut());
+        let (dq, w64) = (wide(&rounded.dequantize()), wide(&w));
+        let y = wide(&x).dot(&w64.t());
+        for (rounded, input) in [(Some(&rounded), Some(&input)), (Some(&rounded), None), (None, Some(&input))]
+        {
+            let weight = if rounded.is_some() { &dq } else { &w64 };
+            let x_hat = wide(if input.is_some() { &seen } else { &x });
+            let expected =
+                (norm(&(weight - &w64)) / norm(&w64), norm(&(x_hat.dot(&weight.t()) - &y)) / norm(&y));
+            let got = errors(&w, rounded, Some(x.view()), input, Par::Seq);
+            assert!((got.weight - expected.0).abs() <= 1e-5 * expected.0, "{got:?} {expected:?}");
+            let output = got.output.unwrap();
+            assert!((output - expected.1).abs() <= 1e-5 * expected.1, "{got:?} {expected:?}");
+            let threaded = errors(&w, rounded, Some(x.view()), input, Par::new(3));
+            assert_eq!((threaded.weight, threaded.output), (got.weight, got.output));
+        }
+        assert_eq!(errors(&w, None, None, None, Par::Seq).output, None);
+    }
+}
