@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use ndarray::{Array1, Array2};
-use quant_graph::{BlockParams, BlockSource, BoxError, ModelSpec, Rows};
+use quant_graph::{BlockFrame, BlockParams, BlockSource, BoxError, ModelSpec, RowVisitor, Rows};
 use serde_json::Value;
 
 use crate::error::{CheckpointError, Result};
-use crate::formats::{self, FORMATS, Format, account, plain_expected, read_plain_block};
+use crate::formats::{self, FORMATS, Format, account, plain_expected, read_plain_block, visit_plain_block};
 use crate::hash::TensorHash;
 use crate::source::Checkpoint;
 
@@ -79,7 +79,8 @@ impl FolderSource {
         if self.spec.tied { ModelSpec::EMBEDDING } else { ModelSpec::HEAD }
     }
 
-    fn read(&mut self, index: usize) -> Result<BlockParams> {
+    /// The prefix of a block's tensors, and whether they are still to be hashed.
+    fn begin(&self, index: usize) -> Result<(String, bool)> {
         if index >= self.spec.layers {
             return Err(CheckpointError::NoSuchTensor {
                 path: self.checkpoint.path().to_path_buf(),
@@ -88,6 +89,11 @@ impl FolderSource {
         }
         let prefix = format!("{}.", self.spec.block_prefix(index));
         let new = self.hashing && !self.hashes.keys().any(|name| name.starts_with(&prefix));
+        Ok((prefix, new))
+    }
+
+    fn read(&mut self, index: usize) -> Result<BlockParams> {
+        let (prefix, new) = self.begin(index)?;
         let Some(format) = self.format else {
             return read_plain_block(&self.checkpoint, &self.spec, index, new.then_some(&mut self.hashes));
         };
@@ -123,6 +129,13 @@ impl BlockSource for FolderSource {
     }
     fn block(&mut self, index: usize) -> Result<BlockParams, BoxError> {
         Ok(self.read(index)?)
+    }
+    fn block_by_rows(&mut self, index: usize, visit: &mut RowVisitor<'_>) -> Result<BlockFrame, BoxError> {
+        if self.format.is_some() {
+            return quant_graph::visit_whole_weights(self.block(index)?, visit);
+        }
+        let (_, new) = self.begin(index)?;
+        visit_plain_block(&self.checkpoint, &self.spec, index, new.then_some(&mut self.hashes), visit)
     }
     fn embed(&mut self, ids: &[u32]) -> Result<Array2<f32>, BoxError> {
         Ok(self.checkpoint.read_row_gather(ModelSpec::EMBEDDING, ids)?)

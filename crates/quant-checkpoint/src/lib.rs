@@ -48,6 +48,7 @@ mod read;
 mod scratch;
 mod source;
 pub mod verify;
+mod waves;
 mod writer;
 
 pub use safetensors::Dtype;

@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytemuck::Pod;
-use ndarray::{Array1, Array2, ArrayD, IxDyn};
+use ndarray::{Array1, Array2, ArrayD, ArrayView2, IxDyn};
 use rayon::prelude::*;
 use safetensors::Dtype;
 
@@ -18,12 +18,18 @@ use crate::error::{CheckpointError, Result};
 use crate::hash::{Hasher, TensorHash};
 use crate::scratch::{ReadStats, timed, zeroed};
 use crate::source::{Checkpoint, TensorInfo, shape_mismatch};
+use crate::waves::Waves;
 
 /// Bytes read and converted by one task: small enough for the second-level cache.
 const PIECE_BYTES: usize = 512 << 10;
 /// Bytes of one wave.
 // Two of these are resident during a read.
 const WAVE_BYTES: usize = 8 * PIECE_BYTES;
+/// Bytes of the rows that are visited together: with their floats, their levels and the bytes being hashed well inside a
+/// third-level cache.
+const VISIT_BYTES: usize = 4 * PIECE_BYTES;
+/// The height of a visit is a multiple of this, so that rows can be worked on in tiles.
+const VISIT_ROWS: usize = 64;
 
 impl Checkpoint {
     /// Totals of all reads so far, from all threads.
@@ -113,7 +119,7 @@ impl Checkpoint {
     /// for the first NaN or infinity.
     pub fn read_f32(&self, name: &str) -> Result<ArrayD<f32>> {
         let info = self.tensor(name)?;
-        let values = self.read_floats(info, 0..info.elements(), None)?;
+        let values = self.read_floats(info, 0..info.elements(), false)?.0;
         shaped(info, values)
     }
 
@@ -123,9 +129,8 @@ impl Checkpoint {
     /// As [`Checkpoint::read_f32`].
     pub fn read_f32_hashed(&self, name: &str) -> Result<(ArrayD<f32>, TensorHash)> {
         let info = self.tensor(name)?;
-        let mut hasher = Hasher::default();
-        let values = self.read_floats(info, 0..info.elements(), Some(&mut hasher))?;
-        Ok((shaped(info, values)?, hasher.finish()))
+        let (values, hash) = self.read_floats(info, 0..info.elements(), true)?;
+        Ok((shaped(info, values)?, hashed(hash)))
     }
 
     /// Fills `out` with a tensor as f32, row-major, without allocating anything of its size, so that a loop over
@@ -137,7 +142,7 @@ impl Checkpoint {
     pub fn read_f32_into(&self, name: &str, out: &mut [f32]) -> Result<()> {
         let info = self.tensor(name)?;
         check_length(info, out.len())?;
-        self.fill_floats(info, float_kind(info)?, 0, out, None)
+        self.fill_floats(info, float_kind(info)?, 0, out, false).map(drop)
     }
 
     /// As [`Checkpoint::read_f32_into`], with the SHA-256 of the same bytes.
@@ -147,9 +152,7 @@ impl Checkpoint {
     pub fn read_f32_into_hashed(&self, name: &str, out: &mut [f32]) -> Result<TensorHash> {
         let info = self.tensor(name)?;
         check_length(info, out.len())?;
-        let mut hasher = Hasher::default();
-        self.fill_floats(info, float_kind(info)?, 0, out, Some(&mut hasher))?;
-        Ok(hasher.finish())
+        Ok(hashed(self.fill_floats(info, float_kind(info)?, 0, out, true)?))
     }
 
     /// A matrix `[rows, columns]` as f32.
@@ -159,7 +162,7 @@ impl Checkpoint {
     pub fn read_matrix_f32(&self, name: &str) -> Result<Array2<f32>> {
         let info = self.tensor(name)?;
         let (rows, columns) = matrix_shape(info)?;
-        matrix(info, rows, columns, self.read_floats(info, 0..info.elements(), None)?)
+        matrix(info, rows, columns, self.read_floats(info, 0..info.elements(), false)?.0)
     }
 
     /// A matrix as f32, with the SHA-256 of the same bytes.
@@ -169,9 +172,40 @@ impl Checkpoint {
     pub fn read_matrix_f32_hashed(&self, name: &str) -> Result<(Array2<f32>, TensorHash)> {
         let info = self.tensor(name)?;
         let (rows, columns) = matrix_shape(info)?;
-        let mut hasher = Hasher::default();
-        let values = self.read_floats(info, 0..info.elements(), Some(&mut hasher))?;
-        Ok((matrix(info, rows, columns, values)?, hasher.finish()))
+        let (values, hash) = self.read_floats(info, 0..info.elements(), true)?;
+        Ok((matrix(info, rows, columns, values)?, hashed(hash)))
+    }
+
+    /// Hands a matrix `[rows, columns]` as f32 to `visit`, some rows at a time and in order, with the index of the first;
+    /// returns the SHA-256 of its bytes if asked. Rows are converted into the same few MiB again and again, and hashed
+    /// while the next are read and visited.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_matrix_f32`], and the first error of `visit`.
+    pub fn visit_rows_f32<E: From<CheckpointError> + Send>(
+        &self,
+        name: &str,
+        hash: bool,
+        visit: &mut (dyn FnMut(usize, ArrayView2<'_, f32>) -> std::result::Result<(), E> + Send),
+    ) -> std::result::Result<Option<TensorHash>, E> {
+        let info = self.tensor(name)?;
+        let (rows, columns) = matrix_shape(info)?;
+        let kind = float_kind(info)?;
+        let row_bytes = (columns * kind.bytes()).max(1);
+        let height = (VISIT_BYTES / row_bytes).next_multiple_of(VISIT_ROWS).min(rows.max(1));
+        let mut floats = zeroed::<f32>(&info.name, height * columns)?;
+        let mut waves = Waves::new(self, height * row_bytes, hash);
+        for first in (0..rows).step_by(height) {
+            let count = height.min(rows - first);
+            let values = &mut floats[..count * columns];
+            waves.next(count * row_bytes, |bytes| {
+                timed(&self.counters.read_ns, || self.load_wave(info, kind, first * columns, bytes, values))?;
+                let rows = ArrayView2::from_shape((count, columns), values)
+                    .map_err(|_| shape_mismatch(info, "a matrix".to_owned()))?;
+                visit(first, rows)
+            })?;
+        }
+        Ok(waves.finish())
     }
 
     /// A vector `[n]` as f32.
@@ -181,7 +215,7 @@ impl Checkpoint {
     pub fn read_vector_f32(&self, name: &str) -> Result<Array1<f32>> {
         let info = self.tensor(name)?;
         vector_shape(info)?;
-        Ok(Array1::from_vec(self.read_floats(info, 0..info.elements(), None)?))
+        Ok(Array1::from_vec(self.read_floats(info, 0..info.elements(), false)?.0))
     }
 
     /// A vector as f32, with the SHA-256 of the same bytes.
@@ -191,9 +225,8 @@ impl Checkpoint {
     pub fn read_vector_f32_hashed(&self, name: &str) -> Result<(Array1<f32>, TensorHash)> {
         let info = self.tensor(name)?;
         vector_shape(info)?;
-        let mut hasher = Hasher::default();
-        let values = self.read_floats(info, 0..info.elements(), Some(&mut hasher))?;
-        Ok((Array1::from_vec(values), hasher.finish()))
+        let (values, hash) = self.read_floats(info, 0..info.elements(), true)?;
+        Ok((Array1::from_vec(values), hashed(hash)))
     }
 
     /// Rows `rows` of a matrix as f32 `[rows.len(), columns]`; only these rows are read.
@@ -205,7 +238,7 @@ impl Checkpoint {
         let info = self.tensor(name)?;
         let (total, columns) = matrix_shape(info)?;
         check_rows(info, &rows, total)?;
-        let values = self.read_floats(info, rows.start * columns..rows.end * columns, None)?;
+        let values = self.read_floats(info, rows.start * columns..rows.end * columns, false)?.0;
         matrix(info, rows.len(), columns, values)
     }
 
@@ -319,17 +352,17 @@ impl Checkpoint {
         Ok(out)
     }
 
-    /// Elements `elements` (row-major positions) of a floating tensor, in new memory.
+    /// Elements `elements` (row-major positions) of a floating tensor, in new memory, and the hash of their bytes.
     fn read_floats(
         &self,
         info: &TensorInfo,
         elements: Range<usize>,
-        hasher: Option<&mut Hasher>,
-    ) -> Result<Vec<f32>> {
+        hash: bool,
+    ) -> Result<(Vec<f32>, Option<TensorHash>)> {
         let kind = float_kind(info)?;
         let mut out = zeroed::<f32>(&info.name, elements.len())?;
-        self.fill_floats(info, kind, elements.start, &mut out, hasher)?;
-        Ok(out)
+        let hash = self.fill_floats(info, kind, elements.start, &mut out, hash)?;
+        Ok((out, hash))
     }
 
     /// Fills `out` with elements from position `start` on, wave by wave; each wave is hashed while the next is read.
@@ -339,42 +372,17 @@ impl Checkpoint {
         kind: Float,
         start: usize,
         out: &mut [f32],
-        mut hasher: Option<&mut Hasher>,
-    ) -> Result<()> {
+        hash: bool,
+    ) -> Result<Option<TensorHash>> {
         let wave_elements = WAVE_BYTES / kind.bytes();
-        let capacity = out.len().min(wave_elements) * kind.bytes();
-        let mut current = self.waves.take(capacity);
-        let mut previous = Vec::new();
-        let mut pending = 0; // bytes of `previous` that are not hashed yet
+        let mut waves = Waves::new(self, out.len().min(wave_elements) * kind.bytes(), hash);
         for (wave, values) in out.chunks_mut(wave_elements).enumerate() {
             let first = start + wave * wave_elements;
-            let used = values.len() * kind.bytes();
-            let bytes = &mut bytemuck::cast_slice_mut::<u64, u8>(&mut current)[..used];
-            let mut load =
-                || timed(&self.counters.read_ns, || self.load_wave(info, kind, first, bytes, values));
-            let Some(hasher) = hasher.as_deref_mut() else {
-                load()?;
-                continue;
-            };
-            if pending == 0 {
-                load()?;
-                previous = self.waves.take(capacity);
-            } else {
-                let done = &bytemuck::cast_slice::<u64, u8>(&previous)[..pending];
-                let hash = || timed(&self.counters.hash_ns, || hasher.update(done));
-                rayon::join(load, hash).0?;
-            }
-            std::mem::swap(&mut current, &mut previous);
-            pending = used;
+            waves.next(values.len() * kind.bytes(), |bytes| {
+                timed(&self.counters.read_ns, || self.load_wave(info, kind, first, bytes, values))
+            })?;
         }
-        if let Some(hasher) = hasher {
-            // Nothing follows the last wave that could hide its hashing.
-            let done = &bytemuck::cast_slice::<u64, u8>(&previous)[..pending];
-            timed(&self.counters.hash_ns, || hasher.update(done));
-        }
-        self.waves.give_back(current);
-        self.waves.give_back(previous);
-        Ok(())
+        Ok(waves.finish())
     }
 
     /// Reads and converts one wave in parallel pieces. `first` is the position of `values[0]` in the tensor.
@@ -408,6 +416,12 @@ impl Checkpoint {
         self.counters.bytes.fetch_add(out.len() as u64, Ordering::Relaxed);
         Ok(())
     }
+}
+
+/// The hash of a read that was asked for one.
+#[expect(clippy::expect_used, reason = "`Waves` hashes when it is told to")]
+fn hashed(hash: Option<TensorHash>) -> TensorHash {
+    hash.expect("a hash was asked for")
 }
 
 fn float_kind(info: &TensorInfo) -> Result<Float> {

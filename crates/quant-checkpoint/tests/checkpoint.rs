@@ -346,6 +346,25 @@ fn large_tensors_in_waves() {
     assert_eq!(gathered, all.select(ndarray::Axis(0), &[3000, 0, 7, 7]));
     assert_eq!(model.read_rows("w", 5..7).unwrap(), &bytes[5 * columns * 2..7 * columns * 2]);
 
+    // By rows: the same values in order, the same hash, and the visitor's error ends the reading.
+    let (mut next, mut seen) = (0, Vec::new());
+    let visited = model.visit_rows_f32::<E>("w", true, &mut |first, part| {
+        assert_eq!((first, part.ncols()), (next, columns));
+        next += part.nrows();
+        seen.extend(part.iter().copied());
+        Ok(())
+    });
+    assert_eq!((visited.unwrap(), next), (Some(hash), rows));
+    assert_eq!(seen, all.as_slice().unwrap());
+    assert_eq!(model.visit_rows_f32::<E>("w", false, &mut |_, _| Ok(())).unwrap(), None);
+    let mut calls = 0;
+    let stopped = model.visit_rows_f32("w", true, &mut |_, _| {
+        calls += 1;
+        Err(E::OutOfMemory { tensor: "w".to_owned(), bytes: 1 })
+    });
+    assert_error!(stopped, E::OutOfMemory { .. });
+    assert_eq!(calls, 1);
+
     // One and two threads give the same array and hash.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     assert_eq!(pool.install(|| model.read_matrix_f32_hashed("w").unwrap()), (all, hash));

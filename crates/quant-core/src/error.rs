@@ -48,3 +48,14 @@ pub enum CoreError {
         found: String,
     },
 }
+
+impl CoreError {
+    /// The same error where the matrix it speaks of begins at row `first` of a larger one.
+    #[must_use]
+    pub fn in_rows_from(self, first: usize) -> Self {
+        match self {
+            Self::NotFinite { value, row, column } => Self::NotFinite { value, row: first + row, column },
+            other => other,
+        }
+    }
+}

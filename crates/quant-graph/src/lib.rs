@@ -10,7 +10,10 @@ mod params;
 mod scheme;
 mod spec;
 
-pub use params::{BlockParams, BlockSource, BoxError, LinearParams, LinearWeight, Rows};
+pub use params::{
+    BlockFrame, BlockParams, BlockSource, BoxError, LinearParams, LinearWeight, RowVisitor, Rows,
+    visit_whole_weights,
+};
 pub use quant_core::ActOrder;
 pub use scheme::{InputScheme, KvScheme, LinearScheme, ModelScheme, WeightScheme};
 pub use spec::{

@@ -1,7 +1,7 @@
 //! The numbers of a model on their way between reader, model, methods and writer.
 
 use crate::{ModelSpec, Norm, Role};
-use ndarray::{Array1, Array2};
+use ndarray::{Array1, Array2, ArrayView2};
 use quant_core::{ActQuant, KvQuant, QuantizedMatrix, Real};
 use std::{collections::BTreeMap, ops::Range};
 
@@ -83,6 +83,18 @@ pub struct BlockParams {
 /// Rows of a table (embedding or head).
 pub type Rows = Range<usize>;
 
+/// A block without its weights.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BlockFrame {
+    /// Its norm weights.
+    pub norms: BTreeMap<Norm, Array1<f32>>,
+    /// The biases of its linears, `[out]`.
+    pub biases: BTreeMap<Role, Array1<f32>>,
+}
+
+/// Sees a weight some rows at a time: whose it is, the index of the first row, and the rows `[rows, in]`.
+pub type RowVisitor<'a> = dyn FnMut(Role, usize, ArrayView2<'_, f32>) -> Result<(), BoxError> + Send + 'a;
+
 /// Anything that can hand out a model block by block: a checkpoint on disk, a quantised folder, a model in memory.
 pub trait BlockSource: Send {
     /// The shape of the model.
@@ -92,6 +104,14 @@ pub trait BlockSource: Send {
     /// # Errors
     /// If they cannot be read or are not what the spec says.
     fn block(&mut self, index: usize) -> Result<BlockParams, BoxError>;
+    /// Block `index` with the values of its weights handed to `visit`, one weight after the other and the rows of each in
+    /// order, as many at a time as the source likes. A source that can read rows alone never holds a whole weight.
+    ///
+    /// # Errors
+    /// As [`Self::block`], and the first error of `visit`.
+    fn block_by_rows(&mut self, index: usize, visit: &mut RowVisitor<'_>) -> Result<BlockFrame, BoxError> {
+        visit_whole_weights(self.block(index)?, visit)
+    }
     /// Embedding rows of `ids`, `[ids, hidden]`.
     ///
     /// # Errors
@@ -107,4 +127,18 @@ pub trait BlockSource: Send {
     /// # Errors
     /// If they cannot be read.
     fn head(&mut self, rows: Rows) -> Result<Array2<f32>, BoxError>;
+}
+
+/// Hands the weights of a block in memory to `visit`, all rows of each at once: [`BlockSource::block_by_rows`] for sources
+/// that cannot read rows alone.
+///
+/// # Errors
+/// The first error of `visit`.
+pub fn visit_whole_weights(block: BlockParams, visit: &mut RowVisitor<'_>) -> Result<BlockFrame, BoxError> {
+    let mut biases = BTreeMap::new();
+    for (role, linear) in block.linears {
+        visit(role, 0, linear.weight.into_values().view())?;
+        biases.extend(linear.bias.map(|bias| (role, bias)));
+    }
+    Ok(BlockFrame { norms: block.norms, biases })
 }

@@ -16,4 +16,4 @@ pub mod smoothquant;
 
 pub use error::MethodError;
 pub use registry::{Kind, METHODS, Method, Needs, method};
-pub use rounding::{Rounded, Rounding, WeightQuantizer};
+pub use rounding::{Rounded, Rounding, RowRounding, WeightQuantizer};

@@ -29,6 +29,24 @@ pub trait WeightQuantizer: Send + Sync {
         factor: Option<&Factor>,
         par: Par,
     ) -> Result<Rounded, MethodError>;
+    /// A weight `(out, in)` to be rounded as its rows arrive; none for methods that want all of it, or statistics.
+    fn by_rows(&self, shape: (usize, usize)) -> Option<Box<dyn RowRounding>> {
+        let _ = shape;
+        None
+    }
+}
+
+/// A weight that is rounded some rows at a time: no row needs to know another.
+pub trait RowRounding: Send {
+    /// Rounds `rows` `[rows, in]`, the first of which is row `first` of the weight.
+    ///
+    /// # Errors
+    /// A NaN or infinity, named by the row of the weight and the column; rows outside the weight.
+    fn rows(&mut self, first: usize, rows: ArrayView2<'_, f32>, par: Par) -> Result<(), MethodError>;
+    /// The weight so far; rows that have not arrived are zero.
+    fn matrix(&self) -> &QuantizedMatrix;
+    /// The weight, when all rows have arrived.
+    fn finish(self: Box<Self>) -> QuantizedMatrix;
 }
 
 /// The rounding methods as one value, for plans and reports.

@@ -40,7 +40,7 @@ pub use crate::writer::TensorSpec as TensorDecl;
 
 pub(crate) use self::compressed_tensors::config as compressed_tensors_config;
 pub(crate) use self::layout::{FLOATS, account, faults, plain_expected};
-pub(crate) use self::plain::read_block as read_plain_block;
+pub(crate) use self::plain::{read_block as read_plain_block, visit_block as visit_plain_block};
 pub(crate) use self::vllm_ascend::description as ascend_description;
 
 /// A tensor ready to write.

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use ndarray::Array1;
-use quant_graph::{BlockParams, LinearParams, LinearWeight, ModelSpec, Role};
+use quant_graph::{
+    BlockFrame, BlockParams, BoxError, LinearParams, LinearWeight, ModelSpec, Role, RowVisitor,
+};
 
 use crate::error::Result;
 use crate::hash::TensorHash;
@@ -54,6 +56,46 @@ pub(crate) fn read_bias(
     linear.bias.then(|| read_vector(checkpoint, &name, linear.outputs)).transpose()
 }
 
+/// Tensors of a float block on their way in; with hashes, every tensor is hashed in the pass that reads it.
+struct Reader<'a> {
+    checkpoint: &'a Checkpoint,
+    spec: &'a ModelSpec,
+    hashes: Option<&'a mut BTreeMap<String, TensorHash>>,
+}
+
+impl Reader<'_> {
+    fn vector(&mut self, name: String, length: usize) -> Result<Array1<f32>> {
+        self.checkpoint.tensor_shaped(&name, &[length])?;
+        let Some(hashes) = &mut self.hashes else { return self.checkpoint.read_vector_f32(&name) };
+        let (values, hash) = self.checkpoint.read_vector_f32_hashed(&name)?;
+        hashes.insert(name, hash);
+        Ok(values)
+    }
+
+    fn frame(&mut self, index: usize) -> Result<BlockFrame> {
+        let mut frame = BlockFrame { norms: BTreeMap::new(), biases: BTreeMap::new() };
+        for (norm, width) in self.spec.norms() {
+            frame.norms.insert(norm, self.vector(self.spec.norm(index, norm), width)?);
+        }
+        for role in Role::ALL {
+            let linear = self.spec.linear(role);
+            if linear.bias {
+                let name = format!("{}.bias", self.spec.module(index, role));
+                frame.biases.insert(role, self.vector(name, linear.outputs)?);
+            }
+        }
+        Ok(frame)
+    }
+
+    /// The name of a weight whose shape is right.
+    fn weight(&self, index: usize, role: Role) -> Result<String> {
+        let linear = self.spec.linear(role);
+        let name = format!("{}.weight", self.spec.module(index, role));
+        self.checkpoint.tensor_shaped(&name, &[linear.outputs, linear.inputs])?;
+        Ok(name)
+    }
+}
+
 /// Reads a float block; with `hashes`, hashes every tensor in the same pass.
 pub(crate) fn read_block(
     checkpoint: &Checkpoint,
@@ -61,38 +103,42 @@ pub(crate) fn read_block(
     index: usize,
     hashes: Option<&mut BTreeMap<String, TensorHash>>,
 ) -> Result<BlockParams> {
-    let Some(hashes) = hashes else {
-        let linears =
-            Role::ALL.into_iter().map(|role| Ok((role, read_linear(checkpoint, spec, index, role)?)));
-        let linears = linears.collect::<Result<_>>()?;
-        return Ok(BlockParams { linears, norms: read_norms(checkpoint, spec, index)?, kv: None });
-    };
-    let mut vector = |name: String, length: usize| -> Result<Array1<f32>> {
-        checkpoint.tensor_shaped(&name, &[length])?;
-        let (values, hash) = checkpoint.read_vector_f32_hashed(&name)?;
-        hashes.insert(name, hash);
-        Ok(values)
-    };
-    let mut norms = BTreeMap::new();
-    for (norm, width) in spec.norms() {
-        norms.insert(norm, vector(spec.norm(index, norm), width)?);
-    }
-    let mut biases = BTreeMap::new();
-    for role in Role::ALL {
-        let linear = spec.linear(role);
-        if linear.bias {
-            biases.insert(role, vector(format!("{}.bias", spec.module(index, role)), linear.outputs)?);
-        }
-    }
+    let mut reader = Reader { checkpoint, spec, hashes };
+    let BlockFrame { norms, mut biases } = reader.frame(index)?;
     let mut linears = BTreeMap::new();
     for role in Role::ALL {
-        let linear = spec.linear(role);
-        let name = format!("{}.weight", spec.module(index, role));
-        checkpoint.tensor_shaped(&name, &[linear.outputs, linear.inputs])?;
-        let (values, hash) = checkpoint.read_matrix_f32_hashed(&name)?;
-        hashes.insert(name, hash);
+        let name = reader.weight(index, role)?;
+        let values = match &mut reader.hashes {
+            None => checkpoint.read_matrix_f32(&name)?,
+            Some(hashes) => {
+                let (values, hash) = checkpoint.read_matrix_f32_hashed(&name)?;
+                hashes.insert(name, hash);
+                values
+            }
+        };
         let weight = LinearWeight::Float(values);
         linears.insert(role, LinearParams { weight, bias: biases.remove(&role), input: None });
     }
     Ok(BlockParams { linears, norms, kv: None })
+}
+
+/// Reads a float block, its weights by rows; with `hashes`, hashes every tensor in the same pass.
+pub(crate) fn visit_block(
+    checkpoint: &Checkpoint,
+    spec: &ModelSpec,
+    index: usize,
+    hashes: Option<&mut BTreeMap<String, TensorHash>>,
+    visit: &mut RowVisitor<'_>,
+) -> std::result::Result<BlockFrame, BoxError> {
+    let mut reader = Reader { checkpoint, spec, hashes };
+    let frame = reader.frame(index)?;
+    for role in Role::ALL {
+        let name = reader.weight(index, role)?;
+        let hash = reader.hashes.is_some();
+        let hash = checkpoint.visit_rows_f32(&name, hash, &mut |first, rows| visit(role, first, rows))?;
+        if let (Some(hashes), Some(hash)) = (&mut reader.hashes, hash) {
+            hashes.insert(name, hash);
+        }
+    }
+    Ok(frame)
 }

@@ -1,7 +1,7 @@
 //! Round-to-nearest: every group to its own grid, no data (`Ŵ = s · (clip(round(W/s) + z) − z)`).
 
-use crate::{Kind, Method, MethodError, Needs, Rounded, WeightQuantizer};
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
+use crate::{Kind, Method, MethodError, Needs, Rounded, RowRounding, WeightQuantizer};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, Slice};
 use quant_core::matrix::{check_finite, round_row};
 use quant_core::{ClipSearch, Grid, Groups, QuantizedMatrix};
 use quant_hessian::Factor;
@@ -37,51 +37,97 @@ const TILE: usize = 16;
 /// # Errors
 /// A NaN or infinity, named by row and column.
 pub fn round(rtn: &Rtn, weight: ArrayView2<'_, f32>, par: Par) -> Result<QuantizedMatrix, MethodError> {
-    let weight = weight.as_standard_layout();
-    let groups = Groups::from_size(rtn.group);
-    let (out, columns) = weight.dim();
-    let (size, count) = (groups.size(columns), groups.count(columns));
-    let mut levels = Array2::zeros((out, columns));
-    let mut scales = Array2::ones((out, count));
-    let mut zeros = Array2::zeros((out, count));
-    let round_tile = |(((rows, mut levels), mut scales), mut zeros): Tile<'_>| -> bool {
-        vectorized(
-            // Without it the loops are compiled for the baseline instruction set.
-            #[inline(always)]
-            || {
-                // Checked here, so that the rows come from memory once.
-                if check_finite(rows).is_err() {
-                    return false;
-                }
-                for i in 0..rows.nrows() {
-                    if let (Some(row), Some(l), Some(s), Some(z)) = (
-                        rows.row(i).to_slice(),
-                        levels.row_mut(i).into_slice(),
-                        scales.row_mut(i).into_slice(),
-                        zeros.row_mut(i).into_slice(),
-                    ) {
-                        round_row(&rtn.grid, rtn.clip.as_ref(), size, row, l, s, z);
-                    }
-                }
-                true
-            },
-        )
-    };
-    let tiles: Vec<Tile<'_>> = weight
-        .axis_chunks_iter(Axis(0), TILE)
-        .zip(levels.axis_chunks_iter_mut(Axis(0), TILE))
-        .zip(scales.axis_chunks_iter_mut(Axis(0), TILE))
-        .zip(zeros.axis_chunks_iter_mut(Axis(0), TILE))
-        .collect();
-    let finite = match par {
-        Par::Seq => tiles.into_iter().all(round_tile),
-        Par::Threads(_) => tiles.into_par_iter().all(round_tile),
-    };
-    if !finite {
-        // Tiles stop in any order; the error names the first place.
-        check_finite(weight.view())?;
+    let mut rows = ByRows::new(rtn.clone(), weight.dim());
+    rows.rows(0, weight, par)?;
+    Ok(rows.matrix)
+}
+
+/// A weight whose rows are rounded as they arrive.
+#[derive(Debug)]
+struct ByRows {
+    rtn: Rtn,
+    matrix: QuantizedMatrix,
+}
+
+impl ByRows {
+    fn new(rtn: Rtn, (out, columns): (usize, usize)) -> Self {
+        let groups = Groups::from_size(rtn.group);
+        let count = groups.count(columns);
+        let matrix = QuantizedMatrix {
+            bits: rtn.grid.bits,
+            levels: Array2::zeros((out, columns)),
+            scales: Array2::ones((out, count)),
+            zeros: Array2::zeros((out, count)),
+            groups,
+        };
+        Self { rtn, matrix }
     }
-    Ok(QuantizedMatrix { bits: rtn.grid.bits, levels, scales, zeros, groups })
+}
+
+impl RowRounding for ByRows {
+    fn rows(&mut self, first: usize, rows: ArrayView2<'_, f32>, par: Par) -> Result<(), MethodError> {
+        let (out, columns) = self.matrix.dim();
+        let end = first + rows.nrows();
+        if rows.ncols() != columns || end > out {
+            return Err(MethodError::Channels {
+                method: METHOD.id,
+                what: format!("a weight [{out}, {columns}], to which rows {first} to {end} were given,"),
+                expected: columns,
+                found: rows.ncols(),
+            });
+        }
+        let rows = rows.as_standard_layout();
+        let Self { rtn, matrix } = self;
+        let size = matrix.groups.size(columns);
+        let round_tile = |(((rows, mut levels), mut scales), mut zeros): Tile<'_>| -> bool {
+            vectorized(
+                // Without it the loops are compiled for the baseline instruction set.
+                #[inline(always)]
+                || {
+                    // Checked here, so that the rows come from memory once.
+                    if check_finite(rows).is_err() {
+                        return false;
+                    }
+                    for i in 0..rows.nrows() {
+                        if let (Some(row), Some(l), Some(s), Some(z)) = (
+                            rows.row(i).to_slice(),
+                            levels.row_mut(i).into_slice(),
+                            scales.row_mut(i).into_slice(),
+                            zeros.row_mut(i).into_slice(),
+                        ) {
+                            round_row(&rtn.grid, rtn.clip.as_ref(), size, row, l, s, z);
+                        }
+                    }
+                    true
+                },
+            )
+        };
+        let span = Slice::from(first..end);
+        let mut levels = matrix.levels.slice_axis_mut(Axis(0), span);
+        let mut scales = matrix.scales.slice_axis_mut(Axis(0), span);
+        let mut zeros = matrix.zeros.slice_axis_mut(Axis(0), span);
+        let tiles: Vec<Tile<'_>> = rows
+            .axis_chunks_iter(Axis(0), TILE)
+            .zip(levels.axis_chunks_iter_mut(Axis(0), TILE))
+            .zip(scales.axis_chunks_iter_mut(Axis(0), TILE))
+            .zip(zeros.axis_chunks_iter_mut(Axis(0), TILE))
+            .collect();
+        let finite = match par {
+            Par::Seq => tiles.into_iter().all(round_tile),
+            Par::Threads(_) => tiles.into_par_iter().all(round_tile),
+        };
+        if !finite {
+            // Tiles stop in any order; the error names the first place.
+            check_finite(rows.view()).map_err(|error| error.in_rows_from(first))?;
+        }
+        Ok(())
+    }
+    fn matrix(&self) -> &QuantizedMatrix {
+        &self.matrix
+    }
+    fn finish(self: Box<Self>) -> QuantizedMatrix {
+        self.matrix
+    }
 }
 
 /// A tile of the weight and of what is written for it: levels, scales, zeros.
@@ -99,5 +145,8 @@ impl WeightQuantizer for Rtn {
         par: Par,
     ) -> Result<Rounded, MethodError> {
         Ok(Rounded { matrix: round(self, weight, par)?, loss: None })
+    }
+    fn by_rows(&self, shape: (usize, usize)) -> Option<Box<dyn RowRounding>> {
+        Some(Box::new(ByRows::new(self.clone(), shape)))
     }
 }

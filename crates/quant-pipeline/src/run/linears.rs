@@ -1,17 +1,21 @@
 //! Rounding of the linears of one stage, and what it cost.
 
-use super::measure::{Errors, errors};
+use super::measure::{Errors, Measure, errors};
 use super::stats::{InputStats, dynamic_kv, scheme_text};
 use super::{Run, add_seconds};
 use crate::PipelineError;
 use crate::events::Event;
 use crate::plan::LinearPlan;
 use crate::report::{LinearReport, StageFactor};
-use ndarray::ArrayView2;
+use crate::views;
+use ndarray::{Array2, ArrayView2};
 use quant_core::{ActQuant, QuantizedMatrix};
-use quant_graph::{BlockParams, LinearParams, LinearWeight, Role, Site};
+use quant_graph::{BlockParams, BlockSource, BoxError, LinearParams, LinearSpec, LinearWeight, Role, Site};
 use quant_hessian::{Factor, prepare};
-use std::time::Instant;
+use quant_kernels::Par;
+use quant_methods::{Rounding, RowRounding};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 impl Run<'_> {
     /// Quantises a block whose recipe needs no activations.
@@ -29,6 +33,57 @@ impl Run<'_> {
         }
         block.kv = dynamic_kv(self.plan.scheme.kv);
         Ok(block)
+    }
+
+    /// Whether the weights of a block can be rounded as their rows are read: nothing else has to see them.
+    pub(super) fn by_rows(&self, index: usize) -> bool {
+        let spec = &self.plan.spec;
+        self.plan.blocks[index].iter().all(|(&role, plan)| {
+            let linear = spec.linear(role);
+            let rows = |r: &Rounding| r.quantizer().by_rows((linear.outputs, linear.inputs)).is_some();
+            plan.rounding.as_ref().is_none_or(rows)
+        })
+    }
+
+    /// Reads and quantises a block in one pass over the rows of its weights, which are never in memory as floats.
+    pub(super) fn quantize_by_rows(
+        &mut self,
+        index: usize,
+        source: &mut dyn BlockSource,
+    ) -> Result<BlockParams, PipelineError> {
+        self.phase("round")?;
+        let started = Instant::now();
+        let (plan, par) = (self.plan, self.par());
+        let mut pending: BTreeMap<Role, RowByRow> = plan.blocks[index]
+            .iter()
+            .map(|(&role, linear)| (role, RowByRow::new(linear, plan.spec.linear(role))))
+            .collect();
+        let mut visit = |role: Role, first: usize, rows: ArrayView2<'_, f32>| -> Result<(), BoxError> {
+            match pending.get_mut(&role) {
+                Some(linear) => Ok(linear.rows(first, rows, par)?),
+                None => Ok(()),
+            }
+        };
+        let mut frame = source.block_by_rows(index, &mut visit).map_err(PipelineError::unbox)?;
+        let mut worked = Duration::ZERO;
+        let mut linears = BTreeMap::new();
+        for (role, done) in pending {
+            worked += done.rounding + done.measuring;
+            let seconds = &mut self.report.seconds;
+            *seconds.entry("round").or_default() += done.rounding.as_secs_f64();
+            *seconds.entry("measure").or_default() += done.measuring.as_secs_f64();
+            let linear_plan = &plan.blocks[index][&role];
+            let (seconds, errors) = (done.rounding.as_secs_f64(), done.measure.finish());
+            let weight = done.weight.finish();
+            let report = linear_report(linear_plan, index, weight.quantized(), errors, None, seconds, self);
+            self.events.event(Event::Linear(&report));
+            self.report.linears.push(report);
+            let input = linear_plan.scheme.input.and_then(|i| i.dynamic());
+            linears.insert(role, LinearParams { weight, bias: frame.biases.remove(&role), input });
+        }
+        let reading = started.elapsed().saturating_sub(worked).as_secs_f64();
+        *self.report.seconds.entry("read").or_default() += reading;
+        Ok(BlockParams { linears, norms: frame.norms, kv: dynamic_kv(plan.scheme.kv) })
     }
 
     /// Rounds the linears of a stage with the statistics of their input, from `pending` to the returned list.
@@ -102,13 +157,70 @@ impl Run<'_> {
         let seconds = started.elapsed().as_secs_f64();
         add_seconds(&mut self.report.seconds, "round", started);
         let started = Instant::now();
-        let errors = errors(&weight, rounded.as_ref(), sample, input.as_ref(), par);
+        let errors = errors(weight.view(), rounded.as_ref(), sample, input.as_ref(), par);
         let report = linear_report(plan, index, rounded.as_ref(), errors, loss, seconds, self);
         self.events.event(Event::Linear(&report));
         self.report.linears.push(report);
         add_seconds(&mut self.report.seconds, "measure", started);
         let weight = rounded.map_or(LinearWeight::Float(weight), LinearWeight::Quantized);
         Ok(LinearParams { weight, bias: params.bias, input })
+    }
+}
+
+/// A linear whose weight arrives some rows at a time.
+struct RowByRow<'a> {
+    module: &'a str,
+    weight: PendingWeight,
+    measure: Measure,
+    rounding: Duration,
+    measuring: Duration,
+}
+
+enum PendingWeight {
+    Rounding(Box<dyn RowRounding>),
+    Float(Array2<f32>),
+}
+
+impl PendingWeight {
+    fn finish(self) -> LinearWeight {
+        match self {
+            Self::Rounding(rounding) => LinearWeight::Quantized(rounding.finish()),
+            Self::Float(values) => LinearWeight::Float(values),
+        }
+    }
+}
+
+impl<'a> RowByRow<'a> {
+    fn new(plan: &'a LinearPlan, linear: LinearSpec) -> Self {
+        let shape = (linear.outputs, linear.inputs);
+        let rounding = plan.rounding.as_ref().and_then(|r| r.quantizer().by_rows(shape));
+        let float = || PendingWeight::Float(Array2::zeros(shape));
+        Self {
+            module: &plan.module,
+            weight: rounding.map_or_else(float, PendingWeight::Rounding),
+            measure: Measure::default(),
+            rounding: Duration::ZERO,
+            measuring: Duration::ZERO,
+        }
+    }
+
+    fn rows(&mut self, first: usize, rows: ArrayView2<'_, f32>, par: Par) -> Result<(), PipelineError> {
+        let started = Instant::now();
+        let rounded = match &mut self.weight {
+            PendingWeight::Rounding(rounding) => {
+                rounding.rows(first, rows, par).map_err(PipelineError::method(self.module))?;
+                Some(rounding.matrix())
+            }
+            PendingWeight::Float(values) => {
+                views::rows_mut(values, first..first + rows.nrows()).assign(&rows);
+                None
+            }
+        };
+        let after = Instant::now();
+        self.measure.rows(first, rows, rounded, par);
+        self.rounding += after - started;
+        self.measuring += after.elapsed();
+        Ok(())
     }
 }
 

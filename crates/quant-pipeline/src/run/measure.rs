@@ -20,31 +20,59 @@ pub(super) struct Errors {
 /// Measures a linear `weight` `[out, in]` against what it was rounded to, on sampled inputs `[tokens, in]` that `input`
 /// will quantise. Works on tiles of rows, so that the dequantised weight never exists as a whole.
 pub(super) fn errors(
-    weight: &Array2<f32>,
+    weight: ArrayView2<'_, f32>,
     rounded: Option<&QuantizedMatrix>,
     sample: Option<ArrayView2<'_, f32>>,
     input: Option<&ActQuant>,
     par: Par,
 ) -> Errors {
-    let sample = sample.map(|x| Sample::new(x, input, par));
-    let tile = |buffer: &mut Vec<f32>, (index, rows): (usize, ArrayView2<'_, f32>)| {
-        let mut sums = Sums::default();
-        let change = rounded.map(|q| change(q, index * TILE, rows, buffer, &mut sums.weight));
-        if let Some(sample) = &sample {
-            sums.output = sample.squares(rows, change);
-        }
-        sums
-    };
-    let tiles: Vec<_> = weight.axis_chunks_iter(Axis(0), TILE).enumerate().collect();
-    let sums: Vec<Sums> = match par {
-        Par::Seq => {
-            let mut buffer = Vec::new();
-            tiles.into_iter().map(|t| tile(&mut buffer, t)).collect()
-        }
-        Par::Threads(_) => tiles.into_par_iter().map_init(Vec::new, tile).collect(),
-    };
-    let total = sums.iter().fold(Sums::default(), |a, b| a.plus(b));
-    Errors { weight: total.weight.ratio(), output: sample.map(|_| total.output.ratio()) }
+    let mut measure = Measure::new(sample, input, par);
+    measure.rows(0, weight, rounded, par);
+    measure.finish()
+}
+
+/// The errors of a linear whose weight comes some rows at a time.
+#[derive(Default)]
+pub(super) struct Measure {
+    sample: Option<Sample>,
+    total: Sums,
+}
+
+impl Measure {
+    pub(super) fn new(sample: Option<ArrayView2<'_, f32>>, input: Option<&ActQuant>, par: Par) -> Self {
+        Self { sample: sample.map(|x| Sample::new(x, input, par)), total: Sums::default() }
+    }
+
+    /// Takes in rows `[rows, in]` of the float weight, the first of which is row `first` of what was `rounded`.
+    pub(super) fn rows(
+        &mut self,
+        first: usize,
+        rows: ArrayView2<'_, f32>,
+        rounded: Option<&QuantizedMatrix>,
+        par: Par,
+    ) {
+        let tile = |buffer: &mut Vec<f32>, (index, rows): (usize, ArrayView2<'_, f32>)| {
+            let mut sums = Sums::default();
+            let change = rounded.map(|q| change(q, first + index * TILE, rows, buffer, &mut sums.weight));
+            if let Some(sample) = &self.sample {
+                sums.output = sample.squares(rows, change);
+            }
+            sums
+        };
+        let tiles: Vec<_> = rows.axis_chunks_iter(Axis(0), TILE).enumerate().collect();
+        let sums: Vec<Sums> = match par {
+            Par::Seq => {
+                let mut buffer = Vec::new();
+                tiles.into_iter().map(|t| tile(&mut buffer, t)).collect()
+            }
+            Par::Threads(_) => tiles.into_par_iter().map_init(Vec::new, tile).collect(),
+        };
+        self.total = sums.iter().fold(self.total, |a, b| a.plus(b));
+    }
+
+    pub(super) fn finish(self) -> Errors {
+        Errors { weight: self.total.weight.ratio(), output: self.sample.map(|_| self.total.output.ratio()) }
+    }
 }
 
 /// Squared norms of a difference and of what it is a difference from.
@@ -105,12 +133,19 @@ fn subtract(d: &mut [f32], w: &[f32]) -> Squares {
     // Lanes of f32 within a row, f64 across rows: six digits are plenty for a report.
     const LANES: usize = 16;
     let (mut difference, mut norm) = ([0.0_f32; LANES], [0.0_f32; LANES]);
-    for (d, w) in d.chunks_mut(LANES).zip(w.chunks(LANES)) {
-        for (l, (d, &w)) in d.iter_mut().zip(w).enumerate() {
-            *d -= w;
-            difference[l] += *d * *d;
-            norm[l] += w * w;
+    let (whole, rest) = d.as_chunks_mut::<LANES>();
+    let (w_whole, w_rest) = w.as_chunks::<LANES>();
+    for (d, w) in whole.iter_mut().zip(w_whole) {
+        for l in 0..LANES {
+            d[l] -= w[l];
+            difference[l] += d[l] * d[l];
+            norm[l] += w[l] * w[l];
         }
+    }
+    for (l, (d, &w)) in rest.iter_mut().zip(w_rest).enumerate() {
+        *d -= w;
+        difference[l] += *d * *d;
+        norm[l] += w * w;
     }
     let total = |lanes: [f32; LANES]| lanes.iter().map(|&x| f64::from(x)).sum::<f64>();
     Squares { difference: total(difference), norm: total(norm) }
@@ -189,13 +224,20 @@ mod tests {
             let x_hat = wide(if input.is_some() { &seen } else { &x });
             let expected =
                 (norm(&(weight - &w64)) / norm(&w64), norm(&(x_hat.dot(&weight.t()) - &y)) / norm(&y));
-            let got = errors(&w, rounded, Some(x.view()), input, Par::Seq);
+            let got = errors(w.view(), rounded, Some(x.view()), input, Par::Seq);
             assert!((got.weight - expected.0).abs() <= 1e-5 * expected.0, "{got:?} {expected:?}");
             let output = got.output.unwrap();
             assert!((output - expected.1).abs() <= 1e-5 * expected.1, "{got:?} {expected:?}");
-            let threaded = errors(&w, rounded, Some(x.view()), input, Par::new(3));
+            let threaded = errors(w.view(), rounded, Some(x.view()), input, Par::new(3));
             assert_eq!((threaded.weight, threaded.output), (got.weight, got.output));
         }
-        assert_eq!(errors(&w, None, None, None, Par::Seq).output, None);
+        let mut in_parts = Measure::new(Some(x.view()), None, Par::Seq);
+        for first in [0, 64, 128] {
+            let rows = crate::views::rows(&w, first..(first + 64).min(150));
+            in_parts.rows(first, rows, Some(&rounded), Par::new(2));
+        }
+        let whole = errors(w.view(), Some(&rounded), Some(x.view()), None, Par::Seq);
+        assert_eq!(in_parts.finish().weight, whole.weight);
+        assert_eq!(errors(w.view(), None, None, None, Par::Seq).output, None);
     }
 }

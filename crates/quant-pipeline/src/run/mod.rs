@@ -100,16 +100,20 @@ pub fn run(
     for index in 0..spec.layers {
         let began = Instant::now();
         run.events.event(Event::Block { index, of: spec.layers });
-        run.phase("read")?;
-        let mut block = source.block(index).map_err(PipelineError::unbox)?;
-        run.spent("read", began);
-        if let Some(stream) = &mut float {
-            let maxima = run.float_pass(index, &block, stream)?;
-            run.smooth(index, &mut block, &maxima)?;
-        }
-        let finished = match &mut quantized {
-            Some(stream) => run.quantize_in_stream(index, block, stream)?,
-            None => run.quantize_alone(index, block)?,
+        let finished = if float.is_none() && quantized.is_none() && run.by_rows(index) {
+            run.quantize_by_rows(index, source)?
+        } else {
+            run.phase("read")?;
+            let mut block = source.block(index).map_err(PipelineError::unbox)?;
+            run.spent("read", began);
+            if let Some(stream) = &mut float {
+                let maxima = run.float_pass(index, &block, stream)?;
+                run.smooth(index, &mut block, &maxima)?;
+            }
+            match &mut quantized {
+                Some(stream) => run.quantize_in_stream(index, block, stream)?,
+                None => run.quantize_alone(index, block)?,
+            }
         };
         let started = Instant::now();
         run.phase("write")?;
