@@ -1,5 +1,6 @@
 //! A quantised weight matrix: unsigned levels, and one scale and zero level per row and group.
 
+use crate::range::all_finite;
 use crate::{Bits, ClipSearch, CoreError, Grid, QParams};
 use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut1, Axis};
 
@@ -275,9 +276,8 @@ pub fn round_matrix(
 /// [`CoreError::NotFinite`] naming the first NaN or infinity of a matrix.
 pub fn check_finite(values: ArrayView2<'_, f32>) -> Result<(), CoreError> {
     for (row, line) in values.axis_iter(Axis(0)).enumerate() {
-        // `x · 0` is 0 for finite x and NaN otherwise: one vectorisable pass, then locate.
         let bad = match line.as_slice() {
-            Some(slice) => slice.iter().fold(0.0_f32, |acc, &x| acc + x * 0.0).is_nan(),
+            Some(slice) => !all_finite(slice),
             None => line.iter().any(|x| !x.is_finite()),
         };
         if bad && let Some((column, &value)) = line.iter().enumerate().find(|(_, x)| !x.is_finite()) {
