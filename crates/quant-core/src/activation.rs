@@ -1,7 +1,8 @@
 //! Quantisers of activations and of the KV cache.
 
-use crate::range::range_with_zero;
-use crate::{Bits, QParams, Real};
+use crate::observer::static_params;
+use crate::range::{ChannelMaxima, range_with_zero};
+use crate::{Bits, FloatType, QParams, Real};
 use ndarray::{Array1, ArrayViewMut2, Axis};
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +16,17 @@ pub enum ActRule {
     Symmetric,
     /// `absmax/((2^b − 1)/2)`: what the compressed-tensors library computes when transformers runs such a folder.
     SymmetricFull,
+}
+
+impl ActRule {
+    /// The parameters a dynamic quantiser finds for one token (or head) of `values`; both ends of their range are multiplied
+    /// by `clip_ratio`. The level of a value is then [`QParams::level`].
+    #[must_use]
+    pub fn params(self, bits: Bits, clip_ratio: f32, values: &[f32]) -> QParams {
+        let (min, max) = range_with_zero(values);
+        let (scale, zero) = dynamic_params(bits, self, clip_ratio, min, max);
+        QParams { scale, zero }
+    }
 }
 
 /// Quantisation of one linear's input.
@@ -174,6 +186,20 @@ pub enum KvSide {
 }
 
 impl KvQuant {
+    /// Static scales per channel from the largest `|k|` and `|v|` of calibration, rounded to what the loader holds them in.
+    /// A channel whose maximum is NaN gets a NaN scale, which no format accepts.
+    #[must_use]
+    pub fn from_maxima(
+        bits: Bits,
+        rule: ActRule,
+        scale_type: FloatType,
+        key: &ChannelMaxima,
+        value: &ChannelMaxima,
+    ) -> Self {
+        let scales =
+            |m: &ChannelMaxima| m.view().mapv(|m| static_params(bits, rule, scale_type, -m, m).scale);
+        Self::Channel { bits, key: scales(key), value: scales(value) }
+    }
     /// Quantises and dequantises `x` `[tokens, kv_heads · head_dim]` in place. What is not finite becomes NaN, as in
     /// [`ActQuant::fake_quantize`].
     ///

@@ -1,12 +1,13 @@
 //! Round-to-nearest: every group to its own grid, no data (`Ŵ = s · (clip(round(W/s) + z) − z)`).
 
 use crate::{Kind, Method, MethodError, Needs, Rounded, WeightQuantizer};
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
-use quant_core::matrix::{check_finite, round_row};
+use ndarray::{Array2, ArrayView1, ArrayView2};
+use quant_core::matrix::{check_finite, check_scales, round_row};
 use quant_core::{ClipSearch, Grid, Groups, QuantizedMatrix};
 use quant_hessian::Factor;
 use quant_kernels::{Par, vectorized};
 use rayon::prelude::*;
+use std::borrow::Cow;
 
 /// Registry line.
 pub static METHOD: Method = Method {
@@ -29,56 +30,64 @@ pub struct Rtn {
     pub clip: Option<ClipSearch>,
 }
 
-/// Rows rounded by one task; a fixed number, so that the division of work never depends on the thread count.
-const TILE: usize = 16;
-
-/// Rounds `weight` `[out, in]`, rows in parallel; equal to [`quant_core::matrix::round_matrix`] in every bit.
+/// Rounds `weight` `[out, in]`, rows in at most `par.threads()` parallel tasks; equal to
+/// [`quant_core::matrix::round_matrix`] in every bit.
 ///
 /// # Errors
-/// A NaN or infinity, named by row and column.
+/// A NaN or infinity, named by row and column; a range whose scale overflows the grid's scale type, by row and group.
 pub fn round(rtn: &Rtn, weight: ArrayView2<'_, f32>, par: Par) -> Result<QuantizedMatrix, MethodError> {
     check_finite(weight)?;
-    let weight = weight.as_standard_layout();
     let groups = Groups::from_size(rtn.group);
     let (out, columns) = weight.dim();
     let (size, count) = (groups.size(columns), groups.count(columns));
-    let mut levels = Array2::zeros((out, columns));
-    let mut scales = Array2::ones((out, count));
-    let mut zeros = Array2::zeros((out, count));
-    let round_tile = |(((rows, mut levels), mut scales), mut zeros): Tile<'_>| {
+    let mut levels = vec![0_u8; out * columns];
+    let mut scales = vec![1.0_f32; out * count];
+    let mut zeros = vec![0.0_f32; out * count];
+    let results =
+        levels.chunks_mut(columns.max(1)).zip(scales.chunks_mut(count)).zip(zeros.chunks_mut(count));
+    let mut rows: Vec<Row<'_>> = weight
+        .rows()
+        .into_iter()
+        .zip(results)
+        .map(|(weight, ((levels, scales), zeros))| Row { weight, levels, scales, zeros })
+        .collect();
+    let round_rows = |rows: &mut [Row<'_>]| {
         vectorized(
             // Without it the loops are compiled for the baseline instruction set.
             #[inline(always)]
             || {
-                for i in 0..rows.nrows() {
-                    if let (Some(row), Some(l), Some(s), Some(z)) = (
-                        rows.row(i).to_slice(),
-                        levels.row_mut(i).into_slice(),
-                        scales.row_mut(i).into_slice(),
-                        zeros.row_mut(i).into_slice(),
-                    ) {
-                        round_row(&rtn.grid, rtn.clip.as_ref(), size, row, l, s, z);
-                    }
+                for Row { weight, levels, scales, zeros } in rows {
+                    // The columns of a view may lie apart.
+                    let row = weight.to_slice().map_or_else(|| Cow::Owned(weight.to_vec()), Cow::Borrowed);
+                    round_row(&rtn.grid, rtn.clip.as_ref(), size, &row, levels, scales, zeros);
                 }
             },
         );
     };
-    let tiles: Vec<Tile<'_>> = weight
-        .axis_chunks_iter(Axis(0), TILE)
-        .zip(levels.axis_chunks_iter_mut(Axis(0), TILE))
-        .zip(scales.axis_chunks_iter_mut(Axis(0), TILE))
-        .zip(zeros.axis_chunks_iter_mut(Axis(0), TILE))
-        .collect();
     match par {
-        Par::Seq => tiles.into_iter().for_each(round_tile),
-        Par::Threads(_) => tiles.into_par_iter().for_each(round_tile),
+        Par::Seq => round_rows(&mut rows),
+        Par::Threads(threads) => {
+            rows.par_chunks_mut(out.div_ceil(threads.get()).max(1)).for_each(round_rows);
+        }
     }
+    let scales = shaped(scales, out, count);
+    check_scales(scales.view(), rtn.grid.scale_type)?;
+    let (levels, zeros) = (shaped(levels, out, columns), shaped(zeros, out, count));
     Ok(QuantizedMatrix { bits: rtn.grid.bits, levels, scales, zeros, groups })
 }
 
-/// A tile of the weight and of what is written for it: levels, scales, zeros.
-type Tile<'a> =
-    (((ArrayView2<'a, f32>, ArrayViewMut2<'a, u8>), ArrayViewMut2<'a, f32>), ArrayViewMut2<'a, f32>);
+/// A row of the weight and where its results go.
+struct Row<'a> {
+    weight: ArrayView1<'a, f32>,
+    levels: &'a mut [u8],
+    scales: &'a mut [f32],
+    zeros: &'a mut [f32],
+}
+
+#[expect(clippy::expect_used, reason = "the buffers were allocated with exactly this size")]
+fn shaped<A>(values: Vec<A>, rows: usize, columns: usize) -> Array2<A> {
+    Array2::from_shape_vec((rows, columns), values).expect("rows * columns elements")
+}
 
 impl WeightQuantizer for Rtn {
     fn method(&self) -> &'static Method {

@@ -90,12 +90,7 @@ impl KvMaxima {
 
     /// Symmetric scales per channel, rounded to what the loader holds them in.
     pub(super) fn quant(&self, scheme: KvScheme, scale_type: FloatType) -> KvQuant {
-        let scales = |maxima: &ChannelMaxima| {
-            maxima.view().mapv(|m| {
-                quant_core::observer::static_params(scheme.bits, scheme.rule, scale_type, -m, m).scale
-            })
-        };
-        KvQuant::Channel { bits: scheme.bits, key: scales(&self.key), value: scales(&self.value) }
+        KvQuant::from_maxima(scheme.bits, scheme.rule, scale_type, &self.key, &self.value)
     }
 }
 
