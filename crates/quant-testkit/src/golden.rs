@@ -104,6 +104,86 @@ impl Tensor {
     }
 }
 
+/// A golden file: its tensors, and what its `meta` says about its cases.
+#[derive(Clone, Debug)]
+pub struct Golden {
+    /// Tensors by name; those of a case begin with its name and a dot.
+    pub tensors: Tensors,
+    /// The `meta` entry of the header.
+    pub meta: serde_json::Value,
+}
+
+impl Golden {
+    /// From the bytes of a safetensors file.
+    ///
+    /// # Panics
+    /// If they are not one with a `meta` entry.
+    #[must_use]
+    pub fn parse(bytes: &[u8]) -> Self {
+        let (_, header) = SafeTensors::read_metadata(bytes).expect("a safetensors header");
+        let meta = &header.metadata().as_ref().expect("metadata")["meta"];
+        let meta = serde_json::from_str(meta).expect("meta is JSON");
+        Self { tensors: parse_safetensors(bytes), meta }
+    }
+    /// The full file of that name in the shared reference data; says so and gives none where it is absent.
+    ///
+    /// # Panics
+    /// If it is there and cannot be read.
+    #[must_use]
+    pub fn shared(name: &str) -> Option<Self> {
+        let path = shared_dir().map(|dir| dir.join("goldens").join(name)).filter(|path| path.is_file());
+        let Some(path) = path else {
+            println!("skipped: the reference data (goldens/{name}) is not present");
+            return None;
+        };
+        Some(Self::parse(&std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))))
+    }
+    /// Configurations by case.
+    ///
+    /// # Panics
+    /// If the meta has none.
+    #[must_use]
+    pub fn cases(&self) -> &serde_json::Map<String, serde_json::Value> {
+        self.meta["cases"].as_object().expect("cases")
+    }
+    /// Whether there is a tensor of that name.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+    /// The values of a tensor, integers converted.
+    ///
+    /// # Panics
+    /// If it is missing.
+    #[must_use]
+    pub fn vector(&self, name: &str) -> Array1<f32> {
+        let tensor = self.tensor(name);
+        match &tensor.data {
+            TensorData::I64(v) => v.iter().map(|&x| x as f32).collect(),
+            _ => tensor.vector(),
+        }
+    }
+    /// The values of a tensor as a matrix, integers converted; leading dimensions are flattened into rows.
+    ///
+    /// # Panics
+    /// If it is missing or has no dimension.
+    #[must_use]
+    pub fn matrix(&self, name: &str) -> Array2<f32> {
+        let columns = *self.tensor(name).shape.last().expect("a tensor with a dimension");
+        let values = self.vector(name);
+        let rows = values.len() / columns.max(1);
+        values.into_shape_with_order((rows, columns)).expect("shape fits its values")
+    }
+    /// A tensor.
+    ///
+    /// # Panics
+    /// If it is missing.
+    #[must_use]
+    pub fn tensor(&self, name: &str) -> &Tensor {
+        self.tensors.get(name).unwrap_or_else(|| panic!("{name} is missing"))
+    }
+}
+
 /// All tensors of a safetensors file.
 ///
 /// # Panics
