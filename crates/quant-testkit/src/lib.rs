@@ -6,6 +6,8 @@ mod golden;
 mod models;
 mod numbers;
 
-pub use golden::{Golden, Tensor, TensorData, Tensors, load_safetensors, parse_safetensors, shared_dir};
+pub use golden::{
+    Golden, Tensor, TensorData, Tensors, load_safetensors, parse_safetensors, shared_dir, skipped,
+};
 pub use models::{block_from_tensors, random_block};
 pub use numbers::Numbers;
