@@ -1,6 +1,8 @@
 //! Quantisers of activations and of the KV cache.
 
-use crate::{Bits, QParams, Real};
+use crate::observer::static_params;
+use crate::range::{ChannelMaxima, range_with_zero};
+use crate::{Bits, FloatType, QParams, Real};
 use ndarray::{Array1, ArrayViewMut2, Axis};
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +16,17 @@ pub enum ActRule {
     Symmetric,
     /// `absmax/((2^b − 1)/2)`: what the compressed-tensors library computes when transformers runs such a folder.
     SymmetricFull,
+}
+
+impl ActRule {
+    /// The parameters a dynamic quantiser finds for one token (or head) of `values`; both ends of their range are multiplied
+    /// by `clip_ratio`. The level of a value is then [`QParams::level`].
+    #[must_use]
+    pub fn params(self, bits: Bits, clip_ratio: f32, values: &[f32]) -> QParams {
+        let (min, max) = range_with_zero(values);
+        let (scale, zero) = dynamic_params(bits, self, clip_ratio, min, max);
+        QParams { scale, zero }
+    }
 }
 
 /// Quantisation of one linear's input.
@@ -63,32 +76,41 @@ fn positive<T: Real>(scale: T) -> T {
     if scale > T::zero() { scale } else { T::min_positive_value() }
 }
 
+/// `level` held in `0..=top`; a NaN stays one, which `max` and `min` would replace by an end.
+#[inline(always)]
+fn clip_level<T: Real>(level: T, top: T) -> T {
+    let level = if level < T::zero() { T::zero() } else { level };
+    if level > top { top } else { level }
+}
+
 /// Quantises and dequantises a slice that shares one set of dynamic parameters.
 #[inline(always)]
 fn fake_group<T: Real>(bits: Bits, rule: ActRule, clip: T, values: &mut [T]) {
-    let mut min = T::zero();
-    let mut max = T::zero();
-    for &v in values.iter() {
-        min = min.min(v);
-        max = max.max(v);
-    }
+    let (min, max) = range_with_zero(values);
     let (scale, zero) = dynamic_params(bits, rule, clip, min, max);
     let top = T::from_f32(bits.max_level());
+    // A NaN passes through. An infinity makes the scale infinite, and with it every value of the group NaN (∞ · 0).
     for v in values {
-        let level = ((*v / scale).round_half_even() + zero).max(T::zero()).min(top);
+        let level = clip_level((*v / scale).round_half_even() + zero, top);
         *v = scale * (level - zero);
     }
 }
 
 impl ActQuant {
-    /// Quantises and dequantises rows of `x` `[tokens, features]` in place; rows must be contiguous.
+    /// Quantises and dequantises rows of `x` `[tokens, features]` in place.
+    ///
+    /// A NaN stays NaN and an infinity becomes one; under dynamic parameters it takes its whole token along. No integer
+    /// stands for either, and a finite result would hide a model that has collapsed.
     #[inline(always)]
     pub fn fake_quantize<T: Real>(&self, x: ArrayViewMut2<'_, T>) {
         for_rows(x, |row| match *self {
             Self::Dynamic { bits, rule, clip_ratio } => fake_group(bits, rule, T::from_f32(clip_ratio), row),
             Self::Static { bits, params } => {
                 let (scale, zero) = (T::from_f32(params.scale), T::from_f32(params.zero));
-                fake_static(scale, zero, T::from_f32(bits.max_level()), row);
+                let top = T::from_f32(bits.max_level());
+                for v in row {
+                    *v = fake_static(scale, zero, top, *v);
+                }
             }
         });
     }
@@ -101,12 +123,11 @@ impl ActQuant {
     }
 }
 
+/// One value under fixed parameters. An infinity would be clipped to a level; it becomes NaN (∞ · 0), as a NaN does.
 #[inline(always)]
-fn fake_static<T: Real>(scale: T, zero: T, top: T, values: &mut [T]) {
-    for v in values {
-        let level = (*v / scale + zero).round_half_even().max(T::zero()).min(top);
-        *v = scale * (level - zero);
-    }
+fn fake_static<T: Real>(scale: T, zero: T, top: T, v: T) -> T {
+    let level = clip_level((v / scale + zero).round_half_even(), top);
+    scale * (level - zero) + v * T::zero()
 }
 
 /// Runs `f` over the rows, copying only where a row is not contiguous.
@@ -165,7 +186,25 @@ pub enum KvSide {
 }
 
 impl KvQuant {
-    /// Quantises and dequantises `x` `[tokens, kv_heads · head_dim]` in place.
+    /// Static scales per channel from the largest `|k|` and `|v|` of calibration, rounded to what the loader holds them in.
+    /// A channel whose maximum is NaN gets a NaN scale, which no format accepts.
+    #[must_use]
+    pub fn from_maxima(
+        bits: Bits,
+        rule: ActRule,
+        scale_type: FloatType,
+        key: &ChannelMaxima,
+        value: &ChannelMaxima,
+    ) -> Self {
+        let scales =
+            |m: &ChannelMaxima| m.view().mapv(|m| static_params(bits, rule, scale_type, -m, m).scale);
+        Self::Channel { bits, key: scales(key), value: scales(value) }
+    }
+    /// Quantises and dequantises `x` `[tokens, kv_heads · head_dim]` in place. What is not finite becomes NaN, as in
+    /// [`ActQuant::fake_quantize`].
+    ///
+    /// # Panics
+    /// If static scales are not one per column of `x`; whoever takes scales from a file checks them there.
     #[inline(always)]
     pub fn fake_quantize<T: Real>(&self, side: KvSide, head_dim: usize, x: ArrayViewMut2<'_, T>) {
         match self {
@@ -180,9 +219,10 @@ impl KvQuant {
                     KvSide::Value => value,
                 };
                 let (zero, top) = (T::from_f32(bits.mid_level()), T::from_f32(bits.max_level()));
+                assert_eq!(x.ncols(), scales.len(), "KV cache channels and their static scales");
                 for_rows(x, |row| {
                     for (v, &scale) in row.iter_mut().zip(scales) {
-                        fake_static(T::from_f32(scale), zero, top, std::slice::from_mut(v));
+                        *v = fake_static(T::from_f32(scale), zero, top, *v);
                     }
                 });
             }

@@ -13,8 +13,8 @@ pub struct ClipSearch {
     pub norm: f32,
     /// Steps per unit of shrinking.
     pub grid: u32,
-    /// Largest fraction taken off the range.
-    pub max_shrink: f32,
+    /// Largest fraction taken off the range; in f64, as the published code multiplies it by the grid.
+    pub max_shrink: f64,
 }
 
 impl Default for ClipSearch {
@@ -24,6 +24,11 @@ impl Default for ClipSearch {
 }
 
 impl ClipSearch {
+    /// Candidates tried, `⌊maxshrink·grid⌋`.
+    fn steps(&self) -> u32 {
+        (self.max_shrink * f64::from(self.grid)) as u32
+    }
+
     /// The best parameters of one group whose extremes are `min` and `max`.
     ///
     /// The unsearched parameters are kept when no candidate has a finite error.
@@ -34,8 +39,7 @@ impl ClipSearch {
         let max_level = grid.bits.max_level();
         let mut best = grid.shrunk(range, 1.0, true);
         let mut best_error = f32::INFINITY;
-        let steps = (f64::from(self.max_shrink) * f64::from(self.grid)) as u32;
-        for i in 0..steps {
+        for i in 0..self.steps() {
             let p = (1.0 - f64::from(i) / f64::from(self.grid)) as f32;
             let candidate = grid.shrunk(range, p, false);
             let error = self.error(group, candidate, max_level);
@@ -120,6 +124,19 @@ fn exp2_fast(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn steps_are_those_of_the_published_product() {
+        for (max_shrink, grid, steps) in
+            [(0.8, 100, 80), (0.7, 100, 70), (0.6, 50, 30), (0.3, 10, 3), (0.0, 100, 0)]
+        {
+            assert_eq!(
+                ClipSearch { max_shrink, grid, ..ClipSearch::default() }.steps(),
+                steps,
+                "{max_shrink} {grid}"
+            );
+        }
+    }
 
     #[test]
     fn pow_abs_is_accurate() {

@@ -104,6 +104,9 @@ pub enum Variant {
     ///
     /// For the grids: `q-sym` and `q-asym` clamp the range at 1e-5 (QuaRot-derived code), `q-sym-gptq` clips the upper half
     /// of a row without negative entries (GPTQ repository), and 1 bit uses the integer formulas instead of the binary rule.
+    ///
+    /// The GPTQ repository has `q-asym` too, without a lower bound: that is `exact`. Only at 1 bit is there no grid equal to
+    /// its code, and only for groups whose range is below 1e-5.
     Official,
 }
 
@@ -146,6 +149,15 @@ impl FloatType {
             Self::F16 | Self::Bf16 => 2,
         }
     }
+    /// The name used in messages: `f32`, `f16`, `bf16`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        }
+    }
     fn smallest(self) -> f32 {
         match self {
             Self::F32 => f32::from_bits(1),
@@ -183,6 +195,14 @@ impl QParams {
     pub fn fake(self, x: f32, max_level: f32) -> f32 {
         self.value(self.level(x, max_level))
     }
+}
+
+/// A level, an integer from 0 to 255, as a byte. Added to 2^23 it stands in the low bits of the mantissa; a saturating cast
+/// would keep a loop scalar.
+#[must_use]
+#[inline(always)]
+pub fn level_byte(level: f32) -> u8 {
+    (level + 8_388_608.0).to_bits() as u8
 }
 
 /// Everything that fixes how a weight group gets its parameters.

@@ -37,6 +37,21 @@ pub enum CoreError {
         /// Column of the matrix.
         column: usize,
     },
+    /// A group whose range asks for a scale beyond the largest number of its type.
+    #[error(
+        "the scale of row {row}, group {group} is {scale}: the range of its weights does not fit {scale_type}; use a wider \
+         scale type or repair the weights"
+    )]
+    Scale {
+        /// The scale as rounded.
+        scale: f32,
+        /// The type it is stored in.
+        scale_type: &'static str,
+        /// Row of the matrix.
+        row: usize,
+        /// Group within the row.
+        group: usize,
+    },
     /// Two shapes that must agree do not.
     #[error("{what}: expected {expected}, found {found}")]
     Shape {
@@ -55,6 +70,9 @@ impl CoreError {
     pub fn in_rows_from(self, first: usize) -> Self {
         match self {
             Self::NotFinite { value, row, column } => Self::NotFinite { value, row: first + row, column },
+            Self::Scale { scale, scale_type, row, group } => {
+                Self::Scale { scale, scale_type, row: first + row, group }
+            }
             other => other,
         }
     }

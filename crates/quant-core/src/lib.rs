@@ -14,6 +14,7 @@
 //! | how are scale and zero point found, and the clip search | [`convention`], [`clip`] |
 //! | a quantised weight matrix and its groups | [`matrix`] |
 //! | activations and KV cache, per token or static | [`activation`], [`observer`] |
+//! | largest values per channel | [`range`] |
 //! | `W4A16g128` and friends | [`scheme`] |
 //! | bits in words | [`packing`] |
 #![forbid(unsafe_code)]
@@ -25,6 +26,7 @@ mod error;
 pub mod matrix;
 pub mod observer;
 pub mod packing;
+pub mod range;
 pub mod real;
 pub mod scheme;
 
@@ -34,5 +36,6 @@ pub use convention::{Bits, Convention, FloatType, Grid, QParams, Variant};
 pub use error::CoreError;
 pub use matrix::{ActOrder, Groups, QuantizedMatrix};
 pub use observer::{Observer, ObserverKind};
+pub use range::ChannelMaxima;
 pub use real::Real;
 pub use scheme::Scheme;

@@ -1,7 +1,9 @@
 //! A quantised weight matrix: unsigned levels, and one scale and zero level per row and group.
 
-use crate::{Bits, ClipSearch, CoreError, Grid, QParams, Real};
-use ndarray::{Array2, ArrayView1, ArrayView2, Axis};
+use crate::convention::level_byte;
+use crate::range::all_finite;
+use crate::{Bits, ClipSearch, CoreError, FloatType, Grid, QParams, Real};
+use ndarray::{Array2, ArrayView2, Axis};
 
 /// How the columns of a matrix are divided into groups that share parameters within a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +41,22 @@ impl Groups {
         match self {
             Self::Channel => columns.max(1),
             Self::Size(size) | Self::Index { size, .. } => (*size).max(1),
+        }
+    }
+    /// Checks an explicit index: one entry per column, every group among those a row has.
+    ///
+    /// # Errors
+    /// [`CoreError::Shape`].
+    pub fn check(&self, columns: usize) -> Result<(), CoreError> {
+        let Self::Index { of_column, .. } = self else { return Ok(()) };
+        let wrong = |expected, found| Err(CoreError::Shape { what: "group index", expected, found });
+        if of_column.len() != columns {
+            return wrong(format!("{columns} entries"), format!("{} entries", of_column.len()));
+        }
+        let count = self.count(columns);
+        match of_column.iter().find(|&&g| g as usize >= count) {
+            Some(bad) => wrong(format!("groups 0..{count}"), format!("group {bad}")),
+            None => Ok(()),
         }
     }
     /// The group of a column.
@@ -114,22 +132,7 @@ impl QuantizedMatrix {
                 });
             }
         }
-        if let Groups::Index { of_column, .. } = &groups {
-            if of_column.len() != columns {
-                return Err(CoreError::Shape {
-                    what: "group index",
-                    expected: format!("{columns} entries"),
-                    found: format!("{} entries", of_column.len()),
-                });
-            }
-            if let Some(bad) = of_column.iter().find(|&&g| g as usize >= expected.1) {
-                return Err(CoreError::Shape {
-                    what: "group index",
-                    expected: format!("groups 0..{}", expected.1),
-                    found: format!("group {bad}"),
-                });
-            }
-        }
+        groups.check(columns)?;
         let top = bits.max_level() as u8;
         if let Some(bad) = levels.iter().find(|&&l| l > top) {
             return Err(CoreError::Shape {
@@ -201,12 +204,19 @@ impl QuantizedMatrix {
         }
         out
     }
-    /// Stored bits per weight: levels, scales of `scale_type` size, packed zeros where not symmetric, group index.
+    /// Stored bits per weight: levels, scales of `scale_bits` each, zeros where not symmetric, group index.
+    ///
+    /// A zero takes the width of a level, under the binary rule, where it is no integer, that of a scale.
     #[must_use]
     pub fn bits_per_weight(&self, scale_bits: usize) -> f64 {
         let (out, columns) = self.dim();
         let groups = self.scales.ncols();
-        let per_group = scale_bits + if self.is_symmetric() { 0 } else { self.bits.get() as usize };
+        let zero_bits = match (self.is_symmetric(), self.has_integer_zeros()) {
+            (true, _) => 0,
+            (false, true) => self.bits.get() as usize,
+            (false, false) => scale_bits,
+        };
+        let per_group = scale_bits + zero_bits;
         let index = if matches!(self.groups, Groups::Index { .. }) { 32 * columns } else { 0 };
         let total = out * columns * self.bits.get() as usize + out * groups * per_group + index;
         total as f64 / (out * columns).max(1) as f64
@@ -237,23 +247,18 @@ pub fn round_row(
         } else {
             let top = grid.bits.max_level();
             for (level, &w) in out.iter_mut().zip(group) {
-                *level = small_integer(params.level(w, top));
+                *level = level_byte(params.level(w, top));
             }
         }
     }
 }
 
-/// An integer-valued float in 0..=255 as a byte. Adding 2^23 puts the integer into the low bits of the mantissa, which
-/// vectorises where a saturating cast does not.
-#[inline(always)]
-fn small_integer(level: f32) -> u8 {
-    (level + 8_388_608.0).to_bits() as u8
-}
-
-/// Rounds a matrix `[out, in]` to nearest, group by group; the scalar specification that parallel code is tested against.
+/// Rounds a matrix `[out, in]` to nearest, group by group, one value at a time: the specification that the vectorised
+/// [`round_row`] and the parallel code are tested against.
 ///
 /// # Errors
-/// [`CoreError::NotFinite`] at the first NaN or infinity.
+/// [`CoreError::NotFinite`] at the first NaN or infinity, [`CoreError::Scale`] at the first scale that is not finite,
+/// [`CoreError::Shape`] for a group index that does not fit.
 pub fn round_matrix(
     grid: &Grid,
     clip: Option<&ClipSearch>,
@@ -262,29 +267,50 @@ pub fn round_matrix(
 ) -> Result<QuantizedMatrix, CoreError> {
     check_finite(weight)?;
     let (out, columns) = weight.dim();
-    let size = groups.size(columns);
-    let count = groups.count(columns);
-    let mut levels = Array2::zeros((out, columns));
-    let mut scales = Array2::ones((out, count));
-    let mut zeros = Array2::zeros((out, count));
-    let mut row_levels = vec![0_u8; columns];
-    let (mut row_scales, mut row_zeros) = (vec![0.0; count], vec![0.0; count]);
-    for i in 0..out {
-        let row = weight.row(i).to_vec();
-        round_row(grid, clip, size, &row, &mut row_levels, &mut row_scales, &mut row_zeros);
-        levels.row_mut(i).assign(&ArrayView1::from(&row_levels));
-        scales.row_mut(i).assign(&ArrayView1::from(&row_scales));
-        zeros.row_mut(i).assign(&ArrayView1::from(&row_zeros));
+    groups.check(columns)?;
+    let mut members = vec![Vec::new(); groups.count(columns)];
+    for column in 0..columns {
+        members[groups.of(column)].push(column);
     }
-    Ok(QuantizedMatrix { bits: grid.bits, levels, scales, zeros, groups })
+    let mut levels = Array2::zeros((out, columns));
+    let mut scales = Array2::ones((out, members.len()));
+    let mut zeros = Array2::zeros((out, members.len()));
+    for i in 0..out {
+        for (g, members) in members.iter().enumerate().filter(|(_, members)| !members.is_empty()) {
+            let group: Vec<f32> = members.iter().map(|&column| weight[(i, column)]).collect();
+            let params = grid.params(&group, clip);
+            scales[(i, g)] = params.scale;
+            zeros[(i, g)] = params.zero;
+            for (&column, &w) in members.iter().zip(&group) {
+                levels[(i, column)] = grid.level(w, params) as u8;
+            }
+        }
+    }
+    check_scales(scales.view(), grid.scale_type)?;
+    QuantizedMatrix::new(grid.bits, levels, scales, zeros, groups)
+}
+
+/// Checks scales `[out, groups]` that were rounded to `scale_type`: a range beyond the type's gives an infinite one.
+///
+/// # Errors
+/// [`CoreError::Scale`] naming the first scale that is not finite.
+pub fn check_scales(scales: ArrayView2<'_, f32>, scale_type: FloatType) -> Result<(), CoreError> {
+    match scales.indexed_iter().find(|(_, scale)| !scale.is_finite()) {
+        None => Ok(()),
+        Some(((row, group), &scale)) => {
+            Err(CoreError::Scale { scale, scale_type: scale_type.name(), row, group })
+        }
+    }
 }
 
 /// # Errors
 /// [`CoreError::NotFinite`] naming the first NaN or infinity of a matrix.
 pub fn check_finite(values: ArrayView2<'_, f32>) -> Result<(), CoreError> {
     for (row, line) in values.axis_iter(Axis(0)).enumerate() {
-        // A pass without a branch, which vectorises, then locate.
-        let bad = line.iter().fold(false, |bad, x| bad | !x.is_finite());
+        let bad = match line.as_slice() {
+            Some(slice) => !all_finite(slice),
+            None => line.iter().any(|x| !x.is_finite()),
+        };
         if bad && let Some((column, &value)) = line.iter().enumerate().find(|(_, x)| !x.is_finite()) {
             return Err(CoreError::NotFinite { value, row, column });
         }

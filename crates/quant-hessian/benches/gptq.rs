@@ -12,17 +12,10 @@ use ndarray::Array2;
 use quant_core::{Bits, ClipSearch, Convention, FloatType, Grid, Variant};
 use quant_hessian::{ActOrder, FactorSettings, GptqConfig, Hessian, gptq, prepare};
 use quant_kernels::{Compute, Par, matmul_nt};
-
-fn noise(seed: usize) -> impl FnMut() -> f32 {
-    let mut state = seed as u64 * 2 + 1;
-    move || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
-    }
-}
+use quant_testkit::Numbers;
 
 fn random(rows: usize, columns: usize, seed: usize) -> Array2<f32> {
-    Array2::from_shape_simple_fn((rows, columns), noise(seed))
+    Numbers::new(seed as u64).matrix(rows, columns, 1.0)
 }
 
 fn hessian(n: usize) -> Hessian {

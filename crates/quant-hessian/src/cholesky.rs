@@ -9,7 +9,7 @@ use crate::solve::add_feedback;
 use crate::{tasks, views};
 
 /// Columns of a block: the inner dimension of the triangular solves, which run slower than products do.
-const BLOCK: usize = 256;
+pub(crate) const BLOCK: usize = 256;
 /// Finished columns that go into one product.
 const PACKED_BYTES: usize = 16 << 20;
 /// Rows of one task of the triangular solve.
@@ -130,12 +130,12 @@ impl<T: Element> SubBlock<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tests::Noise;
     use ndarray::Array2;
+    use quant_testkit::Numbers;
 
     /// `max |L Lᵀ − A| / max A` of the lower triangle.
     fn check<T: Element>(n: usize, tolerance: f64) {
-        let mut noise = Noise::new(n as u64);
+        let mut noise = Numbers::new(n as u64);
         let x = noise.activations(n / 2 + 3, n).mapv(f64::from);
         let mut a = x.t().dot(&x);
         let mean = a.diag().mean().unwrap();
@@ -163,16 +163,26 @@ mod tests {
         }
     }
 
+    /// `A = L D Lᵀ` with one negative entry in `D`: every pivot before it is positive, that one is not.
     #[test]
     fn a_bad_pivot_is_located() {
+        let n = 520;
+        let mut noise = Numbers::new(3);
+        let l = Array2::from_shape_fn((n, n), |(i, j)| match i.cmp(&j) {
+            std::cmp::Ordering::Less => 0.0,
+            std::cmp::Ordering::Equal => 1.0,
+            std::cmp::Ordering::Greater => 0.05 * f64::from(noise.uniform()),
+        });
         for bad in [0, 40, 255, 256, 500] {
-            let n = 520;
-            let mut a = vec![0.0_f32; n * n];
-            for i in 0..n {
-                a[i * (n + 1)] = if i == bad { -1.0 } else { 4.0 };
-            }
+            let mut scaled = l.clone();
+            scaled.column_mut(bad).mapv_inplace(|x| -x);
+            let mut a = scaled.dot(&l.t()).mapv(|x| x as f32).into_raw_vec_and_offset().0;
+            assert!(a[bad * (n + 1)] != -1.0 || bad == 0, "the matrix is not diagonal");
             assert_eq!(cholesky(&mut a, n, Par::Seq), Err(bad));
-            a[bad * (n + 1)] = f32::NAN;
+            let mut a = l.dot(&l.t()).mapv(|x| x as f32).into_raw_vec_and_offset().0;
+            assert_eq!(cholesky(&mut a.clone(), n, Par::Seq), Ok(()));
+            a[bad * n + bad / 2] = f32::NAN;
+            assert_eq!(cholesky(&mut a, n, Par::Seq), Err(bad), "a NaN in row {bad}");
         }
     }
 }

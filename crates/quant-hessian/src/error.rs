@@ -71,9 +71,9 @@ pub enum HessianError {
     /// The weight holds a NaN or an infinity, or a quantiser part does not fit.
     #[error("GPTQ weight: {0}")]
     Core(#[from] CoreError),
-    /// The updated weight of a column overflowed or became NaN.
+    /// The updated weight of a column, or its squared error, overflowed or became NaN.
     #[error(
-        "GPTQ column loop: the updated weight of row {row}, column {column} is not finite; the weight is too large for \
+        "GPTQ column loop: the updated weight of row {row}, column {column} or its loss is not finite; the weight is too large for \
          f32 arithmetic or the Hessian is too badly scaled"
     )]
     NotFiniteResult {

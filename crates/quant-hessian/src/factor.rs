@@ -4,6 +4,7 @@ use quant_kernels::{Element, Par};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
+use crate::cholesky::BLOCK;
 use crate::panels::Panels;
 use crate::residual::residual;
 use crate::{Hessian, HessianError, tasks};
@@ -228,16 +229,31 @@ impl Factor {
     }
     /// Bytes [`prepare`] holds at its peak for `n` input channels, the Hessian included.
     ///
-    /// Square buffers are counted as the lower halves that are ever touched.
+    /// Square buffers are counted as the pages their lower halves touch, which for narrow matrices is most of them. Where
+    /// the settings allow an f64 factorisation, at once or as the repetition of a failed f32 one, it is the peak: the
+    /// failed factor is freed before. Not counted: vectors of `n`, and the packed operands of the products, about 20 MiB.
     #[must_use]
-    pub fn peak_bytes(n: usize, precision: Precision) -> usize {
-        let triangle = n * (n + 1) / 2;
-        triangle
-            * match precision {
-                Precision::F32 => 8,
-                Precision::F64 => 12,
-            }
+    pub fn peak_bytes(n: usize, settings: &FactorSettings) -> usize {
+        let double = settings.precision == Precision::F64 || settings.f64_retry;
+        let lower = triangle_bytes(n, if double { size_of::<f64>() } else { size_of::<f32>() });
+        // The Hessian is freed before the factor is packed.
+        lower + triangle_bytes(n, size_of::<f32>()).max(Panels::<f32>::bytes_for(n))
     }
+}
+
+/// Bytes of the pages of a row-major `[n, n]` buffer that hold an element on or below the diagonal. The factorisation
+/// writes whole diagonal blocks of its own width; those entries above the diagonal are counted too.
+fn triangle_bytes(n: usize, element: usize) -> usize {
+    const PAGE: usize = 4096;
+    let mut counted = 0;
+    let mut pages = 0;
+    for row in 0..n {
+        let last = ((row / BLOCK + 1) * BLOCK).min(n);
+        let (first, end) = (row * n * element / PAGE, ((row * n + last) * element).div_ceil(PAGE));
+        pages += end.saturating_sub(first.max(counted));
+        counted = counted.max(end);
+    }
+    pages * PAGE
 }
 
 /// The damped matrix in processing order, still as its parts.
@@ -263,18 +279,18 @@ impl Damped<'_> {
 
     /// The lower triangle of `J P H_d Pᵀ J`, `[n, n]` row-major; what lies above the diagonal stays zero and untouched.
     fn reversed<T: Element>(&self, lambda: f64, par: Par) -> Vec<T> {
-        const BLOCK: usize = 64;
+        const SQUARE: usize = 64;
         let n = self.n();
         let mut out = vec![T::zero(); n * n];
         let scale = T::from_f64(self.scale);
-        tasks::run(out.chunks_mut(BLOCK * n.max(1)).enumerate(), par, |(chunk, rows)| {
-            let first = chunk * BLOCK;
+        tasks::run(out.chunks_mut(SQUARE * n.max(1)).enumerate(), par, |(chunk, rows)| {
+            let first = chunk * SQUARE;
             let last = first + rows.len() / n;
             // Square blocks through a small buffer: without a permutation the source is read along its rows and the result
             // written along its own.
-            let mut square = [[0.0_f32; BLOCK]; BLOCK];
-            for left in (0..last).step_by(BLOCK) {
-                for b in left..(left + BLOCK).min(last) {
+            let mut square = [[0.0_f32; SQUARE]; SQUARE];
+            for left in (0..last).step_by(SQUARE) {
+                for b in left..(left + SQUARE).min(last) {
                     let target = &mut square[b - left];
                     let q = self.column(b);
                     if self.order.is_none() {
@@ -292,7 +308,7 @@ impl Damped<'_> {
                     }
                 }
                 for a in first..last {
-                    let right = (left + BLOCK).min(a + 1).max(left);
+                    let right = (left + SQUARE).min(a + 1).max(left);
                     let row = &mut rows[(a - first) * n + left..(a - first) * n + right];
                     for (value, column) in row.iter_mut().zip(&square) {
                         *value = T::from_f32(column[a - first]) * scale;

@@ -24,7 +24,8 @@ pub struct GptqConfig {
     pub clip: Option<ClipSearch>,
     /// Column order; must agree with the factor.
     pub act_order: ActOrder,
-    /// Find the parameters of all groups before the column loop, also without act-order. [`ActOrder::Static`] implies it.
+    /// Find the parameters of all groups before the column loop, also without act-order. [`ActOrder::Static`] implies it,
+    /// [`ActOrder::Dynamic`] excludes it.
     pub static_groups: bool,
     /// Columns whose updates reach the rest of the matrix together. Only dynamic groups that do not start at a block start
     /// see a difference: their parameters come from the weight as the finished blocks left it.
@@ -44,6 +45,13 @@ impl GptqConfig {
                 name: "block",
                 value: "0".to_owned(),
                 expected: "at least 1",
+            });
+        }
+        if self.act_order == ActOrder::Dynamic && self.static_groups {
+            return Err(HessianError::Setting {
+                name: "static_groups",
+                value: "true".to_owned(),
+                expected: "false with act_order dynamic; act_order static permutes columns and keeps their groups",
             });
         }
         match self.group {
@@ -92,8 +100,8 @@ pub fn workspace_bytes(n: usize, par: Par) -> usize {
 ///
 /// # Errors
 /// [`HessianError::Shape`] if the weight has not the factor's columns, [`HessianError::Order`] if the factor was prepared
-/// for another column order, [`HessianError::Setting`] for a zero block or group, [`HessianError::Core`] for NaN or
-/// infinity in the weight, [`HessianError::NotFiniteResult`] if an update overflows.
+/// for another column order, [`HessianError::Setting`] for a zero block or group or contradicting groups, [`HessianError::Core`] for NaN or
+/// infinity in the weight or a scale beyond its type, [`HessianError::NotFiniteResult`] if an update or its loss overflows.
 pub fn gptq(
     weight: ArrayView2<'_, f32>,
     factor: &Factor,
@@ -188,7 +196,6 @@ pub(crate) fn run_tiles<T: Element, const L: usize>(
             losses,
         });
     tasks::for_each(tiles, par, || problem.scratch::<L>(), |scratch, tile| problem.solve(scratch, tile))
-        .map_err(|(row, column)| HessianError::NotFiniteResult { row, column })
 }
 
 #[expect(clippy::expect_used, reason = "the buffers were allocated with exactly this size")]

@@ -91,6 +91,12 @@ impl<T: Element> Panels<T> {
         }
     }
 
+    /// Bytes held for side `n`.
+    pub(crate) fn bytes_for(n: usize) -> usize {
+        let panel = |start: usize| (start + PANEL).min(n) * PANEL.min(n - start);
+        ((0..n).step_by(PANEL).map(panel).sum::<usize>() + n) * size_of::<T>()
+    }
+
     /// Bytes held.
     pub(crate) fn bytes(&self) -> usize {
         (self.panels.iter().map(Vec::len).sum::<usize>() + self.n) * size_of::<T>()
@@ -114,6 +120,7 @@ mod tests {
                         assert!((panels.at(j, k) - r(j, k) / r(k, k)).abs() < 1e-12, "{n} {j} {k}");
                     }
                 }
+                assert_eq!(panels.bytes(), Panels::<f64>::bytes_for(n));
                 assert!(n < 1100 || panels.bytes() < n * n * 8 * 8 / 10);
                 if n == 1100 {
                     let mut seen = 0;

@@ -2,7 +2,6 @@
 
 use std::fmt::{Debug, Display, LowerExp};
 
-use bytemuck::Pod;
 use ndarray::{ArrayViewMut2, ScalarOperand};
 use num_traits::{Float, NumAssign};
 use quant_core::Real;
@@ -16,7 +15,6 @@ pub trait Element:
     + Float
     + NumAssign
     + ScalarOperand
-    + Pod
     + Debug
     + Display
     + LowerExp

@@ -6,15 +6,10 @@ use quant_kernels::{
     Compute, Element, Par, PreparedWeight, gram_lower, linear, linear_into, matmul_nn, matmul_nt,
     mirror_lower,
 };
+use quant_testkit::Numbers;
 
 fn random<T: Element>(rows: usize, cols: usize, seed: u64) -> Array2<T> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    Array2::from_shape_simple_fn((rows, cols), || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        T::from_f64((state >> 40) as f64 / (1u64 << 23) as f64 - 1.0)
-    })
+    Numbers::new(seed).matrix(rows, cols, 1.0).mapv(T::from_f32)
 }
 
 fn rounded<T: Element>(x: ArrayView2<'_, T>, compute: Compute) -> Array2<f64> {

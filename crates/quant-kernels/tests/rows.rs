@@ -6,15 +6,10 @@ use quant_kernels::{
     Element, Par, PivotError, cholesky_lower_in_place, exp_f32, gram_lower, rms_norm, rope_in_place,
     silu_mul, softmax_rows_causal, vectorized,
 };
+use quant_testkit::Numbers;
 
-fn random<T: Element>(rows: usize, cols: usize, scale: f64, seed: u64) -> Array2<T> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    Array2::from_shape_simple_fn((rows, cols), || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        T::from_f64(scale * ((state >> 40) as f64 / (1u64 << 23) as f64 - 1.0))
-    })
+fn random<T: Element>(rows: usize, cols: usize, scale: f32, seed: u64) -> Array2<T> {
+    Numbers::new(seed).matrix(rows, cols, scale).mapv(T::from_f32)
 }
 
 fn wide<T: Element>(x: &Array2<T>) -> Array2<f64> {

@@ -3,6 +3,7 @@
 use crate::plan::Plan;
 use crate::store::Layout;
 use quant_graph::{Role, Site};
+use quant_hessian::FactorSettings;
 use serde::Serialize;
 
 /// Resident memory besides what is counted below: code, thread stacks, the writer's queue, read buffers.
@@ -127,7 +128,8 @@ pub fn predict(plan: &Plan, lengths: &[usize], threads: usize) -> MemoryPlan {
                 Site::AttentionOutput | Site::MlpActivation => F32 * tokens * width(site),
             };
             let precision = plan.recipe.rounding.factor;
-            let factor = quant_hessian::Factor::peak_bytes(spec.site_width(site), precision) as u64;
+            let settings = FactorSettings { precision, ..FactorSettings::default() };
+            let factor = quant_hessian::Factor::peak_bytes(spec.site_width(site), &settings) as u64;
             let pending = F32 * (block - done);
             let gram_scratch = F32 * chunk * width(site);
             phases.push(PhaseMemory {

@@ -4,14 +4,26 @@ use half::{bf16, f16};
 use ndarray::{Array1, Array2};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// The folder of shared reference data beside the workspace, if this checkout has it. A test that needs it prints
-/// `skipped: ... not present` and returns where it is absent.
+/// The folder of shared reference data beside the workspace, if this checkout has it. A test that needs it calls
+/// [`skipped`] and returns where it is absent.
 #[must_use]
 pub fn shared_dir() -> Option<PathBuf> {
     let dir = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared"));
     dir.is_dir().then(|| dir.to_path_buf())
+}
+
+/// Says that the current test passes without having checked what it is for, and why.
+///
+/// It goes to the stderr of the process: what `println!` and `eprintln!` write, the test harness shows for failures only.
+pub fn skipped(why: impl Display) {
+    let thread = std::thread::current();
+    let line = format!("skipped: {}: {why}\n", thread.name().unwrap_or("test"));
+    // One write, so that lines of parallel tests do not mix; there is nowhere to report that it failed.
+    drop(std::io::stderr().write_all(line.as_bytes()));
 }
 
 /// All tensors of a file by name.
@@ -101,6 +113,86 @@ impl Tensor {
         let length = self.shape.last().copied().unwrap_or(1).max(1);
         let ids: Vec<u32> = self.i64().iter().map(|&id| u32::try_from(id).expect("a token id")).collect();
         ids.chunks(length).map(<[u32]>::to_vec).collect()
+    }
+}
+
+/// A golden file: its tensors, and what its `meta` says about its cases.
+#[derive(Clone, Debug)]
+pub struct Golden {
+    /// Tensors by name; those of a case begin with its name and a dot.
+    pub tensors: Tensors,
+    /// The `meta` entry of the header.
+    pub meta: serde_json::Value,
+}
+
+impl Golden {
+    /// From the bytes of a safetensors file.
+    ///
+    /// # Panics
+    /// If they are not one with a `meta` entry.
+    #[must_use]
+    pub fn parse(bytes: &[u8]) -> Self {
+        let (_, header) = SafeTensors::read_metadata(bytes).expect("a safetensors header");
+        let meta = &header.metadata().as_ref().expect("metadata")["meta"];
+        let meta = serde_json::from_str(meta).expect("meta is JSON");
+        Self { tensors: parse_safetensors(bytes), meta }
+    }
+    /// The full file of that name in the shared reference data; says so and gives none where it is absent.
+    ///
+    /// # Panics
+    /// If it is there and cannot be read.
+    #[must_use]
+    pub fn shared(name: &str) -> Option<Self> {
+        let path = shared_dir().map(|dir| dir.join("goldens").join(name)).filter(|path| path.is_file());
+        let Some(path) = path else {
+            skipped(format_args!("the reference data (goldens/{name}) is not present"));
+            return None;
+        };
+        Some(Self::parse(&std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))))
+    }
+    /// Configurations by case.
+    ///
+    /// # Panics
+    /// If the meta has none.
+    #[must_use]
+    pub fn cases(&self) -> &serde_json::Map<String, serde_json::Value> {
+        self.meta["cases"].as_object().expect("cases")
+    }
+    /// Whether there is a tensor of that name.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+    /// The values of a tensor, integers converted.
+    ///
+    /// # Panics
+    /// If it is missing.
+    #[must_use]
+    pub fn vector(&self, name: &str) -> Array1<f32> {
+        let tensor = self.tensor(name);
+        match &tensor.data {
+            TensorData::I64(v) => v.iter().map(|&x| x as f32).collect(),
+            _ => tensor.vector(),
+        }
+    }
+    /// The values of a tensor as a matrix, integers converted; leading dimensions are flattened into rows.
+    ///
+    /// # Panics
+    /// If it is missing or has no dimension.
+    #[must_use]
+    pub fn matrix(&self, name: &str) -> Array2<f32> {
+        let columns = *self.tensor(name).shape.last().expect("a tensor with a dimension");
+        let values = self.vector(name);
+        let rows = values.len() / columns.max(1);
+        values.into_shape_with_order((rows, columns)).expect("shape fits its values")
+    }
+    /// A tensor.
+    ///
+    /// # Panics
+    /// If it is missing.
+    #[must_use]
+    pub fn tensor(&self, name: &str) -> &Tensor {
+        self.tensors.get(name).unwrap_or_else(|| panic!("{name} is missing"))
     }
 }
 

@@ -1,9 +1,13 @@
-//! Test support: golden files, tiny models. Unpublished; everything here may panic with a message, as tests do.
+//! Test support: golden files, random numbers, tiny models. Unpublished; everything here may panic with a message, as tests do.
 #![forbid(unsafe_code)]
 #![allow(clippy::expect_used, clippy::panic, reason = "a test helper fails by panicking")]
 
 mod golden;
 mod models;
+mod numbers;
 
-pub use golden::{Tensor, TensorData, Tensors, load_safetensors, parse_safetensors, shared_dir};
-pub use models::{Numbers, block_from_tensors, random_block};
+pub use golden::{
+    Golden, Tensor, TensorData, Tensors, load_safetensors, parse_safetensors, shared_dir, skipped,
+};
+pub use models::{block_from_tensors, random_block};
+pub use numbers::Numbers;

@@ -3,9 +3,10 @@
 use ndarray::{Array2, array};
 use quant_kernels::{Compute, Par};
 
+use super::hessian;
 use super::reference::Prepared;
-use super::{Noise, hessian};
 use crate::{FactorSettings, Hessian, HessianError, Outcome, Precision, prepare};
+use quant_testkit::Numbers;
 
 fn settings() -> FactorSettings {
     FactorSettings::default()
@@ -13,7 +14,7 @@ fn settings() -> FactorSettings {
 
 #[test]
 fn the_factor_reproduces_the_damped_hessian() {
-    let mut noise = Noise::new(1);
+    let mut noise = Numbers::new(1);
     for n in [1, 7, 64, 200, 600] {
         let x = noise.activations(n + 20, n);
         for act_order in [false, true] {
@@ -53,7 +54,7 @@ fn the_factor_reproduces_the_damped_hessian() {
 /// Fewer tokens than channels: singular without damping, fine with it.
 #[test]
 fn a_rank_deficient_hessian_is_carried_by_the_damping() {
-    let mut noise = Noise::new(2);
+    let mut noise = Numbers::new(2);
     let x = noise.activations(20, 300);
     let factor = prepare(hessian(&x), &settings(), Par::Seq).unwrap();
     assert_eq!(factor.report().damping_used(), 0.01);
@@ -111,7 +112,7 @@ fn a_hopeless_hessian_is_refused_with_its_history() {
 
 #[test]
 fn an_inaccurate_f32_factor_is_repeated_in_f64() {
-    let mut noise = Noise::new(4);
+    let mut noise = Numbers::new(4);
     let x = noise.activations(400, 120);
     let strict = FactorSettings { residual_tolerance: 1e-11, ..settings() };
     let factor = prepare(hessian(&x), &strict, Par::Seq).unwrap();
@@ -124,13 +125,21 @@ fn an_inaccurate_f32_factor_is_repeated_in_f64() {
 
 #[test]
 fn memory_is_what_is_announced() {
-    let mut noise = Noise::new(6);
+    let mut noise = Numbers::new(6);
     let n = 1100;
-    let h = hessian(&noise.matrix(8, n));
+    let h = hessian(&noise.normals(8, n));
     assert_eq!(h.bytes(), Hessian::bytes_for(n));
     let factor = prepare(h, &settings(), Par::Seq).unwrap();
     assert!(factor.bytes() < n * n * 4 * 8 / 10);
-    assert!(crate::Factor::peak_bytes(n, Precision::F32) < crate::Factor::peak_bytes(n, Precision::F64));
+    // Pages, not elements, and the f64 retry where it is allowed.
+    let once = FactorSettings { f64_retry: false, ..settings() };
+    let triangle = |n: usize| n * (n + 1) / 2 * size_of::<f32>();
+    let peak = |n: usize, settings: &FactorSettings| crate::Factor::peak_bytes(n, settings) as f64;
+    // A row of 1536 floats is one and a half pages: of two triangles 89 % of both squares are touched.
+    assert!((peak(1536, &once) / (2 * triangle(1536)) as f64 - 1.78).abs() < 0.05);
+    assert!((peak(18944, &once) / (2 * triangle(18944)) as f64 - 1.0).abs() < 0.1);
+    assert_eq!(peak(1536, &settings()), peak(1536, &FactorSettings { precision: Precision::F64, ..once }));
+    assert!(peak(1536, &settings()) > 1.2 * peak(1536, &once));
 }
 
 #[test]
@@ -171,10 +180,10 @@ fn bad_hessians_and_settings_are_named() {
 #[test]
 fn lapack_agrees_with_the_native_backend() {
     use crate::{ActOrder, FactorBackend, GptqConfig, gptq};
-    let mut noise = Noise::new(12);
+    let mut noise = Numbers::new(12);
     for (n, act_order) in [(1, false), (40, true), (300, false), (700, true)] {
         let x = noise.activations(2 * n + 5, n);
-        let weight = noise.matrix(20, n);
+        let weight = noise.normals(20, n);
         for precision in [Precision::F32, Precision::F64] {
             let native = FactorSettings { act_order, precision, ..settings() };
             let lapack = FactorSettings { backend: FactorBackend::Lapack, ..native };

@@ -57,6 +57,10 @@ pub(super) struct Prepared {
 
 impl Prepared {
     pub(super) fn new(h: &Array2<f32>, act_order: bool, damping: f64) -> Self {
+        Self::with_lambda(h, act_order, |mean| damping * mean)
+    }
+    /// With λ from the mean diagonal.
+    pub(super) fn with_lambda(h: &Array2<f32>, act_order: bool, lambda: impl Fn(f64) -> f64) -> Self {
         let n = h.nrows();
         let mut h = h.clone();
         let dead: Vec<bool> = h.diag().iter().map(|&d| d == 0.0).collect();
@@ -66,7 +70,7 @@ impl Prepared {
         let order = act_order.then(|| descending(h.diag().to_vec().as_slice()));
         let column = |k: usize| order.as_ref().map_or(k, |o| o[k] as usize);
         let mut permuted = Array2::from_shape_fn((n, n), |(i, j)| f64::from(h[(column(i), column(j))]));
-        let lambda = damping * permuted.diag().mean().unwrap();
+        let lambda = lambda(permuted.diag().mean().unwrap());
         permuted.diag_mut().mapv_inplace(|d| d + lambda);
         Self { h: permuted, order, dead }
     }

@@ -2,7 +2,7 @@
 
 use crate::{Kind, Method, MethodError, Needs, Rounded, RowRounding, WeightQuantizer};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, Slice};
-use quant_core::matrix::{check_finite, round_row};
+use quant_core::matrix::{check_finite, check_scales, round_row};
 use quant_core::{ClipSearch, Grid, Groups, QuantizedMatrix};
 use quant_hessian::Factor;
 use quant_kernels::{Par, vectorized};
@@ -32,10 +32,11 @@ pub struct Rtn {
 /// Rows rounded by one task; a fixed number, so that the division of work never depends on the thread count.
 const TILE: usize = 16;
 
-/// Rounds `weight` `[out, in]`, rows in parallel; equal to [`quant_core::matrix::round_matrix`] in every bit.
+/// Rounds `weight` `[out, in]`, tiles of rows in parallel; equal to
+/// [`quant_core::matrix::round_matrix`] in every bit.
 ///
 /// # Errors
-/// A NaN or infinity, named by row and column.
+/// A NaN or infinity, named by row and column; a range whose scale overflows the grid's scale type, by row and group.
 pub fn round(rtn: &Rtn, weight: ArrayView2<'_, f32>, par: Par) -> Result<QuantizedMatrix, MethodError> {
     let mut rows = ByRows::new(rtn.clone(), weight.dim());
     rows.rows(0, weight, par)?;
@@ -120,6 +121,8 @@ impl RowRounding for ByRows {
             // Tiles stop in any order; the error names the first place.
             check_finite(rows.view()).map_err(|error| error.in_rows_from(first))?;
         }
+        let scales = matrix.scales.slice_axis(Axis(0), span);
+        check_scales(scales, rtn.grid.scale_type).map_err(|error| error.in_rows_from(first))?;
         Ok(())
     }
     fn matrix(&self) -> &QuantizedMatrix {

@@ -5,14 +5,16 @@ use super::stages::add;
 use crate::PipelineError;
 use crate::store::Store;
 use crate::views;
-use ndarray::{Array1, Array2, Axis};
+use ndarray::Array2;
+use quant_core::ChannelMaxima;
 use quant_graph::{BlockParams, Role, SCALE_EDGES, Site};
+use quant_kernels::vectorized;
 use quant_methods::smoothquant;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// Largest `|x|` per channel at the sites of the scale edges, `[features]`.
-pub(super) type ChannelMaxima = BTreeMap<Site, Array1<f32>>;
+pub(super) type SiteMaxima = BTreeMap<Site, ChannelMaxima>;
 
 impl Run<'_> {
     /// Runs the float block over the float stream, advancing it, and returns the channel maxima.
@@ -21,14 +23,16 @@ impl Run<'_> {
         index: usize,
         params: &BlockParams,
         stream: &mut Store,
-    ) -> Result<ChannelMaxima, PipelineError> {
+    ) -> Result<SiteMaxima, PipelineError> {
         let started = Instant::now();
         self.phase("float statistics")?;
         let spec = &self.plan.spec;
         let last = index + 1 == spec.layers;
         let block = self.float_block(index, params)?;
-        let mut maxima: ChannelMaxima =
-            SCALE_EDGES.iter().map(|edge| (edge.site, Array1::zeros(spec.site_width(edge.site)))).collect();
+        let mut maxima: SiteMaxima = SCALE_EDGES
+            .iter()
+            .map(|edge| (edge.site, ChannelMaxima::new(spec.site_width(edge.site))))
+            .collect();
         let par = self.par();
         let at = format!("the output of float block {index}");
         let mut wide = std::mem::take(&mut self.wide);
@@ -62,7 +66,7 @@ impl Run<'_> {
         &mut self,
         index: usize,
         block: &mut BlockParams,
-        maxima: &ChannelMaxima,
+        maxima: &SiteMaxima,
     ) -> Result<(), PipelineError> {
         let Some(settings) = self.plan.recipe.smoothquant else { return Ok(()) };
         let started = Instant::now();
@@ -100,13 +104,11 @@ impl Run<'_> {
     }
 }
 
-fn update(maxima: &mut ChannelMaxima, site: Site, x: &Array2<f32>) {
+fn update(maxima: &mut SiteMaxima, site: Site, x: &Array2<f32>) {
     if let Some(max) = maxima.get_mut(&site) {
-        for row in x.axis_iter(Axis(0)) {
-            for (m, &v) in max.iter_mut().zip(row) {
-                // A NaN must not hide: `max` would drop it.
-                *m = if v.is_nan() { f32::NAN } else { m.max(v.abs()) };
-            }
-        }
+        vectorized(
+            #[inline(always)]
+            || max.observe(x.view()),
+        );
     }
 }

@@ -2,8 +2,8 @@
 
 use super::Run;
 use crate::PipelineError;
-use ndarray::{Array1, Array2, ArrayView2};
-use quant_core::{ActQuant, Bits, FloatType, KvQuant, Observer};
+use ndarray::{Array2, ArrayView2};
+use quant_core::{ActQuant, Bits, ChannelMaxima, FloatType, KvQuant, Observer};
 use quant_graph::{InputScheme, KvScheme, ModelSpec, Site};
 use quant_hessian::Hessian;
 use quant_model::KvObserver;
@@ -79,35 +79,25 @@ impl InputStats {
 
 /// Largest `|k|` and `|v|` of every cache channel.
 pub(super) struct KvMaxima {
-    key: Array1<f32>,
-    value: Array1<f32>,
+    key: ChannelMaxima,
+    value: ChannelMaxima,
 }
 
 impl KvMaxima {
     pub(super) fn new(spec: &ModelSpec) -> Self {
-        Self { key: Array1::zeros(spec.kv_width()), value: Array1::zeros(spec.kv_width()) }
+        Self { key: ChannelMaxima::new(spec.kv_width()), value: ChannelMaxima::new(spec.kv_width()) }
     }
 
     /// Symmetric scales per channel, rounded to what the loader holds them in.
     pub(super) fn quant(&self, scheme: KvScheme, scale_type: FloatType) -> KvQuant {
-        let scales = |maxima: &Array1<f32>| {
-            maxima.mapv(|m| {
-                quant_core::observer::static_params(scheme.bits, scheme.rule, scale_type, -m, m).scale
-            })
-        };
-        KvQuant::Channel { bits: scheme.bits, key: scales(&self.key), value: scales(&self.value) }
+        KvQuant::from_maxima(scheme.bits, scheme.rule, scale_type, &self.key, &self.value)
     }
 }
 
 impl KvObserver<f32> for KvMaxima {
     fn observe(&mut self, keys: ArrayView2<'_, f32>, values: ArrayView2<'_, f32>) {
-        for (maxima, x) in [(&mut self.key, keys), (&mut self.value, values)] {
-            for row in x.rows() {
-                for (m, v) in maxima.iter_mut().zip(row) {
-                    *m = m.max(v.abs());
-                }
-            }
-        }
+        self.key.observe(keys);
+        self.value.observe(values);
     }
 }
 

@@ -17,11 +17,18 @@
 use std::ops::Range;
 
 use ndarray::ArrayView2;
-use quant_core::{ClipSearch, Grid, QParams};
-use quant_kernels::{Compute, Element, Par, matmul_nn, vectorized};
+use quant_core::{ClipSearch, CoreError, Grid, QParams};
+use quant_kernels::{Element, vectorized};
 
+use crate::HessianError;
 use crate::panels::{PANEL, Panels};
-use crate::views;
+
+mod column;
+mod feedback;
+mod params;
+
+use column::Column;
+pub(crate) use feedback::add_feedback;
 
 /// Columns solved one by one between two products inside a block.
 const SUB: usize = 32;
@@ -153,12 +160,12 @@ impl<T: Element> Problem<'_, T> {
     /// Solves the rows `first_row..` of one tile.
     ///
     /// # Errors
-    /// `(row, column)` of the first updated weight (by position) that is not finite.
+    /// See [`Self::failure`].
     pub(crate) fn solve<const L: usize>(
         &self,
         scratch: &mut Scratch<T, L>,
         out: TileOut<'_>,
-    ) -> Result<(), (usize, usize)> {
+    ) -> Result<(), HessianError> {
         let n = self.n();
         let rows = out.losses.len();
         out.losses.fill(0.0);
@@ -182,9 +189,7 @@ impl<T: Element> Problem<'_, T> {
                 let losses = self.solve_block(scratch, &here);
                 for (row, loss) in losses[..rows].iter().enumerate() {
                     if !loss.is_finite() {
-                        let mut block = scratch.block[here.local()].iter();
-                        let at = block.position(|w| !w[row].is_finite()).unwrap_or(0);
-                        return Err((out.first_row + row, self.column(start + at)));
+                        return Err(self.failure(scratch, &here, out.first_row, row));
                     }
                     out.losses[row] += 0.5 * loss.to_f64_exact();
                 }
@@ -223,171 +228,6 @@ impl<T: Element> Problem<'_, T> {
                         if dead { T::zero() } else { T::from_f32(self.weight[(first_row + r, column)]) };
                 }
             }
-        }
-    }
-
-    /// `target_k += sign · Σ_j sources_j Ũ_jk` for the positions k of `target` and j of `from`.
-    fn feed_back<const L: usize>(
-        &self,
-        target: &mut [[T; L]],
-        to: Range<usize>,
-        sign: T,
-        sources: &[[T; L]],
-        from: Range<usize>,
-    ) {
-        if from.is_empty() {
-            return;
-        }
-        let sources = views::matrix(sources.as_flattened(), from.len(), L);
-        let first = to.start;
-        self.panels.for_columns(to, from, |column, panel| {
-            let width = panel.ncols();
-            let part = target[column - first..][..width].as_flattened_mut();
-            let part = views::matrix_mut(part, width, L);
-            matmul_nn(part, true, sign, panel.reversed_axes(), sources, Compute::F32, Par::Seq);
-        });
-    }
-
-    /// `sign · Ũ_jk` inside the sub-block that starts at `start`.
-    fn load_feedback(&self, feedback: &mut [[T; SUB]], positions: Range<usize>, sign: T) {
-        for k in positions.clone() {
-            for j in positions.start..k {
-                feedback[k - positions.start][j - positions.start] = sign * self.panels.at(j, k);
-            }
-        }
-    }
-
-    /// Parameters that do not depend on the column loop, from the original rows.
-    fn static_params<const L: usize>(&self, scratch: &mut Scratch<T, L>, first_row: usize, rows: usize) {
-        let Scratch { scales, zeros, row: buffer, .. } = scratch;
-        let size = match self.plan {
-            Plan::Channel => self.n().max(1),
-            Plan::Static(size) => size,
-            Plan::Dynamic(_) => return,
-        };
-        for r in 0..rows {
-            buffer.clear();
-            buffer.extend(self.weight.row(first_row + r).iter().zip(self.dead).map(|(&w, &dead)| {
-                // The published per-channel search runs before dead columns are zeroed, the grouped one after.
-                if dead && self.plan != Plan::Channel { 0.0 } else { w }
-            }));
-            vectorized(
-                #[inline(always)]
-                || {
-                    for (g, group) in buffer.chunks(size).enumerate() {
-                        let params = self.grid.params(group, self.clip.as_ref());
-                        scales[g][r] = params.scale;
-                        zeros[g][r] = params.zero;
-                    }
-                },
-            );
-        }
-    }
-
-    /// Parameters of the groups that start in a block, from the weight as the finished blocks left it.
-    ///
-    /// The current block's own updates are deliberately not in it (`gptq.md` section 2, step 7): the published code writes
-    /// a block back only when it is finished. That weight is `W_F + δ`, where S are the finished positions, F the others and
-    /// `δ = −E_S U_SF = D_S R_SF R_FF⁻¹`; column by column, `δ_k = Σ_{j∈S} d_j Ũ_jk − Σ_{j∈F, j<k} δ_j Ũ_jk`. The first sum
-    /// is what the block already received, the second is a forward substitution.
-    fn dynamic_params<const L: usize>(
-        &self,
-        scratch: &mut Scratch<T, L>,
-        size: usize,
-        span: &Span,
-        first_row: usize,
-        rows: usize,
-    ) {
-        let n = self.n();
-        let positions = span.columns.clone();
-        let (begin, width) = (positions.start, positions.len());
-        let first = begin.div_ceil(size) * size;
-        let last = (positions.end - 1) / size * size;
-        if last < first {
-            return;
-        }
-        let reach = (last + size).min(n).max(positions.end);
-        let Scratch { diff, block, origin, outer, update, scales, zeros, row, feedback, .. } = scratch;
-        let (block, origin) = (&block[span.local()], &origin[span.local()]);
-        outer.resize(reach - begin, [T::zero(); L]);
-        outer[..width].copy_from_slice(origin);
-        self.load(&mut outer[width..], positions.end..reach, first_row, rows);
-        if begin > 0 {
-            update.clear();
-            update.resize(reach - begin, [T::zero(); L]);
-            for ((update, block), origin) in update.iter_mut().zip(block).zip(origin) {
-                for r in 0..L {
-                    update[r] = block[r] - origin[r];
-                }
-            }
-            let beyond = positions.end..reach;
-            self.feed_back(&mut update[width..], beyond, T::one(), &diff[..begin], 0..begin);
-            for start in (0..reach - begin).step_by(SUB) {
-                let end = (start + SUB).min(reach - begin);
-                let here = begin + start..begin + end;
-                let (solved, rest) = update.split_at_mut(start);
-                let rest = &mut rest[..end - start];
-                self.feed_back(rest, here.clone(), -T::one(), solved, begin..begin + start);
-                self.load_feedback(feedback, here, -T::one());
-                vectorized(
-                    #[inline(always)]
-                    || {
-                        for i in 0..rest.len() {
-                            let (solved, rest) = rest.split_at_mut(i);
-                            add_feedback(&mut rest[0], solved, &feedback[i][..i]);
-                        }
-                    },
-                );
-            }
-            for (outer, update) in outer.iter_mut().zip(update.iter()) {
-                for r in 0..L {
-                    outer[r] += update[r];
-                }
-            }
-        }
-        for start in (first..positions.end).step_by(size) {
-            let columns = &outer[start - begin..(start + size).min(n) - begin];
-            let g = start / size;
-            vectorized(
-                #[inline(always)]
-                || self.group_params(columns, rows, row, &mut scales[g], &mut zeros[g]),
-            );
-        }
-    }
-
-    #[inline(always)]
-    fn group_params<const L: usize>(
-        &self,
-        columns: &[[T; L]],
-        rows: usize,
-        row: &mut Vec<f32>,
-        scales: &mut [f32; L],
-        zeros: &mut [f32; L],
-    ) {
-        if self.clip.is_none() && !self.grid.is_binary() {
-            // Without a search only the extremes count, and those are found for all rows at once.
-            let mut lo: [f32; L] = std::array::from_fn(|r| columns[0][r].to_f32_lossy());
-            let mut hi = lo;
-            for lanes in columns {
-                for r in 0..L {
-                    let w = lanes[r].to_f32_lossy();
-                    lo[r] = lo[r].min(w);
-                    hi[r] = hi[r].max(w);
-                }
-            }
-            for r in 0..L {
-                let QParams { scale, zero } = self.grid.from_range(lo[r], hi[r]);
-                scales[r] = scale;
-                zeros[r] = zero;
-            }
-            return;
-        }
-        for r in 0..rows {
-            row.clear();
-            row.extend(columns.iter().map(|lanes| lanes[r].to_f32_lossy()));
-            let params = self.grid.params(row, self.clip.as_ref());
-            scales[r] = params.scale;
-            zeros[r] = params.zero;
         }
     }
 
@@ -435,6 +275,39 @@ impl<T: Element> Problem<'_, T> {
         losses
     }
 
+    /// Why the loss of a row of the tile is not finite after a block: the first scale or column, by position, that made it so.
+    fn failure<const L: usize>(
+        &self,
+        scratch: &Scratch<T, L>,
+        span: &Span,
+        first_row: usize,
+        row: usize,
+    ) -> HessianError {
+        let mut loss = T::zero();
+        for (position, local) in span.columns.clone().zip(span.local()) {
+            let g = self.group(position);
+            let (origin, scale, zero) = (&scratch.origin[local], &scratch.scales[g], &scratch.zeros[g]);
+            let column = Column { updated: &scratch.block[local], origin, scale, zero };
+            let params = column.params(row);
+            if !params.scale.is_finite() {
+                return HessianError::Core(CoreError::Scale {
+                    scale: params.scale,
+                    scale_type: self.grid.scale_type.name(),
+                    row: first_row + row,
+                    group: g,
+                });
+            }
+            let q = T::from_f32(params.value(f32::from(scratch.levels[local][row])));
+            let e = column.error(row, q, self.panels.diagonal()[position]);
+            loss += e * e;
+            if !loss.is_finite() {
+                return HessianError::NotFiniteResult { row: first_row + row, column: self.column(position) };
+            }
+        }
+        // The sum above repeats the one that left the finite numbers, so this is not reached.
+        HessianError::NotFiniteResult { row: first_row + row, column: self.column(span.columns.end - 1) }
+    }
+
     /// Levels of a super-block into the rows of the result, in original column order.
     fn store_levels<const L: usize>(&self, levels: &[[u8; L]], start: usize, out: &mut [u8]) {
         let n = self.n();
@@ -451,62 +324,6 @@ impl<T: Element> Problem<'_, T> {
                     }
                 }
             }
-        }
-    }
-}
-
-/// `target += Σ_j solved_j · feedback_j` over all rows of a tile, fused, the sum in the order of j.
-#[inline(always)]
-pub(crate) fn add_feedback<T: Element, const L: usize>(
-    target: &mut [T; L],
-    solved: &[[T; L]],
-    feedback: &[T],
-) {
-    // As many rows at a time as stay in registers.
-    const ROWS: usize = 64;
-    for part in 0..L / ROWS {
-        let range = part * ROWS..(part + 1) * ROWS;
-        let mut acc = [T::zero(); ROWS];
-        acc.copy_from_slice(&target[range.clone()]);
-        for (lanes, &u) in solved.iter().zip(feedback) {
-            let lanes = &lanes[range.clone()];
-            for r in 0..ROWS {
-                acc[r] = lanes[r].mul_add(u, acc[r]);
-            }
-        }
-        target[range].copy_from_slice(&acc);
-    }
-}
-
-/// One column of a tile, ready to be quantised.
-struct Column<'a, T, const L: usize> {
-    updated: &'a [T; L],
-    origin: &'a [T; L],
-    scale: &'a [f32; L],
-    zero: &'a [f32; L],
-}
-
-impl<T: Element, const L: usize> Column<'_, T, L> {
-    #[inline(always)]
-    fn quantise(
-        &self,
-        level: impl Fn(f32, QParams) -> f32,
-        pivot: T,
-        diff: &mut [T; L],
-        levels: &mut [u8; L],
-        losses: &mut [T; L],
-    ) {
-        for r in 0..L {
-            let w = self.updated[r];
-            let params = QParams { scale: self.scale[r], zero: self.zero[r] };
-            let l = level(w.to_f32_lossy(), params);
-            let q = T::from_f32(params.value(l));
-            diff[r] = self.origin[r] - q;
-            let e = (w - q) * pivot;
-            losses[r] += e * e;
-            // A level is an integer from 0 to 255; added to 2^23 it stands in the low bits. A saturating cast would keep
-            // the whole loop scalar.
-            levels[r] = (l + 8_388_608.0).to_bits() as u8;
         }
     }
 }

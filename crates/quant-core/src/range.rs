@@ -1,0 +1,120 @@
+//! Extremes of slices, in fixed lanes so that loops over them vectorise, and what a NaN does to them.
+
+use crate::Real;
+use ndarray::{Array1, ArrayView1, ArrayView2};
+
+const LANES: usize = 16;
+
+/// `(min(0, min x), max(0, max x))`. A NaN is passed over.
+#[inline(always)]
+pub(crate) fn range_with_zero<T: Real>(values: &[T]) -> (T, T) {
+    let (mut lo, mut hi) = ([T::zero(); LANES], [T::zero(); LANES]);
+    let mut chunks = values.chunks_exact(LANES);
+    for chunk in &mut chunks {
+        for i in 0..LANES {
+            lo[i] = if chunk[i] < lo[i] { chunk[i] } else { lo[i] };
+            hi[i] = if chunk[i] > hi[i] { chunk[i] } else { hi[i] };
+        }
+    }
+    for (i, &v) in chunks.remainder().iter().enumerate() {
+        lo[i] = lo[i].min(v);
+        hi[i] = hi[i].max(v);
+    }
+    (lo.into_iter().fold(T::zero(), T::min), hi.into_iter().fold(T::zero(), T::max))
+}
+
+/// Whether every value is finite. Magnitudes are compared as integers: infinity and NaN are above all numbers there.
+#[must_use]
+#[inline(always)]
+pub fn all_finite(values: &[f32]) -> bool {
+    values.iter().fold(0, |largest, v| magnitude(*v).max(largest)) < f32::INFINITY.to_bits()
+}
+
+/// `|x|` as an integer of the same order, in which NaN is largest.
+#[inline(always)]
+fn magnitude(x: f32) -> u32 {
+    x.abs().to_bits()
+}
+
+/// Largest `|x|` of every channel, `A_j = max |x_j|` over all tokens seen.
+///
+/// A maximum is the same for every order and division of the tokens. A NaN in a channel stays its maximum.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChannelMaxima(Array1<f32>);
+
+impl ChannelMaxima {
+    /// Zeros, `[channels]`: nothing seen.
+    #[must_use]
+    pub fn new(channels: usize) -> Self {
+        Self(Array1::zeros(channels))
+    }
+
+    /// Takes in a batch `[tokens, channels]`.
+    ///
+    /// # Panics
+    /// If the batch has another number of channels.
+    #[inline(always)]
+    pub fn observe(&mut self, x: ArrayView2<'_, f32>) {
+        assert_eq!(x.ncols(), self.0.len(), "channels of a batch and of its maxima");
+        for row in x.rows() {
+            for (max, &v) in self.0.iter_mut().zip(row) {
+                *max = f32::from_bits(magnitude(*max).max(magnitude(v)));
+            }
+        }
+    }
+
+    /// The maxima, `[channels]`.
+    #[must_use]
+    pub fn view(&self) -> ArrayView1<'_, f32> {
+        self.0.view()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray::{Array2, Axis};
+
+    #[test]
+    fn extremes_of_every_length() {
+        for n in 0..50 {
+            let values: Vec<f32> = (0..n).map(|i| ((i * 37 + 11) % 101) as f32 - 50.0).collect();
+            let min = values.iter().fold(0.0_f32, |a, &b| a.min(b));
+            let max = values.iter().fold(0.0_f32, |a, &b| a.max(b));
+            assert_eq!(range_with_zero(&values), (min, max), "{n}");
+            assert!(all_finite(&values));
+            for at in 0..n {
+                for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                    let mut values = values.clone();
+                    values[at] = bad;
+                    assert!(!all_finite(&values), "{bad} at {at} of {n}");
+                }
+            }
+        }
+        assert!(all_finite(&[f32::MAX, f32::MIN, 1e-45]));
+    }
+
+    #[test]
+    fn channel_maxima_do_not_depend_on_batches_and_keep_a_nan() {
+        let mut x = Array2::from_shape_fn((23, 5), |(t, j)| ((t * 31 + j * 17) % 47) as f32 - 20.0);
+        let maxima = |x: &Array2<f32>, step: usize| {
+            let mut maxima = ChannelMaxima::new(5);
+            for batch in x.axis_chunks_iter(Axis(0), step) {
+                maxima.observe(batch);
+            }
+            maxima
+        };
+        let expected = x.fold_axis(Axis(0), 0.0_f32, |m, v| m.max(v.abs()));
+        for step in [1, 2, 7, 23] {
+            assert_eq!(maxima(&x, step).view(), expected);
+        }
+        let backwards = x.slice_axis(Axis(0), ndarray::Slice::new(0, None, -1)).to_owned();
+        assert_eq!(maxima(&backwards, 4).view(), expected);
+        x[(3, 2)] = f32::NAN;
+        for step in [1, 23] {
+            let maxima = maxima(&x, step);
+            assert!(maxima.view()[2].is_nan(), "a NaN followed by numbers stays");
+            assert_eq!(maxima.view()[1], expected[1]);
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Rounding a matrix: groups by index, refusals, what is stored.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use ndarray::{Array2, Axis};
+use quant_core::matrix::round_matrix;
+use quant_core::{Bits, Convention, CoreError, FloatType, Grid, Groups, QuantizedMatrix, Variant};
+use quant_testkit::Numbers;
+
+fn grid(convention: Convention, bits: u32, scale_type: FloatType) -> Grid {
+    Grid::new(convention, Bits::new(bits).unwrap(), Variant::Exact, scale_type).unwrap()
+}
+
+#[test]
+fn a_group_index_is_honoured() {
+    let w = Numbers::new(1).normals(3, 12);
+    // Positions 0..12 in another order, four to a group.
+    let order = [7, 2, 11, 0, 5, 9, 1, 3, 10, 4, 8, 6];
+    let mut of_column = vec![0; 12];
+    for (position, &column) in order.iter().enumerate() {
+        of_column[column] = (position / 4) as u32;
+    }
+    for convention in Convention::ALL {
+        let grid = grid(convention, 3, FloatType::F32);
+        let index = Groups::Index { size: 4, of_column: of_column.clone() };
+        let indexed = round_matrix(&grid, None, index, w.view()).unwrap();
+        let sorted = round_matrix(&grid, None, Groups::Size(4), w.select(Axis(1), &order).view()).unwrap();
+        assert_eq!(indexed.levels.select(Axis(1), &order), sorted.levels);
+        assert_eq!((&indexed.scales, &indexed.zeros), (&sorted.scales, &sorted.zeros));
+        assert_eq!(indexed.dequantize().select(Axis(1), &order), sorted.dequantize());
+    }
+}
+
+#[test]
+fn an_index_that_does_not_fit_is_refused() {
+    let w = Array2::<f32>::zeros((2, 6));
+    for (of_column, said) in [(vec![0; 5], "6 entries"), (vec![0, 0, 0, 1, 1, 2], "groups 0..2")] {
+        let groups = Groups::Index { size: 3, of_column };
+        let error =
+            round_matrix(&grid(Convention::QSym, 4, FloatType::F32), None, groups, w.view()).unwrap_err();
+        assert!(error.to_string().contains(said), "{error}");
+    }
+}
+
+#[test]
+fn what_is_not_finite_is_named() {
+    let mut w = Numbers::new(2).normals(4, 8);
+    w[(2, 5)] = f32::NAN;
+    let q = round_matrix(&grid(Convention::QSym, 4, FloatType::F32), None, Groups::Channel, w.view());
+    assert!(q.unwrap_err().to_string().contains("row 2, column 5"));
+}
+
+#[test]
+fn a_scale_beyond_its_type_is_refused() {
+    let mut w = Numbers::new(3).normals(3, 8);
+    for (convention, scale_type, value) in [
+        // 1e6/7 is beyond the largest f16, 65504.
+        (Convention::QSym, FloatType::F16, 1e6),
+        (Convention::QAsym, FloatType::F16, 1e7),
+        (Convention::QSymGptq, FloatType::F16, 1e6),
+        (Convention::QAwq, FloatType::F16, 1e7),
+        // The range itself overflows f32.
+        (Convention::QAsym, FloatType::F32, 3e38),
+        (Convention::QAwq, FloatType::Bf16, 3e38),
+    ] {
+        (w[(1, 4)], w[(1, 5)]) = (value, -value);
+        let error =
+            round_matrix(&grid(convention, 4, scale_type), None, Groups::Size(4), w.view()).unwrap_err();
+        assert!(matches!(error, CoreError::Scale { row: 1, group: 1, .. }), "{convention:?}: {error}");
+        let text = error.to_string();
+        assert!(text.contains("row 1, group 1") && text.contains(scale_type.name()), "{text}");
+    }
+    // The binary rule as well.
+    let error = round_matrix(&grid(Convention::QAsym, 1, FloatType::F16), None, Groups::Size(4), w.view());
+    assert!(matches!(error, Err(CoreError::Scale { row: 1, group: 1, .. })), "{error:?}");
+}
+
+#[test]
+fn stored_bits_count_what_is_stored() {
+    let w = Numbers::new(4).normals(6, 64);
+    let bits = |convention, b| {
+        let grid = grid(convention, b, FloatType::F16);
+        round_matrix(&grid, None, Groups::Size(32), w.view()).unwrap().bits_per_weight(16)
+    };
+    assert_eq!(bits(Convention::QSym, 4), 4.0 + 16.0 / 32.0);
+    assert_eq!(bits(Convention::QAsym, 4), 4.0 + (16.0 + 4.0) / 32.0);
+    // One bit: the zero of the binary rule is a number, as wide as a scale.
+    assert_eq!(bits(Convention::QAsym, 1), 1.0 + (16.0 + 16.0) / 32.0);
+    let index = Groups::Index { size: 32, of_column: (0..64).map(|c| c % 2).collect() };
+    let q = round_matrix(&grid(Convention::QSym, 4, FloatType::F16), None, index, w.view()).unwrap();
+    assert!((q.bits_per_weight(16) - (4.0 + 16.0 / 32.0 + 32.0 / 6.0)).abs() < 1e-12);
+}
+
+#[test]
+fn parts_that_do_not_fit_are_refused() {
+    let part = |rows, columns| Array2::<f32>::ones((rows, columns));
+    let new = |levels: Array2<u8>, scales, zeros| {
+        QuantizedMatrix::new(Bits::new(3).unwrap(), levels, scales, zeros, Groups::Size(4))
+    };
+    let levels = Array2::from_elem((2, 8), 7);
+    assert!(new(levels.clone(), part(2, 2), part(2, 2)).is_ok());
+    assert!(new(levels.clone(), part(2, 1), part(2, 2)).is_err());
+    assert!(new(levels.clone(), part(2, 2), part(1, 2)).is_err());
+    assert!(new(levels + 1, part(2, 2), part(2, 2)).is_err());
+}

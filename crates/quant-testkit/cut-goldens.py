@@ -1,0 +1,108 @@
+#!/usr/bin/env python3
+"""Cuts the compact goldens in crates/*/tests/data out of the full reference files.
+
+    crates/quant-testkit/cut-goldens.py ../shared/goldens
+
+Nothing is computed here except sums over the rows that stay: every number was written by a published implementation (see
+the README beside each file). Python 3 without packages.
+"""
+
+import json
+import struct
+import sys
+from pathlib import Path
+
+SIZE = {"F64": 8, "F32": 4, "F16": 2, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
+CODE = {"F64": "d", "F32": "f", "F16": "e", "I32": "i", "I16": "h", "I8": "b", "U8": "B"}
+CRATES = Path(__file__).resolve().parent.parent
+
+
+class Golden:
+    """A safetensors file: name -> (dtype, shape, bytes), and its meta."""
+
+    def __init__(self, path):
+        data = path.read_bytes()
+        (length,) = struct.unpack("<Q", data[:8])
+        header = json.loads(data[8 : 8 + length])
+        self.meta = json.loads(header.pop("__metadata__")["meta"])
+        body = data[8 + length :]
+        self.tensors = {
+            name: (t["dtype"], t["shape"], body[slice(*t["data_offsets"])]) for name, t in header.items()
+        }
+
+    def values(self, name):
+        dtype, shape, data = self.tensors[name]
+        return struct.unpack(f"<{len(data) // SIZE[dtype]}{CODE[dtype]}", data)
+
+    def rows(self, name, rows):
+        """The tensor with only these rows."""
+        dtype, shape, data = self.tensors[name]
+        stride = len(data) // shape[0]
+        return dtype, [len(rows), *shape[1:]], b"".join(data[r * stride : (r + 1) * stride] for r in rows)
+
+
+def write(path, tensors, meta):
+    header, body = {"__metadata__": {"meta": json.dumps(meta)}}, b""
+    for name, (dtype, shape, data) in sorted(tensors.items(), key=lambda t: (-SIZE[t[1][0]], t[0])):
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(body), len(body) + len(data)]}
+        body += data
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + body)
+    print(f"{path.relative_to(CRATES)}: {len(tensors)} tensors, {path.stat().st_size >> 10} KiB")
+
+
+def quantizer(golden):
+    """Three regular rows and all edge rows of W, eight tokens of X with its extremes; widths 5 to 7 only with ist."""
+    count, width = golden.tensors["W"][1]
+    rows = {"W": [0, 1, 2, *range(golden.meta["rows_regular"], count)]}
+    x = golden.values("X")
+    extremes = {x.index(max(x)) // width, x.index(min(x)) // width}
+    rows["X"] = sorted(extremes | set(range(8)))
+    tensors, cases = {}, {}
+    for name, case in golden.meta["cases"].items():
+        if case["impl"] == "flatquant_act" or (case["impl"] == "qhs" and 5 <= case["bits"] <= 7):
+            continue
+        cases[name] = case
+        taken = rows[case["input"]]
+        for part in ["scale", "zero", "codes", "dq"]:
+            full = f"{name}.{part}"
+            if full not in golden.tensors or (part == "dq" and case["impl"] != "smoothquant"):
+                continue
+            length = golden.tensors[full][1][0]
+            per = length // golden.tensors[case["input"]][1][0]
+            # Groups are rows of their own; a scale of the whole tensor is one number.
+            taken_here = [r * per + i for r in taken for i in range(per)] if per else range(length)
+            tensors[full] = golden.rows(full, list(taken_here))
+    for name in rows:
+        tensors[name] = golden.rows(name, rows[name])
+    return tensors, {"cases": cases}
+
+
+def smoothquant(golden):
+    """The attention edge of the Qwen2 layer."""
+    names = ["qwen2.X", "qwen2.w.input_layernorm.weight"]
+    for role in "qkv":
+        names += [f"qwen2.act_scales.self_attn.{role}_proj", f"qwen2.w.self_attn.{role}_proj.weight"]
+    cases = {name: case for name, case in golden.meta["cases"].items() if name.startswith("qwen2")}
+    for case in cases:
+        for module in ["input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]:
+            name = f"{case}.{module}.weight"
+            if name in golden.tensors:
+                names.append(name)
+    return {name: golden.tensors[name] for name in names}, {**golden.meta, "cases": cases}
+
+
+def main():
+    goldens = Path(sys.argv[1])
+    for crate, name, cut in [
+        ("quant-core", "quantizer", quantizer),
+        ("quant-methods", "smoothquant", smoothquant),
+    ]:
+        tensors, meta = cut(Golden(goldens / f"{name}.safetensors"))
+        write(CRATES / crate / "tests/data" / f"{name}_subset.safetensors", tensors, meta)
+
+
+if __name__ == "__main__":
+    main()
