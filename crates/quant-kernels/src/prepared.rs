@@ -56,6 +56,12 @@ impl<T: Element> PreparedWeight<T> {
         self.packed.bytes()
     }
 
+    /// Bytes of one weight, prepared on this machine: what a plan counts before there is a weight.
+    #[must_use]
+    pub fn element_bytes(compute: Compute) -> usize {
+        arch::packed_element_bytes::<T>(Level::detect(), compute)
+    }
+
     /// `y = x W^T + bias` for `x` `[tokens, in]`, in a new `[tokens, out]` array.
     ///
     /// # Panics

@@ -1,23 +1,25 @@
 //! The methods this crate has, as data.
 
-use crate::{gptq, rtn, smoothquant};
+use crate::{Field, Rounding, Settings, SettingsError, Transform, gptq, rtn, smoothquant};
+use std::fmt::{self, Debug, Formatter};
+use std::sync::Arc;
 
-/// What a method does to a block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a method does to a block, and how it is made from its section of a recipe.
+#[derive(Clone, Copy)]
 pub enum Kind {
     /// Rewrites a float block without changing its function.
-    Transform,
+    Transform(fn(&Settings) -> Result<Arc<dyn Transform>, SettingsError>),
     /// Turns weights into integer levels.
-    Rounding,
+    Rounding(fn(&Settings) -> Result<Arc<dyn Rounding>, SettingsError>),
 }
 
-/// Statistics a method wants gathered before it runs on a linear or a block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Needs {
-    /// `Σ XᵀX` of a linear's input, in the quantised stream.
-    pub hessian: bool,
-    /// Largest `|x|` of every channel at the sites of the scale edges, in the float stream.
-    pub channel_max: bool,
+impl Debug for Kind {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Transform(_) => "Transform",
+            Self::Rounding(_) => "Rounding",
+        })
+    }
 }
 
 /// One registry line.
@@ -31,8 +33,8 @@ pub struct Method {
     pub source: &'static str,
     /// Transform or rounding.
     pub kind: Kind,
-    /// Statistics it wants.
-    pub needs: Needs,
+    /// The keys of its section.
+    pub fields: &'static [Field],
     /// 1: golden-tested against the official code and exported; 2: golden-tested; 3: experimental.
     pub tier: u8,
 }
@@ -59,11 +61,41 @@ mod tests {
         assert_eq!(ids, sorted);
         for m in METHODS {
             assert!(!m.summary.is_empty() && !m.source.is_empty() && (1..=3).contains(&m.tier), "{}", m.id);
+            assert!(!m.fields.is_empty() && m.fields.iter().all(|f| !f.help.is_empty()), "{}", m.id);
             assert!(
                 m.id.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'),
                 "{}",
                 m.id
             );
+        }
+    }
+
+    /// What any method owes its callers, whichever it is: defaults that build, settings that keep their method, a plan for
+    /// every width of weight it is asked about.
+    #[test]
+    fn every_method_is_built_from_its_own_keys() {
+        for m in METHODS {
+            let mut section = serde_json::Map::new();
+            if m.fields.iter().any(|f| f.name == "scheme") {
+                section.insert("scheme".into(), "W4A16g32".into());
+            }
+            let settings = Settings::new(m.id, section.into(), m.fields).unwrap();
+            let resolved = settings.resolved();
+            assert_eq!(resolved.as_object().unwrap().len(), m.fields.len(), "{}", m.id);
+            // What is echoed into reports is a section again.
+            Settings::new(m.id, resolved, m.fields).unwrap();
+            match m.kind {
+                Kind::Transform(build) => assert_eq!(build(&settings).unwrap().method().id, m.id),
+                Kind::Rounding(build) => {
+                    let rounding = build(&settings).unwrap();
+                    assert_eq!(rounding.method().id, m.id);
+                    for inputs in [1, 32, 100] {
+                        let planned = rounding.plan(inputs, quant_core::FloatType::F32).unwrap().unwrap();
+                        assert_eq!(planned.quantizer.method().id, m.id);
+                        assert_eq!(planned.weight.group, (inputs > 32).then_some(32), "{}", m.id);
+                    }
+                }
+            }
         }
     }
 }

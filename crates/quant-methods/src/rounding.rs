@@ -1,10 +1,162 @@
-//! The interface of methods that turn one weight into levels.
+//! The interface of methods that turn weights into levels: a modifier of a recipe, what it plans for one linear, and the
+//! quantiser that works on a bare matrix.
 
-use crate::MethodError;
+use crate::settings::FieldKind;
+use crate::{Field, Method, MethodError, Settings, SettingsError};
 use ndarray::ArrayView2;
-use quant_core::QuantizedMatrix;
-use quant_hessian::Factor;
+use quant_core::{
+    ActOrder, ClipSearch, Convention, CoreError, FloatType, Grid, QuantizedMatrix, Scheme, Variant,
+};
+use quant_graph::WeightScheme;
+use quant_hessian::{Factor, FactorSettings};
 use quant_kernels::Par;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+/// A rounding modifier of a recipe: a method and its settings, before it meets a linear.
+pub trait Rounding: Debug + Send + Sync {
+    /// Its registry line.
+    fn method(&self) -> &'static Method;
+    /// What it says about weights, activations and cache.
+    fn weights(&self) -> &WeightSettings;
+    /// Whether later linears of a block are calibrated on the quantised earlier ones.
+    fn true_sequential(&self) -> bool {
+        true
+    }
+    /// What it will do to a weight of `inputs` columns whose scales the target's loader holds in `scale_type`; none where
+    /// the scheme leaves weights alone.
+    ///
+    /// # Errors
+    /// A convention that has no grid at this bit width.
+    fn plan(&self, inputs: usize, scale_type: FloatType) -> Result<Option<PlannedRounding>, CoreError>;
+}
+
+/// What happens to one weight.
+#[derive(Clone, Debug)]
+pub struct PlannedRounding {
+    /// How the result is stored.
+    pub weight: WeightScheme,
+    /// What makes it.
+    pub quantizer: Arc<dyn WeightQuantizer>,
+    /// How the factor of its input's Hessian is prepared; none for methods that need no Hessian.
+    pub factor: Option<FactorSettings>,
+}
+
+/// What every rounding modifier says.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct WeightSettings {
+    /// Bits and groups.
+    pub scheme: Scheme,
+    /// How groups get their parameters.
+    pub convention: Convention,
+    /// Clip search, if wanted.
+    pub clip: Option<ClipSearch>,
+    /// Mathematics or official code.
+    pub variant: Variant,
+}
+
+impl WeightSettings {
+    /// Reads the keys [`SCHEME`], [`SYMMETRIC`], [`CONVENTION`], [`MSE_CLIP`] and [`VARIANT`].
+    ///
+    /// # Errors
+    /// A scheme that is not understood, a convention that contradicts the symmetry or has no grid at these bits.
+    pub fn read(settings: &Settings) -> Result<Self, SettingsError> {
+        let conflict =
+            |problem: String| SettingsError::Conflict { path: settings.path().to_owned(), problem };
+        let text = settings.text("scheme")?;
+        let scheme: Scheme = text.parse().map_err(|e: CoreError| SettingsError::Value {
+            path: format!("{}.scheme", settings.path()),
+            expected: "W<bits>A<bits>[KV<bits>][g<size>]".into(),
+            found: e.to_string(),
+        })?;
+        let symmetric = settings.given("symmetric").and_then(serde_json::Value::as_bool);
+        let convention = settings.word::<Convention>("convention")?;
+        let convention = match (symmetric, convention) {
+            (Some(symmetric), Some(c)) if c.is_symmetric() != symmetric => {
+                let is = if c.is_symmetric() { "symmetric" } else { "asymmetric" };
+                return Err(conflict(format!(
+                    "symmetric: {symmetric} contradicts convention: {}, which is {is}; drop one of them",
+                    c.name()
+                )));
+            }
+            (_, Some(c)) => c,
+            (Some(false), None) => Convention::QAsym,
+            (_, None) => Convention::QSym,
+        };
+        let variant: Variant = settings.word("variant")?.unwrap_or_default();
+        if let Some(bits) = scheme.weights {
+            Grid::new(convention, bits, variant, FloatType::F32).map_err(|e| conflict(e.to_string()))?;
+        }
+        let clip = settings.bool("mse_clip")?.then(ClipSearch::default);
+        Ok(Self { scheme, convention, clip, variant })
+    }
+
+    /// The grid of a weight of `inputs` columns and how it is stored, by a method that takes the columns in `act_order`.
+    ///
+    /// # Errors
+    /// [`CoreError::NoGrid`].
+    pub fn stored(
+        &self,
+        inputs: usize,
+        scale_type: FloatType,
+        act_order: ActOrder,
+    ) -> Result<Option<(Grid, WeightScheme)>, CoreError> {
+        let Some(bits) = self.scheme.weights else { return Ok(None) };
+        let grid = Grid::new(self.convention, bits, self.variant, scale_type)?;
+        // A group as wide as the row is a scale per channel.
+        let group = self.scheme.group.filter(|&g| g < inputs);
+        let weight = WeightScheme {
+            bits,
+            symmetric: self.convention.is_symmetric() && !grid.is_binary(),
+            group,
+            // Without groups nothing tells in which order columns were rounded.
+            act_order: if group.is_some() { act_order } else { ActOrder::None },
+            binary: grid.is_binary(),
+        };
+        Ok(Some((grid, weight)))
+    }
+}
+
+/// The scheme: bits and groups.
+pub const SCHEME: Field = Field {
+    name: "scheme",
+    kind: FieldKind::Scheme,
+    default: "",
+    help: "bits of weights, activations and KV cache and the group size: W4A16g128, W8A8, W8A8KV8, W4A4KV4; 16 leaves a part alone",
+    run_wide: false,
+};
+/// Symmetry of weights.
+pub const SYMMETRIC: Field = Field {
+    name: "symmetric",
+    kind: FieldKind::Bool,
+    default: "true",
+    help: "whether the zero level of weights is fixed in the middle; follows `convention` where that is given",
+    run_wide: false,
+};
+/// Convention of scales and zeros.
+pub const CONVENTION: Field = Field {
+    name: "convention",
+    kind: FieldKind::Choice(&["q-asym", "q-sym", "q-sym-gptq", "q-awq"]),
+    default: "null",
+    help: "how scale and zero point follow from a group's range; default q-sym when symmetric, q-asym otherwise",
+    run_wide: false,
+};
+/// Clip search.
+pub const MSE_CLIP: Field = Field {
+    name: "mse_clip",
+    kind: FieldKind::Bool,
+    default: "false",
+    help: "search the range of every group for the least |error|^2.4",
+    run_wide: false,
+};
+/// Mathematics or published code.
+pub const VARIANT: Field = Field {
+    name: "variant",
+    kind: FieldKind::Choice(&["exact", "official"]),
+    default: "\"exact\"",
+    help: "exact: the mathematics; official: the published code with its quirks",
+    run_wide: false,
+};
 
 /// A rounded weight and what the method knows about it.
 #[derive(Clone, Debug)]
@@ -15,10 +167,10 @@ pub struct Rounded {
     pub loss: Option<f64>,
 }
 
-/// A rounding method with its settings.
-pub trait WeightQuantizer: Send + Sync {
+/// A rounding method on one weight.
+pub trait WeightQuantizer: Debug + Send + Sync {
     /// Its registry line.
-    fn method(&self) -> &'static crate::Method;
+    fn method(&self) -> &'static Method;
     /// Rounds `weight` `[out, in]`, using the factor of its input's Hessian if the method needs one.
     ///
     /// # Errors
@@ -47,24 +199,4 @@ pub trait RowRounding: Send {
     fn matrix(&self) -> &QuantizedMatrix;
     /// The weight, when all rows have arrived.
     fn finish(self: Box<Self>) -> QuantizedMatrix;
-}
-
-/// The rounding methods as one value, for plans and reports.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Rounding {
-    /// Round to nearest.
-    Rtn(crate::rtn::Rtn),
-    /// GPTQ.
-    Gptq(crate::gptq::Gptq),
-}
-
-impl Rounding {
-    /// The method behind the settings.
-    #[must_use]
-    pub fn quantizer(&self) -> &dyn WeightQuantizer {
-        match self {
-            Self::Rtn(rtn) => rtn,
-            Self::Gptq(gptq) => gptq,
-        }
-    }
 }

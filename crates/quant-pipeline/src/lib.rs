@@ -27,7 +27,5 @@ pub use events::{Event, Events, Silent};
 pub use open::{OpenFolder, Scored, open_folder, with_threads};
 pub use plan::{LinearPlan, Plan, StreamNeeds};
 pub use quantize::{Prepared, QuantizeJob, QuantizeOutcome, WriteSeconds, prepare, quantize, read_recipe};
-pub use recipe::{
-    ActivationSpec, Glob, KvSpec, PRESETS, Preset, Recipe, RecipeError, RoundingSpec, preset, schema,
-};
+pub use recipe::{ActivationSpec, Glob, KvSpec, PRESETS, Preset, Recipe, RecipeError, preset, schema};
 pub use report::{LinearReport, RunReport, Seconds, StageFactor, peak_memory, reset_peak_memory};

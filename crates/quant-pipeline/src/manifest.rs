@@ -49,12 +49,8 @@ impl Provenance<'_> {
     fn settings(&self) -> Value {
         json!({
             "compute": self.job.recipe.compute.to_string(),
-            "factor": self.job.recipe.rounding.factor.to_string(),
             "scale_type": self.plan.scale_type,
-            "true_sequential": self.plan.true_sequential(),
-            "variant": self.job.recipe.rounding.variant,
-            "convention": self.job.recipe.rounding.convention.name(),
-            "smoothquant_alpha": self.job.recipe.smoothquant.map(|s| s.alpha),
+            "modifiers": self.job.recipe.modifiers.iter().map(|(id, s)| json!({*id: s})).collect::<Vec<_>>(),
         })
     }
 
@@ -84,7 +80,7 @@ impl Provenance<'_> {
             })
             .collect();
         json!({
-            "tool": tool(), "format": self.outcome.format, "scheme": self.job.recipe.rounding.scheme.to_string(),
+            "tool": tool(), "format": self.outcome.format, "scheme": self.job.recipe.rounding.weights().scheme.to_string(),
             "settings": self.settings(), "calibration": self.calibration(),
             "bits_per_weight": self.outcome.bits_per_weight,
             "linears": linears,
@@ -110,7 +106,7 @@ impl Provenance<'_> {
         let mut card = format!(
             "---\nbase_model: {name}\ntags:\n- quantized\n- {}\n---\n\n# {name}, {}\n\nMade by {} from `{name}` ({}).\n\n",
             self.outcome.format,
-            recipe.rounding.scheme,
+            recipe.rounding.weights().scheme,
             tool(),
             self.plan.spec.architecture
         );
@@ -118,8 +114,12 @@ impl Provenance<'_> {
             card,
             "| | |\n|---|---|\n| format | {} |\n| method | {}{} |\n| bits per weight of the linears | {:.3} |\n| calibration | {} |\n",
             self.outcome.format,
-            recipe.smoothquant.map_or_else(String::new, |s| format!("smoothquant (alpha {}) + ", s.alpha)),
-            recipe.rounding.method.id,
+            recipe
+                .transforms
+                .iter()
+                .map(|t| format!("{} ({}) + ", t.method().id, t.describe()))
+                .collect::<String>(),
+            recipe.rounding.method().id,
             self.outcome.bits_per_weight,
             self.outcome.calibration.as_ref().map_or_else(
                 || "none".to_owned(),

@@ -3,21 +3,38 @@
 use crate::plan::Plan;
 use crate::store::Layout;
 use quant_graph::{Role, Site};
-use quant_hessian::FactorSettings;
+use quant_hessian::{Factor, FactorSettings};
+use quant_kernels::{Par, PreparedWeight};
 use serde::Serialize;
 
-/// Resident memory besides what is counted below: code, thread stacks, the writer's queue, read buffers.
-const BASE: u64 = 32 << 20;
-/// Most that the allocator keeps of freed chunk temporaries.
-const RETAINED: u64 = 96 << 20;
+/// Resident memory besides what is counted below: code, thread stacks, tables, small vectors.
+const BASE: u64 = 9 << 20;
+/// The same for what streams of activations need beside it: more code, rotary tables, small temporaries.
+const STREAMS: u64 = 14 << 20;
+/// Pieces of a weight between the file and its levels: bytes, floats, and the rows being measured.
+const READING: u64 = 16 << 20;
+/// Pieces on their way to the writer.
+const QUEUE: u64 = 10 << 20;
+/// Packed operands of one product at most.
+const PACKED: u64 = 18 << 20;
+/// Arrays from this size on have pages of their own; smaller ones leave holes in the heap when they go.
+const HEAP: u64 = 32 << 20;
+/// Bytes of a page.
+const PAGE: u64 = 4096;
 /// Bytes of an f32.
 const F32: u64 = 4;
 
 /// Predicted memory of a run, in bytes.
 #[derive(Clone, Debug, Serialize)]
 pub struct MemoryPlan {
-    /// Program and tables.
+    /// Program, tables, the writer's queue.
     pub base: u64,
+    /// Freed memory that the allocator keeps, because smaller arrays of a block come and go in many orders.
+    pub retained: u64,
+    /// Rows in memory while activations are on disk.
+    pub spilled: u64,
+    /// What repeating a factorisation in f64 takes beyond the peak, should one fail in f32.
+    pub retry: u64,
     /// The most that is resident besides activations of all tokens, and in which phase.
     pub phases: Vec<PhaseMemory>,
 }
@@ -47,8 +64,8 @@ impl MemoryPlan {
     /// The predicted peak, with activations in memory or on disk.
     #[must_use]
     pub fn peak(&self, spill: bool) -> u64 {
-        let of = |p: &PhaseMemory| p.fixed() + if spill { 0 } else { p.activations };
-        self.base + self.phases.iter().map(of).max().unwrap_or(0)
+        let of = |p: &PhaseMemory| p.fixed() + if spill { self.spilled } else { p.activations };
+        self.base + self.retained + self.phases.iter().map(of).max().unwrap_or(0)
     }
     /// What would lower the peak.
     #[must_use]
@@ -65,105 +82,203 @@ impl MemoryPlan {
 }
 
 /// Predicts the memory of a run on calibration sequences of these lengths.
+///
+/// The peak is that of a run whose f32 factorisations hold: an f64 repetition, which follows a failed one, takes
+/// [`MemoryPlan::retry`] more.
 #[must_use]
 pub fn predict(plan: &Plan, lengths: &[usize], threads: usize) -> MemoryPlan {
-    let spec = &plan.spec;
     let layout = Layout::new(lengths.iter().copied());
-    let (tokens, chunk) = (layout.rows() as u64, layout.largest_chunk() as u64);
-    let linear = |role: Role| {
-        let l = spec.linear(role);
-        (l.outputs * l.inputs) as u64
-    };
-    let block = spec.block_parameters() as u64;
-    let largest = Role::ALL.into_iter().map(linear).max().unwrap_or(0);
-    let width = |site: Site| spec.site_width(site) as u64;
-    let hidden = spec.hidden as u64;
-    // Reading converts the largest tensor while its bytes are held.
-    let read = PhaseMemory {
-        phase: "read",
-        weights: F32 * block + 2 * largest,
-        solver: 0,
-        chunk: 0,
-        activations: 0,
-    };
-    let mut phases = vec![read];
-    let needs = plan.needs;
-    if !needs.quantized_stream() {
-        // Every linear gives up its floats for levels a quarter their size.
-        let weights = F32 * block + largest;
-        phases.push(PhaseMemory { phase: "round", weights, solver: 0, chunk: 0, activations: 0 });
+    let sizes = Sizes::new(plan, &layout, threads);
+    let mut phases = Vec::new();
+    if plan.needs.calibration() || !plan.recipe.transforms.is_empty() {
+        // Reading converts a tensor wave by wave; the floats of the whole block stay.
+        phases.push(PhaseMemory { weights: F32 * sizes.block, ..sizes.phase("read") });
     }
-    let streams = u64::from(needs.channel_max) + u64::from(needs.quantized_stream());
-    let residual = F32 * tokens * hidden * streams;
-    // The widest step of a chunk: gate, up and the packed operand of the next product, beside the residual rows.
-    let step = F32 * chunk * (3 * width(Site::MlpActivation) + 2 * hidden);
-    if needs.channel_max {
-        let weights = 2 * F32 * block;
+    if plan.needs.channel_max {
         phases.push(PhaseMemory {
-            phase: "float statistics",
-            weights,
-            solver: 0,
-            chunk: step,
-            activations: residual,
+            weights: (F32 + sizes.prepared) * sizes.block,
+            chunk: sizes.step,
+            ..sizes.phase("float statistics")
         });
     }
-    if needs.quantized_stream() {
-        let hessian = |site: Site| {
-            let n = width(site);
-            let used = (0..spec.layers).any(|i| plan.hessian_at(i, site));
-            // Only the lower triangle is touched.
-            if used { F32 * n * n / 2 } else { 0 }
-        };
-        // Without true-sequential all Hessians wait for the end of the float pass.
-        let waiting = |site: Site| -> u64 {
-            let later = Site::ALL.into_iter().filter(|s| *s > site);
-            if plan.true_sequential() { 0 } else { later.map(hessian).sum() }
-        };
-        let mut done = 0;
-        for site in Site::ALL {
-            let stage: u64 = site.stage().linears.iter().map(|r| linear(*r)).sum();
-            let h = hessian(site);
-            let input = match site {
-                Site::AttentionInput | Site::MlpInput => 0,
-                Site::AttentionOutput | Site::MlpActivation => F32 * tokens * width(site),
-            };
-            let precision = plan.recipe.rounding.factor;
-            let settings = FactorSettings { precision, ..FactorSettings::default() };
-            let factor = quant_hessian::Factor::peak_bytes(spec.site_width(site), &settings) as u64;
-            let pending = F32 * (block - done);
-            let gram_scratch = F32 * chunk * width(site);
+    if plan.needs.quantized_stream() {
+        if !plan.true_sequential() {
             phases.push(PhaseMemory {
-                phase: "factor",
-                weights: pending + done,
-                solver: if h > 0 { factor } else { 0 } + waiting(site),
-                chunk: gram_scratch,
-                activations: residual + input,
-            });
-            let workspace =
-                quant_hessian::workspace_bytes(spec.site_width(site), quant_kernels::Par::new(threads))
-                    as u64;
-            phases.push(PhaseMemory {
-                phase: "round",
-                weights: pending + done + stage + 2 * F32 * largest.min(stage),
-                solver: if h > 0 { h + workspace } else { 0 } + waiting(site),
-                chunk: 0,
-                activations: residual + input,
-            });
-            done += stage;
-            let output = match site {
-                Site::AttentionInput => F32 * tokens * width(Site::AttentionOutput),
-                Site::MlpInput => F32 * tokens * width(Site::MlpActivation),
-                _ => 0,
-            };
-            phases.push(PhaseMemory {
-                phase: "forward",
-                weights: F32 * (block - done) + done + F32 * stage,
-                solver: waiting(site),
-                chunk: step,
-                activations: residual + input + output,
+                weights: (F32 + sizes.prepared) * sizes.block,
+                solver: Site::ALL.into_iter().map(|site| sizes.hessian(site)).sum(),
+                chunk: sizes.step,
+                activations: sizes.activations + sizes.residual,
+                ..sizes.phase("statistics of the float block")
             });
         }
+        let mut done = 0;
+        for site in Site::ALL {
+            stage_phases(&sizes, site, &mut done, &mut phases);
+        }
+    } else {
+        // Every weight gives up its floats, or never has them, for levels a quarter their size.
+        phases.push(PhaseMemory { weights: sizes.floats_alone + sizes.levels, ..sizes.phase("round") });
     }
-    let retained = if needs.calibration() { step.min(RETAINED) } else { 0 };
-    MemoryPlan { base: BASE + retained, phases }
+    phases.push(PhaseMemory { weights: sizes.levels + sizes.encoded, ..sizes.phase("write") });
+    let retry = Site::ALL.into_iter().map(|site| sizes.factor(site, true) - sizes.factor(site, false));
+    MemoryPlan {
+        base: BASE
+            + if plan.needs.calibration() { STREAMS } else { 0 }
+            + (3 * F32 * sizes.largest).min(READING)
+            + sizes.encoded.min(QUEUE),
+        retained: if plan.needs.quantized_stream() { sizes.passing_through() } else { 0 },
+        spilled: sizes.spilled,
+        retry: retry.max().unwrap_or(0),
+        phases,
+    }
+}
+
+/// The phases of one stage on the quantised stream. `done` counts the weights rounded so far.
+fn stage_phases(sizes: &Sizes<'_>, site: Site, done: &mut u64, phases: &mut Vec<PhaseMemory>) {
+    let stage: u64 = site.stage().linears.iter().map(|r| sizes.linear(*r)).sum();
+    let largest = site.stage().linears.iter().map(|r| sizes.linear(*r)).max().unwrap_or(0);
+    let waiting = if sizes.plan.true_sequential() {
+        0
+    } else {
+        Site::ALL.into_iter().filter(|s| *s > site).map(|s| sizes.hessian(s)).sum()
+    };
+    let held = |done: u64| F32 * (sizes.block - done) + done;
+    let width = sizes.plan.spec.site_width(site);
+    if sizes.uses_hessian(site) {
+        let packed = F32 * sizes.chunk * width as u64;
+        phases.push(PhaseMemory {
+            weights: held(*done),
+            solver: sizes.factor(site, false) + waiting,
+            chunk: packed.min(PACKED),
+            ..sizes.phase("factor")
+        });
+    }
+    let panels = if sizes.uses_hessian(site) { F32 * (width * width / 2) as u64 } else { 0 };
+    let tiles = quant_hessian::workspace_bytes(width, sizes.par) as u64;
+    // The linear at work has its floats and its levels at once.
+    phases.push(PhaseMemory {
+        weights: held(*done) + largest,
+        solver: panels + tiles + waiting,
+        ..sizes.phase("round")
+    });
+    *done += stage;
+    phases.push(PhaseMemory {
+        weights: held(*done) + sizes.prepared * stage,
+        solver: waiting,
+        chunk: sizes.step,
+        ..sizes.phase("forward")
+    });
+}
+
+/// What the phases are made of, in bytes; linears and blocks in weights.
+struct Sizes<'a> {
+    plan: &'a Plan,
+    par: Par,
+    /// Weights of a block, and of its largest linear.
+    block: u64,
+    largest: u64,
+    /// Levels of a block, or floats of linears that stay float.
+    levels: u64,
+    /// Floats that are there when no activations are: of the whole block if it was transformed.
+    floats_alone: u64,
+    /// The encoded tensors of a block.
+    encoded: u64,
+    /// Bytes of a weight that is ready for products.
+    prepared: u64,
+    /// Tokens of the largest chunk.
+    chunk: u64,
+    /// Temporaries of a chunk.
+    step: u64,
+    /// One stream of all tokens between blocks.
+    residual: u64,
+    /// All activations of all tokens.
+    activations: u64,
+    /// What is in memory instead when they are on disk.
+    spilled: u64,
+}
+
+impl<'a> Sizes<'a> {
+    fn new(plan: &'a Plan, layout: &Layout, threads: usize) -> Self {
+        let spec = &plan.spec;
+        let (tokens, chunk) = (layout.rows() as u64, layout.largest_chunk() as u64);
+        let width = |site: Site| spec.site_width(site) as u64;
+        let (hidden, wide) = (spec.hidden as u64, width(Site::MlpActivation));
+        let block = spec.block_parameters() as u64;
+        let levels = plan.blocks.first().map_or(0, |linears| {
+            let bytes = |(role, plan): (&Role, &crate::plan::LinearPlan)| {
+                let linear = spec.linear(*role);
+                let size = if plan.rounding.is_some() { 1 } else { F32 };
+                size * (linear.outputs * linear.inputs) as u64
+            };
+            linears.iter().map(bytes).sum()
+        });
+        let declared = plan.recipe.format.declare(spec, &plan.scheme, &|_| None);
+        let prefix = format!("{}.", spec.block_prefix(0));
+        let encoded = declared
+            .iter()
+            .filter(|t| t.name.starts_with(&prefix))
+            .map(|t| (t.shape.iter().product::<usize>() * t.dtype.bitsize()).div_ceil(8) as u64)
+            .sum();
+        let needs = plan.needs;
+        let streams = u64::from(needs.channel_max) + u64::from(needs.quantized_stream());
+        let residual = F32 * tokens * hidden;
+        // The inputs of o and down keep their memory from block to block.
+        let inside =
+            if needs.quantized_stream() { F32 * tokens * (width(Site::AttentionOutput) + wide) } else { 0 };
+        // What up computes stays too, and the input of down on the float stream; the rest comes and goes.
+        let kept = F32 * chunk * wide * (1 + u64::from(needs.channel_max));
+        let heads = (spec.query_width() + 2 * spec.kv_width()) as u64;
+        let passing = F32 * chunk * (3 * hidden + heads);
+        let transformed = !plan.recipe.transforms.is_empty();
+        Self {
+            plan,
+            par: Par::new(threads),
+            block,
+            largest: Role::ALL
+                .into_iter()
+                .map(|r| spec.linear(r))
+                .map(|l| (l.outputs * l.inputs) as u64)
+                .max()
+                .unwrap_or(0),
+            levels,
+            floats_alone: if transformed { F32 * block } else { 0 },
+            encoded,
+            prepared: PreparedWeight::<f32>::element_bytes(plan.recipe.compute) as u64,
+            chunk,
+            step: kept + passing + (F32 * chunk * wide).min(PACKED),
+            residual,
+            activations: residual * streams + inside,
+            spilled: F32 * chunk * (wide + 2 * hidden),
+        }
+    }
+    fn phase(&self, phase: &'static str) -> PhaseMemory {
+        PhaseMemory { phase, weights: 0, solver: 0, chunk: 0, activations: self.activations }
+    }
+    fn linear(&self, role: Role) -> u64 {
+        let l = self.plan.spec.linear(role);
+        (l.outputs * l.inputs) as u64
+    }
+    /// Arrays of a block that live in the heap: floats, levels and encoded forms of its smaller linears.
+    fn passing_through(&self) -> u64 {
+        let small = |bytes: u64| if bytes < HEAP { bytes } else { 0 };
+        let linears: u64 =
+            Role::ALL.into_iter().map(|r| self.linear(r)).map(|n| small(F32 * n) + small(n)).sum();
+        linears + small(self.encoded)
+    }
+    fn uses_hessian(&self, site: Site) -> bool {
+        (0..self.plan.spec.layers).any(|i| self.plan.hessian_at(i, site))
+    }
+    /// The accumulated Hessian: the pages that its lower triangle touches.
+    fn hessian(&self, site: Site) -> u64 {
+        let n = self.plan.spec.site_width(site) as u64;
+        if self.uses_hessian(site) { F32 * n * n / 2 + n * PAGE / 2 } else { 0 }
+    }
+    /// Hessian and factor together.
+    fn factor(&self, site: Site, retry: bool) -> u64 {
+        let settings = (0..self.plan.spec.layers).find_map(|i| self.plan.factor_at(i, site));
+        settings.map_or(0, |settings| {
+            let settings = FactorSettings { f64_retry: retry && settings.f64_retry, ..*settings };
+            Factor::peak_bytes(self.plan.spec.site_width(site), &settings) as u64
+        })
+    }
 }

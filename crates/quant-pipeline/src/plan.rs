@@ -1,14 +1,12 @@
 //! From a recipe and a model to a plan: what happens to every linear, decided and checked before a weight is read.
 
 use crate::PipelineError;
-use crate::recipe::{Recipe, RecipeError, RoundingSpec};
+use crate::recipe::{Recipe, RecipeError};
 use quant_checkpoint::formats::Unsupported;
-use quant_core::{ActOrder, ActRule, Bits, FloatType, Grid, KvGranularity};
-use quant_graph::{
-    InputScheme, KvScheme, LinearScheme, ModelScheme, ModelSpec, Role, STAGES, Site, WeightScheme,
-};
-use quant_hessian::{FactorSettings, GptqConfig};
-use quant_methods::{Rounding, gptq::Gptq, rtn::Rtn};
+use quant_core::{ActRule, Bits, FloatType, KvGranularity};
+use quant_graph::{InputScheme, KvScheme, LinearScheme, ModelScheme, ModelSpec, Role, STAGES, Site};
+use quant_hessian::FactorSettings;
+use quant_methods::{PlannedRounding, Rounding};
 use std::collections::BTreeMap;
 
 /// What happens to one linear.
@@ -19,9 +17,15 @@ pub struct LinearPlan {
     /// Storage.
     pub scheme: LinearScheme,
     /// How its weight is rounded; none leaves it float.
-    pub rounding: Option<Rounding>,
-    /// How the factor of its input's Hessian is prepared, where the rounding needs one.
-    pub factor: FactorSettings,
+    pub rounding: Option<PlannedRounding>,
+}
+
+impl LinearPlan {
+    /// How the factor of its input's Hessian is prepared, if its rounding needs one.
+    #[must_use]
+    pub fn factor(&self) -> Option<&FactorSettings> {
+        self.rounding.as_ref()?.factor.as_ref()
+    }
 }
 
 /// Statistics a run gathers, and so which activation streams it carries.
@@ -84,14 +88,9 @@ impl Plan {
             (0..spec.layers).flat_map(|i| Role::ALL.map(|role| (i, role, spec.module(i, role)))).collect();
         for (glob, _) in &recipe.overrides {
             if !modules.iter().any(|(_, _, name)| glob.matches(name)) {
-                return Err(RecipeError::Conflict {
-                    path: format!("overrides.{:?}", glob.pattern()),
-                    problem: format!(
-                        "it matches no linear of this model (they are called like {})",
-                        modules[0].2
-                    ),
-                }
-                .into());
+                let problem =
+                    format!("it matches no linear of this model (they are called like {})", modules[0].2);
+                return Err(RecipeError::conflict(format!("overrides.{:?}", glob.pattern()), problem).into());
             }
         }
         let mut warnings = Vec::new();
@@ -105,12 +104,7 @@ impl Plan {
         for (index, role, module) in modules {
             let ignored = recipe.ignore.iter().any(|glob| glob.matches(&module));
             let linear = if ignored {
-                LinearPlan {
-                    module,
-                    scheme: LinearScheme::default(),
-                    rounding: None,
-                    factor: FactorSettings::default(),
-                }
+                LinearPlan { module, scheme: LinearScheme::default(), rounding: None }
             } else {
                 plan_linear(recipe, spec, recipe.rounding_of(&module), role, module)?
             };
@@ -146,70 +140,34 @@ impl Plan {
     /// Whether later linears of a block see already quantised earlier ones.
     #[must_use]
     pub fn true_sequential(&self) -> bool {
-        self.recipe.rounding.true_sequential
+        self.recipe.rounding.true_sequential()
     }
 
     /// Whether any linear fed from this site of any block is rounded with a Hessian.
     #[must_use]
     pub fn hessian_at(&self, block: usize, site: Site) -> bool {
-        site.stage().linears.iter().any(|role| {
-            self.blocks[block][role].rounding.as_ref().is_some_and(|r| r.quantizer().method().needs.hessian)
-        })
+        self.factor_at(block, site).is_some()
+    }
+
+    /// How the factor of a site's Hessian is prepared: the linears fed from it agree.
+    #[must_use]
+    pub fn factor_at(&self, block: usize, site: Site) -> Option<&FactorSettings> {
+        site.stage().linears.iter().find_map(|role| self.blocks[block][role].factor())
     }
 }
 
 fn plan_linear(
     recipe: &Recipe,
     spec: &ModelSpec,
-    rounding: &RoundingSpec,
+    rounding: &dyn Rounding,
     role: Role,
     module: String,
 ) -> Result<LinearPlan, PipelineError> {
-    let scheme = rounding.scheme;
-    let inputs = spec.linear(role).inputs;
-    // A group as wide as the row is a scale per channel.
-    let group = scheme.group.filter(|&g| g < inputs);
-    let input = match scheme.activations {
-        Some(bits) => Some(plan_input(recipe, bits)?),
-        None => None,
-    };
-    let Some(bits) = scheme.weights else {
-        let scheme = LinearScheme { weight: None, input };
-        return Ok(LinearPlan { module, scheme, rounding: None, factor: FactorSettings::default() });
-    };
-    let scale_type = recipe.format.scale_type(spec);
-    let grid = Grid::new(rounding.convention, bits, rounding.variant, scale_type)?;
-    let method = if rounding.method.needs.hessian {
-        Rounding::Gptq(Gptq {
-            config: GptqConfig {
-                group,
-                clip: rounding.clip,
-                act_order: rounding.act_order,
-                block: rounding.block_size,
-                ..GptqConfig::new(grid)
-            },
-        })
-    } else {
-        Rounding::Rtn(Rtn { grid, group, clip: rounding.clip })
-    };
-    let weight = WeightScheme {
-        bits,
-        symmetric: rounding.convention.is_symmetric() && !grid.is_binary(),
-        group,
-        act_order: if group.is_some() { rounding.act_order } else { ActOrder::None },
-        binary: grid.is_binary(),
-    };
-    Ok(LinearPlan {
-        module,
-        scheme: LinearScheme { weight: Some(weight), input },
-        rounding: Some(method),
-        factor: FactorSettings {
-            damping: rounding.damping,
-            act_order: rounding.act_order.permutes(),
-            precision: rounding.factor,
-            ..FactorSettings::default()
-        },
-    })
+    let bits = rounding.weights().scheme.activations;
+    let input = bits.map(|bits| plan_input(recipe, bits)).transpose()?;
+    let rounding = rounding.plan(spec.linear(role).inputs, recipe.format.scale_type(spec))?;
+    let weight = rounding.as_ref().map(|r| r.weight);
+    Ok(LinearPlan { module, scheme: LinearScheme { weight, input }, rounding })
 }
 
 fn plan_input(recipe: &Recipe, bits: Bits) -> Result<InputScheme, Unsupported> {
@@ -219,7 +177,7 @@ fn plan_input(recipe: &Recipe, bits: Bits) -> Result<InputScheme, Unsupported> {
 }
 
 fn plan_kv(recipe: &Recipe) -> Result<Option<KvScheme>, RecipeError> {
-    let Some(bits) = recipe.rounding.scheme.kv_cache else { return Ok(None) };
+    let Some(bits) = recipe.rounding.weights().scheme.kv_cache else { return Ok(None) };
     let granularity = recipe.kv_cache.granularity.unwrap_or_else(|| match recipe.kv_cache.symmetric {
         // Asymmetric entries exist per token only.
         Some(false) => KvGranularity::TokenHead,
@@ -234,20 +192,16 @@ fn plan_kv(recipe: &Recipe) -> Result<Option<KvScheme>, RecipeError> {
 fn check_shared_factors(blocks: &[BTreeMap<Role, LinearPlan>]) -> Result<(), RecipeError> {
     for block in blocks {
         for stage in &STAGES {
-            let mut factors = stage
-                .linears
-                .iter()
-                .map(|role| &block[role])
-                .filter(|l| l.rounding.as_ref().is_some_and(|r| r.quantizer().method().needs.hessian));
-            let Some(first) = factors.next() else { continue };
-            if let Some(other) = factors.find(|l| l.factor != first.factor) {
-                return Err(RecipeError::Conflict {
-                    path: "overrides".into(),
-                    problem: format!(
+            let mut linears = stage.linears.iter().map(|role| &block[role]).filter(|l| l.factor().is_some());
+            let Some(first) = linears.next() else { continue };
+            if let Some(other) = linears.find(|l| l.factor() != first.factor()) {
+                return Err(RecipeError::conflict(
+                    "overrides",
+                    format!(
                         "{} and {} have the same input and share its factor: give them the same damping, actorder and factor",
                         first.module, other.module
                     ),
-                });
+                ));
             }
         }
     }
@@ -257,8 +211,8 @@ fn check_shared_factors(blocks: &[BTreeMap<Role, LinearPlan>]) -> Result<(), Rec
 fn stream_needs(recipe: &Recipe, blocks: &[BTreeMap<Role, LinearPlan>], kv: Option<KvScheme>) -> StreamNeeds {
     let linears = || blocks.iter().flat_map(BTreeMap::values);
     StreamNeeds {
-        hessian: linears().any(|l| l.rounding.as_ref().is_some_and(|r| r.quantizer().method().needs.hessian)),
-        channel_max: recipe.smoothquant.is_some(),
+        hessian: linears().any(|l| l.factor().is_some()),
+        channel_max: recipe.transforms.iter().any(|t| t.needs().channel_max),
         static_inputs: linears().any(|l| l.scheme.input.is_some_and(|i| !i.dynamic)),
         static_kv: kv.is_some_and(|kv| kv.granularity == KvGranularity::ChannelStatic),
     }

@@ -273,7 +273,7 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
 
 /// How ranges were found, for the formats that record it.
 fn notes(recipe: &Recipe) -> ConfigNotes {
-    let weights = if recipe.rounding.clip.is_some() { "mse" } else { "memoryless_minmax" };
+    let weights = if recipe.rounding.weights().clip.is_some() { "mse" } else { "memoryless_minmax" };
     let inputs = match recipe.activations.observer {
         ObserverKind::Minmax => "minmax",
         ObserverKind::Percentile => "percentile",

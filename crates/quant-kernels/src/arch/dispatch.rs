@@ -126,6 +126,18 @@ pub(crate) fn pack_operand<T: Element>(
     PackedOperand { packed, level, compute, depth, cols, element: std::marker::PhantomData }
 }
 
+/// Bytes of one element of a packed operand on this level.
+pub(crate) fn packed_element_bytes<T: Element>(level: Level, compute: Compute) -> usize {
+    struct Size;
+    impl<T: Element> Visitor<T> for Size {
+        type Output = usize;
+        fn visit<K: Kernel<Elem = T>>(self, _kernel: K) -> usize {
+            size_of::<K::Word>() / K::PAIR
+        }
+    }
+    T::dispatch(level, compute, Size)
+}
+
 /// Packs the right operand `[depth, columns]` whose columns `fill` writes one at a time.
 pub(crate) fn pack_columns<T: Element>(
     level: Level,

@@ -70,7 +70,7 @@ pub(super) struct Packed {
 impl Packed {
     fn unfilled<K: Kernel>(lanes: usize, depth: usize) -> Self {
         let words = lanes.div_ceil(K::NR) * K::NR * depth.div_ceil(K::PAIR);
-        Self { buffer: Buffer::new::<K::Word>(words), lanes, depth }
+        Self { buffer: Buffer::kept::<K::Word>(words), lanes, depth }
     }
 
     pub(super) fn bytes(&self) -> usize {

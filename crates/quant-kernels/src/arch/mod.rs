@@ -23,5 +23,7 @@ mod tests;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub(crate) use dispatch::{Dispatch, PackedOperand, pack_columns, pack_operand, product, product_packed};
+pub(crate) use dispatch::{
+    Dispatch, PackedOperand, pack_columns, pack_operand, packed_element_bytes, product, product_packed,
+};
 pub use level::Level;

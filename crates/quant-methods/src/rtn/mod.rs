@@ -1,22 +1,50 @@
 //! Round-to-nearest: every group to its own grid, no data (`Ŵ = s · (clip(round(W/s) + z) − z)`).
 
-use crate::{Kind, Method, MethodError, Needs, Rounded, RowRounding, WeightQuantizer};
+use crate::rounding::{CONVENTION, MSE_CLIP, SCHEME, SYMMETRIC, VARIANT};
+use crate::{
+    Kind, Method, MethodError, PlannedRounding, Rounded, Rounding, RowRounding, WeightQuantizer,
+    WeightSettings,
+};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, Slice};
 use quant_core::matrix::{check_finite, check_scales, round_row};
-use quant_core::{ClipSearch, Grid, Groups, QuantizedMatrix};
+use quant_core::{ActOrder, ClipSearch, CoreError, FloatType, Grid, Groups, QuantizedMatrix};
 use quant_hessian::Factor;
 use quant_kernels::{Par, vectorized};
 use rayon::prelude::*;
+use std::sync::Arc;
 
 /// Registry line.
 pub static METHOD: Method = Method {
     id: "rtn",
     summary: "round to nearest, optionally with a clip search per group; needs no data",
     source: "the baseline of every PTQ paper; grids of GPTQ (arXiv 2210.17323) and QuaRot (arXiv 2404.00456) code",
-    kind: Kind::Rounding,
-    needs: Needs { hessian: false, channel_max: false },
+    kind: Kind::Rounding(|settings| Ok(Arc::new(Modifier { weights: WeightSettings::read(settings)? }))),
+    fields: &[SCHEME, SYMMETRIC, CONVENTION, MSE_CLIP, VARIANT],
     tier: 1,
 };
+
+/// The modifier of a recipe.
+#[derive(Debug)]
+struct Modifier {
+    weights: WeightSettings,
+}
+
+impl Rounding for Modifier {
+    fn method(&self) -> &'static Method {
+        &METHOD
+    }
+    fn weights(&self) -> &WeightSettings {
+        &self.weights
+    }
+    fn plan(&self, inputs: usize, scale_type: FloatType) -> Result<Option<PlannedRounding>, CoreError> {
+        let stored = self.weights.stored(inputs, scale_type, ActOrder::None)?;
+        Ok(stored.map(|(grid, weight)| PlannedRounding {
+            weight,
+            quantizer: Arc::new(Rtn { grid, group: weight.group, clip: self.weights.clip }),
+            factor: None,
+        }))
+    }
+}
 
 /// Settings of round-to-nearest.
 #[derive(Clone, Debug, PartialEq)]

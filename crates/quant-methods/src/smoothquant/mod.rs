@@ -3,17 +3,33 @@
 //! `y = (x diag(1/c)) (W diag(c))ᵀ` is exact; `c_j = max(A_j^α / V_j^(1−α), 1e-5)` with `A_j` the largest `|x_j|` over the
 //! calibration tokens and `V_j` the largest `|W_ij|` over all linears fed by the norm (arXiv 2211.10438, equation 4).
 
-use crate::{Kind, Method, MethodError, Needs};
+use crate::rounding::VARIANT;
+use crate::settings::FieldKind;
+use crate::{BlockContext, Field, Kind, Method, MethodError, Needs, Statistics, Transform};
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
 use quant_core::{FloatType, Variant};
+use quant_graph::{BlockParams, LinearScheme, LinearWeight, SCALE_EDGES};
+use std::sync::Arc;
 
 /// Registry line.
 pub static METHOD: Method = Method {
     id: "smoothquant",
     summary: "divides norm weights and multiplies the linears after them so that activation outliers shrink",
     source: "arXiv 2211.10438",
-    kind: Kind::Transform,
-    needs: Needs { hessian: false, channel_max: true },
+    kind: Kind::Transform(|settings| {
+        let alpha = settings.number("alpha")? as f32;
+        Ok(Arc::new(SmoothQuant { alpha, variant: settings.word("variant")?.unwrap_or_default() }))
+    }),
+    fields: &[
+        Field {
+            name: "alpha",
+            kind: FieldKind::Number(0.0, 1.0),
+            default: "0.5",
+            help: "migration strength; larger moves more of the difficulty into the weights",
+            run_wide: false,
+        },
+        VARIANT,
+    ],
     tier: 1,
 };
 
@@ -27,6 +43,46 @@ pub struct SmoothQuant {
     pub alpha: f32,
     /// `official` gives a channel that is never active the bound 1e-5, `exact` leaves it alone.
     pub variant: Variant,
+}
+
+impl Transform for SmoothQuant {
+    fn method(&self) -> &'static Method {
+        &METHOD
+    }
+    fn describe(&self) -> String {
+        format!("alpha {}", self.alpha)
+    }
+    fn needs(&self) -> Needs {
+        Needs { channel_max: true }
+    }
+    fn apply(
+        &self,
+        block: &mut BlockParams,
+        statistics: &Statistics,
+        context: BlockContext<'_>,
+    ) -> Result<(), MethodError> {
+        for edge in &SCALE_EDGES {
+            let roles = edge.site.stage().linears;
+            // Nothing to gain where the linears stay float.
+            if roles.iter().all(|role| context.scheme.get(role).is_none_or(LinearScheme::is_float)) {
+                continue;
+            }
+            let missing = |what| MethodError::MissingStatistic { method: METHOD.id, what };
+            let absmax = statistics.channel_max.get(&edge.site).ok_or_else(|| missing("channel maxima"))?;
+            let norm = block.norms.get_mut(&edge.norm).ok_or_else(|| missing("the norm before it"))?;
+            let mut weights: Vec<&mut Array2<f32>> = Vec::new();
+            for (role, linear) in &mut block.linears {
+                if let (true, LinearWeight::Float(w)) = (roles.contains(role), &mut linear.weight) {
+                    weights.push(w);
+                }
+            }
+            let views: Vec<_> = weights.iter().map(|w| w.view()).collect();
+            let factors = factors(self, absmax.view(), &views)?;
+            drop(views);
+            apply(factors.view(), norm, &mut weights, context.norm_type)?;
+        }
+        Ok(())
+    }
 }
 
 /// The scales `c` of one group of linears, `[in]`, from `A` (`absmax`, `[in]`) and the weights `[out, in]`.

@@ -1,6 +1,5 @@
 //! Recipes: what to do to a model, in the vocabulary of compressed-tensors users.
 
-mod fields;
 mod glob;
 mod presets;
 mod tables;
@@ -9,15 +8,15 @@ pub use glob::Glob;
 pub use presets::{PRESETS, Preset, preset};
 pub use tables::schema;
 
-use fields::{Section, nearest, unknown_key};
 use quant_checkpoint::formats::{self, Format};
-use quant_core::{ClipSearch, Convention, KvGranularity, ObserverKind, Scheme, Variant};
-use quant_graph::{ActOrder, ModelSpec};
-use quant_hessian::Precision;
+use quant_core::{KvGranularity, ObserverKind};
+use quant_graph::ModelSpec;
 use quant_kernels::Compute;
-use quant_methods::{Kind as MethodKind, METHODS, Method, smoothquant::SmoothQuant};
+use quant_methods::settings::{nearest, unknown_key};
+use quant_methods::{Kind as MethodKind, METHODS, Method, Rounding, Settings, SettingsError, Transform};
 use serde_json::{Map, Value};
-use tables::{ACTIVATIONS, KV_CACHE, SMOOTHQUANT, TOP, fields_of};
+use std::sync::Arc;
+use tables::{ACTIVATIONS, KV_CACHE, TOP};
 use thiserror::Error;
 
 /// What is wrong with a recipe; exit code 2.
@@ -27,45 +26,9 @@ pub enum RecipeError {
     /// Not YAML.
     #[error("the recipe is not valid YAML: {0}")]
     Yaml(String),
-    /// A key no section has.
-    #[error("unknown key {key:?} in {path}{}; known keys: {known}",
-        .nearest.as_ref().map_or_else(String::new, |n| format!(" (did you mean {n:?}?)")))]
-    UnknownKey {
-        /// The section.
-        path: String,
-        /// The key as written.
-        key: String,
-        /// The closest known key.
-        nearest: Option<String>,
-        /// All keys of the section.
-        known: String,
-    },
-    /// A key that has no default.
-    #[error("{path} lacks the required key {key:?}; see `ptq quantize --recipe-schema`")]
-    MissingKey {
-        /// The section.
-        path: String,
-        /// The key.
-        key: String,
-    },
-    /// A value of the wrong kind or outside its range.
-    #[error("{path}: expected {expected}, found {found}")]
-    Value {
-        /// Section and key.
-        path: String,
-        /// What may stand there.
-        expected: String,
-        /// What stands there.
-        found: String,
-    },
-    /// Two keys that contradict each other.
-    #[error("{path}: {problem}")]
-    Conflict {
-        /// The section.
-        path: String,
-        /// The contradiction and the ways out.
-        problem: String,
-    },
+    /// A key or value that cannot stand where it stands.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
     /// A name that is neither a file nor a preset.
     #[error("{name:?} is neither a recipe file nor a preset{}; presets: {known}",
         .nearest.as_ref().map_or_else(String::new, |n| format!(" (did you mean {n:?}?)")))]
@@ -79,29 +42,14 @@ pub enum RecipeError {
     },
 }
 
-/// The rounding modifier with all defaults resolved.
-#[derive(Clone, Debug)]
-pub struct RoundingSpec {
-    /// `rtn` or `gptq`.
-    pub method: &'static Method,
-    /// Bits and groups.
-    pub scheme: Scheme,
-    /// How groups get their parameters.
-    pub convention: Convention,
-    /// Clip search, if wanted.
-    pub clip: Option<ClipSearch>,
-    /// Mathematics or official code.
-    pub variant: Variant,
-    /// Column order (gptq).
-    pub act_order: ActOrder,
-    /// Whether later linears of a block see quantised earlier ones (gptq).
-    pub true_sequential: bool,
-    /// Fraction of the mean diagonal (gptq).
-    pub damping: f64,
-    /// Lazy update width (gptq).
-    pub block_size: usize,
-    /// Precision of the factorisation (gptq).
-    pub factor: Precision,
+impl RecipeError {
+    /// Two parts of a recipe that contradict each other.
+    pub(crate) fn conflict(path: impl Into<String>, problem: impl Into<String>) -> Self {
+        SettingsError::Conflict { path: path.into(), problem: problem.into() }.into()
+    }
+    fn value(path: impl Into<String>, expected: impl Into<String>, found: &Value) -> Self {
+        SettingsError::Value { path: path.into(), expected: expected.into(), found: found.to_string() }.into()
+    }
 }
 
 /// The activation part of a recipe.
@@ -131,12 +79,14 @@ pub struct KvSpec {
 /// A parsed recipe. [`Recipe::source`] is what was written, for provenance.
 #[derive(Clone, Debug)]
 pub struct Recipe {
-    /// SmoothQuant, if asked for.
-    pub smoothquant: Option<SmoothQuant>,
+    /// Transforms, in the order in which they are applied.
+    pub transforms: Vec<Arc<dyn Transform>>,
     /// The rounding of every linear.
-    pub rounding: RoundingSpec,
+    pub rounding: Arc<dyn Rounding>,
     /// Exceptions by module glob, in the order written; the last match wins.
-    pub overrides: Vec<(Glob, RoundingSpec)>,
+    pub overrides: Vec<(Glob, Arc<dyn Rounding>)>,
+    /// Every modifier by its method's id, with the settings it has after defaults, for reports.
+    pub modifiers: Vec<(&'static str, Value)>,
     /// Activations.
     pub activations: ActivationSpec,
     /// KV cache.
@@ -160,32 +110,28 @@ impl Recipe {
         // Through the YAML value first: it refuses duplicate keys.
         let yaml: serde_yaml_ng::Value =
             serde_yaml_ng::from_str(text).map_err(|e| RecipeError::Yaml(e.to_string()))?;
+        refuse_non_finite("", &yaml)?;
         let value = serde_json::to_value(yaml).map_err(|e| RecipeError::Yaml(e.to_string()))?;
         let Value::Object(mut top) = value else {
             return Err(RecipeError::Yaml(format!("a mapping with the keys {} is expected", TOP.join(", "))));
         };
         if let Some(key) = top.keys().find(|k| !TOP.contains(&k.as_str())) {
-            return Err(unknown_key("the recipe", key, TOP.iter().copied()));
+            return Err(unknown_key("the recipe", key, TOP.iter().copied()).into());
         }
         let mut take = |key: &str| top.remove(key).unwrap_or(Value::Null);
         match take("version") {
             Value::Null => {
-                return Err(RecipeError::MissingKey { path: "the recipe".into(), key: "version".into() });
+                let (path, key) = ("the recipe".into(), "version".into());
+                return Err(SettingsError::MissingKey { path, key }.into());
             }
             v if v.as_u64() == Some(1) => {}
-            other => {
-                return Err(RecipeError::Value {
-                    path: "version".into(),
-                    expected: "1".into(),
-                    found: other.to_string(),
-                });
-            }
+            other => return Err(RecipeError::value("version", "1", &other)),
         }
-        let (smoothquant, base, rounding) = parse_modifiers(take("modifiers"))?;
+        let Modifiers { transforms, rounding, written, resolved } = parse_modifiers(take("modifiers"))?;
         let mut overrides = Vec::new();
         for (glob, value) in mapping("overrides", take("overrides"))? {
             let path = format!("overrides.{glob:?}");
-            overrides.push((Glob::new(&glob), parse_override(&path, rounding.method, &base, value)?));
+            overrides.push((Glob::new(&glob), parse_override(&path, rounding.method(), &written, value)?));
         }
         let activations = parse_activations(take("activations"))?;
         let kv_cache = parse_kv(take("kv_cache"))?;
@@ -193,20 +139,15 @@ impl Recipe {
             Value::Null => Compute::F32,
             Value::String(s) if s == "f32" => Compute::F32,
             Value::String(s) if s == "bf16" => Compute::Bf16,
-            other => {
-                return Err(RecipeError::Value {
-                    path: "compute".into(),
-                    expected: "f32 or bf16".into(),
-                    found: other.to_string(),
-                });
-            }
+            other => return Err(RecipeError::value("compute", "f32 or bf16", &other)),
         };
         let ignore = parse_ignore(take("ignore"))?;
         let format = parse_export(take("export"))?;
         Ok(Self {
-            smoothquant,
+            transforms,
             rounding,
             overrides,
+            modifiers: resolved,
             activations,
             kv_cache,
             ignore,
@@ -232,9 +173,9 @@ impl Recipe {
 
     /// The rounding of a module: the last override that matches, or the modifier itself.
     #[must_use]
-    pub fn rounding_of(&self, module: &str) -> &RoundingSpec {
+    pub fn rounding_of(&self, module: &str) -> &dyn Rounding {
         let matching = self.overrides.iter().rev().find(|(glob, _)| glob.matches(module));
-        matching.map_or(&self.rounding, |(_, rounding)| rounding)
+        &**matching.map_or(&self.rounding, |(_, rounding)| rounding)
     }
 }
 
@@ -242,26 +183,46 @@ fn mapping(path: &str, value: Value) -> Result<Map<String, Value>, RecipeError> 
     match value {
         Value::Null => Ok(Map::new()),
         Value::Object(map) => Ok(map),
-        other => Err(RecipeError::Value {
-            path: path.into(),
-            expected: "a mapping".into(),
-            found: other.to_string(),
-        }),
+        other => Err(RecipeError::value(path, "a mapping", &other)),
     }
 }
 
-/// The transforms, the rounding as written (for overrides to build on) and as resolved.
-fn parse_modifiers(value: Value) -> Result<(Option<SmoothQuant>, Value, RoundingSpec), RecipeError> {
+/// JSON has no NaN and no infinity: they would become null, and null is a key left at its default.
+fn refuse_non_finite(path: &str, value: &serde_yaml_ng::Value) -> Result<(), RecipeError> {
+    use serde_yaml_ng::Value as Yaml;
+    let below = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+    match value {
+        Yaml::Number(n) if n.as_f64().is_some_and(|v| !v.is_finite()) => {
+            Err(RecipeError::value(path, "a finite number", &Value::from(n.to_string())))
+        }
+        Yaml::Sequence(items) => {
+            items.iter().enumerate().try_for_each(|(i, v)| refuse_non_finite(&format!("{path}[{i}]"), v))
+        }
+        Yaml::Mapping(map) => {
+            map.iter().try_for_each(|(key, v)| refuse_non_finite(&below(key.as_str().unwrap_or("?")), v))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What the list of modifiers says.
+struct Modifiers {
+    transforms: Vec<Arc<dyn Transform>>,
+    rounding: Arc<dyn Rounding>,
+    /// The rounding's section as written, for overrides to build on.
+    written: Value,
+    /// All sections with their defaults.
+    resolved: Vec<(&'static str, Value)>,
+}
+
+fn parse_modifiers(value: Value) -> Result<Modifiers, RecipeError> {
     let Value::Array(modifiers) = value else {
-        return Err(RecipeError::Value {
-            path: "modifiers".into(),
-            expected: "a list such as [smoothquant: {alpha: 0.5}, gptq: {scheme: W8A8}]".into(),
-            found: value.to_string(),
-        });
+        let expected = "a list such as [smoothquant: {alpha: 0.5}, gptq: {scheme: W8A8}]";
+        return Err(RecipeError::value("modifiers", expected, &value));
     };
-    let conflict =
-        |problem: &str| RecipeError::Conflict { path: "modifiers".into(), problem: problem.into() };
-    let (mut smooth, mut rounding) = (None, None);
+    let conflict = |problem: &str| RecipeError::conflict("modifiers", problem);
+    let (mut transforms, mut rounding) = (Vec::<Arc<dyn Transform>>::new(), None);
+    let mut resolved = Vec::new();
     for (i, modifier) in modifiers.into_iter().enumerate() {
         let path = format!("modifiers[{i}]");
         // A bare word is a method with its defaults.
@@ -272,96 +233,50 @@ fn parse_modifiers(value: Value) -> Result<(Option<SmoothQuant>, Value, Rounding
         for (name, value) in entries {
             let known = || METHODS.iter().map(|m| m.id);
             let method = quant_methods::method(&name).ok_or_else(|| unknown_key(&path, &name, known()))?;
-            let path = format!("{path}.{name}");
+            let settings = Settings::new(&format!("{path}.{name}"), value.clone(), method.fields)?;
+            resolved.push((method.id, settings.resolved()));
             match method.kind {
-                MethodKind::Transform if rounding.is_some() => {
+                MethodKind::Transform(_) if rounding.is_some() => {
                     return Err(conflict("a transform must stand before the rounding it prepares"));
                 }
-                MethodKind::Transform if smooth.is_some() => {
-                    return Err(conflict("smoothquant appears twice; its scales would undo each other"));
+                MethodKind::Transform(_) if transforms.iter().any(|t| t.method().id == method.id) => {
+                    let problem = format!("{name} appears twice; its scales would undo each other");
+                    return Err(conflict(&problem));
                 }
-                MethodKind::Transform => {
-                    let section = Section::new(&path, value, SMOOTHQUANT)?;
-                    let variant = section.word("variant")?.unwrap_or_default();
-                    smooth = Some(SmoothQuant { alpha: section.number("alpha")? as f32, variant });
-                }
-                MethodKind::Rounding if rounding.is_some() => {
+                MethodKind::Transform(build) => transforms.push(build(&settings)?),
+                MethodKind::Rounding(_) if rounding.is_some() => {
                     return Err(conflict("there are two rounding modifiers; use overrides for exceptions"));
                 }
-                MethodKind::Rounding => {
-                    rounding = Some((value.clone(), parse_rounding(&path, method, value)?));
-                }
+                MethodKind::Rounding(build) => rounding = Some((value, build(&settings)?)),
             }
         }
     }
-    let (base, rounding) =
-        rounding.ok_or_else(|| conflict("there is no rounding modifier; add rtn or gptq with a scheme"))?;
-    Ok((smooth, base, rounding))
-}
-
-fn parse_rounding(path: &str, method: &'static Method, value: Value) -> Result<RoundingSpec, RecipeError> {
-    let section = Section::new(path, value, fields_of(method))?;
-    let text = section.text("scheme")?;
-    let scheme: Scheme = text.parse().map_err(|e: quant_core::CoreError| RecipeError::Value {
-        path: format!("{path}.scheme"),
-        expected: "W<bits>A<bits>[KV<bits>][g<size>]".into(),
-        found: e.to_string(),
+    let (written, rounding) = rounding.ok_or_else(|| {
+        let roundings = METHODS.iter().filter(|m| matches!(m.kind, MethodKind::Rounding(_)));
+        let ids: Vec<_> = roundings.map(|m| m.id).collect();
+        conflict(&format!("there is no rounding modifier; add {} with a scheme", ids.join(" or ")))
     })?;
-    let symmetric = section.given("symmetric").and_then(Value::as_bool);
-    let convention = section.word::<Convention>("convention")?;
-    let convention = match (symmetric, convention) {
-        (Some(symmetric), Some(c)) if c.is_symmetric() != symmetric => {
-            return Err(RecipeError::Conflict {
-                path: section.path().into(),
-                problem: format!(
-                    "symmetric: {symmetric} contradicts convention: {}, which is {}; drop one of them",
-                    c.name(),
-                    if c.is_symmetric() { "symmetric" } else { "asymmetric" }
-                ),
-            });
-        }
-        (_, Some(c)) => c,
-        (Some(false), None) => Convention::QAsym,
-        (_, None) => Convention::QSym,
-    };
-    let gptq = method.needs.hessian;
-    let variant: Variant = section.word("variant")?.unwrap_or_default();
-    if let Some(bits) = scheme.weights {
-        quant_core::Grid::new(convention, bits, variant, Default::default())
-            .map_err(|e| RecipeError::Conflict { path: section.path().into(), problem: e.to_string() })?;
-    }
-    Ok(RoundingSpec {
-        method,
-        scheme,
-        convention,
-        clip: section.bool("mse_clip")?.then(ClipSearch::default),
-        variant,
-        act_order: if gptq { section.word("actorder")?.unwrap_or_default() } else { ActOrder::None },
-        true_sequential: !gptq || section.bool("true_sequential")?,
-        damping: if gptq { section.number("damping")? } else { 0.0 },
-        block_size: if gptq { section.integer("block_size")? } else { 128 },
-        factor: if gptq && section.text("factor")? == "f64" { Precision::F64 } else { Precision::F32 },
-    })
+    Ok(Modifiers { transforms, rounding, written, resolved })
 }
 
 /// An override is the modifier with some keys replaced.
 fn parse_override(
     path: &str,
     method: &'static Method,
-    base: &Value,
+    written: &Value,
     value: Value,
-) -> Result<RoundingSpec, RecipeError> {
-    Section::new(path, value.clone(), fields_of(method))?;
-    let mut merged = mapping(path, base.clone())?;
+) -> Result<Arc<dyn Rounding>, RecipeError> {
+    Settings::new(path, value.clone(), method.fields)?;
+    let mut merged = mapping(path, written.clone())?;
     let changes = mapping(path, value)?;
-    let conflict = |problem: &str| RecipeError::Conflict { path: path.into(), problem: problem.into() };
-    if changes.contains_key("true_sequential") {
-        return Err(conflict(
-            "true_sequential is a setting of the whole run; write it in the modifier itself",
-        ));
+    if let Some(field) = method.fields.iter().find(|f| f.run_wide && changes.contains_key(f.name)) {
+        let problem =
+            format!("{} is a setting of the whole run; write it in the modifier itself", field.name);
+        return Err(RecipeError::conflict(path, problem));
     }
     if changes.get("scheme").and_then(Value::as_str).is_some_and(|s| s.to_ascii_uppercase().contains("KV")) {
-        return Err(conflict(
+        return Err(RecipeError::conflict(
+            path,
             "the KV cache belongs to no linear and has one scheme for the model; write the KV part in the modifier's scheme",
         ));
     }
@@ -370,11 +285,15 @@ fn parse_override(
         merged.remove("convention");
     }
     merged.extend(changes);
-    parse_rounding(path, method, Value::Object(merged))
+    let settings = Settings::new(path, Value::Object(merged), method.fields)?;
+    match method.kind {
+        MethodKind::Rounding(build) => Ok(build(&settings)?),
+        MethodKind::Transform(_) => Err(RecipeError::conflict(path, "only roundings have exceptions")),
+    }
 }
 
 fn parse_activations(value: Value) -> Result<ActivationSpec, RecipeError> {
-    let section = Section::new("activations", value, ACTIVATIONS)?;
+    let section = Settings::new("activations", value, ACTIVATIONS)?;
     let spec = ActivationSpec {
         symmetric: section.bool_opt("symmetric")?,
         dynamic: section.bool("dynamic")?,
@@ -383,25 +302,23 @@ fn parse_activations(value: Value) -> Result<ActivationSpec, RecipeError> {
         in_calibration: section.bool("in_calibration")?,
     };
     if !spec.dynamic && spec.clip_ratio != 1.0 {
-        return Err(RecipeError::Conflict {
-            path: "activations".into(),
-            problem:
-                "clip_ratio is for dynamic activations; a static range is cut by observer: percentile or mse"
-                    .into(),
-        });
+        return Err(RecipeError::conflict(
+            "activations",
+            "clip_ratio is for dynamic activations; a static range is cut by observer: percentile or mse",
+        ));
     }
     Ok(spec)
 }
 
 fn parse_kv(value: Value) -> Result<KvSpec, RecipeError> {
-    let section = Section::new("kv_cache", value, KV_CACHE)?;
+    let section = Settings::new("kv_cache", value, KV_CACHE)?;
     let spec =
         KvSpec { symmetric: section.bool_opt("symmetric")?, granularity: section.word("granularity")? };
     if spec.granularity == Some(KvGranularity::ChannelStatic) && spec.symmetric == Some(false) {
-        return Err(RecipeError::Conflict {
-            path: "kv_cache".into(),
-            problem: "channel_static is symmetric (loaders ignore its offsets); use granularity: token_head for asymmetric".into(),
-        });
+        return Err(RecipeError::conflict(
+            "kv_cache",
+            "channel_static is symmetric (loaders ignore its offsets); use granularity: token_head for asymmetric",
+        ));
     }
     Ok(spec)
 }
@@ -415,11 +332,7 @@ fn parse_ignore(value: Value) -> Result<Vec<Glob>, RecipeError> {
     list.into_iter()
         .map(|entry| match entry {
             Value::String(text) => Ok(Glob::new(&text)),
-            other => Err(RecipeError::Value {
-                path: "ignore".into(),
-                expected: "a list of module globs".into(),
-                found: other.to_string(),
-            }),
+            other => Err(RecipeError::value("ignore", "a list of module globs", &other)),
         })
         .collect()
 }
@@ -428,12 +341,10 @@ fn parse_export(value: Value) -> Result<&'static dyn Format, RecipeError> {
     let mut map = mapping("export", value)?;
     let name = map.remove("format").unwrap_or_else(|| Value::from("dequantized"));
     if let Some(key) = map.keys().next() {
-        return Err(unknown_key("export", key, ["format"].into_iter()));
+        return Err(unknown_key("export", key, ["format"].into_iter()).into());
     }
     let known: Vec<&str> = formats::FORMATS.iter().map(|f| f.id()).collect();
-    name.as_str().and_then(formats::format).ok_or_else(|| RecipeError::Value {
-        path: "export.format".into(),
-        expected: format!("one of {}", known.join(", ")),
-        found: name.to_string(),
-    })
+    name.as_str()
+        .and_then(formats::format)
+        .ok_or_else(|| RecipeError::value("export.format", format!("one of {}", known.join(", ")), &name))
 }

@@ -7,9 +7,9 @@ use crate::store::Store;
 use crate::views;
 use ndarray::Array2;
 use quant_core::ChannelMaxima;
-use quant_graph::{BlockParams, Role, SCALE_EDGES, Site};
+use quant_graph::{BlockParams, SCALE_EDGES, Site};
 use quant_kernels::vectorized;
-use quant_methods::smoothquant;
+use quant_methods::{BlockContext, Statistics};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -23,7 +23,7 @@ impl Run<'_> {
         index: usize,
         params: &BlockParams,
         stream: &mut Store,
-    ) -> Result<SiteMaxima, PipelineError> {
+    ) -> Result<Statistics, PipelineError> {
         let started = Instant::now();
         self.phase("float statistics")?;
         let spec = &self.plan.spec;
@@ -58,48 +58,26 @@ impl Run<'_> {
         }
         self.wide = wide;
         self.spent("float statistics", started);
-        Ok(maxima)
+        Ok(Statistics { channel_max: maxima })
     }
 
-    /// Folds SmoothQuant's scales into the block.
-    pub(super) fn smooth(
+    /// Rewrites the block by every transform of the recipe.
+    pub(super) fn transform(
         &mut self,
         index: usize,
         block: &mut BlockParams,
-        maxima: &SiteMaxima,
+        statistics: &Statistics,
     ) -> Result<(), PipelineError> {
-        let Some(settings) = self.plan.recipe.smoothquant else { return Ok(()) };
-        let started = Instant::now();
-        self.phase("smoothquant")?;
-        for edge in &SCALE_EDGES {
-            let roles = edge.site.stage().linears;
-            // Nothing to gain where the linears stay float.
-            if roles.iter().all(|role| self.plan.blocks[index][role].scheme.is_float()) {
-                continue;
-            }
-            let at = || self.plan.spec.norm(index, edge.norm);
-            let mut weights: Vec<&mut Array2<f32>> = Vec::new();
-            for (role, linear) in &mut block.linears {
-                if let (true, quant_graph::LinearWeight::Float(w)) =
-                    (roles.contains(role), &mut linear.weight)
-                {
-                    weights.push(w);
-                }
-            }
-            let views: Vec<_> = weights.iter().map(|w| w.view()).collect();
-            let factors = smoothquant::factors(&settings, maxima[&edge.site].view(), &views)
-                .map_err(PipelineError::method(at()))?;
-            drop(views);
-            if let Some(norm) = block.norms.get_mut(&edge.norm) {
-                smoothquant::apply(factors.view(), norm, &mut weights, self.plan.norm_type)
-                    .map_err(PipelineError::method(at()))?;
-            }
+        let context =
+            BlockContext { scheme: &self.plan.scheme.blocks[index], norm_type: self.plan.norm_type };
+        for transform in &self.plan.recipe.transforms {
+            let started = Instant::now();
+            let id = transform.method().id;
+            self.phase(id)?;
+            let at = self.plan.spec.block_prefix(index);
+            transform.apply(block, statistics, context).map_err(PipelineError::method(at))?;
+            self.spent(id, started);
         }
-        debug_assert!(
-            Role::ALL.iter().all(|r| block.linears.contains_key(r)),
-            "a source hands out whole blocks"
-        );
-        self.spent("smoothquant", started);
         Ok(())
     }
 }

@@ -13,7 +13,7 @@ use quant_core::{ActQuant, QuantizedMatrix};
 use quant_graph::{BlockParams, BlockSource, BoxError, LinearParams, LinearSpec, LinearWeight, Role, Site};
 use quant_hessian::{Factor, prepare};
 use quant_kernels::Par;
-use quant_methods::{Rounding, RowRounding};
+use quant_methods::{PlannedRounding, RowRounding};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -37,10 +37,13 @@ impl Run<'_> {
 
     /// Whether the weights of a block can be rounded as their rows are read: nothing else has to see them.
     pub(super) fn by_rows(&self, index: usize) -> bool {
+        if self.plan.needs.calibration() || !self.plan.recipe.transforms.is_empty() {
+            return false;
+        }
         let spec = &self.plan.spec;
         self.plan.blocks[index].iter().all(|(&role, plan)| {
             let linear = spec.linear(role);
-            let rows = |r: &Rounding| r.quantizer().by_rows((linear.outputs, linear.inputs)).is_some();
+            let rows = |r: &PlannedRounding| r.quantizer.by_rows((linear.outputs, linear.inputs)).is_some();
             plan.rounding.as_ref().is_none_or(rows)
         })
     }
@@ -100,13 +103,11 @@ impl Run<'_> {
             Some(hessian) => {
                 self.phase("factor")?;
                 let started = Instant::now();
-                let by = |role: &&Role| {
-                    let rounding = self.plan.blocks[index][*role].rounding.as_ref();
-                    rounding.is_some_and(|r| r.quantizer().method().needs.hessian)
-                };
+                let by = |role: &&Role| self.plan.blocks[index][*role].factor().is_some();
                 let role = roles.iter().find(by).unwrap_or(&roles[0]);
                 let plan = &self.plan.blocks[index][role];
-                let factor = prepare(hessian, &plan.factor, self.par())
+                let settings = plan.factor().copied().unwrap_or_default();
+                let factor = prepare(hessian, &settings, self.par())
                     .map_err(PipelineError::hessian(plan.module.clone()))?;
                 self.report.factors.push(StageFactor {
                     block: index,
@@ -148,7 +149,7 @@ impl Run<'_> {
             None => (None, None),
             Some(rounding) => {
                 let rounded = rounding
-                    .quantizer()
+                    .quantizer
                     .quantize(weight.view(), factor, par)
                     .map_err(PipelineError::method(plan.module.clone()))?;
                 (Some(rounded.matrix), rounded.loss)
@@ -193,7 +194,7 @@ impl PendingWeight {
 impl<'a> RowByRow<'a> {
     fn new(plan: &'a LinearPlan, linear: LinearSpec) -> Self {
         let shape = (linear.outputs, linear.inputs);
-        let rounding = plan.rounding.as_ref().and_then(|r| r.quantizer().by_rows(shape));
+        let rounding = plan.rounding.as_ref().and_then(|r| r.quantizer.by_rows(shape));
         let float = || PendingWeight::Float(Array2::zeros(shape));
         Self {
             module: &plan.module,
@@ -238,7 +239,7 @@ fn linear_report(
     LinearReport {
         module: plan.module.clone(),
         block,
-        method: plan.rounding.as_ref().map(|r| r.quantizer().method().id),
+        method: plan.rounding.as_ref().map(|r| r.quantizer.method().id),
         scheme: scheme_text(
             scheme.weight.map(|w| w.bits),
             scheme.weight.and_then(|w| w.group),

@@ -20,6 +20,7 @@ use ndarray::{ArrayView2, Axis};
 use quant_data::TokenSet;
 use quant_graph::{BlockParams, BlockSource, BoxError};
 use quant_kernels::Par;
+use quant_methods::Statistics;
 use quant_model::RopeTable;
 use rayon::prelude::*;
 use std::path::PathBuf;
@@ -100,16 +101,17 @@ pub fn run(
     for index in 0..spec.layers {
         let began = Instant::now();
         run.events.event(Event::Block { index, of: spec.layers });
-        let finished = if float.is_none() && quantized.is_none() && run.by_rows(index) {
+        let finished = if run.by_rows(index) {
             run.quantize_by_rows(index, source)?
         } else {
             run.phase("read")?;
             let mut block = source.block(index).map_err(PipelineError::unbox)?;
             run.spent("read", began);
-            if let Some(stream) = &mut float {
-                let maxima = run.float_pass(index, &block, stream)?;
-                run.smooth(index, &mut block, &maxima)?;
-            }
+            let statistics = match &mut float {
+                Some(stream) => run.float_pass(index, &block, stream)?,
+                None => Statistics::default(),
+            };
+            run.transform(index, &mut block, &statistics)?;
             match &mut quantized {
                 Some(stream) => run.quantize_in_stream(index, block, stream)?,
                 None => run.quantize_alone(index, block)?,
@@ -138,8 +140,8 @@ pub(crate) fn check_calibration(plan: &Plan, calibration: Option<&TokenSet>) -> 
 fn needs_in_words(plan: &Plan) -> String {
     let needs = plan.needs;
     let words = [
-        (needs.hessian, "gptq reads the inputs of every linear"),
-        (needs.channel_max, "smoothquant reads the largest activations"),
+        (needs.hessian, "rounding against a Hessian reads the inputs of every linear"),
+        (needs.channel_max, "the transform reads the largest activations"),
         (needs.static_inputs, "static activations need their range"),
         (needs.static_kv, "a static KV cache needs its range"),
     ];

@@ -1,11 +1,58 @@
-//! Recipe keys as tables: parsing, defaults, the JSON schema and "did you mean" all come from the same rows.
+//! Settings as tables of keys: parsing, defaults, the JSON schema and "did you mean" all come from the same rows.
 
-use super::RecipeError;
 use serde_json::{Map, Value, json};
+use thiserror::Error;
+
+/// What is wrong with a section of settings.
+#[derive(Debug, Error, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum SettingsError {
+    /// A key no section has.
+    #[error("unknown key {key:?} in {path}{}; known keys: {known}",
+        .nearest.as_ref().map_or_else(String::new, |n| format!(" (did you mean {n:?}?)")))]
+    UnknownKey {
+        /// The section.
+        path: String,
+        /// The key as written.
+        key: String,
+        /// The closest known key.
+        nearest: Option<String>,
+        /// All keys of the section.
+        known: String,
+    },
+    /// A key that has no default.
+    #[error("{path} lacks the required key {key:?}; see `ptq quantize --recipe-schema`")]
+    MissingKey {
+        /// The section.
+        path: String,
+        /// The key.
+        key: String,
+    },
+    /// A value of the wrong kind or outside its range.
+    #[error("{path}: expected {expected}, found {found}")]
+    Value {
+        /// Section and key.
+        path: String,
+        /// What may stand there.
+        expected: String,
+        /// What stands there.
+        found: String,
+    },
+    /// Two keys that contradict each other.
+    #[error("{path}: {problem}")]
+    Conflict {
+        /// The section.
+        path: String,
+        /// The contradiction and the ways out.
+        problem: String,
+    },
+}
 
 /// What a key may hold.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Kind {
+#[non_exhaustive]
+pub enum FieldKind {
+    /// True or false.
     Bool,
     /// A number in a closed range.
     Number(f64, f64),
@@ -17,7 +64,7 @@ pub(crate) enum Kind {
     Scheme,
 }
 
-impl Kind {
+impl FieldKind {
     fn expected(self) -> String {
         match self {
             Self::Bool => "true or false".into(),
@@ -48,14 +95,19 @@ impl Kind {
     }
 }
 
-/// One key of a recipe section.
+/// One key of a section.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Field {
-    pub(crate) name: &'static str,
-    pub(crate) kind: Kind,
+pub struct Field {
+    /// The key.
+    pub name: &'static str,
+    /// What it may hold.
+    pub kind: FieldKind,
     /// The default as JSON; `null` means it follows from other keys, as the help says. Empty: the key is required.
-    pub(crate) default: &'static str,
-    pub(crate) help: &'static str,
+    pub default: &'static str,
+    /// One sentence for people.
+    pub help: &'static str,
+    /// Whether it is a setting of the whole run, which no override of single linears can change.
+    pub run_wide: bool,
 }
 
 impl Field {
@@ -65,26 +117,42 @@ impl Field {
 }
 
 /// The JSON schema of a section.
-pub(crate) fn schema(fields: &[Field]) -> Value {
+#[must_use]
+pub fn schema(fields: &[Field]) -> Value {
     let mut properties = Map::new();
     let mut required = Vec::new();
     for field in fields {
-        let mut entry = field.kind.schema();
-        if let Some(map) = entry.as_object_mut() {
-            map.insert("description".into(), field.help.into());
-            match field.default() {
-                Some(default) => {
-                    if default.is_null() {
-                        allow_null(map);
-                    }
-                    map.insert("default".into(), default);
+        let mut entry = property(field);
+        match field.default() {
+            Some(default) => {
+                if default.is_null() {
+                    allow_null(&mut entry);
                 }
-                None => required.push(field.name),
+                entry.insert("default".into(), default);
             }
+            None => required.push(field.name),
         }
-        properties.insert(field.name.into(), entry);
+        properties.insert(field.name.into(), entry.into());
     }
     json!({"type": "object", "additionalProperties": false, "properties": properties, "required": required})
+}
+
+/// The JSON schema of exceptions to sections: any key that is no setting of the whole run, and no defaults, because what
+/// is left out stays as the section has it.
+#[must_use]
+pub fn override_schema<'f>(fields: impl IntoIterator<Item = &'f Field>) -> Value {
+    let fields = fields.into_iter().filter(|f| !f.run_wide);
+    let properties: Map<String, Value> = fields.map(|f| (f.name.into(), property(f).into())).collect();
+    json!({"type": "object", "additionalProperties": false, "properties": properties})
+}
+
+fn property(field: &Field) -> Map<String, Value> {
+    let mut entry = match field.kind.schema() {
+        Value::Object(entry) => entry,
+        _ => Map::new(),
+    };
+    entry.insert("description".into(), field.help.into());
+    entry
 }
 
 /// Lets a key whose default follows from other keys hold that default, `null`.
@@ -98,20 +166,24 @@ fn allow_null(entry: &mut Map<String, Value>) {
 }
 
 /// A parsed section: every key checked against its table, defaults filled in on reading.
-#[derive(Debug)]
-pub(crate) struct Section {
+#[derive(Clone, Debug)]
+pub struct Settings {
     path: String,
     values: Map<String, Value>,
     fields: &'static [Field],
 }
 
-impl Section {
-    pub(crate) fn new(path: &str, value: Value, fields: &'static [Field]) -> Result<Self, RecipeError> {
+impl Settings {
+    /// Checks a section that stands at `path` of a document; nothing at all means all defaults.
+    ///
+    /// # Errors
+    /// [`SettingsError::UnknownKey`], [`SettingsError::Value`].
+    pub fn new(path: &str, value: Value, fields: &'static [Field]) -> Result<Self, SettingsError> {
         let values = match value {
             Value::Object(map) => map,
             Value::Null => Map::new(),
             other => {
-                return Err(RecipeError::Value {
+                return Err(SettingsError::Value {
                     path: path.into(),
                     expected: "a mapping of keys to values".into(),
                     found: other.to_string(),
@@ -125,7 +197,7 @@ impl Section {
             // An explicit null is a key left at its default.
             let left_open = value.is_null() && !field.default.is_empty();
             if !left_open && !field.kind.accepts(value) {
-                return Err(RecipeError::Value {
+                return Err(SettingsError::Value {
                     path: format!("{path}.{key}"),
                     expected: field.kind.expected(),
                     found: value.to_string(),
@@ -136,37 +208,61 @@ impl Section {
     }
 
     /// The value of a key, or its default; null where the key is open.
-    fn value(&self, key: &str) -> Result<Value, RecipeError> {
+    fn value(&self, key: &str) -> Result<Value, SettingsError> {
         if let Some(value) = self.given(key) {
             return Ok(value.clone());
         }
         let default = self.fields.iter().find(|f| f.name == key).and_then(Field::default);
-        default.ok_or_else(|| RecipeError::MissingKey { path: self.path.clone(), key: key.into() })
+        default.ok_or_else(|| SettingsError::MissingKey { path: self.path.clone(), key: key.into() })
     }
     /// What was written for a key, if anything was.
-    pub(crate) fn given(&self, key: &str) -> Option<&Value> {
+    #[must_use]
+    pub fn given(&self, key: &str) -> Option<&Value> {
         self.values.get(key).filter(|v| !v.is_null())
     }
-    pub(crate) fn bool(&self, key: &str) -> Result<bool, RecipeError> {
+    /// A key that is true or false.
+    ///
+    /// # Errors
+    /// [`SettingsError::MissingKey`], as for all keys.
+    pub fn bool(&self, key: &str) -> Result<bool, SettingsError> {
         Ok(self.value(key)?.as_bool().unwrap_or_default())
     }
-    pub(crate) fn bool_opt(&self, key: &str) -> Result<Option<bool>, RecipeError> {
+    /// A key that is true, false, or open.
+    ///
+    /// # Errors
+    /// [`SettingsError::MissingKey`].
+    pub fn bool_opt(&self, key: &str) -> Result<Option<bool>, SettingsError> {
         Ok(self.value(key)?.as_bool())
     }
-    pub(crate) fn number(&self, key: &str) -> Result<f64, RecipeError> {
+    /// A number.
+    ///
+    /// # Errors
+    /// [`SettingsError::MissingKey`].
+    pub fn number(&self, key: &str) -> Result<f64, SettingsError> {
         Ok(self.value(key)?.as_f64().unwrap_or_default())
     }
-    pub(crate) fn integer(&self, key: &str) -> Result<usize, RecipeError> {
+    /// A whole number.
+    ///
+    /// # Errors
+    /// [`SettingsError::MissingKey`].
+    pub fn integer(&self, key: &str) -> Result<usize, SettingsError> {
         Ok(self.value(key)?.as_u64().unwrap_or_default() as usize)
     }
-    pub(crate) fn text(&self, key: &str) -> Result<String, RecipeError> {
+    /// A text.
+    ///
+    /// # Errors
+    /// [`SettingsError::MissingKey`].
+    pub fn text(&self, key: &str) -> Result<String, SettingsError> {
         Ok(self.value(key)?.as_str().unwrap_or_default().to_owned())
     }
     /// A word that is the serde name of an enum variant; none where the key is open.
-    pub(crate) fn word<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<Option<T>, RecipeError> {
+    ///
+    /// # Errors
+    /// [`SettingsError::MissingKey`]; [`SettingsError::Value`] for a word that no variant has.
+    pub fn word<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<Option<T>, SettingsError> {
         match self.value(key)? {
             Value::Null => Ok(None),
-            value => serde_json::from_value(value.clone()).map(Some).map_err(|_| RecipeError::Value {
+            value => serde_json::from_value(value.clone()).map(Some).map_err(|_| SettingsError::Value {
                 path: format!("{}.{key}", self.path),
                 expected: self
                     .fields
@@ -177,15 +273,24 @@ impl Section {
             }),
         }
     }
-    pub(crate) fn path(&self) -> &str {
+    /// Where the section stands.
+    #[must_use]
+    pub fn path(&self) -> &str {
         &self.path
+    }
+    /// All keys with what was written or their defaults, for reports; open keys are null.
+    #[must_use]
+    pub fn resolved(&self) -> Value {
+        let value = |f: &Field| self.given(f.name).cloned().or_else(|| f.default()).unwrap_or(Value::Null);
+        self.fields.iter().map(|f| (f.name.to_owned(), value(f))).collect::<Map<_, _>>().into()
     }
 }
 
 /// An unknown key with the nearest known one.
-pub(crate) fn unknown_key<'a>(path: &str, key: &str, known: impl Iterator<Item = &'a str>) -> RecipeError {
+#[must_use]
+pub fn unknown_key<'a>(path: &str, key: &str, known: impl Iterator<Item = &'a str>) -> SettingsError {
     let known: Vec<&str> = known.collect();
-    RecipeError::UnknownKey {
+    SettingsError::UnknownKey {
         path: path.into(),
         key: key.into(),
         nearest: nearest(key, &known).map(str::to_owned),
@@ -194,7 +299,8 @@ pub(crate) fn unknown_key<'a>(path: &str, key: &str, known: impl Iterator<Item =
 }
 
 /// The known word with the fewest edits, if it is close enough to be meant.
-pub(crate) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+#[must_use]
+pub fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let fold = |s: &str| s.to_ascii_lowercase().replace('-', "_");
     known
         .iter()
