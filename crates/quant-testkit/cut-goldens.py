@@ -3,7 +3,7 @@
 
     crates/quant-testkit/cut-goldens.py ../shared/goldens
 
-Nothing is computed here except sums over the rows that stay: every number was written by a published implementation (see
+Nothing is computed here except the losses of GPTQ, which are sums over the rows that stay: every other number was written by a published implementation (see
 the README beside each file). Python 3 without packages.
 """
 
@@ -80,6 +80,40 @@ def quantizer(golden):
     return tensors, {"cases": cases}
 
 
+def gptq(golden):
+    """The first 20 rows of six cases. Rows are independent, so only the sums over rows change."""
+    keep = range(20)
+    tensors = {"X": golden.tensors["X"], "W": golden.rows("W", keep)}
+    width = golden.tensors["W"][1][1]
+    weight, h = golden.values("W"), golden.values("H")
+    tensors["Hdiag"] = ("F32", [width], struct.pack(f"<{width}f", *h[:: width + 1]))
+    cases = {}
+    for case in [
+        "ist.b3.sym",
+        "ist.b4.asym.g64",
+        "ist.b4.asym.bs48",
+        "ist.b4.asym.g32.act",
+        "ist.b3.asym.g64.static",
+        "qhs.b3.asym.mse.g64.act.static",
+    ]:
+        for name in golden.tensors:
+            if name.startswith(f"{case}.") and "." not in name[len(case) + 1 :]:
+                part = name[len(case) + 1 :]
+                per_column = part in ["g_idx", "perm"]
+                tensors[name] = golden.tensors[name] if per_column else golden.rows(name, keep)
+        scale, zero, codes, g_idx = (golden.values(f"{case}.{p}") for p in ["scale", "zero", "codes", "g_idx"])
+        groups = golden.tensors[f"{case}.scale"][1][1]
+        proxy = 0.0
+        for r in keep:
+            at = [r * groups + g for g in g_idx]
+            row = slice(r * width, (r + 1) * width)
+            d = [w - scale[a] * (c - zero[a]) for w, c, a in zip(weight[row], codes[row], at)]
+            proxy += sum(d[j] * sum(a * b for a, b in zip(d, h[j * width : (j + 1) * width])) for j in range(width))
+        kept = {k: v for k, v in golden.meta["cases"][case].items() if not k.startswith("noise")}
+        cases[case] = kept | {"loss": sum(golden.values(f"{case}.losses_row")[:20]), "proxy_trDHDt": proxy}
+    return tensors, {"title": "GPTQ, subset: first 20 rows", "cases": cases}
+
+
 def smoothquant(golden):
     """The attention edge of the Qwen2 layer."""
     names = ["qwen2.X", "qwen2.w.input_layernorm.weight"]
@@ -99,6 +133,7 @@ def main():
     for crate, name, cut in [
         ("quant-core", "quantizer", quantizer),
         ("quant-methods", "smoothquant", smoothquant),
+        ("quant-hessian", "gptq", gptq),
     ]:
         tensors, meta = cut(Golden(goldens / f"{name}.safetensors"))
         write(CRATES / crate / "tests/data" / f"{name}_subset.safetensors", tensors, meta)

@@ -29,8 +29,8 @@ const BINS: usize = 1 << (32 - ROUNDED);
 ///
 /// What is kept does not depend on the order of values, on how tokens are divided into batches, or on threads: the extremes,
 /// and for [`ObserverKind::Percentile`] and [`ObserverKind::Mse`] a count of *all* values by their 11 significant bits. No
-/// value is left out, so no channel is. Values of bf16 and f16 models are counted exactly as they are; a percentile of
-/// others is exact to one part in 2048.
+/// value is left out, so no channel is. Values that f16 or bf16 can hold are counted as they are, others within one part
+/// in 2048.
 ///
 /// A NaN or an infinity makes the extremes NaN, and with them all parameters: a collapsed activation never becomes a range.
 #[derive(Clone, Debug)]
@@ -93,15 +93,6 @@ impl Observer {
         }
     }
 
-    /// The bins that are not empty, as values and how often they occurred.
-    fn occurring(&self) -> impl Iterator<Item = (f32, u64)> {
-        self.counts
-            .iter()
-            .enumerate()
-            .filter(|(_, count)| **count > 0)
-            .map(|(bin, &count)| (value(bin), count))
-    }
-
     /// The least bound that [`PERCENTILE`] of all `|x|` do not exceed, one part in 2048 above or below.
     fn percentile(&self) -> f32 {
         let (positive, negative) = self.counts.split_at(BINS / 2);
@@ -120,7 +111,8 @@ impl Observer {
     /// The first of 100 shrink factors from 1 to 1/2 with the least summed squared error over all values.
     fn least_squares(&self, bits: Bits, rule: ActRule, scale_type: FloatType) -> QParams {
         let top = bits.max_level();
-        let occurring: Vec<(f32, u64)> = self.occurring().collect();
+        let counts = self.counts.iter().enumerate().filter(|(_, count)| **count > 0);
+        let occurring: Vec<(f32, u64)> = counts.map(|(bin, &count)| (value(bin), count)).collect();
         let mut best = static_params(bits, rule, scale_type, self.min, self.max);
         let mut best_error = f64::INFINITY;
         for step in 0..100 {
