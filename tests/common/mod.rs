@@ -12,8 +12,9 @@ use quant_kernels::Compute;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 /// The workspace.
 pub(crate) fn root() -> PathBuf {
@@ -152,6 +153,27 @@ impl Ran {
 /// Runs the command.
 pub(crate) fn ptq(arguments: &[&str]) -> Ran {
     Command::new(env!("CARGO_BIN_EXE_ptq")).args(arguments).output().unwrap().into()
+}
+
+/// Runs the command, waits for a line of stderr that holds `word`, calls `meanwhile`, and sends Ctrl-C.
+pub(crate) fn interrupt(arguments: &[&str], word: &str, meanwhile: impl FnOnce()) -> Ran {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ptq"))
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut err = String::new();
+    let mut lines = BufReader::new(child.stderr.take().unwrap());
+    while !err.contains(word) {
+        assert!(lines.read_line(&mut err).unwrap() > 0, "it ended without {word:?}: {err}");
+    }
+    meanwhile();
+    let sent = Command::new("sh").args(["-c", &format!("kill -INT {}", child.id())]).status().unwrap();
+    assert!(sent.success());
+    lines.read_to_string(&mut err).unwrap();
+    let output = child.wait_with_output().unwrap();
+    Ran { code: output.status.code(), out: String::from_utf8(output.stdout).unwrap(), err }
 }
 
 /// `ptq quantize`, with more arguments at the end.

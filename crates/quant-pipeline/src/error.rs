@@ -75,6 +75,14 @@ pub enum PipelineError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The file of logits cannot be written.
+    #[error("cannot write the logits to {path}: {source}")]
+    Logits {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// A thread pool that cannot be started.
     #[error("cannot start {threads} threads: {source}")]
     Threads {
