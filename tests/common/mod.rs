@@ -3,12 +3,10 @@
 #![allow(dead_code, reason = "every test binary uses its own part")]
 
 use ptq::data::{CalibrationSpec, LoadOptions, TokenSet};
-use ptq::eval::{EvalOptions, EvalReport, evaluate};
 use ptq::graph::{BlockParams, BlockSource, BoxError};
 use ptq::model::InMemoryModel;
 use ptq::pipeline::run::{BlockSink, RunOptions, run};
-use ptq::pipeline::{Plan, Recipe, RunReport, Scored, Silent, open_folder, with_threads};
-use quant_kernels::Compute;
+use ptq::pipeline::{Plan, Recipe, RunReport, Silent, open_folder, with_threads};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -32,7 +30,7 @@ pub(crate) fn shared(path: &str) -> Option<PathBuf> {
     if file.exists() {
         return Some(file);
     }
-    println!("skipped: the reference data ({path}) is not present");
+    quant_testkit::skipped(format_args!("the reference data ({path}) is not present"));
     None
 }
 
@@ -98,16 +96,6 @@ pub(crate) fn quantize_in_memory(
     let norm = source.final_norm().unwrap();
     let head = source.head(0..spec.vocab).unwrap();
     (InMemoryModel::new(spec, blocks.0, embedding, norm, Some(head)).unwrap(), report)
-}
-
-/// Scores a model in memory.
-pub(crate) fn score(model: impl BlockSource, sequences: &[Vec<u32>], threads: usize) -> EvalReport {
-    with_threads(threads, |par| {
-        let mut model = Scored::new(model, Compute::F32, par);
-        evaluate(&mut model, sequences, EvalOptions::default())
-    })
-    .unwrap()
-    .unwrap()
 }
 
 /// Calibration data that comes with the embedded model.

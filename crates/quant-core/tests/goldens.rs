@@ -94,7 +94,7 @@ fn official_quantisers() {
     let path =
         Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/goldens/quantizer.safetensors"));
     let Ok(bytes) = std::fs::read(path) else {
-        println!("skipped: the reference data (goldens/quantizer.safetensors) is not present");
+        quant_testkit::skipped("the reference data (goldens/quantizer.safetensors) is not present");
         return;
     };
     let file = SafeTensors::deserialize(&bytes).unwrap();

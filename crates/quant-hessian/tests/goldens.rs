@@ -184,7 +184,7 @@ fn subset_in_f64() {
 fn every_case_of_the_golden_file() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/goldens/gptq.safetensors");
     let Ok(bytes) = std::fs::read(path) else {
-        println!("skipped: {path} not present");
+        quant_testkit::skipped(format_args!("{path} not present"));
         return;
     };
     let goldens = Goldens::new(&bytes);

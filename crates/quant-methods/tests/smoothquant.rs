@@ -46,7 +46,7 @@ fn close(ours: &[f32], theirs: &[f32], what: &str) {
 fn official_results() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/goldens/smoothquant.safetensors");
     let Ok(bytes) = std::fs::read(Path::new(path)) else {
-        println!("skipped: the reference data (goldens/smoothquant.safetensors) is not present");
+        quant_testkit::skipped("the reference data (goldens/smoothquant.safetensors) is not present");
         return;
     };
     let file = SafeTensors::deserialize(&bytes).unwrap();

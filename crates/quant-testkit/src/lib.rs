@@ -5,5 +5,5 @@
 mod golden;
 mod models;
 
-pub use golden::{Tensor, TensorData, Tensors, load_safetensors, parse_safetensors, shared_dir};
+pub use golden::{Tensor, TensorData, Tensors, load_safetensors, parse_safetensors, shared_dir, skipped};
 pub use models::{Numbers, block_from_tensors, random_block};
