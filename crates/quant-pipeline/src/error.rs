@@ -58,11 +58,11 @@ pub enum PipelineError {
         sequence: usize,
     },
     /// The budget of `--memory` cannot be kept.
-    #[error("this job needs at least {needed} MB and --memory allows {allowed} MB; {advice}")]
+    #[error("this job needs at least {needed} MiB and --memory allows {allowed} MiB; {advice}")]
     Memory {
-        /// Least possible peak.
+        /// Least possible peak, in MiB.
         needed: u64,
-        /// The budget.
+        /// The budget, in MiB.
         allowed: u64,
         /// What would help.
         advice: String,

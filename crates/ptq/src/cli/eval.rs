@@ -7,17 +7,13 @@ use quant_pipeline::{EvalData, EvalJob, evaluate};
 use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("data").required(true).args(["tokens", "text"])))]
 pub(super) struct Args {
     /// Float model or quantised folder
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// Token ids `[sequences, length]`; each row is scored alone
-    #[arg(
-        long,
-        value_name = "FILE.safetensors:TENSOR",
-        conflicts_with = "text",
-        required_unless_present = "text"
-    )]
+    #[arg(long, value_name = "FILE.safetensors:TENSOR")]
     tokens: Option<String>,
     /// Text, scored by the WikiText-2 protocol
     #[arg(long, value_name = "FILE")]
