@@ -120,7 +120,7 @@ fn place(path: &Path, folders: &[&Path], data: &Path) -> Result<(PathBuf, PathBu
     for folder in folders {
         let real = folder.canonicalize().unwrap_or_else(|_| folder.to_path_buf());
         if target.starts_with(&real) {
-            let reason = format!("it lies in {}, and models are never written to", folder.display());
+            let reason = format!("it lies in {}, and models are never written to", real.display());
             return Err(refused(path, &reason));
         }
     }

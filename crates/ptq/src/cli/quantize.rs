@@ -57,7 +57,7 @@ fn linear_table(outcome: &QuantizeOutcome) -> Table {
             l.method.unwrap_or("-").into(),
             l.scheme.clone(),
             format!("{:.2}", l.bits_per_weight),
-            format!("{:.5}", l.weight_error),
+            l.method.map_or_else(|| "-".into(), |_| format!("{:.5}", l.weight_error)),
             l.output_error.map_or_else(|| "-".into(), |e| format!("{e:.5}")),
             format!("{:.2}", l.seconds),
         ]);
