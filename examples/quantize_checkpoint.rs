@@ -54,7 +54,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("scored on {}", windows.describe());
 
     let mut table = Table::new(&[
-        "model",
+        "scheme",
         "bits/weight",
         "size",
         "perplexity",
@@ -66,29 +66,32 @@ fn main() -> Result<(), Box<dyn Error>> {
     let megabytes = |bytes: u64| format!("{:.1} MB", bytes as f64 / 1e6);
     let peak = || peak_memory().map_or_else(|| "-".to_owned(), megabytes);
 
-    let started = Instant::now();
-    reset_peak_memory();
+    // The float model against itself: the row that the others are compared with, and a check of the measurement.
     let float = score(&model, &model, &windows.sequences, threads)?;
     let dtype_bits = 8.0 * spec.dtype.size() as f64;
+    let size = open_folder(&model)?.checkpoint.total_bytes();
+    let [perplexity, kl, agreement] = figures(&float);
     table.row(vec![
         "float".into(),
         format!("{dtype_bits:.2}"),
-        megabytes(open_folder(&model)?.checkpoint.total_bytes()),
-        perplexity(&float),
-        "0".into(),
-        "100.00 %".into(),
-        format!("{:.1}", started.elapsed().as_secs_f64()),
-        peak(),
+        megabytes(size),
+        perplexity,
+        kl,
+        agreement,
+        "-".into(),
+        "-".into(),
     ]);
 
     for (preset, target) in JOBS {
         let started = Instant::now();
         reset_peak_memory();
         let folder = output.join(preset);
+        let recipe = Recipe::from_preset(preset)?;
+        let scheme = recipe.rounding.scheme;
         let outcome = quantize(
             &QuantizeJob {
                 model: model.clone(),
-                recipe: Recipe::from_preset(preset)?,
+                recipe,
                 calibration: Some(CalibrationSpec::parse(&calibration.to_string_lossy())?),
                 output: folder.clone(),
                 num_samples: Some(32),
@@ -114,19 +117,22 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         println!("{}: verified for {target}, {} checks", folder.display(), verdict.checks.len());
         let report = score(&folder, &model, &windows.sequences, threads)?;
-        let comparison = report.comparison.as_ref().ok_or("no comparison")?;
+        let [perplexity, kl, agreement] = figures(&report);
         table.row(vec![
-            preset.into(),
+            format!("{scheme} ({})", outcome.format),
             format!("{:.2}", outcome.bits_per_weight),
             megabytes(outcome.bytes),
-            perplexity(&report),
-            comparison.kl.map_or_else(|| "-".into(), |kl| format!("{kl:.5}")),
-            comparison.top1_agreement.map_or_else(|| "-".into(), |a| format!("{:.2} %", 100.0 * a)),
+            perplexity,
+            kl,
+            agreement,
             format!("{seconds:.1}"),
             memory,
         ]);
     }
     println!("\n{table}");
+    println!(
+        "KL and top-1 agreement are against the float model; seconds and peak memory are those of quantising."
+    );
     Ok(())
 }
 
@@ -150,8 +156,15 @@ fn score(
     })??)
 }
 
-fn perplexity(report: &ptq::eval::EvalReport) -> String {
-    report.perplexity.map_or_else(|| "not finite".to_owned(), |p| format!("{p:.4}"))
+/// Perplexity, KL divergence and top-1 agreement for the table.
+fn figures(report: &ptq::eval::EvalReport) -> [String; 3] {
+    let missing = || "not finite".to_owned();
+    let comparison = report.comparison.as_ref();
+    [
+        report.perplexity.map_or_else(missing, |p| format!("{p:.4}")),
+        comparison.and_then(|c| c.kl).map_or_else(missing, |kl| format!("{kl:.5}")),
+        comparison.and_then(|c| c.top1_agreement).map_or_else(missing, |a| format!("{:.2} %", 100.0 * a)),
+    ]
 }
 
 /// Prints warnings and a line per block.

@@ -461,7 +461,7 @@ fn wrong_arguments() {
     }
     ptq(&["eval", "--model", text(&model), "--tokens", "x.safetensors:y", "--threads", "0"])
         .expect(2, &["--threads"]);
-    ptq(&["eval", "--model", text(&model)]).expect(2, &["--tokens"]);
+    ptq(&["eval", "--model", text(&model)]).expect(2, &["--tokens", "--text"]);
     ptq(&["quantize", "--recipe", "w4a16g32", "--output", text(&output)]).expect(2, &["--model"]);
     ptq(&["verify", text(&model), "--target", "torch"]).expect(2, &["torch", "vllm-ascend"]);
     ptq(&["quantise"]).expect(2, &["quantise"]);

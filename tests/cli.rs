@@ -5,13 +5,11 @@
 mod common;
 
 use common::{
-    CALIBRATION, SMALL, assert_same_files, few_windows, files, ptq, quantize, root, text, tiny_reasoner,
-    write_tokens,
+    CALIBRATION, SMALL, assert_same_files, few_windows, files, interrupt, ptq, quantize, root, text,
+    tiny_reasoner, write_tokens,
 };
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use tempfile::tempdir;
 
 #[test]
@@ -129,9 +127,17 @@ fn text_output_of_quantize_is_a_table() {
     let work = tempdir().unwrap();
     let ran = quantize(&tiny_reasoner(), "w8a8-ascend", &work.path().join("out"), &[])
         .expect(0, &["block 6/6 done"]);
-    for word in ["weight error", "model.layers.5.mlp.down_proj", "bits per weight", "peak memory"] {
+    for word in [
+        "weight error",
+        "model.layers.5.mlp.down_proj",
+        "bits per weight",
+        "products in f32, factorisation none",
+        "largest relative weight error",
+        "peak memory",
+    ] {
         assert!(ran.out.contains(word), "no {word:?} in {}", ran.out);
     }
+    assert!(!ran.out.contains("largest relative output error"), "nothing was calibrated: {}", ran.out);
 }
 
 #[test]
@@ -173,87 +179,6 @@ fn every_kind_of_calibration_data() {
     let bare = common::copy_of_model(work.path());
     std::fs::remove_file(bare.join("tokenizer.json")).unwrap();
     quantize(&bare, "w8a8", &path("bare"), &["--calibration", &tokens]).expect(0, &[]);
-}
-
-/// `ln sum exp` and the value of each label, in f64.
-fn perplexity(logits: &[f32], sequences: &[Vec<u32>], vocabulary: usize) -> f64 {
-    let (mut nll, mut count) = (0.0, 0);
-    let length = sequences[0].len();
-    for (s, ids) in sequences.iter().enumerate() {
-        for (t, &label) in ids.iter().enumerate().skip(1) {
-            let row = &logits[(s * length + t - 1) * vocabulary..][..vocabulary];
-            let max = row.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
-            let sum: f64 = row.iter().map(|&v| (f64::from(v) - f64::from(max)).exp()).sum();
-            nll += sum.ln() + f64::from(max) - f64::from(row[label as usize]);
-            count += 1;
-        }
-    }
-    (nll / f64::from(count)).exp()
-}
-
-#[test]
-fn evaluation() {
-    let work = tempdir().unwrap();
-    let model = tiny_reasoner();
-    let windows = few_windows(3, 40);
-    let rows: Vec<Vec<i64>> =
-        windows.sequences.iter().map(|s| s.iter().map(|&t| t.into()).collect()).collect();
-    let tokens = write_tokens(&work.path().join("tokens.safetensors"), &rows, 40);
-    let folder = work.path().join("out");
-    quantize(&model, "w8a8kv8-ascend", &folder, SMALL).expect(0, &[]);
-    let eval = |dir: &Path, more: &[&str]| {
-        ptq(&[&["eval", "--model", text(dir), "--tokens", &tokens, "--json"], more].concat())
-            .expect(0, &[])
-            .json()
-    };
-    let logits = |name: &str| work.path().join(name);
-    let float = eval(&model, &["--save-logits", text(&logits("float.safetensors")), "--threads", "1"]);
-    assert_eq!(float["tokens"], 3 * 39);
-    assert!(float.get("kl").is_none() && float.get("top1_agreement").is_none());
-    let quantized =
-        eval(&folder, &["--reference", text(&model), "--save-logits", text(&logits("q.safetensors"))]);
-    let number = |v: &Value, key: &str| v[key].as_f64().unwrap_or_else(|| panic!("{key} of {v}"));
-    assert!(number(&quantized, "kl") > 0.0 && number(&quantized, "kl") < 0.1, "{quantized}");
-    let agreement = number(&quantized, "top1_agreement");
-    assert!(agreement > 0.8 && agreement <= 1.0, "{quantized}");
-    assert_eq!(quantized["format"], "vllm-ascend");
-    let same = eval(&model, &["--reference", text(&model)]);
-    assert_eq!((number(&same, "kl"), number(&same, "top1_agreement")), (0.0, 1.0));
-    assert_eq!(same["perplexity"], float["perplexity"]);
-
-    for (name, report) in [("float.safetensors", &float), ("q.safetensors", &quantized)] {
-        let bytes = std::fs::read(logits(name)).unwrap();
-        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-        assert_eq!(file.names(), ["logits"]);
-        let tensor = file.tensor("logits").unwrap();
-        assert_eq!((tensor.dtype(), tensor.shape()), (safetensors::Dtype::F32, &[3, 40, 1024][..]));
-        let values: Vec<f32> =
-            tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
-        let expected = perplexity(&values, &windows.sequences, 1024);
-        let relative = number(report, "perplexity") / expected - 1.0;
-        assert!(relative.abs() < 1e-9, "{name}: {relative:e}");
-    }
-    eval(&model, &["--save-logits", text(&logits("two.safetensors")), "--threads", "2"]);
-    assert!(
-        std::fs::read(logits("two.safetensors")).unwrap()
-            == std::fs::read(logits("float.safetensors")).unwrap()
-    );
-
-    // `--seq-len` cuts rows; text is cut into consecutive windows.
-    assert_eq!(eval(&model, &["--seq-len", "20"])["tokens"].as_u64().map(|n| n % 19), Some(0));
-    let prose = work.path().join("prose.txt");
-    std::fs::write(&prose, "What is 12 + 30? Let us add the ones and then the tens. ".repeat(20)).unwrap();
-    let ran = ptq(&["eval", "--model", text(&model), "--text", text(&prose), "--seq-len", "64", "--json"])
-        .expect(0, &[]);
-    let report = ran.json();
-    assert!(number(&report, "perplexity") > 1.0);
-    assert_eq!(report["tokens"].as_u64().unwrap() % 63, 0, "{report}");
-    assert_eq!(report["protocol"]["sequence_length"], 64);
-    let said = ptq(&["eval", "--model", text(&folder), "--tokens", &tokens, "--reference", text(&model)])
-        .expect(0, &[]);
-    for word in ["perplexity", "KL", "top-1 agreement", "protocol"] {
-        assert!(said.out.contains(word), "no {word:?} in {}", said.out);
-    }
 }
 
 #[test]
@@ -353,6 +278,80 @@ fn plans() {
 }
 
 #[test]
+fn a_plan_takes_the_arguments_of_the_run() {
+    let work = tempdir().unwrap();
+    let model = tiny_reasoner();
+    let output = work.path().join("deep").join("out");
+    let job = ["--model", text(&model), "--recipe", "w8a8kv8-ascend", "--output", text(&output)];
+    let arguments = [&job, SMALL, &["--threads", "2", "--memory", "4GB", "--json"]].concat();
+    let plan = ptq(&[&["plan"], arguments.as_slice()].concat()).expect(0, &[]).json();
+    assert_eq!(std::fs::read_dir(work.path()).unwrap().count(), 0, "a plan writes nothing");
+    let report = ptq(&[&["quantize"], arguments.as_slice()].concat()).expect(0, &[]).json();
+    assert_eq!(plan["memory"]["peak"], report["predicted_memory"]);
+    for setting in ["compute", "factor"] {
+        assert_eq!((&plan[setting], &report[setting]), (&json!("f32"), &json!("f32")), "{setting}");
+    }
+    // What the run would refuse about its output, the plan refuses too.
+    let plan = |more: &[&str]| ptq(&[&["plan"], more].concat());
+    plan(&arguments).expect(2, &["--force"]);
+    plan(&[&arguments, &["--force"][..]].concat()).expect(0, &[]);
+    let file = work.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    for (place, word) in
+        [(&file, "not a folder"), (&model, "never touched"), (&model.join("in"), "never touched")]
+    {
+        let job = ["--model", text(&model), "--recipe", "w8a8-ascend", "--output", text(place), "--force"];
+        plan(&job).expect(2, &[word]);
+    }
+    let schema = plan(&["--recipe-schema"]).expect(0, &[]).out;
+    assert_eq!(schema, ptq(&["quantize", "--recipe-schema"]).out);
+}
+
+#[test]
+fn recipes_that_cannot_be_read() {
+    let (work, model) = (tempdir().unwrap(), tiny_reasoner());
+    let out = work.path().join("out");
+    let file = work.path().join("latin.yaml");
+    std::fs::write(&file, b"version: 1 # caf\xe9\n").unwrap();
+    let absent = work.path().join("absent.yaml");
+    for (recipe, words) in [
+        (&file, ["latin.yaml", "UTF-8"]),
+        (&absent, ["absent.yaml", "not found"]),
+        (&work.path().to_path_buf(), ["is a folder", "name of a preset"]),
+        (&file.join("below.yaml"), ["latin.yaml", "below.yaml"]),
+    ] {
+        quantize(&model, text(recipe), &out, SMALL).expect(2, &words);
+        ptq(&["plan", "--model", text(&model), "--recipe", text(recipe)]).expect(2, &words);
+    }
+    assert!(!out.exists());
+}
+
+#[test]
+fn settings_of_the_arithmetic_are_told() {
+    let work = tempdir().unwrap();
+    let recipe = work.path().join("recipe.yaml");
+    let model = tiny_reasoner();
+    let plan = ["plan", "--model", text(&model), "--recipe", text(&recipe)];
+    let run = |keys: &str, rest: &str| {
+        std::fs::write(&recipe, format!("version: 1\nmodifiers: [{keys}]\n{rest}")).unwrap();
+        let json = ptq(&[&plan[..], &["--json"]].concat()).expect(0, &[]).json();
+        let said = ptq(&plan).expect(0, &[]).out;
+        let line = said.lines().find(|l| l.starts_with("arithmetic:")).unwrap().to_owned();
+        ((json["compute"].clone(), json["factor"].clone()), line)
+    };
+    let (json, line) = run("rtn: { scheme: W8A8 }", "compute: bf16\n");
+    assert_eq!(json, (json!("bf16"), Value::Null));
+    assert_eq!(line, "arithmetic: products in bf16, factorisation none");
+    let rest = "overrides: { \"*.down_proj\": { factor: f64 } }\n";
+    let (json, line) = run("gptq: { scheme: W4A16 }", rest);
+    assert_eq!(json, (json!("f32"), json!("f32, f64")));
+    assert_eq!(line, "arithmetic: products in f32, factorisation in f32, f64");
+    let out = work.path().join("out");
+    let said = quantize(&model, text(&recipe), &out, SMALL).expect(0, &[]).out;
+    assert!(said.contains("products in f32, factorisation in f32, f64"), "{said}");
+}
+
+#[test]
 fn inspection_and_lists() {
     let model = tiny_reasoner();
     let json = ptq(&["inspect", text(&model), "--json"]).expect(0, &[]).json();
@@ -396,23 +395,11 @@ fn an_interrupted_run_leaves_nothing() {
     let work = tempdir().unwrap();
     let output = work.path().join("out");
     let model = tiny_reasoner();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_ptq"))
-        .args(["quantize", "--model", text(&model), "--recipe", "w8a8kv8-ascend", "--output", text(&output)])
-        .args(["--calibration", CALIBRATION, "--num-samples", "64", "--max-seq-len", "256", "--threads", "1"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut said = String::new();
-    let mut lines = BufReader::new(child.stderr.take().unwrap());
-    while !said.contains("block 1/6 done") {
-        assert!(lines.read_line(&mut said).unwrap() > 0, "{said}");
-    }
-    assert!(work.path().join("out.partial").exists());
-    let sent = Command::new("sh").args(["-c", &format!("kill -INT {}", child.id())]).status().unwrap();
-    assert!(sent.success());
-    while lines.read_line(&mut said).unwrap() > 0 {}
-    assert_eq!(child.wait().unwrap().code(), Some(130), "{said}");
-    assert!(said.contains("interrupted"), "{said}");
+    let mut arguments =
+        vec!["quantize", "--model", text(&model), "--recipe", "w8a8kv8-ascend", "--output", text(&output)];
+    arguments.extend(["--calibration", CALIBRATION, "--num-samples", "64", "--max-seq-len", "256"]);
+    arguments.extend(["--threads", "1"]);
+    interrupt(&arguments, "block 1/6 done", || assert!(work.path().join("out.partial").exists()))
+        .expect(130, &["interrupted"]);
     assert_eq!(std::fs::read_dir(work.path()).unwrap().count(), 0);
 }

@@ -1,12 +1,26 @@
 //! Perplexities of the official implementations on tiny-reasoner, row by row (`parity/README.md`), where the reference data
-//! is present. Every RTN, SmoothQuant and GPTQ (`ist`, `qhs`) row must be within its tolerance, or better.
+//! is present, with variant `official`. With `--nocapture` it prints the table of `benchmarks/README.md`.
+//!
+//! Every float, RTN, SmoothQuant and GPTQ (`ist`, `qhs`) row must be there. The float row must agree to its tolerance in both
+//! directions: it has no room for improvement. A quantised row may not be worse than its tolerance allows; one that is
+//! better passes, because at few bits the official figure is one draw from a wide spread (its own reruns move by it) and
+//! a lower perplexity on held-out text is not a fault.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
 
-use common::{quantize_in_memory, score, shared, tiny_reasoner, tokens};
+use common::{quantize_in_memory, shared, tiny_reasoner, tokens};
+use ptq::data::TokenSet;
+use ptq::eval::{EvalOptions, evaluate};
+use ptq::graph::BlockSource;
+use ptq::pipeline::{Scored, open_folder, with_threads};
+use quant_kernels::Compute;
 use serde_json::Value;
+
+/// Evaluation sets of the published table.
+const SETS: [&str; 2] = ["tasks", "wikitext2"];
+const THREADS: usize = 2;
 
 /// The recipe of a row, or none for methods that are not built here.
 fn recipe(method: &str, c: &Value) -> Option<String> {
@@ -63,17 +77,53 @@ fn recipe(method: &str, c: &Value) -> Option<String> {
     ))
 }
 
+/// Whether a row must be reproduced here.
+fn built_here(method: &str, c: &Value) -> bool {
+    match method {
+        "fp" | "rtn" | "rtn_w8aX" | "rtn_wxaxkvx" | "smoothquant" => true,
+        "gptq" => matches!(c["variant"].as_str(), Some("ist" | "qhs")),
+        _ => false,
+    }
+}
+
 /// The recommended relative tolerance of a row.
 fn tolerance(method: &str, c: &Value) -> f64 {
     let activations = c["a_bits"].as_u64().unwrap_or(16);
     match (method, activations, c["w_bits"].as_u64().unwrap_or(16)) {
-        ("rtn", _, _) => 1e-4,
+        ("fp" | "rtn", _, _) => 1e-4,
         ("gptq", _, 2) => 0.1,
         ("gptq", _, 3) => 1.5e-2,
         ("gptq", _, _) => 1e-2,
         (_, 4, _) => 2e-2,
         _ => 2e-3,
     }
+}
+
+/// A row's configuration in a few words: what differs between the rows of its method.
+fn label(c: &Value) -> String {
+    let entries = c.as_object().unwrap().iter().filter(|(key, value)| {
+        let constant = ["percdamp", "blocksize", "static_groups", "true_sequential", "dtype"];
+        !constant.contains(&key.as_str())
+            && !value.is_null()
+            && value.as_bool() != Some(false)
+            && value.as_i64() != Some(-1)
+    });
+    let words = entries.map(|(key, value)| match value {
+        Value::Bool(_) => key.clone(),
+        Value::String(word) => word.clone(),
+        number => format!("{key} {number}"),
+    });
+    words.collect::<Vec<_>>().join(", ")
+}
+
+/// Perplexity of a model on each set; infinite where its logits are not finite.
+fn perplexities(model: impl BlockSource, sets: &[TokenSet; 2]) -> [f64; 2] {
+    with_threads(THREADS, |par| {
+        let mut model = Scored::new(model, Compute::F32, par);
+        let report = |set: &TokenSet| evaluate(&mut model, &set.sequences, EvalOptions::default()).unwrap();
+        sets.each_ref().map(report).map(|r| r.perplexity.unwrap_or(f64::INFINITY))
+    })
+    .unwrap()
 }
 
 #[test]
@@ -85,40 +135,36 @@ fn official_perplexities() {
     };
     let results: Value = serde_json::from_slice(&std::fs::read(results).unwrap()).unwrap();
     let calibration = tokens(&token_file, "calib");
-    let sets = ["tasks", "wikitext2"].map(|set| (set, tokens(&token_file, &format!("eval_{set}"))));
-    let threads = 2;
+    let sets = SETS.map(|set| tokens(&token_file, &format!("eval_{set}")));
     let mut failures = Vec::new();
-    let mut ran = 0;
-    for row in results["results"].as_array().unwrap() {
+    let rows = results["results"].as_array().unwrap().iter();
+    let mut rows: Vec<&Value> =
+        rows.filter(|row| built_here(row["method"].as_str().unwrap(), &row["config"])).collect();
+    rows.sort_by_key(|row| row["method"].as_str());
+    assert_eq!(rows.len(), 51, "rows of the published table that this program must reproduce");
+    println!("| method | setting | tasks: official | ours | | wikitext2: official | ours | |");
+    println!("|---|---|---|---|---|---|---|---|");
+    for row in rows {
         let (method, config) = (row["method"].as_str().unwrap(), &row["config"]);
-        let recipe = if method == "fp" { None } else { recipe(method, config) };
-        if method != "fp" && recipe.is_none() {
-            continue;
-        }
-        let mut line = format!("{method} {config}:");
-        let perplexity = |tokens: &ptq::data::TokenSet| match &recipe {
-            None => {
-                let source = ptq::pipeline::open_folder(&tiny_reasoner()).unwrap().into_source().unwrap();
-                score(source, &tokens.sequences, threads).perplexity
-            }
-            Some(recipe) => {
-                let (model, _) = quantize_in_memory(&tiny_reasoner(), recipe, Some(&calibration), threads);
-                score(model, &tokens.sequences, threads).perplexity
-            }
+        let found = if method == "fp" {
+            perplexities(open_folder(&tiny_reasoner()).unwrap().into_source().unwrap(), &sets)
+        } else {
+            let recipe = recipe(method, config).unwrap_or_else(|| panic!("no recipe for {method} {config}"));
+            let (model, _) = quantize_in_memory(&tiny_reasoner(), &recipe, Some(&calibration), THREADS);
+            perplexities(model, &sets)
         };
-        for (set, tokens) in &sets {
+        let mut line = format!("| {method} | {} |", label(config));
+        let tolerance = tolerance(method, config);
+        for (set, found) in SETS.into_iter().zip(found) {
             let expected = row["ppl"][set].as_f64().unwrap();
-            let found = perplexity(tokens).unwrap_or(f64::INFINITY);
             let relative = found / expected - 1.0;
-            line += &format!(" {set} {found:.4} vs {expected:.4} ({relative:+.1e})");
-            if relative > tolerance(method, config) {
-                failures.push(format!("{line}: above the tolerance"));
+            line += &format!(" {expected:.4} | {found:.4} | {:+.3} % |", 100.0 * relative);
+            let fails = if method == "fp" { relative.abs() > tolerance } else { relative > tolerance };
+            if fails {
+                failures.push(format!("{method} {config} on {set}: {found} instead of {expected}"));
             }
         }
         println!("{line}");
-        ran += 1;
     }
-    println!("{ran} rows");
-    assert!(ran >= 50, "only {ran} rows were compared");
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
 }

@@ -6,8 +6,8 @@
 mod common;
 
 use common::{
-    SMALL, assert_same_files, copy_of_model, few_windows, ptq, quantize, quantize_in_memory, split_in_two,
-    text, tiny_reasoner,
+    CALIBRATION, SMALL, assert_same_files, copy_of_model, few_windows, files, ptq, quantize,
+    quantize_in_memory, split_in_two, text, tiny_reasoner,
 };
 use ptq::eval::LanguageModel;
 use ptq::graph::BlockSource;
@@ -45,6 +45,49 @@ fn threads_runs_and_memory_do_not_matter() {
             assert_same_files(&one, &other);
         }
     }
+}
+
+/// Activations are carried and summed in chunks of whole sequences, about a thousand tokens each: this has three, so that
+/// the order of the chunks is under test too.
+#[test]
+fn several_chunks_of_tokens_do_not_matter() {
+    let work = tempdir().unwrap();
+    let model = tiny_reasoner();
+    let windows = ["--calibration", CALIBRATION, "--num-samples", "12", "--max-seq-len", "256", "--json"];
+    let gptq = "  - smoothquant: { alpha: 0.5 }\n  - gptq: { scheme: W8A8KV8, true_sequential: ";
+    for (name, modifiers, rest) in [
+        ("sequential", format!("{gptq}true }}"), "compute: f32\nexport: { format: vllm-ascend }"),
+        ("sequential-bf16", format!("{gptq}true }}"), "compute: bf16\nexport: { format: vllm-ascend }"),
+        ("at-once", format!("{gptq}false }}"), "compute: f32\nexport: { format: vllm-ascend }"),
+        ("at-once-bf16", format!("{gptq}false }}"), "compute: bf16\nexport: { format: vllm-ascend }"),
+        (
+            "rtn",
+            "  - rtn: { scheme: W8A8KV8 }".to_owned(),
+            "activations: { dynamic: false, observer: percentile }\nkv_cache: { granularity: channel_static }",
+        ),
+    ] {
+        let recipe = work.path().join(format!("{name}.yaml"));
+        std::fs::write(&recipe, format!("version: 1\nmodifiers:\n{modifiers}\n{rest}\n")).unwrap();
+        let plan = ["plan", "--model", text(&model), "--recipe", text(&recipe)];
+        let memory = ptq(&[&plan, &windows[..]].concat()).expect(0, &[]).json()["memory"].clone();
+        let peaks = (memory["peak"].as_u64().unwrap(), memory["peak_spilled"].as_u64().unwrap());
+        let budget = peaks.0.midpoint(peaks.1).to_string();
+        let run = |run: &str, more: &[&str]| {
+            let output = work.path().join(format!("{name}-{run}"));
+            let more = [&windows, more].concat();
+            let report = quantize(&model, text(&recipe), &output, &more).expect(0, &[]).json();
+            assert_eq!(report["run"]["calibration_tokens"], 12 * 256);
+            assert_eq!(report["spilled"], run == "spilled", "{memory}");
+            output
+        };
+        let one = run("one", &["--threads", "1"]);
+        assert_same_files(&one, &run("two", &["--threads", "2"]));
+        assert_same_files(&one, &run("spilled", &["--threads", "2", "--memory", &budget]));
+    }
+    // The settings are not without effect.
+    let weights = |name: &str| files(&work.path().join(format!("{name}-one")));
+    assert!(weights("sequential") != weights("sequential-bf16"));
+    assert!(weights("sequential") != weights("at-once"));
 }
 
 #[test]

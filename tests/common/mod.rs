@@ -3,17 +3,16 @@
 #![allow(dead_code, reason = "every test binary uses its own part")]
 
 use ptq::data::{CalibrationSpec, LoadOptions, TokenSet};
-use ptq::eval::{EvalOptions, EvalReport, evaluate};
 use ptq::graph::{BlockParams, BlockSource, BoxError};
 use ptq::model::InMemoryModel;
 use ptq::pipeline::run::{BlockSink, RunOptions, run};
-use ptq::pipeline::{Plan, Recipe, RunReport, Scored, Silent, open_folder, with_threads};
-use quant_kernels::Compute;
+use ptq::pipeline::{Plan, Recipe, RunReport, Silent, open_folder, with_threads};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 /// The workspace.
 pub(crate) fn root() -> PathBuf {
@@ -31,7 +30,7 @@ pub(crate) fn shared(path: &str) -> Option<PathBuf> {
     if file.exists() {
         return Some(file);
     }
-    println!("skipped: the reference data ({path}) is not present");
+    quant_testkit::skipped(format_args!("the reference data ({path}) is not present"));
     None
 }
 
@@ -99,16 +98,6 @@ pub(crate) fn quantize_in_memory(
     (InMemoryModel::new(spec, blocks.0, embedding, norm, Some(head)).unwrap(), report)
 }
 
-/// Scores a model in memory.
-pub(crate) fn score(model: impl BlockSource, sequences: &[Vec<u32>], threads: usize) -> EvalReport {
-    with_threads(threads, |par| {
-        let mut model = Scored::new(model, Compute::F32, par);
-        evaluate(&mut model, sequences, EvalOptions::default())
-    })
-    .unwrap()
-    .unwrap()
-}
-
 /// Calibration data that comes with the embedded model.
 pub(crate) const CALIBRATION: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/tiny-reasoner/tasks/calibration.jsonl");
@@ -152,6 +141,27 @@ impl Ran {
 /// Runs the command.
 pub(crate) fn ptq(arguments: &[&str]) -> Ran {
     Command::new(env!("CARGO_BIN_EXE_ptq")).args(arguments).output().unwrap().into()
+}
+
+/// Runs the command, waits for a line of stderr that holds `word`, calls `meanwhile`, and sends Ctrl-C.
+pub(crate) fn interrupt(arguments: &[&str], word: &str, meanwhile: impl FnOnce()) -> Ran {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ptq"))
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut err = String::new();
+    let mut lines = BufReader::new(child.stderr.take().unwrap());
+    while !err.contains(word) {
+        assert!(lines.read_line(&mut err).unwrap() > 0, "it ended without {word:?}: {err}");
+    }
+    meanwhile();
+    let sent = Command::new("sh").args(["-c", &format!("kill -INT {}", child.id())]).status().unwrap();
+    assert!(sent.success());
+    lines.read_to_string(&mut err).unwrap();
+    let output = child.wait_with_output().unwrap();
+    Ran { code: output.status.code(), out: String::from_utf8(output.stdout).unwrap(), err }
 }
 
 /// `ptq quantize`, with more arguments at the end.

@@ -21,6 +21,7 @@ pub struct Shape {
 
 /// The shapes on offer.
 pub static SHAPES: &[Shape] = &[
+    Shape { name: "smollm2-135m", hidden: 576, intermediate: 1536, heads: 9, kv_heads: 3 },
     Shape { name: "qwen2-0.5b", hidden: 896, intermediate: 4864, heads: 14, kv_heads: 2 },
     Shape { name: "qwen2-1.5b", hidden: 1536, intermediate: 8960, heads: 12, kv_heads: 2 },
     Shape { name: "qwen2-7b", hidden: 3584, intermediate: 18944, heads: 28, kv_heads: 4 },

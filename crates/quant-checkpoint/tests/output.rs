@@ -464,7 +464,7 @@ fn full_device() {
         }
     }
     if !Path::new("/dev/full").exists() {
-        eprintln!("skipped: /dev/full not present");
+        quant_testkit::skipped("/dev/full not present");
         return;
     }
     let root = tempfile::tempdir().unwrap();

@@ -10,7 +10,7 @@ fn shared(path: &str) -> Option<PathBuf> {
     if full.exists() {
         return Some(full);
     }
-    println!("skipped: {path} not present");
+    quant_testkit::skipped(format_args!("{path} not present"));
     None
 }
 

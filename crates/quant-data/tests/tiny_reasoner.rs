@@ -83,7 +83,7 @@ fn published_token_files_are_read() {
     let path =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/parity/tiny_reasoner_tokens.safetensors");
     if !path.exists() {
-        println!("skipped: {} not present", path.display());
+        quant_testkit::skipped(format_args!("{} not present", path.display()));
         return;
     }
     let spec = |tensor: &str| CalibrationSpec::parse(&format!("{}:{tensor}", path.display())).unwrap();

@@ -79,4 +79,7 @@ pub enum EvalError {
         /// The receiver's own error.
         source: ModelError,
     },
+    /// The receiver of progress asked to stop.
+    #[error("interrupted")]
+    Interrupted,
 }

@@ -1,5 +1,7 @@
 //! The evaluation loop.
 
+use std::ops::ControlFlow;
+
 use ndarray::ArrayView2;
 use rayon::prelude::*;
 
@@ -9,6 +11,10 @@ use crate::{Comparison, EvalError, EvalReport, LanguageModel, ModelError, Outcom
 /// Receives logits as they are computed: sequence, first position, `[positions, vocabulary]`. Calls come in
 /// reading order and cover every position of every sequence, the last one (which predicts nothing) included.
 pub type LogitsSink<'a> = dyn FnMut(usize, usize, ArrayView2<'_, f32>) -> Result<(), ModelError> + 'a;
+
+/// Called with phase, steps done and steps in all. `Break` ends the evaluation with [`EvalError::Interrupted`]: at once while scoring, and as soon as
+/// [`LanguageModel::encode`] returns while a model runs its blocks.
+pub type Progress<'a> = dyn FnMut(Phase, usize, usize) -> ControlFlow<()> + 'a;
 
 /// What is being done, for progress displays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,8 +31,8 @@ pub struct EvalOptions<'a> {
     pub reference: Option<&'a mut dyn LanguageModel>,
     /// Receiver of the model's logits.
     pub logits_sink: Option<&'a mut LogitsSink<'a>>,
-    /// Called with phase, steps done and steps in all.
-    pub progress: Option<&'a mut dyn FnMut(Phase, usize, usize)>,
+    /// Told how far the work is; may stop it.
+    pub progress: Option<&'a mut Progress<'a>>,
     /// Positions whose logits exist at a time (per model); does not change results. Default 256.
     pub chunk: usize,
     /// Where the sequences come from, for the report.
@@ -73,8 +79,8 @@ pub fn evaluate(
     let EvalOptions { mut reference, mut logits_sink, progress, chunk, description } = options;
     let vocab_size = model.vocab_size();
     check(sequences, vocab_size, reference.as_ref().map(|r| r.vocab_size()), chunk)?;
-    let mut ignore = |_: Phase, _: usize, _: usize| {};
-    let report: &mut dyn FnMut(Phase, usize, usize) = progress.unwrap_or(&mut ignore);
+    let mut ignore = |_: Phase, _: usize, _: usize| ControlFlow::Continue(());
+    let report: &mut Progress<'_> = progress.unwrap_or(&mut ignore);
 
     if let Some(reference) = reference.as_mut() {
         encode(&mut **reference, Role::Reference, sequences, report)?;
@@ -85,6 +91,7 @@ pub fn evaluate(
     let skipped = usize::from(logits_sink.is_none());
     let all = sequences.iter().map(|ids| ids.len() - skipped).sum();
     let mut done = 0;
+    go_on(report(Phase::Score, done, all))?;
     let mut totals = Totals::new(reference.is_some());
     for (sequence, ids) in sequences.iter().enumerate() {
         let mut sum = SequenceSum::default();
@@ -124,7 +131,7 @@ pub fn evaluate(
                 totals.note(row, sequence, position);
             }
             done += range.len();
-            report(Phase::Score, done, all);
+            go_on(report(Phase::Score, done, all))?;
         }
         totals.close(sum, ids.len() - 1);
     }
@@ -161,11 +168,21 @@ fn encode(
     model: &mut dyn LanguageModel,
     role: Role,
     sequences: &[Vec<u32>],
-    report: &mut dyn FnMut(Phase, usize, usize),
+    report: &mut Progress<'_>,
 ) -> Result<(), EvalError> {
-    model
-        .encode(sequences, &mut |done, all| report(Phase::Encode(role), done, all))
-        .map_err(|source| EvalError::Model { role, stage: "running the blocks", source })
+    let mut flow = ControlFlow::Continue(());
+    let result = model.encode(sequences, &mut |done, all| {
+        if flow.is_continue() {
+            flow = report(Phase::Encode(role), done, all);
+        }
+    });
+    // First: a model that was told to stop by other means says so by an error.
+    go_on(flow)?;
+    result.map_err(|source| EvalError::Model { role, stage: "running the blocks", source })
+}
+
+fn go_on(flow: ControlFlow<()>) -> Result<(), EvalError> {
+    if flow.is_break() { Err(EvalError::Interrupted) } else { Ok(()) }
 }
 
 /// Logits of the asked shape in row-major order.

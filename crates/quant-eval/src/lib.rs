@@ -21,6 +21,6 @@ mod report;
 mod rows;
 
 pub use error::EvalError;
-pub use evaluate::{EvalOptions, LogitsSink, Phase, evaluate};
+pub use evaluate::{EvalOptions, LogitsSink, Phase, Progress, evaluate};
 pub use model::{LanguageModel, ModelError};
 pub use report::{Comparison, EvalReport, Outcome, Protocol, Role, SequenceLength};

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic like the tests do")]
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
 use approx::assert_relative_eq;
 use ndarray::{Array2, Array3, s};
@@ -253,7 +253,10 @@ fn what_cannot_be_scored_is_refused() {
 fn progress_runs_through_the_phases() {
     let (mut model, mut reference) = (Table::noise((3, 9, 7), 1), Table::noise((3, 9, 7), 2));
     let mut seen = Vec::new();
-    let mut progress = |phase: Phase, done: usize, all: usize| seen.push((phase, done, all));
+    let mut progress = |phase: Phase, done: usize, all: usize| {
+        seen.push((phase, done, all));
+        ControlFlow::Continue(())
+    };
     let options = EvalOptions {
         reference: Some(&mut reference),
         progress: Some(&mut progress),
@@ -266,11 +269,38 @@ fn progress_runs_through_the_phases() {
         [
             (Phase::Encode(Role::Reference), 1, 1),
             (Phase::Encode(Role::Model), 1, 1),
+            (Phase::Score, 0, 12),
             (Phase::Score, 8, 12),
             (Phase::Score, 9, 12),
             (Phase::Score, 12, 12)
         ]
     );
+}
+
+#[test]
+fn progress_can_stop_the_work_in_every_phase() {
+    for last in [
+        (Phase::Encode(Role::Reference), 1, 1),
+        (Phase::Encode(Role::Model), 1, 1),
+        (Phase::Score, 0, 12),
+        (Phase::Score, 9, 12),
+    ] {
+        let (mut model, mut reference) = (Table::noise((3, 9, 7), 1), Table::noise((3, 9, 7), 2));
+        let mut seen = Vec::new();
+        let mut progress = |phase: Phase, done: usize, all: usize| {
+            seen.push((phase, done, all));
+            if seen.ends_with(&[last]) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let options = EvalOptions {
+            reference: Some(&mut reference),
+            progress: Some(&mut progress),
+            chunk: 8,
+            ..EvalOptions::default()
+        };
+        let error = evaluate(&mut model, &ragged(), options).unwrap_err();
+        assert!(matches!(error, EvalError::Interrupted), "{error}");
+        assert_eq!(seen.last(), Some(&last), "nothing is done after the stop");
+    }
 }
 
 #[test]

@@ -90,7 +90,7 @@ fn run<T: Element + Into<f64>>(model: &mut InMemoryModel, reference: &quant_test
 #[test]
 fn whole_models_of_every_family() {
     let Some(dir) = shared_dir().map(|d| d.join("goldens/logits")).filter(|d| d.is_dir()) else {
-        println!("skipped: goldens/logits not present");
+        quant_testkit::skipped("goldens/logits not present");
         return;
     };
     let mut folders: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().path()).collect();
@@ -129,7 +129,7 @@ fn trained_model_on_both_evaluation_sets() {
     let Some(dir) =
         shared_dir().filter(|d| d.join("parity").is_dir() && d.join("models/tiny-reasoner").is_dir())
     else {
-        println!("skipped: parity tables or models/tiny-reasoner not present");
+        quant_testkit::skipped("parity tables or models/tiny-reasoner not present");
         return;
     };
     let tokens = load_safetensors(&dir.join("parity/tiny_reasoner_tokens.safetensors"));

@@ -58,11 +58,11 @@ pub enum PipelineError {
         sequence: usize,
     },
     /// The budget of `--memory` cannot be kept.
-    #[error("this job needs at least {needed} MB and --memory allows {allowed} MB; {advice}")]
+    #[error("this job needs at least {needed} MiB and --memory allows {allowed} MiB; {advice}")]
     Memory {
-        /// Least possible peak.
+        /// Least possible peak, in MiB.
         needed: u64,
-        /// The budget.
+        /// The budget, in MiB.
         allowed: u64,
         /// What would help.
         advice: String,
@@ -70,6 +70,14 @@ pub enum PipelineError {
     /// A file that is not part of a checkpoint.
     #[error("{path}: {source}")]
     Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file of logits cannot be written.
+    #[error("cannot write the logits to {path}: {source}")]
+    Logits {
         /// The file.
         path: PathBuf,
         /// What the system said.

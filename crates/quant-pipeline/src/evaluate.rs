@@ -1,13 +1,17 @@
 //! Measuring a folder: perplexity, and divergence from a reference folder.
 
 use crate::PipelineError;
+use crate::events::{Event, Events};
+use crate::logits_file::LogitsFile;
 use crate::open::{Scored, open_folder, with_threads};
+use ndarray::{Array1, Array2};
 use quant_data::{CalibrationSpec, EvalLoadOptions, TokenSet, load_eval_text, load_eval_tokens};
-use quant_eval::{EvalOptions, EvalReport, LogitsSink, Phase};
+use quant_eval::{EvalError, EvalOptions, EvalReport, LogitsSink, Phase, Role};
+use quant_graph::{BlockParams, BlockSource, BoxError, ModelSpec};
 use quant_kernels::Compute;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What to score.
 #[derive(Clone, Debug)]
@@ -16,6 +20,17 @@ pub enum EvalData {
     Tokens(CalibrationSpec),
     /// A text file, by the WikiText-2 protocol.
     Text(PathBuf),
+}
+
+impl EvalData {
+    /// The file it names.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Tokens(tokens) => tokens.path(),
+            Self::Text(path) => path,
+        }
+    }
 }
 
 /// One measurement.
@@ -58,7 +73,7 @@ pub struct EvalOutcome {
 pub fn eval_sequences(
     data: &EvalData,
     seq_len: Option<usize>,
-    spec: &quant_graph::ModelSpec,
+    spec: &ModelSpec,
     model_dir: &Path,
 ) -> Result<TokenSet, PipelineError> {
     let options = EvalLoadOptions {
@@ -75,29 +90,52 @@ pub fn eval_sequences(
 /// Measures a folder.
 ///
 /// # Errors
-/// Folders or data that cannot be read, vocabularies that differ, logits that cannot be written.
-pub fn evaluate(
-    job: &EvalJob,
-    progress: &mut (dyn FnMut(Phase, usize, usize) + Send),
-) -> Result<EvalOutcome, PipelineError> {
+/// Folders or data that cannot be read, vocabularies that differ, logits that cannot be written (whatever can be known of
+/// this beforehand is refused before anything is computed), [`PipelineError::Interrupted`].
+pub fn evaluate(job: &EvalJob, events: &mut dyn Events) -> Result<EvalOutcome, PipelineError> {
     let folder = open_folder(&job.model)?;
     let format = folder.format.map_or("float", |f| f.id());
     let tokens = eval_sequences(&job.data, job.seq_len, &folder.spec, &job.model)?;
     let mut warnings = folder.warnings.clone();
     warnings.extend(tokens.warnings.iter().cloned());
+    for warning in &warnings {
+        events.event(Event::Warning(warning.clone()));
+    }
     let vocabulary = folder.spec.vocab;
     let source = folder.into_source()?;
     let reference = job.reference.as_deref().map(|dir| open_folder(dir)?.into_source()).transpose()?;
     let mut logits = match &job.save_logits {
-        Some(path) => Some(LogitsFile::create(path, &tokens.sequences, vocabulary)?),
+        Some(path) => {
+            let folders: Vec<&Path> = [Some(&job.model), job.reference.as_ref()]
+                .into_iter()
+                .flatten()
+                .map(PathBuf::as_path)
+                .collect();
+            Some(LogitsFile::create(path, &folders, job.data.path(), &tokens.sequences, vocabulary)?)
+        }
         None => None,
     };
+    let stop = AtomicBool::new(false);
     let (report, first_overflow) = with_threads(job.threads, |par| {
-        let mut model = Scored::new(source, job.compute, par);
-        let mut reference = reference.map(|source| Scored::new(source, job.compute, par));
+        let scored = |source| Scored::new(Stoppable { source, stop: &stop }, job.compute, par);
+        let mut model = scored(source);
+        let mut reference = reference.map(scored);
         let mut sink = |sequence: usize, start: usize, rows: ndarray::ArrayView2<'_, f32>| match &mut logits {
             Some(file) => file.write(sequence, start, rows),
             None => Ok(()),
+        };
+        let mut progress = |phase: Phase, done: usize, of: usize| {
+            let what = match phase {
+                Phase::Encode(Role::Reference) => "reference model, block",
+                Phase::Encode(Role::Model) => "model, block",
+                Phase::Score => "scored position",
+            };
+            events.event(Event::Evaluated { what, done, of });
+            if events.cancelled() {
+                stop.store(true, Ordering::Relaxed);
+                return ControlFlow::Break(());
+            }
+            ControlFlow::Continue(())
         };
         let report = quant_eval::evaluate(
             &mut model,
@@ -105,12 +143,16 @@ pub fn evaluate(
             EvalOptions {
                 reference: reference.as_mut().map(|r| r as &mut dyn quant_eval::LanguageModel),
                 logits_sink: job.save_logits.is_some().then_some(&mut sink as &mut LogitsSink<'_>),
-                progress: Some(progress),
+                progress: Some(&mut progress),
                 description: tokens.describe(),
                 ..EvalOptions::default()
             },
         );
-        report.map(|r| (r, model.first_overflow()))
+        match report {
+            Ok(report) => Ok((report, model.first_overflow())),
+            Err(EvalError::Interrupted) => Err(PipelineError::Interrupted),
+            Err(error) => Err(error.into()),
+        }
     })??;
     if let Some(file) = logits {
         file.finish()?;
@@ -118,77 +160,29 @@ pub fn evaluate(
     Ok(EvalOutcome { report, format, first_overflow, warnings })
 }
 
-/// One tensor `logits`, f32 `[sequences, length, vocabulary]`, written as it is computed and renamed when complete.
-struct LogitsFile {
-    file: File,
-    partial: PathBuf,
-    target: PathBuf,
-    data_start: u64,
-    length: usize,
-    vocabulary: usize,
-    complete: bool,
+/// A source that gives no more blocks once the evaluation is to stop: a model that runs its blocks has no other ear.
+struct Stoppable<'a, S> {
+    source: S,
+    stop: &'a AtomicBool,
 }
 
-impl LogitsFile {
-    fn create(path: &Path, sequences: &[Vec<u32>], vocabulary: usize) -> Result<Self, PipelineError> {
-        let length = sequences.first().map_or(0, Vec::len);
-        if sequences.iter().any(|s| s.len() != length) {
-            return Err(PipelineError::Usage(
-                "--save-logits writes one rectangular tensor, and these sequences have different lengths"
-                    .into(),
-            ));
+impl<S: BlockSource> BlockSource for Stoppable<'_, S> {
+    fn spec(&self) -> &ModelSpec {
+        self.source.spec()
+    }
+    fn block(&mut self, index: usize) -> Result<BlockParams, BoxError> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(PipelineError::Interrupted.into());
         }
-        let bytes = 4 * sequences.len() as u64 * length as u64 * vocabulary as u64;
-        let header = serde_json::json!({"logits": {
-            "dtype": "F32", "shape": [sequences.len(), length, vocabulary], "data_offsets": [0, bytes]}});
-        let mut header = header.to_string().into_bytes();
-        header.resize(header.len().next_multiple_of(8), b' ');
-        let mut partial = path.as_os_str().to_owned();
-        partial.push(".partial");
-        let partial = PathBuf::from(partial);
-        let io = |source| PipelineError::Io { path: partial.clone(), source };
-        let file = File::create(&partial).map_err(io)?;
-        let mut start = (header.len() as u64).to_le_bytes().to_vec();
-        start.extend(header);
-        file.write_all_at(&start, 0).map_err(io)?;
-        Ok(Self {
-            file,
-            target: path.to_owned(),
-            data_start: start.len() as u64,
-            length,
-            vocabulary,
-            complete: false,
-            partial,
-        })
+        self.source.block(index)
     }
-
-    fn write(
-        &self,
-        sequence: usize,
-        start: usize,
-        rows: ndarray::ArrayView2<'_, f32>,
-    ) -> Result<(), quant_graph::BoxError> {
-        let rows = rows.as_standard_layout();
-        let position = (sequence * self.length + start) as u64;
-        let offset = self.data_start + 4 * position * self.vocabulary as u64;
-        self.file.write_all_at(bytemuck::cast_slice(rows.as_slice().unwrap_or_default()), offset)?;
-        Ok(())
+    fn embed(&mut self, ids: &[u32]) -> Result<Array2<f32>, BoxError> {
+        self.source.embed(ids)
     }
-
-    fn finish(mut self) -> Result<(), PipelineError> {
-        let io = |source| PipelineError::Io { path: self.target.clone(), source };
-        self.file.sync_all().map_err(io)?;
-        std::fs::rename(&self.partial, &self.target).map_err(io)?;
-        self.complete = true;
-        Ok(())
+    fn final_norm(&mut self) -> Result<Array1<f32>, BoxError> {
+        self.source.final_norm()
     }
-}
-
-impl Drop for LogitsFile {
-    fn drop(&mut self) {
-        if !self.complete {
-            // Best effort: what is left has a name that says it is not whole.
-            drop(std::fs::remove_file(&self.partial));
-        }
+    fn head(&mut self, rows: Range<usize>) -> Result<Array2<f32>, BoxError> {
+        self.source.head(rows)
     }
 }

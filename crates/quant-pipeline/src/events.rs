@@ -1,8 +1,8 @@
-//! What a run tells while it works.
+//! What a run or an evaluation tells while it works.
 
 use crate::report::LinearReport;
 
-/// One step of a run.
+/// One step of a run or an evaluation.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
@@ -26,13 +26,22 @@ pub enum Event<'a> {
         /// Seconds since the block began.
         seconds: f64,
     },
+    /// A part of an evaluation has come so far; the first of a part has `done` 0.
+    Evaluated {
+        /// What is counted: `reference model, block`, `model, block` or `scored position`.
+        what: &'static str,
+        /// How many are done.
+        done: usize,
+        /// How many there are.
+        of: usize,
+    },
     /// Something the person should read.
     Warning(String),
     /// Something about this run that concerns neither data nor output.
     Note(&'static str),
 }
 
-/// Receives the steps of a run.
+/// Receives the steps of a run or an evaluation.
 pub trait Events: Send {
     /// One step.
     fn event(&mut self, event: Event<'_>);

@@ -10,6 +10,7 @@
 mod error;
 mod evaluate;
 mod events;
+mod logits_file;
 mod manifest;
 pub mod memory;
 mod open;

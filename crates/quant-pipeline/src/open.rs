@@ -69,11 +69,6 @@ impl<S: quant_graph::BlockSource> Scored<S> {
     pub fn first_overflow(&self) -> Option<String> {
         self.0.first_non_finite().map(|at| format!("after block {}, sequence {}", at.block, at.sequence))
     }
-    /// The model inside.
-    #[must_use]
-    pub fn into_inner(self) -> StreamedModel<S> {
-        self.0
-    }
 }
 
 impl<S: quant_graph::BlockSource> quant_eval::LanguageModel for Scored<S> {

@@ -1,24 +1,19 @@
 //! `ptq eval`
 
+use super::progress::{Progress, on_interrupt};
 use super::{Failure, count, default_threads, print_json, print_line, threads};
 use quant_data::CalibrationSpec;
-use quant_eval::Phase;
 use quant_pipeline::{EvalData, EvalJob, evaluate};
-use std::io::IsTerminal;
 use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("data").required(true).args(["tokens", "text"])))]
 pub(super) struct Args {
     /// Float model or quantised folder
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// Token ids `[sequences, length]`; each row is scored alone
-    #[arg(
-        long,
-        value_name = "FILE.safetensors:TENSOR",
-        conflicts_with = "text",
-        required_unless_present = "text"
-    )]
+    #[arg(long, value_name = "FILE.safetensors:TENSOR")]
     tokens: Option<String>,
     /// Text, scored by the WikiText-2 protocol
     #[arg(long, value_name = "FILE")]
@@ -29,7 +24,7 @@ pub(super) struct Args {
     /// Model to compare with (usually the float one): adds KL divergence and top-1 agreement
     #[arg(long, value_name = "DIR")]
     reference: Option<PathBuf>,
-    /// Write the logits as one tensor `logits`, f32 [sequences, length, vocabulary]
+    /// Write the logits as one tensor `logits`, f32 [sequences, length, vocabulary]; only logits saved before are replaced
     #[arg(long, value_name = "FILE")]
     save_logits: Option<PathBuf>,
     /// Threads; the result does not depend on it
@@ -58,28 +53,10 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         threads: args.threads.unwrap_or_else(default_threads),
         compute: args.compute,
     };
-    let terminal = std::io::stderr().is_terminal();
-    let mut shown = String::new();
-    let mut progress = |phase: Phase, done: usize, of: usize| {
-        let what = match phase {
-            Phase::Encode(quant_eval::Role::Reference) => "reference",
-            Phase::Encode(_) => "model",
-            _ => "scores",
-        };
-        let line = format!("{what}: {}%", done * 100 / of.max(1));
-        if terminal && line != shown {
-            eprint!("\r{line}   ");
-            shown = line;
-        }
-    };
+    let mut progress = Progress::new(on_interrupt()?);
     let result = evaluate(&job, &mut progress);
-    if terminal {
-        eprintln!();
-    }
+    progress.finish();
     let outcome = result?;
-    for warning in &outcome.warnings {
-        eprintln!("warning: {warning}");
-    }
     if let Some(at) = &outcome.first_overflow {
         eprintln!("warning: hidden states are not finite from here on: {at}");
     }

@@ -76,17 +76,19 @@ pub fn exit_code(error: &PipelineError) -> u8 {
         E::Model(ModelError::UnknownArchitecture { .. } | ModelError::Unsupported { .. }) => 3,
         E::Data(DataError::Spec { .. } | DataError::Option { .. }) => 2,
         // The logits' file is the only receiver: it could not be written.
-        E::Eval(EvalError::Sink { .. }) => 5,
+        E::Eval(EvalError::Sink { .. }) | E::Logits { .. } => 5,
         E::Model(_) | E::Data(_) | E::Eval(_) | E::Core(_) | E::Method { .. } | E::NotFinite { .. } => 4,
         E::Memory { .. } | E::Threads { .. } => 5,
+        // A recipe that is not there, not readable or not text; everything else is the disk of spilled activations.
         E::Io { source, .. } => match source.kind() {
-            ErrorKind::StorageFull
-            | ErrorKind::QuotaExceeded
-            | ErrorKind::FileTooLarge
-            | ErrorKind::ReadOnlyFilesystem
-            | ErrorKind::OutOfMemory => 5,
-            ErrorKind::NotFound => 2,
-            _ => 4,
+            ErrorKind::NotFound
+            | ErrorKind::PermissionDenied
+            | ErrorKind::IsADirectory
+            | ErrorKind::NotADirectory
+            | ErrorKind::InvalidInput
+            | ErrorKind::InvalidFilename
+            | ErrorKind::InvalidData => 2,
+            _ => 5,
         },
         E::Interrupted => INTERRUPTED,
         _ => 1,
@@ -120,12 +122,25 @@ mod tests {
     fn full_disks_are_resources_wherever_they_are_met() {
         assert_eq!(exit_code(&io_error(ErrorKind::StorageFull)), 5);
         assert_eq!(exit_code(&io_error(ErrorKind::FileTooLarge)), 5);
-        assert_eq!(exit_code(&io_error(ErrorKind::NotFound)), 2);
-        assert_eq!(exit_code(&io_error(ErrorKind::InvalidData)), 4);
+        let logits = PipelineError::Logits { path: "x".into(), source: ErrorKind::PermissionDenied.into() };
+        assert_eq!(exit_code(&logits), 5);
         let source = io::Error::from(ErrorKind::StorageFull).into();
         let sink = EvalError::Sink { sequence: 0, position: 0, source };
         assert_eq!(exit_code(&sink.into()), 5);
         assert_eq!(exit_code(&PipelineError::Interrupted), 130);
+    }
+
+    #[test]
+    fn recipes_that_cannot_be_read_are_usage() {
+        for kind in [
+            ErrorKind::NotFound,
+            ErrorKind::PermissionDenied,
+            ErrorKind::IsADirectory,
+            ErrorKind::NotADirectory,
+            ErrorKind::InvalidData,
+        ] {
+            assert_eq!(exit_code(&io_error(kind)), 2, "{kind}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod eval;
 mod exit;
 mod inspect;
+mod job;
 mod list;
 mod plan;
 mod progress;

@@ -1,85 +1,48 @@
 //! `ptq plan`
 
-use super::{Failure, Table, bytes, count, default_threads, human, print_json, print_line, threads};
-use quant_data::CalibrationSpec;
-use quant_pipeline::{QuantizeJob, prepare, read_recipe};
+use super::job::{JobArgs, arithmetic, factor};
+use super::{Failure, Table, human, print_json, print_line};
+use quant_checkpoint::CheckpointError;
+use quant_core::{ActRule, KvGranularity};
+use quant_graph::{LinearScheme, WeightScheme};
+use quant_pipeline::prepare;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Checkpoint folder
+    #[command(flatten)]
+    job: JobArgs,
+    /// Folder that would be written; checked as far as that can be done without writing
     #[arg(long, value_name = "DIR")]
-    model: PathBuf,
-    /// Recipe file or preset
-    #[arg(long, value_name = "FILE|PRESET")]
-    recipe: String,
-    /// Calibration data, to predict memory for it
-    #[arg(long, value_name = "FILE[:TENSOR]")]
-    calibration: Option<String>,
-    /// As for quantize
-    #[arg(long, value_name = "N", value_parser = count)]
-    num_samples: Option<usize>,
-    /// As for quantize
-    #[arg(long, value_name = "L", value_parser = count)]
-    max_seq_len: Option<usize>,
-    /// As for quantize
-    #[arg(long, value_name = "T", value_parser = threads)]
-    threads: Option<usize>,
-    /// As for quantize
-    #[arg(long, value_name = "BYTES", value_parser = bytes)]
-    memory: Option<u64>,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
+    output: Option<PathBuf>,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    let job = QuantizeJob {
-        model: args.model.clone(),
-        recipe: read_recipe(&args.recipe)?,
-        calibration: args.calibration.as_deref().map(CalibrationSpec::parse).transpose()?,
-        output: PathBuf::new(),
-        num_samples: args.num_samples,
-        max_seq_len: args.max_seq_len,
-        seed: 0,
-        threads: args.threads.unwrap_or_else(default_threads),
-        memory: args.memory,
-        force: false,
-    };
+    if args.job.recipe_schema {
+        return print_json(&quant_pipeline::schema());
+    }
+    let job = args.job.job(args.output.clone().unwrap_or_default())?;
     let prepared = prepare(&job)?;
+    if let Some(output) = &args.output {
+        check_output(output, &job.model, job.force)?;
+    }
     for warning in &prepared.warnings {
         eprintln!("warning: {warning}");
     }
     let plan = &prepared.plan;
-    let mut groups: BTreeMap<String, (usize, f64)> = BTreeMap::new();
+    let mut groups: BTreeMap<String, (usize, usize)> = BTreeMap::new();
     for (_, role, scheme) in plan.scheme.linears() {
         let linear = plan.spec.linear(role);
-        let size = (linear.outputs * linear.inputs) as f64;
-        let text = match (scheme.weight, scheme.input) {
-            (None, None) => "float".to_owned(),
-            (weight, input) => {
-                let method = |w: quant_graph::WeightScheme| {
-                    let symmetry = if w.symmetric { "symmetric" } else { "asymmetric" };
-                    let group =
-                        w.group.map_or_else(|| "per channel".to_owned(), |g| format!("groups of {g}"));
-                    format!("{}-bit weights, {symmetry}, {group}", w.bits.get())
-                };
-                let input = input.map_or_else(String::new, |i| {
-                    let when = if i.dynamic { "per token" } else { "static" };
-                    format!("; {}-bit activations, {when}", i.bits.get())
-                });
-                format!("{}{input}", weight.map_or_else(|| "float weights".to_owned(), method))
-            }
-        };
-        let entry = groups.entry(text).or_default();
+        let entry = groups.entry(describe(scheme)).or_default();
         entry.0 += 1;
-        entry.1 += size;
+        entry.1 += linear.outputs * linear.inputs;
     }
     let tokens = prepared.tokens.as_ref();
-    if args.json {
+    if args.job.json {
         let json = serde_json::json!({
             "model": plan.spec, "format": plan.recipe.format.id(), "scheme": plan.scheme,
+            "compute": plan.recipe.compute, "factor": factor(&plan.recipe),
             "needs_calibration": plan.needs.calibration(),
             "calibration_tokens": tokens.map(quant_data::TokenSet::tokens),
             "memory": {"peak": prepared.memory.peak(prepared.spill), "peak_spilled": prepared.memory.peak(true),
@@ -94,17 +57,23 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         spec.architecture,
         spec.layers,
         spec.hidden,
-        groups.values().map(|g| g.1).sum::<f64>(),
+        groups.values().map(|g| g.1).sum::<usize>(),
         plan.recipe.format.id()
     ));
     let mut table = Table::new(&["scheme", "linears", "weights"]);
     for (text, (count, size)) in &groups {
-        table.row(vec![text.clone(), count.to_string(), format!("{size}")]);
+        table.row(vec![text.clone(), count.to_string(), size.to_string()]);
     }
     print_line(table);
     if let Some(kv) = plan.scheme.kv {
-        print_line(format!("KV cache: {} bits, {:?}, {:?}", kv.bits.get(), kv.rule, kv.granularity));
+        let symmetry = if kv.rule == ActRule::Symmetric { "symmetric" } else { "asymmetric" };
+        let scales = match kv.granularity {
+            KvGranularity::TokenHead => "a scale per token and head",
+            KvGranularity::ChannelStatic => "a static scale per channel",
+        };
+        print_line(format!("KV cache: {} bits, {symmetry}, {scales}", kv.bits.get()));
     }
+    print_line(format!("arithmetic: {}", arithmetic(&plan.recipe)));
     match tokens {
         Some(tokens) => print_line(format!("calibration: {}", tokens.describe())),
         None if plan.needs.calibration() => {
@@ -121,4 +90,50 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         human(prepared.memory.peak(true))
     ));
     Ok(())
+}
+
+/// A linear's storage in words.
+fn describe(scheme: &LinearScheme) -> String {
+    let weights = |w: WeightScheme| {
+        let symmetry = if w.symmetric { "symmetric" } else { "asymmetric" };
+        let group = w.group.map_or_else(|| "per channel".to_owned(), |g| format!("groups of {g}"));
+        format!("{}-bit weights, {symmetry}, {group}", w.bits.get())
+    };
+    if scheme.is_float() {
+        return "float".to_owned();
+    }
+    let inputs = scheme.input.map_or_else(String::new, |i| {
+        let when = if i.dynamic { "per token" } else { "static" };
+        format!("; {}-bit activations, {when}", i.bits.get())
+    });
+    format!("{}{inputs}", scheme.weight.map_or_else(|| "float weights".to_owned(), weights))
+}
+
+/// What `ptq quantize` would say about the output folder before it creates anything.
+fn check_output(output: &Path, model: &Path, force: bool) -> Result<(), CheckpointError> {
+    // Links are resolved in the part of the path that exists.
+    let existing = output.ancestors().find_map(|a| Some((a, resolved(a)?)));
+    let target = match existing.map(|(ancestor, real)| (output.strip_prefix(ancestor), real)) {
+        Some((Ok(rest), real)) if !rest.as_os_str().is_empty() => real.join(rest),
+        Some((_, real)) => real,
+        None => output.to_owned(),
+    };
+    let input = resolved(model).unwrap_or_else(|| model.to_owned());
+    if input.starts_with(&target) || target.starts_with(&input) {
+        return Err(CheckpointError::OutputTouchesInput { output: target, input });
+    }
+    if target.exists() && !target.is_dir() {
+        return Err(CheckpointError::BadOutput { path: target, reason: "it exists and is not a folder" });
+    }
+    let empty = std::fs::read_dir(&target).is_ok_and(|mut entries| entries.next().is_none());
+    if target.exists() && !empty && !force {
+        return Err(CheckpointError::OutputExists { path: target });
+    }
+    Ok(())
+}
+
+/// The path with links resolved, if it exists; an empty path is the current folder.
+fn resolved(path: &Path) -> Option<PathBuf> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    path.canonicalize().ok()
 }

@@ -1,5 +1,6 @@
 //! Progress on stderr: a bar on a terminal, plain lines elsewhere.
 
+use super::{Failure, INTERRUPTED};
 use indicatif::{ProgressBar, ProgressStyle};
 use quant_pipeline::{Event, Events, peak_memory};
 use std::io::IsTerminal;
@@ -7,27 +8,29 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-/// Shows the steps of a run.
+/// Shows the steps of a run or an evaluation.
 pub(super) struct Progress {
     bar: Option<ProgressBar>,
+    /// When the part that is counted began: the whole run, or one part of an evaluation.
     started: Instant,
-    block: usize,
+    what: &'static str,
+    done: usize,
     of: usize,
     interrupted: Arc<AtomicBool>,
 }
 
 impl Progress {
-    /// `interrupted` is set from outside when the run is to stop.
+    /// `interrupted` is set from outside when the work is to stop.
     pub(super) fn new(interrupted: Arc<AtomicBool>) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(0);
-            let style = "block {pos}/{len} [{bar:24}] {msg}";
+            let style = "{prefix} {pos}/{len} [{bar:24}] {msg}";
             bar.set_style(
                 ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()),
             );
             bar
         });
-        Self { bar, started: Instant::now(), block: 0, of: 0, interrupted }
+        Self { bar, started: Instant::now(), what: "", done: 0, of: 0, interrupted }
     }
 
     fn line(&self, text: &str) {
@@ -37,12 +40,41 @@ impl Progress {
         }
     }
 
-    /// Remaining time from the blocks done so far, and memory.
+    /// Moves the bar, if there is one.
+    fn count(&mut self, what: &'static str, done: usize, of: usize) {
+        (self.what, self.done, self.of) = (what, done, of);
+        if let Some(bar) = &self.bar {
+            bar.set_prefix(what);
+            bar.set_length(of as u64);
+            bar.set_position(done as u64);
+        }
+    }
+
+    /// A part of an evaluation, each with its own clock. Without a terminal a part has at most ten lines.
+    fn evaluated(&mut self, what: &'static str, done: usize, of: usize) {
+        let before = if self.what == what { self.done } else { 0 };
+        if done == 0 || self.what != what {
+            self.started = Instant::now();
+        }
+        self.count(what, done, of);
+        let tenth = |n: usize| n * 10 / of.max(1);
+        match &self.bar {
+            Some(bar) => bar.set_message(self.status()),
+            None if tenth(done) > tenth(before) => {
+                self.line(&format!("{what} {done}/{of}: {}", self.status()));
+            }
+            None => {}
+        }
+    }
+
+    /// Remaining time from what is done so far, and memory.
     fn status(&self) -> String {
         let elapsed = self.started.elapsed().as_secs_f64();
-        let eta = match self.block {
+        let eta = match self.done {
             0 => String::new(),
-            done => format!(", {} left", seconds(elapsed / done as f64 * (self.of - done) as f64)),
+            done => {
+                format!(", {} left", seconds(elapsed / done as f64 * self.of.saturating_sub(done) as f64))
+            }
         };
         let memory = peak_memory().map_or_else(String::new, |m| format!(", peak {}", super::human(m)));
         format!("{}{eta}{memory}", seconds(elapsed))
@@ -58,31 +90,20 @@ impl Progress {
 impl Events for Progress {
     fn event(&mut self, event: Event<'_>) {
         match event {
-            Event::Block { index, of } => {
-                (self.block, self.of) = (index, of);
-                if let Some(bar) = &self.bar {
-                    bar.set_length(of as u64);
-                    bar.set_position(index as u64);
-                }
-            }
+            Event::Block { index, of } => self.count("block", index, of),
             Event::Phase(phase) => {
                 if let Some(bar) = &self.bar {
                     bar.set_message(format!("{phase}, {}", self.status()));
                 }
             }
             Event::BlockDone { index, of, seconds: spent } => {
-                self.block = index + 1;
-                if let Some(bar) = &self.bar {
-                    bar.set_position(self.block as u64);
-                } else {
-                    self.line(&format!(
-                        "block {}/{of} done in {}; {}",
-                        index + 1,
-                        seconds(spent),
-                        self.status()
-                    ));
+                self.count("block", index + 1, of);
+                if self.bar.is_none() {
+                    let spent = seconds(spent);
+                    self.line(&format!("block {}/{of} done in {spent}; {}", index + 1, self.status()));
                 }
             }
+            Event::Evaluated { what, done, of } => self.evaluated(what, done, of),
             Event::Warning(text) => self.line(&format!("warning: {text}")),
             Event::Note(text) => self.line(text),
             _ => {}
@@ -100,4 +121,20 @@ pub(super) fn seconds(s: f64) -> String {
         s if s < 3600.0 => format!("{:.0} min {:02.0} s", (s / 60.0).floor(), s % 60.0),
         s => format!("{:.0} h {:02.0} min", (s / 3600.0).floor(), (s % 3600.0) / 60.0),
     }
+}
+
+/// A flag that Ctrl-C sets, so that the work stops between two steps and removes what it has begun. A second Ctrl-C ends
+/// the process where it is; what is left then is recognisably unfinished: a folder with a marker that every reader
+/// refuses, or a file that ends in `.partial`.
+pub(super) fn on_interrupt() -> Result<Arc<AtomicBool>, Failure> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let set = Arc::clone(&flag);
+    let handler = move || {
+        if set.swap(true, Ordering::Relaxed) {
+            std::process::exit(i32::from(INTERRUPTED));
+        }
+        eprintln!("\ninterrupted: stopping after this step; once more to stop at once");
+    };
+    ctrlc::set_handler(handler).map_err(|e| Failure::other(format!("cannot handle Ctrl-C: {e}")))?;
+    Ok(flag)
 }

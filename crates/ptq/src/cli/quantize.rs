@@ -1,112 +1,63 @@
 //! `ptq quantize`
 
-use super::progress::{Progress, seconds};
-use super::{
-    Failure, INTERRUPTED, Table, bytes, count, default_threads, human, print_json, print_line, threads,
-};
-use quant_data::CalibrationSpec;
-use quant_pipeline::{QuantizeJob, QuantizeOutcome, quantize, read_recipe};
+use super::job::{JobArgs, arithmetic, factor};
+use super::progress::{Progress, on_interrupt, seconds};
+use super::{Failure, Table, human, print_json, print_line};
+use quant_pipeline::{LinearReport, QuantizeOutcome, Recipe, quantize};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Checkpoint folder (Hugging Face layout)
-    #[arg(long, value_name = "DIR", required_unless_present = "recipe_schema")]
-    model: Option<PathBuf>,
-    /// Recipe file, or the name of a preset (`ptq list`)
-    #[arg(long, value_name = "FILE|PRESET", required_unless_present = "recipe_schema")]
-    recipe: Option<String>,
-    /// Text, JSONL with `text` or `messages`, or token ids FILE.safetensors:TENSOR; needed by most recipes
-    #[arg(long, value_name = "FILE[:TENSOR]")]
-    calibration: Option<String>,
+    #[command(flatten)]
+    job: JobArgs,
     /// Folder to write
     #[arg(long, value_name = "DIR", required_unless_present = "recipe_schema")]
     output: Option<PathBuf>,
-    /// First rows of a token tensor (default all), or random windows of a text (default 128)
-    #[arg(long, value_name = "N", value_parser = count)]
-    num_samples: Option<usize>,
-    /// Tokens per sequence: rows are cut to it (default: not cut), windows have it (default 2048)
-    #[arg(long, value_name = "L", value_parser = count)]
-    max_seq_len: Option<usize>,
-    /// Seed of the random windows
-    #[arg(long, value_name = "S", default_value_t = 0)]
-    seed: u64,
-    /// Threads; the output does not depend on it
-    #[arg(long, value_name = "T", value_parser = threads)]
-    threads: Option<usize>,
-    /// Memory budget, such as 8GB; activations are spilled to disk to keep it
-    #[arg(long, value_name = "BYTES", value_parser = bytes)]
-    memory: Option<u64>,
-    /// Replace an existing output folder
-    #[arg(long)]
-    force: bool,
-    /// Print the report as JSON on stdout
-    #[arg(long)]
-    json: bool,
-    /// Print the JSON schema of recipes, with all defaults, and exit
-    #[arg(long)]
-    recipe_schema: bool,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    if args.recipe_schema {
+    if args.job.recipe_schema {
         return print_json(&quant_pipeline::schema());
     }
-    let (Some(model), Some(recipe), Some(output)) = (&args.model, &args.recipe, &args.output) else {
-        return Err(Failure::usage("--model, --recipe and --output are needed"));
-    };
-    let job = QuantizeJob {
-        model: model.clone(),
-        recipe: read_recipe(recipe)?,
-        calibration: args.calibration.as_deref().map(CalibrationSpec::parse).transpose()?,
-        output: output.clone(),
-        num_samples: args.num_samples,
-        max_seq_len: args.max_seq_len,
-        seed: args.seed,
-        threads: args.threads.unwrap_or_else(default_threads),
-        memory: args.memory,
-        force: args.force,
-    };
+    let Some(output) = &args.output else { return Err(Failure::usage("--output is needed")) };
+    let job = args.job.job(output.clone())?;
     let mut progress = Progress::new(on_interrupt()?);
     let result = quantize(&job, &mut progress);
     progress.finish();
     let outcome = result?;
-    if args.json {
-        return print_json(&outcome);
+    if args.job.json {
+        return print_json(&Report {
+            compute: job.recipe.compute.name(),
+            factor: factor(&job.recipe),
+            outcome: &outcome,
+        });
     }
     print_line(linear_table(&outcome));
     print_line("");
-    print_line(summary(&outcome));
+    print_line(summary(&outcome, &job.recipe));
     Ok(())
 }
 
-/// A flag that Ctrl-C sets, so that the run stops between two steps and removes what it has begun. A second Ctrl-C ends
-/// the process where it is; what is left then carries a marker that every reader refuses.
-fn on_interrupt() -> Result<Arc<AtomicBool>, Failure> {
-    let flag = Arc::new(AtomicBool::new(false));
-    let set = Arc::clone(&flag);
-    let handler = move || {
-        if set.swap(true, Ordering::Relaxed) {
-            std::process::exit(i32::from(INTERRUPTED));
-        }
-        eprintln!("\ninterrupted: stopping after this step; once more to stop at once");
-    };
-    ctrlc::set_handler(handler).map_err(|e| Failure::other(format!("cannot handle Ctrl-C: {e}")))?;
-    Ok(flag)
+/// An outcome beside the settings that change its numbers.
+#[derive(serde::Serialize)]
+struct Report<'a> {
+    compute: &'static str,
+    factor: Option<String>,
+    #[serde(flatten)]
+    outcome: &'a QuantizeOutcome,
 }
 
 /// One line per linear: scheme, bits, errors.
 fn linear_table(outcome: &QuantizeOutcome) -> Table {
-    let mut table = Table::new(&["linear", "method", "scheme", "bits", "weight error", "output error", "s"]);
+    let mut table =
+        Table::new(&["linear", "method", "scheme", "bits/weight", "weight error", "output error", "s"]);
     for l in &outcome.run.linears {
         table.row(vec![
             l.module.clone(),
             l.method.unwrap_or("-").into(),
             l.scheme.clone(),
             format!("{:.2}", l.bits_per_weight),
-            format!("{:.5}", l.weight_error),
+            l.method.map_or_else(|| "-".into(), |_| format!("{:.5}", l.weight_error)),
             l.output_error.map_or_else(|| "-".into(), |e| format!("{e:.5}")),
             format!("{:.2}", l.seconds),
         ]);
@@ -114,7 +65,7 @@ fn linear_table(outcome: &QuantizeOutcome) -> Table {
     table
 }
 
-fn summary(outcome: &QuantizeOutcome) -> String {
+fn summary(outcome: &QuantizeOutcome, recipe: &Recipe) -> String {
     let mut text = format!(
         "{}: {}, {:.3} bits per weight, {} (input {}), {}",
         outcome.output.display(),
@@ -124,6 +75,7 @@ fn summary(outcome: &QuantizeOutcome) -> String {
         human(outcome.input_bytes),
         seconds(outcome.seconds),
     );
+    text += &format!("\n{}", arithmetic(recipe));
     text += &format!(
         "\nwriting {} (hashing {}, fsync {})",
         seconds(outcome.write.write),
@@ -136,9 +88,13 @@ fn summary(outcome: &QuantizeOutcome) -> String {
     if let Some(peak) = outcome.peak_memory {
         text += &format!("\npeak memory {} (predicted {})", human(peak), human(outcome.predicted_memory));
     }
-    if let Some(worst) = outcome.run.worst() {
-        let error = worst.output_error.unwrap_or(worst.weight_error);
-        text += &format!("\nlargest relative error {error:.5} at {}", worst.module);
+    // Of one kind each: an error of weights and one of outputs say different things.
+    let linears = &outcome.run.linears;
+    let weights = largest(linears, |l| l.method.map(|_| l.weight_error));
+    for (what, worst) in [("output", largest(linears, |l| l.output_error)), ("weight", weights)] {
+        if let Some((error, module)) = worst {
+            text += &format!("\nlargest relative {what} error {error:.5} at {module}");
+        }
     }
     let raised = outcome.run.factors.iter().filter(|f| f.factor.attempts.len() > 1).count();
     if raised > 0 {
@@ -146,4 +102,10 @@ fn summary(outcome: &QuantizeOutcome) -> String {
             &format!("\n{raised} factorisations needed more than one attempt; see quantization_report.json");
     }
     text
+}
+
+/// The largest of one kind of error, with its linear.
+fn largest(linears: &[LinearReport], error: impl Fn(&LinearReport) -> Option<f64>) -> Option<(f64, &str)> {
+    let errors = linears.iter().filter_map(|l| Some((error(l)?, l.module.as_str())));
+    errors.max_by(|a, b| a.0.total_cmp(&b.0))
 }

@@ -9,7 +9,7 @@ pub(super) struct Args {
     /// Folder to write
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
-    /// Shape of a block: qwen2-0.5b, qwen2-1.5b or qwen2-7b
+    /// Shape of a block: smollm2-135m, qwen2-0.5b, qwen2-1.5b or qwen2-7b
     #[arg(long, default_value = "qwen2-1.5b")]
     shape: Shape,
     /// Number of blocks

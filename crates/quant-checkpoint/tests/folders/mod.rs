@@ -237,7 +237,7 @@ pub(crate) fn shared(path: &str) -> Option<PathBuf> {
     if full.exists() {
         return Some(full);
     }
-    println!("skipped: ../shared/{path} not present");
+    quant_testkit::skipped(format_args!("../shared/{path} not present"));
     None
 }
 

@@ -1,0 +1,111 @@
+//! What the keys of a recipe do to the output.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use common::{Ran, SMALL, copy_of_model, files, ptq, quantize, text, tiny_reasoner};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::path::Path;
+use tempfile::tempdir;
+
+/// Quantises with the recipe of these keys.
+fn run(model: &Path, keys: &str, output: &Path, more: &[&str]) -> Ran {
+    let recipe = output.with_extension("yaml");
+    std::fs::write(&recipe, format!("version: 1\n{keys}\n")).unwrap();
+    quantize(model, text(&recipe), output, &[more, &["--json"]].concat())
+}
+
+#[test]
+fn the_last_matching_override_wins() {
+    let work = tempdir().unwrap();
+    let schemes = |name: &str, overrides: &str| {
+        let keys = format!("modifiers: [rtn: {{ scheme: W4A16 }}]\noverrides: {{ {overrides} }}");
+        let report = run(&tiny_reasoner(), &keys, &work.path().join(name), &[]).expect(0, &[]).json();
+        let linears = report["run"]["linears"].as_array().unwrap().clone();
+        let scheme_of = move |module: &str| {
+            let linear = linears.iter().find(|l| l["module"] == module).unwrap();
+            linear["scheme"].as_str().unwrap().to_owned()
+        };
+        ["model.layers.2.mlp.down_proj", "model.layers.2.mlp.up_proj", "model.layers.2.self_attn.o_proj"]
+            .map(scheme_of)
+    };
+    let (wide, narrow) = ("\"*.mlp.*\": { scheme: W3A16g32 }", "\"*.down_proj\": { scheme: W8A16 }");
+    assert_eq!(schemes("a", &format!("{wide}, {narrow}")), ["W8A16", "W3A16g32", "W4A16"]);
+    assert_eq!(schemes("b", &format!("{narrow}, {wide}")), ["W3A16g32", "W3A16g32", "W4A16"]);
+    // Whole entries: what the last one does not say is the modifier's, not an earlier entry's.
+    let last = "\"model.layers.2.*\": { mse_clip: true }";
+    assert_eq!(schemes("c", &format!("{narrow}, {last}")), ["W4A16", "W4A16", "W4A16"]);
+}
+
+#[test]
+fn every_convention_by_its_name() {
+    // Groups of four, because `q-asym` and `q-awq` differ only where all weights of a group have one sign.
+    let work = tempdir().unwrap();
+    for method in ["rtn", "gptq"] {
+        let mut weights = BTreeSet::new();
+        for (convention, symmetric) in
+            [("q-sym", true), ("q-asym", false), ("q-sym-gptq", true), ("q-awq", false)]
+        {
+            let keys = format!("modifiers: [{method}: {{ scheme: W3A16g4, convention: {convention} }}]");
+            let output = work.path().join(format!("{method}-{convention}"));
+            run(&tiny_reasoner(), &keys, &output, SMALL).expect(0, &[]);
+            let report = std::fs::read(output.join("quantization_report.json")).unwrap();
+            let report: Value = serde_json::from_slice(&report).unwrap();
+            assert_eq!(report["settings"]["convention"], convention);
+            weights.insert(std::fs::read(output.join("model.safetensors")).unwrap());
+            // The name implies the symmetry, so the opposite contradicts it.
+            let keys = keys.replace("convention", &format!("symmetric: {}, convention", !symmetric));
+            run(&tiny_reasoner(), &keys, &output, &[&["--force"], SMALL].concat())
+                .expect(2, &[convention, "symmetric"]);
+        }
+        assert_eq!(weights.len(), 4, "{method}: every convention has its own levels");
+    }
+}
+
+/// Removes the stored head and ties it to the embedding.
+fn tie(model: &Path) {
+    let path = model.join("config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    config["tie_word_embeddings"] = json!(true);
+    std::fs::write(path, config.to_string()).unwrap();
+    let path = model.join("model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let rest: Vec<_> = tensors.tensors().into_iter().filter(|(name, _)| name != "lm_head.weight").collect();
+    assert_eq!(rest.len() + 1, tensors.len());
+    safetensors::serialize_to_file(rest, None, &path).unwrap();
+}
+
+#[test]
+fn the_head_is_always_left_alone() {
+    let work = tempdir().unwrap();
+    let tied = copy_of_model(work.path());
+    tie(&tied);
+    for (name, model, targets) in [("tied", tied, 0), ("own", tiny_reasoner(), 1)] {
+        for (format, target) in [("compressed-tensors", "vllm"), ("vllm-ascend", "vllm-ascend")] {
+            for ignore in ["", "ignore: []", "ignore: [lm_head]"] {
+                let keys =
+                    format!("modifiers: [rtn: {{ scheme: W8A8 }}]\nexport: {{ format: {format} }}\n{ignore}");
+                let output = work.path().join(format!("{name}-{format}-{}", ignore.len()));
+                let ran = run(&model, &keys, &output, &[]).expect(0, &[]);
+                assert!(!ran.err.contains("matches nothing"), "{}", ran.err);
+                let linears = ran.json()["run"]["linears"].as_array().unwrap().clone();
+                assert_eq!(linears.len(), 42);
+                assert!(linears.iter().all(|l| l["module"] != "lm_head"));
+                let listed = ptq(&["inspect", text(&output), "--json"]).expect(0, &[]).json();
+                let heads: Vec<_> = listed["tensors"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .filter(|t| t["name"].as_str().unwrap().starts_with("lm_head"))
+                    .collect();
+                assert_eq!(heads.len(), targets, "{heads:?}");
+                assert!(heads.iter().all(|t| t["dtype"] == "BF16"), "{heads:?}");
+                ptq(&["verify", text(&output), "--target", target]).expect(0, &[]);
+            }
+        }
+    }
+    assert!(files(&tiny_reasoner()).contains_key(Path::new("model.safetensors")));
+}
