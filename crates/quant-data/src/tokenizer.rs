@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::DataError;
+use crate::contain::contain;
 use crate::files::{MAX_FILE_BYTES, read_bytes};
 
 /// Largest configuration file or chat template: 64 MiB (`tokenizer_config.json` may list every added token).
@@ -73,7 +74,8 @@ impl Tokenizer {
     /// a SentencePiece model only; [`DataError::TokenizerFile`] when a file does not parse.
     pub fn from_dir(folder: &Path) -> Result<Self, DataError> {
         let path = folder.join("tokenizer.json");
-        if !path.exists() {
+        // A link that leads nowhere is a broken file, not a missing one.
+        if path.symlink_metadata().is_err() {
             let sentencepiece = folder.join("tokenizer.model").exists();
             return Err(DataError::NoTokenizer {
                 folder: folder.to_owned(),
@@ -89,9 +91,17 @@ impl Tokenizer {
         }
         let bytes = read_bytes(&path, MAX_FILE_BYTES)?;
         let bad = |reason: String| DataError::TokenizerFile { path: path.clone(), reason };
-        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|e| bad(e.to_string()))?;
+        let mut inner = contain(|| tokenizers::Tokenizer::from_bytes(&bytes))
+            .map_err(|panic| bad(format!("{panic}; {REPLACE}")))?
+            .map_err(|e| bad(e.to_string()))?;
+        // The parsed tokenizer is a fraction of a large file.
+        drop(bytes);
         inner.with_truncation(None).map_err(|e| bad(e.to_string()))?;
         inner.with_padding(None);
+        if let Some(processor) = inner.get_post_processor() {
+            let processor = serde_json::to_value(processor).map_err(|e| bad(e.to_string()))?;
+            check_post_processor(&processor).map_err(|reason| bad(format!("{reason}; {REPLACE}")))?;
+        }
         let special = SpecialTokens::from_dir(folder)?;
         let config = read_config(&folder.join("tokenizer_config.json"))?;
         let class = config.get("tokenizer_class").and_then(Value::as_str).unwrap_or_default();
@@ -130,10 +140,13 @@ impl Tokenizer {
     /// # Errors
     /// [`DataError::Tokenize`] when the tokenizer has no token for a part of the text.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, DataError> {
-        let encoding = self.inner.encode_fast(text, add_special_tokens).map_err(|e| {
+        let failed = |reason: String| {
             let start: String = text.chars().take(40).collect();
-            DataError::Tokenize { what: format!("a text that begins with {start:?}"), reason: e.to_string() }
-        })?;
+            DataError::Tokenize { what: format!("a text that begins with {start:?}"), reason }
+        };
+        let encoding = contain(|| self.inner.encode_fast(text, add_special_tokens))
+            .map_err(|panic| failed(format!("{panic}; {REPLACE}")))?
+            .map_err(|e| failed(e.to_string()))?;
         let mut ids = encoding.get_ids().to_vec();
         if let (true, Some(rule), Some(bos)) = (add_special_tokens, self.bos_rule, self.bos_id) {
             // A BOS written out in the text is the text's own: only one beyond it was added.
@@ -169,16 +182,41 @@ impl Tokenizer {
     /// # Errors
     /// [`DataError::Tokenize`] when the decoder refuses the ids.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, DataError> {
-        self.inner.decode(ids, skip_special_tokens).map_err(|e| DataError::Tokenize {
-            what: format!("{} token ids", ids.len()),
-            reason: e.to_string(),
-        })
+        let failed = |reason| DataError::Tokenize { what: format!("{} token ids", ids.len()), reason };
+        contain(|| self.inner.decode(ids, skip_special_tokens))
+            .map_err(|panic| failed(format!("{panic}; {REPLACE}")))?
+            .map_err(|e| failed(e.to_string()))
     }
+}
+
+/// What to do about a `tokenizer.json` that contradicts itself.
+const REPLACE: &str =
+    "tokenizer.json is damaged: take it from the original checkpoint again, or give token ids";
+
+/// Refuses a post-processor that names what it does not define: the tokenizer library indexes without a check when it
+/// encodes. `processor` is one as the library writes it; sequences of processors are searched.
+fn check_post_processor(processor: &Value) -> Result<(), String> {
+    for inner in processor.get("processors").and_then(Value::as_array).into_iter().flatten() {
+        check_post_processor(inner)?;
+    }
+    let defined = processor.get("special_tokens").and_then(Value::as_object);
+    for piece in processor.get("single").and_then(Value::as_array).into_iter().flatten() {
+        let id = |kind: &str| piece.get(kind).and_then(|p| p.get("id")).and_then(Value::as_str);
+        if let Some(token) = id("SpecialToken")
+            && !defined.is_some_and(|tokens| tokens.contains_key(token))
+        {
+            return Err(format!("the post-processor adds {token:?}, which its special_tokens do not define"));
+        }
+        if id("Sequence").is_some_and(|sequence| sequence != "A") {
+            return Err("the post-processor of a single text uses a second one".to_owned());
+        }
+    }
+    Ok(())
 }
 
 /// A JSON object file, or an empty object when the file does not exist.
 pub(crate) fn read_config(path: &Path) -> Result<Map<String, Value>, DataError> {
-    if !path.exists() {
+    if path.symlink_metadata().is_err() {
         return Ok(Map::new());
     }
     serde_json::from_slice(&read_bytes(path, CONFIG_LIMIT)?).map_err(|e| DataError::TokenizerFile {
@@ -267,6 +305,61 @@ pub(crate) mod tests {
         assert_eq!(with.encode_rendered("a").unwrap(), [0, 2]);
         let without = tokenizer(false, json!({}));
         assert_eq!(without.encode_rendered("a b").unwrap(), [2, 3]);
+    }
+
+    /// Loads a word tokenizer whose file was changed by `edit`.
+    fn edited(edit: impl FnOnce(&mut Value)) -> Result<Tokenizer, DataError> {
+        let folder = tempfile::tempdir().unwrap();
+        write_word_tokenizer(folder.path(), &["a", "b"], true, json!({}));
+        let path = folder.path().join("tokenizer.json");
+        let mut file: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        edit(&mut file);
+        std::fs::write(&path, file.to_string()).unwrap();
+        Tokenizer::from_dir(folder.path())
+    }
+
+    #[test]
+    fn a_post_processor_with_undefined_names_is_refused() {
+        let refused = |edit: fn(&mut Value), expected: &str| {
+            let error = edited(edit).unwrap_err();
+            assert!(matches!(error, DataError::TokenizerFile { .. }), "{error:?}");
+            let text = error.to_string();
+            assert!(text.contains(expected) && text.contains("original checkpoint"), "{text}");
+        };
+        refused(
+            |file| file["post_processor"]["single"][0]["SpecialToken"]["id"] = "<other>".into(),
+            "adds \"<other>\"",
+        );
+        refused(|file| file["post_processor"]["single"][1]["Sequence"]["id"] = "B".into(), "second one");
+        refused(
+            |file| {
+                let mut inner = file["post_processor"].take();
+                inner["special_tokens"] = json!({});
+                file["post_processor"] = json!({"type": "Sequence", "processors": [inner]});
+            },
+            "adds \"<s>\"",
+        );
+        let sound = edited(|file| {
+            file["post_processor"] =
+                json!({"type": "Sequence", "processors": [file["post_processor"].take()]});
+        });
+        assert_eq!(sound.unwrap().encode("a", true).unwrap(), [0, 2]);
+    }
+
+    #[test]
+    fn a_panic_of_the_library_is_an_error() {
+        let mut tokenizer = tokenizer(true, json!({}));
+        // Set behind the check, as a fault that the check does not know of would be.
+        let broken = json!({"type": "TemplateProcessing", "special_tokens": {},
+            "single": [{"SpecialToken": {"id": "<other>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}]});
+        let processor: tokenizers::PostProcessorWrapper = serde_json::from_value(broken).unwrap();
+        tokenizer.inner.with_post_processor(Some(processor));
+        let error = tokenizer.encode("a b", true).unwrap_err();
+        assert!(matches!(&error, DataError::Tokenize { .. }), "{error:?}");
+        let text = error.to_string();
+        assert!(text.contains("begins with \"a b\"") && text.contains("damaged"), "{text}");
+        assert_eq!(tokenizer.encode("a b", false).unwrap(), [2, 3], "still usable");
     }
 
     #[test]
