@@ -44,6 +44,7 @@ mod hash;
 mod header;
 mod index;
 mod json;
+mod manifest;
 mod read;
 mod scratch;
 mod source;
@@ -63,6 +64,6 @@ pub use crate::scratch::ReadStats;
 pub use crate::source::{Checkpoint, TensorInfo};
 pub use crate::verify::{Target, VerifyReport, verify};
 pub use crate::writer::{
-    DEFAULT_SHARD_BYTES, Disk, Finished, MARKER, OutputFolder, OutputOptions, PlannedShard, ShardNaming,
-    ShardPlan, Storage, StorageFile, TensorSpec, WriteStats, WrittenFile,
+    DEFAULT_SHARD_BYTES, Disk, Finished, Leftover, MARKER, OutputFolder, OutputOptions, PlannedShard,
+    ShardNaming, ShardPlan, Storage, StorageFile, TensorSpec, WriteStats, WrittenFile,
 };

@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::error::{CheckpointError, Result};
 use crate::header::Header;
 use crate::index::ShardIndex;
-use crate::json::{open_regular, parse_strict_json, read_json_text};
+use crate::json::{LARGE_JSON_BYTES, SMALL_JSON_BYTES, open_regular, parse_strict_json, read_json_text};
 use crate::scratch::{Counters, WavePool};
 use crate::writer::MARKER;
 
@@ -102,7 +102,12 @@ impl Checkpoint {
     pub fn open_named(dir: impl AsRef<Path>, prefix: &str) -> Result<Self> {
         let dir = dir.as_ref();
         check_folder(dir)?;
-        let config = read_json_text(&dir.join("config.json"), "config.json", "the model's configuration")?;
+        let config = read_json_text(
+            &dir.join("config.json"),
+            "config.json",
+            "the model's configuration",
+            SMALL_JSON_BYTES,
+        )?;
         let value = parse_strict_json("config.json", &config)?;
         if !value.is_object() {
             return Err(CheckpointError::Json {
@@ -113,7 +118,7 @@ impl Checkpoint {
         let single = format!("{prefix}.safetensors");
         let index = format!("{prefix}.safetensors.index.json");
         let mut out = if dir.join(&index).symlink_metadata().is_ok() {
-            let bytes = read_json_text(&dir.join(&index), &index, "the list of shards")?;
+            let bytes = read_json_text(&dir.join(&index), &index, "the list of shards", LARGE_JSON_BYTES)?;
             let parsed = ShardIndex::parse(&index, &bytes)?;
             // Loaders disagree on which of the two wins, so a stale one would silently change the model.
             if dir.join(&single).symlink_metadata().is_ok()

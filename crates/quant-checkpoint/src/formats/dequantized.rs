@@ -22,7 +22,7 @@ use super::bytes::{Loss, dequantized_bytes, float_bytes};
 use super::layout::{ExpectedTensor, Item, Part, Slot, norm_slot, outer_decls, plain_expected};
 use super::{BlockSideData, ConfigNotes, Encoded, Format, TensorDecl, Unsupported};
 use crate::error::{CheckpointError, Result};
-use crate::json::{parse_strict_json, read_json_text};
+use crate::json::{LARGE_JSON_BYTES, parse_strict_json, read_json_text};
 use crate::source::Checkpoint;
 use crate::writer::ShardNaming;
 
@@ -124,7 +124,12 @@ fn number(what: &str, value: f64, scale: bool) -> Result<f32> {
 
 impl SchemeFile {
     fn read(checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<Self> {
-        let text = read_json_text(&checkpoint.path().join(FILE), FILE, "the schemes of the linears")?;
+        let text = read_json_text(
+            &checkpoint.path().join(FILE),
+            FILE,
+            "the schemes of the linears",
+            LARGE_JSON_BYTES,
+        )?;
         let parsed = Self::deserialize(parse_strict_json(FILE, &text)?)
             .map_err(|e| CheckpointError::Json { file: FILE.to_owned(), detail: e.to_string() })?;
         if parsed.version != VERSION {
