@@ -5,7 +5,9 @@
 
 mod common;
 
-use common::{Ran, copy_of_model, ptq, quantize, shared, split_in_two, text, tiny_reasoner, write_tokens};
+use common::{
+    Ran, SMALL, copy_of_model, ptq, quantize, shared, split_in_two, text, tiny_reasoner, write_tokens,
+};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -161,10 +163,10 @@ fn a_stray_float_index_beside_quantised_weights_is_a_failed_rule() {
 
 #[test]
 fn a_flipped_bit_fails_verify() {
-    for (recipe, target) in [(SIMPLE, "vllm-ascend"), ("w8a8-ct", "vllm"), ("w8a8-ct", "transformers")] {
+    for (recipe, target) in [(SIMPLE, "vllm-ascend"), ("w8a8", "vllm"), ("w8a8", "transformers")] {
         let work = tempdir().unwrap();
         let output = work.path().join("out");
-        quantize(&tiny_reasoner(), recipe, &output, &[]).expect(0, &[]);
+        quantize(&tiny_reasoner(), recipe, &output, SMALL).expect(0, &[]);
         verify(&output, target, 0);
         let file = std::fs::read_dir(&output).unwrap().map(|e| e.unwrap().path());
         let file = file.into_iter().find(|f| f.extension().is_some_and(|e| e == "safetensors")).unwrap();

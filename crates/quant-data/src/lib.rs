@@ -34,6 +34,7 @@ mod documents;
 mod error;
 mod evaluation;
 mod files;
+mod ids;
 mod python_json;
 mod random;
 mod set;
@@ -46,6 +47,7 @@ pub use calibration::{CalibrationSpec, DEFAULT_SAMPLES, DEFAULT_SEQUENCE_LENGTH,
 pub use conversation::{Conversation, RenderedConversation};
 pub use error::DataError;
 pub use evaluation::{EvalLoadOptions, load_eval_text, load_eval_tokens};
+pub use ids::tokenising_bytes;
 pub use random::PyRandom;
 pub use set::{Sampling, TokenSet};
 pub use template::{ChatTemplate, RenderOptions};

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use crate::DataError;
 use crate::contain::contain;
 use crate::files::{MAX_FILE_BYTES, read_bytes};
+use crate::ids::{ids, surroundings};
 
 /// Largest configuration file or chat template: 64 MiB (`tokenizer_config.json` may list every added token).
 pub(crate) const CONFIG_LIMIT: u64 = 64 << 20;
@@ -54,6 +55,8 @@ pub struct Tokenizer {
     /// `add_bos_token` of the Llama tokenizer classes, which overrides the post-processor of
     /// `tokenizer.json`.
     bos_rule: Option<bool>,
+    /// What the post-processor puts around a text, without and with special tokens.
+    around: [Vec<u32>; 2],
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -102,6 +105,12 @@ impl Tokenizer {
             let processor = serde_json::to_value(processor).map_err(|e| bad(e.to_string()))?;
             check_post_processor(&processor).map_err(|reason| bad(format!("{reason}; {REPLACE}")))?;
         }
+        let around = |special| {
+            contain(|| surroundings(&inner, special))
+                .map_err(|panic| bad(format!("{panic}; {REPLACE}")))?
+                .map_err(|e| bad(e.to_string()))
+        };
+        let around = [around(false)?, around(true)?];
         let special = SpecialTokens::from_dir(folder)?;
         let config = read_config(&folder.join("tokenizer_config.json"))?;
         let class = config.get("tokenizer_class").and_then(Value::as_str).unwrap_or_default();
@@ -110,7 +119,7 @@ impl Tokenizer {
             .flatten();
         let id = |token: &Option<String>| token.as_ref().and_then(|text| inner.token_to_id(text));
         let (bos_id, eos_id) = (id(&special.bos), id(&special.eos));
-        Ok(Self { inner, special, bos_id, eos_id, bos_rule })
+        Ok(Self { inner, special, bos_id, eos_id, bos_rule, around })
     }
 
     /// Texts of the special tokens.
@@ -144,10 +153,10 @@ impl Tokenizer {
             let start: String = text.chars().take(40).collect();
             DataError::Tokenize { what: format!("a text that begins with {start:?}"), reason }
         };
-        let encoding = contain(|| self.inner.encode_fast(text, add_special_tokens))
+        let around = &self.around[usize::from(add_special_tokens)];
+        let mut ids = contain(|| ids(&self.inner, text, around))
             .map_err(|panic| failed(format!("{panic}; {REPLACE}")))?
             .map_err(|e| failed(e.to_string()))?;
-        let mut ids = encoding.get_ids().to_vec();
         if let (true, Some(rule), Some(bos)) = (add_special_tokens, self.bos_rule, self.bos_id) {
             // A BOS written out in the text is the text's own: only one beyond it was added.
             let own = self.special.bos.as_ref().is_some_and(|bos| text.starts_with(bos.as_str()));
@@ -228,6 +237,7 @@ pub(crate) fn read_config(path: &Path) -> Result<Map<String, Value>, DataError> 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use proptest::prelude::*;
     use serde_json::json;
 
     /// A word-level tokenizer: `<s>`, `</s>`, then the words, then `<unk>`; `post` adds a BOS.
@@ -355,11 +365,57 @@ pub(crate) mod tests {
             "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}]});
         let processor: tokenizers::PostProcessorWrapper = serde_json::from_value(broken).unwrap();
         tokenizer.inner.with_post_processor(Some(processor));
-        let error = tokenizer.encode("a b", true).unwrap_err();
-        assert!(matches!(&error, DataError::Tokenize { .. }), "{error:?}");
-        let text = error.to_string();
-        assert!(text.contains("begins with \"a b\"") && text.contains("damaged"), "{text}");
+        assert!(contain(|| surroundings(&tokenizer.inner, true)).is_err());
         assert_eq!(tokenizer.encode("a b", false).unwrap(), [2, 3], "still usable");
+    }
+
+    /// Processors that put tokens before, after and around a text, and the text twice.
+    #[test]
+    fn ids_are_those_of_the_librarys_encode() {
+        let special = json!({"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]},
+                             "end": {"id": "end", "ids": [1, 4], "tokens": ["</s>", "<unk>"]}});
+        let token = |id: &str| json!({"SpecialToken": {"id": id, "type_id": 0}});
+        let text = || json!({"Sequence": {"id": "A", "type_id": 0}});
+        let template = |single: Value| {
+            json!({"type": "TemplateProcessing", "special_tokens": special, "single": single,
+                   "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}]})
+        };
+        let roberta = json!({"type": "RobertaProcessing", "sep": ["</s>", 1], "cls": ["<s>", 0],
+                             "trim_offsets": true, "add_prefix_space": false});
+        let byte_level =
+            json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
+        for processor in [
+            Value::Null,
+            template(json!([token("<s>"), text()])),
+            template(json!([text(), token("end")])),
+            template(json!([token("<s>"), text(), token("end"), text(), token("end")])),
+            template(json!([token("<s>")])),
+            roberta,
+            byte_level.clone(),
+            json!({"type": "Sequence", "processors": [byte_level, template(json!([token("<s>"), text()]))]}),
+        ] {
+            let tokenizer = edited(|file| file["post_processor"] = processor.clone()).unwrap();
+            for text in ["", "a", "a b </s> a", "<s><s>b", " unknown  a\n"] {
+                for special in [false, true] {
+                    let theirs = tokenizer.inner.encode_fast(text, special).unwrap();
+                    let ours = tokenizer.encode(text, special).unwrap();
+                    assert_eq!(ours, theirs.get_ids(), "{text:?} {special} {processor}");
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn ids_of_any_text_are_those_of_the_librarys_encode(
+            text in "(\\PC|[ \n\t]|<\\|end\\|>|<think>|[a-z]{1,9}|[0-9]){0,60}",
+        ) {
+            static TOKENIZER: std::sync::OnceLock<Tokenizer> = std::sync::OnceLock::new();
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/tiny-reasoner");
+            let tokenizer = TOKENIZER.get_or_init(|| Tokenizer::from_dir(&folder).unwrap());
+            let theirs = tokenizer.inner.encode_fast(text.as_str(), true).unwrap();
+            prop_assert_eq!(tokenizer.encode(&text, true).unwrap(), theirs.get_ids());
+        }
     }
 
     #[test]
