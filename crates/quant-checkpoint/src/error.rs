@@ -482,7 +482,7 @@ pub enum CheckpointError {
         /// The folder.
         path: PathBuf,
         /// Every fault.
-        faults: Vec<CheckpointError>,
+        faults: Vec<Self>,
     },
     /// A tensor that belongs to no part of the model.
     #[error(

@@ -8,7 +8,7 @@ use ndarray::{Array1, Array2};
 use proptest::prelude::*;
 use quant_core::{FloatType, Variant};
 use quant_graph::{BlockParams, BlockSource, LinearWeight, ModelSpec, SCALE_EDGES, Site};
-use quant_kernels::{Compute, Element, Par};
+use quant_kernels::{Compute, Par};
 use quant_methods::smoothquant::{SmoothQuant, apply, factors};
 use quant_model::{Block, InMemoryModel, RopeTable, StreamedModel};
 use quant_testkit::{Numbers, random_block};
@@ -16,13 +16,9 @@ use quant_testkit::{Numbers, random_block};
 const ARCHITECTURES: [&str; 4] =
     ["LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "PanguEmbeddedForCausalLM"];
 
-fn largest<T: Element>(x: &Array2<T>) -> Array1<f32>
-where
-    T: Into<f64>,
-{
-    Array1::from_shape_fn(x.ncols(), |j| {
-        x.column(j).iter().fold(0.0_f64, |m, &v| m.max(v.into().abs())) as f32
-    })
+/// `max |x_j|` of every channel.
+fn largest(x: &Array2<f32>) -> Array1<f32> {
+    Array1::from_shape_fn(x.ncols(), |j| x.column(j).iter().fold(0.0_f32, |m, v| m.max(v.abs())))
 }
 
 /// The inputs of both norms' linears.
