@@ -416,8 +416,14 @@ fn outputs_in_the_way() {
     std::fs::write(output.join("letter.txt"), "keep me").unwrap();
     quantize(&tiny_reasoner(), SIMPLE, &output, &[]).expect(2, &["out", "--force"]);
     assert_eq!(files(work.path()).len(), 1, "{:?}", files(work.path()).keys());
-    quantize(&tiny_reasoner(), SIMPLE, &output, &["--force"]).expect(0, &[]);
+    // What this program did not make is moved aside, never deleted, and the person is told where to.
+    quantize(&tiny_reasoner(), SIMPLE, &output, &["--force"]).expect(0, &["warning", "out.old-1"]);
     assert!(!output.join("letter.txt").exists() && output.join("manifest.json").exists());
+    let kept = std::fs::read_to_string(work.path().join("out.old-1/letter.txt")).unwrap();
+    assert_eq!(kept, "keep me");
+    std::fs::remove_dir_all(work.path().join("out.old-1")).unwrap();
+    // An output of this program is replaced.
+    quantize(&tiny_reasoner(), SIMPLE, &output, &["--force"]).expect(0, &[]);
     assert_eq!(std::fs::read_dir(work.path()).unwrap().count(), 1);
     // A run that fails leaves the old output as it was.
     let (_folder, bad) = with_element("model.layers.4.mlp.up_proj.weight", 0, 0x7FC0);
@@ -440,6 +446,14 @@ fn the_input_is_never_the_output() {
         quantize(&model, SIMPLE, &output, &["--force"]).expect(2, &["input", "never touched"]);
     }
     assert!(files(folder.path()) == before);
+    // Calibration data is an input too.
+    let output = folder.path().join("out");
+    std::fs::create_dir(&output).unwrap();
+    let calibration = output.join("calibration.jsonl");
+    std::fs::copy(CALIBRATION, &calibration).unwrap();
+    let more = ["--force", "--calibration", text(&calibration), "--num-samples", "4", "--max-seq-len", "64"];
+    quantize(&model, "w4a16g32", &output, &more).expect(2, &["calibration.jsonl", "never touched"]);
+    assert!(calibration.exists());
 }
 
 #[test]

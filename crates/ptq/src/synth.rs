@@ -70,7 +70,11 @@ pub fn synthesize(
         total += bytes.len() as u64;
         folder.tensor(&tensor.name, Dtype::BF16, &tensor.shape, &bytes)?;
     }
-    folder.end_weights()?;
+    let hashes = folder.end_weights()?.clone();
+    // By its manifest a folder is known as ours, so that --force may replace it.
+    let tool = concat!("ptq ", env!("CARGO_PKG_VERSION"));
+    let manifest = json!({"tool": tool, "hash": "sha256 of the tensor's bytes", "output": hashes});
+    folder.write_file("manifest.json", manifest.to_string().as_bytes())?;
     let text = serde_json::to_vec_pretty(&config).map_err(|e| PipelineError::Usage(e.to_string()))?;
     folder.write_file("config.json", &text)?;
     folder.write_file("tokens.safetensors", &tokens(vocab, seed))?;

@@ -1,25 +1,14 @@
 //! One error type for reading untrusted checkpoints and writing output folders.
 
+mod class;
+
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use safetensors::Dtype;
 
-/// Result of every fallible function of this crate.
-pub type Result<T, E = CheckpointError> = std::result::Result<T, E>;
-
-/// What kind of failure an error is, so that a command line can choose its exit code without listing variants.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ErrorClass {
-    /// The files read are damaged, incomplete or lie about themselves.
-    BadCheckpoint,
-    /// The files are well formed, but this program cannot use them.
-    Unsupported,
-    /// The machine ran out of something (disk, memory) or the operating system refused a write.
-    Resources,
-    /// The caller asked for something that is refused on purpose, such as replacing an existing folder.
-    Usage,
-}
+use self::class::some;
+pub use self::class::{ErrorClass, Result};
 
 /// Everything that can go wrong while reading a checkpoint or writing an output folder.
 ///
@@ -28,7 +17,6 @@ pub enum ErrorClass {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckpointError {
-    // ---- the folder -------------------------------------------------------------------------------------------
     /// The checkpoint path is not a directory.
     #[error("{path}: not a folder; pass the folder that holds config.json and *.safetensors")]
     NotAFolder {
@@ -87,11 +75,8 @@ pub enum CheckpointError {
         /// File being read.
         path: PathBuf,
         /// Reason given by the operating system.
-        #[source]
         source: io::Error,
     },
-
-    // ---- JSON -------------------------------------------------------------------------------------------------
     /// A JSON side file is larger than anything legitimate.
     #[error("{file}: {found} bytes of JSON, the limit is {limit}")]
     JsonTooLarge {
@@ -120,8 +105,6 @@ pub enum CheckpointError {
         /// The repeated key.
         key: String,
     },
-
-    // ---- the safetensors header -------------------------------------------------------------------------------
     /// The file is too short to hold the 8-byte header length.
     #[error("{file}: {found} bytes, a safetensors file has at least 8 for its header length")]
     TooShort {
@@ -288,8 +271,6 @@ pub enum CheckpointError {
         /// Size on disk.
         found: u64,
     },
-
-    // ---- the index --------------------------------------------------------------------------------------------
     /// An index entry is not the plain name of a safetensors file in the folder.
     #[error("{index}: tensor {tensor:?} points at {entry:?}: {reason}")]
     BadIndexEntry {
@@ -336,8 +317,6 @@ pub enum CheckpointError {
         /// How many tensors of this shard are not accounted for.
         count: usize,
     },
-
-    // ---- reading tensors --------------------------------------------------------------------------------------
     /// The checkpoint has no tensor of this name.
     #[error("{path}: no tensor {tensor:?}")]
     NoSuchTensor {
@@ -400,8 +379,6 @@ pub enum CheckpointError {
         /// Size asked for.
         bytes: u64,
     },
-
-    // ---- writing ----------------------------------------------------------------------------------------------
     /// The output folder exists and is not empty.
     #[error("{path}: exists and is not empty; choose another output or pass --force to replace it")]
     OutputExists {
@@ -436,7 +413,6 @@ pub enum CheckpointError {
         /// File being written.
         path: PathBuf,
         /// Reason given by the operating system.
-        #[source]
         source: io::Error,
     },
     /// A file could not be written.
@@ -445,7 +421,6 @@ pub enum CheckpointError {
         /// File being written.
         path: PathBuf,
         /// Reason given by the operating system.
-        #[source]
         source: io::Error,
     },
     /// A file name given to the writer is not a plain relative name, or was written before.
@@ -464,8 +439,6 @@ pub enum CheckpointError {
         /// What was expected and what arrived.
         detail: String,
     },
-
-    // ---- formats ----------------------------------------------------------------------------------------------
     /// A scheme, or a folder, that a format (or this program's reader of it) cannot hold.
     #[error(transparent)]
     Unsupported(#[from] crate::formats::Unsupported),
@@ -503,6 +476,14 @@ pub enum CheckpointError {
         /// What arrived.
         found: String,
     },
+    /// Tensors that are not those of the model, two or more.
+    #[error("{path}: {} tensors do not fit the configuration: {}", faults.len(), some(faults))]
+    Tensors {
+        /// The folder.
+        path: PathBuf,
+        /// Every fault.
+        faults: Vec<Self>,
+    },
     /// A tensor that belongs to no part of the model.
     #[error(
         "{path}: tensor {tensor:?} belongs to no part of this model; the configuration is another model's?"
@@ -513,42 +494,4 @@ pub enum CheckpointError {
         /// The tensor.
         tensor: String,
     },
-}
-
-impl CheckpointError {
-    /// The family of this error, from which an exit code follows.
-    #[must_use]
-    pub fn class(&self) -> ErrorClass {
-        match self {
-            Self::UnsupportedWeights { .. }
-            | Self::DtypeMismatch { .. }
-            | Self::Unsupported(_)
-            | Self::ForeignQuantization { .. } => ErrorClass::Unsupported,
-            Self::OutOfMemory { .. } | Self::DiskFull { .. } | Self::Write { .. } => ErrorClass::Resources,
-            Self::OutputExists { .. }
-            | Self::BadOutput { .. }
-            | Self::OutputTouchesInput { .. }
-            | Self::OutputBusy { .. }
-            | Self::BadOutputName { .. }
-            | Self::PlanViolation { .. }
-            | Self::NotEncodable { .. } => ErrorClass::Usage,
-            _ => ErrorClass::BadCheckpoint,
-        }
-    }
-
-    /// Wraps a failed read of `path`.
-    pub(crate) fn read(path: &Path, source: io::Error) -> Self {
-        Self::Read { path: path.to_path_buf(), source }
-    }
-
-    /// Wraps a failed write of `path`; a full disk gets its own variant.
-    pub(crate) fn write(path: &Path, source: io::Error) -> Self {
-        let path = path.to_path_buf();
-        match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
-                Self::DiskFull { path, source }
-            }
-            _ => Self::Write { path, source },
-        }
-    }
 }

@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 
 use ndarray::{Array1, Array2};
-use quant_graph::{BlockFrame, BlockParams, BlockSource, BoxError, ModelSpec, RowVisitor, Rows};
+use quant_core::FloatType;
+use quant_graph::{BlockFrame, BlockParams, BlockSource, BoxError, ModelSpec, Role, RowVisitor, Rows};
 use serde_json::Value;
 
 use crate::error::{CheckpointError, Result};
-use crate::formats::{self, FORMATS, Format, account, plain_expected, read_plain_block, visit_plain_block};
+use crate::formats::{
+    self, Decoder, FORMATS, Format, faults, float_dtype, plain_expected, read_plain_block, visit_plain_block,
+};
 use crate::hash::TensorHash;
 use crate::source::Checkpoint;
 
@@ -18,27 +21,20 @@ pub struct FolderSource {
     checkpoint: Checkpoint,
     spec: ModelSpec,
     format: Option<&'static dyn Format>,
+    decoder: Option<Box<dyn Decoder>>,
     hashes: BTreeMap<String, TensorHash>,
     hashing: bool,
 }
 
 impl FolderSource {
-    /// Checks that the folder holds exactly the tensors of `spec` in its format, with the right types and shapes.
-    /// Tensors that hold nothing a loader needs ([`ModelSpec::is_ignorable`]) are passed over.
+    /// Checks the tensors, as [`check_tensors`] does.
     ///
     /// # Errors
-    /// [`CheckpointError::NoSuchTensor`], [`CheckpointError::UnexpectedTensor`], [`CheckpointError::ShapeMismatch`],
-    /// [`CheckpointError::DtypeMismatch`]; [`CheckpointError::BadFormat`] and [`CheckpointError::Unsupported`] for the
-    /// description of a quantised folder; [`CheckpointError::ForeignQuantization`] for GPTQ, AWQ and others.
+    /// As [`check_tensors`].
     pub fn open(checkpoint: Checkpoint, spec: ModelSpec) -> Result<Self> {
-        let format = formats::detect(&checkpoint);
-        refuse_foreign(&checkpoint, format)?;
-        let expected = match format {
-            Some(format) => format.expected(&checkpoint, &spec)?,
-            None => plain_expected(&spec),
-        };
-        account(&checkpoint, &spec, &expected)?;
-        Ok(Self { checkpoint, spec, format, hashes: BTreeMap::new(), hashing: true })
+        let format = check_tensors(&checkpoint, &spec)?;
+        let decoder = format.map(|f| f.decoder(&checkpoint, &spec)).transpose()?;
+        Ok(Self { checkpoint, spec, format, decoder, hashes: BTreeMap::new(), hashing: true })
     }
 
     /// Reads without hashing, where nothing will ask for [`FolderSource::input_hashes`].
@@ -94,7 +90,7 @@ impl FolderSource {
 
     fn read(&mut self, index: usize) -> Result<BlockParams> {
         let (prefix, new) = self.begin(index)?;
-        let Some(format) = self.format else {
+        let Some(decoder) = &self.decoder else {
             return read_plain_block(&self.checkpoint, &self.spec, index, new.then_some(&mut self.hashes));
         };
         if new {
@@ -104,23 +100,97 @@ impl FolderSource {
                 self.hashes.insert(name, hash);
             }
         }
-        format.decode(&self.checkpoint, &self.spec, index)
+        decoder.block(&self.checkpoint, &self.spec, index)
     }
 }
 
-/// Refuses a folder whose configuration announces a quantisation no format here claims.
-pub(crate) fn refuse_foreign(checkpoint: &Checkpoint, format: Option<&'static dyn Format>) -> Result<()> {
-    let Some(section) = checkpoint.config().get("quantization_config").filter(|s| !s.is_null()) else {
-        return Ok(());
+/// Checks that a folder holds exactly the tensors of `spec` in its format, with the right types and shapes, and gives
+/// the format; none is a float checkpoint. Tensors that hold nothing a loader needs ([`ModelSpec::is_ignorable`]) are
+/// passed over.
+///
+/// # Errors
+/// [`CheckpointError::ForeignQuantization`] for GPTQ, AWQ and others; [`CheckpointError::BadFormat`] and
+/// [`CheckpointError::Unsupported`] for the description of a quantised folder; for one fault of the tensors
+/// [`CheckpointError::NoSuchTensor`], [`CheckpointError::UnexpectedTensor`], [`CheckpointError::ShapeMismatch`] or
+/// [`CheckpointError::DtypeMismatch`], for several [`CheckpointError::Tensors`].
+pub fn check_tensors(checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<Option<&'static dyn Format>> {
+    let format = formats::detect(checkpoint);
+    refuse_foreign(checkpoint, format)?;
+    let expected = match format {
+        Some(format) => format.expected(checkpoint, spec)?,
+        None => plain_expected(spec),
     };
+    let mut faults = faults(checkpoint, spec, &expected);
+    match faults.len() {
+        0 => Ok(format),
+        1 => Err(faults.swap_remove(0)),
+        _ => Err(CheckpointError::Tensors { path: checkpoint.path().to_path_buf(), faults }),
+    }
+}
+
+/// Refuses a folder that announces a quantisation no format here claims: in its configuration, or by the names of its
+/// tensors alone, as early tools wrote them.
+fn refuse_foreign(checkpoint: &Checkpoint, format: Option<&'static dyn Format>) -> Result<()> {
     if format.is_some() {
         return Ok(());
     }
+    let section = checkpoint.config().get("quantization_config").filter(|s| !s.is_null());
+    let found = match section {
+        Some(section) => {
+            section.get("quant_method").and_then(Value::as_str).unwrap_or("an unnamed method").to_owned()
+        }
+        None => match checkpoint.tensors().find(|t| t.name.ends_with(".qweight")) {
+            Some(tensor) => format!("gptq or awq ({})", tensor.name),
+            None => return Ok(()),
+        },
+    };
     Err(CheckpointError::ForeignQuantization {
         path: checkpoint.path().to_path_buf(),
-        found: section.get("quant_method").and_then(Value::as_str).unwrap_or("an unnamed method").to_owned(),
+        found,
         readable: FORMATS.iter().map(|f| f.id()).collect::<Vec<_>>().join(", "),
     })
+}
+
+/// The float type in which a folder stores the model: that of most weights of the blocks' linears, or of the blocks'
+/// norms where all linears are quantised. None for a folder without either.
+#[must_use]
+pub fn stored_float_type(checkpoint: &Checkpoint, spec: &ModelSpec) -> Option<FloatType> {
+    let most = |names: &mut dyn Iterator<Item = String>| {
+        let mut elements = [0_usize; 3];
+        for info in names.filter_map(|name| checkpoint.get(&name)) {
+            if let Some(at) = TYPES.iter().position(|t| float_dtype(*t) == info.dtype) {
+                elements[at] += info.elements();
+            }
+        }
+        (0..TYPES.len()).filter(|at| elements[*at] > 0).max_by_key(|at| elements[*at]).map(|at| TYPES[at])
+    };
+    const TYPES: [FloatType; 3] = [FloatType::F32, FloatType::F16, FloatType::Bf16];
+    let linears =
+        (0..spec.layers).flat_map(|i| Role::ALL.map(|role| format!("{}.weight", spec.module(i, role))));
+    let norms =
+        (0..spec.layers).flat_map(|i| spec.norms().into_iter().map(move |(norm, _)| spec.norm(i, norm)));
+    most(&mut linears.into_iter()).or_else(|| most(&mut norms.into_iter()))
+}
+
+/// Whether a tied model that stores a head all the same stores the embedding there; none without such a head. Both
+/// tables are read.
+///
+/// # Errors
+/// What reading them can give.
+pub fn redundant_head_equals(checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<Option<bool>> {
+    if !spec.tied || checkpoint.get(ModelSpec::HEAD).is_none() {
+        return Ok(None);
+    }
+    // A few MB of each at a time.
+    let step = ((4 << 20) / spec.hidden.max(1)).max(1);
+    for start in (0..spec.vocab).step_by(step) {
+        let rows = start..(start + step).min(spec.vocab);
+        let embedding = checkpoint.read_rows_f32(ModelSpec::EMBEDDING, rows.clone())?;
+        if checkpoint.read_rows_f32(ModelSpec::HEAD, rows)? != embedding {
+            return Ok(Some(false));
+        }
+    }
+    Ok(Some(true))
 }
 
 impl BlockSource for FolderSource {

@@ -15,8 +15,12 @@ use serde_json::{Map, Number, Value};
 
 use crate::error::{CheckpointError, Result};
 
-/// Largest JSON side file that is read (`config.json`, an index). The largest real indices are a few MB.
-pub(crate) const MAX_JSON_BYTES: u64 = 100_000_000;
+/// Largest file of settings that is read (`config.json`): 8 MiB. Real ones have a few KB; a parsed value takes many times
+/// the bytes of its text.
+pub(crate) const SMALL_JSON_BYTES: u64 = 8 << 20;
+/// Largest file with an entry or more per tensor that is read (an index, a description, a manifest). The largest real
+/// ones are a few MB.
+pub(crate) const LARGE_JSON_BYTES: u64 = 100_000_000;
 
 /// The slot in which a visitor leaves the typed reason of a failure.
 pub(crate) struct Fault<'a> {
@@ -57,20 +61,16 @@ impl<'a> Fault<'a> {
     }
 }
 
-/// Reads a whole JSON file as text, refusing what is not a regular file of sane size.
-pub(crate) fn read_json_text(path: &Path, file: &str, role: &'static str) -> Result<Vec<u8>> {
+/// Reads a whole JSON file as text, refusing what is not a regular file of at most `limit` bytes.
+pub(crate) fn read_json_text(path: &Path, file: &str, role: &'static str, limit: u64) -> Result<Vec<u8>> {
     let handle = open_regular(path, role)?;
     let length = handle.metadata().map_err(|e| CheckpointError::read(path, e))?.len();
-    if length > MAX_JSON_BYTES {
-        return Err(CheckpointError::JsonTooLarge {
-            file: file.to_owned(),
-            limit: MAX_JSON_BYTES,
-            found: length,
-        });
+    if length > limit {
+        return Err(CheckpointError::JsonTooLarge { file: file.to_owned(), limit, found: length });
     }
     let mut bytes = Vec::new();
     // `take` bounds the read even if the file grows meanwhile.
-    handle.take(MAX_JSON_BYTES).read_to_end(&mut bytes).map_err(|e| CheckpointError::read(path, e))?;
+    handle.take(limit).read_to_end(&mut bytes).map_err(|e| CheckpointError::read(path, e))?;
     Ok(bytes)
 }
 

@@ -44,6 +44,7 @@ mod hash;
 mod header;
 mod index;
 mod json;
+mod manifest;
 mod read;
 mod scratch;
 mod source;
@@ -55,15 +56,15 @@ pub use safetensors::Dtype;
 
 pub use crate::copy::{is_side_file, side_files};
 pub use crate::error::{CheckpointError, ErrorClass, Result};
-pub use crate::folder_source::FolderSource;
+pub use crate::folder_source::{FolderSource, check_tensors, redundant_head_equals, stored_float_type};
 pub use crate::hash::TensorHash;
 pub use crate::header::{Header, HeaderEntry, MAX_DIMENSIONS, MAX_HEADER_BYTES, MAX_NAME_BYTES};
 pub use crate::index::ShardIndex;
 pub use crate::json::parse_strict_json;
 pub use crate::scratch::ReadStats;
-pub use crate::source::{Checkpoint, TensorInfo};
-pub use crate::verify::{Target, VerifyReport, verify};
+pub use crate::source::{Checkpoint, TensorInfo, read_config};
+pub use crate::verify::{Target, VerifyReport, open_as_loaded, verify};
 pub use crate::writer::{
-    DEFAULT_SHARD_BYTES, Disk, Finished, MARKER, OutputFolder, OutputOptions, PlannedShard, ShardNaming,
-    ShardPlan, Storage, StorageFile, TensorSpec, WriteStats, WrittenFile,
+    DEFAULT_SHARD_BYTES, Disk, Finished, Leftover, MARKER, OutputFolder, OutputOptions, PlannedShard,
+    ShardNaming, ShardPlan, Storage, StorageFile, TensorSpec, WriteStats, WrittenFile,
 };

@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::error::{CheckpointError, Result};
 use crate::header::Header;
 use crate::index::ShardIndex;
-use crate::json::{open_regular, parse_strict_json, read_json_text};
+use crate::json::{LARGE_JSON_BYTES, SMALL_JSON_BYTES, open_regular, parse_strict_json, read_json_text};
 use crate::scratch::{Counters, WavePool};
 use crate::writer::MARKER;
 
@@ -102,18 +102,11 @@ impl Checkpoint {
     pub fn open_named(dir: impl AsRef<Path>, prefix: &str) -> Result<Self> {
         let dir = dir.as_ref();
         check_folder(dir)?;
-        let config = read_json_text(&dir.join("config.json"), "config.json", "the model's configuration")?;
-        let value = parse_strict_json("config.json", &config)?;
-        if !value.is_object() {
-            return Err(CheckpointError::Json {
-                file: "config.json".to_owned(),
-                detail: "expected an object".to_owned(),
-            });
-        }
+        let (value, config_text) = config_of(dir)?;
         let single = format!("{prefix}.safetensors");
         let index = format!("{prefix}.safetensors.index.json");
         let mut out = if dir.join(&index).symlink_metadata().is_ok() {
-            let bytes = read_json_text(&dir.join(&index), &index, "the list of shards")?;
+            let bytes = read_json_text(&dir.join(&index), &index, "the list of shards", LARGE_JSON_BYTES)?;
             let parsed = ShardIndex::parse(&index, &bytes)?;
             // Loaders disagree on which of the two wins, so a stale one would silently change the model.
             if dir.join(&single).symlink_metadata().is_ok()
@@ -128,8 +121,7 @@ impl Checkpoint {
             out
         };
         out.config = value;
-        // JSON that parsed is UTF-8, so nothing is lost here.
-        out.config_text = String::from_utf8_lossy(&config).into_owned();
+        out.config_text = config_text;
         Ok(out)
     }
 
@@ -343,6 +335,29 @@ pub(crate) fn list_files(dir: &Path) -> Result<Vec<String>> {
     }
     names.sort();
     Ok(names)
+}
+
+/// `config.json` of a folder with its keys in their order; the weights are not looked at.
+///
+/// # Errors
+/// An unfinished output of ours, a missing or oversized file, and text that is not one JSON object without repeated
+/// keys.
+pub fn read_config(dir: impl AsRef<Path>) -> Result<Value> {
+    check_folder(dir.as_ref())?;
+    config_of(dir.as_ref()).map(|(value, _)| value)
+}
+
+/// `config.json`, parsed and as text.
+fn config_of(dir: &Path) -> Result<(Value, String)> {
+    const FILE: &str = "config.json";
+    let bytes = read_json_text(&dir.join(FILE), FILE, "the model's configuration", SMALL_JSON_BYTES)?;
+    let value = parse_strict_json(FILE, &bytes)?;
+    if !value.is_object() {
+        let detail = "expected an object".to_owned();
+        return Err(CheckpointError::Json { file: FILE.to_owned(), detail });
+    }
+    // JSON that parsed is UTF-8, so nothing is lost here.
+    Ok((value, String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 fn check_folder(dir: &Path) -> Result<()> {

@@ -1,6 +1,7 @@
 //! Opening folders and reading tensors.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[macro_use]
 mod common;
 
 use std::fs;
@@ -25,14 +26,6 @@ fn one(name: &str) -> Vec<u8> {
 fn open(files: &[(&str, &[u8])]) -> Result<Checkpoint, E> {
     let folder = Folder::new(files);
     Checkpoint::open(folder.dir())
-}
-
-macro_rules! assert_error {
-    ($result:expr, $pattern:pat $(if $guard:expr)?) => {{
-        let error = $result.map(|_| ()).unwrap_err();
-        assert!(matches!(&error, $pattern $(if $guard)?), "{error:?}");
-        error
-    }};
 }
 
 #[test]
@@ -153,6 +146,14 @@ fn oversized_json_is_not_read() {
     let file = fs::File::create(folder.dir().join("config.json")).unwrap();
     file.set_len(1 << 40).unwrap();
     assert_error!(Checkpoint::open(folder.dir()), E::JsonTooLarge { found, .. } if *found == 1 << 40);
+    // Settings are small; only files with an entry per tensor may be larger.
+    file.set_len((8 << 20) + 1).unwrap();
+    assert_error!(Checkpoint::open(folder.dir()), E::JsonTooLarge { limit, .. } if *limit == 8 << 20);
+    folder.put("config.json", b"{}");
+    let mut index = br#"{"weight_map": {"w": "model.safetensors"}}"#.to_vec();
+    index.resize((8 << 20) + 1, b' ');
+    folder.put("model.safetensors.index.json", &index);
+    assert!(Checkpoint::open(folder.dir()).is_ok());
 }
 
 #[test]

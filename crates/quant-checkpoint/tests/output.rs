@@ -1,47 +1,21 @@
 //! Output folders: layout, hashes, atomicity, refusals, full disks.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[macro_use]
 mod common;
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
+use common::output::{TinyDisk, plan};
 use common::{Folder, entries, snapshot, valid};
 use proptest::prelude::*;
 use quant_checkpoint::{
-    Checkpoint, CheckpointError as E, DEFAULT_SHARD_BYTES, Disk, Dtype, ErrorClass, Finished, MARKER,
-    OutputFolder, OutputOptions, ShardNaming, ShardPlan, Storage, StorageFile, TensorHash, TensorSpec,
+    Checkpoint, CheckpointError as E, DEFAULT_SHARD_BYTES, Dtype, ErrorClass, Finished, MARKER, OutputFolder,
+    OutputOptions, ShardNaming, ShardPlan, Storage, StorageFile, TensorHash, TensorSpec,
 };
-
-macro_rules! assert_error {
-    ($result:expr, $pattern:pat $(if $guard:expr)?) => {{
-        let error = $result.map(|_| ()).unwrap_err();
-        assert!(matches!(&error, $pattern $(if $guard)?), "{error:?}");
-        error
-    }};
-}
-
-fn force() -> OutputOptions {
-    OutputOptions { force: true, ..OutputOptions::default() }
-}
-
-fn plan(tensors: &[(&str, Dtype, &[usize])], max: u64) -> ShardPlan {
-    let specs = tensors.iter().map(|(n, d, s)| TensorSpec::new(*n, *d, *s)).collect();
-    ShardPlan::new(specs, &ShardNaming::hugging_face(), max).unwrap()
-}
-
-/// A complete small output: one tensor and a configuration.
-fn write_small(dir: &Path, options: &OutputOptions, value: u8) -> Result<Finished, E> {
-    let mut out = OutputFolder::create(dir, options)?;
-    out.begin_weights(plan(&[("w", Dtype::U8, &[4])], DEFAULT_SHARD_BYTES))?;
-    out.tensor("w", Dtype::U8, &[4], &[value; 4])?;
-    out.end_weights()?;
-    out.write_file("config.json", b"{}")?;
-    out.finish()
-}
 
 #[test]
 fn nothing_appears_before_finish_and_the_index_comes_last() {
@@ -182,153 +156,6 @@ fn an_empty_plan_is_an_empty_file() {
 }
 
 #[test]
-fn existing_output_needs_force() {
-    let root = tempfile::tempdir().unwrap();
-    let dir = root.path().join("out");
-    write_small(&dir, &OutputOptions::default(), 1).unwrap();
-    fs::write(dir.join("old-extra"), "x").unwrap();
-    let before = snapshot(root.path());
-    let error = assert_error!(write_small(&dir, &OutputOptions::default(), 2), E::OutputExists { .. });
-    assert_eq!(error.class(), ErrorClass::Usage);
-    assert_eq!(snapshot(root.path()), before);
-    let finished = write_small(&dir, &force(), 2).unwrap();
-    assert_eq!(finished.leftover, None);
-    assert_eq!(entries(root.path()), ["out"]);
-    assert_eq!(entries(&dir), ["config.json", "model.safetensors"]);
-    assert_eq!(Checkpoint::open(&dir).unwrap().read("w").unwrap(), [2; 4]);
-}
-
-#[test]
-fn an_empty_folder_is_no_output() {
-    let root = tempfile::tempdir().unwrap();
-    let dir = root.path().join("out");
-    fs::create_dir(&dir).unwrap();
-    write_small(&dir, &OutputOptions::default(), 1).unwrap();
-    assert_eq!(Checkpoint::open(&dir).unwrap().read("w").unwrap(), [1; 4]);
-}
-
-#[test]
-fn parents_are_created_and_links_resolved() {
-    let root = tempfile::tempdir().unwrap();
-    write_small(&root.path().join("a/b/out"), &OutputOptions::default(), 1).unwrap();
-    let link = root.path().join("link");
-    std::os::unix::fs::symlink("a/b/out", &link).unwrap();
-    let finished = write_small(&link, &force(), 2).unwrap();
-    assert!(finished.dir.ends_with("a/b/out"));
-    assert!(link.is_symlink());
-    assert_eq!(Checkpoint::open(&link).unwrap().read("w").unwrap(), [2; 4]);
-    let dangling = root.path().join("dangling");
-    std::os::unix::fs::symlink("nowhere", &dangling).unwrap();
-    assert_error!(write_small(&dangling, &force(), 2), E::BadOutput { .. });
-}
-
-#[test]
-fn failed_replacement_keeps_the_old_output() {
-    let root = tempfile::tempdir().unwrap();
-    let dir = root.path().join("out");
-    write_small(&dir, &OutputOptions::default(), 1).unwrap();
-    let before = snapshot(root.path());
-    let options = OutputOptions { storage: Arc::new(TinyDisk::new(100)), ..force() };
-    assert_error!(write_small(&dir, &options, 2), E::DiskFull { .. });
-    assert_eq!(snapshot(root.path()), before);
-}
-
-#[test]
-fn dropping_leaves_nothing() {
-    let root = tempfile::tempdir().unwrap();
-    let mut out = OutputFolder::create(root.path().join("out"), &OutputOptions::default()).unwrap();
-    out.begin_weights(plan(&[("w", Dtype::U8, &[4])], 100)).unwrap();
-    out.begin_tensor("w", Dtype::U8, &[4]).unwrap();
-    out.write(&[1]).unwrap();
-    out.write_file("config.json", b"{}").unwrap();
-    drop(out);
-    assert!(entries(root.path()).is_empty());
-}
-
-#[test]
-fn a_killed_run_is_replaced_and_a_living_one_is_not() {
-    let root = tempfile::tempdir().unwrap();
-    let dir = root.path().join("out");
-    let partial = root.path().join("out.partial");
-    fs::create_dir(&partial).unwrap();
-    fs::write(partial.join(MARKER), "").unwrap();
-    fs::write(partial.join("model-00001-of-00002.safetensors"), "half").unwrap();
-    assert_error!(Checkpoint::open(&partial), E::PartialOutput { .. });
-    let living = OutputFolder::create(&dir, &OutputOptions::default()).unwrap();
-    assert_eq!(entries(&partial), [MARKER]);
-    let error = assert_error!(OutputFolder::create(&dir, &force()), E::OutputBusy { .. });
-    assert_eq!(error.class(), ErrorClass::Usage);
-    assert!(partial.join(MARKER).exists(), "the refused run must not touch the living one's folder");
-    living.finish().unwrap();
-}
-
-#[test]
-fn an_unfinished_folder_in_place_counts_as_existing() {
-    let root = tempfile::tempdir().unwrap();
-    let dir = root.path().join("out");
-    fs::create_dir(&dir).unwrap();
-    fs::write(dir.join(MARKER), "").unwrap();
-    assert_error!(write_small(&dir, &OutputOptions::default(), 1), E::OutputExists { .. });
-    write_small(&dir, &force(), 1).unwrap();
-    assert!(!dir.join(MARKER).exists());
-}
-
-#[test]
-fn a_foreign_folder_in_the_way_is_never_deleted() {
-    let root = tempfile::tempdir().unwrap();
-    let partial = root.path().join("out.partial");
-    fs::create_dir(&partial).unwrap();
-    fs::write(partial.join("precious"), "x").unwrap();
-    assert_error!(write_small(&root.path().join("out"), &force(), 1), E::BadOutput { .. });
-    assert!(partial.join("precious").exists());
-    fs::remove_file(partial.join("precious")).unwrap();
-    write_small(&root.path().join("out"), &force(), 1).unwrap();
-}
-
-#[test]
-fn the_input_is_never_touched() {
-    let input = Folder::new(&[("model.safetensors", &valid(&[("w", "U8", &[1], &[0])]))]);
-    let before = snapshot(input.root.path());
-    let options = OutputOptions { inputs: vec![input.dir()], ..force() };
-    let link = input.root.path().join("link");
-    std::os::unix::fs::symlink("model", &link).unwrap();
-    for output in [
-        input.dir(),
-        input.dir().join("out"),
-        input.root.path().to_path_buf(),
-        link.clone(),
-        link.join("deep/out"),
-        input.dir().join("../model"),
-    ] {
-        let error = assert_error!(OutputFolder::create(&output, &options), E::OutputTouchesInput { .. });
-        assert_eq!(error.class(), ErrorClass::Usage);
-    }
-    fs::remove_file(&link).unwrap();
-    fs::remove_dir_all(input.dir().join("deep")).ok();
-    assert_eq!(snapshot(input.root.path()), before);
-    // A sibling whose name merely begins alike is apart.
-    let beside = input.root.path().join("model-w8a8");
-    assert!(OutputFolder::create(beside, &options).is_ok());
-}
-
-#[test]
-fn outputs_that_are_refused_even_with_force() {
-    let root = tempfile::tempdir().unwrap();
-    let file = root.path().join("file");
-    fs::write(&file, "x").unwrap();
-    assert_error!(OutputFolder::create(&file, &force()), E::BadOutput { .. });
-    let repository = root.path().join("repository");
-    fs::create_dir_all(repository.join(".git")).unwrap();
-    assert_error!(OutputFolder::create(&repository, &force()), E::BadOutput { .. });
-    assert_error!(OutputFolder::create(".", &force()), E::BadOutput { .. });
-    assert_error!(OutputFolder::create("/", &force()), E::BadOutput { .. });
-    assert_error!(OutputFolder::create(root.path().join("absent/.."), &force()), E::BadOutput { .. });
-    if Path::new("/dev/shm").is_dir() {
-        assert_error!(OutputFolder::create("/dev/shm", &force()), E::BadOutput { .. });
-    }
-}
-
-#[test]
 fn names_that_leave_the_folder() {
     let root = tempfile::tempdir().unwrap();
     let mut out = OutputFolder::create(root.path().join("out"), &OutputOptions::default()).unwrap();
@@ -380,46 +207,6 @@ fn violations_of_the_plan() {
     drop(out);
     assert_error!(start().finish(), E::PlanViolation { .. });
     assert!(entries(root.path()).is_empty());
-}
-
-/// A disk that has room for a number of bytes and then fails as a full one does.
-#[derive(Debug)]
-struct TinyDisk {
-    room: Arc<AtomicU64>,
-}
-
-impl TinyDisk {
-    fn new(room: u64) -> Self {
-        Self { room: Arc::new(AtomicU64::new(room)) }
-    }
-}
-
-#[derive(Debug)]
-struct TinyFile {
-    file: Box<dyn StorageFile>,
-    room: Arc<AtomicU64>,
-}
-
-impl Storage for TinyDisk {
-    fn create(&self, path: &Path) -> io::Result<Box<dyn StorageFile>> {
-        Ok(Box::new(TinyFile { file: Disk.create(path)?, room: Arc::clone(&self.room) }))
-    }
-}
-
-impl StorageFile for TinyFile {
-    fn write_all_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        let taken = self
-            .room
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |room| room.checked_sub(bytes.len() as u64));
-        match taken {
-            Ok(_) => self.file.write_all_at(bytes, offset),
-            Err(_) => Err(io::Error::from_raw_os_error(28)), // ENOSPC
-        }
-    }
-
-    fn sync(&mut self) -> io::Result<()> {
-        self.file.sync()
-    }
 }
 
 /// Whatever write is the one that no longer fits: a clear error, and nothing left.
@@ -476,15 +263,6 @@ fn full_device() {
     assert!(out.write(&[1]).is_err() || out.end_weights().is_err());
     drop(out);
     assert!(entries(root.path()).is_empty());
-}
-
-#[test]
-fn unwritable_places_are_errors() {
-    let error = assert_error!(
-        OutputFolder::create("/proc/quant-checkpoint-test/out", &OutputOptions::default()),
-        E::Write { .. }
-    );
-    assert_eq!(error.class(), ErrorClass::Resources);
 }
 
 type Tensors = Vec<(String, Dtype, Vec<usize>)>;

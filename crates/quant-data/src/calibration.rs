@@ -14,6 +14,9 @@ pub const DEFAULT_SAMPLES: usize = 128;
 /// Tokens of a window when no length is given.
 pub const DEFAULT_SEQUENCE_LENGTH: usize = 2048;
 
+/// Most tokens of all windows together: 2^28, a GiB of ids. Their activations alone would take hundreds of times that.
+const MAX_TOKENS: usize = 1 << 28;
+
 /// Where token data comes from: `FILE.safetensors:TENSOR` or `FILE`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -113,16 +116,25 @@ pub fn load(spec: &CalibrationSpec, options: &LoadOptions, model_dir: &Path) -> 
     at_least("--num-samples", options.num_samples, 1)?;
     at_least("--max-seq-len", options.max_seq_len, 1)?;
     let source = spec.to_string();
-    let stream = match spec {
+    let read = match spec {
         CalibrationSpec::Tokens { path, tensor } => {
             let rows = read_rows(path, tensor, options.num_samples, options.max_seq_len, options.vocab_size)?;
             let warnings = too_long(&rows.sampling, options.max_position_embeddings);
             return Ok(TokenSet { sequences: rows.sequences, source, sampling: rows.sampling, warnings });
         }
-        CalibrationSpec::Jsonl { path } => jsonl_stream(path, model_dir)?,
-        CalibrationSpec::Text { path } => text_stream(path, model_dir)?,
+        CalibrationSpec::Jsonl { .. } => jsonl_stream,
+        CalibrationSpec::Text { .. } => text_stream,
     };
-    let mut warnings = stream.warnings;
+    let mut warnings = Vec::new();
+    let cap = options.max_position_embeddings;
+    let length = window_length("--max-seq-len", options.max_seq_len, 1, cap, &mut warnings)?;
+    let count = options.num_samples.unwrap_or(DEFAULT_SAMPLES);
+    // Before anything is read: a slip in the number should not cost the time of tokenising.
+    if count.checked_mul(length).is_none_or(|tokens| tokens > MAX_TOKENS) {
+        return Err(DataError::TooManyTokens { samples: count, length, limit: MAX_TOKENS });
+    }
+    let stream = read(spec.path(), model_dir)?;
+    warnings.extend(stream.warnings);
     let ids = stream.ids;
     if ids.is_empty() {
         return Err(DataError::Empty {
@@ -132,14 +144,6 @@ pub fn load(spec: &CalibrationSpec, options: &LoadOptions, model_dir: &Path) -> 
         });
     }
     check_vocabulary(&source, 0, &ids, options.vocab_size)?;
-    let length = window_length(
-        "--max-seq-len",
-        options.max_seq_len,
-        1,
-        options.max_position_embeddings,
-        &mut warnings,
-    )?;
-    let count = options.num_samples.unwrap_or(DEFAULT_SAMPLES);
     let sampling = if ids.len() > length {
         Sampling::RandomWindows { seed: options.seed, length, stream: ids.len() }
     } else {
@@ -256,6 +260,10 @@ mod tests {
     fn empty_and_foreign_data_are_errors() {
         let (folder, spec) = model(0);
         assert!(matches!(load(&spec, &options(), folder.path()), Err(DataError::Empty { .. })));
+        // A tokenizer that adds a BOS would make one token of nothing.
+        write_word_tokenizer(folder.path(), &["a", "b"], true, json!({"bos_token": "<s>"}));
+        std::fs::write(spec.path(), " \n\t\u{feff}\n").unwrap();
+        assert!(matches!(load(&spec, &options(), folder.path()), Err(DataError::Empty { .. })));
         let (folder, spec) = model(4);
         let small = LoadOptions { vocab_size: 3, ..options() };
         let error = load(&spec, &small, folder.path()).unwrap_err();
@@ -267,5 +275,25 @@ mod tests {
         ] {
             assert!(matches!(load(&spec, &bad, folder.path()), Err(DataError::Option { .. })));
         }
+    }
+
+    #[test]
+    fn counts_beyond_memory_are_refused_before_the_text_is_read() {
+        let (folder, _) = model(4);
+        let absent = folder.path().join("absent");
+        for (samples, length) in [(usize::MAX, None), (MAX_TOKENS / 4 + 1, None), (usize::MAX / 2, Some(2))] {
+            let many = LoadOptions { num_samples: Some(samples), max_seq_len: length, ..options() };
+            for spec in [
+                CalibrationSpec::Text { path: absent.clone() },
+                CalibrationSpec::Jsonl { path: absent.clone() },
+            ] {
+                let error = load(&spec, &many, folder.path()).unwrap_err();
+                assert!(matches!(error, DataError::TooManyTokens { .. }), "{error:?}");
+                assert!(error.to_string().contains("smaller --num-samples"), "{error}");
+            }
+        }
+        let most = LoadOptions { num_samples: Some(MAX_TOKENS / 4), ..options() };
+        let text = CalibrationSpec::Text { path: absent };
+        assert!(matches!(load(&text, &most, folder.path()), Err(DataError::Io { .. })));
     }
 }

@@ -219,6 +219,58 @@ mod tests {
         assert_eq!(rendered.text, "[user]q1[E][A]a1[E][user]q2[E][assistant]<think>\nt2\n</think>\n\na2[E]");
     }
 
+    /// Behaves as the template of DeepSeek-R1-Distill: the system turns first and unmarked, BOS printed by the template,
+    /// every answer cut at the end of its thought, tool calls and their outputs, the opening tag in the prompt.
+    const DISTILL: &str = "{% set ns = namespace(system='', output=false) %}\
+        {% for m in messages if m['role'] == 'system' %}{% set ns.system = ns.system + m['content'] %}{% endfor %}\
+        {{ bos_token }}{{ ns.system }}{% for m in messages %}\
+        {% if m['role'] == 'user' %}{% set ns.output = false %}{{ '<｜User｜>' + m['content'] }}\
+        {% elif m['role'] == 'tool' %}{% set ns.output = true %}{{ '<｜tool▁output▁begin｜>' + m['content'] + '<｜tool▁output▁end｜>' }}\
+        {% elif m['role'] == 'assistant' and m['content'] is none %}{{ '<｜Assistant｜>' }}\
+        {% for call in m['tool_calls'] %}{{ '<｜tool▁call▁begin｜>' + call['function']['name'] + '<｜tool▁call▁end｜>' }}{% endfor %}\
+        {{ eos_token }}{% elif m['role'] == 'assistant' %}{% if not ns.output %}{{ '<｜Assistant｜>' }}{% endif %}\
+        {% set text = m['content'] %}{% if '</think>' in text %}{% set text = text.split('</think>')[-1] %}{% endif %}\
+        {{ text + eos_token }}{% endif %}{% endfor %}\
+        {% if add_generation_prompt and not ns.output %}{{ '<｜Assistant｜><think>\\n' }}{% endif %}";
+
+    #[test]
+    fn a_template_like_r1_distills_keeps_the_last_thought_and_one_bos() {
+        let special = SpecialTokens {
+            bos: Some("<｜begin▁of▁sentence｜>".into()),
+            eos: Some("<｜end▁of▁sentence｜>".into()),
+        };
+        let template = ChatTemplate::new(DISTILL, "test", special).unwrap();
+        let turn = |role: &str, content: &str| json!({"role": role, "content": content});
+        let messages = json!([
+            turn("system", "Be brief."),
+            turn("user", "q1"),
+            turn("assistant", "<think>\nold\n</think>\n\na1"),
+            turn("user", "q2"),
+            turn("assistant", "<think>\nnew thought\n</think>\n\na2")
+        ]);
+        let rendered = template.render_conversation(&Conversation::from_json(&messages).unwrap()).unwrap();
+        assert!(rendered.thoughts_restored);
+        assert_eq!(
+            rendered.text,
+            "<｜begin▁of▁sentence｜>Be brief.<｜User｜>q1<｜Assistant｜>\n\na1<｜end▁of▁sentence｜>\
+             <｜User｜>q2<｜Assistant｜><think>\nnew thought\n</think>\n\na2<｜end▁of▁sentence｜>"
+        );
+        // Without a thought, and after a tool, the template's own text stands.
+        let messages = json!([
+            turn("user", "q"),
+            {"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "add"}}]},
+            turn("tool", "56"),
+            turn("assistant", "a")
+        ]);
+        let rendered = template.render_conversation(&Conversation::from_json(&messages).unwrap()).unwrap();
+        assert!(!rendered.thoughts_restored);
+        assert_eq!(
+            rendered.text,
+            "<｜begin▁of▁sentence｜><｜User｜>q<｜Assistant｜><｜tool▁call▁begin｜>add<｜tool▁call▁end｜>\
+             <｜end▁of▁sentence｜><｜tool▁output▁begin｜>56<｜tool▁output▁end｜>a<｜end▁of▁sentence｜>"
+        );
+    }
+
     #[test]
     fn the_separate_reasoning_field_is_understood() {
         let messages = json!([{"role": "user", "content": "q"},

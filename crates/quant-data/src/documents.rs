@@ -19,7 +19,9 @@ pub(crate) struct Stream {
 /// A text file: tokenised once, as it is, special tokens once at its start.
 pub(crate) fn text_stream(path: &Path, model: &Path) -> Result<Stream, DataError> {
     let text = read_text(path, MAX_FILE_BYTES)?;
-    let ids = if text.is_empty() { Vec::new() } else { Tokenizer::from_dir(model)?.encode(&text, true)? };
+    // A text of blanks has nothing to learn from, whatever special tokens would surround it.
+    let blank = text.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}').is_empty();
+    let ids = if blank { Vec::new() } else { Tokenizer::from_dir(model)?.encode(&text, true)? };
     Ok(Stream { ids, warnings: Vec::new() })
 }
 

@@ -14,6 +14,12 @@ pub enum DataError {
         /// Reason given by the operating system.
         source: std::io::Error,
     },
+    /// A folder, a pipe or a device stands where a file should.
+    #[error("{path} is not a regular file")]
+    NotARegularFile {
+        /// What was asked for.
+        path: PathBuf,
+    },
     /// The file is larger than this crate is willing to hold in memory.
     #[error("{path} is larger than the limit of {limit} bytes; split it or take a part of it")]
     TooLarge {
@@ -47,6 +53,19 @@ pub enum DataError {
         value: usize,
         /// The smallest legal value.
         minimum: usize,
+    },
+    /// Options that select more tokens than are held in memory.
+    #[error(
+        "--num-samples {samples} of {length} tokens are more than {limit} tokens; give a smaller --num-samples or \
+         --max-seq-len"
+    )]
+    TooManyTokens {
+        /// Windows asked for.
+        samples: usize,
+        /// Tokens per window.
+        length: usize,
+        /// Most tokens together.
+        limit: usize,
     },
     /// The folder has no `tokenizer.json`.
     #[error("{folder} has no tokenizer.json{found}; {advice}")]

@@ -9,11 +9,15 @@ use crate::DataError;
 /// Largest data or tokenizer file that is read: 1 GiB.
 pub(crate) const MAX_FILE_BYTES: u64 = 1 << 30;
 
-/// Reads a whole file of at most `limit` bytes. The limit holds for the bytes really read, not only for the
-/// size the file system reports, so that pipes and growing files cannot exceed it.
+/// Reads a whole regular file of at most `limit` bytes. The limit holds for the bytes really read, not only for the
+/// size the file system reports, so that growing files cannot exceed it.
 pub(crate) fn read_bytes(path: &Path, limit: u64) -> Result<Vec<u8>, DataError> {
     let io = |source| DataError::Io { path: path.to_owned(), source };
     let too_large = || DataError::TooLarge { path: path.to_owned(), limit };
+    // Looked at before opening, because opening a pipe waits for its other end.
+    if !std::fs::metadata(path).map_err(io)?.is_file() {
+        return Err(DataError::NotARegularFile { path: path.to_owned() });
+    }
     let file = File::open(path).map_err(io)?;
     let size = file.metadata().map_err(io)?.len();
     if size > limit {
@@ -46,5 +50,19 @@ mod tests {
         assert_eq!(read_bytes(&path, 4).unwrap(), b"ab\xffc");
         assert!(matches!(read_text(&path, 4), Err(DataError::NotUtf8 { offset: 2, .. })));
         assert!(matches!(read_text(&folder.path().join("absent"), 4), Err(DataError::Io { .. })));
+    }
+
+    #[test]
+    fn folders_pipes_and_devices_are_refused_without_waiting() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+        assert!(made.success());
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&pipe, &link).unwrap();
+        for path in [folder.path(), &pipe, &link, Path::new("/dev/zero")] {
+            let error = read_bytes(path, 4).unwrap_err();
+            assert!(matches!(error, DataError::NotARegularFile { .. }), "{}: {error}", path.display());
+        }
     }
 }

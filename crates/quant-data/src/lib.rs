@@ -21,16 +21,20 @@
 //! ```
 //!
 //! Files are untrusted: sizes are bounded before anything is read, token ids are checked against the model's
-//! vocabulary, and chat templates run in a sandbox with a step limit.
+//! vocabulary, chat templates run in a sandbox with limits on steps and text, and a panic of the tokenizer or template
+//! library is an error.
 #![forbid(unsafe_code)]
 
+mod bounded;
 mod calibration;
 mod clock;
+mod contain;
 mod conversation;
 mod documents;
 mod error;
 mod evaluation;
 mod files;
+mod ids;
 mod python_json;
 mod random;
 mod set;
@@ -43,8 +47,9 @@ pub use calibration::{CalibrationSpec, DEFAULT_SAMPLES, DEFAULT_SEQUENCE_LENGTH,
 pub use conversation::{Conversation, RenderedConversation};
 pub use error::DataError;
 pub use evaluation::{EvalLoadOptions, load_eval_text, load_eval_tokens};
+pub use ids::tokenising_bytes;
 pub use random::PyRandom;
 pub use set::{Sampling, TokenSet};
-pub use template::{ChatTemplate, DEFAULT_TEMPLATE_TIME, RenderOptions};
+pub use template::{ChatTemplate, RenderOptions};
 pub use tokenizer::{SpecialTokens, Tokenizer};
 pub use windows::{consecutive_windows, random_windows};

@@ -2,26 +2,37 @@
 
 use std::path::Path;
 
-use minijinja::value::{Kwargs, Value};
+use minijinja::value::{Kwargs, Rest, Value};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State};
 use serde_json::Map;
 
+use crate::bounded::Bounded;
 use crate::clock::strftime;
+use crate::contain::contain;
 use crate::files::read_text;
 use crate::python_json::dumps;
-use crate::tokenizer::{CONFIG_LIMIT, SpecialTokens, read_config};
+use crate::tokenizer::{SpecialTokens, read_config};
 use crate::{Conversation, DataError};
 
-/// The time `strftime_now` reports unless [`ChatTemplate::with_time`] says otherwise: 26 July 2024, 00:00
-/// UTC, in seconds since 1970.
+/// The time `strftime_now` reports: 26 July 2024, 00:00 UTC, in seconds since 1970.
 ///
 /// Some templates write today's date into the system turn. A calibration set that changes every midnight
-/// could not be reproduced, so the date is an input; this one is what the Llama 3 templates themselves fall
-/// back to.
-pub const DEFAULT_TEMPLATE_TIME: i64 = 1_721_952_000;
+/// could not be reproduced; this date is what the Llama 3 templates themselves fall back to.
+const TEMPLATE_TIME: i64 = 1_721_952_000;
 
-/// Steps of the template engine for one rendering; real templates need about a hundred per message.
-const FUEL: u64 = 50_000_000;
+// The bounds of one rendering. Real templates have less than 100 KB and take about a hundred steps per message.
+
+/// Longest source in bytes.
+const MAX_SOURCE: usize = 1 << 20;
+/// Steps of the template engine.
+const FUEL: u64 = 1_000_000;
+/// Longest text in bytes, and longest value that is printed or written as JSON on the way.
+const MAX_TEXT: usize = 64 << 20;
+/// Stack of the thread that renders. A step nests values by one level at most, and printing or dropping a level takes
+/// a few hundred bytes of stack, so the bound on steps bounds it. Only what is touched becomes resident.
+const STACK: usize = 1 << 30;
+/// Most columns that `indent` and widths in formats may ask for.
+const MAX_WIDTH: usize = 1000;
 const NAME: &str = "chat";
 
 /// A compiled chat template with the special tokens it may print.
@@ -58,16 +69,22 @@ impl ChatTemplate {
     /// Compiles a template. `origin` names it in errors.
     ///
     /// # Errors
-    /// [`DataError::Template`] when the source does not parse.
+    /// [`DataError::Template`] when the source does not parse or has more than a MiB.
     pub fn new(source: &str, origin: &str, special: SpecialTokens) -> Result<Self, DataError> {
+        let bad = |reason: String| DataError::Template { origin: origin.to_owned(), reason };
+        if source.len() > MAX_SOURCE {
+            return Err(bad(format!("{} bytes long, at most {MAX_SOURCE} are read", source.len())));
+        }
         let mut environment = Environment::new();
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_fuel(Some(FUEL));
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(method);
         environment.set_formatter(|out, state, value| match value {
             value if value.is_none() => Ok(out.write_str("None")?),
+            // Output that a block captures does not pass the bounded writer.
+            value if value.as_str().is_some_and(|text| text.len() > MAX_TEXT) => Err(too_long()),
             value => match bool::try_from(value.clone()) {
                 Ok(truth) if value.kind() == minijinja::value::ValueKind::Bool => {
                     Ok(out.write_str(if truth { "True" } else { "False" })?)
@@ -78,12 +95,22 @@ impl ChatTemplate {
         environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
+        environment.add_function("strftime_now", |format: String| {
+            strftime(&format, TEMPLATE_TIME).map_err(|directive| {
+                let message = format!("strftime_now does not know the directive {directive}");
+                Error::new(ErrorKind::InvalidOperation, message)
+            })
+        });
         environment.add_filter("tojson", tojson);
-        environment
-            .add_template_owned(NAME, without_generation_marks(source))
-            .map_err(|e| DataError::Template { origin: origin.to_owned(), reason: explain(&e) })?;
-        let template = Self { environment, origin: origin.to_owned(), special };
-        Ok(template.with_time(DEFAULT_TEMPLATE_TIME))
+        environment.add_filter("indent", indent);
+        environment.add_filter("format", format);
+        // They build as many items as they are told to, and no chat template needs them.
+        environment.remove_filter("batch");
+        environment.remove_filter("slice");
+        contain(|| environment.add_template_owned(NAME, without_generation_marks(source)))
+            .map_err(bad)?
+            .map_err(|e| bad(explain(&e)))?;
+        Ok(Self { environment, origin: origin.to_owned(), special })
     }
 
     /// The template of a checkpoint folder: `chat_template.jinja`, else `chat_template` of
@@ -94,8 +121,8 @@ impl ChatTemplate {
     /// [`DataError`] when a file is unreadable, has another shape, or the template does not parse.
     pub fn from_dir(folder: &Path, special: &SpecialTokens) -> Result<Option<Self>, DataError> {
         let path = folder.join("chat_template.jinja");
-        if path.exists() {
-            let source = read_text(&path, CONFIG_LIMIT)?;
+        if path.symlink_metadata().is_ok() {
+            let source = read_text(&path, MAX_SOURCE as u64)?;
             return Self::new(&source, &path.display().to_string(), special.clone()).map(Some);
         }
         let path = folder.join("tokenizer_config.json");
@@ -114,18 +141,6 @@ impl ChatTemplate {
         Self::new(source, &path.display().to_string(), special.clone()).map(Some)
     }
 
-    /// Sets what `strftime_now` reports, in seconds since 1970 (UTC).
-    #[must_use]
-    pub fn with_time(mut self, unix_seconds: i64) -> Self {
-        self.environment.add_function("strftime_now", move |format: String| {
-            strftime(&format, unix_seconds).map_err(|directive| {
-                let message = format!("strftime_now does not know the directive {directive}");
-                Error::new(ErrorKind::InvalidOperation, message)
-            })
-        });
-        self
-    }
-
     /// The special tokens the template may print.
     pub fn special_tokens(&self) -> &SpecialTokens {
         &self.special
@@ -138,7 +153,8 @@ impl ChatTemplate {
     /// the options'.
     ///
     /// # Errors
-    /// [`DataError::Template`] when the template raises an exception or uses something undefined.
+    /// [`DataError::Template`] when the template raises an exception, uses something undefined, or exceeds the
+    /// bounds on steps and on the length of the text.
     pub fn render(&self, conversation: &Conversation, options: &RenderOptions) -> Result<String, DataError> {
         let mut variables = Map::new();
         variables.insert("messages".into(), conversation.messages_json());
@@ -152,11 +168,30 @@ impl ChatTemplate {
         }
         let extra = conversation.extra.iter().chain(&options.extra);
         variables.extend(extra.map(|(name, value)| (name.clone(), value.clone())));
-        self.environment
-            .get_template(NAME)
-            .and_then(|template| template.render(Value::from_serialize(&variables)))
-            .map_err(|e| DataError::Template { origin: self.origin.clone(), reason: explain(&e) })
+        let bad = |reason| DataError::Template { origin: self.origin.clone(), reason };
+        let render = || {
+            let mut text = Bounded::new(MAX_TEXT);
+            self.environment
+                .get_template(NAME)
+                .and_then(|template| {
+                    template.render_captured_to(Value::from_serialize(&variables), &mut text)
+                })
+                .map_err(|e| explain(&e))?;
+            text.into_text()
+        };
+        std::thread::scope(|scope| {
+            let thread =
+                std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, || contain(render));
+            let outcome = thread.map_err(|e| format!("no thread to render in: {e}"))?.join();
+            // What can panic is contained already.
+            outcome.unwrap_or_else(|_| Err("the thread that renders ended early".to_owned()))?
+        })
+        .map_err(bad)
     }
+}
+
+fn too_long() -> Error {
+    Error::new(ErrorKind::InvalidOperation, format!("a text of more than {MAX_TEXT} bytes"))
 }
 
 fn tojson(
@@ -171,7 +206,75 @@ fn tojson(
     };
     let ensure_ascii = options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
     options.assert_all_used()?;
-    dumps(&value, indent, ensure_ascii).map_err(|e| Error::new(ErrorKind::InvalidOperation, e))
+    dumps(&value, indent, ensure_ascii, MAX_TEXT).map_err(|e| Error::new(ErrorKind::InvalidOperation, e))
+}
+
+/// The engine's `indent` with a bounded width.
+fn indent(
+    value: &str,
+    width: Option<usize>,
+    first: Option<bool>,
+    blank: Option<bool>,
+    options: Kwargs,
+) -> Result<String, Error> {
+    let width = width.or(options.get("width")?).unwrap_or(4);
+    let first = first.or(options.get("first")?).unwrap_or(false);
+    let blank = blank.or(options.get("blank")?).unwrap_or(false);
+    options.assert_all_used()?;
+    check_width(width)?;
+    let margin = " ".repeat(width);
+    let mut out = String::with_capacity(value.len());
+    let text = value.strip_suffix('\n').unwrap_or(value);
+    for (number, line) in text.split('\n').enumerate() {
+        if number > 0 {
+            out.push('\n');
+        }
+        if (number > 0 || first) && (blank || !line.is_empty()) {
+            out.push_str(&margin);
+        }
+        out.push_str(line);
+        if out.len() > MAX_TEXT {
+            return Err(too_long());
+        }
+    }
+    Ok(out)
+}
+
+/// The engine's `format` with bounded widths.
+fn format(state: &State<'_, '_>, text: &Value, values: Rest<Value>) -> Result<Value, Error> {
+    check_format(text)?;
+    minijinja::filters::format(state, text, values)
+}
+
+/// Python's methods, `str.format` with bounded widths.
+fn method(state: &State<'_, '_>, value: &Value, name: &str, arguments: &[Value]) -> Result<Value, Error> {
+    if name == "format" {
+        check_format(value)?;
+    }
+    minijinja_contrib::pycompat::unknown_method_callback(state, value, name, arguments)
+}
+
+fn check_width(width: usize) -> Result<(), Error> {
+    if width <= MAX_WIDTH {
+        return Ok(());
+    }
+    let message = format!("a width of {width}, at most {MAX_WIDTH} is supported");
+    Err(Error::new(ErrorKind::InvalidOperation, message))
+}
+
+/// Refuses widths and precisions that are large, or that arguments give (`*`; the engine has no braces inside braces).
+/// Every run of digits counts: what else stands in a format has no long ones.
+fn check_format(format: &Value) -> Result<(), Error> {
+    let text = format.as_str().unwrap_or_default();
+    let digits = text.split(|c: char| !c.is_ascii_digit()).filter(|run| !run.is_empty());
+    for run in digits {
+        check_width(run.parse().unwrap_or(usize::MAX))?;
+    }
+    if text.contains('*') {
+        let message = "widths in a format must be written out";
+        return Err(Error::new(ErrorKind::InvalidOperation, message));
+    }
+    Ok(())
 }
 
 /// Message, line and cause of a template error.
@@ -283,13 +386,74 @@ mod tests {
     }
 
     #[test]
-    fn variables_and_time_can_be_given() {
-        let template =
-            ChatTemplate::new("{{ enable_thinking }} {{ strftime_now('%Y') }}", "t", special()).unwrap();
+    fn what_a_template_can_build_is_bounded() {
+        let refused = |source: &str, expected: &str| {
+            let error = render(source, one("x")).unwrap_err();
+            assert!(matches!(error, DataError::Template { .. }), "{source}: {error:?}");
+            assert!(error.to_string().contains(expected), "{source}: {error}");
+        };
+        refused("{{ messages | tojson(indent=1000000000000) }}", "indent of");
+        refused("{{ 'a\nb' | indent(1000000000000) }}", "width of");
+        refused("{{ 'a\nb' | indent(width=18446744073709551615) }}", "width of");
+        refused("{{ '%1000000000000d' | format(1) }}", "width of");
+        refused("{{ '%*d' | format(1000000000000, 1) }}", "written out");
+        refused("{{ '{:>1000000000000}'.format(1) }}", "width of");
+        refused("{{ '{:>{}}'.format(1, 1000000000000) }}", "invalid conversion");
+        refused("{{ [1] | batch(1000000000000, 0) }}", "batch");
+        refused("{{ [1] | slice(1000000000000) }}", "slice");
+        refused("{{ 'a' * 1000000000000 }}", "too large");
+        // Past the limit on the whole text, on one printed value, and on one captured value.
+        refused("{% for i in range(70) %}{{ 'a' * 1000000 }}{% endfor %}", "more than 67108864 bytes");
+        refused("{{ 'a' * 70000000 }}", "more than 67108864 bytes");
+        refused("{% set x %}{{ 'a' * 70000000 }}{% endset %}", "more than 67108864 bytes");
+        refused("{{ ('a' * 70000000) | tojson }}", "more than 67108864 bytes");
+        let long = "a".repeat(MAX_SOURCE + 1);
+        refused(&long, "at most 1048576");
+        let text = render("{{ '%05.1f|%s' | format(2.5, 'b') }}{{ '{:>3}'.format(7) }}", one("x")).unwrap();
+        assert_eq!(text, "002.5|b  7");
+    }
+
+    #[test]
+    fn indent_is_the_engines() {
+        let environment = Environment::new();
+        for call in
+            ["indent", "indent(2)", "indent(width=3, first=true)", "indent(2, true, true)", "indent(0)"]
+        {
+            for text in ["a", "a\n\nb\n", "\na\n", "", "a\n b"] {
+                let source = format!("{{{{ messages[0].content | {call} }}}}");
+                let theirs = environment.render_str(
+                    &source,
+                    minijinja::context!(messages => [minijinja::context!(content => text)]),
+                );
+                assert_eq!(render(&source, one(text)).unwrap(), theirs.unwrap(), "{call} of {text:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn deep_values_do_not_exhaust_the_stack() {
+        let (open, close) = ("[".repeat(50), "]".repeat(50));
+        let nest = |rounds: usize, use_it: &str| {
+            format!(
+                "{{% set ns = namespace(x=[]) %}}{{% for i in range({rounds}) %}}{{% set ns.x = {open}ns.x{close} %}}\
+                 {{% endfor %}}{use_it}"
+            )
+        };
+        for use_it in ["", "{{ ns.x | tojson }}", "{{ ns.x }}", "{{ ns.x == ns.x }}"] {
+            // 15 000 rounds of 50 levels are nearly all the steps there are.
+            let text = render(&nest(15_000, use_it), one("x"));
+            assert!(use_it.is_empty() <= text.is_ok(), "{use_it}: {}", text.unwrap_err());
+            assert!(render(&nest(22_000, use_it), one("x")).unwrap_err().to_string().contains("fuel"));
+        }
+    }
+
+    #[test]
+    fn variables_can_be_given() {
+        let template = ChatTemplate::new("{{ enable_thinking }}", "t", special()).unwrap();
         let mut options = RenderOptions::default();
         options.extra.insert("enable_thinking".into(), false.into());
         let conversation = Conversation::from_json(&one("x")).unwrap();
-        assert_eq!(template.with_time(0).render(&conversation, &options).unwrap(), "False 1970");
+        assert_eq!(template.render(&conversation, &options).unwrap(), "False");
     }
 
     #[test]

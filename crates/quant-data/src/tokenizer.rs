@@ -5,7 +5,9 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::DataError;
+use crate::contain::contain;
 use crate::files::{MAX_FILE_BYTES, read_bytes};
+use crate::ids::{ids, surroundings};
 
 /// Largest configuration file or chat template: 64 MiB (`tokenizer_config.json` may list every added token).
 pub(crate) const CONFIG_LIMIT: u64 = 64 << 20;
@@ -53,6 +55,8 @@ pub struct Tokenizer {
     /// `add_bos_token` of the Llama tokenizer classes, which overrides the post-processor of
     /// `tokenizer.json`.
     bos_rule: Option<bool>,
+    /// What the post-processor puts around a text, without and with special tokens.
+    around: [Vec<u32>; 2],
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -73,7 +77,8 @@ impl Tokenizer {
     /// a SentencePiece model only; [`DataError::TokenizerFile`] when a file does not parse.
     pub fn from_dir(folder: &Path) -> Result<Self, DataError> {
         let path = folder.join("tokenizer.json");
-        if !path.exists() {
+        // A link that leads nowhere is a broken file, not a missing one.
+        if path.symlink_metadata().is_err() {
             let sentencepiece = folder.join("tokenizer.model").exists();
             return Err(DataError::NoTokenizer {
                 folder: folder.to_owned(),
@@ -89,9 +94,23 @@ impl Tokenizer {
         }
         let bytes = read_bytes(&path, MAX_FILE_BYTES)?;
         let bad = |reason: String| DataError::TokenizerFile { path: path.clone(), reason };
-        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|e| bad(e.to_string()))?;
+        let mut inner = contain(|| tokenizers::Tokenizer::from_bytes(&bytes))
+            .map_err(|panic| bad(format!("{panic}; {REPLACE}")))?
+            .map_err(|e| bad(e.to_string()))?;
+        // The parsed tokenizer is a fraction of a large file.
+        drop(bytes);
         inner.with_truncation(None).map_err(|e| bad(e.to_string()))?;
         inner.with_padding(None);
+        if let Some(processor) = inner.get_post_processor() {
+            let processor = serde_json::to_value(processor).map_err(|e| bad(e.to_string()))?;
+            check_post_processor(&processor).map_err(|reason| bad(format!("{reason}; {REPLACE}")))?;
+        }
+        let around = |special| {
+            contain(|| surroundings(&inner, special))
+                .map_err(|panic| bad(format!("{panic}; {REPLACE}")))?
+                .map_err(|e| bad(e.to_string()))
+        };
+        let around = [around(false)?, around(true)?];
         let special = SpecialTokens::from_dir(folder)?;
         let config = read_config(&folder.join("tokenizer_config.json"))?;
         let class = config.get("tokenizer_class").and_then(Value::as_str).unwrap_or_default();
@@ -100,7 +119,7 @@ impl Tokenizer {
             .flatten();
         let id = |token: &Option<String>| token.as_ref().and_then(|text| inner.token_to_id(text));
         let (bos_id, eos_id) = (id(&special.bos), id(&special.eos));
-        Ok(Self { inner, special, bos_id, eos_id, bos_rule })
+        Ok(Self { inner, special, bos_id, eos_id, bos_rule, around })
     }
 
     /// Texts of the special tokens.
@@ -130,11 +149,14 @@ impl Tokenizer {
     /// # Errors
     /// [`DataError::Tokenize`] when the tokenizer has no token for a part of the text.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, DataError> {
-        let encoding = self.inner.encode_fast(text, add_special_tokens).map_err(|e| {
+        let failed = |reason: String| {
             let start: String = text.chars().take(40).collect();
-            DataError::Tokenize { what: format!("a text that begins with {start:?}"), reason: e.to_string() }
-        })?;
-        let mut ids = encoding.get_ids().to_vec();
+            DataError::Tokenize { what: format!("a text that begins with {start:?}"), reason }
+        };
+        let around = &self.around[usize::from(add_special_tokens)];
+        let mut ids = contain(|| ids(&self.inner, text, around))
+            .map_err(|panic| failed(format!("{panic}; {REPLACE}")))?
+            .map_err(|e| failed(e.to_string()))?;
         if let (true, Some(rule), Some(bos)) = (add_special_tokens, self.bos_rule, self.bos_id) {
             // A BOS written out in the text is the text's own: only one beyond it was added.
             let own = self.special.bos.as_ref().is_some_and(|bos| text.starts_with(bos.as_str()));
@@ -169,16 +191,41 @@ impl Tokenizer {
     /// # Errors
     /// [`DataError::Tokenize`] when the decoder refuses the ids.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, DataError> {
-        self.inner.decode(ids, skip_special_tokens).map_err(|e| DataError::Tokenize {
-            what: format!("{} token ids", ids.len()),
-            reason: e.to_string(),
-        })
+        let failed = |reason| DataError::Tokenize { what: format!("{} token ids", ids.len()), reason };
+        contain(|| self.inner.decode(ids, skip_special_tokens))
+            .map_err(|panic| failed(format!("{panic}; {REPLACE}")))?
+            .map_err(|e| failed(e.to_string()))
     }
+}
+
+/// What to do about a `tokenizer.json` that contradicts itself.
+const REPLACE: &str =
+    "tokenizer.json is damaged: take it from the original checkpoint again, or give token ids";
+
+/// Refuses a post-processor that names what it does not define: the tokenizer library indexes without a check when it
+/// encodes. `processor` is one as the library writes it; sequences of processors are searched.
+fn check_post_processor(processor: &Value) -> Result<(), String> {
+    for inner in processor.get("processors").and_then(Value::as_array).into_iter().flatten() {
+        check_post_processor(inner)?;
+    }
+    let defined = processor.get("special_tokens").and_then(Value::as_object);
+    for piece in processor.get("single").and_then(Value::as_array).into_iter().flatten() {
+        let id = |kind: &str| piece.get(kind).and_then(|p| p.get("id")).and_then(Value::as_str);
+        if let Some(token) = id("SpecialToken")
+            && !defined.is_some_and(|tokens| tokens.contains_key(token))
+        {
+            return Err(format!("the post-processor adds {token:?}, which its special_tokens do not define"));
+        }
+        if id("Sequence").is_some_and(|sequence| sequence != "A") {
+            return Err("the post-processor of a single text uses a second one".to_owned());
+        }
+    }
+    Ok(())
 }
 
 /// A JSON object file, or an empty object when the file does not exist.
 pub(crate) fn read_config(path: &Path) -> Result<Map<String, Value>, DataError> {
-    if !path.exists() {
+    if path.symlink_metadata().is_err() {
         return Ok(Map::new());
     }
     serde_json::from_slice(&read_bytes(path, CONFIG_LIMIT)?).map_err(|e| DataError::TokenizerFile {
@@ -190,6 +237,7 @@ pub(crate) fn read_config(path: &Path) -> Result<Map<String, Value>, DataError> 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use proptest::prelude::*;
     use serde_json::json;
 
     /// A word-level tokenizer: `<s>`, `</s>`, then the words, then `<unk>`; `post` adds a BOS.
@@ -267,6 +315,107 @@ pub(crate) mod tests {
         assert_eq!(with.encode_rendered("a").unwrap(), [0, 2]);
         let without = tokenizer(false, json!({}));
         assert_eq!(without.encode_rendered("a b").unwrap(), [2, 3]);
+    }
+
+    /// Loads a word tokenizer whose file was changed by `edit`.
+    fn edited(edit: impl FnOnce(&mut Value)) -> Result<Tokenizer, DataError> {
+        let folder = tempfile::tempdir().unwrap();
+        write_word_tokenizer(folder.path(), &["a", "b"], true, json!({}));
+        let path = folder.path().join("tokenizer.json");
+        let mut file: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        edit(&mut file);
+        std::fs::write(&path, file.to_string()).unwrap();
+        Tokenizer::from_dir(folder.path())
+    }
+
+    #[test]
+    fn a_post_processor_with_undefined_names_is_refused() {
+        let refused = |edit: fn(&mut Value), expected: &str| {
+            let error = edited(edit).unwrap_err();
+            assert!(matches!(error, DataError::TokenizerFile { .. }), "{error:?}");
+            let text = error.to_string();
+            assert!(text.contains(expected) && text.contains("original checkpoint"), "{text}");
+        };
+        refused(
+            |file| file["post_processor"]["single"][0]["SpecialToken"]["id"] = "<other>".into(),
+            "adds \"<other>\"",
+        );
+        refused(|file| file["post_processor"]["single"][1]["Sequence"]["id"] = "B".into(), "second one");
+        refused(
+            |file| {
+                let mut inner = file["post_processor"].take();
+                inner["special_tokens"] = json!({});
+                file["post_processor"] = json!({"type": "Sequence", "processors": [inner]});
+            },
+            "adds \"<s>\"",
+        );
+        let sound = edited(|file| {
+            file["post_processor"] =
+                json!({"type": "Sequence", "processors": [file["post_processor"].take()]});
+        });
+        assert_eq!(sound.unwrap().encode("a", true).unwrap(), [0, 2]);
+    }
+
+    #[test]
+    fn a_panic_of_the_library_is_an_error() {
+        let mut tokenizer = tokenizer(true, json!({}));
+        // Set behind the check, as a fault that the check does not know of would be.
+        let broken = json!({"type": "TemplateProcessing", "special_tokens": {},
+            "single": [{"SpecialToken": {"id": "<other>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}]});
+        let processor: tokenizers::PostProcessorWrapper = serde_json::from_value(broken).unwrap();
+        tokenizer.inner.with_post_processor(Some(processor));
+        assert!(contain(|| surroundings(&tokenizer.inner, true)).is_err());
+        assert_eq!(tokenizer.encode("a b", false).unwrap(), [2, 3], "still usable");
+    }
+
+    /// Processors that put tokens before, after and around a text, and the text twice.
+    #[test]
+    fn ids_are_those_of_the_librarys_encode() {
+        let special = json!({"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]},
+                             "end": {"id": "end", "ids": [1, 4], "tokens": ["</s>", "<unk>"]}});
+        let token = |id: &str| json!({"SpecialToken": {"id": id, "type_id": 0}});
+        let text = || json!({"Sequence": {"id": "A", "type_id": 0}});
+        let template = |single: Value| {
+            json!({"type": "TemplateProcessing", "special_tokens": special, "single": single,
+                   "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}]})
+        };
+        let roberta = json!({"type": "RobertaProcessing", "sep": ["</s>", 1], "cls": ["<s>", 0],
+                             "trim_offsets": true, "add_prefix_space": false});
+        let byte_level =
+            json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
+        for processor in [
+            Value::Null,
+            template(json!([token("<s>"), text()])),
+            template(json!([text(), token("end")])),
+            template(json!([token("<s>"), text(), token("end"), text(), token("end")])),
+            template(json!([token("<s>")])),
+            roberta,
+            byte_level.clone(),
+            json!({"type": "Sequence", "processors": [byte_level, template(json!([token("<s>"), text()]))]}),
+        ] {
+            let tokenizer = edited(|file| file["post_processor"] = processor.clone()).unwrap();
+            for text in ["", "a", "a b </s> a", "<s><s>b", " unknown  a\n"] {
+                for special in [false, true] {
+                    let theirs = tokenizer.inner.encode_fast(text, special).unwrap();
+                    let ours = tokenizer.encode(text, special).unwrap();
+                    assert_eq!(ours, theirs.get_ids(), "{text:?} {special} {processor}");
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn ids_of_any_text_are_those_of_the_librarys_encode(
+            text in "(\\PC|[ \n\t]|<\\|end\\|>|<think>|[a-z]{1,9}|[0-9]){0,60}",
+        ) {
+            static TOKENIZER: std::sync::OnceLock<Tokenizer> = std::sync::OnceLock::new();
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/tiny-reasoner");
+            let tokenizer = TOKENIZER.get_or_init(|| Tokenizer::from_dir(&folder).unwrap());
+            let theirs = tokenizer.inner.encode_fast(text.as_str(), true).unwrap();
+            prop_assert_eq!(tokenizer.encode(&text, true).unwrap(), theirs.get_ids());
+        }
     }
 
     #[test]

@@ -143,22 +143,6 @@ impl<T: Element> Block<T> {
     pub fn norm(&self, norm: Norm) -> Option<ArrayView1<'_, T>> {
         self.norms[norm as usize].as_ref().map(|w| w.view())
     }
-    /// Replaces a norm weight (folding of scales).
-    ///
-    /// # Errors
-    /// [`ModelError::Part`] if the model has no such norm, [`ModelError::Shape`] if it has another width.
-    pub fn set_norm(&mut self, norm: Norm, weight: Array1<f32>) -> Result<(), ModelError> {
-        let Some(old) = &self.norms[norm as usize] else {
-            return Err(ModelError::Part {
-                block: self.index,
-                what: norm.module().into(),
-                problem: "does not exist in this model",
-            });
-        };
-        self.check(norm.module(), old.shape(), weight.shape())?;
-        self.norms[norm as usize] = Some(weight.mapv_into_any(T::from_f32));
-        Ok(())
-    }
     /// Quantisation of the KV cache.
     #[must_use]
     pub fn kv(&self) -> Option<&KvQuant> {
@@ -402,5 +386,99 @@ fn norm_heads<T: Element>(mut x: ArrayViewMut2<'_, T>, weight: ArrayView1<'_, T>
     for mut heads in x.axis_chunks_iter_mut(Axis(1), head_dim) {
         let normed = rms_norm(heads.view(), weight, eps);
         heads.assign(&normed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quant_core::{ActRule, Bits};
+    use quant_testkit::{Numbers, random_block};
+
+    /// What a cache of one block holds.
+    struct Cache<T> {
+        key: Array2<T>,
+        value: Array2<T>,
+    }
+
+    impl<T: Element> Block<T> {
+        /// Tokens `h` `[tokens, hidden]` that stand after those of `cache`, which takes in theirs: the block as a
+        /// server runs it.
+        fn step(&self, h: &Array2<T>, cache: &mut Cache<T>, rope: &RopeTable<T>) -> Array2<T> {
+            let (past, tokens) = (cache.key.nrows(), h.nrows());
+            let x = self.attention_input(h.view(), Par::Seq).unwrap();
+            let [mut q, mut k, mut v] =
+                self.project(Site::AttentionInput, [Role::Q, Role::K, Role::V], x.view(), Par::Seq).unwrap();
+            for (x, norm) in [(&mut q, Norm::Query), (&mut k, Norm::Key)] {
+                if let Some(weight) = self.norm(norm) {
+                    norm_heads(x.view_mut(), weight, self.eps);
+                }
+                let heads = x.ncols() / self.shape.head_dim;
+                rope_in_place(x.view_mut(), heads, rope.cos(past, tokens), rope.sin(past, tokens));
+            }
+            // Quantised once, when they arrive; what the cache holds already is never touched again.
+            let kv = self.kv().unwrap();
+            kv.fake_quantize(KvSide::Key, self.shape.head_dim, k.view_mut());
+            kv.fake_quantize(KvSide::Value, self.shape.head_dim, v.view_mut());
+            cache.key.append(Axis(0), k.view()).unwrap();
+            cache.value.append(Axis(0), v.view()).unwrap();
+            let mut a = Array2::zeros(q.dim());
+            let (keys, values) = (cache.key.view(), cache.value.view());
+            causal_attention_into(q.view(), keys, values, &self.shape, past, a.view_mut(), Par::Seq);
+            let mut h = h + &self.attention_output(a.view(), Par::Seq).unwrap();
+            let x = self.mlp_input(h.view(), Par::Seq).unwrap();
+            let m = self.mlp_activation(x.view(), Par::Seq).unwrap();
+            h += &self.mlp_output(m.view(), Par::Seq).unwrap();
+            h
+        }
+    }
+
+    /// Property 3 of the KV cache: prefill of n tokens and one step of decoding equal the prefill of n + 1, because a
+    /// token and head has its own scale and so never changes when others arrive.
+    #[test]
+    fn prefill_and_one_step_equal_a_longer_prefill() {
+        for (architecture, window) in
+            [("LlamaForCausalLM", None), ("Qwen2ForCausalLM", Some(9)), ("Qwen3ForCausalLM", None)]
+        {
+            let config = serde_json::json!({
+                "architectures": [architecture], "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+                "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 50,
+            });
+            let mut spec = crate::model_spec(&config).unwrap();
+            spec.windows = vec![window; spec.layers];
+            for (seed, (bits, rule)) in
+                [(8, ActRule::Symmetric), (4, ActRule::Asymmetric), (4, ActRule::SymmetricFull)]
+                    .into_iter()
+                    .enumerate()
+            {
+                let mut numbers = Numbers::new(seed as u64 + 70);
+                let bits = Bits::new(bits).unwrap();
+                let blocks: Vec<_> = (0..spec.layers)
+                    .map(|index| {
+                        let mut params = random_block(&spec, &mut numbers);
+                        params.kv = Some(KvQuant::TokenHead { bits, rule });
+                        Block::<f64>::new(&spec, index, params, Compute::F32, Par::Seq).unwrap()
+                    })
+                    .collect();
+                let tokens = 21;
+                let rope = RopeTable::<f64>::new(&spec.rope, spec.head_dim, 128, tokens);
+                let h = numbers.matrix(tokens, spec.hidden, 1.0).mapv(f64::from);
+                let whole = blocks.iter().fold(h.clone(), |h, b| b.forward(h, &rope, Par::Seq).unwrap());
+
+                let width = spec.kv_width();
+                let mut caches: Vec<_> = blocks
+                    .iter()
+                    .map(|_| Cache { key: Array2::zeros((0, width)), value: Array2::zeros((0, width)) })
+                    .collect();
+                let mut run = |part: Array2<f64>| {
+                    blocks.iter().zip(&mut caches).fold(part, |h, (b, cache)| b.step(&h, cache, &rope))
+                };
+                let prefill = run(views::rows(h.view(), 0..tokens - 1).to_owned());
+                let last = run(views::rows(h.view(), tokens - 1..tokens).to_owned());
+                let kept = views::rows(whole.view(), 0..tokens - 1);
+                assert_eq!(prefill, kept, "{architecture} {rule:?}");
+                assert_eq!(last.row(0), whole.row(tokens - 1), "{architecture} {rule:?}");
+            }
+        }
     }
 }

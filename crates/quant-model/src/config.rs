@@ -24,6 +24,12 @@ const MAX_POSITIONS: usize = 1 << 28;
 /// A missing `tie_word_embeddings` is false, the default of all four config classes; a missing `num_key_value_heads` is
 /// the number of heads. `quantization_config` is not looked at.
 ///
+/// A config without a type gives `dtype` F32: whoever has the tensors asks [`declared_dtype`] and takes theirs instead.
+///
+/// Keys that are known to change the forward pass are refused ([`crate::families::COMMON_REFUSALS`] and the family's own). A key that
+/// nobody knows here cannot be told from the many that change nothing, and is passed over: a model that changes its
+/// attention under the name of one of these families and by a new key alone is not recognised, unless its tensors differ.
+///
 /// # Errors
 /// [`ModelError::UnknownArchitecture`]; [`ModelError::Config`] for a missing, mistyped or out-of-range value;
 /// [`ModelError::Unsupported`] for values that ask for arithmetic this crate does not have.
@@ -67,8 +73,17 @@ pub fn model_spec(config: &Value) -> Result<ModelSpec, ModelError> {
         mlp_bias: bias(&fields, family.mlp_bias)?,
         qk_norm: family.qk_norm,
         windows: windows(&fields, family.sliding, layers)?,
-        dtype: dtype(&fields)?,
+        dtype: dtype(&fields)?.unwrap_or(FloatType::F32),
     })
+}
+
+/// The type that `config.json` declares for the tensors (`dtype`, or `torch_dtype` before transformers 5); none if it does
+/// not say.
+///
+/// # Errors
+/// [`ModelError::Config`] for any other value than float32, float16 and bfloat16.
+pub fn declared_dtype(config: &Value) -> Result<Option<FloatType>, ModelError> {
+    dtype(&Fields::new(config, "")?)
 }
 
 fn architecture<'a>(fields: &Fields<'a>) -> Result<(&'a str, &'static Family), ModelError> {
@@ -186,12 +201,13 @@ fn layer_types(fields: &Fields<'_>, layers: usize) -> Result<Option<Vec<bool>>, 
         .map(Some)
 }
 
-fn dtype(fields: &Fields<'_>) -> Result<FloatType, ModelError> {
+fn dtype(fields: &Fields<'_>) -> Result<Option<FloatType>, ModelError> {
     let key = if fields.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
     match fields.text(key)?.map(|name| name.trim_start_matches("torch.")) {
-        None | Some("float32") => Ok(FloatType::F32),
-        Some("float16") => Ok(FloatType::F16),
-        Some("bfloat16") => Ok(FloatType::Bf16),
+        None => Ok(None),
+        Some("float32") => Ok(Some(FloatType::F32)),
+        Some("float16") => Ok(Some(FloatType::F16)),
+        Some("bfloat16") => Ok(Some(FloatType::Bf16)),
         Some(_) => Err(fields.wrong(key, "float32, float16 or bfloat16")),
     }
 }

@@ -1,6 +1,5 @@
-//! What can be wrong with a config, a set of tensors, or an input.
+//! What can be wrong with a config or an input.
 
-use crate::TensorProblem;
 use quant_graph::{BoxError, Role};
 use thiserror::Error;
 
@@ -37,14 +36,6 @@ pub enum ModelError {
         found: String,
         /// What it would need.
         reason: String,
-    },
-    /// A checkpoint whose tensors are not those of the model.
-    #[error("{} tensor(s) do not fit {architecture}: {}", problems.len(), summary(problems))]
-    Tensors {
-        /// `architectures[0]`.
-        architecture: String,
-        /// All of them.
-        problems: Vec<TensorProblem>,
     },
     /// An array of the wrong shape handed to a block or a model.
     #[error("{what}: expected shape {expected:?}, found {found:?}")]
@@ -114,14 +105,4 @@ pub enum ModelError {
         /// Why it failed.
         source: BoxError,
     },
-}
-
-/// The first few problems; a wrong config usually makes hundreds.
-fn summary(problems: &[TensorProblem]) -> String {
-    const SHOWN: usize = 6;
-    let mut text = problems.iter().take(SHOWN).map(ToString::to_string).collect::<Vec<_>>().join("; ");
-    if problems.len() > SHOWN {
-        text.push_str(&format!("; and {} more", problems.len() - SHOWN));
-    }
-    text
 }

@@ -1,7 +1,7 @@
 //! Model families as data, and the one decoder block they share.
 //!
 //! ```text
-//! config.json ──► model_spec ──► ModelSpec ──► cross_check against the tensors of a folder
+//! config.json ──► model_spec ──► ModelSpec
 //!                                    │
 //! BlockSource ──► BlockParams ──► Block (four stages) ──► StreamedModel: hidden states, logits
 //! ```
@@ -25,7 +25,6 @@
 
 mod attention;
 mod block;
-mod check;
 mod config;
 mod error;
 pub mod families;
@@ -39,8 +38,7 @@ mod rope_config;
 mod views;
 
 pub use block::{Block, KvObserver};
-pub use check::{CrossCheck, TensorProblem, cross_check};
-pub use config::model_spec;
+pub use config::{declared_dtype, model_spec};
 pub use error::ModelError;
 pub use families::{FAMILIES, Family};
 pub use linear::{FakeQuantLinear, FloatLinear, LinearOp, linear_op};

@@ -56,7 +56,8 @@ impl<S: BlockSource> StreamedModel<S> {
             first_non_finite: None,
         }
     }
-    /// Keeps at most `bytes` of the head in memory (256 MiB unless set).
+    /// Keeps at most `bytes` of the head in memory, 256 MiB unless set: more saves reading it again where logits of many
+    /// sequences are asked for, less suits a machine that is nearly full.
     #[must_use]
     pub fn with_head_budget(mut self, bytes: usize) -> Self {
         self.head_budget = bytes;

@@ -7,7 +7,8 @@ mod common;
 use common::{config_with, spec};
 use quant_core::FloatType;
 use quant_graph::{ModelSpec, RopeScaling};
-use quant_model::{FAMILIES, ModelError, TensorProblem, cross_check, model_spec};
+use quant_model::families::COMMON_REFUSALS;
+use quant_model::{FAMILIES, declared_dtype, model_spec};
 use serde_json::{Value, json};
 
 /// The message of a config that must be refused.
@@ -230,58 +231,43 @@ fn sliding_windows_by_layer() {
     );
 }
 
-/// Shapes as a checkpoint of this model would have them.
-fn tensors(spec: &ModelSpec) -> Vec<(String, Vec<usize>)> {
-    spec.tensors().into_iter().map(|t| (t.name, t.shape)).collect()
+#[test]
+fn keys_of_other_architectures_are_refused() {
+    for refusal in COMMON_REFUSALS {
+        mentions(&refused(LLAMA, json!({ refusal.key: 2 })), &[refusal.key, refusal.reason]);
+        for harmless in [json!(null), json!(false), json!(0)] {
+            assert!(
+                model_spec(&config_with(QWEN3, json!({ refusal.key: harmless }))).is_ok(),
+                "{}",
+                refusal.key
+            );
+        }
+    }
 }
 
-fn check(spec: &ModelSpec, tensors: &[(String, Vec<usize>)]) -> Result<quant_model::CrossCheck, ModelError> {
-    cross_check(spec, tensors.iter().map(|(n, s)| (n.as_str(), s.as_slice())))
+/// Every key that published configs of these families carry beside those that are read.
+#[test]
+fn genuine_configs_are_accepted() {
+    let llama = json!({ "attention_bias": false, "attention_dropout": 0.0, "bos_token_id": 128000,
+        "eos_token_id": [128001, 128008, 128009], "initializer_range": 0.02, "mlp_bias": false, "pretraining_tp": 1,
+        "transformers_version": "4.45.0", "use_cache": true, "pad_token_id": null, "_name_or_path": "x" });
+    let qwen2 = json!({ "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151643,
+        "max_window_layers": 28, "sliding_window": 4096, "use_sliding_window": false, "use_mrope": false,
+        "use_cache": true, "initializer_range": 0.02, "dual_chunk_attention_config": { "chunk_size": 262144 } });
+    let qwen3 = json!({ "attention_bias": false, "max_window_layers": 36, "rope_scaling": null, "sliding_window": null,
+        "use_sliding_window": false, "eos_token_id": 151645 });
+    let pangu = json!({ "auto_map": { "AutoConfig": "configuration_openpangu_dense.PanguEmbeddedConfig" },
+        "bias": true, "bos_token_id": 1, "eos_token_id": 45892, "pad_token_id": 0, "model_type": "PanguEmbedded" });
+    for (architecture, keys) in [(LLAMA, llama), (QWEN2, qwen2), (QWEN3, qwen3), (PANGU, pangu)] {
+        model_spec(&config_with(architecture, keys)).unwrap_or_else(|e| panic!("{architecture}: {e}"));
+    }
 }
 
 #[test]
-fn cross_check_finds_every_difference() {
-    let spec = spec(QWEN3);
-    let mut all = tensors(&spec);
-    assert_eq!(check(&spec, &all).unwrap(), quant_model::CrossCheck::default());
-    all.retain(|(name, _)| name != "model.layers.1.self_attn.q_norm.weight");
-    all.iter_mut().find(|(n, _)| n == "model.layers.0.mlp.down_proj.weight").unwrap().1 = vec![48, 32];
-    all.push(("model.layers.2.mlp.up_proj.weight".into(), vec![48, 32]));
-    let Err(ModelError::Tensors { problems, .. }) = check(&spec, &all) else { panic!("accepted") };
-    assert_eq!(
-        problems,
-        [
-            TensorProblem::Shape {
-                name: "model.layers.0.mlp.down_proj.weight".into(),
-                expected: vec![32, 48],
-                found: vec![48, 32]
-            },
-            TensorProblem::Missing {
-                name: "model.layers.1.self_attn.q_norm.weight".into(),
-                expected: vec![8]
-            },
-            TensorProblem::Unexpected {
-                name: "model.layers.2.mlp.up_proj.weight".into(),
-                found: vec![48, 32]
-            },
-        ]
-    );
-    mentions(
-        &check(&spec, &all).unwrap_err().to_string(),
-        &["3 tensor(s)", "expected [32, 48], found [48, 32]"],
-    );
-    mentions(&check(&spec, &[]).unwrap_err().to_string(), &["and", "more"]);
-}
-
-#[test]
-fn cross_check_allows_inverse_frequencies_and_a_redundant_head() {
-    let spec = model_spec(&config_with(LLAMA, json!({ "tie_word_embeddings": true }))).unwrap();
-    let mut all = tensors(&spec);
-    all.push(("model.layers.0.self_attn.rotary_emb.inv_freq".into(), vec![4]));
-    all.push((ModelSpec::HEAD.into(), vec![50, 32]));
-    let report = check(&spec, &all).unwrap();
-    assert!(report.redundant_head);
-    assert_eq!(report.ignored, ["model.layers.0.self_attn.rotary_emb.inv_freq"]);
-    all.last_mut().unwrap().1 = vec![51, 32];
-    mentions(&check(&spec, &all).unwrap_err().to_string(), &["lm_head.weight", "expected [50, 32]"]);
+fn a_config_may_leave_the_type_to_the_tensors() {
+    let declared = |changes: Value| declared_dtype(&config_with(LLAMA, changes));
+    assert_eq!(declared(json!({})).unwrap(), Some(FloatType::F32));
+    assert_eq!(declared(json!({ "torch_dtype": null })).unwrap(), None);
+    assert_eq!(declared(json!({ "torch_dtype": null, "dtype": "bfloat16" })).unwrap(), Some(FloatType::Bf16));
+    assert!(declared(json!({ "torch_dtype": "int8" })).is_err());
 }

@@ -25,7 +25,15 @@ fn logits<T: Element>(spec: &ModelSpec, h: &Array2<T>, norm: &[f32], head: &Arra
 #[test]
 fn last_block_to_logits_of_the_repository_subset() {
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
-    for name in ["llama-rope-llama3", "qwen3", "pangu-as-llama-bias"] {
+    let names = [
+        "llama-rope-linear",
+        "llama-rope-llama3",
+        "pangu-as-llama-bias",
+        "qwen2",
+        "qwen2-rope-yarn",
+        "qwen3",
+    ];
+    for name in names {
         let spec = model_spec(&read_config(&data.join(format!("{name}.json")))).unwrap();
         let tensors = load_safetensors(&data.join(format!("{name}.safetensors")));
         let last = spec.layers - 1;

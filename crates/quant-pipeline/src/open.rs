@@ -1,11 +1,15 @@
 //! Opening a folder as a model: config, shapes, format.
 
 use crate::PipelineError;
-use quant_checkpoint::formats::{self, Format};
-use quant_checkpoint::{Checkpoint, FolderSource};
+use quant_checkpoint::formats::Format;
+use quant_checkpoint::{
+    Checkpoint, FolderSource, check_tensors, open_as_loaded, read_config, redundant_head_equals,
+    stored_float_type,
+};
 use quant_graph::ModelSpec;
 use quant_kernels::{Compute, Par};
-use quant_model::{StreamedModel, cross_check, model_spec};
+use quant_model::{StreamedModel, declared_dtype, model_spec};
+use serde_json::Value;
 use std::ops::Range;
 use std::path::Path;
 
@@ -25,22 +29,54 @@ pub struct OpenFolder {
 /// Opens a float checkpoint or a quantised folder.
 ///
 /// # Errors
-/// Unreadable or lying files, an unknown architecture, tensors that do not fit the config.
+/// Unreadable or lying files, an unknown architecture, a quantisation that is not read here, tensors that do not fit the
+/// config.
 pub fn open_folder(dir: &Path) -> Result<OpenFolder, PipelineError> {
     let checkpoint = Checkpoint::open(dir)?;
-    let spec = model_spec(checkpoint.config())?;
-    let format = formats::detect(&checkpoint);
     let mut warnings = Vec::new();
-    if format.is_none() {
-        let tensors = checkpoint.tensors().map(|t| (t.name.as_str(), t.shape.as_slice()));
-        let check = cross_check(&spec, tensors)?;
-        if check.redundant_head {
-            warnings.push(
-                "the config ties the head to the embedding; the stored lm_head.weight is not used".into(),
-            );
-        }
+    let spec = spec_of(checkpoint.config(), |spec| stored_float_type(&checkpoint, spec), &mut warnings)?;
+    let format = check_tensors(&checkpoint, &spec)?;
+    match redundant_head_equals(&checkpoint, &spec)? {
+        None => {}
+        Some(true) => warnings.push(
+            "the config ties the head to the embedding; lm_head.weight, stored as well, equals it".into(),
+        ),
+        Some(false) => warnings.push(
+            "the config ties the head to the embedding, and the stored lm_head.weight is another table; the \
+             embedding is used, as transformers does"
+                .into(),
+        ),
     }
     Ok(OpenFolder { checkpoint, spec, format, warnings })
+}
+
+/// The shape of the model in a folder whose tensors may not fit it: what a verifier needs to say how they do not.
+///
+/// # Errors
+/// An unreadable `config.json`, an unknown architecture.
+pub fn folder_spec(dir: &Path) -> Result<ModelSpec, PipelineError> {
+    // Weights that cannot be opened say nothing of their type; the verifier names what is wrong with them.
+    let stored = |spec: &ModelSpec| open_as_loaded(dir).ok().and_then(|c| stored_float_type(&c, spec));
+    spec_of(&read_config(dir)?, stored, &mut Vec::new())
+}
+
+/// The shape of a model. Where the config does not declare a type, the tensors decide; where they contradict it, the
+/// person hears of it.
+fn spec_of(
+    config: &Value,
+    stored: impl FnOnce(&ModelSpec) -> Option<quant_core::FloatType>,
+    warnings: &mut Vec<String>,
+) -> Result<ModelSpec, PipelineError> {
+    let mut spec = model_spec(config)?;
+    match (declared_dtype(config)?, stored(&spec)) {
+        (None, Some(stored)) => spec.dtype = stored,
+        (Some(declared), Some(stored)) if declared != stored => warnings.push(format!(
+            "config.json declares {declared:?}, the blocks are stored as {stored:?}; outputs are written for a loader that \
+             goes by the declaration"
+        )),
+        _ => {}
+    }
+    Ok(spec)
 }
 
 impl OpenFolder {

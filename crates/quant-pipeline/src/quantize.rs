@@ -189,7 +189,9 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
     }
     let Prepared { folder, plan, tokens, memory, spill, warnings } = prepared;
     check_calibration(&plan, tokens.as_ref())?;
-    let inputs = vec![job.model.clone()];
+    // The recipe's text goes into the output; its file is not needed again.
+    let calibration = job.calibration.iter().map(|c| c.path().to_owned()).filter(|path| path.exists());
+    let inputs = calibration.chain([job.model.clone()]).collect();
     let options = OutputOptions { force: job.force, inputs, ..OutputOptions::default() };
     let mut output = OutputFolder::create(&job.output, &options)?;
     let format = job.recipe.format;
@@ -266,7 +268,8 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
     outcome.seconds = started.elapsed().as_secs_f64();
     outcome.peak_memory = peak_memory();
     if let Some(leftover) = finished.leftover {
-        outcome.warnings.push(format!("the replaced folder could not be deleted: {}", leftover.display()));
+        events.event(Event::Warning(leftover.to_string()));
+        outcome.warnings.push(leftover.to_string());
     }
     Ok(outcome)
 }

@@ -74,7 +74,7 @@ pub fn exit_code(error: &PipelineError) -> u8 {
         E::Recipe(_) | E::Usage(_) => 2,
         E::Unsupported(_) => 3,
         E::Model(ModelError::UnknownArchitecture { .. } | ModelError::Unsupported { .. }) => 3,
-        E::Data(DataError::Spec { .. } | DataError::Option { .. }) => 2,
+        E::Data(DataError::Spec { .. } | DataError::Option { .. } | DataError::TooManyTokens { .. }) => 2,
         // The logits' file is the only receiver: it could not be written.
         E::Eval(EvalError::Sink { .. }) | E::Logits { .. } => 5,
         E::Model(_) | E::Data(_) | E::Eval(_) | E::Core(_) | E::Method { .. } | E::NotFinite { .. } => 4,

@@ -1,6 +1,6 @@
 //! Checks that a block is what its scheme and the model say, before its bytes are made.
 
-use quant_core::{ActQuant, Groups, KvGranularity, KvQuant};
+use quant_core::{ActQuant, FloatType, Groups, KvGranularity, KvQuant};
 use quant_graph::{
     ActOrder, BlockParams, InputScheme, LinearParams, LinearScheme, ModelScheme, ModelSpec, Role,
 };
@@ -27,7 +27,8 @@ pub(crate) fn linear_scheme(scheme: &ModelScheme, index: usize, role: Role) -> L
     scheme.blocks.get(index).and_then(|b| b.get(&role)).copied().unwrap_or_default()
 }
 
-/// Checks all shapes, widths, groups and quantisers of a block.
+/// Checks all shapes, widths, groups and quantisers of a block, and that the scales that the loader holds are exact in
+/// `scale_type`, its type for them.
 ///
 /// # Errors
 /// [`CheckpointError::NotEncodable`] naming the first difference.
@@ -37,13 +38,14 @@ pub(crate) fn check(
     scheme: &ModelScheme,
     index: usize,
     block: &BlockParams,
+    scale_type: FloatType,
 ) -> Result<()> {
     for role in Role::ALL {
         let module = spec.module(index, role);
         let Some(params) = block.linears.get(&role) else {
             return Err(not_encodable(format, module, "a linear", "none in the block"));
         };
-        check_linear(format, spec, &module, role, linear_scheme(scheme, index, role), params)?;
+        check_linear(format, spec, &module, role, linear_scheme(scheme, index, role), params, scale_type)?;
     }
     for (norm, width) in spec.norms() {
         let found = block.norms.get(&norm).map(ndarray::ArrayBase::len);
@@ -91,6 +93,7 @@ fn check_linear(
     role: Role,
     scheme: LinearScheme,
     params: &LinearParams,
+    scale_type: FloatType,
 ) -> Result<()> {
     let linear = spec.linear(role);
     let shape = (linear.outputs, linear.inputs);
@@ -123,6 +126,19 @@ fn check_linear(
             if let Some(bad) = found.scales.iter().find(|s| !s.is_finite() || **s <= 0.0) {
                 return wrong("positive scales".to_owned(), bad.to_string());
             }
+            // A static linear executes the product of its scales, which formats keep finer; where one stores the weight
+            // scale all the same, making its bytes checks it.
+            let held = !matches!(params.input, Some(ActQuant::Static { .. }));
+            if let Some(at) = found.scales.iter().position(|s| held && scale_type.round(*s) != *s) {
+                let subject = format!("{module}.weight_scale, element {at}");
+                let rough = found.scales.iter().nth(at).copied().unwrap_or_default();
+                return Err(not_encodable(
+                    format,
+                    subject,
+                    format!("a number that {scale_type:?} holds"),
+                    format!("{rough:e}"),
+                ));
+            }
         }
         (want, found) => {
             let name = |quantized| if quantized { "a quantised weight" } else { "a float weight" }.to_owned();
@@ -135,7 +151,8 @@ fn check_linear(
             want == InputScheme { bits, rule, dynamic: true, clip_ratio }
         }
         (Some(want), Some(ActQuant::Static { bits, params })) => {
-            !want.dynamic && want.bits == bits && params.scale > 0.0 && params.scale.is_finite()
+            let exact = scale_type.round(params.scale) == params.scale;
+            !want.dynamic && want.bits == bits && params.scale > 0.0 && params.scale.is_finite() && exact
         }
         _ => false,
     };

@@ -20,9 +20,9 @@ use serde_json::{Value, json};
 use super::block::check;
 use super::bytes::{Loss, dequantized_bytes, float_bytes};
 use super::layout::{ExpectedTensor, Item, Part, Slot, norm_slot, outer_decls, plain_expected};
-use super::{BlockSideData, ConfigNotes, Encoded, Format, TensorDecl, Unsupported};
+use super::{BlockSideData, ConfigNotes, Decoder, Encoded, Format, TensorDecl, Unsupported};
 use crate::error::{CheckpointError, Result};
-use crate::json::{parse_strict_json, read_json_text};
+use crate::json::{LARGE_JSON_BYTES, parse_strict_json, read_json_text};
 use crate::source::Checkpoint;
 use crate::writer::ShardNaming;
 
@@ -124,7 +124,12 @@ fn number(what: &str, value: f64, scale: bool) -> Result<f32> {
 
 impl SchemeFile {
     fn read(checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<Self> {
-        let text = read_json_text(&checkpoint.path().join(FILE), FILE, "the schemes of the linears")?;
+        let text = read_json_text(
+            &checkpoint.path().join(FILE),
+            FILE,
+            "the schemes of the linears",
+            LARGE_JSON_BYTES,
+        )?;
         let parsed = Self::deserialize(parse_strict_json(FILE, &text)?)
             .map_err(|e| CheckpointError::Json { file: FILE.to_owned(), detail: e.to_string() })?;
         if parsed.version != VERSION {
@@ -304,7 +309,7 @@ impl Format for Dequantized {
         index: usize,
         block: &BlockParams,
     ) -> Result<Vec<Encoded>> {
-        check(ID, spec, scheme, index, block)?;
+        check(ID, spec, scheme, index, block, FloatType::F32)?;
         let encode = |slot: Slot| {
             let decl = slot.decl;
             let floats = |values: &mut dyn Iterator<Item = f32>| {
@@ -362,13 +367,18 @@ impl Format for Dequantized {
         SchemeFile::read(checkpoint, spec)?;
         Ok(plain_expected(spec))
     }
-    fn decode(&self, checkpoint: &Checkpoint, spec: &ModelSpec, index: usize) -> Result<BlockParams> {
-        let file = SchemeFile::read(checkpoint, spec)?;
+    fn decoder(&self, checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<Box<dyn Decoder>> {
+        Ok(Box::new(SchemeFile::read(checkpoint, spec)?))
+    }
+}
+
+impl Decoder for SchemeFile {
+    fn block(&self, checkpoint: &Checkpoint, spec: &ModelSpec, index: usize) -> Result<BlockParams> {
         let mut block = super::plain::read_block(checkpoint, spec, index, None)?;
         for (role, linear) in &mut block.linears {
-            linear.input = file.input(index, *role)?;
+            linear.input = self.input(index, *role)?;
         }
-        block.kv = file.kv(spec, index)?;
+        block.kv = self.kv(spec, index)?;
         Ok(block)
     }
 }

@@ -6,7 +6,7 @@ use quant_core::activation::KvSide;
 use quant_graph::{ModelSpec, Norm, Role};
 use safetensors::Dtype;
 
-use crate::error::{CheckpointError, Result};
+use crate::error::CheckpointError;
 use crate::formats::TensorDecl;
 use crate::formats::bytes::float_dtype;
 use crate::source::Checkpoint;
@@ -174,14 +174,6 @@ pub(crate) fn faults(
         tensor: t.name.clone(),
     }));
     faults
-}
-
-/// Every tensor accounted for.
-///
-/// # Errors
-/// The first fault.
-pub(crate) fn account(checkpoint: &Checkpoint, spec: &ModelSpec, expected: &[ExpectedTensor]) -> Result<()> {
-    faults(checkpoint, spec, expected).into_iter().next().map_or(Ok(()), Err)
 }
 
 /// Modules of all linears of a model with their block and role.

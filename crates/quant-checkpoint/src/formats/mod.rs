@@ -38,8 +38,9 @@ pub use self::vllm_ascend::VllmAscend;
 /// A tensor a folder will hold: name, element type and shape.
 pub use crate::writer::TensorSpec as TensorDecl;
 
+pub(crate) use self::bytes::float_dtype;
 pub(crate) use self::compressed_tensors::config as compressed_tensors_config;
-pub(crate) use self::layout::{FLOATS, account, faults, plain_expected};
+pub(crate) use self::layout::{FLOATS, faults, plain_expected};
 pub(crate) use self::plain::{read_block as read_plain_block, visit_block as visit_plain_block};
 pub(crate) use self::vllm_ascend::description as ascend_description;
 
@@ -143,8 +144,8 @@ pub trait Format: Sync + Debug {
         scheme: &ModelScheme,
         source_dtype: &dyn Fn(&str) -> Option<Dtype>,
     ) -> Vec<TensorDecl>;
-    /// The tensors of one block, exactly the declared ones in their order. Scales must be exact in
-    /// [`Format::scale_type`]; norms, float weights and biases are rounded to the nearest stored value.
+    /// The tensors of one block, exactly the declared ones in their order. The scales that the loader holds must be exact
+    /// in [`Format::scale_type`]; norms, float weights and biases are rounded to the nearest stored value.
     ///
     /// # Errors
     /// [`CheckpointError::NotEncodable`](crate::CheckpointError::NotEncodable) if the block is not what the scheme and
@@ -181,11 +182,28 @@ pub trait Format: Sync + Debug {
     /// # Errors
     /// As [`Format::scheme`].
     fn expected(&self, checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<Vec<ExpectedTensor>>;
-    /// Reads one block back.
+    /// Reads the description of a folder once, for the reading of its blocks.
     ///
     /// # Errors
-    /// As [`Format::scheme`], and what reading its tensors can give.
-    fn decode(&self, checkpoint: &Checkpoint, spec: &ModelSpec, index: usize) -> Result<BlockParams>;
+    /// As [`Format::scheme`].
+    fn decoder(&self, checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<Box<dyn Decoder>>;
+    /// Reads one block back; whoever reads several asks for a [`Decoder`].
+    ///
+    /// # Errors
+    /// As [`Format::scheme`] and [`Decoder::block`].
+    fn decode(&self, checkpoint: &Checkpoint, spec: &ModelSpec, index: usize) -> Result<BlockParams> {
+        self.decoder(checkpoint, spec)?.block(checkpoint, spec, index)
+    }
+}
+
+/// The parsed description of a quantised folder.
+pub trait Decoder: Send + Sync + Debug {
+    /// Reads one block of the folder the description is of.
+    ///
+    /// # Errors
+    /// [`CheckpointError::BadFormat`](crate::CheckpointError::BadFormat) for tensors that contradict the description,
+    /// and what reading them can give.
+    fn block(&self, checkpoint: &Checkpoint, spec: &ModelSpec, index: usize) -> Result<BlockParams>;
 }
 
 /// All formats, by id.

@@ -6,8 +6,8 @@ use quant_core::ActRule;
 use quant_graph::{ActOrder, ModelSpec, Role, STAGES};
 use serde_json::Value;
 
-use super::Target;
 use super::rules::{Checks, block_values, outer_values, positive_scales, stray_files, tensors};
+use super::{Target, VLLM_VERSION};
 use crate::formats::compressed_tensors_config::{Config, Layout, Storage};
 use crate::formats::{CompressedTensors, Format as _};
 use crate::source::Checkpoint;
@@ -26,6 +26,9 @@ pub(super) fn check(checkpoint: &Checkpoint, spec: &ModelSpec, target: Target, c
     stray_files(checks, checkpoint);
     formats(&config, target, &layouts, checks);
     weight_schemes(spec, target, &layouts, checks);
+    if target == Target::Vllm {
+        marlin(&layouts, checks);
+    }
     activation_schemes(target, &layouts, checks);
     if target != Target::Transformers {
         fused_layers(spec, &layouts, checks);
@@ -112,6 +115,28 @@ fn weight_schemes(spec: &ModelSpec, target: Target, layouts: &Layouts, checks: &
         }
     });
     checks.rule("weight-schemes", problems, "every weight has a kernel");
+}
+
+/// The fast kernel of packed weights. Without it the folder may still load through a slower one, or not, by the GPU.
+fn marlin(layouts: &Layouts, checks: &mut Checks) {
+    const GROUPS: [usize; 3] = [32, 64, 128];
+    let problems = each(layouts, |_, layout| {
+        let weight = layout.weight;
+        if layout.scheme.input.is_some() {
+            return None;
+        }
+        match weight.group {
+            Some(group) if !GROUPS.contains(&group) => Some(format!(
+                "groups of {group}; Marlin of vLLM {VLLM_VERSION} takes 32, 64, 128 and whole channels"
+            )),
+            _ if !weight.symmetric && weight.bits.get() == 8 => Some(format!(
+                "asymmetric 8-bit weights; Marlin of vLLM {VLLM_VERSION} takes zero points of 4 bits only"
+            )),
+            _ => None,
+        }
+    });
+    let passed = format!("every packed weight fits the Marlin kernel of vLLM {VLLM_VERSION}");
+    checks.advice("marlin", problems, passed);
 }
 
 fn activation_schemes(target: Target, layouts: &Layouts, checks: &mut Checks) {

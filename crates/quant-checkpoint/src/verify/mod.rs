@@ -11,6 +11,9 @@
 //! | `transformers` | compressed-tensors as the library executes it; float folders |
 //!
 //! Dequantised folders are float folders to every client.
+//!
+//! The rules of `vllm` describe version [`VLLM_VERSION`]. Where a folder has a manifest of this program, every tensor is also
+//! hashed and compared with it, whatever the target.
 
 mod ascend;
 mod compressed;
@@ -28,6 +31,9 @@ use self::rules::Checks;
 use crate::error::Result;
 use crate::formats::{self, CompressedTensors, Format as _, VllmAscend, ascend_description};
 use crate::source::Checkpoint;
+
+/// The version of vLLM whose kernels the rules describe.
+pub const VLLM_VERSION: &str = "0.11";
 
 /// A program that loads folders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -140,7 +146,7 @@ impl VerifyReport {
 /// # Errors
 /// What [`Checkpoint::open`] can give; faults found after that are failed checks.
 pub fn verify(dir: impl AsRef<Path>, spec: &ModelSpec, target: Target) -> Result<VerifyReport> {
-    let checkpoint = open(dir.as_ref())?;
+    let checkpoint = open_as_loaded(dir.as_ref())?;
     let format = formats::detect(&checkpoint);
     let mut checks = Checks::default();
     match (target, format.map(|f| f.id())) {
@@ -162,6 +168,7 @@ pub fn verify(dir: impl AsRef<Path>, spec: &ModelSpec, target: Target) -> Result
         }
         (_, format) => plain::check(&checkpoint, spec, target, format.is_some(), &mut checks),
     }
+    rules::manifest(&mut checks, &checkpoint);
     Ok(VerifyReport {
         target,
         format: format.map_or("float", |f| f.id()),
@@ -172,8 +179,11 @@ pub fn verify(dir: impl AsRef<Path>, spec: &ModelSpec, target: Target) -> Result
 }
 
 /// Opens the weights that belong to the folder's description. In a folder of msmodelslim's layout these are
-/// `quant_model_weights*`, whatever else lies there: what does is reported, not read.
-fn open(dir: &Path) -> Result<Checkpoint> {
+/// `quant_model_weights*`, whatever else lies there: what does is reported by [`verify`], not read.
+///
+/// # Errors
+/// As [`Checkpoint::open`].
+pub fn open_as_loaded(dir: &Path) -> Result<Checkpoint> {
     let has = |name: &str| dir.join(name).symlink_metadata().is_ok();
     let weights = ["quant_model_weights.safetensors.index.json", "quant_model_weights.safetensors"];
     if has(ascend_description::FILE) && weights.into_iter().any(has) {

@@ -1,11 +1,13 @@
 //! Rules that more than one loader has.
 
 use quant_graph::{LinearWeight, ModelSpec};
+use rayon::prelude::*;
 use safetensors::Dtype;
 
 use super::{Check, Severity};
 use crate::error::{CheckpointError, Result};
 use crate::formats::{ExpectedTensor, Format, faults, read_plain_block};
+use crate::manifest::Manifest;
 use crate::source::Checkpoint;
 
 /// Problems named in a failed check; the others are counted.
@@ -85,11 +87,15 @@ pub(super) fn block_values(
     spec: &ModelSpec,
     format: Option<&dyn Format>,
 ) {
+    let decoder = match format.map(|f| f.decoder(checkpoint, spec)).transpose() {
+        Ok(decoder) => decoder,
+        Err(error) => return checks.rule("block-values", vec![error.to_string()], ""),
+    };
     let mut problems = Vec::new();
     let mut linears = 0;
     for index in 0..spec.layers {
-        let block = match format {
-            Some(format) => format.decode(checkpoint, spec, index),
+        let block = match &decoder {
+            Some(decoder) => decoder.block(checkpoint, spec, index),
             None => read_plain_block(checkpoint, spec, index, None),
         };
         match block {
@@ -136,6 +142,31 @@ pub(super) fn outer_values(checks: &mut Checks, checkpoint: &Checkpoint, spec: &
         problems.extend(result.err());
     }
     checks.rule("outer-values", texts(problems), "embedding, final norm and head are finite");
+}
+
+/// Every tensor has the hash that the manifest of a folder of ours records, and the manifest knows no other. A folder
+/// without such a manifest is not held to it.
+pub(super) fn manifest(checks: &mut Checks, checkpoint: &Checkpoint) {
+    let manifest = match Manifest::read(checkpoint.path()) {
+        Ok(Some(manifest)) => manifest,
+        Ok(None) => return,
+        Err(error) => return checks.rule("manifest", vec![error.to_string()], ""),
+    };
+    let lost = manifest.output.keys().filter(|name| checkpoint.get(name).is_none());
+    let mut problems: Vec<String> =
+        lost.map(|n| format!("{n} is in the manifest and not in the folder")).collect();
+    let names: Vec<&str> = checkpoint.tensors().map(|t| t.name.as_str()).collect();
+    // Each is streamed in pieces, so memory stays small however large it is.
+    let differs = |name: &&str| match (manifest.output.get(*name), checkpoint.sha256(name)) {
+        (_, Err(error)) => Some(error.to_string()),
+        (None, Ok(_)) => Some(format!("{name} is not in the manifest")),
+        (Some(written), Ok(hash)) if *written != hash.to_string() => {
+            Some(format!("{name} is not the tensor that was written: its hash differs from the manifest"))
+        }
+        _ => None,
+    };
+    problems.par_extend(names.par_iter().filter_map(differs));
+    checks.rule("manifest", problems, format!("{} tensors have the hashes of the manifest", names.len()));
 }
 
 /// All tensors whose names end in one of `suffixes` are finite and positive. Integer tensors are passed over.

@@ -2,14 +2,15 @@
 //!
 //! Everything is written into a sibling `<output>.partial`, which carries the marker file [`MARKER`] from its first
 //! moment. Weight shards are streamed by a thread that hashes and writes while the caller computes; every file is
-//! synced; the index of the shards comes last. [`OutputFolder::finish`] then removes the marker and renames the
-//! folder into place. A run that fails removes its unfinished folder, a run that is killed leaves one that readers of
-//! this crate refuse and the next run replaces.
+//! synced; the index of the shards comes last. [`OutputFolder::finish`] then renames the folder into place and removes
+//! the marker. A run that fails removes its unfinished folder; a run that is killed leaves one that readers of this
+//! crate refuse and the next run replaces, and a swap that it had begun is undone or finished by the next run.
 
 mod pipeline;
 mod place;
 mod plan;
 mod storage;
+mod swap;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -25,6 +26,7 @@ pub use self::pipeline::WriteStats;
 pub use self::place::MARKER;
 pub use self::plan::{DEFAULT_SHARD_BYTES, PlannedShard, ShardNaming, ShardPlan, TensorSpec};
 pub use self::storage::{Disk, Storage, StorageFile};
+pub use self::swap::Leftover;
 
 use self::pipeline::{Outcome, PIECE_BYTES, Pipeline};
 use self::place::{Workplace, sync_dir};
@@ -36,9 +38,10 @@ use crate::source::Checkpoint;
 /// What an output folder may do and what it must stay away from.
 #[derive(Debug, Clone)]
 pub struct OutputOptions {
-    /// Replace an existing folder that is not empty. The old one is deleted only after the new one is in place.
+    /// Replace an existing folder that is not empty. One that this program made is deleted once the new one is in
+    /// place; any other is kept beside it, as [`Finished::leftover`] tells.
     pub force: bool,
-    /// Folders that are read; the output may not be one of them, nor lie inside or around one.
+    /// Folders and files that are read; the output may not be one of them, nor lie inside or around one.
     pub inputs: Vec<PathBuf>,
     /// Where files are created.
     pub storage: Arc<dyn Storage>,
@@ -71,8 +74,8 @@ pub struct Finished {
     pub hashes: BTreeMap<String, TensorHash>,
     /// Where the time went.
     pub stats: WriteStats,
-    /// The replaced folder, moved aside, if it could not be deleted.
-    pub leftover: Option<PathBuf>,
+    /// What remains of the folder that was replaced.
+    pub leftover: Option<Leftover>,
 }
 
 /// The weights being written.
@@ -347,11 +350,12 @@ impl OutputFolder {
         self.sync_file(name, &path, to, at)
     }
 
-    /// Writes the indices, syncs the folder, removes the marker and puts the folder in its place.
+    /// Writes the indices, syncs the folder, puts it in its place and removes the marker.
     ///
     /// # Errors
     /// [`CheckpointError::PlanViolation`] when weights were begun and not ended; [`CheckpointError::DiskFull`],
-    /// [`CheckpointError::Write`]. After an error the output is as it was before.
+    /// [`CheckpointError::Write`]. After an error the output is as it was before, unless it was the removal of the
+    /// marker that failed: then the new folder is in place, marked, and the next run finishes it.
     pub fn finish(mut self) -> Result<Finished> {
         if self.weights.is_some() {
             return Err(violation("", "end_weights comes before finish"));

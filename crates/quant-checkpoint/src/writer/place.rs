@@ -1,73 +1,69 @@
-//! Where the output folder may lie, its unfinished sibling, and the swap at the end.
+//! Where the output folder may lie, and its unfinished sibling.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 
+use super::swap::{self, Fate, Leftover};
 use crate::error::{CheckpointError, Result};
+use crate::manifest::Manifest;
 
 /// Name of the file that marks a folder as unfinished. It is the first file written and the last one removed.
 pub const MARKER: &str = "INCOMPLETE";
 
-const MARKER_TEXT: &str = "This folder is an unfinished output of a quantisation run. Do not load it. It is replaced \
-                           by the next run with the same output, and may be deleted when no run is active.\n";
+/// How every marker begins.
+pub(super) const MARKER_TEXT: &str = "This folder is an unfinished output of a quantisation run. Do not load it. It is replaced by the next run with the \
+     same output, and may be deleted when no run is active.\n";
 
 /// Final and working folders, both absolute, plus the locked marker.
 #[derive(Debug)]
 pub(super) struct Workplace {
     pub(super) target: PathBuf,
     pub(super) partial: PathBuf,
-    replace: bool,
-    /// Held open because the lock lives as long as the handle; a killed process loses it.
-    _lock: File,
+    /// What becomes of the folder that stands at the target now.
+    fate: Option<Fate>,
+    /// The marker. Held open because the lock lives as long as the handle; a killed process loses it.
+    marker: File,
+    /// Parents that did not exist, outermost first.
+    created: Created,
 }
 
 impl Workplace {
-    /// Checks `dir` and creates its unfinished sibling with the marker in it.
+    /// Checks `dir` and creates its unfinished sibling with the marker in it. What an earlier run left when it was
+    /// killed is put in order first.
     pub(super) fn prepare(dir: &Path, force: bool, inputs: &[PathBuf]) -> Result<Self> {
         let target = resolve(dir)?;
+        let partial = sibling(&target, ".partial");
         for input in inputs {
             let real = fs::canonicalize(input).map_err(|e| CheckpointError::read(input, e))?;
-            if real.starts_with(&target) || target.starts_with(&real) {
+            let touches = |place: &PathBuf| real.starts_with(place) || place.starts_with(&real);
+            if [&target, &partial].into_iter().any(touches) {
                 return Err(CheckpointError::OutputTouchesInput { output: target, input: real });
             }
         }
-        let replace = check_target(&target, force)?;
-        let partial = sibling(&target, ".partial");
-        let lock = claim(&partial)?;
-        Ok(Self { target, partial, replace, _lock: lock })
-    }
-
-    /// Removes the unfinished folder, as far as that works.
-    pub(super) fn abandon(&self) {
-        let _ = fs::remove_dir_all(&self.partial);
-    }
-
-    /// Turns the complete, synced unfinished folder into the output. Returns when the swap is on the disk, with the
-    /// path of the replaced folder if that could not be deleted.
-    pub(super) fn commit(&self) -> Result<Option<PathBuf>> {
-        let marker = self.partial.join(MARKER);
-        fs::remove_file(&marker).map_err(|e| CheckpointError::write(&marker, e))?;
-        sync_dir(&self.partial)?;
-        let rename = |from: &Path, to: &Path| fs::rename(from, to).map_err(|e| CheckpointError::write(to, e));
-        if self.replace {
-            // A folder that is not empty cannot be replaced in one step; should the second step fail, the first is
-            // undone.
-            let old = unused_sibling(&self.target);
-            rename(&self.target, &old)?;
-            if let Err(e) = rename(&self.partial, &self.target) {
-                let _ = fs::rename(&old, &self.target);
-                return Err(e);
-            }
-            sync_parent(&self.target)?;
-            // The new output stands; a leftover is worth a remark, not a failure.
-            Ok(fs::remove_dir_all(&old).is_err().then_some(old))
-        } else {
-            rename(&self.partial, &self.target)?;
-            sync_parent(&self.target)?;
-            Ok(None)
+        swap::recover(&target, &partial)?;
+        let fate = check_target(&target, force)?;
+        let mut created = Created::default();
+        if let Some(parent) = target.parent() {
+            created.create_all(parent)?;
         }
+        let marker = claim(&partial)?;
+        Ok(Self { target, partial, fate, marker, created })
+    }
+
+    /// Removes the unfinished folder and the parents made for it, as far as that works.
+    pub(super) fn abandon(&mut self) {
+        let _ = swap::remove_marked(&self.partial);
+        self.created.remove();
+    }
+
+    /// Turns the complete, synced unfinished folder into the output. Returns when that is on the disk, with what was
+    /// left of the folder it replaces.
+    pub(super) fn commit(&mut self) -> Result<Option<Leftover>> {
+        let leftover = swap::commit(&self.target, &self.partial, self.fate, &mut self.marker)?;
+        self.created.keep();
+        Ok(leftover)
     }
 }
 
@@ -76,37 +72,75 @@ pub(super) fn sync_dir(dir: &Path) -> Result<()> {
     File::open(dir).and_then(|d| d.sync_all()).map_err(|e| CheckpointError::write(dir, e))
 }
 
-fn sync_parent(path: &Path) -> Result<()> {
-    path.parent().map_or(Ok(()), sync_dir)
+/// Folders made on the way to the output; removed again, while they are empty, unless kept.
+#[derive(Debug, Default)]
+struct Created(Vec<PathBuf>);
+
+impl Created {
+    fn create_all(&mut self, dir: &Path) -> Result<()> {
+        let missing: Vec<&Path> = dir.ancestors().take_while(|d| d.symlink_metadata().is_err()).collect();
+        for dir in missing.into_iter().rev() {
+            match fs::create_dir(dir) {
+                Ok(()) => self.0.push(dir.to_owned()),
+                // Made by someone else meanwhile.
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(CheckpointError::write(dir, e)),
+            }
+        }
+        Ok(())
+    }
+    fn keep(&mut self) {
+        self.0.clear();
+    }
+    fn remove(&mut self) {
+        while let Some(dir) = self.0.pop() {
+            // Fails, as it should, once something else lies in it.
+            let _ = fs::remove_dir(dir);
+        }
+    }
 }
 
-/// The absolute path of the output with links resolved, whether or not it exists; missing parents are created.
+impl Drop for Created {
+    fn drop(&mut self) {
+        self.remove();
+    }
+}
+
+/// The absolute path of the output with links resolved, whether or not it exists. Nothing is created.
 fn resolve(dir: &Path) -> Result<PathBuf> {
-    if let Ok(real) = fs::canonicalize(dir) {
-        return Ok(real);
-    }
     let refuse = |reason| Err(CheckpointError::BadOutput { path: dir.to_path_buf(), reason });
-    if dir.is_symlink() {
-        return refuse("it is a symbolic link that leads nowhere");
+    let mut missing = Vec::new();
+    let mut existing = dir;
+    let mut real = loop {
+        if existing.as_os_str().is_empty() {
+            existing = Path::new(".");
+        }
+        match fs::canonicalize(existing) {
+            Ok(real) => break real,
+            Err(_) if existing.is_symlink() => return refuse("a symbolic link on the way leads nowhere"),
+            Err(_) => {}
+        }
+        match (existing.components().next_back(), existing.parent()) {
+            (Some(Component::Normal(name)), Some(parent)) => {
+                missing.push(name);
+                existing = parent;
+            }
+            _ => return refuse("it has no name"),
+        }
+    };
+    if !missing.is_empty() && !real.is_dir() {
+        return refuse("a part of its path is a file");
     }
-    let Some(Component::Normal(name)) = dir.components().next_back() else {
-        return refuse("it has no name");
-    };
-    let parent = match dir.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p,
-        _ => Path::new("."),
-    };
-    fs::create_dir_all(parent).map_err(|e| CheckpointError::write(parent, e))?;
-    let parent = fs::canonicalize(parent).map_err(|e| CheckpointError::write(parent, e))?;
-    Ok(parent.join(name))
+    real.extend(missing.into_iter().rev());
+    Ok(real)
 }
 
-/// Decides whether the target may be written. Returns whether something must be moved out of the way at the end.
-fn check_target(target: &Path, force: bool) -> Result<bool> {
+/// Decides whether the target may be written, and what happens to a folder that stands there.
+fn check_target(target: &Path, force: bool) -> Result<Option<Fate>> {
     let refuse = |reason| Err(CheckpointError::BadOutput { path: target.to_path_buf(), reason });
     let meta = match fs::metadata(target) {
         Ok(meta) => meta,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(CheckpointError::write(target, e)),
     };
     if !meta.is_dir() {
@@ -122,21 +156,23 @@ fn check_target(target: &Path, force: bool) -> Result<bool> {
     }
     let empty = fs::read_dir(target).map_err(|e| CheckpointError::write(target, e))?.next().is_none();
     if empty {
-        return Ok(false); // `rename` replaces an empty folder in one step
+        return Ok(None); // `rename` replaces an empty folder in one step
     }
     if !force {
         return Err(CheckpointError::OutputExists { path: target.to_path_buf() });
     }
     if target.join(".git").exists() {
-        return refuse("it is a git repository, which is never deleted");
+        return refuse("it is a git repository, which is never replaced");
     }
-    Ok(true)
+    let ours = swap::is_marked(target) || Manifest::read(target).is_ok_and(|m| m.is_some());
+    Ok(Some(if ours { Fate::Delete } else { Fate::Keep }))
 }
 
 /// Creates the unfinished folder with a locked marker. One left by a killed run is replaced, one in use is not.
 fn claim(partial: &Path) -> Result<File> {
     let fail = |e| CheckpointError::write(partial, e);
     let marker = partial.join(MARKER);
+    let busy = || CheckpointError::OutputBusy { path: partial.to_path_buf() };
     if partial.symlink_metadata().is_ok() {
         if !partial.is_dir() || partial.is_symlink() {
             return Err(CheckpointError::BadOutput {
@@ -148,9 +184,9 @@ fn claim(partial: &Path) -> Result<File> {
             // Held until the folder is removed, so that of two runs only one takes it over.
             Ok(old) => {
                 if matches!(old.try_lock(), Err(fs::TryLockError::WouldBlock)) {
-                    return Err(CheckpointError::OutputBusy { path: partial.to_path_buf() });
+                    return Err(busy());
                 }
-                fs::remove_dir_all(partial).map_err(fail)?;
+                swap::remove_marked(partial).map_err(fail)?;
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => match fs::remove_dir(partial) {
                 Ok(()) => {}
@@ -167,7 +203,7 @@ fn claim(partial: &Path) -> Result<File> {
     fs::create_dir(partial).map_err(fail)?;
     let mut file = File::create_new(&marker).map_err(|e| CheckpointError::write(&marker, e))?;
     if matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock)) {
-        return Err(CheckpointError::OutputBusy { path: partial.to_path_buf() });
+        return Err(busy());
     }
     let written = file.write_all(MARKER_TEXT.as_bytes()).and_then(|()| file.sync_all());
     if let Err(e) = written {
@@ -179,21 +215,8 @@ fn claim(partial: &Path) -> Result<File> {
 }
 
 /// `{path}{suffix}` beside `path`.
-fn sibling(path: &Path, suffix: &str) -> PathBuf {
+pub(super) fn sibling(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     PathBuf::from(name)
-}
-
-/// A name for the old output that nothing has yet.
-fn unused_sibling(path: &Path) -> PathBuf {
-    let pid = std::process::id();
-    let mut number = 0_u32;
-    loop {
-        let candidate = sibling(path, &format!(".old-{pid}-{number}"));
-        if candidate.symlink_metadata().is_err() {
-            return candidate;
-        }
-        number += 1;
-    }
 }

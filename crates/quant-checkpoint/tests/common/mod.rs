@@ -1,8 +1,19 @@
 //! Building good and bad safetensors files by hand, independent of the crate's writer.
-#![allow(dead_code, reason = "each test program uses a part")]
+#![allow(dead_code, unused_macros, reason = "each test program uses a part")]
+
+pub(crate) mod output;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+
+/// Checks that a result is an error of a pattern, and gives it.
+macro_rules! assert_error {
+    ($result:expr, $pattern:pat $(if $guard:expr)?) => {{
+        let error = $result.map(|_| ()).unwrap_err();
+        assert!(matches!(&error, $pattern $(if $guard)?), "{error:?}");
+        error
+    }};
+}
 
 /// A file of the given header text and data; the length field is that of the text.
 pub(crate) fn raw(header: &str, data: &[u8]) -> Vec<u8> {

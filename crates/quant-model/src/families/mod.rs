@@ -115,16 +115,46 @@ pub struct Family {
     pub refusals: &'static [Refusal],
 }
 
-/// Keys that change the forward pass of any decoder and that none of the families computes.
+/// Keys that change the forward pass of any decoder and that none of the families computes. The list holds what known
+/// models say; see [`crate::model_spec`] for what it cannot catch.
 pub static COMMON_REFUSALS: &[Refusal] = &[
     Refusal { key: "kv_lora_rank", reason: "latent (low-rank) attention" },
     Refusal { key: "q_lora_rank", reason: "latent (low-rank) attention" },
+    Refusal { key: "qk_nope_head_dim", reason: "partly rotated heads" },
+    Refusal { key: "qk_rope_head_dim", reason: "partly rotated heads" },
+    Refusal { key: "v_head_dim", reason: "values of another width than keys" },
     Refusal { key: "num_experts", reason: "mixture of experts" },
     Refusal { key: "num_local_experts", reason: "mixture of experts" },
     Refusal { key: "n_routed_experts", reason: "mixture of experts" },
     Refusal { key: "attn_logit_softcapping", reason: "soft-capped attention scores" },
     Refusal { key: "final_logit_softcapping", reason: "soft-capped logits" },
+    Refusal { key: "clip_qkv", reason: "clipped queries, keys and values" },
+    Refusal { key: "query_pre_attn_scalar", reason: "another scale of the attention scores" },
+    Refusal { key: "attention_multiplier", reason: "another scale of the attention scores" },
+    Refusal { key: "attn_temperature_tuning", reason: "attention scores scaled by position" },
+    Refusal { key: "residual_multiplier", reason: "scaled residuals" },
+    Refusal { key: "embedding_multiplier", reason: "scaled embeddings" },
+    Refusal { key: "logits_scaling", reason: "scaled logits" },
+    Refusal { key: "logit_scale", reason: "scaled logits" },
+    Refusal { key: "use_sinks", reason: "attention sinks" },
+    Refusal { key: "attention_sinks", reason: "attention sinks" },
+    Refusal { key: "param_sink_number", reason: "attention sinks" },
+    Refusal { key: "attn_output_gate", reason: "gated attention outputs" },
+    Refusal { key: "use_qk_norm", reason: "norms on queries and keys" },
+    Refusal { key: "qk_layernorm", reason: "norms on queries and keys" },
+    Refusal { key: "no_rope_layers", reason: "layers without rotary embedding" },
+    Refusal { key: "no_rope_layer_interval", reason: "layers without rotary embedding" },
+    Refusal { key: "alibi", reason: "linear position biases" },
+    Refusal { key: "use_alibi", reason: "linear position biases" },
+    Refusal { key: "use_mrope", reason: "rotary embedding in sections" },
+    Refusal { key: "rope_interleave", reason: "rotary embedding of neighbouring channels" },
+    Refusal { key: "attention_chunk_size", reason: "attention in chunks" },
     Refusal { key: "interleaved_sliding_window", reason: "interleaved sliding windows" },
+    Refusal { key: "num_kv_shared_layers", reason: "layers that share keys and values" },
+    Refusal { key: "use_parallel_residual", reason: "attention and MLP side by side" },
+    Refusal { key: "sandwich_norm", reason: "norms after attention and MLP" },
+    Refusal { key: "use_post_norm", reason: "norms after attention and MLP" },
+    Refusal { key: "use_mhc", reason: "multi-stream residuals" },
 ];
 
 /// The family of an architecture.

@@ -31,7 +31,5 @@ pub(super) static FAMILY: Family = Family {
     refusals: &[
         Refusal { key: "param_sink_number", reason: PARTIAL },
         Refusal { key: "qk_nope_dim", reason: PARTIAL },
-        Refusal { key: "use_mhc", reason: "multi-stream residuals" },
-        Refusal { key: "sandwich_norm", reason: "norms after attention and MLP" },
     ],
 };

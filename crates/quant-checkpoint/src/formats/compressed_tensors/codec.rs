@@ -11,11 +11,11 @@ use rayon::prelude::*;
 use super::config::{Config, Layout, Storage, bad};
 use super::{ID, slots};
 use crate::error::Result;
-use crate::formats::Encoded;
 use crate::formats::block::{check, linear_scheme, not_encodable};
 use crate::formats::bytes::{Loss, float_bytes, int8_bytes, read_levels, read_scales, shaped, word_bytes};
 use crate::formats::layout::{Item, Slot};
 use crate::formats::plain::{read_bias, read_linear, read_norms};
+use crate::formats::{Decoder, Encoded};
 use crate::source::Checkpoint;
 
 /// The tensors of a block of a scheme.
@@ -30,7 +30,7 @@ pub(super) fn encode(
     index: usize,
     block: &BlockParams,
 ) -> Result<Vec<Encoded>> {
-    check(ID, spec, scheme, index, block)?;
+    check(ID, spec, scheme, index, block, spec.dtype)?;
     let encode = |slot: Slot| {
         let decl = slot.decl;
         let bytes = match slot.item {
@@ -221,11 +221,11 @@ fn linear(
     Ok(LinearParams { weight: LinearWeight::Quantized(weight), bias, input })
 }
 
-/// Reads a block.
-pub(super) fn decode(checkpoint: &Checkpoint, spec: &ModelSpec, index: usize) -> Result<BlockParams> {
-    let config = Config::read(checkpoint)?;
-    let linears =
-        Role::ALL.into_iter().map(|role| Ok((role, linear(checkpoint, spec, index, role, &config)?)));
-    let linears = linears.collect::<Result<BTreeMap<_, _>>>()?;
-    Ok(BlockParams { linears, norms: read_norms(checkpoint, spec, index)?, kv: None })
+impl Decoder for Config {
+    fn block(&self, checkpoint: &Checkpoint, spec: &ModelSpec, index: usize) -> Result<BlockParams> {
+        let linears =
+            Role::ALL.into_iter().map(|role| Ok((role, linear(checkpoint, spec, index, role, self)?)));
+        let linears = linears.collect::<Result<BTreeMap<_, _>>>()?;
+        Ok(BlockParams { linears, norms: read_norms(checkpoint, spec, index)?, kv: None })
+    }
 }

@@ -28,7 +28,7 @@ use serde_json::Value;
 use self::config::{Config, Layout};
 use super::bytes::float_dtype;
 use super::layout::{ExpectedTensor, Slot, norm_slot, outer_decls, outer_expected};
-use super::{BlockSideData, ConfigNotes, Encoded, Format, TensorDecl, Unsupported};
+use super::{BlockSideData, ConfigNotes, Decoder, Encoded, Format, TensorDecl, Unsupported};
 use crate::error::Result;
 use crate::formats::ascend_description::Description;
 use crate::source::Checkpoint;
@@ -257,7 +257,7 @@ impl Format for CompressedTensors {
         expected.extend(outer_expected(spec));
         Ok(expected)
     }
-    fn decode(&self, checkpoint: &Checkpoint, spec: &ModelSpec, index: usize) -> Result<BlockParams> {
-        codec::decode(checkpoint, spec, index)
+    fn decoder(&self, checkpoint: &Checkpoint, _: &ModelSpec) -> Result<Box<dyn Decoder>> {
+        Ok(Box::new(Config::read(checkpoint)?))
     }
 }

@@ -13,6 +13,7 @@ use safetensors::Dtype;
 use super::ID;
 use super::description::{Description, Kind, bad};
 use crate::error::Result;
+use crate::formats::Decoder;
 use crate::formats::bytes::{read_levels, read_scales};
 use crate::formats::plain::{read_bias, read_linear, read_norms};
 use crate::source::Checkpoint;
@@ -143,18 +144,20 @@ fn kv_side(checkpoint: &Checkpoint, spec: &ModelSpec, index: usize, role: Role) 
     Ok(Array1::from(read_scales(ID, checkpoint, &format!("{module}.kv_cache_scale"), &shape)?))
 }
 
-pub(super) fn block(checkpoint: &Checkpoint, spec: &ModelSpec, index: usize) -> Result<BlockParams> {
-    let description = Description::read(checkpoint)?;
-    let linears =
-        Role::ALL.into_iter().map(|role| Ok((role, linear(checkpoint, spec, index, role, &description)?)));
-    let linears = linears.collect::<Result<BTreeMap<_, _>>>()?;
-    let kv = if description.has_kv(spec, index) {
-        let key = kv_side(checkpoint, spec, index, Role::K)?;
-        Some(KvQuant::Channel { bits: eight()?, key, value: kv_side(checkpoint, spec, index, Role::V)? })
-    } else {
-        None
-    };
-    Ok(BlockParams { linears, norms: read_norms(checkpoint, spec, index)?, kv })
+impl Decoder for Description {
+    fn block(&self, checkpoint: &Checkpoint, spec: &ModelSpec, index: usize) -> Result<BlockParams> {
+        let linears =
+            Role::ALL.into_iter().map(|role| Ok((role, linear(checkpoint, spec, index, role, self)?)));
+        let linears = linears.collect::<Result<BTreeMap<_, _>>>()?;
+        let kv = if self.has_kv(spec, index) {
+            let key = kv_side(checkpoint, spec, index, Role::K)?;
+            let value = kv_side(checkpoint, spec, index, Role::V)?;
+            Some(KvQuant::Channel { bits: eight()?, key, value })
+        } else {
+            None
+        };
+        Ok(BlockParams { linears, norms: read_norms(checkpoint, spec, index)?, kv })
+    }
 }
 
 pub(super) fn scheme(checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<ModelScheme> {

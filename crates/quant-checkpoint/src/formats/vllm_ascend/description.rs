@@ -15,7 +15,7 @@ use crate::error::{CheckpointError, Result};
 use crate::formats::TensorDecl;
 use crate::formats::bytes::float_dtype;
 use crate::formats::layout::{Part, modules};
-use crate::json::{parse_strict_json, read_json_text};
+use crate::json::{LARGE_JSON_BYTES, parse_strict_json, read_json_text};
 use crate::source::Checkpoint;
 
 /// Name of the file.
@@ -142,7 +142,12 @@ impl Description {
     }
     /// Reads the file.
     pub(crate) fn read(checkpoint: &Checkpoint) -> Result<Self> {
-        let text = read_json_text(&checkpoint.path().join(FILE), FILE, "the types of the quantised tensors")?;
+        let text = read_json_text(
+            &checkpoint.path().join(FILE),
+            FILE,
+            "the types of the quantised tensors",
+            LARGE_JSON_BYTES,
+        )?;
         let Value::Object(object) = parse_strict_json(FILE, &text)? else {
             return Err(bad(FILE, "a JSON object", "another value"));
         };

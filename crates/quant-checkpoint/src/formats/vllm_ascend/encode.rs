@@ -27,7 +27,7 @@ pub(super) fn block(
     index: usize,
     block: &BlockParams,
 ) -> Result<Vec<Encoded>> {
-    check(ID, spec, scheme, index, block)?;
+    check(ID, spec, scheme, index, block, spec.dtype)?;
     for role in Role::ALL {
         check_shared_input(spec, index, role, block)?;
     }

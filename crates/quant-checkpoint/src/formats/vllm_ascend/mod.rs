@@ -32,7 +32,7 @@ use serde_json::Value;
 use self::description::{Description, Kind};
 use super::bytes::float_dtype;
 use super::layout::{ExpectedTensor, Item, Slot, norm_slot, outer_decls, outer_expected};
-use super::{BlockSideData, ConfigNotes, Encoded, Format, TensorDecl, Unsupported};
+use super::{BlockSideData, ConfigNotes, Decoder, Encoded, Format, TensorDecl, Unsupported};
 use crate::error::Result;
 use crate::source::Checkpoint;
 use crate::writer::ShardNaming;
@@ -294,7 +294,7 @@ impl Format for VllmAscend {
         expected.extend(outer_expected(spec));
         Ok(expected)
     }
-    fn decode(&self, checkpoint: &Checkpoint, spec: &ModelSpec, index: usize) -> Result<BlockParams> {
-        decode::block(checkpoint, spec, index)
+    fn decoder(&self, checkpoint: &Checkpoint, _: &ModelSpec) -> Result<Box<dyn Decoder>> {
+        Ok(Box::new(Description::read(checkpoint)?))
     }
 }

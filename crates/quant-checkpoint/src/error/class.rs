@@ -1,0 +1,71 @@
+//! What kind of failure an error is, and how errors are made and listed.
+
+use std::io;
+use std::path::Path;
+
+use super::CheckpointError;
+
+/// Result of every fallible function of this crate.
+pub type Result<T, E = CheckpointError> = std::result::Result<T, E>;
+
+/// What kind of failure an error is, so that a command line can choose its exit code without listing variants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorClass {
+    /// The files read are damaged, incomplete or lie about themselves.
+    BadCheckpoint,
+    /// The files are well formed, but this program cannot use them.
+    Unsupported,
+    /// The machine ran out of something (disk, memory) or the operating system refused a write.
+    Resources,
+    /// The caller asked for something that is refused on purpose, such as replacing an existing folder.
+    Usage,
+}
+
+impl CheckpointError {
+    /// The family of this error, from which an exit code follows.
+    #[must_use]
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::UnsupportedWeights { .. }
+            | Self::DtypeMismatch { .. }
+            | Self::Unsupported(_)
+            | Self::ForeignQuantization { .. } => ErrorClass::Unsupported,
+            Self::Tensors { faults, .. } => faults.first().map_or(ErrorClass::BadCheckpoint, Self::class),
+            Self::OutOfMemory { .. } | Self::DiskFull { .. } | Self::Write { .. } => ErrorClass::Resources,
+            Self::OutputExists { .. }
+            | Self::BadOutput { .. }
+            | Self::OutputTouchesInput { .. }
+            | Self::OutputBusy { .. }
+            | Self::BadOutputName { .. }
+            | Self::PlanViolation { .. }
+            | Self::NotEncodable { .. } => ErrorClass::Usage,
+            _ => ErrorClass::BadCheckpoint,
+        }
+    }
+
+    /// Wraps a failed read of `path`.
+    pub(crate) fn read(path: &Path, source: io::Error) -> Self {
+        Self::Read { path: path.to_path_buf(), source }
+    }
+
+    /// Wraps a failed write of `path`; a full disk gets its own variant.
+    pub(crate) fn write(path: &Path, source: io::Error) -> Self {
+        let path = path.to_path_buf();
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+                Self::DiskFull { path, source }
+            }
+            _ => Self::Write { path, source },
+        }
+    }
+}
+
+/// The first few of many errors.
+pub(super) fn some(errors: &[CheckpointError]) -> String {
+    const SHOWN: usize = 6;
+    let mut text = errors.iter().take(SHOWN).map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    if errors.len() > SHOWN {
+        text.push_str(&format!("; and {} more", errors.len() - SHOWN));
+    }
+    text
+}
