@@ -102,7 +102,10 @@ impl Provenance<'_> {
 
     fn card(&self) -> String {
         let recipe = &self.job.recipe;
-        let name = self.job.model.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+        // `.` and `..` have a name only once they are resolved.
+        let folder = self.job.model.canonicalize().unwrap_or_else(|_| self.job.model.clone());
+        let name =
+            folder.file_name().map_or_else(|| "model".to_owned(), |n| n.to_string_lossy().into_owned());
         let mut card = format!(
             "---\nbase_model: {name}\ntags:\n- quantized\n- {}\n---\n\n# {name}, {}\n\nMade by {} from `{name}` ({}).\n\n",
             self.outcome.format,
@@ -126,13 +129,13 @@ impl Provenance<'_> {
                 |_| format!("{} tokens", self.outcome.run.calibration_tokens)
             ),
         );
-        if let Some(worst) = self.outcome.run.worst() {
-            let _ = writeln!(
-                card,
-                "Largest relative error of a linear: {:.4} ({}).\n",
-                worst.output_error.unwrap_or(worst.weight_error),
-                worst.module
-            );
+        let run = &self.outcome.run;
+        for (what, largest) in
+            [("output", run.largest_output_error()), ("weight", run.largest_weight_error())]
+        {
+            if let Some((error, module)) = largest {
+                let _ = writeln!(card, "Largest relative {what} error of a linear: {error:.4} ({module}).\n");
+            }
         }
         let _ = writeln!(
             card,

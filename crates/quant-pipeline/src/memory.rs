@@ -81,15 +81,20 @@ impl MemoryPlan {
     }
 }
 
-/// Predicts the memory of a run on calibration sequences of these lengths.
+/// Predicts the memory of a run on calibration sequences of these lengths, cut from a text of that many bytes (0 for token
+/// ids).
 ///
 /// The peak is that of a run whose f32 factorisations hold: an f64 repetition, which follows a failed one, takes
 /// [`MemoryPlan::retry`] more.
 #[must_use]
-pub fn predict(plan: &Plan, lengths: &[usize], threads: usize) -> MemoryPlan {
+pub fn predict(plan: &Plan, lengths: &[usize], text_bytes: u64, threads: usize) -> MemoryPlan {
     let layout = Layout::new(lengths.iter().copied());
     let sizes = Sizes::new(plan, &layout, threads);
     let mut phases = Vec::new();
+    if text_bytes > 0 {
+        let chunk = quant_data::tokenising_bytes(text_bytes);
+        phases.push(PhaseMemory { chunk, activations: 0, ..sizes.phase("tokenise") });
+    }
     if plan.needs.calibration() || !plan.recipe.transforms.is_empty() {
         // Reading converts a tensor wave by wave; the floats of the whole block stay.
         phases.push(PhaseMemory { weights: F32 * sizes.block, ..sizes.phase("read") });

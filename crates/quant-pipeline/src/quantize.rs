@@ -6,7 +6,7 @@ use crate::manifest::{self, Provenance};
 use crate::memory::{self, MemoryPlan};
 use crate::open::{OpenFolder, open_folder, with_threads};
 use crate::plan::Plan;
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, preset};
 use crate::report::{RunReport, peak_memory};
 use crate::run::{BlockSink, RunOptions, check_calibration, run};
 use quant_checkpoint::formats::{BlockSideData, ConfigNotes, Unsupported};
@@ -140,7 +140,7 @@ pub fn prepare(job: &QuantizeJob) -> Result<Prepared, PipelineError> {
         warnings.extend(tokens.warnings.iter().cloned());
     }
     let lengths: Vec<usize> = tokens.iter().flat_map(|t| t.sequences.iter().map(Vec::len)).collect();
-    let memory = memory::predict(&plan, &lengths, job.threads);
+    let memory = memory::predict(&plan, &lengths, text_bytes(job, tokens.is_some()), job.threads);
     let spill = match job.memory {
         Some(allowed) if memory.peak(false) > allowed => {
             if memory.peak(true) > allowed {
@@ -155,6 +155,14 @@ pub fn prepare(job: &QuantizeJob) -> Result<Prepared, PipelineError> {
         _ => false,
     };
     Ok(Prepared { folder, plan, tokens, memory, spill, warnings })
+}
+
+/// Size of the text that was tokenised as one, if one was. The lines of a JSONL file are tokenised one by one.
+fn text_bytes(job: &QuantizeJob, read: bool) -> u64 {
+    match &job.calibration {
+        Some(CalibrationSpec::Text { path }) if read => path.metadata().map_or(0, |m| m.len()),
+        _ => 0,
+    }
 }
 
 fn load_tokens(
@@ -313,6 +321,12 @@ pub fn read_recipe(argument: &str) -> Result<Recipe, PipelineError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| PipelineError::Io { path: path.to_owned(), source })?;
         return Ok(Recipe::parse(&text)?);
+    }
+    // The name of a preset is one even where a folder is called the same.
+    if path.is_dir() && preset(argument).is_none() {
+        return Err(PipelineError::Usage(format!(
+            "--recipe {argument}: is a folder; give a YAML file or the name of a preset (`ptq list`)"
+        )));
     }
     if argument.contains(['/', '.']) {
         let source = std::io::Error::from(std::io::ErrorKind::NotFound);

@@ -55,11 +55,19 @@ pub struct RunReport {
 }
 
 impl RunReport {
-    /// Stored bits per weight over all linears, weighted by size.
+    /// The largest relative error of an output, with its module; none where no activations were carried.
     #[must_use]
-    pub fn worst(&self) -> Option<&LinearReport> {
-        let error = |l: &LinearReport| l.output_error.unwrap_or(l.weight_error);
-        self.linears.iter().max_by(|a, b| error(a).total_cmp(&error(b)))
+    pub fn largest_output_error(&self) -> Option<(f64, &str)> {
+        self.largest(|l| l.output_error)
+    }
+    /// The largest relative error of a rounded weight, with its module.
+    #[must_use]
+    pub fn largest_weight_error(&self) -> Option<(f64, &str)> {
+        self.largest(|l| l.method.map(|_| l.weight_error))
+    }
+    fn largest(&self, error: impl Fn(&LinearReport) -> Option<f64>) -> Option<(f64, &str)> {
+        let errors = self.linears.iter().filter_map(|l| Some((error(l)?, l.module.as_str())));
+        errors.max_by(|a, b| a.0.total_cmp(&b.0))
     }
 }
 

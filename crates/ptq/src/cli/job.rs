@@ -3,9 +3,9 @@
 use super::{Failure, bytes, count, default_threads, threads};
 use quant_core::FloatType;
 use quant_data::CalibrationSpec;
-use quant_pipeline::{QuantizeJob, Recipe, preset, read_recipe};
+use quant_pipeline::{QuantizeJob, Recipe, read_recipe};
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct JobArgs {
@@ -50,12 +50,6 @@ impl JobArgs {
         let (Some(model), Some(recipe)) = (&self.model, &self.recipe) else {
             return Err(Failure::usage("--model and --recipe are needed"));
         };
-        // The name of a preset is one even where a folder is called the same.
-        if Path::new(recipe).is_dir() && preset(recipe).is_none() {
-            return Err(Failure::usage(format!(
-                "--recipe {recipe}: is a folder; give a YAML file or the name of a preset (`ptq list`)"
-            )));
-        }
         Ok(QuantizeJob {
             model: model.clone(),
             recipe: read_recipe(recipe)?,

@@ -3,7 +3,7 @@
 use super::job::{JobArgs, arithmetic, factor};
 use super::progress::{Progress, on_interrupt, seconds};
 use super::{Failure, Table, human, print_json, print_line};
-use quant_pipeline::{LinearReport, QuantizeOutcome, Recipe, quantize};
+use quant_pipeline::{QuantizeOutcome, Recipe, quantize};
 use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
@@ -89,9 +89,8 @@ fn summary(outcome: &QuantizeOutcome, recipe: &Recipe) -> String {
         text += &format!("\npeak memory {} (predicted {})", human(peak), human(outcome.predicted_memory));
     }
     // Of one kind each: an error of weights and one of outputs say different things.
-    let linears = &outcome.run.linears;
-    let weights = largest(linears, |l| l.method.map(|_| l.weight_error));
-    for (what, worst) in [("output", largest(linears, |l| l.output_error)), ("weight", weights)] {
+    let run = &outcome.run;
+    for (what, worst) in [("output", run.largest_output_error()), ("weight", run.largest_weight_error())] {
         if let Some((error, module)) = worst {
             text += &format!("\nlargest relative {what} error {error:.5} at {module}");
         }
@@ -102,10 +101,4 @@ fn summary(outcome: &QuantizeOutcome, recipe: &Recipe) -> String {
             &format!("\n{raised} factorisations needed more than one attempt; see quantization_report.json");
     }
     text
-}
-
-/// The largest of one kind of error, with its linear.
-fn largest(linears: &[LinearReport], error: impl Fn(&LinearReport) -> Option<f64>) -> Option<(f64, &str)> {
-    let errors = linears.iter().filter_map(|l| Some((error(l)?, l.module.as_str())));
-    errors.max_by(|a, b| a.0.total_cmp(&b.0))
 }
