@@ -18,18 +18,20 @@ use tempfile::tempdir;
 #[test]
 fn threads_runs_and_memory_do_not_matter() {
     let work = tempdir().unwrap();
+    // Two chunks: one alone is in memory whole, spilled or not.
+    let windows = ["--calibration", CALIBRATION, "--num-samples", "5", "--max-seq-len", "256"];
     for preset in ["w8a8kv8-ascend", "w4a16g32"] {
         let mut plan = vec!["plan", "--model"];
         let model = tiny_reasoner();
         plan.extend([text(&model), "--recipe", preset, "--json"]);
-        plan.extend(&SMALL[..6]);
+        plan.extend(windows);
         let memory = ptq(&plan).expect(0, &[]).json()["memory"].clone();
         let (peak, spilled) = (memory["peak"].as_u64().unwrap(), memory["peak_spilled"].as_u64().unwrap());
         assert!(spilled < peak, "{memory}");
         let budget = spilled.midpoint(peak).to_string();
         let run = |name: &str, more: &[&str]| {
             let output = work.path().join(format!("{preset}-{name}"));
-            let more = [SMALL, more, &["--json"]].concat();
+            let more = [&windows, more, &["--json"]].concat();
             let ran = quantize(&model, preset, &output, &more).expect(0, &[]);
             (output, ran.json()["spilled"].as_bool().unwrap())
         };

@@ -186,7 +186,7 @@ impl Checkpoint {
         &self,
         name: &str,
         hash: bool,
-        visit: &mut (dyn FnMut(usize, ArrayView2<'_, f32>) -> std::result::Result<(), E> + Send),
+        mut visit: impl FnMut(usize, ArrayView2<'_, f32>) -> std::result::Result<(), E> + Send,
     ) -> std::result::Result<Option<TensorHash>, E> {
         let info = self.tensor(name)?;
         let (rows, columns) = matrix_shape(info)?;

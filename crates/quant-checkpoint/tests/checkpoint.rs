@@ -349,7 +349,7 @@ fn large_tensors_in_waves() {
 
     // By rows: the same values in order, the same hash, and the visitor's error ends the reading.
     let (mut next, mut seen) = (0, Vec::new());
-    let visited = model.visit_rows_f32::<E>("w", true, &mut |first, part| {
+    let visited = model.visit_rows_f32::<E>("w", true, |first, part| {
         assert_eq!((first, part.ncols()), (next, columns));
         next += part.nrows();
         seen.extend(part.iter().copied());
@@ -357,9 +357,9 @@ fn large_tensors_in_waves() {
     });
     assert_eq!((visited.unwrap(), next), (Some(hash), rows));
     assert_eq!(seen, all.as_slice().unwrap());
-    assert_eq!(model.visit_rows_f32::<E>("w", false, &mut |_, _| Ok(())).unwrap(), None);
+    assert_eq!(model.visit_rows_f32::<E>("w", false, |_, _| Ok(())).unwrap(), None);
     let mut calls = 0;
-    let stopped = model.visit_rows_f32("w", true, &mut |_, _| {
+    let stopped = model.visit_rows_f32("w", true, |_, _| {
         calls += 1;
         Err(E::OutOfMemory { tensor: "w".to_owned(), bytes: 1 })
     });

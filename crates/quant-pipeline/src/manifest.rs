@@ -50,6 +50,9 @@ impl Provenance<'_> {
         json!({
             "compute": self.job.recipe.compute.to_string(),
             "scale_type": self.plan.scale_type,
+            "convention": self.job.recipe.rounding.weights().convention.name(),
+            "variant": self.job.recipe.rounding.weights().variant,
+            "true_sequential": self.plan.true_sequential(),
             "modifiers": self.job.recipe.modifiers.iter().map(|(id, s)| json!({*id: s})).collect::<Vec<_>>(),
         })
     }

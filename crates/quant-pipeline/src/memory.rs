@@ -263,12 +263,16 @@ impl<'a> Sizes<'a> {
         let l = self.plan.spec.linear(role);
         (l.outputs * l.inputs) as u64
     }
-    /// Arrays of a block that live in the heap: floats, levels and encoded forms of its smaller linears.
+    /// Arrays of a block that live in the heap: floats, levels and encoded forms of its smaller linears, Hessians and factors
+    /// of its narrower sites.
     fn passing_through(&self) -> u64 {
         let small = |bytes: u64| if bytes < HEAP { bytes } else { 0 };
         let linears: u64 =
             Role::ALL.into_iter().map(|r| self.linear(r)).map(|n| small(F32 * n) + small(n)).sum();
-        linears + small(self.encoded)
+        let square = |site: Site| F32 * (self.plan.spec.site_width(site) as u64).pow(2);
+        let squares: u64 =
+            Site::ALL.into_iter().filter(|s| self.uses_hessian(*s)).map(|s| 2 * small(square(s))).sum();
+        linears + small(self.encoded) + squares
     }
     fn uses_hessian(&self, site: Site) -> bool {
         (0..self.plan.spec.layers).any(|i| self.plan.hessian_at(i, site))

@@ -135,7 +135,7 @@ pub(crate) fn visit_block(
     for role in Role::ALL {
         let name = reader.weight(index, role)?;
         let hash = reader.hashes.is_some();
-        let hash = checkpoint.visit_rows_f32(&name, hash, &mut |first, rows| visit(role, first, rows))?;
+        let hash = checkpoint.visit_rows_f32(&name, hash, |first, rows| visit(role, first, rows))?;
         if let (Some(hashes), Some(hash)) = (&mut reader.hashes, hash) {
             hashes.insert(name, hash);
         }
