@@ -13,8 +13,8 @@ const BASE: u64 = 9 << 20;
 const STREAMS: u64 = 14 << 20;
 /// Pieces of a weight between the file and its levels: bytes, floats, and the rows being measured.
 const READING: u64 = 16 << 20;
-/// Pieces on their way to the writer.
-const QUEUE: u64 = 10 << 20;
+/// Bytes on their way to the writer at most.
+const QUEUE: u64 = 32 << 20;
 /// Packed operands of one product at most.
 const PACKED: u64 = 18 << 20;
 /// Arrays from this size on have pages of their own; smaller ones leave holes in the heap when they go.

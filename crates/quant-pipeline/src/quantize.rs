@@ -63,6 +63,8 @@ pub struct QuantizeOutcome {
     pub input_bytes: u64,
     /// Wall-clock seconds of everything.
     pub seconds: f64,
+    /// Seconds of reading and of hashing what was read; they overlap with the rest and with each other.
+    pub read: ReadSeconds,
     /// Seconds of writing, hashing and syncing; they overlap with the rest.
     pub write: WriteSeconds,
     /// Predicted peak memory in bytes.
@@ -75,6 +77,15 @@ pub struct QuantizeOutcome {
     pub calibration: Option<String>,
     /// What the person should know.
     pub warnings: Vec<String>,
+}
+
+/// Time of reading the blocks.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct ReadSeconds {
+    /// Reading and converting.
+    pub read: f64,
+    /// Hashing input tensors.
+    pub hash: f64,
 }
 
 /// Time of the writing thread.
@@ -233,7 +244,8 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
     for (name, bytes) in format.side_files(&plan.spec, &plan.scheme, &declared, &side) {
         output.write_file(&name, &bytes)?;
     }
-    let (_, mut input_hashes) = source.into_parts();
+    let (read_from, mut input_hashes) = source.into_parts();
+    let read = read_from.read_stats();
     for name in outer_hashes {
         if let Some(hash) = hashes.get(&name) {
             // Copied byte for byte, so the hash is the same on both sides.
@@ -258,6 +270,7 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
         bytes: 0,
         input_bytes,
         seconds: started.elapsed().as_secs_f64(),
+        read: ReadSeconds { read: read.read_s, hash: read.hash_s },
         write: WriteSeconds::default(),
         predicted_memory: memory.peak(spill),
         peak_memory: peak_memory(),
@@ -304,7 +317,7 @@ impl BlockSink for Writer<'_> {
     fn block(&mut self, index: usize, block: BlockParams) -> Result<(), BoxError> {
         let format = self.plan.recipe.format;
         for tensor in format.encode_block(&self.plan.spec, &self.plan.scheme, index, &block)? {
-            self.output.tensor(&tensor.name, tensor.dtype, &tensor.shape, &tensor.bytes)?;
+            self.output.tensor_owned(&tensor.name, tensor.dtype, &tensor.shape, tensor.bytes)?;
         }
         self.side.push(BlockSideData::of(&block));
         Ok(())

@@ -77,7 +77,9 @@ fn summary(outcome: &QuantizeOutcome, recipe: &Recipe) -> String {
     );
     text += &format!("\n{}", arithmetic(recipe));
     text += &format!(
-        "\nwriting {} (hashing {}, fsync {})",
+        "\nreading {} (hashing {}), writing {} (hashing {}, fsync {})",
+        seconds(outcome.read.read),
+        seconds(outcome.read.hash),
         seconds(outcome.write.write),
         seconds(outcome.write.hash),
         seconds(outcome.write.fsync)

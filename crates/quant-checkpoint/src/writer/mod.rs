@@ -184,6 +184,16 @@ impl OutputFolder {
         self.end_tensor()
     }
 
+    /// [`OutputFolder::tensor`] of bytes that are given away, which saves a copy.
+    ///
+    /// # Errors
+    /// As [`OutputFolder::tensor`].
+    pub fn tensor_owned(&mut self, name: &str, dtype: Dtype, shape: &[usize], bytes: Vec<u8>) -> Result<()> {
+        self.begin_tensor(name, dtype, shape)?;
+        self.accept(bytes.len())?.owned(bytes)?;
+        self.end_tensor()
+    }
+
     /// Begins a tensor that is handed over in pieces.
     ///
     /// # Errors
@@ -223,18 +233,23 @@ impl OutputFolder {
     /// [`CheckpointError::PlanViolation`] when there is no current tensor or it gets more bytes than planned;
     /// [`CheckpointError::DiskFull`] and [`CheckpointError::Write`] from the writing thread.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.accept(bytes.len())?.bytes(bytes)
+    }
+
+    /// Counts the next bytes of the current tensor.
+    fn accept(&mut self, bytes: usize) -> Result<&mut Pipeline> {
         let weights = self.weights.as_deref_mut();
         let Some((pipeline, current)) =
             weights.and_then(|w| w.current.as_mut().map(|c| (&mut w.pipeline, c)))
         else {
             return Err(violation("", "begin_tensor comes first"));
         };
-        let Some(left) = current.left.checked_sub(bytes.len() as u64) else {
-            let detail = format!("{} bytes arrived where {} were left", bytes.len(), current.left);
+        let Some(left) = current.left.checked_sub(bytes as u64) else {
+            let detail = format!("{bytes} bytes arrived where {} were left", current.left);
             return Err(violation(&current.name, detail));
         };
         current.left = left;
-        pipeline.bytes(bytes)
+        Ok(pipeline)
     }
 
     /// Ends the current tensor.

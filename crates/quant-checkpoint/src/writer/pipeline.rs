@@ -1,13 +1,14 @@
 //! The thread that hashes and writes while the caller computes.
 //!
-//! Pieces of at most [`PIECE_BYTES`] travel through a bounded channel and their buffers come back to be used again,
-//! so the memory of the writer is a few MiB whatever it writes. The first failure ends the thread; the caller meets
-//! it at its next call.
+//! Bytes travel in buffers that come back when they are written: pieces of at most [`PIECE_BYTES`] to be filled again, and
+//! whole tensors whose owner has given them away. At most [`IN_FLIGHT`] bytes are on their way (or one tensor, if it
+//! is larger), so the memory of the writer is bounded whatever it writes. The first failure ends the thread; the caller
+//! meets it at its next call.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -17,8 +18,8 @@ use crate::writer::storage::{Storage, StorageFile};
 
 /// Bytes of one piece.
 pub(crate) const PIECE_BYTES: usize = 1 << 20;
-/// Pieces waiting at most.
-const QUEUE: usize = 8;
+/// Bytes on their way at most: enough to hash and write while the next block is read, little beside a block.
+pub(crate) const IN_FLIGHT: usize = 32 << 20;
 
 /// Where the writer's time went.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -59,10 +60,12 @@ pub(crate) struct Outcome {
 /// The caller's end.
 #[derive(Debug)]
 pub(crate) struct Pipeline {
-    orders: Option<SyncSender<Order>>,
-    spare: Receiver<Vec<u8>>,
-    /// Buffers that may still be allocated before one must come back.
-    allowance: usize,
+    orders: Option<Sender<Order>>,
+    back: Receiver<Vec<u8>>,
+    /// Bytes sent whose buffers have not come back.
+    in_flight: usize,
+    /// A buffer to be filled again.
+    spare: Vec<u8>,
     thread: Option<JoinHandle<Result<Outcome>>>,
     wait_s: f64,
 }
@@ -75,15 +78,17 @@ impl std::fmt::Debug for Order {
 
 impl Pipeline {
     pub(crate) fn start(storage: Arc<dyn Storage>, folder: &std::path::Path) -> Result<Self> {
-        let (orders, incoming) = sync_channel(QUEUE);
-        let (back, spare) = channel();
+        let (orders, incoming) = channel();
+        let (done, back) = channel();
         let thread = std::thread::Builder::new()
             .name("weight-writer".to_owned())
             .spawn(move || {
-                Worker { storage, back, open: BTreeMap::new(), outcome: Outcome::default() }.run(&incoming)
+                Worker { storage, back: done, open: BTreeMap::new(), outcome: Outcome::default() }
+                    .run(&incoming)
             })
             .map_err(|e| CheckpointError::write(folder, e))?;
-        Ok(Self { orders: Some(orders), spare, allowance: QUEUE + 2, thread: Some(thread), wait_s: 0.0 })
+        let (in_flight, spare) = (0, Vec::new());
+        Ok(Self { orders: Some(orders), back, in_flight, spare, thread: Some(thread), wait_s: 0.0 })
     }
 
     pub(crate) fn open(&mut self, shard: usize, path: PathBuf, header: Vec<u8>) -> Result<()> {
@@ -96,12 +101,24 @@ impl Pipeline {
 
     pub(crate) fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
         for piece in bytes.chunks(PIECE_BYTES) {
-            let mut buffer = self.buffer()?;
+            self.make_room(piece.len())?;
+            let mut buffer = std::mem::take(&mut self.spare);
             buffer.clear();
             buffer.extend_from_slice(piece);
-            self.send(Order::Piece(buffer))?;
+            self.piece(buffer)?;
         }
         Ok(())
+    }
+
+    /// [`Pipeline::bytes`] without a copy.
+    pub(crate) fn owned(&mut self, bytes: Vec<u8>) -> Result<()> {
+        self.make_room(bytes.len())?;
+        self.piece(bytes)
+    }
+
+    fn piece(&mut self, bytes: Vec<u8>) -> Result<()> {
+        self.in_flight += bytes.len();
+        self.send(Order::Piece(bytes))
     }
 
     pub(crate) fn done(&mut self, name: String) -> Result<()> {
@@ -120,29 +137,34 @@ impl Pipeline {
         Ok(outcome)
     }
 
-    fn buffer(&mut self) -> Result<Vec<u8>> {
-        if let Ok(buffer) = self.spare.try_recv() {
-            return Ok(buffer);
+    /// Waits until `bytes` more may be on their way.
+    fn make_room(&mut self, bytes: usize) -> Result<()> {
+        while let Ok(buffer) = self.back.try_recv() {
+            self.came_back(buffer);
         }
-        if self.allowance > 0 {
-            self.allowance -= 1;
-            return Ok(Vec::with_capacity(PIECE_BYTES));
+        while self.in_flight > 0 && self.in_flight + bytes > IN_FLIGHT {
+            let start = Instant::now();
+            let buffer = self.back.recv();
+            self.wait_s += start.elapsed().as_secs_f64();
+            match buffer {
+                Ok(buffer) => self.came_back(buffer),
+                Err(_) => return Err(self.failure()),
+            }
         }
-        let start = Instant::now();
-        let buffer = self.spare.recv();
-        self.wait_s += start.elapsed().as_secs_f64();
-        match buffer {
-            Ok(buffer) => Ok(buffer),
-            Err(_) => Err(self.failure()),
+        Ok(())
+    }
+
+    fn came_back(&mut self, buffer: Vec<u8>) {
+        self.in_flight -= buffer.len();
+        // A tensor's memory is not kept: the next one has another size.
+        if buffer.capacity() <= PIECE_BYTES {
+            self.spare = buffer;
         }
     }
 
     fn send(&mut self, order: Order) -> Result<()> {
         let Some(orders) = &self.orders else { return Err(stopped()) };
-        let start = Instant::now();
-        let sent = orders.send(order);
-        self.wait_s += start.elapsed().as_secs_f64();
-        if sent.is_err() { Err(self.failure()) } else { Ok(()) }
+        if orders.send(order).is_err() { Err(self.failure()) } else { Ok(()) }
     }
 
     /// The error with which the thread ended.
