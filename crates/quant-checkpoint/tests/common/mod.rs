@@ -6,6 +6,8 @@ pub(crate) mod output;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use quant_checkpoint::{Checkpoint, CheckpointError};
+
 /// Checks that a result is an error of a pattern, and gives it.
 macro_rules! assert_error {
     ($result:expr, $pattern:pat $(if $guard:expr)?) => {{
@@ -93,4 +95,21 @@ pub(crate) fn entries(dir: &Path) -> Vec<String> {
         fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
     out.sort();
     out
+}
+
+/// A file with one small tensor.
+pub(crate) fn one(name: &str) -> Vec<u8> {
+    valid(&[(name, "F32", &[2], &f32s(&[1.0, 2.0]))])
+}
+
+/// Opens a folder of these files, which is gone afterwards.
+pub(crate) fn open(files: &[(&str, &[u8])]) -> Result<Checkpoint, CheckpointError> {
+    let folder = Folder::new(files);
+    Checkpoint::open(folder.dir())
+}
+
+/// An index file of tensor and file names.
+pub(crate) fn index(map: &[(&str, &str)]) -> Vec<u8> {
+    let rows: Vec<_> = map.iter().map(|(t, f)| format!("{t:?}: {f:?}")).collect();
+    format!(r#"{{"metadata": {{"total_size": 16}}, "weight_map": {{{}}}}}"#, rows.join(", ")).into_bytes()
 }
