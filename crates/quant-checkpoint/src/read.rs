@@ -51,16 +51,6 @@ impl Checkpoint {
         self.read_pods(self.tensor(name)?)
     }
 
-    /// A tensor's bytes as stored, and their SHA-256.
-    ///
-    /// # Errors
-    /// As [`Checkpoint::read`].
-    pub fn read_hashed(&self, name: &str) -> Result<(Vec<u8>, TensorHash)> {
-        let bytes = self.read(name)?;
-        let hash = timed(&self.counters.hash_ns, || TensorHash::of(&bytes));
-        Ok((bytes, hash))
-    }
-
     /// Hands a tensor's bytes to `visit` in order, in pieces of at most 512 KiB, for tensors too large to hold.
     ///
     /// # Errors
@@ -121,38 +111,6 @@ impl Checkpoint {
         let info = self.tensor(name)?;
         let values = self.read_floats(info, 0..info.elements(), false)?.0;
         shaped(info, values)
-    }
-
-    /// As [`Checkpoint::read_f32`], with the SHA-256 of the same bytes.
-    ///
-    /// # Errors
-    /// As [`Checkpoint::read_f32`].
-    pub fn read_f32_hashed(&self, name: &str) -> Result<(ArrayD<f32>, TensorHash)> {
-        let info = self.tensor(name)?;
-        let (values, hash) = self.read_floats(info, 0..info.elements(), true)?;
-        Ok((shaped(info, values)?, hashed(hash)))
-    }
-
-    /// Fills `out` with a tensor as f32, row-major, without allocating anything of its size, so that a loop over
-    /// blocks can keep one buffer for all of them.
-    ///
-    /// # Errors
-    /// As [`Checkpoint::read_f32`]; [`CheckpointError::ShapeMismatch`] if `out` has another length. `out` is then
-    /// partly overwritten.
-    pub fn read_f32_into(&self, name: &str, out: &mut [f32]) -> Result<()> {
-        let info = self.tensor(name)?;
-        check_length(info, out.len())?;
-        self.fill_floats(info, float_kind(info)?, 0, out, false).map(drop)
-    }
-
-    /// As [`Checkpoint::read_f32_into`], with the SHA-256 of the same bytes.
-    ///
-    /// # Errors
-    /// As [`Checkpoint::read_f32_into`].
-    pub fn read_f32_into_hashed(&self, name: &str, out: &mut [f32]) -> Result<TensorHash> {
-        let info = self.tensor(name)?;
-        check_length(info, out.len())?;
-        Ok(hashed(self.fill_floats(info, float_kind(info)?, 0, out, true)?))
     }
 
     /// A matrix `[rows, columns]` as f32.
@@ -242,24 +200,6 @@ impl Checkpoint {
         matrix(info, rows.len(), columns, values)
     }
 
-    /// Bytes as stored of rows `rows` of a matrix of any dtype whose rows fill whole bytes.
-    ///
-    /// # Errors
-    /// As [`Checkpoint::read`]; [`CheckpointError::ShapeMismatch`], [`CheckpointError::RowOutOfRange`].
-    pub fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Vec<u8>> {
-        let info = self.tensor(name)?;
-        let (total, columns) = matrix_shape(info)?;
-        check_rows(info, &rows, total)?;
-        let bits = columns * info.dtype.bitsize();
-        if !bits.is_multiple_of(8) {
-            return Err(shape_mismatch(info, "rows of whole bytes".to_owned()));
-        }
-        let mut out = zeroed::<u8>(name, rows.len() * (bits / 8))?;
-        let start = info.range.start + (rows.start * (bits / 8)) as u64;
-        timed(&self.counters.read_ns, || self.read_at(info, start, &mut out))?;
-        Ok(out)
-    }
-
     /// Rows of a matrix by number, in the order asked for, as f32 `[ids.len(), columns]`: the embedding of tokens.
     ///
     /// # Errors
@@ -303,14 +243,6 @@ impl Checkpoint {
     /// As [`Checkpoint::read`]; [`CheckpointError::DtypeMismatch`].
     pub fn read_i8(&self, name: &str) -> Result<ArrayD<i8>> {
         self.read_exact_dtype(name, Dtype::I8, "I8")
-    }
-
-    /// A `U8` tensor.
-    ///
-    /// # Errors
-    /// As [`Checkpoint::read_i8`].
-    pub fn read_u8(&self, name: &str) -> Result<ArrayD<u8>> {
-        self.read_exact_dtype(name, Dtype::U8, "U8")
     }
 
     /// An `I32` tensor.
@@ -458,13 +390,6 @@ fn matrix_shape(info: &TensorInfo) -> Result<(usize, usize)> {
 
 fn vector_shape(info: &TensorInfo) -> Result<()> {
     if info.shape.len() == 1 { Ok(()) } else { Err(shape_mismatch(info, "a vector".to_owned())) }
-}
-
-fn check_length(info: &TensorInfo, length: usize) -> Result<()> {
-    if info.elements() != length {
-        return Err(shape_mismatch(info, format!("{length} elements")));
-    }
-    Ok(())
 }
 
 fn check_rows(info: &TensorInfo, rows: &Range<usize>, total: usize) -> Result<()> {

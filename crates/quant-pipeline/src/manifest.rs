@@ -49,6 +49,8 @@ impl Provenance<'_> {
     fn settings(&self) -> Value {
         json!({
             "compute": self.job.recipe.compute.to_string(),
+            // Of the first factorisation; overrides are in the recipe, attempts in the list of factors.
+            "factor": self.plan.blocks.iter().flat_map(|b| b.values()).find_map(|l| l.factor()).map(|f| f.precision),
             "scale_type": self.plan.scale_type,
             "convention": self.job.recipe.rounding.weights().convention.name(),
             "variant": self.job.recipe.rounding.weights().variant,
