@@ -10,8 +10,6 @@ use crate::{tasks, views};
 
 /// Columns of a block: the inner dimension of the triangular solves, which run slower than products do.
 pub(crate) const BLOCK: usize = 256;
-/// Finished columns that go into one product.
-const PACKED_BYTES: usize = 16 << 20;
 /// Rows of one task of the triangular solve.
 const ROWS: usize = 256;
 /// Columns solved one by one between two products.
@@ -37,16 +35,9 @@ pub(crate) fn cholesky<T: Element>(lower: &mut [T], n: usize, par: Par) -> Resul
         let (finished, mut open) = rows.split_at(Axis(1), start);
         open.slice_axis_inplace(Axis(1), Slice::from(..width));
         // Nothing is finished before the first block.
-        if let Some(rows) = (PACKED_BYTES / size_of::<T>()).checked_div(start) {
+        if start > 0 {
             let pivots = finished.slice_axis(Axis(0), Slice::from(..width));
-            // In parts of rows whose packed copy an allocator keeps for the next product: a fresh mapping of one packed
-            // copy of everything would cost more page faults than the factorisation costs arithmetic.
-            let rows = rows.max(BLOCK);
-            let parts =
-                open.axis_chunks_iter_mut(Axis(0), rows).zip(finished.axis_chunks_iter(Axis(0), rows));
-            for (open, finished) in parts {
-                matmul_nt(open, true, -T::one(), finished, pivots, Compute::F32, par);
-            }
+            matmul_nt(open.view_mut(), true, -T::one(), finished.view(), pivots, Compute::F32, par);
         }
         let (mut block, below) = open.split_at(Axis(0), width);
         diagonal.clear();
