@@ -1,7 +1,7 @@
 //! The thread that hashes and writes while the caller computes.
 //!
-//! Bytes travel in buffers that come back when they are written: pieces of at most [`PIECE_BYTES`] to be filled again, and
-//! whole tensors whose owner has given them away. At most [`IN_FLIGHT`] bytes are on their way (or one tensor, if it
+//! Bytes travel in buffers: pieces of at most [`PIECE_BYTES`], which come back to be filled again, and whole tensors whose
+//! owner has given them away, which are freed as soon as they are written. At most [`IN_FLIGHT`] bytes are on their way (or one tensor, if it
 //! is larger), so the memory of the writer is bounded whatever it writes. The first failure ends the thread; the caller
 //! meets it at its next call.
 
@@ -50,6 +50,12 @@ enum Order {
     Close { shard: usize },
 }
 
+/// What comes back of a piece: how long it was, and its buffer if that can be filled again.
+struct Written {
+    bytes: usize,
+    buffer: Option<Vec<u8>>,
+}
+
 /// What the thread leaves behind.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
@@ -61,8 +67,8 @@ pub(crate) struct Outcome {
 #[derive(Debug)]
 pub(crate) struct Pipeline {
     orders: Option<Sender<Order>>,
-    back: Receiver<Vec<u8>>,
-    /// Bytes sent whose buffers have not come back.
+    back: Receiver<Written>,
+    /// Bytes sent and not known to be written.
     in_flight: usize,
     /// A buffer to be filled again.
     spare: Vec<u8>,
@@ -139,27 +145,24 @@ impl Pipeline {
 
     /// Waits until `bytes` more may be on their way.
     fn make_room(&mut self, bytes: usize) -> Result<()> {
-        while let Ok(buffer) = self.back.try_recv() {
-            self.came_back(buffer);
+        while let Ok(written) = self.back.try_recv() {
+            self.came_back(written);
         }
         while self.in_flight > 0 && self.in_flight + bytes > IN_FLIGHT {
             let start = Instant::now();
-            let buffer = self.back.recv();
+            let written = self.back.recv();
             self.wait_s += start.elapsed().as_secs_f64();
-            match buffer {
-                Ok(buffer) => self.came_back(buffer),
+            match written {
+                Ok(written) => self.came_back(written),
                 Err(_) => return Err(self.failure()),
             }
         }
         Ok(())
     }
 
-    fn came_back(&mut self, buffer: Vec<u8>) {
-        self.in_flight -= buffer.len();
-        // A tensor's memory is not kept: the next one has another size.
-        if buffer.capacity() <= PIECE_BYTES {
-            self.spare = buffer;
-        }
+    fn came_back(&mut self, written: Written) {
+        self.in_flight -= written.bytes;
+        self.spare = written.buffer.unwrap_or_else(|| std::mem::take(&mut self.spare));
     }
 
     fn send(&mut self, order: Order) -> Result<()> {
@@ -208,7 +211,7 @@ struct OpenShard {
 
 struct Worker {
     storage: Arc<dyn Storage>,
-    back: Sender<Vec<u8>>,
+    back: Sender<Written>,
     open: BTreeMap<usize, OpenShard>,
     outcome: Outcome,
 }
@@ -231,8 +234,11 @@ impl Worker {
                     self.outcome.stats.hash_s += start.elapsed().as_secs_f64();
                     self.write(shard, &piece, offset)?;
                     offset += piece.len() as u64;
+                    let bytes = piece.len();
+                    // A tensor's memory is not kept: the next one has another size.
+                    let buffer = (piece.capacity() <= PIECE_BYTES).then_some(piece);
                     // Nobody takes spare buffers any more at the very end.
-                    let _ = self.back.send(piece);
+                    let _ = self.back.send(Written { bytes, buffer });
                 }
                 Order::Done { name } => {
                     self.outcome.hashes.insert(name, std::mem::take(&mut hasher).finish());
