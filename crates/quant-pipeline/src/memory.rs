@@ -10,7 +10,7 @@ use serde::Serialize;
 /// Resident memory besides what is counted below: code, thread stacks, tables, small vectors.
 const BASE: u64 = 9 << 20;
 /// The same for what streams of activations need beside it: more code, rotary tables, small temporaries.
-const STREAMS: u64 = 14 << 20;
+const STREAMS: u64 = 8 << 20;
 /// Pieces of a weight between the file and its levels: bytes, floats, and the rows being measured.
 const READING: u64 = 16 << 20;
 /// Bytes on their way to the writer at most.
@@ -27,7 +27,7 @@ const F32: u64 = 4;
 /// Predicted memory of a run, in bytes.
 #[derive(Clone, Debug, Serialize)]
 pub struct MemoryPlan {
-    /// Program, tables, the writer's queue.
+    /// Program, tables, read buffers.
     pub base: u64,
     /// Freed memory that the allocator keeps, because smaller arrays of a block come and go in many orders.
     pub retained: u64,
@@ -97,7 +97,7 @@ pub fn predict(plan: &Plan, lengths: &[usize], text_bytes: u64, threads: usize) 
     }
     if plan.needs.calibration() || !plan.recipe.transforms.is_empty() {
         // Reading converts a tensor wave by wave; the floats of the whole block stay.
-        phases.push(PhaseMemory { weights: F32 * sizes.block, ..sizes.phase("read") });
+        phases.push(PhaseMemory { weights: F32 * sizes.block + sizes.in_flight(), ..sizes.phase("read") });
     }
     if plan.needs.channel_max {
         phases.push(PhaseMemory {
@@ -122,15 +122,15 @@ pub fn predict(plan: &Plan, lengths: &[usize], text_bytes: u64, threads: usize) 
         }
     } else {
         // Every weight gives up its floats, or never has them, for levels a quarter their size.
-        phases.push(PhaseMemory { weights: sizes.floats_alone + sizes.levels, ..sizes.phase("round") });
+        let weights = sizes.floats_alone + sizes.levels + sizes.in_flight();
+        phases.push(PhaseMemory { weights, ..sizes.phase("round") });
     }
     phases.push(PhaseMemory { weights: sizes.levels + sizes.encoded, ..sizes.phase("write") });
     let retry = Site::ALL.into_iter().map(|site| sizes.factor(site, true) - sizes.factor(site, false));
     MemoryPlan {
         base: BASE
             + if plan.needs.calibration() { STREAMS } else { 0 }
-            + (3 * F32 * sizes.largest).min(READING)
-            + sizes.encoded.min(QUEUE),
+            + (3 * F32 * sizes.largest).min(READING),
         retained: if plan.needs.quantized_stream() { sizes.passing_through() } else { 0 },
         spilled: sizes.spilled,
         retry: retry.max().unwrap_or(0),
@@ -262,6 +262,10 @@ impl<'a> Sizes<'a> {
     fn linear(&self, role: Role) -> u64 {
         let l = self.plan.spec.linear(role);
         (l.outputs * l.inputs) as u64
+    }
+    /// What is left of the block before on its way to the writer.
+    fn in_flight(&self) -> u64 {
+        self.encoded.min(QUEUE)
     }
     /// Arrays of a block that live in the heap: floats, levels and encoded forms of its smaller linears, Hessians and factors
     /// of its narrower sites.
