@@ -125,7 +125,9 @@ pub fn predict(plan: &Plan, lengths: &[usize], text_bytes: u64, threads: usize) 
         let weights = sizes.floats_alone + sizes.levels + sizes.in_flight();
         phases.push(PhaseMemory { weights, ..sizes.phase("round") });
     }
-    phases.push(PhaseMemory { weights: sizes.levels + sizes.encoded, ..sizes.phase("write") });
+    // Between a writer that is done with the block before (113 MB measured, of a job) and one that lags (145 MB).
+    let weights = sizes.levels + sizes.encoded + sizes.in_flight() / 4;
+    phases.push(PhaseMemory { weights, ..sizes.phase("write") });
     let retry = Site::ALL.into_iter().map(|site| sizes.factor(site, true) - sizes.factor(site, false));
     MemoryPlan {
         base: BASE
