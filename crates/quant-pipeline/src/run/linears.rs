@@ -5,7 +5,7 @@ use super::stats::{InputStats, dynamic_kv, scheme_text};
 use super::{Run, add_seconds};
 use crate::PipelineError;
 use crate::events::Event;
-use crate::plan::LinearPlan;
+use crate::plan::{LinearPlan, Plan};
 use crate::report::{LinearReport, StageFactor};
 use crate::views;
 use ndarray::{Array2, ArrayView2};
@@ -13,7 +13,7 @@ use quant_core::{ActQuant, QuantizedMatrix};
 use quant_graph::{BlockParams, BlockSource, BoxError, LinearParams, LinearSpec, LinearWeight, Role, Site};
 use quant_hessian::{Factor, prepare};
 use quant_kernels::Par;
-use quant_methods::{PlannedRounding, RowRounding};
+use quant_methods::RowRounding;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -35,32 +35,16 @@ impl Run<'_> {
         Ok(block)
     }
 
-    /// Whether the weights of a block can be rounded as their rows are read: nothing else has to see them.
-    pub(super) fn by_rows(&self, index: usize) -> bool {
-        if self.plan.needs.calibration() || !self.plan.recipe.transforms.is_empty() {
-            return false;
-        }
-        let spec = &self.plan.spec;
-        self.plan.blocks[index].iter().all(|(&role, plan)| {
-            let linear = spec.linear(role);
-            let rows = |r: &PlannedRounding| r.quantizer.by_rows((linear.outputs, linear.inputs)).is_some();
-            plan.rounding.as_ref().is_none_or(rows)
-        })
-    }
-
     /// Reads and quantises a block in one pass over the rows of its weights, which are never in memory as floats.
     pub(super) fn quantize_by_rows(
         &mut self,
         index: usize,
         source: &mut dyn BlockSource,
+        mut pending: BTreeMap<Role, RowByRow<'_>>,
     ) -> Result<BlockParams, PipelineError> {
         self.phase("round")?;
         let started = Instant::now();
         let (plan, par) = (self.plan, self.par());
-        let mut pending: BTreeMap<Role, RowByRow> = plan.blocks[index]
-            .iter()
-            .map(|(&role, linear)| (role, RowByRow::new(linear, plan.spec.linear(role))))
-            .collect();
         let mut visit = |role: Role, first: usize, rows: ArrayView2<'_, f32>| -> Result<(), BoxError> {
             match pending.get_mut(&role) {
                 Some(linear) => Ok(linear.rows(first, rows, par)?),
@@ -72,9 +56,8 @@ impl Run<'_> {
         let mut linears = BTreeMap::new();
         for (role, done) in pending {
             worked += done.rounding + done.measuring;
-            let seconds = &mut self.report.seconds;
-            *seconds.entry("round").or_default() += done.rounding.as_secs_f64();
-            *seconds.entry("measure").or_default() += done.measuring.as_secs_f64();
+            add_seconds(&mut self.report.seconds, "round", done.rounding);
+            add_seconds(&mut self.report.seconds, "measure", done.measuring);
             let linear_plan = &plan.blocks[index][&role];
             let (seconds, errors) = (done.rounding.as_secs_f64(), done.measure.finish());
             let weight = done.weight.finish();
@@ -84,8 +67,7 @@ impl Run<'_> {
             let input = linear_plan.scheme.input.and_then(|i| i.dynamic());
             linears.insert(role, LinearParams { weight, bias: frame.biases.remove(&role), input });
         }
-        let reading = started.elapsed().saturating_sub(worked).as_secs_f64();
-        *self.report.seconds.entry("read").or_default() += reading;
+        add_seconds(&mut self.report.seconds, "read", started.elapsed().saturating_sub(worked));
         Ok(BlockParams { linears, norms: frame.norms, kv: dynamic_kv(plan.scheme.kv) })
     }
 
@@ -114,7 +96,7 @@ impl Run<'_> {
                     module: plan.module.clone(),
                     factor: factor.report().clone(),
                 });
-                add_seconds(&mut self.report.seconds, "factor", started);
+                add_seconds(&mut self.report.seconds, "factor", started.elapsed());
                 Some(factor)
             }
         };
@@ -156,20 +138,30 @@ impl Run<'_> {
             }
         };
         let seconds = started.elapsed().as_secs_f64();
-        add_seconds(&mut self.report.seconds, "round", started);
+        add_seconds(&mut self.report.seconds, "round", started.elapsed());
         let started = Instant::now();
         let errors = errors(weight.view(), rounded.as_ref(), sample, input.as_ref(), par);
         let report = linear_report(plan, index, rounded.as_ref(), errors, loss, seconds, self);
         self.events.event(Event::Linear(&report));
         self.report.linears.push(report);
-        add_seconds(&mut self.report.seconds, "measure", started);
+        add_seconds(&mut self.report.seconds, "measure", started.elapsed());
         let weight = rounded.map_or(LinearWeight::Float(weight), LinearWeight::Quantized);
         Ok(LinearParams { weight, bias: params.bias, input })
     }
 }
 
+/// The linears of a block whose weights can be rounded as their rows are read: nothing else has to see them. None where
+/// something has.
+pub(super) fn row_by_row(plan: &Plan, index: usize) -> Option<BTreeMap<Role, RowByRow<'_>>> {
+    if plan.needs.calibration() || !plan.recipe.transforms.is_empty() {
+        return None;
+    }
+    let linears = plan.blocks[index].iter();
+    linears.map(|(&role, linear)| Some((role, RowByRow::new(linear, plan.spec.linear(role))?))).collect()
+}
+
 /// A linear whose weight arrives some rows at a time.
-struct RowByRow<'a> {
+pub(super) struct RowByRow<'a> {
     module: &'a str,
     weight: PendingWeight,
     measure: Measure,
@@ -192,17 +184,20 @@ impl PendingWeight {
 }
 
 impl<'a> RowByRow<'a> {
-    fn new(plan: &'a LinearPlan, linear: LinearSpec) -> Self {
+    /// None for a rounding that wants the whole weight.
+    fn new(plan: &'a LinearPlan, linear: LinearSpec) -> Option<Self> {
         let shape = (linear.outputs, linear.inputs);
-        let rounding = plan.rounding.as_ref().and_then(|r| r.quantizer.by_rows(shape));
-        let float = || PendingWeight::Float(Array2::zeros(shape));
-        Self {
+        let weight = match &plan.rounding {
+            Some(rounding) => PendingWeight::Rounding(rounding.quantizer.by_rows(shape)?),
+            None => PendingWeight::Float(Array2::zeros(shape)),
+        };
+        Some(Self {
             module: &plan.module,
-            weight: rounding.map_or_else(float, PendingWeight::Rounding),
+            weight,
             measure: Measure::default(),
             rounding: Duration::ZERO,
             measuring: Duration::ZERO,
-        }
+        })
     }
 
     fn rows(&mut self, first: usize, rows: ArrayView2<'_, f32>, par: Par) -> Result<(), PipelineError> {

@@ -24,7 +24,7 @@ use quant_methods::Statistics;
 use quant_model::RopeTable;
 use rayon::prelude::*;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Where finished blocks go: a folder writer, a model in memory.
 pub trait BlockSink: Send {
@@ -101,8 +101,8 @@ pub fn run(
     for index in 0..spec.layers {
         let began = Instant::now();
         run.events.event(Event::Block { index, of: spec.layers });
-        let finished = if run.by_rows(index) {
-            run.quantize_by_rows(index, source)?
+        let finished = if let Some(pending) = linears::row_by_row(plan, index) {
+            run.quantize_by_rows(index, source, pending)?
         } else {
             run.phase("read")?;
             let mut block = source.block(index).map_err(PipelineError::unbox)?;
@@ -163,7 +163,7 @@ impl Run<'_> {
         if self.events.cancelled() { Err(PipelineError::Interrupted) } else { Ok(()) }
     }
     fn spent(&mut self, what: &'static str, since: Instant) {
-        add_seconds(&mut self.report.seconds, what, since);
+        add_seconds(&mut self.report.seconds, what, since.elapsed());
     }
     /// An activation store for all calibration tokens.
     fn store(&self, width: usize) -> Result<Store, PipelineError> {
@@ -213,6 +213,6 @@ impl Run<'_> {
     }
 }
 
-fn add_seconds(seconds: &mut Seconds, what: &'static str, since: Instant) {
-    *seconds.entry(what).or_default() += since.elapsed().as_secs_f64();
+fn add_seconds(seconds: &mut Seconds, what: &'static str, spent: Duration) {
+    *seconds.entry(what).or_default() += spent.as_secs_f64();
 }

@@ -4,6 +4,7 @@ use super::Run;
 use super::stats::{InputStats, KvMaxima, dynamic_kv};
 use crate::PipelineError;
 use crate::store::Store;
+use crate::views;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, CowArray, Ix2};
 use quant_core::KvGranularity;
 use quant_graph::{BlockParams, Site};
@@ -227,8 +228,7 @@ impl Run<'_> {
         let first = self.layout.starts[chunk.start];
         for sequence in chunk.clone() {
             let rows = self.layout.starts[sequence] - first..self.layout.starts[sequence + 1] - first;
-            let x = x.slice_axis(Axis(0), rows.clone().into());
-            let out = out.slice_axis_mut(Axis(0), rows.into());
+            let (x, out) = (views::rows(&x, rows.clone()), views::rows_mut(&mut out, rows));
             block.attention_into(x, &self.rope, reborrow(&mut observer), out, self.par())?;
         }
         Ok(())
