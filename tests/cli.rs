@@ -129,7 +129,8 @@ fn text_output_of_quantize_is_a_table() {
         .expect(0, &["block 6/6 done"]);
     for word in [
         "weight error",
-        "model.layers.5.mlp.down_proj",
+        "the 10 linears with the largest errors",
+        "quantization_report.json",
         "bits per weight",
         "products in f32, factorisation none",
         "largest relative weight error",
@@ -138,6 +139,32 @@ fn text_output_of_quantize_is_a_table() {
         assert!(ran.out.contains(word), "no {word:?} in {}", ran.out);
     }
     assert!(!ran.out.contains("largest relative output error"), "nothing was calibrated: {}", ran.out);
+    let lines = ran.out.lines().filter(|l| l.starts_with("model.layers."));
+    let errors: Vec<f64> = lines.map(|l| l.split_whitespace().nth(4).unwrap().parse().unwrap()).collect();
+    assert!(errors.len() == 10 && errors.is_sorted_by(|a, b| a >= b), "{errors:?}");
+}
+
+/// A result that cannot be written is a failure; a reader that has seen enough is none.
+#[test]
+#[cfg(target_os = "linux")]
+fn stdout_that_takes_nothing() {
+    use std::process::{Command, Stdio};
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    for arguments in [&["list"][..], &["list", "--json"], &["--help"], &["inspect", text(&tiny_reasoner())]] {
+        let ptq = || {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_ptq"));
+            command.args(arguments);
+            command
+        };
+        let ran: common::Ran = ptq().stdout(full()).output().unwrap().into();
+        ran.expect(5, &["cannot write the result to stdout"]);
+        let mut child = ptq().stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        common::Ran::from(child.wait_with_output().unwrap()).expect(0, &[]);
+        // Talk that nobody can read stops nothing.
+        let ran = ptq().stderr(full()).output().unwrap();
+        assert_eq!(ran.status.code(), Some(0), "{arguments:?}");
+    }
 }
 
 #[test]
@@ -256,6 +283,11 @@ fn plans() {
         "groups of 32",
         "predicted peak memory",
         "needed, not given",
+        "method: gptq",
+        "stays float: embedding, head, norms",
+        "0-5     q_proj k_proj v_proj o_proj gate_proj up_proj down_proj",
+        "bits per weight",
+        "estimated time",
     ] {
         assert!(said.contains(word), "no {word:?} in {said}");
     }
@@ -265,10 +297,19 @@ fn plans() {
         list["presets"].as_array().unwrap().iter().map(|p| p["name"].as_str().unwrap()).collect();
     assert!(presets.len() >= 10 && presets.is_sorted(), "{presets:?}");
     for preset in presets {
-        let by_name = plan(preset, &["--json"]);
+        // The estimated time is measured.
+        let plan = |recipe: &str| {
+            let ran = plan(recipe, &["--json"]);
+            let mut json: Value = serde_json::from_str(&ran.out).unwrap_or_default();
+            if let Some(forecast) = json["forecast"].as_object_mut() {
+                assert!(forecast.remove("seconds").unwrap().as_f64().unwrap() > 0.0);
+            }
+            (ran, json)
+        };
+        let (by_name, named) = plan(preset);
         let file = root().join("recipes").join(format!("{preset}.yaml"));
-        let by_file = plan(text(&file), &["--json"]);
-        assert_eq!((by_name.code, &by_name.out), (by_file.code, &by_file.out), "{preset}");
+        let (by_file, filed) = plan(text(&file));
+        assert_eq!((by_name.code, named), (by_file.code, filed), "{preset}");
         match by_name.code {
             Some(0) => {}
             Some(3) => assert!(by_name.err.contains("groups of 128"), "{by_name:?}"),
@@ -288,6 +329,12 @@ fn a_plan_takes_the_arguments_of_the_run() {
     assert_eq!(std::fs::read_dir(work.path()).unwrap().count(), 0, "a plan writes nothing");
     let report = ptq(&[&["quantize"], arguments.as_slice()].concat()).expect(0, &[]).json();
     assert_eq!(plan["memory"]["peak"], report["predicted_memory"]);
+    assert_eq!(plan["forecast"]["bits_per_weight"], report["bits_per_weight"]);
+    assert_eq!(plan["blocks"].as_array().unwrap().len(), 1, "equal blocks are one entry: {}", plan["blocks"]);
+    let weights =
+        std::fs::metadata(output.join("quant_model_weights-00001-of-00001.safetensors")).unwrap().len();
+    let forecast = plan["forecast"]["output_bytes"].as_u64().unwrap();
+    assert!(weights >= forecast && weights - forecast < 1 << 16, "all but the header: {forecast} {weights}");
     for setting in ["compute", "factor"] {
         assert_eq!((&plan[setting], &report[setting]), (&json!("f32"), &json!("f32")), "{setting}");
     }
@@ -384,8 +431,17 @@ fn inspection_and_lists() {
     ] {
         assert!(list[kind].as_array().unwrap().iter().any(|e| e[key] == id), "{kind} {id}");
     }
+    assert_eq!(list["methods"][0]["keys"]["properties"]["damping"]["type"], "number");
     let said = ptq(&["list"]).expect(0, &[]).out;
-    assert!(said.contains("PanguEmbeddedForCausalLM") && said.contains("w4a16g32"), "{said}");
+    for word in ["PanguEmbeddedForCausalLM", "w4a16g32", "arXiv 2210.17323", "keys: scheme"] {
+        assert!(said.contains(word), "no {word:?} in {said}");
+    }
+    assert!(said.lines().all(|l| l.chars().count() <= 100), "{said}");
+    // Every command shows how it is called.
+    for command in ["plan", "quantize", "eval", "verify", "inspect", "list", "synth"] {
+        let help = ptq(&[command, "--help"]).expect(0, &[]).out;
+        assert!(help.contains(&format!("Example:\n  ptq {command}")), "{help}");
+    }
     assert!(ptq(&["--version"]).expect(0, &[]).out.starts_with("ptq "));
     assert!(ptq(&["--help"]).expect(0, &[]).out.contains("Exit codes"));
 }

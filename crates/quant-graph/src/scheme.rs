@@ -20,6 +20,24 @@ pub struct WeightScheme {
     pub binary: bool,
 }
 
+impl WeightScheme {
+    /// Stored bits per weight of a matrix `[out, in]` under this scheme, with scales of `scale_bits`: what
+    /// [`QuantizedMatrix::bits_per_weight`](quant_core::QuantizedMatrix::bits_per_weight) will be.
+    #[must_use]
+    pub fn bits_per_weight(&self, (outputs, inputs): (usize, usize), scale_bits: usize) -> f64 {
+        let groups = self.group.map_or(1, |size| inputs.div_ceil(size));
+        let zero_bits = match (self.symmetric, self.binary) {
+            (_, true) => scale_bits,
+            (true, false) => 0,
+            (false, false) => self.bits.get() as usize,
+        };
+        let index = if self.group.is_some() && self.act_order == ActOrder::Dynamic { 32 * inputs } else { 0 };
+        let total =
+            outputs * inputs * self.bits.get() as usize + outputs * groups * (scale_bits + zero_bits) + index;
+        total as f64 / (outputs * inputs).max(1) as f64
+    }
+}
+
 /// Quantisation of a linear's input.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct InputScheme {

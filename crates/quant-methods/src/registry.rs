@@ -13,12 +13,20 @@ pub enum Kind {
     Rounding(fn(&Settings) -> Result<Arc<dyn Rounding>, SettingsError>),
 }
 
+impl Kind {
+    /// In one word.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Transform(_) => "transform",
+            Self::Rounding(_) => "rounding",
+        }
+    }
+}
+
 impl Debug for Kind {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Transform(_) => "Transform",
-            Self::Rounding(_) => "Rounding",
-        })
+        f.write_str(self.name())
     }
 }
 

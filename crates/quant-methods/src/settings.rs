@@ -65,12 +65,13 @@ pub enum FieldKind {
 }
 
 impl FieldKind {
-    fn expected(self) -> String {
+    /// What may stand there in place of `found`.
+    fn expected(self, found: &Value) -> String {
         match self {
             Self::Bool => "true or false".into(),
             Self::Number(lo, hi) => format!("a number from {lo} to {hi}"),
             Self::Integer(lo, hi) => format!("a whole number from {lo} to {hi}"),
-            Self::Choice(words) => format!("one of {}", words.join(", ")),
+            Self::Choice(words) => one_of(words, found),
             Self::Scheme => "a scheme like W4A16g128 or W8A8KV8".into(),
         }
     }
@@ -199,7 +200,7 @@ impl Settings {
             if !left_open && !field.kind.accepts(value) {
                 return Err(SettingsError::Value {
                     path: format!("{path}.{key}"),
-                    expected: field.kind.expected(),
+                    expected: field.kind.expected(value),
                     found: value.to_string(),
                 });
             }
@@ -268,7 +269,7 @@ impl Settings {
                     .fields
                     .iter()
                     .find(|f| f.name == key)
-                    .map_or_else(String::new, |f| f.kind.expected()),
+                    .map_or_else(String::new, |f| f.kind.expected(&value)),
                 found: value.to_string(),
             }),
         }
@@ -296,6 +297,14 @@ pub fn unknown_key<'a>(path: &str, key: &str, known: impl Iterator<Item = &'a st
         nearest: nearest(key, &known).map(str::to_owned),
         known: known.join(", "),
     }
+}
+
+/// What may stand in place of `found`, with the nearest of the words.
+#[must_use]
+pub fn one_of(words: &[&str], found: &Value) -> String {
+    let meant = found.as_str().and_then(|f| nearest(f, words));
+    let hint = meant.map_or_else(String::new, |n| format!(" (did you mean {n:?}?)"));
+    format!("one of {}{hint}", words.join(", "))
 }
 
 /// The known word with the fewest edits, if it is close enough to be meant.

@@ -93,6 +93,7 @@ pub fn eval_sequences(
 /// Folders or data that cannot be read, vocabularies that differ, logits that cannot be written (whatever can be known of
 /// this beforehand is refused before anything is computed), [`PipelineError::Interrupted`].
 pub fn evaluate(job: &EvalJob, events: &mut dyn Events) -> Result<EvalOutcome, PipelineError> {
+    events.event(Event::Phase("reading the model and the data"));
     let folder = open_folder(&job.model)?;
     let format = folder.format.map_or("float", |f| f.id());
     let tokens = eval_sequences(&job.data, job.seq_len, &folder.spec, &job.model)?;

@@ -10,6 +10,7 @@
 mod error;
 mod evaluate;
 mod events;
+mod forecast;
 mod logits_file;
 mod manifest;
 pub mod memory;
@@ -25,6 +26,7 @@ mod views;
 pub use error::PipelineError;
 pub use evaluate::{EvalData, EvalJob, EvalOutcome, eval_sequences, evaluate};
 pub use events::{Event, Events, Silent};
+pub use forecast::Forecast;
 pub use open::{OpenFolder, Scored, folder_spec, open_folder, with_threads};
 pub use plan::{LinearPlan, Plan, StreamNeeds};
 pub use quantize::{

@@ -2,7 +2,7 @@
 
 use crate::PipelineError;
 use crate::recipe::{Recipe, RecipeError};
-use quant_checkpoint::formats::Unsupported;
+use quant_checkpoint::formats::{FORMATS, Format, Unsupported};
 use quant_core::{ActRule, Bits, FloatType, KvGranularity};
 use quant_graph::{InputScheme, KvScheme, LinearScheme, ModelScheme, ModelSpec, Role, STAGES, Site};
 use quant_hessian::FactorSettings;
@@ -82,6 +82,17 @@ impl Plan {
     /// An override that matches nothing, factor settings that differ among linears with a common input, and whatever the
     /// export format cannot hold, with the alternatives named.
     pub fn new(recipe: &Recipe, spec: &ModelSpec) -> Result<Self, PipelineError> {
+        let mut plan = Self::resolve(recipe, spec).map_err(|error| match error {
+            PipelineError::Recipe(error) => recipe.placed(error).into(),
+            other => other,
+        })?;
+        if !recipe.format_given {
+            plan.warnings.push(format_left_open(recipe, spec));
+        }
+        Ok(plan)
+    }
+
+    fn resolve(recipe: &Recipe, spec: &ModelSpec) -> Result<Self, PipelineError> {
         let format = recipe.format;
         let (scale_type, norm_type) = (format.scale_type(spec), format.float_type(spec));
         let modules: Vec<(usize, Role, String)> =
@@ -154,6 +165,21 @@ impl Plan {
     pub fn factor_at(&self, block: usize, site: Site) -> Option<&FactorSettings> {
         site.stage().linears.iter().find_map(|role| self.blocks[block][role].factor())
     }
+}
+
+/// What a recipe without a format gets, and which formats it could name.
+fn format_left_open(recipe: &Recipe, spec: &ModelSpec) -> String {
+    let holds = |format: &&&'static dyn Format| {
+        format.id() != recipe.format.id()
+            && Plan::resolve(&Recipe { format: **format, ..recipe.clone() }, spec).is_ok()
+    };
+    let others: Vec<&str> = FORMATS.iter().filter(holds).map(|f| f.id()).collect();
+    let others = if others.is_empty() {
+        "no other format holds what it asks for".to_owned()
+    } else {
+        format!("`export: {{ format: ... }}` could name {}", others.join(" or "))
+    };
+    format!("the recipe names no export format, so the output is {}; {others}", recipe.format.id())
 }
 
 fn plan_linear(

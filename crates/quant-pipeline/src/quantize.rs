@@ -199,6 +199,7 @@ fn load_tokens(
 /// All of [`PipelineError`].
 pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOutcome, PipelineError> {
     let started = Instant::now();
+    events.event(Event::Phase("reading the model and the data"));
     let prepared = prepare(job)?;
     for warning in &prepared.warnings {
         events.event(Event::Warning(warning.clone()));
@@ -230,6 +231,7 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
     let mut outer_hashes = Vec::new();
     let go_on =
         |events: &dyn Events| if events.cancelled() { Err(PipelineError::Interrupted) } else { Ok(()) };
+    events.event(Event::Phase("copy"));
     for tensor in plan.spec.outer_tensors() {
         go_on(events)?;
         output.copy_tensor(checkpoint, &tensor.name, &tensor.name)?;
@@ -331,9 +333,7 @@ impl BlockSink for Writer<'_> {
 pub fn read_recipe(argument: &str) -> Result<Recipe, PipelineError> {
     let path = Path::new(argument);
     if path.is_file() {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| PipelineError::Io { path: path.to_owned(), source })?;
-        return Ok(Recipe::parse(&text)?);
+        return Recipe::from_file(path);
     }
     // The name of a preset is one even where a folder is called the same.
     if path.is_dir() && preset(argument).is_none() {

@@ -65,6 +65,16 @@ impl RunReport {
     pub fn largest_weight_error(&self) -> Option<(f64, &str)> {
         self.largest(|l| l.method.map(|_| l.weight_error))
     }
+    /// At most `count` quantised linears, those with the largest errors first: of outputs where activations were carried,
+    /// of weights where none were. Of equal ones the earlier comes first.
+    #[must_use]
+    pub fn worst(&self, count: usize) -> Vec<&LinearReport> {
+        let mut linears: Vec<&LinearReport> = self.linears.iter().filter(|l| l.method.is_some()).collect();
+        let error = |l: &LinearReport| l.output_error.unwrap_or(l.weight_error);
+        linears.sort_by(|a, b| error(b).total_cmp(&error(a)));
+        linears.truncate(count);
+        linears
+    }
     fn largest(&self, error: impl Fn(&LinearReport) -> Option<f64>) -> Option<(f64, &str)> {
         let errors = self.linears.iter().filter_map(|l| Some((error(l)?, l.module.as_str())));
         errors.max_by(|a, b| a.0.total_cmp(&b.0))

@@ -1,7 +1,7 @@
 //! `ptq eval`
 
 use super::progress::{Progress, on_interrupt};
-use super::{Failure, count, default_threads, print_json, print_line, threads};
+use super::{Failure, count, default_threads, print_json, print_line, say, threads};
 use quant_data::CalibrationSpec;
 use quant_pipeline::{EvalData, EvalJob, evaluate};
 use std::path::PathBuf;
@@ -27,7 +27,7 @@ pub(super) struct Args {
     /// Write the logits as one tensor `logits`, f32 [sequences, length, vocabulary]; only logits saved before are replaced
     #[arg(long, value_name = "FILE")]
     save_logits: Option<PathBuf>,
-    /// Threads; the result does not depend on it
+    /// Threads (default: all processors); the result does not depend on it
     #[arg(long, value_name = "T", value_parser = threads)]
     threads: Option<usize>,
     /// Arithmetic of the products: f32, or bf16 operands with f32 accumulation
@@ -58,12 +58,12 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     progress.finish();
     let outcome = result?;
     if let Some(at) = &outcome.first_overflow {
-        eprintln!("warning: hidden states are not finite from here on: {at}");
+        say(format_args!("warning: hidden states are not finite from here on: {at}"));
     }
     if args.json {
         return print_json(&outcome);
     }
-    print_line(format!("{} ({})", args.model.display(), outcome.format));
-    print_line(&outcome.report);
+    print_line(format!("{} ({})", args.model.display(), outcome.format))?;
+    print_line(&outcome.report)?;
     Ok(())
 }

@@ -19,7 +19,17 @@ impl Failure {
     /// A check failed; everything has been said already.
     #[must_use]
     pub fn check() -> Self {
-        Self { code: 1, message: None }
+        Self::told(1)
+    }
+    /// A failure of which everything has been said already.
+    #[must_use]
+    pub fn told(code: u8) -> Self {
+        Self { code, message: None }
+    }
+    /// A result that could not be written to stdout.
+    #[must_use]
+    pub fn stdout(error: &std::io::Error) -> Self {
+        Self { code: 5, message: Some(format!("cannot write the result to stdout: {error}")) }
     }
     /// The command line or recipe is wrong.
     #[must_use]

@@ -1,6 +1,6 @@
 //! `ptq inspect`
 
-use super::{Failure, Table, human, print_json, print_line};
+use super::{Failure, Table, human, print_json, print_line, say};
 use quant_pipeline::open_folder;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -52,12 +52,12 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         spec.head_dim,
         spec.vocab,
         if spec.tied { ", tied head" } else { "" }
-    ));
+    ))?;
     let mut table = Table::new(&["dtype", "tensors", "bytes"]);
     for (dtype, (count, bytes)) in &dtypes {
         table.row(vec![dtype.clone(), count.to_string(), human(*bytes)]);
     }
-    print_line(table);
+    print_line(table)?;
     if let Some(scheme) = scheme {
         let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
         for (_, _, linear) in scheme.linears() {
@@ -70,7 +70,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             *kinds.entry(text.to_string()).or_default() += 1;
         }
         for (text, count) in kinds {
-            print_line(format!("{count} linears {text}"));
+            print_line(format!("{count} linears {text}"))?;
         }
     }
     if args.tensors {
@@ -83,10 +83,10 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
                 t.file.to_string(),
             ]);
         }
-        print_line(table);
+        print_line(table)?;
     }
     for warning in &folder.warnings {
-        eprintln!("warning: {warning}");
+        say(format_args!("warning: {warning}"));
     }
     Ok(())
 }

@@ -9,10 +9,10 @@ use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct JobArgs {
-    /// Checkpoint folder (Hugging Face layout)
+    /// Checkpoint folder (Hugging Face layout); required
     #[arg(long, value_name = "DIR", required_unless_present = "recipe_schema")]
     model: Option<PathBuf>,
-    /// Recipe file, or the name of a preset (`ptq list`)
+    /// Recipe file, or the name of a preset (`ptq list`); required
     #[arg(long, value_name = "FILE|PRESET", required_unless_present = "recipe_schema")]
     recipe: Option<String>,
     /// Text, JSONL with `text` or `messages`, or token ids FILE.safetensors:TENSOR; needed by most recipes
@@ -27,10 +27,10 @@ pub(super) struct JobArgs {
     /// Seed of the random windows
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
-    /// Threads; the output does not depend on it
+    /// Threads (default: all processors); the output does not depend on it
     #[arg(long, value_name = "T", value_parser = threads)]
     threads: Option<usize>,
-    /// Memory budget, such as 8GB; activations are spilled to disk to keep it
+    /// Memory budget, such as 8GB (default: none); activations are spilled to disk to keep it
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     memory: Option<u64>,
     /// Allow an existing output folder to be replaced

@@ -1,6 +1,7 @@
 //! `ptq list`: the registries.
 
-use super::{Failure, Table, print_json, print_line};
+use super::table::paragraph;
+use super::{Failure, print_json, print_line};
 use quant_checkpoint::formats::FORMATS;
 use quant_methods::METHODS;
 use quant_model::FAMILIES;
@@ -15,41 +16,67 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    if args.json {
-        let methods: Vec<_> = METHODS
-            .iter()
-            .map(|m| json!({"id": m.id, "summary": m.summary, "source": m.source, "tier": m.tier}))
-            .collect();
-        let families: Vec<_> = FAMILIES
-            .iter()
-            .map(|f| json!({"id": f.id, "summary": f.summary, "architectures": f.architectures, "tier": f.tier.name()}))
-            .collect();
-        let formats: Vec<_> = FORMATS
-            .iter()
-            .map(|f| json!({"id": f.id(), "summary": f.summary(), "schemes": f.schemes(), "clients": f.clients(), "tier": f.tier()}))
-            .collect();
-        let presets: Vec<_> =
-            PRESETS.iter().map(|p| json!({"name": p.name, "summary": p.summary()})).collect();
-        return print_json(
-            &json!({"methods": methods, "families": families, "formats": formats, "presets": presets}),
-        );
-    }
-    let mut table = Table::new(&["method", "tier", "what"]);
-    METHODS.iter().for_each(|m| table.row(vec![m.id.into(), m.tier.to_string(), m.summary.into()]));
-    print_line(table);
-    let mut table = Table::new(&["family", "tier", "architectures"]);
-    FAMILIES
+    if args.json { print_json(&registries()) } else { print_text() }
+}
+
+/// Everything that the text says, and the help of every key.
+fn registries() -> serde_json::Value {
+    let methods: Vec<_> = METHODS
         .iter()
-        .for_each(|f| table.row(vec![f.id.into(), f.tier.name().into(), f.architectures.join(", ")]));
-    print_line(format!("\n{table}"));
-    let mut table = Table::new(&["format", "tier", "holds", "for"]);
-    FORMATS.iter().for_each(|f| {
-        table.row(vec![f.id().into(), f.tier().to_string(), f.schemes().into(), f.clients().join(", ")]);
-    });
-    print_line(format!("\n{table}"));
-    print_line("\nPreset recipes:");
+        .map(|m| {
+            json!({"id": m.id, "kind": m.kind.name(), "summary": m.summary, "source": m.source, "tier": m.tier,
+                "keys": quant_methods::settings::schema(m.fields)})
+        })
+        .collect();
+    let families: Vec<_> = FAMILIES
+        .iter()
+        .map(|f| json!({"id": f.id, "summary": f.summary, "architectures": f.architectures, "tier": f.tier.name()}))
+        .collect();
+    let formats: Vec<_> = FORMATS
+        .iter()
+        .map(|f| {
+            json!({"id": f.id(), "summary": f.summary(), "schemes": f.schemes(), "clients": f.clients(),
+                "tier": f.tier()})
+        })
+        .collect();
+    let presets: Vec<_> =
+        PRESETS.iter().map(|p| json!({"name": p.name, "summary": p.summary(), "recipe": p.text})).collect();
+    json!({"methods": methods, "families": families, "formats": formats, "presets": presets})
+}
+
+fn print_text() -> Result<(), Failure> {
+    print_line("Methods (tier 1: tested against the official code and exported)")?;
+    for m in METHODS {
+        let keys: Vec<&str> = m.fields.iter().map(|f| f.name).collect();
+        entry(m.id, &format!("{}, tier {}, {}", m.kind.name(), m.tier, m.source))?;
+        more(m.summary)?;
+        more(&format!("keys: {}", keys.join(", ")))?;
+    }
+    print_line("\nFamilies (reference: logits compared with transformers)")?;
+    for f in FAMILIES {
+        entry(f.id, &format!("{}, {}", f.tier.name(), f.architectures.join(", ")))?;
+        more(f.summary)?;
+    }
+    print_line("\nFormats")?;
+    for f in FORMATS {
+        entry(f.id(), &format!("tier {}, {}", f.tier(), f.summary()))?;
+        more(&format!("holds: {}", f.schemes()))?;
+        more(&format!("for: {}", f.clients().join(", ")))?;
+    }
+    print_line("\nPreset recipes")?;
     for preset in PRESETS {
-        print_line(format!("  {:24} {}", preset.name, preset.summary()));
+        entry(preset.name, "")?;
+        more(&preset.summary())?;
     }
     Ok(())
+}
+
+/// A name with what is known of it.
+fn entry(name: &str, what: &str) -> Result<(), Failure> {
+    print_line(paragraph(&format!("{name}  {what}"), 2))
+}
+
+/// A line of its own below an entry.
+fn more(text: &str) -> Result<(), Failure> {
+    print_line(paragraph(text, 6))
 }

@@ -5,6 +5,7 @@ mod exit;
 mod inspect;
 mod job;
 mod list;
+mod output;
 mod plan;
 mod progress;
 mod quantize;
@@ -14,6 +15,8 @@ mod verify;
 
 pub use exit::{Failure, INTERRUPTED, exit_code};
 pub use table::Table;
+
+use output::{print_json, print_line, say, written};
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -32,18 +35,31 @@ const EXIT_CODES: &str = "Exit codes: 0 ok, 1 a check failed, 2 usage or recipe,
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Show what a recipe would do to a model, what it would need, and whether it can work
+    #[command(
+        after_help = "Example:\n  ptq plan --model Qwen2.5-7B-Instruct --recipe w4a16g128 --calibration corpus.txt"
+    )]
     Plan(plan::Args),
     /// Calibrate, quantise and export a checkpoint
+    #[command(
+        after_help = "Example:\n  ptq quantize --model Qwen2.5-7B-Instruct --recipe w8a8-ascend --output Qwen2.5-7B-w8a8"
+    )]
     Quantize(quantize::Args),
     /// Measure perplexity, and divergence from a reference model
+    #[command(
+        after_help = "Example:\n  ptq eval --model Qwen2.5-7B-w8a8 --reference Qwen2.5-7B-Instruct --text wiki.test.raw"
+    )]
     Eval(eval::Args),
     /// Check a folder by the rules of the program that will load it
+    #[command(after_help = "Example:\n  ptq verify Qwen2.5-7B-w8a8 --target vllm-ascend")]
     Verify(verify::Args),
     /// Show what is in a checkpoint or quantised folder
+    #[command(after_help = "Example:\n  ptq inspect Qwen2.5-7B-w8a8 --tensors")]
     Inspect(inspect::Args),
     /// List methods, families, formats and preset recipes
+    #[command(after_help = "Example:\n  ptq list --json")]
     List(list::Args),
     /// Make a checkpoint of random weights for measurements of speed and memory
+    #[command(after_help = "Example:\n  ptq synth --output synth --shape qwen2-1.5b --layers 2")]
     Synth(synth::Args),
 }
 
@@ -53,13 +69,12 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // clap prints help and version to stdout with code 0, mistakes to stderr with code 2.
-            let code = if error.use_stderr() { 2 } else { 0 };
-            drop(error.print());
-            return ExitCode::from(code);
+            // clap prints help and version to stdout, mistakes to stderr.
+            let printed = error.print();
+            return ended(if error.use_stderr() { Err(Failure::told(2)) } else { written(printed) });
         }
     };
-    let result = match cli.command {
+    ended(match cli.command {
         Command::Plan(args) => plan::run(&args),
         Command::Quantize(args) => quantize::run(&args),
         Command::Eval(args) => eval::run(&args),
@@ -67,34 +82,20 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         Command::List(args) => list::run(&args),
         Command::Synth(args) => synth::run(&args),
-    };
+    })
+}
+
+/// Tells a failure and gives the exit code.
+fn ended(result: Result<(), Failure>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if let Some(message) = failure.message() {
-                eprintln!("error: {message}");
+                say(format_args!("error: {message}"));
             }
             ExitCode::from(failure.code())
         }
     }
-}
-
-/// Prints JSON to stdout.
-fn print_json<T: serde::Serialize>(value: &T) -> Result<(), Failure> {
-    use std::io::Write;
-    let mut text = serde_json::to_string_pretty(value).map_err(|e| Failure::other(e.to_string()))?;
-    text.push('\n');
-    // A reader that has seen enough is no failure.
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::other(e.to_string())),
-        _ => Ok(()),
-    }
-}
-
-/// Prints a line to stdout, ignoring a closed pipe.
-fn print_line(line: impl std::fmt::Display) {
-    use std::io::Write;
-    drop(writeln!(std::io::stdout(), "{line}"));
 }
 
 /// A number of threads, at least 1.

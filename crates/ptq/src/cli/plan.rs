@@ -1,11 +1,12 @@
 //! `ptq plan`
 
 use super::job::{JobArgs, arithmetic, factor};
-use super::{Failure, Table, human, print_json, print_line};
+use super::progress::seconds;
+use super::{Failure, Table, human, print_json, print_line, say};
 use quant_checkpoint::CheckpointError;
 use quant_core::{ActRule, KvGranularity};
-use quant_graph::{LinearScheme, WeightScheme};
-use quant_pipeline::prepare;
+use quant_graph::{LinearScheme, Role, WeightScheme};
+use quant_pipeline::{Forecast, Plan, prepare, with_threads};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -28,23 +29,23 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         check_output(output, &job.model, job.force)?;
     }
     for warning in &prepared.warnings {
-        eprintln!("warning: {warning}");
+        say(format_args!("warning: {warning}"));
     }
     let plan = &prepared.plan;
-    let mut groups: BTreeMap<String, (usize, usize)> = BTreeMap::new();
-    for (_, role, scheme) in plan.scheme.linears() {
-        let linear = plan.spec.linear(role);
-        let entry = groups.entry(describe(scheme)).or_default();
-        entry.0 += 1;
-        entry.1 += linear.outputs * linear.inputs;
-    }
     let tokens = prepared.tokens.as_ref();
+    let lengths: Vec<usize> = tokens.iter().flat_map(|t| t.sequences.iter().map(Vec::len)).collect();
+    let forecast = with_threads(job.threads, |_| {
+        Forecast::new(plan, &prepared.folder.checkpoint, &lengths, job.threads)
+    })??;
+    let groups = equal_blocks(plan);
     if args.job.json {
         let json = serde_json::json!({
-            "model": plan.spec, "format": plan.recipe.format.id(), "scheme": plan.scheme,
+            "model": plan.spec, "format": plan.recipe.format.id(), "methods": methods(plan),
+            "blocks": groups, "kv_cache": plan.scheme.kv, "float": stays_float(plan),
             "compute": plan.recipe.compute, "factor": factor(&plan.recipe),
             "needs_calibration": plan.needs.calibration(),
             "calibration_tokens": tokens.map(quant_data::TokenSet::tokens),
+            "forecast": forecast,
             "memory": {"peak": prepared.memory.peak(prepared.spill), "peak_spilled": prepared.memory.peak(true),
                 "phases": prepared.memory.phases, "base": prepared.memory.base, "spill": prepared.spill},
             "warnings": prepared.warnings,
@@ -52,44 +53,106 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         return print_json(&json);
     }
     let spec = &plan.spec;
-    print_line(format!(
-        "{} ({} blocks, hidden {}, {} weights in linears) to {}",
+    let weights = spec.layers * spec.block_parameters();
+    print_line(format_args!(
+        "{} ({} blocks, hidden {}, {weights} weights in linears) to {}",
         spec.architecture,
         spec.layers,
         spec.hidden,
-        groups.values().map(|g| g.1).sum::<usize>(),
         plan.recipe.format.id()
-    ));
-    let mut table = Table::new(&["scheme", "linears", "weights"]);
-    for (text, (count, size)) in &groups {
-        table.row(vec![text.clone(), count.to_string(), size.to_string()]);
+    ))?;
+    print_line(format_args!("method: {}", methods(plan).join(", then ")))?;
+    let mut table = Table::new(&["blocks", "linears", "scheme"]);
+    for group in &groups {
+        for (scheme, roles) in by_scheme(&group.linears) {
+            table.row(vec![group.range(), roles.join(" "), scheme]);
+        }
     }
-    print_line(table);
+    print_line(table)?;
+    print_line(format_args!("stays float: {}", stays_float(plan).join(", ")))?;
     if let Some(kv) = plan.scheme.kv {
         let symmetry = if kv.rule == ActRule::Symmetric { "symmetric" } else { "asymmetric" };
         let scales = match kv.granularity {
             KvGranularity::TokenHead => "a scale per token and head",
             KvGranularity::ChannelStatic => "a static scale per channel",
         };
-        print_line(format!("KV cache: {} bits, {symmetry}, {scales}", kv.bits.get()));
+        print_line(format_args!("KV cache: {} bits, {symmetry}, {scales}", kv.bits.get()))?;
     }
-    print_line(format!("arithmetic: {}", arithmetic(&plan.recipe)));
+    print_line(format_args!("arithmetic: {}", arithmetic(&plan.recipe)))?;
     match tokens {
-        Some(tokens) => print_line(format!("calibration: {}", tokens.describe())),
+        Some(tokens) => print_line(format_args!("calibration: {}", tokens.describe()))?,
         None if plan.needs.calibration() => {
-            print_line("calibration: needed, not given; the memory below is without its activations");
+            print_line("calibration: needed, not given; memory and time below are without it")?;
         }
-        None => print_line("calibration: not needed"),
+        None => print_line("calibration: not needed")?,
     }
     if prepared.spill {
-        print_line("activations go to disk, to stay within the memory budget");
+        print_line("activations go to disk, to stay within the memory budget")?;
     }
-    print_line(format!(
+    print_line(format_args!(
+        "output: {:.3} bits per weight of the linears, {} of weights",
+        forecast.bits_per_weight,
+        human(forecast.output_bytes)
+    ))?;
+    print_line(format_args!(
         "predicted peak memory: {} with activations in memory, {} with activations on disk",
         human(prepared.memory.peak(false)),
         human(prepared.memory.peak(true))
-    ));
+    ))?;
+    print_line(format_args!("estimated time: {} on {} threads", seconds(forecast.seconds), job.threads))?;
     Ok(())
+}
+
+/// Consecutive blocks whose linears are stored alike.
+#[derive(serde::Serialize)]
+struct EqualBlocks<'a> {
+    first: usize,
+    last: usize,
+    linears: &'a BTreeMap<Role, LinearScheme>,
+}
+
+impl EqualBlocks<'_> {
+    fn range(&self) -> String {
+        if self.first == self.last { self.first.to_string() } else { format!("{}-{}", self.first, self.last) }
+    }
+}
+
+fn equal_blocks(plan: &Plan) -> Vec<EqualBlocks<'_>> {
+    let mut groups: Vec<EqualBlocks<'_>> = Vec::new();
+    for (index, linears) in plan.scheme.blocks.iter().enumerate() {
+        match groups.last_mut() {
+            Some(group) if group.linears == linears => group.last = index,
+            _ => groups.push(EqualBlocks { first: index, last: index, linears }),
+        }
+    }
+    groups
+}
+
+/// The linears of a block by how they are stored, in order of execution.
+fn by_scheme(linears: &BTreeMap<Role, LinearScheme>) -> Vec<(String, Vec<&'static str>)> {
+    let mut schemes: Vec<(String, Vec<&'static str>)> = Vec::new();
+    for (role, scheme) in linears {
+        let (text, name) = (describe(scheme), role.module().rsplit('.').next().unwrap_or_default());
+        match schemes.iter_mut().find(|(known, _)| *known == text) {
+            Some((_, roles)) => roles.push(name),
+            None => schemes.push((text, vec![name])),
+        }
+    }
+    schemes
+}
+
+/// The modifiers in the order in which they work.
+fn methods(plan: &Plan) -> Vec<String> {
+    let transforms = plan.recipe.transforms.iter().map(|t| format!("{} ({})", t.method().id, t.describe()));
+    transforms.chain([plan.recipe.rounding.method().id.to_owned()]).collect()
+}
+
+/// What is stored as it is.
+fn stays_float(plan: &Plan) -> Vec<String> {
+    let head = if plan.spec.tied { "embedding (also the head)" } else { "embedding, head" };
+    let linears = plan.scheme.linears().filter(|(_, _, s)| s.weight.is_none()).count();
+    let linears = (linears > 0).then(|| format!("{linears} linears"));
+    [head.to_owned(), "norms".into()].into_iter().chain(linears).collect()
 }
 
 /// A linear's storage in words.

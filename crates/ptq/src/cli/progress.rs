@@ -1,6 +1,6 @@
 //! Progress on stderr: a bar on a terminal, plain lines elsewhere.
 
-use super::{Failure, INTERRUPTED};
+use super::{Failure, INTERRUPTED, say};
 use indicatif::{ProgressBar, ProgressStyle};
 use quant_pipeline::{Event, Events, peak_memory};
 use std::io::IsTerminal;
@@ -22,12 +22,10 @@ pub(super) struct Progress {
 impl Progress {
     /// `interrupted` is set from outside when the work is to stop.
     pub(super) fn new(interrupted: Arc<AtomicBool>) -> Self {
+        // Words only, until there is something to count. Messages are cut at the width of the terminal.
         let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::new(0);
-            let style = "{prefix} {pos}/{len} [{bar:24}] {msg}";
-            bar.set_style(
-                ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()),
-            );
+            let bar = ProgressBar::new_spinner();
+            bar.set_style(style("{wide_msg}"));
             bar
         });
         Self { bar, started: Instant::now(), what: "", done: 0, of: 0, interrupted }
@@ -36,14 +34,18 @@ impl Progress {
     fn line(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(text),
-            None => eprintln!("{text}"),
+            None => say(text),
         }
     }
 
     /// Moves the bar, if there is one.
     fn count(&mut self, what: &'static str, done: usize, of: usize) {
+        let first = self.of == 0 && of > 0;
         (self.what, self.done, self.of) = (what, done, of);
         if let Some(bar) = &self.bar {
+            if first {
+                bar.set_style(style("{prefix} {pos}/{len} [{bar:12}] {wide_msg}"));
+            }
             bar.set_prefix(what);
             bar.set_length(of as u64);
             bar.set_position(done as u64);
@@ -76,7 +78,7 @@ impl Progress {
                 format!(", {} left", seconds(elapsed / done as f64 * self.of.saturating_sub(done) as f64))
             }
         };
-        let memory = peak_memory().map_or_else(String::new, |m| format!(", peak {}", super::human(m)));
+        let memory = peak_memory().map_or_else(String::new, |m| format!(", {}", super::human(m)));
         format!("{}{eta}{memory}", seconds(elapsed))
     }
 
@@ -114,6 +116,11 @@ impl Events for Progress {
     }
 }
 
+/// A style from a template that is known to be one.
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
 /// Seconds for people.
 pub(super) fn seconds(s: f64) -> String {
     match s {
@@ -133,7 +140,7 @@ pub(super) fn on_interrupt() -> Result<Arc<AtomicBool>, Failure> {
         if set.swap(true, Ordering::Relaxed) {
             std::process::exit(i32::from(INTERRUPTED));
         }
-        eprintln!("\ninterrupted: stopping after this step; once more to stop at once");
+        say("\ninterrupted: stopping after this step; once more to stop at once");
     };
     ctrlc::set_handler(handler).map_err(|e| Failure::other(format!("cannot handle Ctrl-C: {e}")))?;
     Ok(flag)

@@ -3,14 +3,14 @@
 use super::job::{JobArgs, arithmetic, factor};
 use super::progress::{Progress, on_interrupt, seconds};
 use super::{Failure, Table, human, print_json, print_line};
-use quant_pipeline::{QuantizeOutcome, Recipe, quantize};
+use quant_pipeline::{LinearReport, QuantizeOutcome, Recipe, quantize};
 use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
     job: JobArgs,
-    /// Folder to write
+    /// Folder to write; required
     #[arg(long, value_name = "DIR", required_unless_present = "recipe_schema")]
     output: Option<PathBuf>,
 }
@@ -32,9 +32,16 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             outcome: &outcome,
         });
     }
-    print_line(linear_table(&outcome));
-    print_line("");
-    print_line(summary(&outcome, &job.recipe));
+    let worst = outcome.run.worst(WORST);
+    if !worst.is_empty() {
+        print_line(format_args!(
+            "the {} linears with the largest errors; all are in {}",
+            worst.len(),
+            outcome.output.join("quantization_report.json").display()
+        ))?;
+        print_line(format_args!("{}\n", linear_table(&worst)))?;
+    }
+    print_line(summary(&outcome, &job.recipe))?;
     Ok(())
 }
 
@@ -47,11 +54,14 @@ struct Report<'a> {
     outcome: &'a QuantizeOutcome,
 }
 
+/// Linears that are printed; the report has them all.
+const WORST: usize = 10;
+
 /// One line per linear: scheme, bits, errors.
-fn linear_table(outcome: &QuantizeOutcome) -> Table {
+fn linear_table(linears: &[&LinearReport]) -> Table {
     let mut table =
         Table::new(&["linear", "method", "scheme", "bits/weight", "weight error", "output error", "s"]);
-    for l in &outcome.run.linears {
+    for l in linears {
         table.row(vec![
             l.module.clone(),
             l.method.unwrap_or("-").into(),

@@ -33,6 +33,6 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         args.output.display(),
         args.layers,
         human(bytes)
-    ));
+    ))?;
     Ok(())
 }

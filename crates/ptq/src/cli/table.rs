@@ -1,8 +1,11 @@
-//! Plain-text tables.
+//! Plain-text tables and paragraphs.
 
 use std::fmt;
 
-/// Rows of cells, columns as wide as they need; the first column left-aligned, the others right-aligned.
+/// Columns of a terminal that text for people keeps within.
+pub(super) const COLUMNS: usize = 100;
+
+/// Rows of cells, columns as wide as they need. A column of numbers is right-aligned, any other left-aligned.
 #[derive(Clone, Debug)]
 pub struct Table {
     rows: Vec<Vec<String>>,
@@ -18,6 +21,11 @@ impl Table {
     pub fn row(&mut self, cells: Vec<String>) {
         self.rows.push(cells);
     }
+    /// Whether every cell below the header is a quantity (`12`, `3.5 MB`) or says that there is none (`-`).
+    fn is_numeric(&self, column: usize) -> bool {
+        let quantity = |s: &str| s == "-" || s.starts_with(|c: char| c.is_ascii_digit());
+        column > 0 && self.rows.iter().skip(1).filter_map(|r| r.get(column)).all(|s| quantity(s))
+    }
 }
 
 impl fmt::Display for Table {
@@ -26,24 +34,72 @@ impl fmt::Display for Table {
         let width = |c: usize| {
             self.rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0)
         };
-        let widths: Vec<usize> = (0..columns).map(width).collect();
+        let layout: Vec<(usize, bool)> = (0..columns).map(|c| (width(c), self.is_numeric(c))).collect();
         for (i, row) in self.rows.iter().enumerate() {
-            let mut line = String::new();
-            for (c, &width) in widths.iter().enumerate() {
-                let cell = row.get(c).map_or("", String::as_str);
-                let pad = " ".repeat(width - cell.chars().count());
-                let gap = if c == 0 { "" } else { "  " };
-                line += &if c == 0 { format!("{cell}{pad}") } else { format!("{gap}{pad}{cell}") };
-            }
+            let cells: Vec<String> = layout
+                .iter()
+                .enumerate()
+                .map(|(c, &(width, numeric))| {
+                    let cell = row.get(c).map_or("", String::as_str);
+                    if numeric { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
+                })
+                .collect();
             if i > 0 {
                 writeln!(f)?;
             }
-            write!(f, "{}", line.trim_end())?;
+            write!(f, "{}", cells.join("  ").trim_end())?;
             if i == 0 {
-                let rule: Vec<String> = widths.iter().map(|w| "-".repeat(*w)).collect();
+                let rule: Vec<String> = layout.iter().map(|(width, _)| "-".repeat(*width)).collect();
                 write!(f, "\n{}", rule.join("  "))?;
             }
         }
         Ok(())
+    }
+}
+
+/// Text broken at spaces to fit [`COLUMNS`], every line after `indent` spaces.
+pub(super) fn paragraph(text: &str, indent: usize) -> String {
+    let margin = " ".repeat(indent);
+    let mut lines = Vec::new();
+    let mut line = String::new();
+    for word in text.split_whitespace() {
+        let length = indent + line.chars().count() + 1 + word.chars().count();
+        if !line.is_empty() && length > COLUMNS {
+            lines.push(format!("{margin}{line}"));
+            line.clear();
+        }
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line += word;
+    }
+    lines.push(format!("{margin}{line}"));
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_to_the_right_words_to_the_left() {
+        let mut table = Table::new(&["linear", "scheme", "bits", "size"]);
+        table.row(vec!["q".into(), "W8A8".into(), "8.25".into(), "1.2 MB".into()]);
+        table.row(vec!["down_proj".into(), "float".into(), "16".into(), "-".into()]);
+        let expected = "linear     scheme  bits    size\n---------  ------  ----  ------\n\
+                        q          W8A8    8.25  1.2 MB\ndown_proj  float     16       -";
+        assert_eq!(table.to_string(), expected);
+    }
+
+    #[test]
+    fn paragraphs_fit() {
+        let text = "word ".repeat(60);
+        let broken = paragraph(&text, 4);
+        assert!(broken.lines().count() > 1);
+        assert!(
+            broken.lines().all(|l| l.starts_with("    word") && l.chars().count() <= COLUMNS),
+            "{broken}"
+        );
+        assert_eq!(paragraph("a  b", 2), "  a b");
     }
 }

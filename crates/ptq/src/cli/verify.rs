@@ -28,10 +28,10 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         for check in &report.checks {
             let mark = if check.passed { "ok    " } else { "FAILED" };
             let detail = if check.detail.is_empty() { String::new() } else { format!(": {}", check.detail) };
-            print_line(format!("{mark} {}{detail}", check.name));
+            print_line(format!("{mark} {}{detail}", check.name))?;
         }
         let verdict = if report.passed() { "passes" } else { "does not pass" };
-        print_line(format!("{} {verdict} for {}", args.folder.display(), args.target));
+        print_line(format!("{} {verdict} for {}", args.folder.display(), args.target))?;
     }
     if report.passed() { Ok(()) } else { Err(Failure::check()) }
 }

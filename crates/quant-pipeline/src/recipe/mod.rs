@@ -1,6 +1,7 @@
 //! Recipes: what to do to a model, in the vocabulary of compressed-tensors users.
 
 mod glob;
+mod place;
 mod presets;
 mod tables;
 
@@ -8,13 +9,15 @@ pub use glob::Glob;
 pub use presets::{PRESETS, Preset, preset};
 pub use tables::schema;
 
-use quant_checkpoint::formats::{self, Format};
+use crate::PipelineError;
+use quant_checkpoint::formats::{self, Dequantized, Format};
 use quant_core::{KvGranularity, ObserverKind};
 use quant_graph::ModelSpec;
 use quant_kernels::Compute;
-use quant_methods::settings::{nearest, unknown_key};
+use quant_methods::settings::{nearest, one_of, unknown_key};
 use quant_methods::{Kind as MethodKind, METHODS, Method, Rounding, Settings, SettingsError, Transform};
 use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tables::{ACTIVATIONS, KV_CACHE, TOP};
 use thiserror::Error;
@@ -29,6 +32,22 @@ pub enum RecipeError {
     /// A key or value that cannot stand where it stands.
     #[error(transparent)]
     Settings(#[from] SettingsError),
+    /// An error with the line of the text on which it stands, from 1.
+    #[error("line {line}: {problem}")]
+    At {
+        /// The line.
+        line: usize,
+        /// What is wrong there.
+        problem: Box<RecipeError>,
+    },
+    /// An error in a file.
+    #[error("{}: {problem}", .file.display())]
+    In {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong in it, usually [`RecipeError::At`] a line.
+        problem: Box<RecipeError>,
+    },
     /// A name that is neither a file nor a preset.
     #[error("{name:?} is neither a recipe file nor a preset{}; presets: {known}",
         .nearest.as_ref().map_or_else(String::new, |n| format!(" (did you mean {n:?}?)")))]
@@ -97,8 +116,12 @@ pub struct Recipe {
     pub compute: Compute,
     /// Output format.
     pub format: &'static dyn Format,
+    /// Whether the recipe names its format; otherwise `format` is the default.
+    pub format_given: bool,
     /// The text the recipe was read from.
     pub source: String,
+    /// The file the recipe was read from, if it was one.
+    pub file: Option<PathBuf>,
 }
 
 impl Recipe {
@@ -107,6 +130,27 @@ impl Recipe {
     /// # Errors
     /// [`RecipeError`] naming section, key, what was expected and what was found.
     pub fn parse(text: &str) -> Result<Self, RecipeError> {
+        Self::read(text).map_err(|error| placed(text, None, error))
+    }
+
+    /// Reads a recipe from a file.
+    ///
+    /// # Errors
+    /// As [`Recipe::parse`], with the name of the file; a file that cannot be read is an I/O error.
+    pub fn from_file(file: impl Into<PathBuf>) -> Result<Self, PipelineError> {
+        let file = file.into();
+        let text = std::fs::read_to_string(&file)
+            .map_err(|source| PipelineError::Io { path: file.clone(), source })?;
+        let recipe = Self::read(&text).map_err(|error| placed(&text, Some(&file), error))?;
+        Ok(Self { file: Some(file), ..recipe })
+    }
+
+    /// An error that was found when the recipe met a model, with its place in the recipe.
+    pub(crate) fn placed(&self, error: RecipeError) -> RecipeError {
+        placed(&self.source, self.file.as_deref(), error)
+    }
+
+    fn read(text: &str) -> Result<Self, RecipeError> {
         // Through the YAML value first: it refuses duplicate keys.
         let yaml: serde_yaml_ng::Value =
             serde_yaml_ng::from_str(text).map_err(|e| RecipeError::Yaml(e.to_string()))?;
@@ -139,10 +183,10 @@ impl Recipe {
             Value::Null => Compute::F32,
             Value::String(s) if s == "f32" => Compute::F32,
             Value::String(s) if s == "bf16" => Compute::Bf16,
-            other => return Err(RecipeError::value("compute", "f32 or bf16", &other)),
+            other => return Err(RecipeError::value("compute", one_of(&["f32", "bf16"], &other), &other)),
         };
         let ignore = parse_ignore(take("ignore"))?;
-        let format = parse_export(take("export"))?;
+        let export = parse_export(take("export"))?;
         Ok(Self {
             transforms,
             rounding,
@@ -152,8 +196,10 @@ impl Recipe {
             kv_cache,
             ignore,
             compute,
-            format,
+            format: export.unwrap_or(&Dequantized),
+            format_given: export.is_some(),
             source: text.to_owned(),
+            file: None,
         })
     }
 
@@ -337,14 +383,27 @@ fn parse_ignore(value: Value) -> Result<Vec<Glob>, RecipeError> {
         .collect()
 }
 
-fn parse_export(value: Value) -> Result<&'static dyn Format, RecipeError> {
+/// None where the recipe leaves the format open.
+fn parse_export(value: Value) -> Result<Option<&'static dyn Format>, RecipeError> {
     let mut map = mapping("export", value)?;
-    let name = map.remove("format").unwrap_or_else(|| Value::from("dequantized"));
+    let name = map.remove("format");
     if let Some(key) = map.keys().next() {
         return Err(unknown_key("export", key, ["format"].into_iter()).into());
     }
+    let Some(name) = name.filter(|n| !n.is_null()) else { return Ok(None) };
     let known: Vec<&str> = formats::FORMATS.iter().map(|f| f.id()).collect();
-    name.as_str()
-        .and_then(formats::format)
-        .ok_or_else(|| RecipeError::value("export.format", format!("one of {}", known.join(", ")), &name))
+    let format = name.as_str().and_then(formats::format);
+    format.map(Some).ok_or_else(|| RecipeError::value("export.format", one_of(&known, &name), &name))
+}
+
+/// An error with its place in the text, and with the file.
+fn placed(text: &str, file: Option<&Path>, error: RecipeError) -> RecipeError {
+    let error = match place::line_of(text, &error) {
+        Some(line) => RecipeError::At { line, problem: Box::new(error) },
+        None => error,
+    };
+    match file {
+        Some(file) => RecipeError::In { file: file.to_owned(), problem: Box::new(error) },
+        None => error,
+    }
 }

@@ -1,0 +1,124 @@
+//! What a plan will give and take, from shapes alone: bits, bytes, time.
+
+use crate::PipelineError;
+use crate::plan::Plan;
+use ndarray::Array2;
+use quant_checkpoint::{Checkpoint, DEFAULT_SHARD_BYTES, ShardPlan};
+use quant_graph::{ModelSpec, STAGES};
+use quant_kernels::{Compute, Par, PreparedWeight};
+use serde::Serialize;
+use std::time::Instant;
+
+/// Bytes per second and thread at which rows are read, rounded, hashed and written (measured on Zen 4 and Zen 5).
+const BYTES_PER_SECOND: f64 = 0.35e9;
+/// A factorisation in operations of a product, over `n³`: half the work at the full rate (measured, as the next).
+const FACTOR: f64 = 0.5;
+/// Share of the product rate that the column loops of a solver reach.
+const COLUMNS: f64 = 0.78;
+/// Share of the product rate that is left for products beside norms, attention and copies.
+const FORWARD: f64 = 0.85;
+
+/// What a job is expected to give and take.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Forecast {
+    /// Stored bits per weight over all linears of the blocks, scales, zeros and indices included.
+    pub bits_per_weight: f64,
+    /// Bytes of the weight files.
+    pub output_bytes: u64,
+    /// Seconds on this machine, from the rate of one product that was tried; good to a factor of about 1.5.
+    pub seconds: f64,
+}
+
+impl Forecast {
+    /// Of a plan for a checkpoint, calibrated on sequences of these lengths.
+    ///
+    /// # Errors
+    /// An output whose header no safetensors file can hold.
+    pub fn new(
+        plan: &Plan,
+        checkpoint: &Checkpoint,
+        lengths: &[usize],
+        threads: usize,
+    ) -> Result<Self, PipelineError> {
+        let dtype = |name: &str| checkpoint.get(name).map(|t| t.dtype);
+        let declared = plan.recipe.format.declare(&plan.spec, &plan.scheme, &dtype);
+        let files = ShardPlan::new(declared, &plan.recipe.format.naming(), DEFAULT_SHARD_BYTES)?;
+        let moved = (checkpoint.total_bytes() + files.total_bytes()) as f64;
+        let operations = operations(plan, lengths);
+        let computing = if operations > 0.0 {
+            operations / product_rate(plan.recipe.compute, Par::new(threads))
+        } else {
+            0.0
+        };
+        Ok(Self {
+            bits_per_weight: plan.bits_per_weight(),
+            output_bytes: files.total_bytes(),
+            seconds: computing + moved / (2.0 * BYTES_PER_SECOND * threads.min(4) as f64),
+        })
+    }
+}
+
+impl Plan {
+    /// Stored bits per weight over all linears of the blocks, as the report of the run will have it.
+    #[must_use]
+    pub fn bits_per_weight(&self) -> f64 {
+        let float = 8.0 * self.norm_type.size() as f64;
+        let (mut bits, mut weights) = (0.0, 0.0);
+        for (_, role, scheme) in self.scheme.linears() {
+            let linear = self.spec.linear(role);
+            let each = scheme.weight.map_or(float, |w| {
+                w.bits_per_weight((linear.outputs, linear.inputs), 8 * self.scale_type.size())
+            });
+            let size = (linear.outputs * linear.inputs) as f64;
+            (bits, weights) = (bits + each * size, weights + size);
+        }
+        bits / f64::max(weights, 1.0)
+    }
+}
+
+/// Floating-point operations of calibration and rounding, each weighted by how far below the rate of a product it runs.
+fn operations(plan: &Plan, lengths: &[usize]) -> f64 {
+    let spec = &plan.spec;
+    let tokens = lengths.iter().sum::<usize>() as f64;
+    let streams =
+        f64::from(u8::from(plan.needs.channel_max)) + f64::from(u8::from(plan.needs.quantized_stream()));
+    let again = f64::from(u8::from(plan.needs.quantized_stream() && !plan.true_sequential()));
+    let forward =
+        (streams + again) * (2.0 * tokens * spec.block_parameters() as f64 + attention(spec, lengths));
+    let mut all = spec.layers as f64 * forward / FORWARD;
+    for index in 0..spec.layers {
+        for stage in &STAGES {
+            if plan.factor_at(index, stage.site).is_none() {
+                continue;
+            }
+            let inputs = spec.site_width(stage.site) as f64;
+            let rows = |role| spec.linear(role).outputs as f64;
+            let outputs: f64 = stage.linears.iter().map(|&role| rows(role)).sum();
+            all += tokens * inputs * inputs + FACTOR * inputs.powi(3) + outputs * inputs * inputs / COLUMNS;
+        }
+    }
+    all
+}
+
+/// Scores and their products with values, causal: half of all pairs.
+fn attention(spec: &ModelSpec, lengths: &[usize]) -> f64 {
+    let pairs: f64 = lengths.iter().map(|&n| (n as f64).powi(2) / 2.0).sum();
+    4.0 * pairs * spec.query_width() as f64
+}
+
+/// Operations per second of a product of this machine, from one that takes some hundredths of a second.
+fn product_rate(compute: Compute, par: Par) -> f64 {
+    const TOKENS: usize = 512;
+    const WIDTH: usize = 1024;
+    let filled =
+        |rows: usize| Array2::from_shape_fn((rows, WIDTH), |(i, j)| ((i * 31 + j * 17) % 61) as f32 - 30.0);
+    let (weight, x) = (PreparedWeight::new(filled(WIDTH).view(), compute, par), filled(TOKENS));
+    let mut out = Array2::zeros((TOKENS, WIDTH));
+    let mut try_one = || {
+        let started = Instant::now();
+        weight.forward_into(x.view(), None, out.view_mut(), par);
+        started.elapsed().as_secs_f64()
+    };
+    let best = (0..4).map(|_| try_one()).fold(f64::INFINITY, f64::min);
+    2.0 * (TOKENS * WIDTH * WIDTH) as f64 / best.max(1e-9)
+}
