@@ -16,7 +16,7 @@ use quant_checkpoint::{
 };
 use quant_core::ObserverKind;
 use quant_data::{CalibrationSpec, LoadOptions, TokenSet};
-use quant_graph::{BlockParams, BoxError, ModelSpec};
+use quant_graph::{BlockParams, ModelSpec};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -314,7 +314,7 @@ struct Writer<'a> {
 }
 
 impl BlockSink for Writer<'_> {
-    fn block(&mut self, index: usize, block: BlockParams) -> Result<(), BoxError> {
+    fn block(&mut self, index: usize, block: BlockParams) -> Result<(), PipelineError> {
         let format = self.plan.recipe.format;
         for tensor in format.encode_block(&self.plan.spec, &self.plan.scheme, index, &block)? {
             self.output.tensor_owned(&tensor.name, tensor.dtype, &tensor.shape, tensor.bytes)?;

@@ -51,7 +51,7 @@ impl Run<'_> {
                 None => Ok(()),
             }
         };
-        let mut frame = source.block_by_rows(index, &mut visit).map_err(PipelineError::unbox)?;
+        let mut frame = source.block_by_rows(index, &mut visit)?;
         let mut worked = Duration::ZERO;
         let mut linears = BTreeMap::new();
         for (role, done) in pending {
