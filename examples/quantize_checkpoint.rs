@@ -87,7 +87,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         reset_peak_memory();
         let folder = output.join(preset);
         let recipe = Recipe::from_preset(preset)?;
-        let scheme = recipe.rounding.weights().scheme;
+        let scheme = recipe.rounding().weights().scheme;
         let outcome = quantize(
             &QuantizeJob {
                 model: model.clone(),

@@ -213,7 +213,7 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
     let inputs = calibration.chain([job.model.clone()]).collect();
     let options = OutputOptions { force: job.force, inputs, ..OutputOptions::default() };
     let mut output = OutputFolder::create(&job.output, &options)?;
-    let format = job.recipe.format;
+    let format = job.recipe.format();
     let checkpoint = &folder.checkpoint;
     let dtype = |name: &str| checkpoint.get(name).map(|t| t.dtype);
     let declared = format.declare(&plan.spec, &plan.scheme, &dtype);
@@ -297,8 +297,8 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
 
 /// How ranges were found, for the formats that record it.
 fn notes(recipe: &Recipe) -> ConfigNotes {
-    let weights = if recipe.rounding.weights().clip.is_some() { "mse" } else { "memoryless_minmax" };
-    let inputs = match recipe.activations.observer {
+    let weights = if recipe.rounding().weights().clip.is_some() { "mse" } else { "memoryless_minmax" };
+    let inputs = match recipe.activations().observer {
         ObserverKind::Minmax => "minmax",
         ObserverKind::Percentile => "percentile",
         ObserverKind::Mse => "mse",
@@ -315,7 +315,7 @@ struct Writer<'a> {
 
 impl BlockSink for Writer<'_> {
     fn block(&mut self, index: usize, block: BlockParams) -> Result<(), PipelineError> {
-        let format = self.plan.recipe.format;
+        let format = self.plan.recipe.format();
         for tensor in format.encode_block(&self.plan.spec, &self.plan.scheme, index, &block)? {
             self.output.tensor_owned(&tensor.name, tensor.dtype, &tensor.shape, tensor.bytes)?;
         }

@@ -41,8 +41,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let tokens = prepared.tokens.as_ref();
     if args.job.json {
         let json = serde_json::json!({
-            "model": plan.spec, "format": plan.recipe.format.id(), "scheme": plan.scheme,
-            "compute": plan.recipe.compute, "factor": factor(&plan.recipe),
+            "model": plan.spec, "format": plan.recipe.format().id(), "scheme": plan.scheme,
+            "compute": plan.recipe.compute(), "factor": factor(&plan.recipe),
             "needs_calibration": plan.needs.calibration(),
             "calibration_tokens": tokens.map(quant_data::TokenSet::tokens),
             "memory": {"peak": prepared.memory.peak(prepared.spill), "peak_spilled": prepared.memory.peak(true),
@@ -58,7 +58,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         spec.layers,
         spec.hidden,
         groups.values().map(|g| g.1).sum::<usize>(),
-        plan.recipe.format.id()
+        plan.recipe.format().id()
     ));
     let mut table = Table::new(&["scheme", "linears", "weights"]);
     for (text, (count, size)) in &groups {
