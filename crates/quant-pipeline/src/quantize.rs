@@ -46,6 +46,37 @@ pub struct QuantizeJob {
     pub force: bool,
 }
 
+impl QuantizeJob {
+    /// A job with everything else as `ptq quantize` has it: no calibration data, seed 0, as many threads as the machine
+    /// has, no memory budget, an existing output refused. Set the rest by name:
+    ///
+    /// ```no_run
+    /// use quant_pipeline::{QuantizeJob, Recipe, Silent, quantize};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let recipe = Recipe::from_preset("w8a8-ascend")?;
+    /// let job = QuantizeJob { threads: 4, ..QuantizeJob::new("Qwen2.5-7B-Instruct", recipe, "Qwen2.5-7B-w8a8") };
+    /// println!("{:.2} bits per weight", quantize(&job, &mut Silent)?.bits_per_weight);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn new(model: impl Into<PathBuf>, recipe: Recipe, output: impl Into<PathBuf>) -> Self {
+        Self {
+            model: model.into(),
+            recipe,
+            calibration: None,
+            output: output.into(),
+            num_samples: None,
+            max_seq_len: None,
+            seed: 0,
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            memory: None,
+            force: false,
+        }
+    }
+}
+
 /// A finished job.
 #[derive(Clone, Debug, Serialize)]
 pub struct QuantizeOutcome {
