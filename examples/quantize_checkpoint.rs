@@ -87,19 +87,15 @@ fn main() -> Result<(), Box<dyn Error>> {
         reset_peak_memory();
         let folder = output.join(preset);
         let recipe = Recipe::from_preset(preset)?;
-        let scheme = recipe.rounding.weights().scheme;
+        let scheme = recipe.rounding().weights().scheme;
         let outcome = quantize(
             &QuantizeJob {
-                model: model.clone(),
-                recipe,
                 calibration: Some(CalibrationSpec::parse(&calibration.to_string_lossy())?),
-                output: folder.clone(),
                 num_samples: Some(32),
                 max_seq_len: Some(256),
-                seed: 0,
                 threads,
-                memory: None,
                 force: true,
+                ..QuantizeJob::new(&model, recipe, &folder)
             },
             &mut Lines,
         )?;

@@ -3,10 +3,10 @@
 #![allow(dead_code, reason = "every test binary uses its own part")]
 
 use ptq::data::{CalibrationSpec, LoadOptions, TokenSet};
-use ptq::graph::{BlockParams, BlockSource, BoxError};
+use ptq::graph::{BlockParams, BlockSource};
 use ptq::model::InMemoryModel;
 use ptq::pipeline::run::{BlockSink, RunOptions, run};
-use ptq::pipeline::{Plan, Recipe, RunReport, Silent, open_folder, with_threads};
+use ptq::pipeline::{PipelineError, Plan, Recipe, RunReport, Silent, open_folder, with_threads};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -66,7 +66,7 @@ pub(crate) fn few_windows(samples: usize, length: usize) -> TokenSet {
 pub(crate) struct Collect(pub(crate) Vec<BlockParams>);
 
 impl BlockSink for Collect {
-    fn block(&mut self, _: usize, block: BlockParams) -> Result<(), BoxError> {
+    fn block(&mut self, _: usize, block: BlockParams) -> Result<(), PipelineError> {
         self.0.push(block);
         Ok(())
     }

@@ -3,6 +3,7 @@
 use crate::Findings;
 use crate::arrows::{self, Crate};
 use crate::files::{output_of, repository_files};
+use crate::package::{check_published, published};
 use serde_json::Value;
 use std::path::Path;
 
@@ -28,6 +29,7 @@ pub(crate) fn check_deps(root: &Path) -> Result<Findings, String> {
     for package in packages {
         faults.extend(check_package(root, package)?);
     }
+    faults.extend(published(&metadata).0.into_iter().flat_map(check_published));
     let read = |name: &str| read(&root.join(name));
     faults.extend(check_toolchain(&read("Cargo.toml")?, &read("rust-toolchain.toml")?));
     let mut notices = Vec::new();

@@ -4,6 +4,7 @@
 mod arrows;
 mod files;
 mod house;
+mod package;
 mod text;
 
 use std::path::Path;
@@ -26,6 +27,7 @@ struct Findings {
 /// All commands with what they do.
 static COMMANDS: &[(&str, &str, Chore)] = &[
     ("check-deps", "crate arrows, unsafe code, inherited settings, file sizes", house::check_deps),
+    ("package", "packs every published crate and builds it from its package, offline", package::package),
     ("check-text", "home paths and unfinished-work markers in tracked files", text::check_text),
 ];
 

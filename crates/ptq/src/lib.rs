@@ -30,5 +30,5 @@ pub mod synth;
 
 /// The README's snippets compile.
 #[cfg(doctest)]
-#[doc = include_str!("../../../README.md")]
+#[doc = include_str!("../README.md")]
 struct Readme;

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use ndarray::{Array1, Array2};
 use quant_core::FloatType;
-use quant_graph::{BlockFrame, BlockParams, BlockSource, BoxError, ModelSpec, Role, RowVisitor, Rows};
+use quant_graph::{
+    BlockFrame, BlockParams, BlockSource, BoxError, ModelSpec, Role, RowVisitor, Rows, SourceError,
+};
 use serde_json::Value;
 
 use crate::error::{CheckpointError, Result};
@@ -102,6 +104,28 @@ impl FolderSource {
         }
         decoder.block(&self.checkpoint, &self.spec, index)
     }
+
+    fn visit(
+        &mut self,
+        index: usize,
+        visit: &mut RowVisitor<'_>,
+    ) -> std::result::Result<BlockFrame, BoxError> {
+        let (_, new) = self.begin(index)?;
+        visit_plain_block(&self.checkpoint, &self.spec, index, new.then_some(&mut self.hashes), visit)
+    }
+
+    fn read_final_norm(&mut self) -> Result<Array1<f32>> {
+        if !self.hashing {
+            return self.checkpoint.read_vector_f32(ModelSpec::FINAL_NORM);
+        }
+        let (values, hash) = self.checkpoint.read_vector_f32_hashed(ModelSpec::FINAL_NORM)?;
+        self.hashes.insert(ModelSpec::FINAL_NORM.to_owned(), hash);
+        Ok(values)
+    }
+
+    fn failed(&self, what: impl Into<String>, cause: impl Into<BoxError>) -> SourceError {
+        SourceError::new(what, self.checkpoint.path().display(), cause)
+    }
 }
 
 /// Checks that a folder holds exactly the tensors of `spec` in its format, with the right types and shapes, and gives
@@ -197,28 +221,30 @@ impl BlockSource for FolderSource {
     fn spec(&self) -> &ModelSpec {
         &self.spec
     }
-    fn block(&mut self, index: usize) -> Result<BlockParams, BoxError> {
-        Ok(self.read(index)?)
+    fn block(&mut self, index: usize) -> std::result::Result<BlockParams, SourceError> {
+        self.read(index).map_err(|e| self.failed(self.spec.block_prefix(index), e))
     }
-    fn block_by_rows(&mut self, index: usize, visit: &mut RowVisitor<'_>) -> Result<BlockFrame, BoxError> {
+    fn block_by_rows(
+        &mut self,
+        index: usize,
+        visit: &mut RowVisitor<'_>,
+    ) -> std::result::Result<BlockFrame, SourceError> {
         if self.format.is_some() {
-            return quant_graph::visit_whole_weights(self.block(index)?, visit);
+            let block = self.block(index)?;
+            return quant_graph::visit_whole_weights(block, visit)
+                .map_err(|e| self.failed(self.spec.block_prefix(index), e));
         }
-        let (_, new) = self.begin(index)?;
-        visit_plain_block(&self.checkpoint, &self.spec, index, new.then_some(&mut self.hashes), visit)
+        self.visit(index, visit).map_err(|e| self.failed(self.spec.block_prefix(index), e))
     }
-    fn embed(&mut self, ids: &[u32]) -> Result<Array2<f32>, BoxError> {
-        Ok(self.checkpoint.read_row_gather(ModelSpec::EMBEDDING, ids)?)
+    fn embed(&mut self, ids: &[u32]) -> std::result::Result<Array2<f32>, SourceError> {
+        let rows = self.checkpoint.read_row_gather(ModelSpec::EMBEDDING, ids);
+        rows.map_err(|e| self.failed(ModelSpec::EMBEDDING, e))
     }
-    fn final_norm(&mut self) -> Result<Array1<f32>, BoxError> {
-        if !self.hashing {
-            return Ok(self.checkpoint.read_vector_f32(ModelSpec::FINAL_NORM)?);
-        }
-        let (values, hash) = self.checkpoint.read_vector_f32_hashed(ModelSpec::FINAL_NORM)?;
-        self.hashes.insert(ModelSpec::FINAL_NORM.to_owned(), hash);
-        Ok(values)
+    fn final_norm(&mut self) -> std::result::Result<Array1<f32>, SourceError> {
+        self.read_final_norm().map_err(|e| self.failed(ModelSpec::FINAL_NORM, e))
     }
-    fn head(&mut self, rows: Rows) -> Result<Array2<f32>, BoxError> {
-        Ok(self.checkpoint.read_rows_f32(self.head_name(), rows)?)
+    fn head(&mut self, rows: Rows) -> std::result::Result<Array2<f32>, SourceError> {
+        let rows = self.checkpoint.read_rows_f32(self.head_name(), rows);
+        rows.map_err(|e| self.failed(self.head_name(), e))
     }
 }

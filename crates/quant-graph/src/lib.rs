@@ -6,13 +6,14 @@
 //! [`BlockParams`] carries the numbers of one block between reader, model, methods and writer.
 #![forbid(unsafe_code)]
 
+mod error;
 mod params;
 mod scheme;
 mod spec;
 
+pub use error::{BoxError, SourceError};
 pub use params::{
-    BlockFrame, BlockParams, BlockSource, BoxError, LinearParams, LinearWeight, RowVisitor, Rows,
-    visit_whole_weights,
+    BlockFrame, BlockParams, BlockSource, LinearParams, LinearWeight, RowVisitor, Rows, visit_whole_weights,
 };
 pub use quant_core::ActOrder;
 pub use scheme::{InputScheme, KvScheme, LinearScheme, ModelScheme, WeightScheme};

@@ -1,12 +1,9 @@
 //! The numbers of a model on their way between reader, model, methods and writer.
 
-use crate::{ModelSpec, Norm, Role};
+use crate::{BoxError, ModelSpec, Norm, Role, SourceError};
 use ndarray::{Array1, Array2, ArrayView2};
 use quant_core::{ActQuant, KvQuant, QuantizedMatrix, Real};
 use std::{collections::BTreeMap, ops::Range};
-
-/// An error of a crate this one does not know.
-pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The weight of a linear.
 #[derive(Clone, Debug, PartialEq)]
@@ -103,30 +100,32 @@ pub trait BlockSource: Send {
     ///
     /// # Errors
     /// If they cannot be read or are not what the spec says.
-    fn block(&mut self, index: usize) -> Result<BlockParams, BoxError>;
+    fn block(&mut self, index: usize) -> Result<BlockParams, SourceError>;
     /// Block `index` with the values of its weights handed to `visit`, one weight after the other and the rows of each in
     /// order, as many at a time as the source likes. A source that can read rows alone never holds a whole weight.
     ///
     /// # Errors
     /// As [`Self::block`], and the first error of `visit`.
-    fn block_by_rows(&mut self, index: usize, visit: &mut RowVisitor<'_>) -> Result<BlockFrame, BoxError> {
-        visit_whole_weights(self.block(index)?, visit)
+    fn block_by_rows(&mut self, index: usize, visit: &mut RowVisitor<'_>) -> Result<BlockFrame, SourceError> {
+        visit_whole_weights(self.block(index)?, visit).map_err(|cause| {
+            SourceError::new(self.spec().block_prefix(index), "the rows of a whole block", cause)
+        })
     }
     /// Embedding rows of `ids`, `[ids, hidden]`.
     ///
     /// # Errors
     /// If they cannot be read, or an id is outside the vocabulary.
-    fn embed(&mut self, ids: &[u32]) -> Result<Array2<f32>, BoxError>;
+    fn embed(&mut self, ids: &[u32]) -> Result<Array2<f32>, SourceError>;
     /// Weight of the final norm, `[hidden]`.
     ///
     /// # Errors
     /// If it cannot be read.
-    fn final_norm(&mut self) -> Result<Array1<f32>, BoxError>;
+    fn final_norm(&mut self) -> Result<Array1<f32>, SourceError>;
     /// Rows of the head (the embedding when tied), `[rows, hidden]`.
     ///
     /// # Errors
     /// If they cannot be read.
-    fn head(&mut self, rows: Rows) -> Result<Array2<f32>, BoxError>;
+    fn head(&mut self, rows: Rows) -> Result<Array2<f32>, SourceError>;
 }
 
 /// Hands the weights of a block in memory to `visit`, all rows of each at once: [`BlockSource::block_by_rows`] for sources

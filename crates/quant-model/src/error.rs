@@ -1,6 +1,6 @@
 //! What can be wrong with a config or an input.
 
-use quant_graph::{BoxError, Role};
+use quant_graph::{Role, SourceError};
 use thiserror::Error;
 
 /// Why a model cannot be described, built or run.
@@ -98,11 +98,6 @@ pub enum ModelError {
         available: String,
     },
     /// The source of the numbers failed.
-    #[error("{what} could not be read")]
-    Source {
-        /// What was asked for.
-        what: String,
-        /// Why it failed.
-        source: BoxError,
-    },
+    #[error(transparent)]
+    Source(#[from] SourceError),
 }

@@ -2,7 +2,7 @@
 
 use crate::{ModelError, views};
 use ndarray::{Array1, Array2, Axis};
-use quant_graph::{BlockParams, BlockSource, BoxError, ModelSpec, Rows};
+use quant_graph::{BlockParams, BlockSource, ModelSpec, Rows, SourceError};
 
 /// A [`BlockSource`] in memory: test models, and models right after fake quantisation.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,20 +47,13 @@ impl InMemoryModel {
     /// # Errors
     /// [`ModelError::Source`] if it fails, and as [`Self::new`].
     pub fn load(source: &mut dyn BlockSource) -> Result<Self, ModelError> {
-        let read = |what: &str| {
-            let what = what.to_owned();
-            move |source| ModelError::Source { what, source }
-        };
         let spec = source.spec().clone();
-        let blocks = (0..spec.layers)
-            .map(|i| source.block(i).map_err(read(&spec.block_prefix(i))))
-            .collect::<Result<_, _>>()?;
+        let blocks = (0..spec.layers).map(|i| source.block(i)).collect::<Result<_, _>>()?;
         // The vocabulary is bounded when the config is read.
         let ids: Vec<u32> = (0..spec.vocab).filter_map(|id| u32::try_from(id).ok()).collect();
-        let embedding = source.embed(&ids).map_err(read(ModelSpec::EMBEDDING))?;
-        let final_norm = source.final_norm().map_err(read(ModelSpec::FINAL_NORM))?;
-        let head =
-            if spec.tied { None } else { Some(source.head(0..spec.vocab).map_err(read(ModelSpec::HEAD))?) };
+        let embedding = source.embed(&ids)?;
+        let final_norm = source.final_norm()?;
+        let head = if spec.tied { None } else { Some(source.head(0..spec.vocab)?) };
         Self::new(spec, blocks, embedding, final_norm, head)
     }
     /// The blocks, for replacing their numbers in place.
@@ -73,26 +66,34 @@ impl BlockSource for InMemoryModel {
     fn spec(&self) -> &ModelSpec {
         &self.spec
     }
-    fn block(&mut self, index: usize) -> Result<BlockParams, BoxError> {
+    fn block(&mut self, index: usize) -> Result<BlockParams, SourceError> {
         let count = self.blocks.len();
         let block = self.blocks.get(index).cloned();
-        block.ok_or_else(|| format!("block {index} asked for, the model has {count}").into())
+        block.ok_or_else(|| missing(self.spec.block_prefix(index), format!("the model has {count} blocks")))
     }
-    fn embed(&mut self, ids: &[u32]) -> Result<Array2<f32>, BoxError> {
+    fn embed(&mut self, ids: &[u32]) -> Result<Array2<f32>, SourceError> {
         let rows: Vec<usize> = ids.iter().map(|&id| id as usize).collect();
         match rows.iter().find(|&&row| row >= self.embedding.nrows()) {
-            Some(row) => Err(format!("token {row} is outside the vocabulary of {}", self.spec.vocab).into()),
+            Some(row) => Err(missing(
+                format!("row {row} of {}", ModelSpec::EMBEDDING),
+                format!("the vocabulary has {} tokens", self.spec.vocab),
+            )),
             None => Ok(self.embedding.select(Axis(0), &rows)),
         }
     }
-    fn final_norm(&mut self) -> Result<Array1<f32>, BoxError> {
+    fn final_norm(&mut self) -> Result<Array1<f32>, SourceError> {
         Ok(self.final_norm.clone())
     }
-    fn head(&mut self, rows: Rows) -> Result<Array2<f32>, BoxError> {
+    fn head(&mut self, rows: Rows) -> Result<Array2<f32>, SourceError> {
         let table = self.head.as_ref().unwrap_or(&self.embedding);
         if rows.start > rows.end || rows.end > table.nrows() {
-            return Err(format!("head rows {rows:?} asked for, there are {}", table.nrows()).into());
+            let there = format!("there are {} rows", table.nrows());
+            return Err(missing(format!("rows {rows:?} of {}", ModelSpec::HEAD), there));
         }
         Ok(views::rows(table.view(), rows).to_owned())
     }
+}
+
+fn missing(what: String, why: String) -> SourceError {
+    SourceError::new(what, "the model in memory", why)
 }

@@ -4,7 +4,7 @@ use crate::block::normed;
 use crate::parallel::for_each;
 use crate::{Block, ModelError, RopeTable, views};
 use ndarray::{Array2, ArrayView2};
-use quant_graph::{BlockSource, BoxError, ModelSpec, RopeScaling, RopeSpec};
+use quant_graph::{BlockSource, ModelSpec, RopeScaling, RopeSpec};
 use quant_kernels::{Compute, Par, PreparedWeight};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -110,21 +110,21 @@ impl<S: BlockSource> StreamedModel<S> {
         self.check_tokens(sequences)?;
         let mut hidden = Vec::with_capacity(sequences.len());
         for ids in sequences {
-            let rows = self.source.embed(ids).map_err(source_error(ModelSpec::EMBEDDING))?;
+            let rows = self.source.embed(ids)?;
             expect_shape(ModelSpec::EMBEDDING, &[ids.len(), self.spec.hidden], rows.shape())?;
             hidden.push(rows);
         }
         let rope = RopeTables::new(&self.spec, sequences.iter().map(Vec::len));
         progress(0, self.spec.layers);
         for index in 0..self.spec.layers {
-            let params = self.source.block(index).map_err(source_error(&self.spec.block_prefix(index)))?;
+            let params = self.source.block(index)?;
             let block = Block::<f32>::new(&self.spec, index, params, self.compute, self.par)?;
             let bad = run_block(&block, &rope, &mut hidden, self.par)?;
             let found = bad.map(|sequence| NonFinite { block: index, sequence });
             self.first_non_finite = self.first_non_finite.or(found);
             progress(index + 1, self.spec.layers);
         }
-        let weight = self.source.final_norm().map_err(source_error(ModelSpec::FINAL_NORM))?;
+        let weight = self.source.final_norm()?;
         expect_shape(ModelSpec::FINAL_NORM, &[self.spec.hidden], weight.shape())?;
         let eps = self.spec.norm_eps as f32;
         for h in &mut hidden {
@@ -178,7 +178,7 @@ impl<S: BlockSource> StreamedModel<S> {
         (panels * HEAD_PANEL).min(self.spec.vocab) * self.spec.hidden * size_of::<f32>()
     }
     fn read_panel(&mut self, rows: Range<usize>) -> Result<PreparedWeight<f32>, ModelError> {
-        let values = self.source.head(rows.clone()).map_err(source_error(ModelSpec::HEAD))?;
+        let values = self.source.head(rows.clone())?;
         expect_shape(ModelSpec::HEAD, &[rows.len(), self.spec.hidden], values.shape())?;
         Ok(PreparedWeight::new(values.view(), self.compute, self.par))
     }
@@ -256,11 +256,6 @@ impl RopeTables {
     fn table(&self, length: usize) -> &RopeTable<f32> {
         self.own.get(&length).unwrap_or(&self.shared)
     }
-}
-
-fn source_error(what: &str) -> impl FnOnce(BoxError) -> ModelError + use<> {
-    let what = what.to_owned();
-    move |source| ModelError::Source { what, source }
 }
 
 fn expect_shape(what: &str, expected: &[usize], found: &[usize]) -> Result<(), ModelError> {

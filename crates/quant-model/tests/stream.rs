@@ -6,7 +6,7 @@ mod common;
 
 use common::{config_with, head, random_model, spec};
 use ndarray::{Array1, Array2};
-use quant_graph::{BlockParams, BlockSource, BoxError, LinearWeight, ModelSpec, Role, Rows};
+use quant_graph::{BlockParams, BlockSource, LinearWeight, ModelSpec, Role, Rows, SourceError};
 use quant_kernels::{Compute, Par, linear, rms_norm};
 use quant_model::{Block, InMemoryModel, ModelError, NonFinite, RopeTable, StreamedModel, model_spec};
 use serde_json::json;
@@ -122,20 +122,20 @@ impl BlockSource for PoisonedToken {
     fn spec(&self) -> &ModelSpec {
         self.0.spec()
     }
-    fn block(&mut self, index: usize) -> Result<BlockParams, BoxError> {
+    fn block(&mut self, index: usize) -> Result<BlockParams, SourceError> {
         self.0.block(index)
     }
-    fn embed(&mut self, ids: &[u32]) -> Result<Array2<f32>, BoxError> {
+    fn embed(&mut self, ids: &[u32]) -> Result<Array2<f32>, SourceError> {
         let mut rows = self.0.embed(ids)?;
         for (mut row, _) in rows.rows_mut().into_iter().zip(ids).filter(|&(_, &id)| id == 49) {
             row.fill(f32::NAN);
         }
         Ok(rows)
     }
-    fn final_norm(&mut self) -> Result<Array1<f32>, BoxError> {
+    fn final_norm(&mut self) -> Result<Array1<f32>, SourceError> {
         self.0.final_norm()
     }
-    fn head(&mut self, rows: Rows) -> Result<Array2<f32>, BoxError> {
+    fn head(&mut self, rows: Rows) -> Result<Array2<f32>, SourceError> {
         self.0.head(rows)
     }
 }
@@ -147,16 +147,20 @@ impl BlockSource for Failing {
     fn spec(&self) -> &ModelSpec {
         self.0.spec()
     }
-    fn block(&mut self, index: usize) -> Result<BlockParams, BoxError> {
-        if index == self.1 { Err("disk on fire".into()) } else { self.0.block(index) }
+    fn block(&mut self, index: usize) -> Result<BlockParams, SourceError> {
+        if index == self.1 {
+            Err(SourceError::new(self.spec().block_prefix(index), "a test", "disk on fire"))
+        } else {
+            self.0.block(index)
+        }
     }
-    fn embed(&mut self, ids: &[u32]) -> Result<Array2<f32>, BoxError> {
+    fn embed(&mut self, ids: &[u32]) -> Result<Array2<f32>, SourceError> {
         self.0.embed(ids)
     }
-    fn final_norm(&mut self) -> Result<Array1<f32>, BoxError> {
+    fn final_norm(&mut self) -> Result<Array1<f32>, SourceError> {
         Ok(Array1::ones(3))
     }
-    fn head(&mut self, rows: Rows) -> Result<Array2<f32>, BoxError> {
+    fn head(&mut self, rows: Rows) -> Result<Array2<f32>, SourceError> {
         self.0.head(rows)
     }
 }
@@ -166,7 +170,7 @@ fn errors_of_the_source_are_named() {
     let source = random_model(&spec(QWEN2), 6);
     let mut model = StreamedModel::new(Failing(source.clone(), 1), Compute::F32, Par::Seq);
     let error = model.encode(&[vec![1]], &mut quiet).unwrap_err();
-    assert_eq!(error.to_string(), "model.layers.1 could not be read");
+    assert_eq!(error.to_string(), "model.layers.1 could not be read from a test");
     assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "disk on fire");
     let mut model = StreamedModel::new(Failing(source, 9), Compute::F32, Par::Seq);
     let error = model.encode(&[vec![1]], &mut quiet).unwrap_err().to_string();

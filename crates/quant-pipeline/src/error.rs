@@ -3,7 +3,7 @@ use quant_checkpoint::{CheckpointError, formats::Unsupported};
 use quant_core::CoreError;
 use quant_data::DataError;
 use quant_eval::EvalError;
-use quant_graph::BoxError;
+use quant_graph::SourceError;
 use quant_hessian::HessianError;
 use quant_methods::MethodError;
 use quant_model::ModelError;
@@ -94,9 +94,12 @@ pub enum PipelineError {
     /// The person asked to stop ([`Events::cancelled`](crate::Events::cancelled)).
     #[error("interrupted; nothing was left behind")]
     Interrupted,
-    /// An error that crossed a trait object.
+    /// A source of blocks other than a folder.
+    #[error(transparent)]
+    Source(SourceError),
+    /// A [`BlockSink`](crate::run::BlockSink) of the caller's.
     #[error("{0}")]
-    Other(BoxError),
+    Sink(Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl PipelineError {
@@ -108,17 +111,19 @@ impl PipelineError {
         let at = at.into();
         move |source| Self::Method { at, source: source.into() }
     }
-    /// Keeps the class of an error that crossed a trait object.
-    pub(crate) fn unbox(error: BoxError) -> Self {
-        match error.downcast::<CheckpointError>() {
-            Ok(e) => Self::Checkpoint(*e),
-            Err(error) => match error.downcast::<ModelError>() {
-                Ok(e) => Self::Model(*e),
-                Err(error) => match error.downcast::<Self>() {
-                    Ok(e) => *e,
-                    Err(error) => Self::Other(error),
-                },
-            },
-        }
+}
+
+impl From<SourceError> for PipelineError {
+    /// The cause itself where it is one of ours, so that it keeps its class.
+    fn from(error: SourceError) -> Self {
+        let error = match error.downcast::<CheckpointError>() {
+            Ok(e) => return Self::Checkpoint(e),
+            Err(error) => error,
+        };
+        let error = match error.downcast::<ModelError>() {
+            Ok(e) => return Self::Model(e),
+            Err(error) => error,
+        };
+        error.downcast::<Self>().unwrap_or_else(Self::Source)
     }
 }

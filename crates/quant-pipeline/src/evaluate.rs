@@ -7,7 +7,7 @@ use crate::open::{Scored, open_folder, with_threads};
 use ndarray::{Array1, Array2};
 use quant_data::{CalibrationSpec, EvalLoadOptions, TokenSet, load_eval_text, load_eval_tokens};
 use quant_eval::{EvalError, EvalOptions, EvalReport, LogitsSink, Phase, Role};
-use quant_graph::{BlockParams, BlockSource, BoxError, ModelSpec};
+use quant_graph::{BlockParams, BlockSource, ModelSpec, SourceError};
 use quant_kernels::Compute;
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
@@ -171,19 +171,20 @@ impl<S: BlockSource> BlockSource for Stoppable<'_, S> {
     fn spec(&self) -> &ModelSpec {
         self.source.spec()
     }
-    fn block(&mut self, index: usize) -> Result<BlockParams, BoxError> {
+    fn block(&mut self, index: usize) -> Result<BlockParams, SourceError> {
         if self.stop.load(Ordering::Relaxed) {
-            return Err(PipelineError::Interrupted.into());
+            let what = self.spec().block_prefix(index);
+            return Err(SourceError::new(what, "an evaluation", PipelineError::Interrupted));
         }
         self.source.block(index)
     }
-    fn embed(&mut self, ids: &[u32]) -> Result<Array2<f32>, BoxError> {
+    fn embed(&mut self, ids: &[u32]) -> Result<Array2<f32>, SourceError> {
         self.source.embed(ids)
     }
-    fn final_norm(&mut self) -> Result<Array1<f32>, BoxError> {
+    fn final_norm(&mut self) -> Result<Array1<f32>, SourceError> {
         self.source.final_norm()
     }
-    fn head(&mut self, rows: Range<usize>) -> Result<Array2<f32>, BoxError> {
+    fn head(&mut self, rows: Range<usize>) -> Result<Array2<f32>, SourceError> {
         self.source.head(rows)
     }
 }

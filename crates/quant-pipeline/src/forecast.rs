@@ -41,12 +41,12 @@ impl Forecast {
         threads: usize,
     ) -> Result<Self, PipelineError> {
         let dtype = |name: &str| checkpoint.get(name).map(|t| t.dtype);
-        let declared = plan.recipe.format.declare(&plan.spec, &plan.scheme, &dtype);
-        let files = ShardPlan::new(declared, &plan.recipe.format.naming(), DEFAULT_SHARD_BYTES)?;
+        let declared = plan.recipe.format().declare(&plan.spec, &plan.scheme, &dtype);
+        let files = ShardPlan::new(declared, &plan.recipe.format().naming(), DEFAULT_SHARD_BYTES)?;
         let moved = (checkpoint.total_bytes() + files.total_bytes()) as f64;
         let operations = operations(plan, lengths);
         let computing = if operations > 0.0 {
-            operations / product_rate(plan.recipe.compute, Par::new(threads))
+            operations / product_rate(plan.recipe.compute(), Par::new(threads))
         } else {
             0.0
         };

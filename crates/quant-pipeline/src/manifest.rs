@@ -39,7 +39,7 @@ impl Provenance<'_> {
     /// bytes.
     pub(crate) fn files(&self) -> Vec<(&'static str, Vec<u8>)> {
         vec![
-            ("recipe.yaml", self.job.recipe.source.clone().into_bytes()),
+            ("recipe.yaml", self.job.recipe.source().as_bytes().to_vec()),
             ("quantization_report.json", pretty(&self.report())),
             ("manifest.json", pretty(&self.manifest())),
             ("README.md", self.card().into_bytes()),
@@ -48,14 +48,14 @@ impl Provenance<'_> {
 
     fn settings(&self) -> Value {
         json!({
-            "compute": self.job.recipe.compute.to_string(),
+            "compute": self.job.recipe.compute().to_string(),
             // Of the first factorisation; overrides are in the recipe, attempts in the list of factors.
             "factor": self.plan.blocks.iter().flat_map(|b| b.values()).find_map(|l| l.factor()).map(|f| f.precision),
             "scale_type": self.plan.scale_type,
-            "convention": self.job.recipe.rounding.weights().convention.name(),
-            "variant": self.job.recipe.rounding.weights().variant,
+            "convention": self.job.recipe.rounding().weights().convention.name(),
+            "variant": self.job.recipe.rounding().weights().variant,
             "true_sequential": self.plan.true_sequential(),
-            "modifiers": self.job.recipe.modifiers.iter().map(|(id, s)| json!({*id: s})).collect::<Vec<_>>(),
+            "modifiers": self.job.recipe.modifiers().iter().map(|(id, s)| json!({*id: s})).collect::<Vec<_>>(),
         })
     }
 
@@ -85,7 +85,7 @@ impl Provenance<'_> {
             })
             .collect();
         json!({
-            "tool": tool(), "format": self.outcome.format, "scheme": self.job.recipe.rounding.weights().scheme.to_string(),
+            "tool": tool(), "format": self.outcome.format, "scheme": self.job.recipe.rounding().weights().scheme.to_string(),
             "settings": self.settings(), "calibration": self.calibration(),
             "bits_per_weight": self.outcome.bits_per_weight,
             "linears": linears,
@@ -114,7 +114,7 @@ impl Provenance<'_> {
         let mut card = format!(
             "---\nbase_model: {name}\ntags:\n- quantized\n- {}\n---\n\n# {name}, {}\n\nMade by {} from `{name}` ({}).\n\n",
             self.outcome.format,
-            recipe.rounding.weights().scheme,
+            recipe.rounding().weights().scheme,
             tool(),
             self.plan.spec.architecture
         );
@@ -123,11 +123,11 @@ impl Provenance<'_> {
             "| | |\n|---|---|\n| format | {} |\n| method | {}{} |\n| bits per weight of the linears | {:.3} |\n| calibration | {} |\n",
             self.outcome.format,
             recipe
-                .transforms
+                .transforms()
                 .iter()
                 .map(|t| format!("{} ({}) + ", t.method().id, t.describe()))
                 .collect::<String>(),
-            recipe.rounding.method().id,
+            recipe.rounding().method().id,
             self.outcome.bits_per_weight,
             self.outcome.calibration.as_ref().map_or_else(
                 || "none".to_owned(),
@@ -146,8 +146,8 @@ impl Provenance<'_> {
             card,
             "Clients: {}.\n\nEvery linear is listed in `quantization_report.json`, every tensor's hash in `manifest.json`, the \
              recipe is `recipe.yaml`:\n\n```yaml\n{}```\n\nThe licence is that of the base model.",
-            recipe.format.clients().join(", "),
-            recipe.source
+            recipe.format().clients().join(", "),
+            recipe.source()
         );
         card
     }

@@ -95,7 +95,7 @@ pub fn predict(plan: &Plan, lengths: &[usize], text_bytes: u64, threads: usize) 
         let chunk = quant_data::tokenising_bytes(text_bytes);
         phases.push(PhaseMemory { chunk, activations: 0, ..sizes.phase("tokenise") });
     }
-    if plan.needs.calibration() || !plan.recipe.transforms.is_empty() {
+    if plan.needs.calibration() || !plan.recipe.transforms().is_empty() {
         // Reading converts a tensor wave by wave; the floats of the whole block stay.
         phases.push(PhaseMemory { weights: F32 * sizes.block + sizes.in_flight(), ..sizes.phase("read") });
     }
@@ -219,7 +219,7 @@ impl<'a> Sizes<'a> {
             };
             linears.iter().map(bytes).sum()
         });
-        let declared = plan.recipe.format.declare(spec, &plan.scheme, &|_| None);
+        let declared = plan.recipe.format().declare(spec, &plan.scheme, &|_| None);
         let prefix = format!("{}.", spec.block_prefix(0));
         let encoded = declared
             .iter()
@@ -236,7 +236,7 @@ impl<'a> Sizes<'a> {
         let kept = F32 * chunk * wide * (1 + u64::from(needs.channel_max));
         let heads = (spec.query_width() + 2 * spec.kv_width()) as u64;
         let passing = F32 * chunk * (3 * hidden + heads);
-        let transformed = !plan.recipe.transforms.is_empty();
+        let transformed = !plan.recipe.transforms().is_empty();
         Self {
             plan,
             par: Par::new(threads),
@@ -250,7 +250,7 @@ impl<'a> Sizes<'a> {
             levels,
             floats_alone: if transformed { F32 * block } else { 0 },
             encoded,
-            prepared: PreparedWeight::<f32>::element_bytes(plan.recipe.compute) as u64,
+            prepared: PreparedWeight::<f32>::element_bytes(plan.recipe.compute()) as u64,
             chunk,
             step: kept + passing + (F32 * chunk * wide).min(PACKED),
             residual,

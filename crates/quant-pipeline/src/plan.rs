@@ -86,18 +86,18 @@ impl Plan {
             PipelineError::Recipe(error) => recipe.placed(error).into(),
             other => other,
         })?;
-        if !recipe.format_given {
+        if !recipe.names_format() {
             plan.warnings.push(format_left_open(recipe, spec));
         }
         Ok(plan)
     }
 
     fn resolve(recipe: &Recipe, spec: &ModelSpec) -> Result<Self, PipelineError> {
-        let format = recipe.format;
+        let format = recipe.format();
         let (scale_type, norm_type) = (format.scale_type(spec), format.float_type(spec));
         let modules: Vec<(usize, Role, String)> =
             (0..spec.layers).flat_map(|i| Role::ALL.map(|role| (i, role, spec.module(i, role)))).collect();
-        for (glob, _) in &recipe.overrides {
+        for (glob, _) in recipe.overrides() {
             if !modules.iter().any(|(_, _, name)| glob.matches(name)) {
                 let problem =
                     format!("it matches no linear of this model (they are called like {})", modules[0].2);
@@ -105,7 +105,7 @@ impl Plan {
             }
         }
         let mut warnings = Vec::new();
-        for glob in &recipe.ignore {
+        for glob in recipe.ignore() {
             let head = glob.matches(ModelSpec::HEAD_MODULE);
             if !head && !modules.iter().any(|(_, _, name)| glob.matches(name)) {
                 warnings.push(format!("ignore: {:?} matches nothing in this model", glob.pattern()));
@@ -113,7 +113,7 @@ impl Plan {
         }
         let mut blocks = vec![BTreeMap::new(); spec.layers];
         for (index, role, module) in modules {
-            let ignored = recipe.ignore.iter().any(|glob| glob.matches(&module));
+            let ignored = recipe.ignore().iter().any(|glob| glob.matches(&module));
             let linear = if ignored {
                 LinearPlan { module, scheme: LinearScheme::default(), rounding: None }
             } else {
@@ -151,7 +151,7 @@ impl Plan {
     /// Whether later linears of a block see already quantised earlier ones.
     #[must_use]
     pub fn true_sequential(&self) -> bool {
-        self.recipe.rounding.true_sequential()
+        self.recipe.rounding().true_sequential()
     }
 
     /// Whether any linear fed from this site of any block is rounded with a Hessian.
@@ -170,8 +170,8 @@ impl Plan {
 /// What a recipe without a format gets, and which formats it could name.
 fn format_left_open(recipe: &Recipe, spec: &ModelSpec) -> String {
     let holds = |format: &&&'static dyn Format| {
-        format.id() != recipe.format.id()
-            && Plan::resolve(&Recipe { format: **format, ..recipe.clone() }, spec).is_ok()
+        format.id() != recipe.format().id()
+            && Plan::resolve(&recipe.with_format(**format), spec).is_ok()
     };
     let others: Vec<&str> = FORMATS.iter().filter(holds).map(|f| f.id()).collect();
     let others = if others.is_empty() {
@@ -179,7 +179,7 @@ fn format_left_open(recipe: &Recipe, spec: &ModelSpec) -> String {
     } else {
         format!("`export: {{ format: ... }}` could name {}", others.join(" or "))
     };
-    format!("the recipe names no export format, so the output is {}; {others}", recipe.format.id())
+    format!("the recipe names no export format, so the output is {}; {others}", recipe.format().id())
 }
 
 fn plan_linear(
@@ -191,25 +191,25 @@ fn plan_linear(
 ) -> Result<LinearPlan, PipelineError> {
     let bits = rounding.weights().scheme.activations;
     let input = bits.map(|bits| plan_input(recipe, bits)).transpose()?;
-    let rounding = rounding.plan(spec.linear(role).inputs, recipe.format.scale_type(spec))?;
+    let rounding = rounding.plan(spec.linear(role).inputs, recipe.format().scale_type(spec))?;
     let weight = rounding.as_ref().map(|r| r.weight);
     Ok(LinearPlan { module, scheme: LinearScheme { weight, input }, rounding })
 }
 
 fn plan_input(recipe: &Recipe, bits: Bits) -> Result<InputScheme, Unsupported> {
-    let a = &recipe.activations;
-    let rule = recipe.format.activation_rule(a.dynamic, a.symmetric)?;
+    let a = recipe.activations();
+    let rule = recipe.format().activation_rule(a.dynamic, a.symmetric)?;
     Ok(InputScheme { bits, rule, dynamic: a.dynamic, clip_ratio: a.clip_ratio })
 }
 
 fn plan_kv(recipe: &Recipe) -> Result<Option<KvScheme>, RecipeError> {
-    let Some(bits) = recipe.rounding.weights().scheme.kv_cache else { return Ok(None) };
-    let granularity = recipe.kv_cache.granularity.unwrap_or_else(|| match recipe.kv_cache.symmetric {
+    let Some(bits) = recipe.rounding().weights().scheme.kv_cache else { return Ok(None) };
+    let granularity = recipe.kv_cache().granularity.unwrap_or_else(|| match recipe.kv_cache().symmetric {
         // Asymmetric entries exist per token only.
         Some(false) => KvGranularity::TokenHead,
-        _ => recipe.format.kv_granularity(),
+        _ => recipe.format().kv_granularity(),
     });
-    let symmetric = recipe.kv_cache.symmetric.unwrap_or(granularity == KvGranularity::ChannelStatic);
+    let symmetric = recipe.kv_cache().symmetric.unwrap_or(granularity == KvGranularity::ChannelStatic);
     let rule = if symmetric { ActRule::Symmetric } else { ActRule::Asymmetric };
     Ok(Some(KvScheme { bits, rule, granularity }))
 }
@@ -238,7 +238,7 @@ fn stream_needs(recipe: &Recipe, blocks: &[BTreeMap<Role, LinearPlan>], kv: Opti
     let linears = || blocks.iter().flat_map(BTreeMap::values);
     StreamNeeds {
         hessian: linears().any(|l| l.factor().is_some()),
-        channel_max: recipe.transforms.iter().any(|t| t.needs().channel_max),
+        channel_max: recipe.transforms().iter().any(|t| t.needs().channel_max),
         static_inputs: linears().any(|l| l.scheme.input.is_some_and(|i| !i.dynamic)),
         static_kv: kv.is_some_and(|kv| kv.granularity == KvGranularity::ChannelStatic),
     }

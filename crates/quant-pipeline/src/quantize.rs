@@ -16,7 +16,7 @@ use quant_checkpoint::{
 };
 use quant_core::ObserverKind;
 use quant_data::{CalibrationSpec, LoadOptions, TokenSet};
-use quant_graph::{BlockParams, BoxError, ModelSpec};
+use quant_graph::{BlockParams, ModelSpec};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -44,6 +44,37 @@ pub struct QuantizeJob {
     pub memory: Option<u64>,
     /// Replace an existing output.
     pub force: bool,
+}
+
+impl QuantizeJob {
+    /// A job with everything else as `ptq quantize` has it: no calibration data, seed 0, as many threads as the machine
+    /// has, no memory budget, an existing output refused. Set the rest by name:
+    ///
+    /// ```no_run
+    /// use quant_pipeline::{QuantizeJob, Recipe, Silent, quantize};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let recipe = Recipe::from_preset("w8a8-ascend")?;
+    /// let job = QuantizeJob { threads: 4, ..QuantizeJob::new("Qwen2.5-7B-Instruct", recipe, "Qwen2.5-7B-w8a8") };
+    /// println!("{:.2} bits per weight", quantize(&job, &mut Silent)?.bits_per_weight);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn new(model: impl Into<PathBuf>, recipe: Recipe, output: impl Into<PathBuf>) -> Self {
+        Self {
+            model: model.into(),
+            recipe,
+            calibration: None,
+            output: output.into(),
+            num_samples: None,
+            max_seq_len: None,
+            seed: 0,
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            memory: None,
+            force: false,
+        }
+    }
 }
 
 /// A finished job.
@@ -214,7 +245,7 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
     let inputs = calibration.chain([job.model.clone()]).collect();
     let options = OutputOptions { force: job.force, inputs, ..OutputOptions::default() };
     let mut output = OutputFolder::create(&job.output, &options)?;
-    let format = job.recipe.format;
+    let format = job.recipe.format();
     let checkpoint = &folder.checkpoint;
     let dtype = |name: &str| checkpoint.get(name).map(|t| t.dtype);
     let declared = format.declare(&plan.spec, &plan.scheme, &dtype);
@@ -299,8 +330,8 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
 
 /// How ranges were found, for the formats that record it.
 fn notes(recipe: &Recipe) -> ConfigNotes {
-    let weights = if recipe.rounding.weights().clip.is_some() { "mse" } else { "memoryless_minmax" };
-    let inputs = match recipe.activations.observer {
+    let weights = if recipe.rounding().weights().clip.is_some() { "mse" } else { "memoryless_minmax" };
+    let inputs = match recipe.activations().observer {
         ObserverKind::Minmax => "minmax",
         ObserverKind::Percentile => "percentile",
         ObserverKind::Mse => "mse",
@@ -316,8 +347,8 @@ struct Writer<'a> {
 }
 
 impl BlockSink for Writer<'_> {
-    fn block(&mut self, index: usize, block: BlockParams) -> Result<(), BoxError> {
-        let format = self.plan.recipe.format;
+    fn block(&mut self, index: usize, block: BlockParams) -> Result<(), PipelineError> {
+        let format = self.plan.recipe.format();
         for tensor in format.encode_block(&self.plan.spec, &self.plan.scheme, index, &block)? {
             self.output.tensor_owned(&tensor.name, tensor.dtype, &tensor.shape, tensor.bytes)?;
         }

@@ -157,7 +157,7 @@ mod tests {
     fn wrapped_causes_keep_their_class_and_are_told_once() {
         let tensor = "model.norm.weight".to_owned();
         let cause = CheckpointError::NoSuchTensor { path: "m".into(), tensor };
-        let wrapped = ModelError::Source { what: "block 3".into(), source: cause.into() };
+        let wrapped = ModelError::Source(quant_graph::SourceError::new("block 3", "m", cause));
         let error = PipelineError::Eval(EvalError::Model {
             role: quant_eval::Role::Model,
             stage: "encoding",
@@ -168,5 +168,17 @@ mod tests {
         let message = failure.message().unwrap_or_default();
         assert_eq!(message.matches("block 3").count(), 1, "{message}");
         assert_eq!(message.matches("model.norm.weight").count(), 1, "{message}");
+    }
+
+    #[test]
+    fn errors_of_a_source_keep_their_type() {
+        let fail = |cause: quant_graph::BoxError| -> Result<(), PipelineError> {
+            Err(quant_graph::SourceError::new("model.layers.0", "m", cause))?
+        };
+        let missing = CheckpointError::NoSuchTensor { path: "m".into(), tensor: "x".into() };
+        assert!(matches!(fail(missing.into()), Err(PipelineError::Checkpoint(_))));
+        assert!(matches!(fail(PipelineError::Interrupted.into()), Err(PipelineError::Interrupted)));
+        let Err(foreign) = fail("a cable is loose".into()) else { unreachable!("it fails") };
+        assert_eq!(with_causes(&foreign), "model.layers.0 could not be read from m: a cable is loose");
     }
 }

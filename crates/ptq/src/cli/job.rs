@@ -67,7 +67,8 @@ impl JobArgs {
 
 /// Precisions of the factorisations a recipe asks for, or none if it needs no factorisation.
 pub(super) fn factor(recipe: &Recipe) -> Option<String> {
-    let roundings = std::iter::once(&recipe.rounding).chain(recipe.overrides.iter().map(|(_, r)| r));
+    let overrides = recipe.overrides().iter().map(|(_, rounding)| &**rounding);
+    let roundings = std::iter::once(recipe.rounding()).chain(overrides);
     // The same for weights of any width.
     let planned = roundings.filter_map(|r| r.plan(1, FloatType::F32).ok().flatten()?.factor);
     let names: BTreeSet<String> = planned.map(|f| f.precision.to_string()).collect();
@@ -77,5 +78,5 @@ pub(super) fn factor(recipe: &Recipe) -> Option<String> {
 /// The settings that change numbers without changing the scheme, in words.
 pub(super) fn arithmetic(recipe: &Recipe) -> String {
     let factor = factor(recipe).map_or_else(|| "none".to_owned(), |f| format!("in {f}"));
-    format!("products in {}, factorisation {factor}", recipe.compute)
+    format!("products in {}, factorisation {factor}", recipe.compute())
 }

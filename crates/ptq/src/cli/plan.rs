@@ -40,9 +40,9 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let groups = equal_blocks(plan);
     if args.job.json {
         let json = serde_json::json!({
-            "model": plan.spec, "format": plan.recipe.format.id(), "methods": methods(plan),
+            "model": plan.spec, "format": plan.recipe.format().id(), "methods": methods(plan),
             "blocks": groups, "kv_cache": plan.scheme.kv, "float": stays_float(plan),
-            "compute": plan.recipe.compute, "factor": factor(&plan.recipe),
+            "compute": plan.recipe.compute(), "factor": factor(&plan.recipe),
             "needs_calibration": plan.needs.calibration(),
             "calibration_tokens": tokens.map(quant_data::TokenSet::tokens),
             "forecast": forecast,
@@ -59,7 +59,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         spec.architecture,
         spec.layers,
         spec.hidden,
-        plan.recipe.format.id()
+        plan.recipe.format().id()
     ))?;
     print_line(format_args!("method: {}", methods(plan).join(", then ")))?;
     let mut table = Table::new(&["blocks", "linears", "scheme"]);
@@ -143,8 +143,8 @@ fn by_scheme(linears: &BTreeMap<Role, LinearScheme>) -> Vec<(String, Vec<&'stati
 
 /// The modifiers in the order in which they work.
 fn methods(plan: &Plan) -> Vec<String> {
-    let transforms = plan.recipe.transforms.iter().map(|t| format!("{} ({})", t.method().id, t.describe()));
-    transforms.chain([plan.recipe.rounding.method().id.to_owned()]).collect()
+    let transforms = plan.recipe.transforms().iter().map(|t| format!("{} ({})", t.method().id, t.describe()));
+    transforms.chain([plan.recipe.rounding().method().id.to_owned()]).collect()
 }
 
 /// What is stored as it is.

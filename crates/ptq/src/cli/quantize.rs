@@ -27,7 +27,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let outcome = result?;
     if args.job.json {
         return print_json(&Report {
-            compute: job.recipe.compute.name(),
+            compute: job.recipe.compute().name(),
             factor: factor(&job.recipe),
             outcome: &outcome,
         });

@@ -95,33 +95,22 @@ pub struct KvSpec {
     pub granularity: Option<KvGranularity>,
 }
 
-/// A parsed recipe. [`Recipe::source`] is what was written, for provenance.
+/// A parsed recipe: made from its text alone and not changed afterwards, so that what it does, what reports say of it and
+/// the text written beside the output are one thing.
 #[derive(Clone, Debug)]
 pub struct Recipe {
-    /// Transforms, in the order in which they are applied.
-    pub transforms: Vec<Arc<dyn Transform>>,
-    /// The rounding of every linear.
-    pub rounding: Arc<dyn Rounding>,
-    /// Exceptions by module glob, in the order written; the last match wins.
-    pub overrides: Vec<(Glob, Arc<dyn Rounding>)>,
-    /// Every modifier by its method's id, with the settings it has after defaults, for reports.
-    pub modifiers: Vec<(&'static str, Value)>,
-    /// Activations.
-    pub activations: ActivationSpec,
-    /// KV cache.
-    pub kv_cache: KvSpec,
-    /// Modules left in float.
-    pub ignore: Vec<Glob>,
-    /// Arithmetic of the calibration products.
-    pub compute: Compute,
-    /// Output format.
-    pub format: &'static dyn Format,
-    /// Whether the recipe names its format; otherwise `format` is the default.
-    pub format_given: bool,
-    /// The text the recipe was read from.
-    pub source: String,
-    /// The file the recipe was read from, if it was one.
-    pub file: Option<PathBuf>,
+    transforms: Vec<Arc<dyn Transform>>,
+    rounding: Arc<dyn Rounding>,
+    overrides: Vec<(Glob, Arc<dyn Rounding>)>,
+    modifiers: Vec<(&'static str, Value)>,
+    activations: ActivationSpec,
+    kv_cache: KvSpec,
+    ignore: Vec<Glob>,
+    compute: Compute,
+    /// None where the recipe leaves it open.
+    format: Option<&'static dyn Format>,
+    source: String,
+    file: Option<PathBuf>,
 }
 
 impl Recipe {
@@ -186,7 +175,7 @@ impl Recipe {
             other => return Err(RecipeError::value("compute", one_of(&["f32", "bf16"], &other), &other)),
         };
         let ignore = parse_ignore(take("ignore"))?;
-        let export = parse_export(take("export"))?;
+        let format = parse_export(take("export"))?;
         Ok(Self {
             transforms,
             rounding,
@@ -196,8 +185,7 @@ impl Recipe {
             kv_cache,
             ignore,
             compute,
-            format: export.unwrap_or(&Dequantized),
-            format_given: export.is_some(),
+            format,
             source: text.to_owned(),
             file: None,
         })
@@ -217,6 +205,65 @@ impl Recipe {
         Self::parse(preset.text)
     }
 
+    /// Transforms, in the order in which they are applied.
+    #[must_use]
+    pub fn transforms(&self) -> &[Arc<dyn Transform>] {
+        &self.transforms
+    }
+    /// The rounding of every linear without an override.
+    #[must_use]
+    pub fn rounding(&self) -> &dyn Rounding {
+        &*self.rounding
+    }
+    /// Exceptions by module glob, in the order written; the last match wins.
+    #[must_use]
+    pub fn overrides(&self) -> &[(Glob, Arc<dyn Rounding>)] {
+        &self.overrides
+    }
+    /// Every modifier by its method's id, with the settings it has after defaults, for reports.
+    #[must_use]
+    pub fn modifiers(&self) -> &[(&'static str, Value)] {
+        &self.modifiers
+    }
+    /// Activations.
+    #[must_use]
+    pub fn activations(&self) -> &ActivationSpec {
+        &self.activations
+    }
+    /// KV cache.
+    #[must_use]
+    pub fn kv_cache(&self) -> &KvSpec {
+        &self.kv_cache
+    }
+    /// Modules left in float.
+    #[must_use]
+    pub fn ignore(&self) -> &[Glob] {
+        &self.ignore
+    }
+    /// Arithmetic of the calibration products.
+    #[must_use]
+    pub fn compute(&self) -> Compute {
+        self.compute
+    }
+    /// Output format; `dequantized` where the recipe names none.
+    #[must_use]
+    pub fn format(&self) -> &'static dyn Format {
+        self.format.unwrap_or(&Dequantized)
+    }
+    /// Whether the recipe names its format.
+    #[must_use]
+    pub fn names_format(&self) -> bool {
+        self.format.is_some()
+    }
+    /// The same recipe for another format, to ask what that could hold.
+    pub(crate) fn with_format(&self, format: &'static dyn Format) -> Self {
+        Self { format: Some(format), ..self.clone() }
+    }
+    /// The text it was read from, for provenance.
+    #[must_use]
+    pub fn source(&self) -> &str {
+        &self.source
+    }
     /// The rounding of a module: the last override that matches, or the modifier itself.
     #[must_use]
     pub fn rounding_of(&self, module: &str) -> &dyn Rounding {

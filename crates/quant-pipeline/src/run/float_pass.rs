@@ -70,7 +70,7 @@ impl Run<'_> {
     ) -> Result<(), PipelineError> {
         let context =
             BlockContext { scheme: &self.plan.scheme.blocks[index], norm_type: self.plan.norm_type };
-        for transform in &self.plan.recipe.transforms {
+        for transform in self.plan.recipe.transforms() {
             let started = Instant::now();
             let id = transform.method().id;
             self.phase(id)?;

@@ -51,7 +51,7 @@ impl Run<'_> {
                 None => Ok(()),
             }
         };
-        let mut frame = source.block_by_rows(index, &mut visit).map_err(PipelineError::unbox)?;
+        let mut frame = source.block_by_rows(index, &mut visit)?;
         let mut worked = Duration::ZERO;
         let mut linears = BTreeMap::new();
         for (role, done) in pending {
@@ -153,7 +153,7 @@ impl Run<'_> {
 /// The linears of a block whose weights can be rounded as their rows are read: nothing else has to see them. None where
 /// something has.
 pub(super) fn row_by_row(plan: &Plan, index: usize) -> Option<BTreeMap<Role, RowByRow<'_>>> {
-    if plan.needs.calibration() || !plan.recipe.transforms.is_empty() {
+    if plan.needs.calibration() || !plan.recipe.transforms().is_empty() {
         return None;
     }
     let linears = plan.blocks[index].iter();

@@ -18,7 +18,7 @@ use crate::report::{RunReport, Seconds};
 use crate::store::{Layout, Store};
 use ndarray::{ArrayView2, Axis};
 use quant_data::TokenSet;
-use quant_graph::{BlockParams, BlockSource, BoxError};
+use quant_graph::{BlockParams, BlockSource};
 use quant_kernels::Par;
 use quant_methods::Statistics;
 use quant_model::RopeTable;
@@ -31,8 +31,8 @@ pub trait BlockSink: Send {
     /// Takes block `index`; blocks arrive in order.
     ///
     /// # Errors
-    /// If it cannot be kept.
-    fn block(&mut self, index: usize, block: BlockParams) -> Result<(), BoxError>;
+    /// If it cannot be kept; [`PipelineError::Sink`] holds any error that is none of ours.
+    fn block(&mut self, index: usize, block: BlockParams) -> Result<(), PipelineError>;
 }
 
 /// Settings of a run that change neither plan nor result.
@@ -105,7 +105,7 @@ pub fn run(
             run.quantize_by_rows(index, source, pending)?
         } else {
             run.phase("read")?;
-            let mut block = source.block(index).map_err(PipelineError::unbox)?;
+            let mut block = source.block(index)?;
             run.spent("read", began);
             let statistics = match &mut float {
                 Some(stream) => run.float_pass(index, &block, stream)?,
@@ -119,7 +119,7 @@ pub fn run(
         };
         let started = Instant::now();
         run.phase("write")?;
-        sink.block(index, finished).map_err(PipelineError::unbox)?;
+        sink.block(index, finished)?;
         run.spent("write", started);
         run.events.event(Event::BlockDone { index, of: spec.layers, seconds: began.elapsed().as_secs_f64() });
     }
@@ -185,7 +185,7 @@ impl Run<'_> {
     fn embed(&self, source: &mut dyn BlockSource, sequences: &[Vec<u32>]) -> Result<Store, PipelineError> {
         let mut store = self.store(self.plan.spec.hidden)?;
         for (sequence, ids) in sequences.iter().enumerate() {
-            let rows = source.embed(ids).map_err(PipelineError::unbox)?;
+            let rows = source.embed(ids)?;
             store.overwrite(self.layout.rows_of(&(sequence..sequence + 1)), |mut to| {
                 to.assign(&rows);
                 Ok(())

@@ -65,7 +65,7 @@ impl Run<'_> {
             for (role, mut linear) in self.round_stage(index, site, &mut pending, stats)? {
                 // Calibration quantises inputs only if the recipe says so.
                 let input = linear.input;
-                linear.input = input.filter(|_| self.plan.recipe.activations.in_calibration);
+                linear.input = input.filter(|_| self.plan.recipe.activations().in_calibration);
                 block.set_linear(role, &linear, self.par())?;
                 linear.input = input;
                 finished.insert(role, linear);
@@ -92,7 +92,7 @@ impl Run<'_> {
     /// A block whose linears are still to be set.
     fn block_without_linears(&self, index: usize, params: &BlockParams) -> Result<Block<f32>, PipelineError> {
         let empty = BlockParams { linears: BTreeMap::new(), norms: params.norms.clone(), kv: None };
-        Ok(Block::new(&self.plan.spec, index, empty, self.plan.recipe.compute, self.par())?)
+        Ok(Block::new(&self.plan.spec, index, empty, self.plan.recipe.compute(), self.par())?)
     }
 
     /// The block as it was read, its floats borrowed.

@@ -34,7 +34,7 @@ impl InputStats {
             .any(|role| run.plan.blocks[block][role].scheme.input.is_some_and(|i| !i.dynamic));
         Self {
             hessian: run.plan.hessian_at(block, site).then(|| Hessian::new(width)),
-            observer: fixed.then(|| Observer::new(run.plan.recipe.activations.observer)),
+            observer: fixed.then(|| Observer::new(run.plan.recipe.activations().observer)),
             sample: Array2::zeros((rows.div_ceil(every), width)),
             every,
             seen: 0,
@@ -52,7 +52,7 @@ impl InputStats {
     ) -> Result<(), PipelineError> {
         if let Some(hessian) = &mut self.hessian {
             hessian
-                .add(x, sequences, run.plan.recipe.compute, run.par())
+                .add(x, sequences, run.plan.recipe.compute(), run.par())
                 .map_err(PipelineError::hessian(at))?;
         }
         if let Some(observer) = &mut self.observer {
