@@ -1,7 +1,7 @@
 //! `config.json` to [`ModelSpec`].
 
 use crate::families::{BiasRule, COMMON_REFUSALS, Family, SlidingRule, family_of, supported_architectures};
-use crate::fields::Fields;
+use crate::fields::{Fields, Stated};
 use crate::rope_config::rope_spec;
 use crate::{FAMILIES, ModelError};
 use quant_core::FloatType;
@@ -17,73 +17,193 @@ const MAX_HEAD_DIM: usize = 1 << 12;
 const MAX_VOCAB: usize = 1 << 24;
 const MAX_POSITIONS: usize = 1 << 28;
 
-/// Reads the shape of a model from its parsed `config.json`.
+/// A config as read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reading {
+    /// The shape of the model.
+    pub spec: ModelSpec,
+    /// What the config says twice and differently, or says and nobody reads; each names the keys with their values.
+    pub warnings: Vec<String>,
+}
+
+/// The shape of a model from its parsed `config.json`, for callers that show no warnings; see [`read_model_config`].
+///
+/// # Errors
+/// As [`read_model_config`].
+pub fn model_spec(config: &Value) -> Result<ModelSpec, ModelError> {
+    read_model_config(config).map(|reading| reading.spec)
+}
+
+/// Reads the shape of a model from its parsed `config.json`, as the family's config class in transformers reads it.
 ///
 /// The family is chosen by `architectures[0]` alone; its table row says how the remaining keys are read. Keys written by
 /// transformers 4 (`torch_dtype`, `rope_theta`, `rope_scaling`) and 5 (`dtype`, `rope_parameters`) are both understood.
-/// A missing `tie_word_embeddings` is false, the default of all four config classes; a missing `num_key_value_heads` is
-/// the number of heads. `quantization_config` is not looked at.
 ///
-/// A config without a type gives `dtype` F32: whoever has the tensors asks [`declared_dtype`] and takes theirs instead.
+/// - A missing key has the default of the class ([`crate::families::Defaults`]); sizes that are filled in are reported.
+/// - Null is a value: no window, as many key heads as heads, the derived head width, false. Where the class could not
+///   compute with it, it is refused.
+/// - Two statements about one thing are equal, or read as transformers does with a warning that names both, or, where
+///   its versions or clients disagree, refused with both named.
+///
+/// `quantization_config` is not looked at. A config without a type gives `dtype` F32: whoever has the tensors asks
+/// [`declared_dtype`] and takes theirs instead.
 ///
 /// Keys that are known to change the forward pass are refused ([`crate::families::COMMON_REFUSALS`] and the family's own). A key that
 /// nobody knows here cannot be told from the many that change nothing, and is passed over: a model that changes its
 /// attention under the name of one of these families and by a new key alone is not recognised, unless its tensors differ.
 ///
 /// # Errors
-/// [`ModelError::UnknownArchitecture`]; [`ModelError::Config`] for a missing, mistyped or out-of-range value;
-/// [`ModelError::Unsupported`] for values that ask for arithmetic this crate does not have.
-pub fn model_spec(config: &Value) -> Result<ModelSpec, ModelError> {
+/// [`ModelError::UnknownArchitecture`]; [`ModelError::Config`] for a mistyped or out-of-range value;
+/// [`ModelError::Unsupported`] for values that ask for arithmetic this crate does not have; [`ModelError::Conflict`] for
+/// statements that contradict each other.
+pub fn read_model_config(config: &Value) -> Result<Reading, ModelError> {
     let fields = Fields::new(config, "")?;
     let (architecture, family) = architecture(&fields)?;
     refuse(&fields, family)?;
+    let mut warnings = Vec::new();
+    let model_type = model_type(&fields, family, &mut warnings)?;
 
-    let hidden = fields.count("hidden_size", 1..=MAX_WIDTH, None)?;
-    let intermediate = fields.count("intermediate_size", 1..=MAX_WIDTH, None)?;
-    let layers = fields.count("num_hidden_layers", 1..=MAX_LAYERS, None)?;
-    let heads = fields.count("num_attention_heads", 1..=MAX_HEADS, None)?;
-    let kv_heads = fields.count("num_key_value_heads", 1..=MAX_HEADS, Some(heads))?;
+    let defaults = &family.defaults;
+    let mut size = |key, max, default| size(&fields, family, key, max, default, &mut warnings);
+    let hidden = size("hidden_size", MAX_WIDTH, defaults.hidden)?;
+    let intermediate = size("intermediate_size", MAX_WIDTH, defaults.intermediate)?;
+    let layers = size("num_hidden_layers", MAX_LAYERS, defaults.layers)?;
+    let heads = size("num_attention_heads", MAX_HEADS, defaults.heads)?;
+    let vocab = size("vocab_size", MAX_VOCAB, defaults.vocab)?;
+    let kv_heads = match (fields.stated_count("num_key_value_heads", 1..=MAX_HEADS)?, defaults.kv_heads) {
+        (Stated::Missing, Some(default)) => size("num_key_value_heads", MAX_HEADS, default)?,
+        (Stated::Missing, None) | (Stated::Null, _) => heads,
+        (Stated::Value(kv_heads), _) => kv_heads,
+    };
     if !heads.is_multiple_of(kv_heads) {
-        return Err(
-            fields.wrong("num_key_value_heads", format!("a divisor of num_attention_heads = {heads}"))
-        );
+        return Err(fields.wrong(
+            "num_key_value_heads",
+            format!("a divisor of num_attention_heads = {heads} (got {kv_heads} heads)"),
+        ));
     }
-    let max_position_embeddings = fields.count(
-        "max_position_embeddings",
-        1..=MAX_POSITIONS,
-        Some(family.defaults.max_position_embeddings),
-    )?;
-    Ok(ModelSpec {
+    let max_position_embeddings =
+        fields.count("max_position_embeddings", 1..=MAX_POSITIONS, defaults.max_position_embeddings)?;
+    let spec = ModelSpec {
         family: family.id.into(),
         architecture: architecture.into(),
-        model_type: fields.text("model_type")?.unwrap_or(family.id).into(),
+        model_type: model_type.into(),
         hidden,
         intermediate,
         layers,
         heads,
         kv_heads,
         head_dim: head_dim(&fields, family, hidden, heads)?,
-        vocab: fields.count("vocab_size", 1..=MAX_VOCAB, None)?,
-        norm_eps: fields.real("rms_norm_eps", 1e-30..=0.1, Some(family.defaults.norm_eps))?,
-        rope: rope_spec(&fields, family.defaults.rope_theta, max_position_embeddings)?,
+        vocab,
+        norm_eps: fields.real("rms_norm_eps", 1e-30..=0.1, Some(defaults.norm_eps))?,
+        rope: rope_spec(&fields, defaults.rope_theta, max_position_embeddings, &mut warnings)?,
         max_position_embeddings,
-        tied: fields.flag("tie_word_embeddings")?.unwrap_or(family.defaults.tied),
-        qkv_bias: bias(&fields, family.qkv_bias)?,
-        o_bias: bias(&fields, family.o_bias)?,
-        mlp_bias: bias(&fields, family.mlp_bias)?,
+        tied: fields.flag("tie_word_embeddings")?.unwrap_or(defaults.tied),
+        qkv_bias: bias(&fields, family.qkv_bias, &mut warnings)?,
+        o_bias: bias(&fields, family.o_bias, &mut warnings)?,
+        mlp_bias: bias(&fields, family.mlp_bias, &mut warnings)?,
         qk_norm: family.qk_norm,
-        windows: windows(&fields, family.sliding, layers)?,
+        windows: windows(&fields, family, layers, &mut warnings)?,
         dtype: dtype(&fields)?.unwrap_or(FloatType::F32),
-    })
+    };
+    unread(&fields, family, &mut warnings)?;
+    // The rules of several linears may rest on the same two keys.
+    let mut seen = std::collections::BTreeSet::new();
+    warnings.retain(|w| seen.insert(w.clone()));
+    Ok(Reading { spec, warnings })
 }
 
 /// The type that `config.json` declares for the tensors (`dtype`, or `torch_dtype` before transformers 5); none if it does
-/// not say.
+/// not say. Where both are there, `dtype` counts.
 ///
 /// # Errors
 /// [`ModelError::Config`] for any other value than float32, float16 and bfloat16.
 pub fn declared_dtype(config: &Value) -> Result<Option<FloatType>, ModelError> {
     dtype(&Fields::new(config, "")?)
+}
+
+/// `model_type`, which must not name another family than `architectures`: transformers goes by the one, vLLM by the other.
+fn model_type<'a>(
+    fields: &Fields<'a>,
+    family: &'static Family,
+    warnings: &mut Vec<String>,
+) -> Result<&'a str, ModelError> {
+    let Some(stated) = fields.text("model_type")? else { return Ok(family.model_type) };
+    if stated == family.model_type {
+        return Ok(stated);
+    }
+    if FAMILIES.iter().any(|f| f.model_type == stated) {
+        return Err(fields.conflict(
+            "model_type",
+            "architectures",
+            "transformers chooses the model by the first, vLLM by the second; correct one of them",
+        ));
+    }
+    warnings.push(format!(
+        "config.json has {} and {}; it is read as {}, and transformers needs code for that model_type",
+        fields.quote("model_type"),
+        fields.quote("architectures"),
+        family.summary,
+    ));
+    Ok(stated)
+}
+
+/// A size of the model; where the class fills it in, the person should know.
+fn size(
+    fields: &Fields<'_>,
+    family: &Family,
+    key: &str,
+    max: usize,
+    default: usize,
+    warnings: &mut Vec<String>,
+) -> Result<usize, ModelError> {
+    if let Stated::Missing = fields.stated_count(key, 1..=max)? {
+        warnings.push(format!(
+            "config.json has no `{key}`; {default} is used, the default of {}",
+            family.config_class
+        ));
+    }
+    fields.count(key, 1..=max, default)
+}
+
+/// Warns of what the config says and the class of the family does not read.
+fn unread(fields: &Fields<'_>, family: &Family, warnings: &mut Vec<String>) -> Result<(), ModelError> {
+    let mut warn = |key: &str, why: &str| {
+        warnings.push(format!(
+            "config.json has {}, which {} does not read: {why}",
+            fields.quote(key),
+            family.config_class
+        ));
+    };
+    if family.sliding == SlidingRule::Never {
+        if fields.get("sliding_window").is_some() {
+            warn("sliding_window", "every layer has full attention");
+        }
+        if fields.flag("use_sliding_window")? == Some(true) {
+            warn("use_sliding_window", "every layer has full attention");
+        }
+    }
+    for (key, rule) in [("attention_bias", family.qkv_bias), ("mlp_bias", family.mlp_bias)] {
+        match rule {
+            BiasRule::Always if fields.flag(key)? == Some(false) => {
+                warn(key, "these linears always have biases")
+            }
+            BiasRule::Never if fields.flag(key)? == Some(true) => {
+                warn(key, "these linears never have biases")
+            }
+            _ => {}
+        }
+    }
+    if fields.get("dtype").is_some() && fields.get("torch_dtype").is_some() {
+        let old = dtype_of(fields, "torch_dtype").ok().flatten();
+        if old != dtype(fields)? {
+            warnings.push(format!(
+                "config.json has {} and {}; `dtype` is used, as transformers does",
+                fields.quote("dtype"),
+                fields.quote("torch_dtype"),
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn architecture<'a>(fields: &Fields<'a>) -> Result<(&'a str, &'static Family), ModelError> {
@@ -111,25 +231,34 @@ fn refuse(fields: &Fields<'_>, family: &Family) -> Result<(), ModelError> {
     if fields.flag("is_causal")? == Some(false) {
         return Err(fields.unsupported("is_causal", "attention is causal here"));
     }
-    match fields.text("hidden_act")?.unwrap_or("silu") {
-        "silu" | "swish" => Ok(()),
-        _ => Err(fields.unsupported("hidden_act", "the MLP's activation must be silu")),
+    match fields.text("hidden_act")? {
+        None if fields.is_null("hidden_act") => Err(fields.wrong("hidden_act", "\"silu\", or no such key")),
+        None | Some("silu" | "swish") => Ok(()),
+        Some(_) => Err(fields.unsupported("hidden_act", "the MLP's activation must be silu")),
     }
 }
 
 fn head_dim(fields: &Fields<'_>, family: &Family, hidden: usize, heads: usize) -> Result<usize, ModelError> {
-    let derived = match family.defaults.head_dim {
-        Some(width) => Some(width),
-        None => hidden.is_multiple_of(heads).then_some(hidden / heads),
+    let derived = || {
+        hidden.is_multiple_of(heads).then_some(hidden / heads).ok_or_else(|| {
+            fields.wrong(
+                "num_attention_heads",
+                format!("a divisor of hidden_size = {hidden} where head_dim is not given"),
+            )
+        })
     };
-    if derived.is_none() && fields.get("head_dim").is_none() {
-        return Err(fields.wrong(
-            "num_attention_heads",
-            format!("a divisor of hidden_size = {hidden} where head_dim is not given"),
-        ));
-    }
-    let width = fields.count("head_dim", 2..=MAX_HEAD_DIM, derived)?;
-    if !width.is_multiple_of(2) {
+    let width = match (fields.stated_count("head_dim", 2..=MAX_HEAD_DIM)?, family.defaults.head_dim) {
+        (Stated::Value(width), _) | (Stated::Missing, Some(width)) => width,
+        (Stated::Missing | Stated::Null, None) => derived()?,
+        // The class cannot compute with null, and loaders that derive a width instead would not find the default.
+        (Stated::Null, Some(default)) => {
+            return Err(fields.wrong(
+                "head_dim",
+                format!("an integer, or no such key for the {default} of {}", family.config_class),
+            ));
+        }
+    };
+    if width < 2 || !width.is_multiple_of(2) {
         return Err(fields.wrong(
             "head_dim",
             format!("an even number, because rope pairs its halves (got a width of {width})"),
@@ -138,45 +267,82 @@ fn head_dim(fields: &Fields<'_>, family: &Family, hidden: usize, heads: usize) -
     Ok(width)
 }
 
-fn bias(fields: &Fields<'_>, rule: BiasRule) -> Result<bool, ModelError> {
+fn bias(fields: &Fields<'_>, rule: BiasRule, warnings: &mut Vec<String>) -> Result<bool, ModelError> {
     match rule {
         BiasRule::Always => Ok(true),
         BiasRule::Never => Ok(false),
         BiasRule::Config { overriding, keys, default } => {
-            if let Some(key) = overriding
-                && let Some(flag) = fields.flag(key)?
+            let stated = |key: &'static str| fields.flag(key).map(|flag| flag.map(|flag| (key, flag)));
+            let all = overriding.into_iter().chain(keys.iter().copied());
+            let said = all.filter_map(|key| stated(key).transpose()).collect::<Result<Vec<_>, _>>()?;
+            let read = match said.first() {
+                Some(&(key, flag)) if Some(key) == overriding => flag,
+                Some(_) => said.iter().any(|&(_, flag)| flag),
+                None => default,
+            };
+            if let (Some((one, _)), Some((other, _))) =
+                (said.iter().find(|(_, flag)| *flag == read), said.iter().find(|(_, flag)| *flag != read))
             {
-                return Ok(flag);
+                warnings.push(format!(
+                    "config.json has {} and {}; the first is used",
+                    fields.quote(one),
+                    fields.quote(other),
+                ));
             }
-            let mut stated = None;
-            for key in keys {
-                if let Some(flag) = fields.flag(key)? {
-                    stated = Some(stated.unwrap_or(false) || flag);
-                }
-            }
-            Ok(stated.unwrap_or(default))
+            Ok(read)
         }
     }
 }
 
-fn windows(fields: &Fields<'_>, rule: SlidingRule, layers: usize) -> Result<Vec<Option<usize>>, ModelError> {
+fn windows(
+    fields: &Fields<'_>,
+    family: &Family,
+    layers: usize,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<Option<usize>>, ModelError> {
     let types = layer_types(fields, layers)?;
-    if rule == SlidingRule::Never {
+    let SlidingRule::Qwen { window, from } = family.sliding else {
         if types.is_some_and(|t| t.contains(&true)) {
             return Err(fields.unsupported("layer_types", "this family has no sliding windows"));
         }
         return Ok(vec![None; layers]);
-    }
-    if !fields.flag("use_sliding_window")?.unwrap_or(false) {
+    };
+    let on = fields.flag("use_sliding_window")?.unwrap_or(false);
+    let window = match on {
+        false => None,
+        true => match fields.stated_count("sliding_window", 1..=MAX_POSITIONS)? {
+            Stated::Missing => Some(window),
+            Stated::Null => None,
+            Stated::Value(window) => Some(window),
+        },
+    };
+    let Some(window) = window else {
+        // The class has no window for the layers that the list makes slide: transformers stops at the first forward pass.
+        if types.is_some_and(|t| t.contains(&true)) {
+            let other = if on { "sliding_window" } else { "use_sliding_window" };
+            return Err(fields.conflict(
+                "layer_types",
+                other,
+                "transformers builds no mask for these layers; correct one of them",
+            ));
+        }
         return Ok(vec![None; layers]);
-    }
-    // The config classes default both keys; a null window means none even with `use_sliding_window`.
-    if fields.get("sliding_window").is_none() {
-        return Ok(vec![None; layers]);
-    }
-    let window = fields.count("sliding_window", 1..=MAX_POSITIONS, None)?;
-    let from = fields.count("max_window_layers", 0..=MAX_LAYERS, Some(28))?;
-    let sliding = types.unwrap_or_else(|| (0..layers).map(|i| i >= from).collect());
+    };
+    let from = fields.count("max_window_layers", 0..=MAX_LAYERS, from)?;
+    let ruled: Vec<_> = (0..layers).map(|i| i >= from).collect();
+    let sliding = match types {
+        None => ruled,
+        Some(types) => {
+            if types != ruled && fields.get("max_window_layers").is_some() {
+                warnings.push(format!(
+                    "config.json has {} and {}; `layer_types` is used, as transformers does",
+                    fields.quote("layer_types"),
+                    fields.quote("max_window_layers"),
+                ));
+            }
+            types
+        }
+    };
     Ok(sliding.into_iter().map(|s| s.then_some(window)).collect())
 }
 
@@ -202,11 +368,15 @@ fn layer_types(fields: &Fields<'_>, layers: usize) -> Result<Option<Vec<bool>>, 
 }
 
 fn dtype(fields: &Fields<'_>) -> Result<Option<FloatType>, ModelError> {
-    let key = if fields.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
+    dtype_of(fields, if fields.get("dtype").is_some() { "dtype" } else { "torch_dtype" })
+}
+
+/// The type a key names, in the spellings that are attributes of `torch`.
+fn dtype_of(fields: &Fields<'_>, key: &str) -> Result<Option<FloatType>, ModelError> {
     match fields.text(key)?.map(|name| name.trim_start_matches("torch.")) {
         None => Ok(None),
-        Some("float32") => Ok(Some(FloatType::F32)),
-        Some("float16") => Ok(Some(FloatType::F16)),
+        Some("float32" | "float") => Ok(Some(FloatType::F32)),
+        Some("float16" | "half") => Ok(Some(FloatType::F16)),
         Some("bfloat16") => Ok(Some(FloatType::Bf16)),
         Some(_) => Err(fields.wrong(key, "float32, float16 or bfloat16")),
     }

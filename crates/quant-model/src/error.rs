@@ -37,6 +37,16 @@ pub enum ModelError {
         /// What it would need.
         reason: String,
     },
+    /// Two statements of `config.json` that contradict each other, and that readers of it resolve in different ways.
+    #[error("config.json has {one} and {other}: {advice}")]
+    Conflict {
+        /// One key with its value.
+        one: String,
+        /// The other key with its value.
+        other: String,
+        /// Why there is no common reading, and what to do.
+        advice: String,
+    },
     /// An array of the wrong shape handed to a block or a model.
     #[error("{what}: expected shape {expected:?}, found {found:?}")]
     Shape {

@@ -4,7 +4,18 @@ use crate::ModelError;
 use serde_json::{Map, Value};
 use std::ops::RangeInclusive;
 
-/// One JSON object; `null` counts as missing everywhere.
+/// What a config says of a key. A class in Python fills in its default for a missing key only: null stays null there.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Stated<T> {
+    /// The key is not there.
+    Missing,
+    /// The key is there and null.
+    Null,
+    /// The key has a value.
+    Value(T),
+}
+
+/// One JSON object.
 pub(crate) struct Fields<'a> {
     map: &'a Map<String, Value>,
     /// Prefix of keys in messages: empty at the top level.
@@ -20,11 +31,34 @@ impl<'a> Fields<'a> {
         })?;
         Ok(Self { map, path })
     }
+    /// The value of a key, unless it is missing or null.
     pub(crate) fn get(&self, key: &str) -> Option<&'a Value> {
         self.map.get(key).filter(|v| !v.is_null())
     }
-    pub(crate) fn values(&self) -> impl Iterator<Item = &'a Value> + use<'a> {
-        self.map.values()
+    fn stated(&self, key: &str) -> Stated<&'a Value> {
+        match self.map.get(key) {
+            None => Stated::Missing,
+            Some(Value::Null) => Stated::Null,
+            Some(value) => Stated::Value(value),
+        }
+    }
+    /// Keys and values that are not null.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (&'a str, &'a Value)> + use<'a> {
+        self.map.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.as_str(), v))
+    }
+    pub(crate) fn is_empty(&self) -> bool {
+        self.map.is_empty()
+    }
+    /// A key with its value, for messages.
+    pub(crate) fn quote(&self, key: &str) -> String {
+        match self.map.get(key) {
+            Some(value) => format!("`{}` = {}", self.name(key), shorten(value)),
+            None => format!("no `{}`", self.name(key)),
+        }
+    }
+    /// A refusal of two statements that contradict each other, quoting both.
+    pub(crate) fn conflict(&self, key: &str, other: &str, advice: impl Into<String>) -> ModelError {
+        ModelError::Conflict { one: self.quote(key), other: self.quote(other), advice: advice.into() }
     }
     /// An error about `key`, quoting what is there.
     pub(crate) fn wrong(&self, key: &str, expected: impl Into<String>) -> ModelError {
@@ -45,47 +79,80 @@ impl<'a> Fields<'a> {
     fn name(&self, key: &str) -> String {
         if self.path.is_empty() { key.into() } else { format!("{}.{key}", self.path) }
     }
-    /// An integer in `range`, or the default where the key is missing; no default makes it required.
+    /// An integer in `range` or null, if the key is there.
+    pub(crate) fn stated_count(
+        &self,
+        key: &str,
+        range: RangeInclusive<usize>,
+    ) -> Result<Stated<usize>, ModelError> {
+        match self.stated(key) {
+            Stated::Missing => Ok(Stated::Missing),
+            Stated::Null => Ok(Stated::Null),
+            Stated::Value(value) => value
+                .as_u64()
+                .and_then(|v| usize::try_from(v).ok())
+                .filter(|v| range.contains(v))
+                .map(Stated::Value)
+                .ok_or_else(|| self.wrong_count(key, &range)),
+        }
+    }
+    /// An integer in `range`, or the default where the key is missing; null is refused.
     pub(crate) fn count(
         &self,
         key: &str,
         range: RangeInclusive<usize>,
-        default: Option<usize>,
+        default: usize,
     ) -> Result<usize, ModelError> {
-        let expected = || format!("an integer in {}..={}", range.start(), range.end());
-        match (self.get(key), default) {
-            (None, Some(value)) => Ok(value),
-            (None, None) => Err(self.wrong(key, expected())),
-            (Some(value), _) => value
-                .as_u64()
-                .and_then(|v| usize::try_from(v).ok())
-                .filter(|v| range.contains(v))
-                .ok_or_else(|| self.wrong(key, expected())),
+        match self.stated_count(key, range.clone())? {
+            Stated::Missing => Ok(default),
+            Stated::Null => Err(self.wrong_count(key, &range)),
+            Stated::Value(value) => Ok(value),
         }
     }
-    /// A number in `range`, with a default as in [`Self::count`].
+    fn wrong_count(&self, key: &str, range: &RangeInclusive<usize>) -> ModelError {
+        self.wrong(key, format!("an integer in {}..={}", range.start(), range.end()))
+    }
+    /// A number in `range` or null, if the key is there.
+    pub(crate) fn stated_real(
+        &self,
+        key: &str,
+        range: RangeInclusive<f64>,
+    ) -> Result<Stated<f64>, ModelError> {
+        match self.stated(key) {
+            Stated::Missing => Ok(Stated::Missing),
+            Stated::Null => Ok(Stated::Null),
+            Stated::Value(value) => value
+                .as_f64()
+                .filter(|v| range.contains(v))
+                .map(Stated::Value)
+                .ok_or_else(|| self.wrong_real(key, &range)),
+        }
+    }
+    /// A number in `range`, or the default where the key is missing (no default makes it required); null is refused.
     pub(crate) fn real(
         &self,
         key: &str,
         range: RangeInclusive<f64>,
         default: Option<f64>,
     ) -> Result<f64, ModelError> {
-        let expected = || format!("a number in {:e}..={:e}", range.start(), range.end());
-        match (self.get(key), default) {
-            (None, Some(value)) => Ok(value),
-            (None, None) => Err(self.wrong(key, expected())),
-            (Some(value), _) => {
-                value.as_f64().filter(|v| range.contains(v)).ok_or_else(|| self.wrong(key, expected()))
-            }
+        match (self.stated_real(key, range.clone())?, default) {
+            (Stated::Value(value), _) | (Stated::Missing, Some(value)) => Ok(value),
+            _ => Err(self.wrong_real(key, &range)),
         }
     }
+    fn wrong_real(&self, key: &str, range: &RangeInclusive<f64>) -> ModelError {
+        self.wrong(key, format!("a number in {:e}..={:e}", range.start(), range.end()))
+    }
+    /// A truth value, if the key is there; null is false, as it is where Python tests it.
     pub(crate) fn flag(&self, key: &str) -> Result<Option<bool>, ModelError> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(Value::Bool(flag)) => Ok(Some(*flag)),
-            Some(_) => Err(self.wrong(key, "true or false")),
+        match self.stated(key) {
+            Stated::Missing => Ok(None),
+            Stated::Null => Ok(Some(false)),
+            Stated::Value(Value::Bool(flag)) => Ok(Some(*flag)),
+            Stated::Value(_) => Err(self.wrong(key, "true or false")),
         }
     }
+    /// A string, unless the key is missing or null.
     pub(crate) fn text(&self, key: &str) -> Result<Option<&'a str>, ModelError> {
         match self.get(key) {
             None => Ok(None),
@@ -93,12 +160,17 @@ impl<'a> Fields<'a> {
             Some(_) => Err(self.wrong(key, "a string")),
         }
     }
+    /// A list, unless the key is missing or null.
     pub(crate) fn list(&self, key: &str) -> Result<Option<&'a [Value]>, ModelError> {
         match self.get(key) {
             None => Ok(None),
             Some(Value::Array(list)) => Ok(Some(list)),
             Some(_) => Err(self.wrong(key, "a list")),
         }
+    }
+    /// Whether a key is there and null.
+    pub(crate) fn is_null(&self, key: &str) -> bool {
+        self.stated(key) == Stated::Null
     }
     /// Whether a key announces a feature: present and not null, false or zero.
     pub(crate) fn announces(&self, key: &str) -> bool {

@@ -38,7 +38,7 @@ mod rope_config;
 mod views;
 
 pub use block::{Block, KvObserver};
-pub use config::{declared_dtype, model_spec};
+pub use config::{Reading, declared_dtype, model_spec, read_model_config};
 pub use error::ModelError;
 pub use families::{FAMILIES, Family};
 pub use linear::{FakeQuantLinear, FloatLinear, LinearOp, linear_op};

@@ -1,50 +1,67 @@
 //! The rotary embedding of a `config.json`, in the spellings of transformers 4 and 5.
 
 use crate::ModelError;
-use crate::fields::Fields;
+use crate::fields::{Fields, Stated};
 use quant_graph::{RopeScaling, RopeSpec};
 use serde_json::Value;
 
 const SUPPORTED: &str = "default, linear, dynamic, yarn or llama3";
 const MAX_FACTOR: f64 = 1e6;
 const MAX_CONTEXT: f64 = 1e9;
+/// The length before scaling: in the block, or beside it as Phi-3 has it.
+const ORIGINAL: &str = "original_max_position_embeddings";
 
 /// `rope_parameters` (transformers 5, holds `rope_theta` too) or `rope_theta` beside `rope_scaling` (transformers 4).
+///
+/// Where both blocks stand, transformers 5 replaces the first by the second and 4 never looks at the first.
 pub(crate) fn rope_spec(
     config: &Fields<'_>,
     default_theta: f64,
     max_position_embeddings: usize,
+    warnings: &mut Vec<String>,
 ) -> Result<RopeSpec, ModelError> {
     whole_head(config)?;
-    let outer = theta(config, default_theta)?;
-    let (key, value) = match (config.get("rope_parameters"), config.get("rope_scaling")) {
-        (Some(value), _) => ("rope_parameters", value),
-        (None, Some(value)) => ("rope_scaling", value),
-        (None, None) => return Ok(RopeSpec { theta: outer, scaling: RopeScaling::Default }),
+    let outer = Outer { config, default_theta, max_position_embeddings };
+    let new = block(config, "rope_parameters")?;
+    let Some(old) = block(config, "rope_scaling")? else {
+        return match new {
+            Some(new) => read(&outer, &new, warnings),
+            None => Ok(RopeSpec { theta: outer.theta()?, scaling: RopeScaling::Default }),
+        };
     };
-    let rope = Fields::new(flat(config, key, value)?, key)?;
-    whole_head(&rope)?;
-    let theta = theta(&rope, outer)?;
-    let kind = match rope.text("rope_type")? {
-        Some(kind) => kind,
-        None => rope.text("type")?.unwrap_or("default"),
-    };
-    let factor = || rope.real("factor", 1.0..=MAX_FACTOR, None);
-    let original = || {
-        rope.real("original_max_position_embeddings", 1.0..=MAX_CONTEXT, Some(max_position_embeddings as f64))
-    };
-    let scaling = match kind {
-        "default" => RopeScaling::Default,
-        "linear" => RopeScaling::Linear { factor: factor()? },
-        "dynamic" => RopeScaling::Dynamic { factor: factor()? },
-        "llama3" => llama3(&rope, factor()?)?,
-        "yarn" => yarn(&rope, factor()?, original()?)?,
-        _ => {
-            let key = if rope.get("rope_type").is_some() { "rope_type" } else { "type" };
-            return Err(rope.unsupported(key, format!("rope type must be {SUPPORTED}")));
-        }
-    };
-    Ok(RopeSpec { theta, scaling })
+    let spec = read(&outer, &old, warnings)?;
+    if let Some(new) = new
+        && !read(&outer, &new, &mut Vec::new()).is_ok_and(|other| other == spec)
+    {
+        warnings.push(format!(
+            "config.json has {} and {}; `rope_scaling` is used, with a rope_theta of {}, as transformers does",
+            config.quote("rope_parameters"),
+            config.quote("rope_scaling"),
+            spec.theta,
+        ));
+    }
+    Ok(spec)
+}
+
+/// A block of rope parameters: the object, and the kind of rope it asks for.
+struct Block<'a> {
+    fields: Fields<'a>,
+    kind: &'a str,
+    /// Whether it was found under a layer type; then the length beside it does not count.
+    nested: bool,
+}
+
+/// What stands around the blocks.
+struct Outer<'a, 'b> {
+    config: &'b Fields<'a>,
+    default_theta: f64,
+    max_position_embeddings: usize,
+}
+
+impl Outer<'_, '_> {
+    fn theta(&self) -> Result<f64, ModelError> {
+        theta(self.config, self.default_theta)
+    }
 }
 
 fn theta(fields: &Fields<'_>, default: f64) -> Result<f64, ModelError> {
@@ -53,29 +70,134 @@ fn theta(fields: &Fields<'_>, default: f64) -> Result<f64, ModelError> {
 }
 
 fn whole_head(fields: &Fields<'_>) -> Result<(), ModelError> {
-    if fields.real("partial_rotary_factor", 0.0..=1.0, Some(1.0))? < 1.0 {
-        return Err(fields.unsupported("partial_rotary_factor", "the whole head is rotated here"));
+    match fields.stated_real("partial_rotary_factor", 0.0..=1.0)? {
+        Stated::Value(part) if part < 1.0 => {
+            Err(fields.unsupported("partial_rotary_factor", "the whole head is rotated here"))
+        }
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+/// The block under a key, unless it is missing, null or empty.
+fn block<'a>(config: &Fields<'a>, key: &'static str) -> Result<Option<Block<'a>>, ModelError> {
+    let Some(value) = config.get(key) else { return Ok(None) };
+    let (value, nested) = flat(config, key, value)?;
+    let fields = Fields::new(value, key)?;
+    if fields.is_empty() {
+        return Ok(None);
+    }
+    whole_head(&fields)?;
+    let kind = match (fields.text("rope_type")?, fields.text("type")?) {
+        (Some(new), Some(old)) if new != old => {
+            return Err(fields.conflict(
+                "rope_type",
+                "type",
+                "transformers 5 reads the first, 4 the second; correct one of them",
+            ));
+        }
+        (new, old) => new.or(old).unwrap_or("default"),
+    };
+    Ok(Some(Block { fields, kind, nested }))
 }
 
 /// Transformers 5 may keep one dictionary per layer type; they must then say the same.
-fn flat<'a>(config: &Fields<'a>, key: &'static str, value: &'a Value) -> Result<&'a Value, ModelError> {
-    let mut inner = Fields::new(value, key)?.values().filter(|v| !v.is_null()).peekable();
-    match inner.peek() {
-        Some(first @ Value::Object(_)) => {
-            let first: &'a Value = first;
-            if inner.all(|other| other == first) {
-                Ok(first)
-            } else {
-                Err(config.unsupported(key, "rope parameters must be the same for every layer type"))
-            }
+fn flat<'a>(
+    config: &Fields<'a>,
+    key: &'static str,
+    value: &'a Value,
+) -> Result<(&'a Value, bool), ModelError> {
+    let entries = Fields::new(value, key)?;
+    let Some((_, first)) = entries.entries().find(|(_, v)| v.is_object()) else { return Ok((value, false)) };
+    if entries.entries().any(|(_, other)| other != first) {
+        return Err(config.unsupported(key, "rope parameters must be the same for every layer type"));
+    }
+    Ok((first, true))
+}
+
+fn read(
+    outer: &Outer<'_, '_>,
+    block: &Block<'_>,
+    warnings: &mut Vec<String>,
+) -> Result<RopeSpec, ModelError> {
+    let rope = &block.fields;
+    let theta = match rope.stated_real("rope_theta", f64::MIN..=f64::MAX)? {
+        Stated::Missing => outer.theta()?,
+        _ => theta(rope, outer.default_theta)?,
+    };
+    let above = outer.config.get("rope_theta");
+    if above.is_some_and(|above| above.as_f64() != Some(theta)) {
+        warnings.push(format!(
+            "config.json has {} and {}; the second is used, as transformers 5 does",
+            outer.config.quote("rope_theta"),
+            rope.quote("rope_theta"),
+        ));
+    }
+    let (scaling, read) = match block.kind {
+        "default" => (RopeScaling::Default, &[][..]),
+        "linear" => (RopeScaling::Linear { factor: factor(rope)? }, &["factor"][..]),
+        "dynamic" => (RopeScaling::Dynamic { factor: factor(rope)? }, &["factor"][..]),
+        "llama3" => (llama3(outer, block, warnings)?, LLAMA3_KEYS),
+        "yarn" => (yarn(outer, block, warnings)?, YARN_KEYS),
+        _ => {
+            let key = if rope.get("rope_type").is_some() { "rope_type" } else { "type" };
+            return Err(rope.unsupported(key, format!("rope type must be {SUPPORTED}")));
         }
-        _ => Ok(value),
+    };
+    let common = ["rope_type", "type", "rope_theta", "partial_rotary_factor"];
+    for (key, _) in rope.entries().filter(|(key, _)| !common.contains(key) && !read.contains(key)) {
+        warnings.push(format!(
+            "config.json has {}, which the rope type {} does not read, here as in transformers",
+            rope.quote(key),
+            block.kind,
+        ));
+    }
+    Ok(RopeSpec { theta, scaling })
+}
+
+fn factor(rope: &Fields<'_>) -> Result<f64, ModelError> {
+    rope.real("factor", 1.0..=MAX_FACTOR, None)
+}
+
+/// The length before scaling. The one beside the block wins, then the one inside, then the length of the model.
+fn original(outer: &Outer<'_, '_>, block: &Block<'_>, warnings: &mut Vec<String>) -> Result<f64, ModelError> {
+    let range = 1.0..=MAX_CONTEXT;
+    let inside = block.fields.stated_real(ORIGINAL, range.clone())?;
+    let beside = match block.nested {
+        true => Stated::Missing,
+        false => outer.config.stated_real(ORIGINAL, range)?,
+    };
+    match (beside, inside) {
+        (Stated::Value(beside), inside) => {
+            if matches!(inside, Stated::Value(inside) if inside != beside) {
+                warnings.push(format!(
+                    "config.json has {} and {}; the first is used, as transformers 5 does",
+                    outer.config.quote(ORIGINAL),
+                    block.fields.quote(ORIGINAL),
+                ));
+            }
+            Ok(beside)
+        }
+        (_, Stated::Value(inside)) => Ok(inside),
+        _ => {
+            warnings.push(format!(
+                "config.json has {}; max_position_embeddings = {} is used, as transformers 5 does",
+                block.fields.quote(ORIGINAL),
+                outer.max_position_embeddings,
+            ));
+            Ok(outer.max_position_embeddings as f64)
+        }
     }
 }
 
-fn llama3(rope: &Fields<'_>, factor: f64) -> Result<RopeScaling, ModelError> {
+const LLAMA3_KEYS: &[&str] = &["factor", "low_freq_factor", "high_freq_factor", ORIGINAL];
+
+fn llama3(
+    outer: &Outer<'_, '_>,
+    block: &Block<'_>,
+    warnings: &mut Vec<String>,
+) -> Result<RopeScaling, ModelError> {
+    let rope = &block.fields;
+    let factor = factor(rope)?;
     let low = rope.real("low_freq_factor", 1e-6..=MAX_FACTOR, None)?;
     let high = rope.real("high_freq_factor", 1e-6..=MAX_FACTOR, None)?;
     if high <= low {
@@ -85,24 +207,54 @@ fn llama3(rope: &Fields<'_>, factor: f64) -> Result<RopeScaling, ModelError> {
         factor,
         low_freq_factor: low,
         high_freq_factor: high,
-        original_max_position_embeddings: rope.real(
-            "original_max_position_embeddings",
-            1.0..=MAX_CONTEXT,
-            None,
-        )?,
+        original_max_position_embeddings: original(outer, block, warnings)?,
     })
 }
 
-fn yarn(rope: &Fields<'_>, factor: f64, original: f64) -> Result<RopeScaling, ModelError> {
-    let beta_fast = rope.real("beta_fast", 1e-6..=MAX_FACTOR, Some(32.0))?;
-    let beta_slow = rope.real("beta_slow", 1e-6..=MAX_FACTOR, Some(1.0))?;
+const YARN_KEYS: &[&str] = &[
+    "factor",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+    ORIGINAL,
+];
+
+fn yarn(
+    outer: &Outer<'_, '_>,
+    block: &Block<'_>,
+    warnings: &mut Vec<String>,
+) -> Result<RopeScaling, ModelError> {
+    let rope = &block.fields;
+    let original = original(outer, block, warnings)?;
+    let factor = match rope.stated_real("factor", 1.0..=MAX_FACTOR)? {
+        // Only where it is written as null; a missing one is an error in both versions.
+        Stated::Null => {
+            let ratio = outer.max_position_embeddings as f64 / original;
+            warnings.push(format!(
+                "config.json has {}; max_position_embeddings / {ORIGINAL} = {ratio} is used, as transformers 5 does",
+                rope.quote("factor"),
+            ));
+            ratio
+        }
+        _ => factor(rope)?,
+    };
+    // `or` in the class: null and zero are the default.
+    let beta = |key, default| match rope.announces(key) {
+        true => rope.real(key, 1e-6..=MAX_FACTOR, None),
+        false => Ok(default),
+    };
+    let (beta_fast, beta_slow) = (beta("beta_fast", 32.0)?, beta("beta_slow", 1.0)?);
     if beta_fast < beta_slow {
         return Err(rope.wrong("beta_fast", format!("at least beta_slow = {beta_slow}")));
     }
     // YaRN section 3.4; DeepSeek's variant divides two of these temperatures.
     let temperature = |scale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * scale * factor.ln() + 1.0 };
-    let default = match (rope.announces("mscale"), rope.announces("mscale_all_dim")) {
-        (true, true) => {
+    let attention_factor = match rope.stated_real("attention_factor", 1e-6..=MAX_FACTOR)? {
+        Stated::Value(factor) => factor,
+        _ if rope.announces("mscale") && rope.announces("mscale_all_dim") => {
             let scale = |key| rope.real(key, 1e-6..=MAX_FACTOR, None);
             temperature(scale("mscale")?) / temperature(scale("mscale_all_dim")?)
         }
@@ -110,7 +262,7 @@ fn yarn(rope: &Fields<'_>, factor: f64, original: f64) -> Result<RopeScaling, Mo
     };
     Ok(RopeScaling::Yarn {
         factor,
-        attention_factor: rope.real("attention_factor", 1e-6..=MAX_FACTOR, Some(default))?,
+        attention_factor,
         beta_fast,
         beta_slow,
         truncate: rope.flag("truncate")?.unwrap_or(true),

@@ -8,12 +8,24 @@ use common::{head, load_model, read_config, relative};
 use ndarray::{Array2, Axis};
 use quant_graph::{BlockSource, ModelSpec};
 use quant_kernels::{Compute, Element, Par, linear, rms_norm};
-use quant_model::{Block, InMemoryModel, RopeTable, StreamedModel, model_spec};
+use quant_model::families::Tier;
+use quant_model::{Block, FAMILIES, InMemoryModel, RopeTable, StreamedModel, model_spec};
 use quant_testkit::{block_from_tensors, load_safetensors, shared_dir};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// The bound of the project for f32 logits: relative Frobenius error over the tensor.
 const TOLERANCE: f64 = 1e-4;
+
+/// The sets of `tests/data` and the class of transformers that wrote each.
+const SETS: [(&str, &str); 6] = [
+    ("llama-rope-linear", "LlamaForCausalLM"),
+    ("llama-rope-llama3", "LlamaForCausalLM"),
+    ("pangu-as-llama-bias", "LlamaForCausalLM"),
+    ("qwen2", "Qwen2ForCausalLM"),
+    ("qwen2-rope-yarn", "Qwen2ForCausalLM"),
+    ("qwen3", "Qwen3ForCausalLM"),
+];
 
 /// Final norm and head in `T`.
 fn logits<T: Element>(spec: &ModelSpec, h: &Array2<T>, norm: &[f32], head: &Array2<f32>) -> Array2<T> {
@@ -25,15 +37,8 @@ fn logits<T: Element>(spec: &ModelSpec, h: &Array2<T>, norm: &[f32], head: &Arra
 #[test]
 fn last_block_to_logits_of_the_repository_subset() {
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
-    let names = [
-        "llama-rope-linear",
-        "llama-rope-llama3",
-        "pangu-as-llama-bias",
-        "qwen2",
-        "qwen2-rope-yarn",
-        "qwen3",
-    ];
-    for name in names {
+    let mut ran: BTreeSet<&str> = BTreeSet::new();
+    for (name, _) in SETS {
         let spec = model_spec(&read_config(&data.join(format!("{name}.json")))).unwrap();
         let tensors = load_safetensors(&data.join(format!("{name}.safetensors")));
         let last = spec.layers - 1;
@@ -53,6 +58,23 @@ fn last_block_to_logits_of_the_repository_subset() {
         let wide = relative(&logits(&spec, &h, &norm, &head), &expected);
         println!("{name}: last block to logits, relative error {narrow:.2e} in f32, {wide:.2e} in f64");
         assert!(narrow < TOLERANCE && wide < TOLERANCE, "{name}: {narrow:.2e}, {wide:.2e}");
+        ran.insert(name);
+    }
+    // A family's claim names logits that were run above, in its own architecture; those of the reference tier come from
+    // the class of that name and no other.
+    for family in FAMILIES {
+        let logits = family.tier.logits();
+        assert!(ran.contains(logits), "{}: {logits:?} is no set that this test runs", family.id);
+        let own = family.architectures;
+        let config = read_config(&data.join(format!("{logits}.json")));
+        assert!(
+            own.iter().any(|a| config["architectures"][0] == **a),
+            "{}: {logits:?} is another's",
+            family.id
+        );
+        let (_, class) = SETS.iter().find(|(name, _)| *name == logits).unwrap();
+        let reference = matches!(family.tier, Tier::Reference { .. });
+        assert_eq!(reference, own.contains(class), "{}: {logits:?} was written by {class}", family.id);
     }
 }
 

@@ -8,7 +8,7 @@ use quant_checkpoint::{
 };
 use quant_graph::ModelSpec;
 use quant_kernels::{Compute, Par};
-use quant_model::{StreamedModel, declared_dtype, model_spec};
+use quant_model::{StreamedModel, declared_dtype, read_model_config};
 use serde_json::Value;
 use std::ops::Range;
 use std::path::Path;
@@ -67,7 +67,8 @@ fn spec_of(
     stored: impl FnOnce(&ModelSpec) -> Option<quant_core::FloatType>,
     warnings: &mut Vec<String>,
 ) -> Result<ModelSpec, PipelineError> {
-    let mut spec = model_spec(config)?;
+    let quant_model::Reading { mut spec, warnings: read } = read_model_config(config)?;
+    warnings.extend(read);
     match (declared_dtype(config)?, stored(&spec)) {
         (None, Some(stored)) => spec.dtype = stored,
         (Some(declared), Some(stored)) if declared != stored => warnings.push(format!(

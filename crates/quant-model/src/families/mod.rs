@@ -8,13 +8,20 @@ mod qwen3;
 /// Every family, alphabetically.
 pub static FAMILIES: &[&Family] = &[&llama::FAMILY, &openpangu::FAMILY, &qwen2::FAMILY, &qwen3::FAMILY];
 
-/// How a family's arithmetic was checked.
+/// How a family's arithmetic was checked. Both claims name their evidence, a set of logits under `tests/data`, which the
+/// tests of this crate run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tier {
     /// Logits agree with the family's own implementation in the reference library.
-    Reference,
+    Reference {
+        /// The set that implementation wrote.
+        logits: &'static str,
+    },
     /// Logits agree with an arithmetically equal model of the reference library under another name.
-    Equivalent,
+    Equivalent {
+        /// The set that model wrote.
+        logits: &'static str,
+    },
 }
 
 impl Tier {
@@ -22,8 +29,15 @@ impl Tier {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
-            Self::Reference => "reference",
-            Self::Equivalent => "equivalent",
+            Self::Reference { .. } => "reference",
+            Self::Equivalent { .. } => "equivalent",
+        }
+    }
+    /// Name of the set of logits that the claim rests on.
+    #[must_use]
+    pub fn logits(self) -> &'static str {
+        match self {
+            Self::Reference { logits } | Self::Equivalent { logits } => logits,
         }
     }
 }
@@ -59,7 +73,17 @@ pub enum SlidingRule {
     /// The family has none.
     Never,
     /// `sliding_window` if `use_sliding_window`, on the layers `layer_types` names or from `max_window_layers` on.
-    Qwen,
+    Qwen {
+        /// `sliding_window` where the config has no such key; null there means no window.
+        window: usize,
+        /// `max_window_layers` where the config has no such key.
+        from: usize,
+    },
+}
+
+impl SlidingRule {
+    /// The rule with the defaults that the config classes of Qwen2 and Qwen3 share.
+    const QWEN: Self = Self::Qwen { window: 4096, from: 28 };
 }
 
 /// A config key that announces another architecture under the same name.
@@ -71,9 +95,22 @@ pub struct Refusal {
     pub reason: &'static str,
 }
 
-/// Values of the family's config class where a `config.json` leaves a key out.
+/// Values of the family's config class where a `config.json` leaves a key out. A key that is there and null is another
+/// matter: see [`crate::model_spec`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Defaults {
+    /// `vocab_size`.
+    pub vocab: usize,
+    /// `hidden_size`.
+    pub hidden: usize,
+    /// `intermediate_size`.
+    pub intermediate: usize,
+    /// `num_hidden_layers`.
+    pub layers: usize,
+    /// `num_attention_heads`.
+    pub heads: usize,
+    /// `num_key_value_heads`; none is `num_attention_heads`.
+    pub kv_heads: Option<usize>,
     /// `rms_norm_eps`.
     pub norm_eps: f64,
     /// `rope_theta`.
@@ -95,6 +132,10 @@ pub struct Family {
     pub summary: &'static str,
     /// Accepted `architectures[0]`.
     pub architectures: &'static [&'static str],
+    /// `model_type` of its config class, by which transformers chooses the class.
+    pub model_type: &'static str,
+    /// Name of that class.
+    pub config_class: &'static str,
     /// How it was checked.
     pub tier: Tier,
     /// Where its rules come from.
@@ -182,6 +223,7 @@ mod tests {
         names.dedup();
         assert_eq!(names.len(), count, "two families claim one architecture");
         for family in FAMILIES {
+            assert_eq!(FAMILIES.iter().filter(|f| f.model_type == family.model_type).count(), 1);
             assert!(family.architectures.iter().all(|a| family_of(a) == Some(family)));
             assert!(!family.summary.is_empty() && !family.source.is_empty());
         }
