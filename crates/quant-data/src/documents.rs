@@ -33,8 +33,7 @@ pub(crate) fn calibration_stream(path: &Path, model: &Path) -> Result<Stream, Da
         return prose(&text, model);
     }
     let mut reader = Reader::new(path, model)?;
-    let records =
-        each(path, content, |value| Document::from_json(value), |at, document| reader.push(at, document))?;
+    let records = each(path, content, Document::from_json, |at, document| reader.push(at, document))?;
     let mut stream = reader.finish()?;
     stream.reading = Some(format!("{records} JSON records"));
     Ok(stream)
