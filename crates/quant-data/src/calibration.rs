@@ -3,7 +3,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::documents::{jsonl_stream, text_stream};
+use crate::content::{extension, to_json_lines};
+use crate::documents::{Stream, calibration_stream, name};
 use crate::set::check_vocabulary;
 use crate::token_tensor::read_rows;
 use crate::windows::random_windows;
@@ -28,13 +29,8 @@ pub enum CalibrationSpec {
         /// Name of the tensor.
         tensor: String,
     },
-    /// A `.jsonl` file with a `text` or `messages` field in every line.
-    Jsonl {
-        /// The file.
-        path: PathBuf,
-    },
-    /// Any other UTF-8 text.
-    Text {
+    /// Text or JSON records, also packed with gzip: the bytes decide, not the name.
+    File {
         /// The file.
         path: PathBuf,
     },
@@ -44,8 +40,8 @@ impl CalibrationSpec {
     /// Parses the argument without touching the file system.
     ///
     /// # Errors
-    /// [`DataError::Spec`] for an empty argument, a safetensors file without a tensor name, and file kinds
-    /// that are certainly not text (`.json`, `.parquet`, ...).
+    /// [`DataError::Spec`] for an empty argument, a safetensors file without a tensor name, and tables
+    /// (`.parquet`, `.csv`, `.tsv`), with the line that converts them.
     pub fn parse(argument: &str) -> Result<Self, DataError> {
         let bad = |reason: &str| DataError::Spec { argument: argument.to_owned(), reason: reason.to_owned() };
         const MARK: &str = ".safetensors:";
@@ -60,22 +56,20 @@ impl CalibrationSpec {
             return Err(bad("a file is needed"));
         }
         let path = PathBuf::from(argument);
-        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
-        match extension.as_str() {
-            "jsonl" => Ok(Self::Jsonl { path }),
+        match extension(&path).as_str() {
             "safetensors" => Err(bad("name the tensor of token ids: FILE.safetensors:TENSOR")),
-            "json" | "parquet" | "arrow" | "csv" | "gz" | "zst" | "zip" | "npy" | "pt" => Err(bad(
-                "this kind of file is not read; write one JSON object with 'text' or 'messages' per line (.jsonl), \
-                 plain text (.txt), or token ids (FILE.safetensors:TENSOR)",
-            )),
-            _ => Ok(Self::Text { path }),
+            // The bytes of these would tell nothing, or nothing better.
+            "parquet" => Err(bad(&to_json_lines("parquet", &path))),
+            "csv" => Err(bad(&to_json_lines("csv", &path))),
+            "tsv" => Err(bad(&to_json_lines("table", &path))),
+            _ => Ok(Self::File { path }),
         }
     }
 
     /// The file.
     pub fn path(&self) -> &Path {
         match self {
-            Self::Tokens { path, .. } | Self::Jsonl { path } | Self::Text { path } => path,
+            Self::Tokens { path, .. } | Self::File { path } => path,
         }
     }
 }
@@ -84,7 +78,7 @@ impl fmt::Display for CalibrationSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tokens { path, tensor } => write!(f, "{}:{tensor}", path.display()),
-            Self::Jsonl { path } | Self::Text { path } => write!(f, "{}", path.display()),
+            Self::File { path } => write!(f, "{}", path.display()),
         }
     }
 }
@@ -116,15 +110,13 @@ pub fn load(spec: &CalibrationSpec, options: &LoadOptions, model_dir: &Path) -> 
     at_least("--num-samples", options.num_samples, 1)?;
     at_least("--max-seq-len", options.max_seq_len, 1)?;
     let source = spec.to_string();
-    let read = match spec {
-        CalibrationSpec::Tokens { path, tensor } => {
-            let rows = read_rows(path, tensor, options.num_samples, options.max_seq_len, options.vocab_size)?;
-            let warnings = too_long(&rows.sampling, options.max_position_embeddings);
-            return Ok(TokenSet { sequences: rows.sequences, source, sampling: rows.sampling, warnings });
-        }
-        CalibrationSpec::Jsonl { .. } => jsonl_stream,
-        CalibrationSpec::Text { .. } => text_stream,
-    };
+    if let CalibrationSpec::Tokens { path, tensor } = spec {
+        let rows = read_rows(path, tensor, options.num_samples, options.max_seq_len, options.vocab_size)?;
+        let mut warnings = too_long(&rows.sampling, options.max_position_embeddings);
+        let length = ("--max-seq-len", options.max_seq_len);
+        warnings.extend(beyond_rows(path, &rows.sampling, options.num_samples, length));
+        return Ok(rows.into_set(source, warnings));
+    }
     let mut warnings = Vec::new();
     let cap = options.max_position_embeddings;
     let length = window_length("--max-seq-len", options.max_seq_len, 1, cap, &mut warnings)?;
@@ -133,9 +125,9 @@ pub fn load(spec: &CalibrationSpec, options: &LoadOptions, model_dir: &Path) -> 
     if count.checked_mul(length).is_none_or(|tokens| tokens > MAX_TOKENS) {
         return Err(DataError::TooManyTokens { samples: count, length, limit: MAX_TOKENS });
     }
-    let stream = read(spec.path(), model_dir)?;
-    warnings.extend(stream.warnings);
-    let ids = stream.ids;
+    let Stream { ids, warnings: notices, reading, longest_text } =
+        calibration_stream(spec.path(), model_dir)?;
+    warnings.extend(notices);
     if ids.is_empty() {
         return Err(DataError::Empty {
             source_name: source,
@@ -148,14 +140,15 @@ pub fn load(spec: &CalibrationSpec, options: &LoadOptions, model_dir: &Path) -> 
         Sampling::RandomWindows { seed: options.seed, length, stream: ids.len() }
     } else {
         warnings.push(format!(
-            "{source} has {} tokens, not more than one window of {length}: they are used as one sequence in place of \
+            "{} has {} tokens, not more than one window of {length}: they are used as one sequence in place of \
              {count} windows; give more text or a smaller --max-seq-len",
+            name(spec.path()),
             ids.len()
         ));
         Sampling::Whole { stream: ids.len() }
     };
     let sequences = random_windows(&ids, count, length, options.seed);
-    Ok(TokenSet { sequences, source, sampling, warnings })
+    Ok(TokenSet { sequences, source, reading, longest_text, sampling, warnings })
 }
 
 /// Refuses an option below its minimum.
@@ -192,6 +185,25 @@ pub(crate) fn too_long(sampling: &Sampling, cap: usize) -> Vec<String> {
     }
 }
 
+/// A tensor that holds less than was asked for gives what it holds, and the person hears of it.
+pub(crate) fn beyond_rows(
+    path: &Path,
+    sampling: &Sampling,
+    samples: Option<usize>,
+    (option, length): (&str, Option<usize>),
+) -> Vec<String> {
+    let Sampling::Rows { rows, stored_length, .. } = sampling else { return Vec::new() };
+    let file = name(path);
+    let mut warnings = Vec::new();
+    if let Some(asked) = samples.filter(|asked| asked > rows) {
+        warnings.push(format!("--num-samples {asked}: {file} holds {rows} sequences; all of them are used"));
+    }
+    if let Some(asked) = length.filter(|asked| asked > stored_length) {
+        warnings.push(format!("{option} {asked}: the sequences of {file} have {stored_length} tokens"));
+    }
+    warnings
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -205,10 +217,13 @@ mod tests {
             |path: &str, tensor: &str| CalibrationSpec::Tokens { path: path.into(), tensor: tensor.into() };
         assert_eq!(parse("a/b.safetensors:calib").unwrap(), tokens("a/b.safetensors", "calib"));
         assert_eq!(parse("b.safetensors:x:y").unwrap(), tokens("b.safetensors", "x:y"));
-        assert_eq!(parse("b.JSONL").unwrap(), CalibrationSpec::Jsonl { path: "b.JSONL".into() });
-        assert_eq!(parse("c:/b.txt").unwrap(), CalibrationSpec::Text { path: "c:/b.txt".into() });
-        assert_eq!(parse("corpus").unwrap(), CalibrationSpec::Text { path: "corpus".into() });
-        for bad in ["", "a.safetensors", "a.safetensors:", ".safetensors:x", "a.json", "a.parquet"] {
+        for file in ["b.JSONL", "c:/b.txt", "corpus", "a.json", "a.jsonl.gz", "a.ndjson"] {
+            assert_eq!(parse(file).unwrap(), CalibrationSpec::File { path: file.into() });
+        }
+        let text = parse("x/a.parquet").unwrap_err().to_string();
+        assert!(text.contains("read_parquet('x/a.parquet').to_json('x/a.jsonl'"), "{text}");
+        for bad in ["", "a.safetensors", "a.safetensors:", ".safetensors:x", "a.parquet", "a.csv", "a.TSV.gz"]
+        {
             assert!(matches!(parse(bad), Err(DataError::Spec { .. })), "{bad}");
         }
         assert_eq!(parse("b.safetensors:x").unwrap().to_string(), "b.safetensors:x");
@@ -229,7 +244,7 @@ mod tests {
         write_word_tokenizer(folder.path(), &["a", "b"], false, json!({}));
         let path = folder.path().join("text.txt");
         std::fs::write(&path, "a b ".repeat(words / 2)).unwrap();
-        (folder, CalibrationSpec::Text { path })
+        (folder, CalibrationSpec::File { path })
     }
 
     #[test]
@@ -283,17 +298,28 @@ mod tests {
         let absent = folder.path().join("absent");
         for (samples, length) in [(usize::MAX, None), (MAX_TOKENS / 4 + 1, None), (usize::MAX / 2, Some(2))] {
             let many = LoadOptions { num_samples: Some(samples), max_seq_len: length, ..options() };
-            for spec in [
-                CalibrationSpec::Text { path: absent.clone() },
-                CalibrationSpec::Jsonl { path: absent.clone() },
-            ] {
-                let error = load(&spec, &many, folder.path()).unwrap_err();
-                assert!(matches!(error, DataError::TooManyTokens { .. }), "{error:?}");
-                assert!(error.to_string().contains("smaller --num-samples"), "{error}");
-            }
+            let error =
+                load(&CalibrationSpec::File { path: absent.clone() }, &many, folder.path()).unwrap_err();
+            assert!(matches!(error, DataError::TooManyTokens { .. }), "{error:?}");
+            assert!(error.to_string().contains("smaller --num-samples"), "{error}");
         }
         let most = LoadOptions { num_samples: Some(MAX_TOKENS / 4), ..options() };
-        let text = CalibrationSpec::Text { path: absent };
+        let text = CalibrationSpec::File { path: absent };
         assert!(matches!(load(&text, &most, folder.path()), Err(DataError::Io { .. })));
+    }
+
+    #[test]
+    fn a_tensor_with_less_than_asked_for_warns() {
+        let sampling = Sampling::Rows { rows: 3, length: 4, stored_length: 4 };
+        let warnings =
+            |samples, length| beyond_rows(Path::new("x/a"), &sampling, samples, ("--max-seq-len", length));
+        assert_eq!(
+            warnings(Some(5), Some(9)),
+            [
+                "--num-samples 5: a holds 3 sequences; all of them are used",
+                "--max-seq-len 9: the sequences of a have 4 tokens"
+            ]
+        );
+        assert!(warnings(Some(3), Some(4)).is_empty() && warnings(None, None).is_empty());
     }
 }

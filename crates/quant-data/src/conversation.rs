@@ -39,8 +39,11 @@ pub struct RenderedConversation {
 impl Conversation {
     /// Checks a JSON list of messages: not empty, each an object with a string `role`.
     ///
+    /// Keys with `null` count as missing, apart from `content`. Content in parts (`[{"type": "text", "text": …}, …]`)
+    /// becomes the text of the parts, one after the other, as templates of multimodal models print them.
+    ///
     /// # Errors
-    /// [`DataError::Message`] naming the first message that has another shape.
+    /// [`DataError::Message`] naming the first message that has another shape, or a part that is no text.
     pub fn from_json(messages: &Value) -> Result<Self, DataError> {
         let bad = |index: usize, reason: &str| DataError::Message { index, reason: reason.to_owned() };
         let list = messages.as_array().ok_or_else(|| bad(0, "'messages' is not a list"))?;
@@ -54,7 +57,14 @@ impl Conversation {
             if !message.get("role").is_some_and(Value::is_string) {
                 return Err(bad(index, "no string 'role'"));
             }
-            messages.push(message.clone());
+            let mut message = message.clone();
+            message.retain(|key, value| key == "content" || !value.is_null());
+            if let Some(content) = message.get_mut("content")
+                && let Value::Array(parts) = content
+            {
+                *content = text_of_parts(parts).map_err(|reason| bad(index, &reason))?.into();
+            }
+            messages.push(message);
         }
         Ok(Self { messages, extra: Map::new() })
     }
@@ -70,6 +80,22 @@ impl Conversation {
         }
         copy
     }
+}
+
+/// The text of a message's parts; each a string, or an object whose `type` is a kind of text.
+fn text_of_parts(parts: &[Value]) -> Result<String, String> {
+    let mut text = String::new();
+    for (index, part) in parts.iter().enumerate() {
+        let kind = part.get("type").and_then(Value::as_str).unwrap_or("text");
+        let words = match kind {
+            "text" | "input_text" | "output_text" => part.as_str().or_else(|| part.get("text")?.as_str()),
+            _ => None,
+        };
+        text.push_str(words.ok_or_else(|| {
+            format!("part {index} of its content is no text (type '{kind}'); only text can be used")
+        })?);
+    }
+    Ok(text)
 }
 
 impl ChatTemplate {
@@ -290,5 +316,19 @@ mod tests {
         assert!(message(json!([])).contains("empty"));
         assert!(message(json!([{"role": "user"}, 3])).starts_with("message 1"));
         assert!(message(json!([{"content": "x"}])).contains("role"));
+    }
+
+    #[test]
+    fn parts_are_flattened_and_nulls_dropped() {
+        let parts = json!([{"role": "user", "name": null, "content":
+            [{"type": "text", "text": "a ", "image": null}, "b", {"type": "input_text", "text": "c"}]}]);
+        let conversation = Conversation::from_json(&parts).unwrap();
+        assert_eq!(conversation.messages_json(), json!([{"role": "user", "content": "a bc"}]));
+        for part in [json!({"type": "image", "text": null}), json!({"type": "text"}), json!(3), json!(null)] {
+            let messages =
+                json!([{"role": "user"}, {"role": "user", "content": [{"type": "text", "text": "a"}, part]}]);
+            let error = Conversation::from_json(&messages).unwrap_err().to_string();
+            assert!(error.starts_with("message 1") && error.contains("part 1"), "{error}");
+        }
     }
 }

@@ -1,107 +1,231 @@
-//! Text files and JSONL files as one long token stream.
+//! Text files and JSON lines as one long token stream.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use crate::files::{MAX_FILE_BYTES, read_text};
+use crate::content::{Content, read_content};
+use crate::record::{Document, SEPARATOR};
 use crate::{ChatTemplate, Conversation, DataError, Tokenizer};
 
-/// What separates documents of a stream, in the published calibration sets as well.
-const SEPARATOR: &str = "\n\n";
-
 /// One long token stream and what happened on the way.
+#[derive(Debug, Default)]
 pub(crate) struct Stream {
     pub(crate) ids: Vec<u32>,
     pub(crate) warnings: Vec<String>,
+    /// How the file was read, where it is not plain text.
+    pub(crate) reading: Option<String>,
+    /// Bytes of the longest text that was tokenised as one.
+    pub(crate) longest_text: usize,
 }
 
-/// A text file: tokenised once, as it is, special tokens once at its start.
-pub(crate) fn text_stream(path: &Path, model: &Path) -> Result<Stream, DataError> {
-    let text = read_text(path, MAX_FILE_BYTES)?;
-    // A text of blanks has nothing to learn from, whatever special tokens would surround it.
-    let blank = text.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}').is_empty();
-    let ids = if blank { Vec::new() } else { Tokenizer::from_dir(model)?.encode(&text, true)? };
-    Ok(Stream { ids, warnings: Vec::new() })
-}
-
-/// A JSONL file.
+/// A file for calibration: plain text, or records.
 ///
-/// Neighbouring `text` documents are joined the way the studies join rows: empty ones left out, each
+/// Plain text is tokenised once, as it is, special tokens once at its start.
+///
+/// Of records, neighbouring `text` documents are joined the way the studies join rows: empty ones left out, each
 /// stripped, `"\n\n"` between, tokenised once. Each conversation is rendered by the chat template, followed
 /// by `"\n\n"`, and tokenised alone, because each may begin with a BOS.
-pub(crate) fn jsonl_stream(path: &Path, model: &Path) -> Result<Stream, DataError> {
-    let file = read_text(path, MAX_FILE_BYTES)?;
-    let tokenizer = Tokenizer::from_dir(model)?;
-    let mut template: Option<ChatTemplate> = None;
-    let mut ids = Vec::new();
-    let mut run = TextRun::default();
-    let (mut conversations, mut restored) = (0_usize, 0_usize);
-    for (number, line) in file.trim_start_matches('\u{feff}').lines().enumerate() {
-        if line.trim().is_empty() {
-            continue;
+pub(crate) fn calibration_stream(path: &Path, model: &Path) -> Result<Stream, DataError> {
+    let content = read_content(path)?;
+    if let Content::Prose(text) = content {
+        return prose(&text, model);
+    }
+    let mut reader = Reader::new(path, model)?;
+    let records = each(path, content, Document::from_json, |at, document| reader.push(at, document))?;
+    let mut stream = reader.finish()?;
+    stream.reading = Some(format!("{records} JSON records"));
+    Ok(stream)
+}
+
+/// A file for evaluation: plain text as it is, or the field `text` of records, joined by a blank line as the rows of
+/// WikiText-2 are; empty rows count. Tokenised once.
+pub(crate) fn evaluation_stream(path: &Path, model: &Path) -> Result<Stream, DataError> {
+    let content = read_content(path)?;
+    if let Content::Prose(text) = content {
+        return prose(&text, model);
+    }
+    let mut joined = String::new();
+    let mut rows = 0;
+    each(path, content, Document::text_from_json, |_, text| {
+        if rows > 0 {
+            joined.push_str(SEPARATOR);
         }
-        let at = |reason: String| DataError::Line { path: path.to_owned(), line: number + 1, reason };
-        match Document::parse(line).map_err(at)? {
-            Document::Text(text) => run.push(&text),
-            Document::Messages(conversation) => {
-                run.flush(&tokenizer, &mut ids)?;
-                let template = match &template {
-                    Some(template) => template,
-                    None => {
-                        let found = ChatTemplate::from_dir(model, tokenizer.special_tokens())?;
-                        let found =
-                            found.ok_or_else(|| DataError::NoChatTemplate { folder: model.to_owned() })?;
-                        template.insert(found)
-                    }
-                };
-                let rendered = template.render_conversation(&conversation).map_err(|e| at(e.to_string()))?;
-                conversations += 1;
-                restored += usize::from(rendered.thoughts_restored);
-                ids.extend(tokenizer.encode_rendered(&(rendered.text + SEPARATOR))?);
+        joined.push_str(&text);
+        rows += 1;
+        Ok(())
+    })?;
+    let mut stream = prose(&joined, model)?;
+    let reading = format!("the field 'text' of {rows} JSON records, joined by a blank line");
+    stream.warnings.push(format!("{} is scored as {reading}", name(path)));
+    stream.reading = Some(reading);
+    Ok(stream)
+}
+
+/// A file's name without its folder: what reports may hold.
+pub(crate) fn name(path: &Path) -> String {
+    path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+}
+
+fn prose(text: &str, model: &Path) -> Result<Stream, DataError> {
+    // A text of blanks has nothing to learn from, whatever special tokens would surround it.
+    let blank = text.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}').is_empty();
+    let ids = if blank { Vec::new() } else { Tokenizer::from_dir(model)?.encode(text, true)? };
+    Ok(Stream { ids, longest_text: text.len(), ..Stream::default() })
+}
+
+/// Where a record stands, for errors.
+struct Place<'a> {
+    path: &'a Path,
+    line: Option<usize>,
+    record: usize,
+}
+
+impl Place<'_> {
+    fn error(&self, reason: String) -> DataError {
+        let path = self.path.to_owned();
+        match self.line {
+            Some(line) => DataError::Line { path, line, reason },
+            None => DataError::Record { path, record: self.record, reason },
+        }
+    }
+}
+
+/// Hands every record to `take`; their number.
+fn each<T>(
+    path: &Path,
+    content: Content,
+    parse: impl Fn(Value) -> Result<T, String>,
+    mut take: impl FnMut(&Place<'_>, T) -> Result<(), DataError>,
+) -> Result<usize, DataError> {
+    let mut records = 0;
+    match content {
+        Content::Prose(_) => {}
+        Content::Lines(text) => {
+            for (number, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
+                if line.trim().is_empty() {
+                    continue;
+                }
+                records += 1;
+                let place = Place { path, line: Some(number + 1), record: records };
+                let value =
+                    serde_json::from_str(line).map_err(|e| place.error(format!("not a JSON object: {e}")))?;
+                take(&place, parse(value).map_err(|reason| place.error(reason))?)?;
+            }
+        }
+        Content::List(values) => {
+            for value in values {
+                records += 1;
+                let place = Place { path, line: None, record: records };
+                take(&place, parse(value).map_err(|reason| place.error(reason))?)?;
             }
         }
     }
-    run.flush(&tokenizer, &mut ids)?;
-    let mut warnings = Vec::new();
-    if restored > 0 {
-        warnings.push(format!(
-            "the chat template drops the thoughts of {restored} of {conversations} conversations; they were put \
-             back between the generation prompt and the answer"
-        ));
+    Ok(records)
+}
+
+/// Turns documents into tokens as they come.
+struct Reader<'a> {
+    path: &'a Path,
+    model: &'a Path,
+    tokenizer: Tokenizer,
+    /// Read when the first conversation comes; the inner `None`: the model has none.
+    template: Option<Option<ChatTemplate>>,
+    run: TextRun,
+    ids: Vec<u32>,
+    longest_text: usize,
+    conversations: usize,
+    restored: usize,
+    /// How many records were made into turns from which columns.
+    made: BTreeMap<String, usize>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(path: &'a Path, model: &'a Path) -> Result<Self, DataError> {
+        Ok(Self {
+            path,
+            model,
+            tokenizer: Tokenizer::from_dir(model)?,
+            template: None,
+            run: TextRun::default(),
+            ids: Vec::new(),
+            longest_text: 0,
+            conversations: 0,
+            restored: 0,
+            made: BTreeMap::new(),
+        })
     }
-    Ok(Stream { ids, warnings })
-}
 
-enum Document {
-    Text(String),
-    Messages(Conversation),
-}
-
-impl Document {
-    fn parse(line: &str) -> Result<Self, String> {
-        let object: Map<String, Value> =
-            serde_json::from_str(line).map_err(|e| format!("not a JSON object: {e}"))?;
-        if let Some(messages) = object.get("messages") {
-            let mut conversation = Conversation::from_json(messages).map_err(|e| e.to_string())?;
-            if let Some(tools) = object.get("tools") {
-                conversation.extra.insert("tools".into(), tools.clone());
+    fn push(&mut self, at: &Place<'_>, document: Document) -> Result<(), DataError> {
+        match document {
+            Document::Text(text) => {
+                self.run.push(&text);
+                Ok(())
             }
-            match object.get("chat_template_kwargs") {
-                None | Some(Value::Null) => {}
-                Some(Value::Object(variables)) => conversation.extra.extend(variables.clone()),
-                Some(_) => return Err("'chat_template_kwargs' is not an object".into()),
-            }
-            return Ok(Self::Messages(conversation));
-        }
-        match object.get("text") {
-            Some(Value::String(text)) => Ok(Self::Text(text.clone())),
-            Some(_) => Err("'text' is not a string".into()),
-            None => {
-                let keys: Vec<&str> = object.keys().map(String::as_str).take(8).collect();
-                Err(format!("expected a field 'text' or 'messages', found: {}", keys.join(", ")))
+            Document::Messages(conversation) => match self.template()? {
+                Some(_) => self.render(at, &conversation),
+                None => Err(DataError::NoChatTemplate { folder: self.model.to_owned() }),
+            },
+            Document::Made(conversation, columns) => {
+                *self.made.entry(columns).or_default() += 1;
+                if self.template()?.is_some() {
+                    return self.render(at, &conversation);
+                }
+                // A base model has no form for turns; its own is plain text.
+                let contents = conversation.messages.iter().filter_map(|m| m.get("content")?.as_str());
+                let text =
+                    contents.map(str::trim).filter(|t| !t.is_empty()).collect::<Vec<_>>().join(SEPARATOR);
+                self.run.push(&text);
+                Ok(())
             }
         }
+    }
+
+    fn template(&mut self) -> Result<Option<&ChatTemplate>, DataError> {
+        if self.template.is_none() {
+            self.template = Some(ChatTemplate::from_dir(self.model, self.tokenizer.special_tokens())?);
+        }
+        Ok(self.template.as_ref().and_then(Option::as_ref))
+    }
+
+    fn render(&mut self, at: &Place<'_>, conversation: &Conversation) -> Result<(), DataError> {
+        self.flush()?;
+        let Some(template) = self.template()? else { return Ok(()) };
+        let rendered = template.render_conversation(conversation).map_err(|e| at.error(e.to_string()))?;
+        self.conversations += 1;
+        self.restored += usize::from(rendered.thoughts_restored);
+        let text = rendered.text + SEPARATOR;
+        self.longest_text = self.longest_text.max(text.len());
+        self.ids.extend(self.tokenizer.encode_rendered(&text)?);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), DataError> {
+        self.longest_text = self.longest_text.max(self.run.text.len());
+        self.run.flush(&self.tokenizer, &mut self.ids)
+    }
+
+    fn finish(mut self) -> Result<Stream, DataError> {
+        self.flush()?;
+        let mut warnings = Vec::new();
+        let through = match &self.template {
+            Some(Some(_)) => "turns through the chat template",
+            _ => "plain text, because the model has no chat template",
+        };
+        for (columns, count) in &self.made {
+            let records = if *count == 1 { "record" } else { "records" };
+            warnings
+                .push(format!("{}: {columns} of {count} {records} are read as {through}", name(self.path)));
+        }
+        if self.restored > 0 {
+            warnings.push(format!(
+                "the chat template drops the thoughts of {} of {} conversations; they were put \
+                 back between the generation prompt and the answer",
+                self.restored, self.conversations
+            ));
+        }
+        Ok(Stream { ids: self.ids, warnings, reading: None, longest_text: self.longest_text })
     }
 }
 
@@ -136,6 +260,7 @@ impl TextRun {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::content::tests::gzip;
     use crate::tokenizer::tests::write_word_tokenizer;
     use serde_json::json;
     use std::path::PathBuf;
@@ -160,10 +285,10 @@ mod tests {
     fn texts_are_joined_and_tokenised_once() {
         let folder = model(PLAIN);
         let path = lines(&folder, "{\"text\": \" a\"}\n\n{\"text\": \"\"}\n{\"text\": \"b \", \"n\": 1}\n");
-        assert_eq!(jsonl_stream(&path, folder.path()).unwrap().ids, [0, 2, 3]);
+        assert_eq!(calibration_stream(&path, folder.path()).unwrap().ids, [0, 2, 3]);
         let path = folder.path().join("a.txt");
         std::fs::write(&path, "a\nb").unwrap();
-        assert_eq!(text_stream(&path, folder.path()).unwrap().ids, [0, 2, 3]);
+        assert_eq!(calibration_stream(&path, folder.path()).unwrap().ids, [0, 2, 3]);
     }
 
     #[test]
@@ -171,10 +296,10 @@ mod tests {
         let folder = model(PLAIN);
         let chat = r#"{"messages": [{"role": "user", "content": "q"}]}"#;
         let path = lines(&folder, &format!("{chat}\n{chat}\n{{\"text\": \"a\"}}\n"));
-        assert_eq!(jsonl_stream(&path, folder.path()).unwrap().ids, [0, 5, 4, 6, 0, 5, 4, 6, 0, 2]);
+        assert_eq!(calibration_stream(&path, folder.path()).unwrap().ids, [0, 5, 4, 6, 0, 5, 4, 6, 0, 2]);
         let folder = model(&format!("{{{{ bos_token }}}}{PLAIN}"));
         let path = lines(&folder, chat);
-        assert_eq!(jsonl_stream(&path, folder.path()).unwrap().ids, [0, 5, 4, 6]);
+        assert_eq!(calibration_stream(&path, folder.path()).unwrap().ids, [0, 5, 4, 6]);
     }
 
     #[test]
@@ -184,7 +309,7 @@ mod tests {
             &folder,
             r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a</think>b"}]}"#,
         );
-        let stream = jsonl_stream(&path, folder.path()).unwrap();
+        let stream = calibration_stream(&path, folder.path()).unwrap();
         assert!(stream.warnings[0].contains("thoughts of 1 of 1"), "{:?}", stream.warnings);
         assert!(stream.ids.contains(&2));
     }
@@ -197,7 +322,7 @@ mod tests {
             r#"{"messages": [{"role": "user"}], "tools": [{}], "chat_template_kwargs": {"flag": true}}"#,
         );
         // "ab" is one unknown word.
-        assert_eq!(jsonl_stream(&path, folder.path()).unwrap().ids, [0, 7]);
+        assert_eq!(calibration_stream(&path, folder.path()).unwrap().ids, [0, 7]);
     }
 
     #[test]
@@ -206,18 +331,69 @@ mod tests {
         for (line, expected) in [
             ("[1]", "not a JSON object"),
             ("{\"text\": 3}", "'text' is not a string"),
-            ("{\"prompt\": \"x\"}", "found: prompt"),
+            ("{\"chosen\": \"x\"}", "found: chosen"),
             ("{\"messages\": []}", "empty"),
             ("{\"messages\": [{\"role\": \"user\"}], \"chat_template_kwargs\": 1}", "not an object"),
         ] {
             let path = lines(&folder, &format!("{{\"text\": \"a\"}}\n\n{line}\n"));
-            let error = jsonl_stream(&path, folder.path()).err().unwrap().to_string();
+            let error = calibration_stream(&path, folder.path()).err().unwrap().to_string();
             assert!(error.contains("line 3") && error.contains(expected), "{error}");
         }
         let folder = model("{{ raise_exception('no') }}");
         let path = lines(&folder, r#"{"messages": [{"role": "user"}]}"#);
-        assert!(jsonl_stream(&path, folder.path()).err().unwrap().to_string().contains("line 1"));
+        assert!(calibration_stream(&path, folder.path()).err().unwrap().to_string().contains("line 1"));
         std::fs::write(folder.path().join("tokenizer_config.json"), "{}").unwrap();
-        assert!(matches!(jsonl_stream(&path, folder.path()), Err(DataError::NoChatTemplate { .. })));
+        assert!(matches!(calibration_stream(&path, folder.path()), Err(DataError::NoChatTemplate { .. })));
+    }
+
+    #[test]
+    fn turns_of_other_columns_go_through_the_template_or_are_plain_text() {
+        let folder = model(PLAIN);
+        let path = lines(
+            &folder,
+            "{\"question\": \"q\", \"answer\": \"a\"}\n{\"question\": \"b\", \"answer\": \"a\"}\n",
+        );
+        let stream = calibration_stream(&path, folder.path()).unwrap();
+        // 7: "][" is one unknown word.
+        assert_eq!(stream.ids, [0, 5, 4, 7, 2, 6, 0, 5, 3, 7, 2, 6]);
+        assert_eq!(
+            stream.warnings,
+            ["data.jsonl: 'question', 'answer' of 2 records are read as turns through the chat template"]
+        );
+        std::fs::write(folder.path().join("tokenizer_config.json"), "{}").unwrap();
+        let stream = calibration_stream(&path, folder.path()).unwrap();
+        assert_eq!(stream.ids, [0, 4, 2, 3, 2]);
+        assert!(stream.warnings[0].contains("no chat template"), "{:?}", stream.warnings);
+    }
+
+    #[test]
+    fn a_list_of_records_and_packed_lines_are_read_as_lines_are() {
+        let folder = model(PLAIN);
+        let records = ["{\"text\": \"a\"}", "{\"messages\": [{\"role\": \"user\", \"content\": \"q\"}]}"];
+        let expected = calibration_stream(&lines(&folder, &records.join("\n")), folder.path()).unwrap().ids;
+        assert_eq!(expected, [0, 2, 0, 5, 4, 6]);
+        let path = folder.path().join("data.gz");
+        std::fs::write(&path, gzip(records.join("\r\n").as_bytes())).unwrap();
+        assert_eq!(calibration_stream(&path, folder.path()).unwrap().ids, expected);
+        let path = folder.path().join("list.json");
+        std::fs::write(&path, format!("[\n{}\n]", records.join(",\n"))).unwrap();
+        let stream = calibration_stream(&path, folder.path()).unwrap();
+        assert_eq!((stream.ids, stream.reading.as_deref()), (expected, Some("2 JSON records")));
+        std::fs::write(&path, "[{\"text\": \"a\"}, {\"text\": 3}]").unwrap();
+        let error = calibration_stream(&path, folder.path()).unwrap_err().to_string();
+        assert!(error.contains("record 2: 'text' is not a string"), "{error}");
+    }
+
+    #[test]
+    fn evaluation_joins_texts_as_they_are() {
+        let folder = model(PLAIN);
+        // A tokenizer that keeps blank lines would see them; this one shows that nothing is left out.
+        let path = lines(&folder, "{\"text\": \" a\"}\n{\"text\": \"\"}\n{\"text\": \"b\", \"id\": null}\n");
+        let stream = evaluation_stream(&path, folder.path()).unwrap();
+        assert_eq!((stream.ids, stream.longest_text), (vec![0, 2, 3], " a\n\n\n\nb".len()));
+        assert!(stream.warnings[0].contains("data.jsonl is scored as the field 'text' of 3 JSON records"));
+        std::fs::write(&path, "{\"text\": \"a\"}\n{\"messages\": []}\n").unwrap();
+        let error = evaluation_stream(&path, folder.path()).unwrap_err().to_string();
+        assert!(error.contains("line 2") && error.contains("found: messages"), "{error}");
     }
 }

@@ -36,6 +36,16 @@ pub enum DataError {
         /// Offset of the first byte that is not part of a valid character.
         offset: usize,
     },
+    /// The bytes of a data file are those of something else.
+    #[error("{path} is {what}, not text; {advice}")]
+    NotText {
+        /// File that was asked for.
+        path: PathBuf,
+        /// What it is.
+        what: String,
+        /// What to do.
+        advice: String,
+    },
     /// A data argument names something this crate does not read.
     #[error("data argument '{argument}': {reason}")]
     Spec {
@@ -125,6 +135,16 @@ pub enum DataError {
         path: PathBuf,
         /// Line number, from 1.
         line: usize,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A record of a JSON list cannot be used.
+    #[error("{path}, record {record}: {reason}")]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// Number of the record, from 1.
+        record: usize,
         /// What is wrong.
         reason: String,
     },

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use crate::calibration::{at_least, too_long, window_length};
-use crate::documents::text_stream;
+use crate::calibration::{at_least, beyond_rows, too_long, window_length};
+use crate::documents::{Stream, evaluation_stream};
 use crate::set::check_vocabulary;
 use crate::token_tensor::read_rows;
 use crate::windows::consecutive_windows;
@@ -34,15 +34,19 @@ pub fn load_eval_tokens(spec: &CalibrationSpec, options: &EvalLoadOptions) -> Re
         return Err(DataError::Spec { argument: source, reason });
     };
     let rows = read_rows(path, tensor, None, options.seq_len, options.vocab_size)?;
-    let warnings = too_long(&rows.sampling, options.max_position_embeddings);
+    let mut warnings = too_long(&rows.sampling, options.max_position_embeddings);
+    warnings.extend(beyond_rows(path, &rows.sampling, None, ("--seq-len", options.seq_len)));
     if rows.sequences.iter().any(|row| row.len() < 2) {
         return Err(nothing_to_predict(source, "rows of one token"));
     }
-    Ok(TokenSet { sequences: rows.sequences, source, sampling: rows.sampling, warnings })
+    Ok(rows.into_set(source, warnings))
 }
 
 /// A text by the WikiText-2 protocol: tokenised once as it is (special tokens once at the very start), cut
 /// into `floor(N / L)` windows without overlap, tail dropped, each window run alone without a BOS of its own.
+///
+/// Of a file with JSON records (one per line, whatever the file's name) the field `text` is scored, joined by blank lines;
+/// [`TokenSet::reading`] and a warning say so. Gzip is unpacked.
 ///
 /// A text of 2 to `L - 1` tokens is one window with a warning.
 ///
@@ -55,8 +59,7 @@ pub fn load_eval_text(
 ) -> Result<TokenSet, DataError> {
     at_least("--seq-len", options.seq_len, 2)?;
     let source = path.display().to_string();
-    let stream = text_stream(path, model_dir)?;
-    let (ids, mut warnings) = (stream.ids, stream.warnings);
+    let Stream { ids, mut warnings, reading, longest_text } = evaluation_stream(path, model_dir)?;
     if ids.len() < 2 {
         return Err(nothing_to_predict(source, "fewer than two tokens"));
     }
@@ -72,7 +75,14 @@ pub fn load_eval_text(
     } else {
         Sampling::ConsecutiveWindows { length, stream: ids.len() }
     };
-    Ok(TokenSet { sequences: consecutive_windows(&ids, length), source, sampling, warnings })
+    Ok(TokenSet {
+        sequences: consecutive_windows(&ids, length),
+        source,
+        reading,
+        longest_text,
+        sampling,
+        warnings,
+    })
 }
 
 fn nothing_to_predict(source_name: String, found: &str) -> DataError {

@@ -6,8 +6,11 @@
 //! | input | calibration | evaluation |
 //! |---|---|---|
 //! | `FILE.safetensors:TENSOR`, i32/i64 `[sequences, length]` | every row in order | every row scored alone |
-//! | `.jsonl` with `text` or `messages` | random windows of one stream | - |
-//! | any other text file | random windows of one stream | consecutive windows (WikiText-2 protocol) |
+//! | JSON lines with `text` | random windows of one stream | consecutive windows of the texts, a blank line between |
+//! | JSON lines with `messages`, or with columns that become turns | random windows of one stream | - |
+//! | any other text | random windows of one stream | consecutive windows (WikiText-2 protocol) |
+//!
+//! A file's bytes decide what it is, not its name: JSON lines, a JSON list of records, text, each also packed with gzip.
 //!
 //! Random windows are drawn exactly as the `get_loaders` function of the Quantized-Reasoning-Models study
 //! draws them, with CPython's generator reimplemented bit for bit ([`PyRandom`]), so that a calibration set
@@ -29,14 +32,19 @@ mod bounded;
 mod calibration;
 mod clock;
 mod contain;
+mod content;
 mod conversation;
 mod documents;
 mod error;
 mod evaluation;
 mod files;
+mod filters;
 mod ids;
 mod python_json;
+mod python_methods;
+mod python_value;
 mod random;
+mod record;
 mod set;
 mod template;
 mod token_tensor;

@@ -14,6 +14,10 @@ pub struct TokenSet {
     pub sequences: Vec<Vec<u32>>,
     /// File (and tensor) the tokens come from.
     pub source: String,
+    /// How the file was read, where it is neither plain text nor a tensor.
+    pub reading: Option<String>,
+    /// Bytes of the longest text that was tokenised as one, 0 for a tensor; see [`crate::tokenising_bytes`].
+    pub longest_text: usize,
     /// How the sequences were cut from the source.
     pub sampling: Sampling,
     /// What the person should know: a cap that was applied, a source shorter than asked for.
@@ -36,7 +40,8 @@ impl TokenSet {
     pub fn describe(&self) -> String {
         let n = self.sequences.len();
         let plural = if n == 1 { "" } else { "s" };
-        format!("{n} {}, {}", self.sampling.phrase(plural), self.source)
+        let reading = self.reading.as_ref().map(|how| format!(" ({how})")).unwrap_or_default();
+        format!("{n} {}, {}{reading}", self.sampling.phrase(plural), self.source)
     }
 }
 
@@ -129,10 +134,14 @@ mod tests {
         let set = TokenSet {
             sequences: vec![vec![1, 2], vec![3, 4]],
             source: "a.txt".into(),
+            reading: None,
+            longest_text: 0,
             sampling: Sampling::RandomWindows { seed: 3, length: 2, stream: 9 },
             warnings: vec![],
         };
         assert_eq!(set.describe(), "2 random windows of 2 tokens (seed 3) from a stream of 9, a.txt");
+        let lines = TokenSet { reading: Some("3 JSON records".into()), ..set.clone() };
+        assert!(lines.describe().ends_with(", a.txt (3 JSON records)"), "{}", lines.describe());
         assert_eq!((set.tokens(), set.max_length()), (4, 2));
         let json = serde_json::to_string(&set.sampling).unwrap();
         assert_eq!(json, r#"{"kind":"random_windows","seed":3,"length":2,"stream":9}"#);

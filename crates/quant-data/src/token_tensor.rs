@@ -8,12 +8,19 @@ use safetensors::{Dtype, SafeTensors};
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use crate::files::{MAX_FILE_BYTES, read_bytes};
-use crate::{DataError, Sampling};
+use crate::{DataError, Sampling, TokenSet};
 
 /// Rows taken from a tensor.
 pub(crate) struct Rows {
     pub(crate) sequences: Vec<Vec<u32>>,
     pub(crate) sampling: Sampling,
+}
+
+impl Rows {
+    pub(crate) fn into_set(self, source: String, warnings: Vec<String>) -> TokenSet {
+        let Self { sequences, sampling } = self;
+        TokenSet { sequences, source, reading: None, longest_text: 0, sampling, warnings }
+    }
 }
 
 /// Reads the first `max_rows` rows, each cut to its first `max_length` ids, and checks every id taken.

@@ -63,7 +63,7 @@ fn the_template_keeps_the_thoughts() {
 
 #[test]
 fn tasks_give_windows_of_one_stream() {
-    let spec = CalibrationSpec::Jsonl { path: model().join("tasks/calibration.jsonl") };
+    let spec = CalibrationSpec::File { path: model().join("tasks/calibration.jsonl") };
     let short = LoadOptions { num_samples: Some(16), max_seq_len: Some(256), ..options() };
     let set = load(&spec, &short, &model()).unwrap();
     assert_eq!((set.sequences.len(), set.tokens()), (16, 16 * 256));

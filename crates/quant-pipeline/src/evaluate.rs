@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub enum EvalData {
     /// A tensor `[sequences, length]` of token ids; each row is scored alone.
     Tokens(CalibrationSpec),
-    /// A text file, by the WikiText-2 protocol.
+    /// A text file, or JSON records whose `text` is joined, by the WikiText-2 protocol.
     Text(PathBuf),
 }
 

@@ -1,7 +1,7 @@
 //! What every output folder says about itself: recipe, manifest, report, model card.
 
 use crate::plan::Plan;
-use crate::quantize::{QuantizeJob, QuantizeOutcome};
+use crate::quantize::{QuantizeJob, QuantizeOutcome, too_few_tokens};
 use crate::report::LinearReport;
 use quant_checkpoint::TensorHash;
 use quant_graph::Role;
@@ -135,6 +135,11 @@ impl Provenance<'_> {
             ),
         );
         let run = &self.outcome.run;
+        let few =
+            self.outcome.calibration.as_ref().and_then(|_| too_few_tokens(self.plan, run.calibration_tokens));
+        if let Some(warning) = few {
+            let _ = writeln!(card, "Warning: {warning}.\n");
+        }
         for (what, largest) in
             [("output", run.largest_output_error()), ("weight", run.largest_weight_error())]
         {

@@ -180,9 +180,11 @@ pub fn prepare(job: &QuantizeJob) -> Result<Prepared, PipelineError> {
     };
     if let Some(tokens) = &tokens {
         warnings.extend(tokens.warnings.iter().cloned());
+        warnings.extend(too_few_tokens(&plan, tokens.tokens()));
     }
     let lengths: Vec<usize> = tokens.iter().flat_map(|t| t.sequences.iter().map(Vec::len)).collect();
-    let memory = memory::predict(&plan, &lengths, text_bytes(job, tokens.is_some()), job.threads);
+    let text_bytes = tokens.as_ref().map_or(0, |t| t.longest_text as u64);
+    let memory = memory::predict(&plan, &lengths, text_bytes, job.threads);
     let spill = match job.memory {
         Some(allowed) if memory.peak(false) > allowed => {
             if memory.peak(true) > allowed {
@@ -199,12 +201,19 @@ pub fn prepare(job: &QuantizeJob) -> Result<Prepared, PipelineError> {
     Ok(Prepared { folder, plan, tokens, memory, spill, warnings })
 }
 
-/// Size of the text that was tokenised as one, if one was. The lines of a JSONL file are tokenised one by one.
-fn text_bytes(job: &QuantizeJob, read: bool) -> u64 {
-    match &job.calibration {
-        Some(CalibrationSpec::Text { path }) if read => path.metadata().map_or(0, |m| m.len()),
-        _ => 0,
-    }
+/// What the person should know where calibration has fewer tokens than a planned linear has inputs: its second moments
+/// cannot have full rank, and ranges rest on little.
+pub(crate) fn too_few_tokens(plan: &Plan, tokens: usize) -> Option<String> {
+    let rounded = plan.blocks.iter().flatten().filter(|(_, linear)| linear.rounding.is_some());
+    let (inputs, module) = rounded
+        .map(|(role, linear)| (plan.spec.linear(*role).inputs, linear.module.as_str()))
+        .reduce(|widest, next| if next.0 > widest.0 { next } else { widest })?;
+    (tokens < inputs).then(|| {
+        format!(
+            "calibration has {tokens} tokens, fewer than the {inputs} inputs of {module}: what it measures is uncertain; give \
+             more or longer sequences"
+        )
+    })
 }
 
 fn load_tokens(

@@ -15,7 +15,7 @@ pub(super) struct Args {
     /// Token ids `[sequences, length]`; each row is scored alone
     #[arg(long, value_name = "FILE.safetensors:TENSOR")]
     tokens: Option<String>,
-    /// Text, scored by the WikiText-2 protocol
+    /// Text, or JSON lines whose `text` is joined by blank lines, scored by the WikiText-2 protocol
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
     /// Tokens per sequence

@@ -15,7 +15,7 @@ pub(super) struct JobArgs {
     /// Recipe file, or the name of a preset (`ptq list`); required
     #[arg(long, value_name = "FILE|PRESET", required_unless_present = "recipe_schema")]
     recipe: Option<String>,
-    /// Text, JSONL with `text` or `messages`, or token ids FILE.safetensors:TENSOR; needed by most recipes
+    /// Text, JSON lines with `text` or `messages`, or token ids FILE.safetensors:TENSOR; needed by most recipes
     #[arg(long, value_name = "FILE[:TENSOR]")]
     calibration: Option<String>,
     /// First rows of a token tensor (default all), or random windows of a text (default 128)
