@@ -90,6 +90,7 @@ impl Provenance<'_> {
             "bits_per_weight": self.outcome.bits_per_weight,
             "linears": linears,
             "factors": self.outcome.run.factors,
+            "not_copied": self.outcome.not_copied,
             "warnings": self.outcome.warnings,
         })
     }

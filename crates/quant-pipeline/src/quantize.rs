@@ -75,6 +75,8 @@ pub struct QuantizeOutcome {
     pub spilled: bool,
     /// What calibration data was used.
     pub calibration: Option<String>,
+    /// Files of the input that were not copied: neither weights nor on the list of what belongs beside them.
+    pub not_copied: Vec<String>,
     /// What the person should know.
     pub warnings: Vec<String>,
 }
@@ -236,8 +238,9 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
         outer_hashes.push(tensor.name);
     }
     let hashes = output.end_weights()?.clone();
-    for name in side_files(&job.model)? {
-        output.copy_file(&job.model.join(&name), &name)?;
+    let beside = side_files(&job.model)?;
+    for name in &beside.copied {
+        output.copy_file(&job.model.join(name), name)?;
     }
     let config = format.config(&plan.spec, &plan.scheme, checkpoint.config(), &notes(&job.recipe));
     output.write_file("config.json", &manifest::pretty(&config))?;
@@ -276,6 +279,7 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
         peak_memory: peak_memory(),
         spilled: spill,
         calibration: tokens.as_ref().map(TokenSet::describe),
+        not_copied: beside.left,
         warnings,
     };
     let provenance = Provenance { job, plan: &plan, outcome: &outcome, input_hashes, output_hashes: &hashes };
