@@ -25,6 +25,7 @@ mod views;
 pub use error::PipelineError;
 pub use evaluate::{EvalData, EvalJob, EvalOutcome, eval_sequences, evaluate};
 pub use events::{Event, Events, Silent};
+pub use manifest::{Card, ServeCommand};
 pub use open::{OpenFolder, Scored, folder_spec, open_folder, with_threads};
 pub use plan::{LinearPlan, Plan, StreamNeeds};
 pub use quantize::{

@@ -2,7 +2,7 @@
 
 use crate::PipelineError;
 use crate::events::{Event, Events};
-use crate::manifest::{self, Provenance};
+use crate::manifest::{self, CalibrationFacts, Origin, Provenance, ServeCommand};
 use crate::memory::{self, MemoryPlan};
 use crate::open::{OpenFolder, open_folder, with_threads};
 use crate::plan::Plan;
@@ -77,6 +77,8 @@ pub struct QuantizeOutcome {
     pub calibration: Option<String>,
     /// Files of the input that were not copied: neither weights nor on the list of what belongs beside them.
     pub not_copied: Vec<String>,
+    /// How to load the output, one line for every program whose rules it keeps.
+    pub serve: Vec<ServeCommand>,
     /// What the person should know.
     pub warnings: Vec<String>,
 }
@@ -219,7 +221,9 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
     let checkpoint = &folder.checkpoint;
     let dtype = |name: &str| checkpoint.get(name).map(|t| t.dtype);
     let declared = format.declare(&plan.spec, &plan.scheme, &dtype);
-    output.begin_weights(ShardPlan::new(declared.clone(), &format.naming(), DEFAULT_SHARD_BYTES)?)?;
+    let shards = ShardPlan::new(declared.clone(), &format.naming(), DEFAULT_SHARD_BYTES)?;
+    let output_bytes = shards.total_bytes();
+    output.begin_weights(shards)?;
     let input_bytes = checkpoint.total_bytes();
     let mut source = FolderSource::open(Checkpoint::open(&job.model)?, plan.spec.clone())?;
     let run_options_spill = spill.then(|| output.partial().to_owned());
@@ -265,6 +269,7 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
         .collect();
     let total: f64 = weights.iter().map(|w| w.1).sum();
     let bits_per_weight = weights.iter().map(|w| w.0).sum::<f64>() / total.max(1.0);
+    let custom_code = config.get("auto_map").is_some_and(|map| !map.is_null());
     let mut outcome = QuantizeOutcome {
         output: job.output.clone(),
         format: format.id(),
@@ -280,9 +285,20 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
         spilled: spill,
         calibration: tokens.as_ref().map(TokenSet::describe),
         not_copied: beside.left,
+        serve: manifest::commands(&plan, &job.output.to_string_lossy(), custom_code),
         warnings,
     };
-    let provenance = Provenance { job, plan: &plan, outcome: &outcome, input_hashes, output_hashes: &hashes };
+    let provenance = Provenance {
+        job,
+        plan: &plan,
+        outcome: &outcome,
+        input_hashes,
+        output_hashes: &hashes,
+        output_bytes,
+        origin: &Origin::of(&job.model, checkpoint.config()),
+        calibration: tokens.as_ref().map(CalibrationFacts::of),
+        custom_code,
+    };
     for (name, bytes) in provenance.files() {
         output.write_file(name, &bytes)?;
     }
