@@ -193,10 +193,86 @@ fn the_type_is_that_of_the_tensors_unless_it_is_declared() {
     let weights = "quant_model_weights-00001-of-00001.safetensors";
     assert!(std::fs::read(declared.join(weights)).unwrap() == std::fs::read(derived.join(weights)).unwrap());
     verify(&derived, "vllm-ascend", 0);
+    // The declaration is written, under the key that the input has, however empty.
+    for (recipe, key, name) in [
+        (SIMPLE, None, "bfloat16"),
+        ("w8a8", Some("dtype"), "bfloat16"),
+        ("w3a16g128-research", Some("torch_dtype"), "float32"),
+    ] {
+        let output = work.path().join(recipe);
+        let mut given = model.clone();
+        if let Some(key) = key {
+            given = work.path().join(format!("{recipe}-input"));
+            std::fs::create_dir(&given).unwrap();
+            for entry in std::fs::read_dir(&model).unwrap().map(|e| e.unwrap()) {
+                if entry.path().is_file() {
+                    std::fs::copy(entry.path(), given.join(entry.file_name())).unwrap();
+                }
+            }
+            edit_config(&given, |c| drop(c.insert(key.into(), Value::Null)));
+        }
+        let research = recipe.ends_with("research");
+        let recipe = if research { write_recipe(work.path(), RESEARCH) } else { recipe.to_owned() };
+        quantize(&given, &recipe, &output, if key == Some("dtype") { SMALL } else { &[] }).expect(0, &[]);
+        let config: Value =
+            serde_json::from_slice(&std::fs::read(output.join("config.json")).unwrap()).unwrap();
+        assert_eq!(config[key.unwrap_or("torch_dtype")], name, "{config}");
+        let both = config.get("dtype").is_some() && config.get("torch_dtype").is_some();
+        assert!(!both, "{config}");
+    }
 
     edit_config(&model, |c| drop(c.insert("torch_dtype".into(), "float16".into())));
     let ran = ptq(&["inspect", text(&model)]).expect(0, &["warning", "F16", "Bf16"]);
     assert!(ran.err.contains("declares"), "{ran:?}");
+}
+
+const RESEARCH: &str =
+    "version: 1\nmodifiers: [rtn: { scheme: W4A16g32 }]\nexport: { format: dequantized }\n";
+
+fn write_recipe(folder: &Path, recipe: &str) -> String {
+    let file = folder.join("recipe.yaml");
+    std::fs::write(&file, recipe).unwrap();
+    text(&file).to_owned()
+}
+
+/// Clients hold float32 models in bfloat16, their scales with them.
+#[test]
+fn scales_of_float32_models_are_exact_in_bfloat16() {
+    let (_folder, model) = model();
+    edit_config(&model, |c| drop(c.insert("torch_dtype".into(), "float32".into())));
+    edit(&model.join("model.safetensors"), |tensors| {
+        for (dtype, _, bytes) in tensors.values_mut() {
+            let wide = |b: &[u8]| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16);
+            // A little off, so that nothing is exact by chance.
+            *bytes = bytes.chunks(2).flat_map(|b| (wide(b) * 1.000_123).to_le_bytes()).collect();
+            *dtype = Dtype::F32;
+        }
+    });
+    let work = tempdir().unwrap();
+    for recipe in ["w4a16g32", "w8a8", "w8a8-static-ascend", "w8a8kv8-ascend"] {
+        let output = work.path().join(recipe);
+        quantize(&model, recipe, &output, SMALL).expect(0, &[]);
+        let target = if recipe.ends_with("ascend") { "vllm-ascend" } else { "vllm" };
+        verify(&output, target, 0);
+        let mut seen = 0;
+        for file in std::fs::read_dir(&output).unwrap().map(|e| e.unwrap().path()) {
+            if file.extension().is_none_or(|e| e != "safetensors") {
+                continue;
+            }
+            let bytes = std::fs::read(&file).unwrap();
+            let stored = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+            for (name, view) in stored.tensors() {
+                let kinds = ["weight_scale", "input_scale", "kv_cache_scale"];
+                if !kinds.iter().any(|k| name.ends_with(k)) {
+                    continue;
+                }
+                assert_eq!(view.dtype(), Dtype::F32, "{name}");
+                assert!(view.data().chunks(4).all(|b| b[0] == 0 && b[1] == 0), "{recipe}: {name}");
+                seen += 1;
+            }
+        }
+        assert!(seen >= 30, "{recipe}: {seen}");
+    }
 }
 
 #[test]

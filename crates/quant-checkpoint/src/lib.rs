@@ -54,7 +54,7 @@ mod writer;
 
 pub use safetensors::Dtype;
 
-pub use crate::copy::{is_side_file, side_files};
+pub use crate::copy::{SideFiles, is_side_file, side_files};
 pub use crate::error::{CheckpointError, ErrorClass, Result};
 pub use crate::folder_source::{FolderSource, check_tensors, redundant_head_equals, stored_float_type};
 pub use crate::hash::TensorHash;

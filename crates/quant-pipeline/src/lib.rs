@@ -27,6 +27,7 @@ pub use error::PipelineError;
 pub use evaluate::{EvalData, EvalJob, EvalOutcome, eval_sequences, evaluate};
 pub use events::{Event, Events, Silent};
 pub use forecast::Forecast;
+pub use manifest::{Card, ServeCommand};
 pub use open::{OpenFolder, Scored, folder_spec, open_folder, with_threads};
 pub use plan::{LinearPlan, Plan, StreamNeeds};
 pub use quantize::{

@@ -2,7 +2,7 @@
 
 use crate::PipelineError;
 use crate::events::{Event, Events};
-use crate::manifest::{self, Provenance};
+use crate::manifest::{self, CalibrationFacts, Origin, Provenance, ServeCommand};
 use crate::memory::{self, MemoryPlan};
 use crate::open::{OpenFolder, open_folder, with_threads};
 use crate::plan::Plan;
@@ -106,6 +106,10 @@ pub struct QuantizeOutcome {
     pub spilled: bool,
     /// What calibration data was used.
     pub calibration: Option<String>,
+    /// Files of the input that were not copied: neither weights nor on the list of what belongs beside them.
+    pub not_copied: Vec<String>,
+    /// How to load the output, one line for every program whose rules it keeps.
+    pub serve: Vec<ServeCommand>,
     /// What the person should know.
     pub warnings: Vec<String>,
 }
@@ -203,7 +207,7 @@ pub fn prepare(job: &QuantizeJob) -> Result<Prepared, PipelineError> {
 
 /// What the person should know where calibration has fewer tokens than a planned linear has inputs: its second moments
 /// cannot have full rank, and ranges rest on little.
-pub(crate) fn too_few_tokens(plan: &Plan, tokens: usize) -> Option<String> {
+fn too_few_tokens(plan: &Plan, tokens: usize) -> Option<String> {
     let rounded = plan.blocks.iter().flatten().filter(|(_, linear)| linear.rounding.is_some());
     let (inputs, module) = rounded
         .map(|(role, linear)| (plan.spec.linear(*role).inputs, linear.module.as_str()))
@@ -258,7 +262,9 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
     let checkpoint = &folder.checkpoint;
     let dtype = |name: &str| checkpoint.get(name).map(|t| t.dtype);
     let declared = format.declare(&plan.spec, &plan.scheme, &dtype);
-    output.begin_weights(ShardPlan::new(declared.clone(), &format.naming(), DEFAULT_SHARD_BYTES)?)?;
+    let shards = ShardPlan::new(declared.clone(), &format.naming(), DEFAULT_SHARD_BYTES)?;
+    let output_bytes = shards.total_bytes();
+    output.begin_weights(shards)?;
     let input_bytes = checkpoint.total_bytes();
     let mut source = FolderSource::open(Checkpoint::open(&job.model)?, plan.spec.clone())?;
     let run_options_spill = spill.then(|| output.partial().to_owned());
@@ -278,8 +284,9 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
         outer_hashes.push(tensor.name);
     }
     let hashes = output.end_weights()?.clone();
-    for name in side_files(&job.model)? {
-        output.copy_file(&job.model.join(&name), &name)?;
+    let beside = side_files(&job.model)?;
+    for name in &beside.copied {
+        output.copy_file(&job.model.join(name), name)?;
     }
     let config = format.config(&plan.spec, &plan.scheme, checkpoint.config(), &notes(&job.recipe));
     output.write_file("config.json", &manifest::pretty(&config))?;
@@ -304,6 +311,7 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
         .collect();
     let total: f64 = weights.iter().map(|w| w.1).sum();
     let bits_per_weight = weights.iter().map(|w| w.0).sum::<f64>() / total.max(1.0);
+    let custom_code = config.get("auto_map").is_some_and(|map| !map.is_null());
     let mut outcome = QuantizeOutcome {
         output: job.output.clone(),
         format: format.id(),
@@ -318,9 +326,21 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
         peak_memory: peak_memory(),
         spilled: spill,
         calibration: tokens.as_ref().map(TokenSet::describe),
+        not_copied: beside.left,
+        serve: manifest::commands(&plan, &job.output.to_string_lossy(), custom_code),
         warnings,
     };
-    let provenance = Provenance { job, plan: &plan, outcome: &outcome, input_hashes, output_hashes: &hashes };
+    let provenance = Provenance {
+        job,
+        plan: &plan,
+        outcome: &outcome,
+        input_hashes,
+        output_hashes: &hashes,
+        output_bytes,
+        origin: &Origin::of(&job.model, checkpoint.config()),
+        calibration: tokens.as_ref().map(CalibrationFacts::of),
+        custom_code,
+    };
     for (name, bytes) in provenance.files() {
         output.write_file(name, &bytes)?;
     }

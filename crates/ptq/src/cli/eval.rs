@@ -3,7 +3,7 @@
 use super::progress::{Progress, on_interrupt};
 use super::{Failure, count, default_threads, print_json, print_line, say, threads};
 use quant_data::CalibrationSpec;
-use quant_pipeline::{EvalData, EvalJob, evaluate};
+use quant_pipeline::{Card, EvalData, EvalJob, evaluate};
 use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
@@ -33,6 +33,9 @@ pub(super) struct Args {
     /// Arithmetic of the products: f32, or bf16 operands with f32 accumulation
     #[arg(long, value_name = "COMPUTE", default_value = "f32")]
     compute: quant_kernels::Compute,
+    /// Write the result into the model card of --model too, a finished folder of `ptq quantize`
+    #[arg(long)]
+    card: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -53,12 +56,17 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         threads: args.threads.unwrap_or_else(default_threads),
         compute: args.compute,
     };
+    // What cannot be written is said before anything is measured.
+    let card = args.card.then(|| Card::open(&args.model)).transpose()?;
     let mut progress = Progress::new(on_interrupt()?);
     let result = evaluate(&job, &mut progress);
     progress.finish();
     let outcome = result?;
     if let Some(at) = &outcome.first_overflow {
         say(format_args!("warning: hidden states are not finite from here on: {at}"));
+    }
+    if let Some(card) = card {
+        card.record(&job, &outcome)?;
     }
     if args.json {
         return print_json(&outcome);

@@ -75,6 +75,20 @@ fn linear_table(linears: &[&LinearReport]) -> Table {
     table
 }
 
+/// Names of the files that stayed behind, on one line.
+fn not_copied(names: &[String]) -> String {
+    const SHOWN: usize = 5;
+    match names {
+        [] => String::new(),
+        few if few.len() <= SHOWN => format!("\nnot copied: {}", few.join(", ")),
+        many => format!(
+            "\nnot copied: {} and {} more, see quantization_report.json",
+            many[..SHOWN].join(", "),
+            many.len() - SHOWN
+        ),
+    }
+}
+
 fn summary(outcome: &QuantizeOutcome, recipe: &Recipe) -> String {
     let mut text = format!(
         "{}: {}, {:.3} bits per weight, {} (input {}), {}",
@@ -111,6 +125,10 @@ fn summary(outcome: &QuantizeOutcome, recipe: &Recipe) -> String {
     if raised > 0 {
         text +=
             &format!("\n{raised} factorisations needed more than one attempt; see quantization_report.json");
+    }
+    text += &not_copied(&outcome.not_copied);
+    for line in &outcome.serve {
+        text += &format!("\n{:13} {}", line.client, line.command);
     }
     text
 }

@@ -15,12 +15,12 @@ use quant_graph::{
 use rayon::prelude::*;
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::block::check;
 use super::bytes::{Loss, dequantized_bytes, float_bytes};
 use super::layout::{ExpectedTensor, Item, Part, Slot, norm_slot, outer_decls, plain_expected};
-use super::{BlockSideData, ConfigNotes, Decoder, Encoded, Format, TensorDecl, Unsupported};
+use super::{BlockSideData, ConfigNotes, Decoder, Encoded, Format, TensorDecl, Unsupported, declare_dtype};
 use crate::error::{CheckpointError, Result};
 use crate::json::{LARGE_JSON_BYTES, parse_strict_json, read_json_text};
 use crate::source::Checkpoint;
@@ -334,12 +334,7 @@ impl Format for Dequantized {
         let mut config = config.clone();
         if let Some(object) = config.as_object_mut() {
             object.shift_remove("quantization_config");
-            // The key is `dtype` since transformers 5 and `torch_dtype` before; a config may have either or both.
-            let keys: Vec<&str> =
-                ["torch_dtype", "dtype"].into_iter().filter(|k| object.contains_key(*k)).collect();
-            for key in if keys.is_empty() { vec!["torch_dtype"] } else { keys } {
-                object.insert(key.to_owned(), json!("float32"));
-            }
+            declare_dtype(object, FloatType::F32, true);
         }
         config
     }

@@ -25,7 +25,7 @@ use std::fmt::Debug;
 use quant_core::{ActQuant, ActRule, FloatType, KvGranularity, KvQuant};
 use quant_graph::{BlockParams, ModelScheme, ModelSpec, Role};
 use safetensors::Dtype;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::error::Result;
 use crate::source::Checkpoint;
@@ -38,11 +38,29 @@ pub use self::vllm_ascend::VllmAscend;
 /// A tensor a folder will hold: name, element type and shape.
 pub use crate::writer::TensorSpec as TensorDecl;
 
-pub(crate) use self::bytes::float_dtype;
+pub(crate) use self::bytes::{float_dtype, held_type};
 pub(crate) use self::compressed_tensors::config as compressed_tensors_config;
 pub(crate) use self::layout::{FLOATS, faults, plain_expected};
 pub(crate) use self::plain::{read_block as read_plain_block, visit_block as visit_plain_block};
 pub(crate) use self::vllm_ascend::description as ascend_description;
+
+/// Makes `config.json` name the type of the model. A loader that finds none takes the commonest type of the shards, and
+/// the f32 scales of a float16 model then make it run as another model. The key is `dtype` since transformers 5 and
+/// `torch_dtype` before; a config may have either or both. A type that is declared stays, unless `replace` says otherwise.
+pub(crate) fn declare_dtype(config: &mut Map<String, Value>, dtype: FloatType, replace: bool) {
+    const KEYS: [&str; 2] = ["torch_dtype", "dtype"];
+    let name = match dtype {
+        FloatType::F32 => "float32",
+        FloatType::F16 => "float16",
+        FloatType::Bf16 => "bfloat16",
+    };
+    let spelt: Vec<&str> = KEYS.into_iter().filter(|key| config.contains_key(*key)).collect();
+    for key in if spelt.is_empty() { vec![KEYS[0]] } else { spelt } {
+        if replace || config.get(key).is_none_or(Value::is_null) {
+            config.insert(key.to_owned(), name.into());
+        }
+    }
+}
 
 /// A tensor ready to write.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,7 +135,7 @@ pub trait Format: Sync + Debug {
     fn clients(&self) -> &'static [&'static str];
 
     /// The type in which the loader holds weight scales, static input scales and static cache scales. Scales must be
-    /// rounded to it before levels are computed from them.
+    /// rounded to it before levels are computed from them. A float32 model is held in bfloat16.
     fn scale_type(&self, spec: &ModelSpec) -> FloatType;
     /// The type in which norms, float linears and (unless the format keeps them in f32) biases are stored.
     fn float_type(&self, spec: &ModelSpec) -> FloatType;

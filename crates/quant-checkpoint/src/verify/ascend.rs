@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::rules::{Checks, block_values, outer_values, positive_scales, stray_files, tensors};
 use crate::error::Result;
 use crate::formats::ascend_description::{self, C8, Description, Kind};
-use crate::formats::{Format as _, VllmAscend};
+use crate::formats::{Format as _, VllmAscend, held_type};
 use crate::source::Checkpoint;
 
 pub(super) fn check(checkpoint: &Checkpoint, spec: &ModelSpec, checks: &mut Checks) {
@@ -267,13 +267,14 @@ fn weight_offsets(checkpoint: &Checkpoint, checks: &mut Checks) {
     checks.rule("weight-offsets", problems, "all zero");
 }
 
-/// The loader rounds scales to the model's type.
+/// The loader rounds scales to the type in which it holds the model.
 fn exact_scales(checkpoint: &Checkpoint, spec: &ModelSpec, checks: &mut Checks) {
     let mut problems = Vec::new();
+    let held = held_type(spec.dtype);
     let scales = |t: &str| t.ends_with(".weight_scale") || t.ends_with(".input_scale");
     for info in checkpoint.tensors().filter(|t| scales(&t.name)) {
         let Ok(values) = checkpoint.read_f32(&info.name) else { continue };
-        let rounded = values.iter().filter(|v| spec.dtype.round(**v) != **v).count();
+        let rounded = values.iter().filter(|v| held.round(**v) != **v).count();
         if rounded > 0 {
             problems.push(format!(
                 "{}: {rounded} of {} scales are rounded when loaded",

@@ -229,6 +229,7 @@ fn linear_report(
     seconds: f64,
     run: &Run<'_>,
 ) -> LinearReport {
+    // Scales are stored as wide as the floats of the model, also where they are exact in a narrower type.
     let float_bits = 8 * run.plan.norm_type.size();
     let scheme = plan.scheme;
     LinearReport {
@@ -240,8 +241,7 @@ fn linear_report(
             scheme.weight.and_then(|w| w.group),
             scheme.input.map(|i| i.bits),
         ),
-        bits_per_weight: rounded
-            .map_or(float_bits as f64, |q| q.bits_per_weight(8 * run.plan.scale_type.size())),
+        bits_per_weight: rounded.map_or(float_bits as f64, |q| q.bits_per_weight(float_bits)),
         weight_error: errors.weight,
         output_error: errors.output,
         loss,

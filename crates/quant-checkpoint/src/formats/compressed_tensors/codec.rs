@@ -12,7 +12,9 @@ use super::config::{Config, Layout, Storage, bad};
 use super::{ID, slots};
 use crate::error::Result;
 use crate::formats::block::{check, linear_scheme, not_encodable};
-use crate::formats::bytes::{Loss, float_bytes, int8_bytes, read_levels, read_scales, shaped, word_bytes};
+use crate::formats::bytes::{
+    Loss, float_bytes, held_type, int8_bytes, read_levels, read_scales, shaped, word_bytes,
+};
 use crate::formats::layout::{Item, Slot};
 use crate::formats::plain::{read_bias, read_linear, read_norms};
 use crate::formats::{Decoder, Encoded};
@@ -30,7 +32,7 @@ pub(super) fn encode(
     index: usize,
     block: &BlockParams,
 ) -> Result<Vec<Encoded>> {
-    check(ID, spec, scheme, index, block, spec.dtype)?;
+    check(ID, spec, scheme, index, block, held_type(spec.dtype))?;
     let encode = |slot: Slot| {
         let decl = slot.decl;
         let bytes = match slot.item {

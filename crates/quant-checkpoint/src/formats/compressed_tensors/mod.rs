@@ -26,9 +26,9 @@ use safetensors::Dtype;
 use serde_json::Value;
 
 use self::config::{Config, Layout};
-use super::bytes::float_dtype;
+use super::bytes::{float_dtype, held_type};
 use super::layout::{ExpectedTensor, Slot, norm_slot, outer_decls, outer_expected};
-use super::{BlockSideData, ConfigNotes, Decoder, Encoded, Format, TensorDecl, Unsupported};
+use super::{BlockSideData, ConfigNotes, Decoder, Encoded, Format, TensorDecl, Unsupported, declare_dtype};
 use crate::error::Result;
 use crate::formats::ascend_description::Description;
 use crate::source::Checkpoint;
@@ -148,7 +148,7 @@ impl Format for CompressedTensors {
         &["vLLM (W4A16, W8A16, W8A8)", "transformers with compressed-tensors", "vLLM-Ascend (W8A8 symmetric)"]
     }
     fn scale_type(&self, spec: &ModelSpec) -> FloatType {
-        spec.dtype
+        held_type(spec.dtype)
     }
     fn float_type(&self, spec: &ModelSpec) -> FloatType {
         spec.dtype
@@ -221,6 +221,7 @@ impl Format for CompressedTensors {
     fn config(&self, spec: &ModelSpec, scheme: &ModelScheme, config: &Value, notes: &ConfigNotes) -> Value {
         let mut config = config.clone();
         if let Some(object) = config.as_object_mut() {
+            declare_dtype(object, spec.dtype, false);
             object.insert("quantization_config".to_owned(), section::write(spec, scheme, notes));
         }
         config

@@ -12,7 +12,7 @@ use super::{ID, slots};
 use crate::error::Result;
 use crate::formats::Encoded;
 use crate::formats::block::{check, linear_scheme, not_encodable};
-use crate::formats::bytes::{Loss, float_bytes, int8_bytes, word_bytes};
+use crate::formats::bytes::{Loss, float_bytes, held_type, int8_bytes, word_bytes};
 use crate::formats::layout::{Item, Slot};
 
 /// The tensors of a block of a scheme.
@@ -27,7 +27,7 @@ pub(super) fn block(
     index: usize,
     block: &BlockParams,
 ) -> Result<Vec<Encoded>> {
-    check(ID, spec, scheme, index, block, spec.dtype)?;
+    check(ID, spec, scheme, index, block, held_type(spec.dtype))?;
     for role in Role::ALL {
         check_shared_input(spec, index, role, block)?;
     }

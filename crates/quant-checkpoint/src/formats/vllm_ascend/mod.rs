@@ -30,9 +30,9 @@ use safetensors::Dtype;
 use serde_json::Value;
 
 use self::description::{Description, Kind};
-use super::bytes::float_dtype;
+use super::bytes::{float_dtype, held_type};
 use super::layout::{ExpectedTensor, Item, Slot, norm_slot, outer_decls, outer_expected};
-use super::{BlockSideData, ConfigNotes, Decoder, Encoded, Format, TensorDecl, Unsupported};
+use super::{BlockSideData, ConfigNotes, Decoder, Encoded, Format, TensorDecl, Unsupported, declare_dtype};
 use crate::error::Result;
 use crate::source::Checkpoint;
 use crate::writer::ShardNaming;
@@ -153,7 +153,7 @@ impl Format for VllmAscend {
         &["vLLM-Ascend (C8: 0.18 or later)"]
     }
     fn scale_type(&self, spec: &ModelSpec) -> FloatType {
-        spec.dtype
+        held_type(spec.dtype)
     }
     fn float_type(&self, spec: &ModelSpec) -> FloatType {
         spec.dtype
@@ -241,11 +241,12 @@ impl Format for VllmAscend {
     ) -> Result<Vec<Encoded>> {
         encode::block(spec, scheme, index, block)
     }
-    fn config(&self, _: &ModelSpec, _: &ModelScheme, config: &Value, _: &ConfigNotes) -> Value {
+    fn config(&self, spec: &ModelSpec, _: &ModelScheme, config: &Value, _: &ConfigNotes) -> Value {
         let mut config = config.clone();
         if let Some(object) = config.as_object_mut() {
             // `shift_remove` keeps the order of the other keys.
             object.shift_remove("quantization_config");
+            declare_dtype(object, spec.dtype, false);
         }
         config
     }

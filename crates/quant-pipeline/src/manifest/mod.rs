@@ -1,13 +1,23 @@
 //! What every output folder says about itself: recipe, manifest, report, model card.
 
+mod card;
+mod origin;
+mod quality;
+mod serving;
+
+pub(crate) use origin::Origin;
+pub use quality::Card;
+pub use serving::ServeCommand;
+pub(crate) use serving::commands;
+
 use crate::plan::Plan;
-use crate::quantize::{QuantizeJob, QuantizeOutcome, too_few_tokens};
+use crate::quantize::{QuantizeJob, QuantizeOutcome};
 use crate::report::LinearReport;
 use quant_checkpoint::TensorHash;
+use quant_data::TokenSet;
 use quant_graph::Role;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 
 /// Pretty JSON with a final newline.
 pub(crate) fn pretty(value: &Value) -> Vec<u8> {
@@ -32,6 +42,30 @@ pub(crate) struct Provenance<'a> {
     pub(crate) outcome: &'a QuantizeOutcome,
     pub(crate) input_hashes: BTreeMap<String, TensorHash>,
     pub(crate) output_hashes: &'a BTreeMap<String, TensorHash>,
+    /// Bytes of the tensors written.
+    pub(crate) output_bytes: u64,
+    pub(crate) origin: &'a Origin,
+    pub(crate) calibration: Option<CalibrationFacts>,
+    /// Whether the config names custom code.
+    pub(crate) custom_code: bool,
+}
+
+/// What calibration really used.
+#[derive(Clone, Debug)]
+pub(crate) struct CalibrationFacts {
+    pub(crate) sequences: usize,
+    pub(crate) tokens: usize,
+    /// Of the ids as little-endian u32, every sequence after its length: the same tokens have it wherever they came from.
+    pub(crate) sha256: TensorHash,
+}
+
+impl CalibrationFacts {
+    pub(crate) fn of(tokens: &TokenSet) -> Self {
+        let words =
+            tokens.sequences.iter().flat_map(|s| std::iter::once(s.len() as u32).chain(s.iter().copied()));
+        let bytes: Vec<u8> = words.flat_map(u32::to_le_bytes).collect();
+        Self { sequences: tokens.sequences.len(), tokens: tokens.tokens(), sha256: TensorHash::of(&bytes) }
+    }
 }
 
 impl Provenance<'_> {
@@ -42,7 +76,7 @@ impl Provenance<'_> {
             ("recipe.yaml", self.job.recipe.source().as_bytes().to_vec()),
             ("quantization_report.json", pretty(&self.report())),
             ("manifest.json", pretty(&self.manifest())),
-            ("README.md", self.card().into_bytes()),
+            ("README.md", card::card(self).into_bytes()),
         ]
     }
 
@@ -60,10 +94,10 @@ impl Provenance<'_> {
     }
 
     fn calibration(&self) -> Value {
-        self.outcome.calibration.as_ref().map_or(Value::Null, |_| {
+        self.calibration.as_ref().map_or(Value::Null, |facts| {
             json!({
                 "num_samples": self.job.num_samples, "max_seq_len": self.job.max_seq_len, "seed": self.job.seed,
-                "tokens": self.outcome.run.calibration_tokens,
+                "sequences": facts.sequences, "tokens": facts.tokens, "sha256": facts.sha256,
                 "source": self.job.calibration.as_ref().map(|c| {
                     c.path().file_name().map(|n| n.to_string_lossy().into_owned())
                 }),
@@ -90,6 +124,7 @@ impl Provenance<'_> {
             "bits_per_weight": self.outcome.bits_per_weight,
             "linears": linears,
             "factors": self.outcome.run.factors,
+            "not_copied": self.outcome.not_copied,
             "warnings": self.outcome.warnings,
         })
     }
@@ -99,62 +134,15 @@ impl Provenance<'_> {
             hashes.iter().map(|(name, hash)| (name.clone(), hash.to_string().into())).collect()
         };
         json!({
-            "tool": tool(), "format": self.outcome.format, "hash": "sha256 of the tensor's bytes",
+            "tool": tool(), "format": self.outcome.format, "base_model": self.origin.base_model, "hash": "sha256 of the tensor's bytes",
             "settings": self.settings(), "calibration": self.calibration(),
             "input": list(&self.input_hashes), "output": list(self.output_hashes),
         })
     }
 
-    fn card(&self) -> String {
-        let recipe = &self.job.recipe;
-        // `.` and `..` have a name only once they are resolved.
-        let folder = self.job.model.canonicalize().unwrap_or_else(|_| self.job.model.clone());
-        let name =
-            folder.file_name().map_or_else(|| "model".to_owned(), |n| n.to_string_lossy().into_owned());
-        let mut card = format!(
-            "---\nbase_model: {name}\ntags:\n- quantized\n- {}\n---\n\n# {name}, {}\n\nMade by {} from `{name}` ({}).\n\n",
-            self.outcome.format,
-            recipe.rounding().weights().scheme,
-            tool(),
-            self.plan.spec.architecture
-        );
-        let _ = writeln!(
-            card,
-            "| | |\n|---|---|\n| format | {} |\n| method | {}{} |\n| bits per weight of the linears | {:.3} |\n| calibration | {} |\n",
-            self.outcome.format,
-            recipe
-                .transforms()
-                .iter()
-                .map(|t| format!("{} ({}) + ", t.method().id, t.describe()))
-                .collect::<String>(),
-            recipe.rounding().method().id,
-            self.outcome.bits_per_weight,
-            self.outcome.calibration.as_ref().map_or_else(
-                || "none".to_owned(),
-                |_| format!("{} tokens", self.outcome.run.calibration_tokens)
-            ),
-        );
-        let run = &self.outcome.run;
-        let few =
-            self.outcome.calibration.as_ref().and_then(|_| too_few_tokens(self.plan, run.calibration_tokens));
-        if let Some(warning) = few {
-            let _ = writeln!(card, "Warning: {warning}.\n");
-        }
-        for (what, largest) in
-            [("output", run.largest_output_error()), ("weight", run.largest_weight_error())]
-        {
-            if let Some((error, module)) = largest {
-                let _ = writeln!(card, "Largest relative {what} error of a linear: {error:.4} ({module}).\n");
-            }
-        }
-        let _ = writeln!(
-            card,
-            "Clients: {}.\n\nEvery linear is listed in `quantization_report.json`, every tensor's hash in `manifest.json`, the \
-             recipe is `recipe.yaml`:\n\n```yaml\n{}```\n\nThe licence is that of the base model.",
-            recipe.format().clients().join(", "),
-            recipe.source()
-        );
-        card
+    /// The lines of the card: whoever reads it is in the folder.
+    fn serve_here(&self) -> Vec<ServeCommand> {
+        commands(self.plan, ".", self.custom_code)
     }
 }
 
