@@ -100,6 +100,8 @@ fn main() -> Result<(), Box<dyn Error>> {
                 threads,
                 memory: None,
                 force: true,
+                tensor_parallel: None,
+                force_unsupported: false,
             },
             &mut Lines,
         )?;

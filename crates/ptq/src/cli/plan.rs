@@ -47,6 +47,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             "calibration_tokens": tokens.map(quant_data::TokenSet::tokens),
             "memory": {"peak": prepared.memory.peak(prepared.spill), "peak_spilled": prepared.memory.peak(true),
                 "phases": prepared.memory.phases, "base": prepared.memory.base, "spill": prepared.spill},
+            "targets": prepared.verdicts,
             "warnings": prepared.warnings,
         });
         return print_json(&json);
@@ -72,6 +73,9 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             KvGranularity::ChannelStatic => "a static scale per channel",
         };
         print_line(format!("KV cache: {} bits, {symmetry}, {scales}", kv.bits.get()));
+    }
+    for verdict in &prepared.verdicts {
+        print_line(verdict);
     }
     print_line(format!("arithmetic: {}", arithmetic(&plan.recipe)));
     match tokens {
