@@ -408,7 +408,9 @@ fn kernel_owner(set: &RuleSet) -> &'static str {
 
 fn order(set: &RuleSet, layout: &Layout, say: &mut dyn FnMut(Remark)) {
     if layout.weight.act_order != ActOrder::Dynamic {
-        if layout.weight.act_order == ActOrder::Static && matches!(set.packed, Packed::Refused) {
+        // Of weight-only linears it is said that they are not loaded at all.
+        let loadable = layout.scheme.input.is_some() && matches!(set.packed, Packed::Refused);
+        if layout.weight.act_order == ActOrder::Static && loadable {
             say(Remark::rule("act-order", "actorder is not loaded"));
         }
         return;

@@ -287,10 +287,10 @@ impl Format for VllmAscend {
                 match slot.item {
                     // The loader converts what it is given.
                     Item::Linear(role, "weight") if kind(role) != Kind::Float => {
-                        tensor.dtypes = INT8_OR_FLOAT
+                        tensor.dtypes = INT8_OR_FLOAT;
                     }
                     Item::KvScale(_) | Item::KvOffset(_) => {
-                        tensor.other_shape = Some(vec![spec.kv_width(), 1])
+                        tensor.other_shape = Some(vec![spec.kv_width(), 1]);
                     }
                     _ => {}
                 }
