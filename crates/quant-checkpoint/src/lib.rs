@@ -63,7 +63,9 @@ pub use crate::index::ShardIndex;
 pub use crate::json::parse_strict_json;
 pub use crate::scratch::ReadStats;
 pub use crate::source::{Checkpoint, TensorInfo, read_config};
-pub use crate::verify::{Target, VerifyReport, open_as_loaded, verify};
+pub use crate::verify::{
+    Rules, Target, TargetVerdict, VerifyReport, judge_plan, open_as_loaded, verify, verify_all,
+};
 pub use crate::writer::{
     DEFAULT_SHARD_BYTES, Disk, Finished, Leftover, MARKER, OutputFolder, OutputOptions, PlannedShard,
     ShardNaming, ShardPlan, Storage, StorageFile, TensorSpec, WriteStats, WrittenFile,

@@ -11,7 +11,7 @@ use quant_checkpoint::formats::{
     CompressedTensors, ConfigNotes, Dequantized, FORMATS, Format, VllmAscend, detect, format,
 };
 use quant_checkpoint::{
-    Checkpoint, CheckpointError, Dtype, ErrorClass, FolderSource, Target, TensorHash, verify,
+    Checkpoint, CheckpointError, Dtype, ErrorClass, FolderSource, Rules, Target, TensorHash, verify,
 };
 use quant_core::{ActRule, FloatType, KvGranularity, KvQuant};
 use quant_graph::{
@@ -35,7 +35,7 @@ fn round_trip(
     format: &'static dyn Format,
     scheme: &ModelScheme,
     seed: u64,
-    targets: &[Target],
+    targets: &[impl Into<Rules> + Copy],
 ) {
     format.supports(spec, scheme).unwrap();
     let parent = tempfile::tempdir().unwrap();
@@ -61,7 +61,7 @@ fn round_trip(
     }
     for target in targets {
         let report = verify(&dir, spec, *target).unwrap();
-        assert!(report.passed(), "{target}: {:#?}", report.failed().collect::<Vec<_>>());
+        assert!(report.passed(), "{}: {:#?}", report.rules, report.failed().collect::<Vec<_>>());
         assert_eq!(report.format, format.id());
     }
 }
@@ -144,7 +144,7 @@ proptest! {
         let spec = spec(dtype, tied, full);
         let mut scheme = by_stage(&spec, stages);
         scheme.kv = kv.then_some(KvScheme { bits: bits(8), rule: ActRule::Symmetric, granularity: KvGranularity::ChannelStatic });
-        round_trip(&spec, &VllmAscend, &scheme, seed, &[Target::VllmAscend]);
+        round_trip(&spec, &VllmAscend, &scheme, seed, &["vllm-ascend@0.25".parse::<Rules>().unwrap()]);
     }
 
     #[test]
@@ -238,8 +238,11 @@ fn dynamic_act_order_is_read() {
         assert_eq!(read.params(1, read.groups.of(4)), written.params(1, groups[4] as usize));
         assert_eq!(read.groups, quant_core::Groups::Index { size: 8, of_column: groups });
     }
-    assert!(verify(&edited, &spec, Target::Vllm).unwrap().passed());
-    assert!(!verify(&edited, &spec, Target::Transformers).unwrap().check("act-order").unwrap().passed);
+    let old: Rules = "vllm@0.28".parse().unwrap();
+    assert!(verify(&edited, &spec, old).unwrap().passed());
+    for target in [Target::Vllm, Target::Transformers] {
+        assert!(!verify(&edited, &spec, target).unwrap().check("act-order").unwrap().passed);
+    }
 }
 
 #[test]

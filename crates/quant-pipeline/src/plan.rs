@@ -170,8 +170,7 @@ impl Plan {
 /// What a recipe without a format gets, and which formats it could name.
 fn format_left_open(recipe: &Recipe, spec: &ModelSpec) -> String {
     let holds = |format: &&&'static dyn Format| {
-        format.id() != recipe.format().id()
-            && Plan::resolve(&recipe.with_format(**format), spec).is_ok()
+        format.id() != recipe.format().id() && Plan::resolve(&recipe.with_format(**format), spec).is_ok()
     };
     let others: Vec<&str> = FORMATS.iter().filter(holds).map(|f| f.id()).collect();
     let others = if others.is_empty() {

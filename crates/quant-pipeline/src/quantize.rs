@@ -11,8 +11,8 @@ use crate::report::{RunReport, peak_memory};
 use crate::run::{BlockSink, RunOptions, check_calibration, run};
 use quant_checkpoint::formats::{BlockSideData, ConfigNotes, Unsupported};
 use quant_checkpoint::{
-    Checkpoint, DEFAULT_SHARD_BYTES, FolderSource, OutputFolder, OutputOptions, ShardPlan, WriteStats,
-    side_files,
+    Checkpoint, DEFAULT_SHARD_BYTES, FolderSource, OutputFolder, OutputOptions, ShardPlan, TargetVerdict,
+    WriteStats, judge_plan, side_files,
 };
 use quant_core::ObserverKind;
 use quant_data::{CalibrationSpec, LoadOptions, TokenSet};
@@ -44,6 +44,10 @@ pub struct QuantizeJob {
     pub memory: Option<u64>,
     /// Replace an existing output.
     pub force: bool,
+    /// Devices that a program which loads the output must be able to use by tensor parallelism.
+    pub tensor_parallel: Option<usize>,
+    /// Write a folder that no program listed for its format loads.
+    pub force_unsupported: bool,
 }
 
 impl QuantizeJob {
@@ -73,6 +77,8 @@ impl QuantizeJob {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             memory: None,
             force: false,
+            tensor_parallel: None,
+            force_unsupported: false,
         }
     }
 }
@@ -147,6 +153,8 @@ pub struct Prepared {
     pub folder: OpenFolder,
     /// What happens to every linear.
     pub plan: Plan,
+    /// What every target that reads the format will say of the output.
+    pub verdicts: Vec<TargetVerdict>,
     /// Calibration tokens, if the recipe needs any and they were given.
     pub tokens: Option<TokenSet>,
     /// Predicted memory.
@@ -174,6 +182,8 @@ pub fn prepare(job: &QuantizeJob) -> Result<Prepared, PipelineError> {
     let plan = Plan::new(&job.recipe, &folder.spec)?;
     let mut warnings = folder.warnings.clone();
     warnings.extend(plan.warnings.iter().cloned());
+    let verdicts = judge_plan(&plan.spec, &plan.scheme, plan.recipe.format());
+    warnings.extend(check_targets(&verdicts, &plan, job)?);
     let tokens = match &job.calibration {
         Some(_) if !plan.needs.calibration() => {
             warnings.push("this recipe needs no calibration data; --calibration is not read".into());
@@ -202,7 +212,34 @@ pub fn prepare(job: &QuantizeJob) -> Result<Prepared, PipelineError> {
         }
         _ => false,
     };
-    Ok(Prepared { folder, plan, tokens, memory, spill, warnings })
+    Ok(Prepared { folder, plan, verdicts, tokens, memory, spill, warnings })
+}
+
+/// Refuses what no target loads; what some do not load is a warning, as is what they load and should not be given.
+fn check_targets(
+    verdicts: &[TargetVerdict],
+    plan: &Plan,
+    job: &QuantizeJob,
+) -> Result<Vec<String>, PipelineError> {
+    let format = plan.recipe.format();
+    let all = || verdicts.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    if !job.force_unsupported && !verdicts.iter().any(TargetVerdict::passes) {
+        let what = format!("this model by this recipe in a form that is loaded anywhere ({})", all());
+        let alternatives =
+            "change the scheme, export to dequantized, or write it all the same with --force-unsupported";
+        return Err(Unsupported { format: format.id(), what, alternatives: alternatives.into() }.into());
+    }
+    if let Some(n) = job.tensor_parallel
+        && !verdicts.iter().any(|v| v.passes_with(n, &plan.spec, &plan.scheme, format))
+    {
+        let what = format!("this model by this recipe for tensor parallelism over {n} devices ({})", all());
+        let alternatives = "use smaller groups or whole channels, or fewer devices";
+        return Err(Unsupported { format: format.id(), what, alternatives: alternatives.into() }.into());
+    }
+    let failing = verdicts.iter().filter(|v| !v.passes()).map(ToString::to_string);
+    let advised = verdicts.iter().filter(|v| v.passes());
+    let advised = advised.flat_map(|v| v.advice.iter().map(move |a| format!("{}: {a}", v.rules)));
+    Ok(failing.chain(advised).collect())
 }
 
 /// What the person should know where calibration has fewer tokens than a planned linear has inputs: its second moments
@@ -251,7 +288,7 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
     if prepared.spill {
         events.event(Event::Note("activations are kept on disk, to stay within the memory budget"));
     }
-    let Prepared { folder, plan, tokens, memory, spill, warnings } = prepared;
+    let Prepared { folder, plan, verdicts: _, tokens, memory, spill, warnings } = prepared;
     check_calibration(&plan, tokens.as_ref())?;
     // The recipe's text goes into the output; its file is not needed again.
     let calibration = job.calibration.iter().map(|c| c.path().to_owned()).filter(|path| path.exists());

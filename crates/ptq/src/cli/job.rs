@@ -36,6 +36,12 @@ pub(super) struct JobArgs {
     /// Allow an existing output folder to be replaced
     #[arg(long)]
     force: bool,
+    /// Devices it must load on by tensor parallelism, or nothing is done
+    #[arg(long, value_name = "N", value_parser = count)]
+    tp: Option<usize>,
+    /// Write even what no program listed for the format loads
+    #[arg(long)]
+    force_unsupported: bool,
     /// Print the result as JSON on stdout
     #[arg(long)]
     pub(super) json: bool,
@@ -61,6 +67,8 @@ impl JobArgs {
             threads: self.threads.unwrap_or_else(default_threads),
             memory: self.memory,
             force: self.force,
+            tensor_parallel: self.tp,
+            force_unsupported: self.force_unsupported,
         })
     }
 }

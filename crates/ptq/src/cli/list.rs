@@ -3,6 +3,8 @@
 use super::table::paragraph;
 use super::{Failure, print_json, print_line};
 use quant_checkpoint::formats::FORMATS;
+use quant_checkpoint::verify::targets::RuleSet;
+use quant_checkpoint::verify::{Rules, Target};
 use quant_methods::METHODS;
 use quant_model::FAMILIES;
 use quant_pipeline::PRESETS;
@@ -41,7 +43,7 @@ fn registries() -> serde_json::Value {
         .collect();
     let presets: Vec<_> =
         PRESETS.iter().map(|p| json!({"name": p.name, "summary": p.summary(), "recipe": p.text})).collect();
-    json!({"methods": methods, "families": families, "formats": formats, "presets": presets})
+    json!({"methods": methods, "families": families, "formats": formats, "targets": targets(), "presets": presets})
 }
 
 fn print_text() -> Result<(), Failure> {
@@ -63,6 +65,12 @@ fn print_text() -> Result<(), Failure> {
         more(&format!("holds: {}", f.schemes()))?;
         more(&format!("for: {}", f.clients().join(", ")))?;
     }
+    print_line("\nTargets (`--target ID` is the newest version, `--target vllm@0.23` another)")?;
+    for target in Target::ALL {
+        let versions: Vec<String> = target.rule_sets().map(RuleSet::versions).collect();
+        entry(target.name(), &format!("reads {}", Rules::newest(target).set().formats.join(", ")))?;
+        more(&format!("versions with rules of their own: {}", versions.join(", ")))?;
+    }
     print_line("\nPreset recipes")?;
     for preset in PRESETS {
         entry(preset.name, "")?;
@@ -79,4 +87,13 @@ fn entry(name: &str, what: &str) -> Result<(), Failure> {
 /// A line of its own below an entry.
 fn more(text: &str) -> Result<(), Failure> {
     print_line(paragraph(text, 6))
+}
+
+/// The targets with the versions that have rules of their own.
+fn targets() -> Vec<serde_json::Value> {
+    let target = |target: Target| {
+        let versions: Vec<String> = target.rule_sets().map(RuleSet::versions).collect();
+        json!({"id": target.name(), "versions": versions, "formats": Rules::newest(target).set().formats})
+    };
+    Target::ALL.into_iter().map(target).collect()
 }

@@ -48,6 +48,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             "forecast": forecast,
             "memory": {"peak": prepared.memory.peak(prepared.spill), "peak_spilled": prepared.memory.peak(true),
                 "phases": prepared.memory.phases, "base": prepared.memory.base, "spill": prepared.spill},
+            "targets": prepared.verdicts,
             "warnings": prepared.warnings,
         });
         return print_json(&json);
@@ -77,6 +78,9 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             KvGranularity::ChannelStatic => "a static scale per channel",
         };
         print_line(format_args!("KV cache: {} bits, {symmetry}, {scales}", kv.bits.get()))?;
+    }
+    for verdict in &prepared.verdicts {
+        print_line(verdict)?;
     }
     print_line(format_args!("arithmetic: {}", arithmetic(&plan.recipe)))?;
     match tokens {

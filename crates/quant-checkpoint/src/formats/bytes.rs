@@ -1,12 +1,12 @@
 //! Numbers to little-endian bytes and back, with every loss named.
 
-use ndarray::{Array2, ArrayView2};
+use ndarray::{Array2, ArrayD, ArrayView2};
 use quant_core::{FloatType, QuantizedMatrix};
 use rayon::prelude::*;
 use safetensors::Dtype;
 
 use crate::error::{CheckpointError, Result};
-use crate::source::Checkpoint;
+use crate::source::{Checkpoint, TensorInfo};
 
 /// The safetensors type of a float type.
 pub(crate) fn float_dtype(kind: FloatType) -> Dtype {
@@ -108,7 +108,7 @@ pub(crate) fn read_levels(
 ) -> Result<Array2<u8>> {
     checkpoint.tensor_shaped(name, &[rows, columns])?;
     let half = 1_i16 << (bits.get() - 1);
-    let values = checkpoint.read_i8(name)?.into_raw_vec_and_offset().0;
+    let values = read_int8(checkpoint, name)?.into_raw_vec_and_offset().0;
     if let Some(bad) = values.iter().find(|&&v| !(-half..half).contains(&i16::from(v))) {
         return Err(CheckpointError::BadFormat {
             format,
@@ -119,6 +119,41 @@ pub(crate) fn read_levels(
     }
     let levels = values.into_iter().map(|v| (i16::from(v) + half) as u8).collect();
     shaped(checkpoint, name, (rows, columns), levels)
+}
+
+/// A matrix of int8 values, which may be stored as floats: loaders convert them.
+///
+/// # Errors
+/// [`CheckpointError::BadFormat`] for a float that is no int8 value; what reading can give.
+pub(crate) fn read_int8(checkpoint: &Checkpoint, name: &str) -> Result<ArrayD<i8>> {
+    if checkpoint.tensor(name)?.dtype == Dtype::I8 {
+        return checkpoint.read_i8(name);
+    }
+    let (rows, columns) = match checkpoint.tensor(name)?.shape.as_slice() {
+        [rows, columns] => (*rows, *columns),
+        shape => (1, shape.iter().product()),
+    };
+    let values = checkpoint.read_f32(name)?.into_raw_vec_and_offset().0;
+    let whole = |v: &f32| v.fract() == 0.0 && (-128.0..=127.0).contains(v);
+    if let Some(bad) = values.iter().find(|v| !whole(v)) {
+        return Err(CheckpointError::BadFormat {
+            format: "int8",
+            subject: name.to_owned(),
+            expected: "whole numbers from -128 to 127".to_owned(),
+            found: bad.to_string(),
+        });
+    }
+    shaped(checkpoint, name, (rows, columns), values.into_iter().map(|v| v as i8).collect())
+        .map(Array2::into_dyn)
+}
+
+/// The one value of a tensor of shape `[1]` or of none.
+///
+/// # Errors
+/// [`CheckpointError::ShapeMismatch`] for any other shape.
+pub(crate) fn single<'a>(checkpoint: &'a Checkpoint, name: &str) -> Result<&'a TensorInfo> {
+    let info = checkpoint.tensor(name)?;
+    if info.shape.is_empty() { Ok(info) } else { checkpoint.tensor_shaped(name, &[1]) }
 }
 
 /// A matrix out of values in row-major order.
@@ -150,7 +185,11 @@ pub(crate) fn read_scales(
     name: &str,
     shape: &[usize],
 ) -> Result<Vec<f32>> {
-    checkpoint.tensor_shaped(name, shape)?;
+    if shape == [1] {
+        single(checkpoint, name)?
+    } else {
+        checkpoint.tensor_shaped(name, shape)?
+    };
     let scales = checkpoint.read_f32(name)?.into_raw_vec_and_offset().0;
     match scales.iter().position(|&s| s <= 0.0) {
         Some(at) => Err(CheckpointError::BadFormat {

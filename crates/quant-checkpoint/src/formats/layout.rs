@@ -76,6 +76,8 @@ pub struct ExpectedTensor {
     pub dtypes: &'static [Dtype],
     /// Shape, row-major.
     pub shape: Vec<usize>,
+    /// A second shape that loaders take for the same: a scalar for one value, a column for a row.
+    pub other_shape: Option<Vec<usize>>,
     /// Whether it may be absent.
     pub optional: bool,
 }
@@ -83,7 +85,7 @@ pub struct ExpectedTensor {
 impl ExpectedTensor {
     /// One that must be there.
     pub(crate) fn required(name: impl Into<String>, dtypes: &'static [Dtype], shape: &[usize]) -> Self {
-        Self { name: name.into(), dtypes, shape: shape.to_vec(), optional: false }
+        Self { name: name.into(), dtypes, shape: shape.to_vec(), other_shape: None, optional: false }
     }
     /// One that may be there.
     pub(crate) fn optional(name: impl Into<String>, dtypes: &'static [Dtype], shape: &[usize]) -> Self {
@@ -98,7 +100,8 @@ impl ExpectedTensor {
             Dtype::I64 => &[Dtype::I64],
             _ => &[],
         };
-        Self::required(decl.name.clone(), dtypes, &decl.shape)
+        let scalar = (decl.shape == [1]).then(Vec::new);
+        Self { other_shape: scalar, ..Self::required(decl.name.clone(), dtypes, &decl.shape) }
     }
 }
 
@@ -126,6 +129,8 @@ pub(crate) fn plain_expected(spec: &ModelSpec) -> Vec<ExpectedTensor> {
 pub(crate) fn dtype_list(dtypes: &[Dtype]) -> &'static str {
     match dtypes {
         [Dtype::I8] => "I8",
+        [Dtype::I8, Dtype::I32] => "I8 or I32",
+        [Dtype::I8, ..] => "I8, or F32, F16 or BF16 of whole numbers",
         [Dtype::I32] => "I32",
         [Dtype::I64] => "I64",
         [Dtype::F32] => "F32",
@@ -157,7 +162,7 @@ pub(crate) fn faults(
                 expected: dtype_list(e.dtypes),
                 found: info.dtype,
             });
-        } else if info.shape != e.shape {
+        } else if info.shape != e.shape && Some(&info.shape) != e.other_shape.as_ref() {
             faults.push(CheckpointError::ShapeMismatch {
                 file: info.file.to_string(),
                 tensor: e.name.clone(),

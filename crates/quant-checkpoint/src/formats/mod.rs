@@ -38,9 +38,9 @@ pub use self::vllm_ascend::VllmAscend;
 /// A tensor a folder will hold: name, element type and shape.
 pub use crate::writer::TensorSpec as TensorDecl;
 
-pub(crate) use self::bytes::{float_dtype, held_type};
+pub(crate) use self::bytes::{float_dtype, held_type, read_int8};
 pub(crate) use self::compressed_tensors::config as compressed_tensors_config;
-pub(crate) use self::layout::{FLOATS, faults, plain_expected};
+pub(crate) use self::layout::{FLOATS, faults, modules as layout_modules, plain_expected};
 pub(crate) use self::plain::{read_block as read_plain_block, visit_block as visit_plain_block};
 pub(crate) use self::vllm_ascend::description as ascend_description;
 

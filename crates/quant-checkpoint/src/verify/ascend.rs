@@ -1,18 +1,25 @@
 //! The rules of vLLM-Ascend for msmodelslim's layout.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use quant_core::activation::KvSide;
 use quant_graph::{ModelSpec, Role, STAGES};
 use serde_json::Value;
 
-use super::rules::{Checks, block_values, outer_values, positive_scales, stray_files, tensors};
+use super::judge::Stored;
+use super::rules::{Checks, block_values, dtype, exact_scales, outer_values, positive_scales, tensors};
+use super::targets::{Cache8, RuleSet};
 use crate::error::Result;
 use crate::formats::ascend_description::{self, C8, Description, Kind};
-use crate::formats::{Format as _, VllmAscend, held_type};
+use crate::formats::{Format as _, VllmAscend, layout_modules, read_int8};
 use crate::source::Checkpoint;
 
-pub(super) fn check(checkpoint: &Checkpoint, spec: &ModelSpec, checks: &mut Checks) {
+/// Applies the rules of a set, and says how the linears are stored if that can be read.
+pub(super) fn check(
+    checkpoint: &Checkpoint,
+    spec: &ModelSpec,
+    set: &RuleSet,
+    checks: &mut Checks,
+) -> Option<Stored> {
     let section = checkpoint.config().get("quantization_config").filter(|s| !s.is_null());
     let left =
         section.map(|_| "config.json has a quantization_config: vLLM would choose another loader".to_owned());
@@ -25,35 +32,55 @@ pub(super) fn check(checkpoint: &Checkpoint, spec: &ModelSpec, checks: &mut Chec
         Ok(description) => description,
         Err(error) => {
             checks.rule("description", vec![error.to_string()], "");
-            return;
+            return None;
         }
     };
     let found = format!("{} with {} entries", ascend_description::FILE, description.entries.len());
     checks.rule("description", Vec::new(), found);
-    stray_files(checks, checkpoint);
-    types(&description, checks);
+    dtype(checks, checkpoint);
+    let place =
+        |(module, place)| Some((place, description.entries.get(&format!("{module}.weight"))?.clone()));
+    let types = layout_modules(spec).into_iter().filter_map(place).collect();
+    let cached = (0..spec.layers).any(|index| description.has_kv(spec, index));
+    let stored = Stored::Types(types, cached);
+    stored.checks(set, spec, checks);
     fused_layers(&description, spec, checks);
     outer_entries(&description, checks);
     entries_and_tensors(&description, checkpoint, spec, checks);
     norm_biases(&description, spec, checks);
     tensors(checks, checkpoint, spec, VllmAscend.expected(checkpoint, spec));
-    cache(&description, checkpoint, spec, checks);
+    dynamic_offsets(&description, checkpoint, spec, checks);
+    if set.cache8 != Cache8::Skipped {
+        cache(&description, checkpoint, spec, checks);
+    }
+    Some(stored)
+}
+
+/// What is true of the numbers, whoever loads them.
+pub(super) fn content(checkpoint: &Checkpoint, spec: &ModelSpec, checks: &mut Checks) {
+    let Ok(description) = Description::read(checkpoint) else { return };
     static_inputs(&description, checkpoint, spec, checks);
     weight_offsets(checkpoint, checks);
     positive_scales(checks, checkpoint, &["weight_scale", "input_scale", "deq_scale", "kv_cache_scale"]);
     block_values(checks, checkpoint, spec, Some(&VllmAscend));
     outer_values(checks, checkpoint, spec);
-    exact_scales(checkpoint, spec, checks);
+    exact_scales(checks, checkpoint, spec, false);
 }
 
-fn types(description: &Description, checks: &mut Checks) {
-    let unknown = |(name, kind): (&String, &String)| {
-        (!ascend_description::is_loader_type(kind)).then(|| format!("{name} has the unknown type {kind:?}"))
+/// The offsets of dynamic linears are zeros that dense paths never read.
+fn dynamic_offsets(
+    description: &Description,
+    checkpoint: &Checkpoint,
+    spec: &ModelSpec,
+    checks: &mut Checks,
+) {
+    let absent = |module: String| {
+        let name = format!("{module}.weight_offset");
+        let dynamic = description.kind(&module).ok() == Some(Kind::W8A8Dynamic);
+        (dynamic && checkpoint.get(&name).is_none()).then(|| format!("no {name}; it is not used"))
     };
-    let problems = description.entries.iter().filter_map(unknown).collect();
-    let kinds: BTreeSet<&str> = description.entries.values().map(String::as_str).collect();
-    let passed = format!("types {}", kinds.into_iter().collect::<Vec<_>>().join(", "));
-    checks.rule("known-types", problems, passed);
+    let problems = layout_modules(spec).into_keys().filter_map(absent).collect();
+    checks.advice("dynamic-offsets", problems, "every dynamic linear has its offsets");
 }
 
 /// A fused layer looks up every shard; all must be there and alike.
@@ -85,7 +112,8 @@ fn outer_entries(description: &Description, checks: &mut Checks) {
         Some(kind) => Some(format!("{name} has the type {kind}, the loader holds it as FLOAT")),
         None => Some(format!("no entry {name}; the loader looks it up, tied or not")),
     };
-    let names = [ModelSpec::EMBEDDING, ModelSpec::HEAD, ModelSpec::FINAL_NORM];
+    // Norms are not looked up.
+    let names = [ModelSpec::EMBEDDING, ModelSpec::HEAD];
     let problems = names.into_iter().filter_map(problem).collect();
     checks.rule("embedding-and-head", problems, "entries of type FLOAT");
 }
@@ -104,11 +132,12 @@ fn entries_and_tensors(
         .filter(absent)
         .map(|n| format!("{n} has an entry and no tensor"))
         .collect();
-    checks.rule("entries-have-tensors", problems, "every entry has its tensor");
+    // What must be there is known from the types of the linears; these say only that the two lists differ.
+    checks.advice("entries-have-tensors", problems, "every entry has its tensor");
     let nameless = |name: &&str| !description.entries.contains_key(*name) && !spec.is_ignorable(name);
     let problems = checkpoint.tensors().map(|t| t.name.as_str()).filter(nameless);
     let problems = problems.map(|n| format!("{n} has no entry")).collect();
-    checks.rule("tensors-have-entries", problems, "every tensor has its entry");
+    checks.advice("tensors-have-entries", problems, "every tensor has its entry");
 }
 
 /// One key with `norm.bias` gives every norm of the model a bias parameter.
@@ -124,13 +153,13 @@ fn norm_biases(description: &Description, spec: &ModelSpec, checks: &mut Checks)
             }
         }
     }
-    checks.rule("norm-biases", problems, "all norms alike");
+    checks.advice("norm-biases", problems, "all norms alike");
 }
 
 fn cache(description: &Description, checkpoint: &Checkpoint, spec: &ModelSpec, checks: &mut Checks) {
     let meta = |key: &str| description.meta.get(key).and_then(Value::as_str);
     let declared = meta("kv_cache_type").or_else(|| meta("kv_quant_type"));
-    let entries = description.entries.iter().filter(|(_, kind)| *kind == C8).count();
+    let entries = description.entries.values().filter(|kind| *kind == C8).count();
     let mut problems = Vec::new();
     match declared {
         None if entries > 0 => problems.push(format!("{entries} entries of type C8 and no kv_cache_type")),
@@ -141,34 +170,37 @@ fn cache(description: &Description, checkpoint: &Checkpoint, spec: &ModelSpec, c
         Some(C8) => {}
         Some(other) => problems.push(format!("unknown kv_cache_type {other:?}")),
     }
+    let mut float = Vec::new();
     if declared == Some(C8) || entries > 0 {
         for index in 0..spec.layers {
-            for (role, _) in [(Role::K, KvSide::Key), (Role::V, KvSide::Value)] {
-                let module = spec.module(index, role);
-                for suffix in ["kv_cache_scale", "kv_cache_offset"] {
-                    let name = format!("{module}.{suffix}");
-                    if description.entries.get(&name).is_none_or(|k| k != C8) {
-                        problems.push(format!("{name} is not an entry of type C8"));
-                    }
-                    problems.extend(cache_tensor(checkpoint, spec, &name, suffix).err());
+            let module = |role| spec.module(index, role);
+            let names = [Role::K, Role::V].map(|role| {
+                ["kv_cache_scale", "kv_cache_offset"].map(|suffix| format!("{}.{suffix}", module(role)))
+            });
+            let names = names.as_flattened();
+            // A block without any of it has a float cache, which is allowed block by block.
+            if !names.iter().any(|n| description.entries.contains_key(n) || checkpoint.get(n).is_some()) {
+                float.push(format!("block {index} has a float cache"));
+                continue;
+            }
+            for name in names {
+                if description.entries.get(name).is_none_or(|k| k != C8) {
+                    problems.push(format!("{name} is not an entry of type C8"));
                 }
+                problems.extend(cache_tensor(checkpoint, spec, name).err());
             }
         }
     }
     let passed =
         if entries == 0 { "a float cache" } else { "a symmetric 8-bit cache, one scale per channel" };
     checks.rule("kv-cache", problems, passed);
+    checks.advice("float-cache", float, "the cache is alike in every block");
 }
 
-fn cache_tensor(
-    checkpoint: &Checkpoint,
-    spec: &ModelSpec,
-    name: &str,
-    suffix: &str,
-) -> std::result::Result<(), String> {
-    checkpoint.tensor_shaped(name, &[spec.kv_width()]).map_err(|e| e.to_string())?;
+fn cache_tensor(checkpoint: &Checkpoint, spec: &ModelSpec, name: &str) -> std::result::Result<(), String> {
+    ascend_description::cache_shaped(checkpoint, name, spec.kv_width()).map_err(|e| e.to_string())?;
     let values = checkpoint.read_f32(name).map_err(|e| e.to_string())?;
-    if suffix == "kv_cache_offset" && values.iter().any(|v| *v != 0.0) {
+    if name.ends_with("kv_cache_offset") && values.iter().any(|v| *v != 0.0) {
         return Err(format!("{name}: the loader dequantises with the scale only, offsets must be zero"));
     }
     Ok(())
@@ -223,7 +255,7 @@ fn static_linear(
             Some(_) => checkpoint.read_f32(&bias)?.into_raw_vec_and_offset().0,
             None => vec![0.0; rows],
         };
-        let weights = checkpoint.read_i8(&format!("{module}.weight"))?;
+        let weights = read_int8(checkpoint, &format!("{module}.weight"))?;
         let quant_bias = checkpoint.read_i32(&format!("{module}.quant_bias"))?;
         for (row, (line, found)) in weights.outer_iter().zip(&quant_bias).enumerate() {
             let (Some(&bias), Some(&deq)) = (bias.get(row), deq.get(row)) else { break };
@@ -265,23 +297,4 @@ fn weight_offsets(checkpoint: &Checkpoint, checks: &mut Checks) {
         }
     }
     checks.rule("weight-offsets", problems, "all zero");
-}
-
-/// The loader rounds scales to the type in which it holds the model.
-fn exact_scales(checkpoint: &Checkpoint, spec: &ModelSpec, checks: &mut Checks) {
-    let mut problems = Vec::new();
-    let held = held_type(spec.dtype);
-    let scales = |t: &str| t.ends_with(".weight_scale") || t.ends_with(".input_scale");
-    for info in checkpoint.tensors().filter(|t| scales(&t.name)) {
-        let Ok(values) = checkpoint.read_f32(&info.name) else { continue };
-        let rounded = values.iter().filter(|v| held.round(**v) != **v).count();
-        if rounded > 0 {
-            problems.push(format!(
-                "{}: {rounded} of {} scales are rounded when loaded",
-                info.name,
-                values.len()
-            ));
-        }
-    }
-    checks.advice("exact-scales", problems, "all scales are exact in the model's type");
 }

@@ -2,45 +2,85 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use quant_core::ActRule;
-use quant_graph::{ActOrder, ModelSpec, Role, STAGES};
+use quant_graph::{ModelSpec, Role, STAGES};
 use serde_json::Value;
 
-use super::rules::{Checks, block_values, outer_values, positive_scales, stray_files, tensors};
-use super::{Target, VLLM_VERSION};
+use super::Severity;
+use super::judge::Stored;
+use super::rules::{Checks, block_values, dtype, exact_scales, outer_values, positive_scales, tensors};
+use super::targets::{Packed, RuleSet};
+use crate::error::Result;
 use crate::formats::compressed_tensors_config::{Config, Layout, Storage};
-use crate::formats::{CompressedTensors, Format as _};
+use crate::formats::{CompressedTensors, ExpectedTensor, FLOATS, Format as _};
 use crate::source::Checkpoint;
 
-pub(super) fn check(checkpoint: &Checkpoint, spec: &ModelSpec, target: Target, checks: &mut Checks) {
+/// Applies the rules of a set, and says how the linears are stored if that can be read.
+pub(super) fn check(
+    checkpoint: &Checkpoint,
+    spec: &ModelSpec,
+    set: &RuleSet,
+    checks: &mut Checks,
+) -> Option<Stored> {
     let parsed = Config::read(checkpoint).and_then(|config| Ok((config.layouts(spec)?, config)));
     let (layouts, config) = match parsed {
         Ok(parsed) => parsed,
         Err(error) => {
             checks.rule("quantization-config", vec![error.to_string()], "");
-            return;
+            return None;
         }
     };
     let passed = format!("{} groups, {} quantised linears", config.groups.len(), layouts.len());
     checks.rule("quantization-config", Vec::new(), passed);
-    stray_files(checks, checkpoint);
-    formats(&config, target, &layouts, checks);
-    weight_schemes(spec, target, &layouts, checks);
-    if target == Target::Vllm {
-        marlin(&layouts, checks);
-    }
-    activation_schemes(target, &layouts, checks);
-    if target != Target::Transformers {
+    dtype(checks, checkpoint);
+    formats(&config, set, &layouts, checks);
+    let stored = Stored::Layouts(by_role(spec, &layouts));
+    stored.checks(set, spec, checks);
+    if set.fuses {
         fused_layers(spec, &layouts, checks);
     }
-    act_order(target, &layouts, checks);
-    head(&config, checks);
-    cache(&config, target, checks);
+    head(&config, set, checks);
+    cache(&config, checkpoint, spec, set, checks);
     transforms(&config, checks);
-    tensors(checks, checkpoint, spec, CompressedTensors.expected(checkpoint, spec));
-    positive_scales(checks, checkpoint, &["weight_scale", "input_scale"]);
+    tensors(checks, checkpoint, spec, expected(&config, checkpoint, spec));
+    Some(stored)
+}
+
+/// What is true of the numbers, whoever loads them.
+pub(super) fn content(checkpoint: &Checkpoint, spec: &ModelSpec, checks: &mut Checks) {
+    positive_scales(checks, checkpoint, &["weight_scale", "input_scale", "k_scale", "v_scale"]);
+    exact_scales(checks, checkpoint, spec, true);
     block_values(checks, checkpoint, spec, Some(&CompressedTensors));
     outer_values(checks, checkpoint, spec);
+}
+
+/// The format's own tensors, and the cache scales that llm-compressor writes beside them.
+fn expected(config: &Config, checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<Vec<ExpectedTensor>> {
+    let mut expected = CompressedTensors.expected(checkpoint, spec)?;
+    if let Some(scheme) = cache_scheme(config) {
+        let per_head = scheme.get("strategy").and_then(Value::as_str) == Some("attn_head");
+        for index in 0..spec.layers {
+            for name in cache_scales(spec, index) {
+                let (shape, other) = if per_head {
+                    (vec![spec.kv_heads, 1, 1], vec![spec.kv_heads])
+                } else {
+                    (vec![1], vec![])
+                };
+                let tensor = ExpectedTensor::optional(name, FLOATS, &shape);
+                expected.push(ExpectedTensor { other_shape: Some(other), ..tensor });
+            }
+        }
+    }
+    Ok(expected)
+}
+
+/// Names of a block's static cache scales.
+fn cache_scales(spec: &ModelSpec, index: usize) -> [String; 2] {
+    ["k_scale", "v_scale"].map(|s| format!("{}.self_attn.{s}", spec.block_prefix(index)))
+}
+
+fn by_role(spec: &ModelSpec, layouts: &Layouts) -> BTreeMap<(usize, Role), Layout> {
+    let places = crate::formats::layout_modules(spec);
+    layouts.iter().filter_map(|(module, layout)| Some((*places.get(module)?, *layout))).collect()
 }
 
 type Layouts = BTreeMap<String, Layout>;
@@ -54,7 +94,7 @@ fn each(layouts: &Layouts, problem: impl Fn(&str, &Layout) -> Option<String>) ->
 }
 
 /// The root names the one format of all groups, or `mixed-precision`; vLLM chooses kernels by it.
-fn formats(config: &Config, target: Target, layouts: &Layouts, checks: &mut Checks) {
+fn formats(config: &Config, set: &RuleSet, layouts: &Layouts, checks: &mut Checks) {
     let mut problems = Vec::new();
     let root = config.section.get("format").and_then(Value::as_str);
     let used: BTreeSet<&str> = config.groups.iter().map(|g| g.format.as_str()).collect();
@@ -69,7 +109,8 @@ fn formats(config: &Config, target: Target, layouts: &Layouts, checks: &mut Chec
         (Some(root), _) => problems
             .push(format!("groups differ in format, the root says {root:?} instead of mixed-precision")),
     }
-    if target != Target::Transformers {
+    // The library decompresses by the group's format, whatever is quantised.
+    if !matches!(set.packed, Packed::Unpacked) {
         problems.extend(each(layouts, |_, layout| {
             let wanted = Storage::of(&layout.scheme);
             (layout.storage != wanted)
@@ -77,78 +118,6 @@ fn formats(config: &Config, target: Target, layouts: &Layouts, checks: &mut Chec
         }));
     }
     checks.rule("formats", problems, used.into_iter().collect::<Vec<_>>().join(", "));
-}
-
-fn weight_schemes(spec: &ModelSpec, target: Target, layouts: &Layouts, checks: &mut Checks) {
-    let inputs: BTreeMap<String, usize> = (0..spec.layers)
-        .flat_map(|i| Role::ALL.map(|role| (spec.module(i, role), spec.linear(role).inputs)))
-        .collect();
-    let problems = each(layouts, |module, layout| {
-        let (weight, bits) = (layout.weight, layout.weight.bits.get());
-        let columns = inputs.get(module).copied().unwrap_or_default();
-        if let Some(group) = weight.group.filter(|g| !columns.is_multiple_of(*g)) {
-            return Some(format!("groups of {group} do not divide {columns} inputs"));
-        }
-        match (target, layout.scheme.input.is_some()) {
-            (Target::Transformers, _) => None,
-            (Target::VllmAscend, false) => Some("weight-only linears are not loaded".to_owned()),
-            (Target::Vllm, false) if bits != 4 && bits != 8 => {
-                Some(format!("no kernel for {bits}-bit weights, only 4 and 8"))
-            }
-            (Target::Vllm, false) if layout.per_tensor => {
-                Some("one scale per tensor; packed weights want channels or groups".to_owned())
-            }
-            (Target::Vllm, false) => None,
-            (_, true) if bits != 8 => {
-                Some(format!("{bits}-bit weights with quantised activations; 8 are wanted"))
-            }
-            (_, true) if weight.group.is_some() => {
-                Some("groups with quantised activations; one scale per channel is wanted".to_owned())
-            }
-            (_, true) if !weight.symmetric => {
-                Some("asymmetric weights with quantised activations".to_owned())
-            }
-            (Target::VllmAscend, true) if layout.per_tensor => {
-                Some("one scale per tensor; channels are wanted".to_owned())
-            }
-            (_, true) => None,
-        }
-    });
-    checks.rule("weight-schemes", problems, "every weight has a kernel");
-}
-
-/// The fast kernel of packed weights. Without it the folder may still load through a slower one, or not, by the GPU.
-fn marlin(layouts: &Layouts, checks: &mut Checks) {
-    const GROUPS: [usize; 3] = [32, 64, 128];
-    let problems = each(layouts, |_, layout| {
-        let weight = layout.weight;
-        if layout.scheme.input.is_some() {
-            return None;
-        }
-        match weight.group {
-            Some(group) if !GROUPS.contains(&group) => Some(format!(
-                "groups of {group}; Marlin of vLLM {VLLM_VERSION} takes 32, 64, 128 and whole channels"
-            )),
-            _ if !weight.symmetric && weight.bits.get() == 8 => Some(format!(
-                "asymmetric 8-bit weights; Marlin of vLLM {VLLM_VERSION} takes zero points of 4 bits only"
-            )),
-            _ => None,
-        }
-    });
-    let passed = format!("every packed weight fits the Marlin kernel of vLLM {VLLM_VERSION}");
-    checks.advice("marlin", problems, passed);
-}
-
-fn activation_schemes(target: Target, layouts: &Layouts, checks: &mut Checks) {
-    let problems = each(layouts, |_, layout| {
-        let input = layout.scheme.input?;
-        if input.bits.get() != 8 && target != Target::Transformers {
-            return Some(format!("{}-bit activations; 8 are wanted", input.bits.get()));
-        }
-        (target == Target::VllmAscend && input.rule == ActRule::Asymmetric)
-            .then(|| "asymmetric activations".to_owned())
-    });
-    checks.rule("activation-schemes", problems, "every activation has a kernel");
 }
 
 fn fused_layers(spec: &ModelSpec, layouts: &Layouts, checks: &mut Checks) {
@@ -166,40 +135,49 @@ fn fused_layers(spec: &ModelSpec, layouts: &Layouts, checks: &mut Checks) {
     checks.rule("fused-layers", problems, "q, k, v and gate, up are stored alike in every block");
 }
 
-fn act_order(target: Target, layouts: &Layouts, checks: &mut Checks) {
-    let problems = each(layouts, |_, layout| match (target, layout.weight.act_order) {
-        (Target::Transformers, ActOrder::Dynamic) => {
-            Some("actorder group is refused by the library since 0.19".to_owned())
-        }
-        (Target::VllmAscend, order) if order != ActOrder::None => Some("actorder is not loaded".to_owned()),
-        (Target::Vllm, ActOrder::Dynamic) if layout.storage == Storage::Int => {
-            Some("actorder group needs packed weights".to_owned())
-        }
-        _ => None,
-    });
-    checks.rule("act-order", problems, "no order the loader cannot follow");
-}
-
-/// The head is a linear too: targets of a class reach it unless it is ignored.
-fn head(config: &Config, checks: &mut Checks) {
+/// The head is a linear to the library: targets of a class reach it unless it is ignored. Servers have a class of their
+/// own for it.
+fn head(config: &Config, set: &RuleSet, checks: &mut Checks) {
     let caught = config.group(ModelSpec::HEAD_MODULE).map(|group| {
         format!("{} reaches {} and ignore does not list it", group.name, ModelSpec::HEAD_MODULE)
     });
-    checks.rule("ignore-head", caught.into_iter().collect(), "the head is left alone");
+    let severity = if set.head_is_linear { Severity::Rule } else { Severity::Advice };
+    checks.push("ignore-head", severity, caught.into_iter().collect(), "the head is left alone".to_owned());
 }
 
-fn cache(config: &Config, target: Target, checks: &mut Checks) {
-    let scheme = config.section.get("kv_cache_scheme").filter(|s| !s.is_null());
-    let problem = scheme.and_then(|scheme| {
-        let text = |key: &str| scheme.get(key).and_then(Value::as_str).unwrap_or_default();
-        if target == Target::VllmAscend {
-            return Some("kv_cache_scheme is not loaded".to_owned());
-        }
-        let eight = scheme.get("num_bits").and_then(Value::as_u64) == Some(8);
-        (text("type") != "float" || text("strategy") != "tensor" || !eight)
-            .then(|| "the only cache scheme is 8-bit float per tensor".to_owned())
-    });
-    checks.rule("kv-cache", problem.into_iter().collect(), "no integer cache");
+fn cache_scheme(config: &Config) -> Option<&Value> {
+    config.section.get("kv_cache_scheme").filter(|s| !s.is_null())
+}
+
+fn cache(config: &Config, checkpoint: &Checkpoint, spec: &ModelSpec, set: &RuleSet, checks: &mut Checks) {
+    let Some(scheme) = cache_scheme(config) else {
+        return checks.rule("kv-cache", Vec::new(), "a float cache");
+    };
+    let text = |key: &str| scheme.get(key).and_then(Value::as_str).unwrap_or_default();
+    let eight = scheme.get("num_bits").and_then(Value::as_u64) == Some(8);
+    let per_head = text("strategy") == "attn_head";
+    let problem = if !set.float8_cache {
+        Some("kv_cache_scheme is not loaded".to_owned())
+    } else if text("type") != "float" || !eight || !(per_head || text("strategy") == "tensor") {
+        Some("the only cache scheme is 8-bit float, one scale per tensor or per head".to_owned())
+    } else if scheme.get("symmetric").and_then(Value::as_bool) == Some(false) {
+        Some("an asymmetric 8-bit float cache; the only cache scheme is symmetric".to_owned())
+    } else {
+        None
+    };
+    let loaded = problem.is_none();
+    checks.rule("kv-cache", problem.into_iter().collect(), "a symmetric 8-bit float cache");
+    if !loaded {
+        return;
+    }
+    let mut remarks = Vec::new();
+    if per_head {
+        remarks.push("scales per head want an attention backend that has them".to_owned());
+    }
+    let absent = |name: &String| checkpoint.get(name).is_none();
+    let names = (0..spec.layers).flat_map(|i| cache_scales(spec, i)).filter(absent);
+    remarks.extend(names.map(|n| format!("no {n}: the scale 1.0 is taken")));
+    checks.advice("cache-scales", remarks, "static scales in every block");
 }
 
 fn transforms(config: &Config, checks: &mut Checks) {

@@ -4,86 +4,28 @@
 //! entries for embeddings and head, stray files; and it dequantises every block. A rule that fails is a failed
 //! [`Check`] with the modules to blame; an error is only returned for a folder that cannot be opened at all.
 //!
-//! | target | accepts |
-//! |---|---|
-//! | `vllm-ascend` | msmodelslim's layout; compressed-tensors of W8A8, symmetric and per channel |
-//! | `vllm` | compressed-tensors: W4A16 and W8A16 (per channel or group), W8A8 with symmetric weights; float folders |
-//! | `transformers` | compressed-tensors as the library executes it; float folders |
-//!
-//! Dequantised folders are float folders to every client.
-//!
-//! The rules of `vllm` describe version [`VLLM_VERSION`]. Where a folder has a manifest of this program, every tensor is also
-//! hashed and compared with it, whatever the target.
+//! Which program in which version loads what is a table, [`targets`]; [`judge_plan`] applies the same table to a plan,
+//! before there is a folder. [`verify_all`] without targets gives one verdict for each that reads the folder's format.
+//! Where a folder has a manifest of this program, every tensor is also hashed and compared with it, whatever the target.
 
 mod ascend;
 mod compressed;
+mod judge;
 mod plain;
 mod rules;
+pub mod targets;
 
-use std::fmt;
 use std::path::Path;
-use std::str::FromStr;
 
 use quant_graph::ModelSpec;
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
+pub use self::judge::{TENSOR_PARALLEL, TargetVerdict, judge, judge_plan, loads_with};
 use self::rules::Checks;
+pub use self::targets::{Rules, Target, TargetError, UnknownTarget};
 use crate::error::Result;
-use crate::formats::{self, CompressedTensors, Format as _, VllmAscend, ascend_description};
+use crate::formats::{self, CompressedTensors, Dequantized, Format, VllmAscend, ascend_description};
 use crate::source::Checkpoint;
-
-/// The version of vLLM whose kernels the rules describe.
-pub const VLLM_VERSION: &str = "0.11";
-
-/// A program that loads folders.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Target {
-    /// vLLM with the Ascend plugin.
-    VllmAscend,
-    /// vLLM.
-    Vllm,
-    /// transformers, with the compressed-tensors library where the folder needs it.
-    Transformers,
-}
-
-impl Target {
-    /// All targets.
-    pub const ALL: [Self; 3] = [Self::VllmAscend, Self::Vllm, Self::Transformers];
-
-    /// The name on the command line.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::VllmAscend => "vllm-ascend",
-            Self::Vllm => "vllm",
-            Self::Transformers => "transformers",
-        }
-    }
-}
-
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// A target name that is none.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown target {0:?}: expected vllm-ascend, vllm or transformers")]
-pub struct UnknownTarget(pub String);
-
-impl FromStr for Target {
-    type Err = UnknownTarget;
-    fn from_str(name: &str) -> std::result::Result<Self, UnknownTarget> {
-        Self::ALL.into_iter().find(|t| t.name() == name).ok_or_else(|| UnknownTarget(name.to_owned()))
-    }
-}
-
-impl Serialize for Target {
-    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.name())
-    }
-}
 
 /// What a failed check means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -91,7 +33,7 @@ impl Serialize for Target {
 pub enum Severity {
     /// The loader refuses the folder or computes something else.
     Rule,
-    /// It loads, a little less accurately than it could.
+    /// It loads; something could be better, or should be known.
     Advice,
 }
 
@@ -113,12 +55,18 @@ pub struct Check {
 pub struct VerifyReport {
     /// The loader whose rules were applied.
     pub target: Target,
+    /// Program and versions whose rules were applied (`vllm 0.26-0.28`).
+    pub rules: String,
+    /// Said where there are no rules for the version that was asked for.
+    pub notice: Option<String>,
     /// Id of the format of the folder, `float` for none.
     pub format: &'static str,
     /// Tensors in the folder.
     pub tensors: usize,
     /// Bytes of these tensors.
     pub bytes: u64,
+    /// Of [`TENSOR_PARALLEL`], the numbers of devices it loads on; empty if it does not load.
+    pub tensor_parallel: Vec<usize>,
     /// The rules, in the order in which they were applied.
     pub checks: Vec<Check>,
 }
@@ -140,42 +88,121 @@ impl VerifyReport {
     }
 }
 
-/// Applies the rules of `target` to the folder `dir`, which holds a model of shape `spec`. Blocks are read one at a
-/// time.
+/// Applies the rules of a target to the folder `dir`, which holds a model of shape `spec`: of its newest version, or of
+/// the one that [`Rules`] names. Blocks are read one at a time.
 ///
 /// # Errors
 /// What [`Checkpoint::open`] can give; faults found after that are failed checks.
-pub fn verify(dir: impl AsRef<Path>, spec: &ModelSpec, target: Target) -> Result<VerifyReport> {
-    let checkpoint = open_as_loaded(dir.as_ref())?;
-    let format = formats::detect(&checkpoint);
-    let mut checks = Checks::default();
-    match (target, format.map(|f| f.id())) {
-        (Target::VllmAscend, Some(id)) if id == CompressedTensors.id() => {
-            compressed::check(&checkpoint, spec, target, &mut checks);
+pub fn verify(dir: impl AsRef<Path>, spec: &ModelSpec, rules: impl Into<Rules>) -> Result<VerifyReport> {
+    let folder = Folder::open(dir.as_ref(), spec)?;
+    Ok(folder.report(rules.into(), None, &folder.content()))
+}
+
+/// As [`verify`] for several targets, reading the weights once: those given, or without any the newest version of every
+/// target that reads the folder's format. With `tensor_parallel`, loading on that many devices is a rule.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_all(
+    dir: impl AsRef<Path>,
+    spec: &ModelSpec,
+    rules: &[Rules],
+    tensor_parallel: Option<usize>,
+) -> Result<Vec<VerifyReport>> {
+    let folder = Folder::open(dir.as_ref(), spec)?;
+    let content = folder.content();
+    let reading: Vec<Rules>;
+    let rules = if rules.is_empty() {
+        // A float folder is what a dequantised one is to its clients.
+        reading = Rules::reading(folder.format.map_or(Dequantized.id(), |f| f.id())).collect();
+        &reading
+    } else {
+        rules
+    };
+    Ok(rules.iter().map(|rules| folder.report(*rules, tensor_parallel, &content)).collect())
+}
+
+/// A folder opened for its verdicts.
+struct Folder<'a> {
+    checkpoint: Checkpoint,
+    spec: &'a ModelSpec,
+    format: Option<&'static dyn Format>,
+}
+
+impl<'a> Folder<'a> {
+    fn open(dir: &Path, spec: &'a ModelSpec) -> Result<Self> {
+        let checkpoint = open_as_loaded(dir)?;
+        let format = formats::detect(&checkpoint);
+        Ok(Self { checkpoint, spec, format })
+    }
+    fn is(&self, format: &dyn Format) -> bool {
+        self.format.is_some_and(|f| f.id() == format.id())
+    }
+
+    /// What is true of the numbers, whoever loads them.
+    fn content(&self) -> Vec<Check> {
+        let (checkpoint, spec) = (&self.checkpoint, self.spec);
+        let mut checks = Checks::default();
+        rules::stray_files(&mut checks, checkpoint, spec);
+        if self.is(&CompressedTensors) {
+            compressed::content(checkpoint, spec, &mut checks);
+        } else if self.is(&VllmAscend) {
+            ascend::content(checkpoint, spec, &mut checks);
+        } else {
+            plain::content(checkpoint, spec, &mut checks);
         }
-        // Anything else is to have a description; that there is none is the first thing said.
-        (Target::VllmAscend, _) => ascend::check(&checkpoint, spec, &mut checks),
-        (_, Some(id)) if id == CompressedTensors.id() => {
-            compressed::check(&checkpoint, spec, target, &mut checks);
-        }
-        (_, Some(id)) if id == VllmAscend.id() => {
+        rules::manifest(&mut checks, checkpoint);
+        checks.finish()
+    }
+
+    fn report(&self, rules: Rules, tensor_parallel: Option<usize>, content: &[Check]) -> VerifyReport {
+        let (checkpoint, spec, set) = (&self.checkpoint, self.spec, rules.set());
+        let mut checks = Checks::default();
+        let ascend = set.formats.contains(&VllmAscend.id());
+        let stored = if self.is(&CompressedTensors) {
+            compressed::check(checkpoint, spec, set, &mut checks)
+        } else if ascend {
+            // Anything else is to have a description; that there is none is the first thing said.
+            ascend::check(checkpoint, spec, set, &mut checks)
+        } else if self.is(&VllmAscend) {
             let problem = format!(
-                "the folder has a {} and no compressed-tensors section: {target} would take its int8 weights for \
+                "the folder has a {} and no compressed-tensors section: {} would take its int8 weights for \
                  floats; verify it for vllm-ascend",
-                ascend_description::FILE
+                ascend_description::FILE,
+                rules.target()
             );
             checks.rule("quantization-config", vec![problem], "");
+            None
+        } else {
+            Some(plain::check(checkpoint, spec, rules.target(), self.format.is_some(), &mut checks))
+        };
+        let mut loads_on = Vec::new();
+        if let Some(stored) = stored {
+            loads_on = stored.tensor_parallel(set, spec);
+            let problem = tensor_parallel.and_then(|n| {
+                stored.parallel(set, spec, n).err().map(|why| format!("not with TP {n}: {why}"))
+            });
+            let sizes: Vec<String> = loads_on.iter().map(usize::to_string).collect();
+            let passed = format!("heads and groups can be cut for TP {}", sizes.join(", "));
+            checks.rule("tensor-parallel", problem.into_iter().collect(), passed);
         }
-        (_, format) => plain::check(&checkpoint, spec, target, format.is_some(), &mut checks),
+        checks.add(content);
+        let mut report = VerifyReport {
+            target: rules.target(),
+            rules: rules.to_string(),
+            notice: rules.notice(),
+            format: self.format.map_or("float", |f| f.id()),
+            tensors: checkpoint.tensors().len(),
+            bytes: checkpoint.total_bytes(),
+            tensor_parallel: loads_on,
+            checks: checks.finish(),
+        };
+        // What is not loaded is not loaded on any number of devices; a requirement of more is no such fault.
+        if report.failed().any(|c| c.severity == Severity::Rule && c.name != "tensor-parallel") {
+            report.tensor_parallel.clear();
+        }
+        report
     }
-    rules::manifest(&mut checks, &checkpoint);
-    Ok(VerifyReport {
-        target,
-        format: format.map_or("float", |f| f.id()),
-        tensors: checkpoint.tensors().len(),
-        bytes: checkpoint.total_bytes(),
-        checks: checks.finish(),
-    })
 }
 
 /// Opens the weights that belong to the folder's description. In a folder of msmodelslim's layout these are

@@ -4,7 +4,8 @@ use quant_graph::ModelSpec;
 use serde_json::Value;
 
 use super::Target;
-use super::rules::{Checks, block_values, outer_values, stray_files, tensors};
+use super::judge::Stored;
+use super::rules::{Checks, block_values, dtype, outer_values, tensors};
 use crate::formats::plain_expected;
 use crate::source::Checkpoint;
 
@@ -14,7 +15,7 @@ pub(super) fn check(
     target: Target,
     dequantized: bool,
     checks: &mut Checks,
-) {
+) -> Stored {
     let section = checkpoint.config().get("quantization_config").filter(|s| !s.is_null());
     let problems = section.map(|section| {
         let method = section.get("quant_method").and_then(Value::as_str).unwrap_or("an unnamed method");
@@ -26,8 +27,13 @@ pub(super) fn check(
         "a float model".to_owned()
     };
     checks.rule("quantization-config", problems.into_iter().collect(), passed);
-    stray_files(checks, checkpoint);
+    dtype(checks, checkpoint);
     tensors(checks, checkpoint, spec, Ok(plain_expected(spec)));
+    Stored::Float
+}
+
+/// What is true of the numbers, whoever loads them.
+pub(super) fn content(checkpoint: &Checkpoint, spec: &ModelSpec, checks: &mut Checks) {
     block_values(checks, checkpoint, spec, None);
     outer_values(checks, checkpoint, spec);
 }

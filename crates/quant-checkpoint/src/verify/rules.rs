@@ -3,10 +3,11 @@
 use quant_graph::{LinearWeight, ModelSpec};
 use rayon::prelude::*;
 use safetensors::Dtype;
+use serde_json::Value;
 
 use super::{Check, Severity};
 use crate::error::{CheckpointError, Result};
-use crate::formats::{ExpectedTensor, Format, faults, read_plain_block};
+use crate::formats::{ExpectedTensor, Format, faults, float_dtype, held_type, read_plain_block};
 use crate::manifest::Manifest;
 use crate::source::Checkpoint;
 
@@ -28,7 +29,13 @@ impl Checks {
     pub(super) fn advice(&mut self, name: &'static str, problems: Vec<String>, passed: impl Into<String>) {
         self.push(name, Severity::Advice, problems, passed.into());
     }
-    fn push(&mut self, name: &'static str, severity: Severity, mut problems: Vec<String>, passed: String) {
+    pub(super) fn push(
+        &mut self,
+        name: &'static str,
+        severity: Severity,
+        mut problems: Vec<String>,
+        passed: String,
+    ) {
         let count = problems.len();
         problems.truncate(NAMED);
         let detail = match count {
@@ -37,6 +44,10 @@ impl Checks {
             _ => problems.join("; "),
         };
         self.0.push(Check { name, severity, passed: count == 0, detail });
+    }
+    /// Checks made elsewhere.
+    pub(super) fn add(&mut self, checks: &[Check]) {
+        self.0.extend_from_slice(checks);
     }
     pub(super) fn finish(self) -> Vec<Check> {
         self.0
@@ -58,26 +69,77 @@ pub(super) fn tensors(
     checks.rule("tensors", texts(problems), passed);
 }
 
-/// No other weights or indices in the folder. A file of tensors that belong to no model (reference outputs, tokens) is
-/// worth a word only.
-pub(super) fn stray_files(checks: &mut Checks, checkpoint: &Checkpoint) {
+/// No other weights or indices in the folder. A file that repeats tensors of the model as they are, or holds tensors
+/// that belong to no model (reference outputs, tokens), is worth a word only.
+pub(super) fn stray_files(checks: &mut Checks, checkpoint: &Checkpoint, spec: &ModelSpec) {
     let (mut problems, mut others) = (Vec::new(), Vec::new());
     for file in checkpoint.stray_weight_files().unwrap_or_else(|error| vec![error.to_string()]) {
-        let of_model = |name: &str| checkpoint.get(name).is_some() || name.starts_with("model.");
-        match Checkpoint::open_file(checkpoint.path().join(&file)) {
-            Ok(stray) if !stray.tensors().any(|t| of_model(&t.name)) => {
-                others.push(format!(
-                    "{file} holds other tensors; vLLM reads every *.safetensors of a folder without an index"
-                ));
-            }
-            Ok(_) => {
-                problems.push(format!("{file} holds tensors of the model too; the loader may read either"));
-            }
-            Err(_) => problems.push(format!("{file} belongs to other weights; the loader may go by it")),
+        let Ok(stray) = Checkpoint::open_file(checkpoint.path().join(&file)) else {
+            problems.push(format!("{file} belongs to other weights; the loader may go by it"));
+            continue;
+        };
+        let of_model = |name: &str| {
+            checkpoint.get(name).is_some() || (name.starts_with("model.") && !spec.is_ignorable(name))
+        };
+        let differs = |name: &str| match (stray.sha256(name), checkpoint.sha256(name)) {
+            (Ok(there), Ok(here)) => there != here,
+            _ => true,
+        };
+        let names = || stray.tensors().map(|t| t.name.as_str()).filter(|name| of_model(name));
+        if names().any(differs) {
+            problems.push(format!(
+                "{file} holds other values of the model's tensors; the loader may read either"
+            ));
+        } else if names().next().is_some() {
+            others.push(format!("{file} repeats tensors of the model as they are; it can be deleted"));
+        } else {
+            others.push(format!(
+                "{file} holds other tensors; vLLM reads every *.safetensors of a folder without an index"
+            ));
         }
     }
     checks.rule("stray-files", problems, "no other weights in the folder");
     checks.advice("other-tensors", others, "no other tensors in the folder");
+}
+
+/// Loaders guess the type of a model whose config does not name it from the files. Scales in f32 then turn a 16-bit model
+/// into an f32 one, and the static type reads the 64-bit form of `deq_scale` as numbers.
+pub(super) fn dtype(checks: &mut Checks, checkpoint: &Checkpoint) {
+    let named = |key: &&str| checkpoint.config().get(*key).is_some_and(Value::is_string);
+    let absent = !["dtype", "torch_dtype"].iter().any(named);
+    let problem = absent.then(|| {
+        "config.json names no dtype: the loader takes that of the tensors, scales included; add \"dtype\""
+            .to_owned()
+    });
+    let problems = problem.into_iter().collect();
+    let bound = checkpoint.tensors().any(|t| t.name.ends_with(".deq_scale"));
+    let passed = "config.json names the dtype";
+    if bound { checks.rule("dtype", problems, passed) } else { checks.advice("dtype", problems, passed) }
+}
+
+/// Loaders hold scales in the model's type: those of another number type, or not exact in it, are rounded.
+pub(super) fn exact_scales(checks: &mut Checks, checkpoint: &Checkpoint, spec: &ModelSpec, own_type: bool) {
+    let mut problems = Vec::new();
+    let held = held_type(spec.dtype);
+    let scales = |t: &str| t.ends_with(".weight_scale") || t.ends_with(".input_scale");
+    for info in checkpoint.tensors().filter(|t| scales(&t.name)) {
+        let Ok(values) = checkpoint.read_f32(&info.name) else { continue };
+        let rounded = values.iter().filter(|v| held.round(**v) != **v).count();
+        if rounded > 0 {
+            problems.push(format!(
+                "{}: {rounded} of {} scales are rounded when loaded",
+                info.name,
+                values.len()
+            ));
+        } else if own_type && info.dtype != float_dtype(spec.dtype) {
+            let model = float_dtype(spec.dtype);
+            problems.push(format!(
+                "{} is {}, and converted to the model's {model} when loaded",
+                info.name, info.dtype
+            ));
+        }
+    }
+    checks.advice("exact-scales", problems, "all scales are exact in the model's type");
 }
 
 /// Every block dequantises to finite numbers, read one at a time.

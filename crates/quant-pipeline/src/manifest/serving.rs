@@ -1,7 +1,8 @@
 //! How to load an output, for the programs that can.
 
 use crate::plan::Plan;
-use quant_graph::LinearScheme;
+use quant_checkpoint::formats::{Format as _, VllmAscend};
+use quant_checkpoint::{Target, TargetVerdict, judge_plan};
 use serde::Serialize;
 
 /// A program and the line that makes it load a folder.
@@ -13,55 +14,33 @@ pub struct ServeCommand {
     pub command: String,
 }
 
-/// Programs with a line of their own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Client {
-    Vllm,
-    VllmAscend,
-    Transformers,
-}
-
-/// The programs that load what a plan writes. The one place that knows: cards, reports and the terminal ask here.
-fn clients(plan: &Plan) -> Vec<Client> {
-    let scheme = &plan.scheme;
-    match plan.recipe.format().id() {
-        "compressed-tensors" => {
-            // Its plugin for these folders has INT8 with activations per token; the static kind leaves an offset unset.
-            let dynamic = |l: &LinearScheme| l.is_float() || l.input.is_some_and(|i| i.dynamic);
-            let ascend = scheme.linears().all(|(_, _, l)| dynamic(l));
-            let mut clients = vec![Client::Vllm];
-            clients.extend(ascend.then_some(Client::VllmAscend));
-            clients.push(Client::Transformers);
-            clients
-        }
-        // The blocks of the cache kernel are 32 wide.
-        "vllm-ascend" if scheme.kv.is_some() && !plan.spec.head_dim.is_multiple_of(32) => Vec::new(),
-        "vllm-ascend" => vec![Client::VllmAscend],
-        // A float checkpoint to everyone.
-        "dequantized" => vec![Client::Vllm, Client::Transformers],
-        _ => Vec::new(),
-    }
-}
-
-/// The lines that load what a plan writes from `folder`; `custom_code` where the config's `auto_map` names code.
+/// The lines that load what a plan writes from `folder`, for exactly the targets whose rules it passes; `custom_code` where
+/// the config's `auto_map` names code. Cards, reports and the terminal all ask here.
 pub(crate) fn commands(plan: &Plan, folder: &str, custom_code: bool) -> Vec<ServeCommand> {
+    let format = plan.recipe.format();
     let shell = shell_word(folder);
     let trust = if custom_code { " --trust-remote-code" } else { "" };
-    let command = |client| match client {
-        Client::Vllm => ServeCommand { client: "vLLM", command: format!("vllm serve {shell}{trust}") },
-        Client::VllmAscend => {
+    let command = |target| match target {
+        Target::Vllm => ServeCommand { client: "vLLM", command: format!("vllm serve {shell}{trust}") },
+        Target::VllmAscend => {
             // Versions that do not look for the description need to be told; the others accept it.
-            let ascend = if plan.recipe.format().id() == "vllm-ascend" { " --quantization ascend" } else { "" };
+            let ascend = if format.id() == VllmAscend.id() { " --quantization ascend" } else { "" };
             ServeCommand { client: "vLLM-Ascend", command: format!("vllm serve {shell}{ascend}{trust}") }
         }
-        Client::Transformers => {
+        Target::SglangNpu => {
+            let slim = if format.id() == VllmAscend.id() { " --quantization modelslim" } else { "" };
+            let server = "python -m sglang.launch_server --device npu --model-path";
+            ServeCommand { client: "SGLang on NPU", command: format!("{server} {shell}{slim}{trust}") }
+        }
+        Target::Transformers => {
             let trust = if custom_code { ", trust_remote_code=True" } else { "" };
             let text = serde_json::Value::from(folder);
             let command = format!("AutoModelForCausalLM.from_pretrained({text}{trust})");
             ServeCommand { client: "transformers", command }
         }
     };
-    clients(plan).into_iter().map(command).collect()
+    let verdicts = judge_plan(&plan.spec, &plan.scheme, format);
+    verdicts.into_iter().filter(TargetVerdict::passes).map(|v| command(v.target)).collect()
 }
 
 /// A path as one word of a POSIX shell.

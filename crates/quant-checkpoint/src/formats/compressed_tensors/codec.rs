@@ -7,13 +7,14 @@ use quant_core::packing::{pack_columns, pack_rows, unpack_columns, unpack_rows};
 use quant_core::{ActQuant, Bits, FloatType, Groups, QParams, QuantizedMatrix};
 use quant_graph::{ActOrder, BlockParams, LinearParams, LinearWeight, ModelScheme, ModelSpec, Role};
 use rayon::prelude::*;
+use safetensors::Dtype;
 
 use super::config::{Config, Layout, Storage, bad};
 use super::{ID, slots};
 use crate::error::Result;
 use crate::formats::block::{check, linear_scheme, not_encodable};
 use crate::formats::bytes::{
-    Loss, float_bytes, held_type, int8_bytes, read_levels, read_scales, shaped, word_bytes,
+    Loss, float_bytes, held_type, int8_bytes, read_levels, read_scales, shaped, single, word_bytes,
 };
 use crate::formats::layout::{Item, Slot};
 use crate::formats::plain::{read_bias, read_linear, read_norms};
@@ -190,9 +191,15 @@ fn static_params(checkpoint: &Checkpoint, module: &str, symmetric: bool, bits: B
         return Ok(QParams { scale, zero: bits.mid_level() });
     }
     let name = format!("{module}.input_zero_point");
-    checkpoint.tensor_shaped(&name, &[1])?;
-    let zero = checkpoint.read_i8(&name)?.iter().next().copied().unwrap_or_default();
-    Ok(QParams { scale, zero: f32::from(zero) + bits.mid_level() })
+    let zero = match single(checkpoint, &name)?.dtype {
+        Dtype::I32 => checkpoint.read_i32(&name)?.iter().next().copied().unwrap_or_default(),
+        _ => checkpoint.read_i8(&name)?.iter().next().copied().map_or(0, i32::from),
+    };
+    let half = 1_i32 << (bits.get() - 1);
+    if !(-half..half).contains(&zero) {
+        return Err(bad(name, format!("a zero point from {} to {}", -half, half - 1), zero.to_string()));
+    }
+    Ok(QParams { scale, zero: zero as f32 + bits.mid_level() })
 }
 
 fn linear(

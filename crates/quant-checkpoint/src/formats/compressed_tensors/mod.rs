@@ -27,7 +27,7 @@ use serde_json::Value;
 
 use self::config::{Config, Layout};
 use super::bytes::{float_dtype, held_type};
-use super::layout::{ExpectedTensor, Slot, norm_slot, outer_decls, outer_expected};
+use super::layout::{ExpectedTensor, Item, Slot, norm_slot, outer_decls, outer_expected};
 use super::{BlockSideData, ConfigNotes, Decoder, Encoded, Format, TensorDecl, Unsupported, declare_dtype};
 use crate::error::Result;
 use crate::formats::ascend_description::Description;
@@ -252,9 +252,14 @@ impl Format for CompressedTensors {
     fn expected(&self, checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<Vec<ExpectedTensor>> {
         let layouts = Config::read(checkpoint)?.layouts(spec)?;
         let block = |index| slots(spec, index, |role| layouts.get(&spec.module(index, role)).copied());
-        let mut expected: Vec<_> = (0..spec.layers)
-            .flat_map(|i| block(i).into_iter().map(|s| ExpectedTensor::of(&s.decl)))
-            .collect();
+        let tensor = |slot: Slot| match slot.item {
+            // The library widens them.
+            Item::Linear(_, "input_zero_point") => {
+                ExpectedTensor { dtypes: &[Dtype::I8, Dtype::I32], ..ExpectedTensor::of(&slot.decl) }
+            }
+            _ => ExpectedTensor::of(&slot.decl),
+        };
+        let mut expected: Vec<_> = (0..spec.layers).flat_map(|i| block(i).into_iter().map(tensor)).collect();
         expected.extend(outer_expected(spec));
         Ok(expected)
     }

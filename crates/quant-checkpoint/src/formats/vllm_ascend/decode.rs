@@ -14,7 +14,7 @@ use super::ID;
 use super::description::{Description, Kind, bad};
 use crate::error::Result;
 use crate::formats::Decoder;
-use crate::formats::bytes::{read_levels, read_scales};
+use crate::formats::bytes::{read_levels, read_scales, single};
 use crate::formats::plain::{read_bias, read_linear, read_norms};
 use crate::source::Checkpoint;
 
@@ -29,8 +29,8 @@ fn eight() -> Result<Bits> {
 pub(crate) fn static_input(checkpoint: &Checkpoint, module: &str) -> Result<QParams> {
     let scale = read_scales(ID, checkpoint, &format!("{module}.input_scale"), &[1])?[0];
     let name = format!("{module}.input_offset");
-    checkpoint.tensor_shaped(&name, &[1])?;
-    let offset = checkpoint.read_vector_f32(&name)?[0];
+    single(checkpoint, &name)?;
+    let offset = checkpoint.read_f32(&name)?.iter().next().copied().unwrap_or_default();
     if offset.fract() != 0.0 || !(-128.0..=127.0).contains(&offset) {
         return Err(bad(name, "an integer from -128 to 127", offset.to_string()));
     }
@@ -129,11 +129,17 @@ fn linear(
     Ok(LinearParams { weight: LinearWeight::Quantized(matrix), bias, input })
 }
 
+/// A cache tensor of `[width]`, or of `[width, 1]`, which the loader views as the same.
+pub(crate) fn cache_shaped(checkpoint: &Checkpoint, name: &str, width: usize) -> Result<Vec<usize>> {
+    let shape = checkpoint.tensor(name)?.shape.clone();
+    if shape == [width, 1] { Ok(shape) } else { checkpoint.tensor_shaped(name, &[width]).map(|_| shape) }
+}
+
 /// One side of a C8 cache.
 fn kv_side(checkpoint: &Checkpoint, spec: &ModelSpec, index: usize, role: Role) -> Result<Array1<f32>> {
-    let (module, shape) = (spec.module(index, role), [spec.kv_width()]);
+    let module = spec.module(index, role);
     let offset = format!("{module}.kv_cache_offset");
-    checkpoint.tensor_shaped(&offset, &shape)?;
+    cache_shaped(checkpoint, &offset, spec.kv_width())?;
     if let Some(bad_offset) = checkpoint.read_f32(&offset)?.iter().find(|o| **o != 0.0) {
         return Err(bad(
             offset,
@@ -141,7 +147,9 @@ fn kv_side(checkpoint: &Checkpoint, spec: &ModelSpec, index: usize, role: Role) 
             bad_offset.to_string(),
         ));
     }
-    Ok(Array1::from(read_scales(ID, checkpoint, &format!("{module}.kv_cache_scale"), &shape)?))
+    let scale = format!("{module}.kv_cache_scale");
+    let shape = cache_shaped(checkpoint, &scale, spec.kv_width())?;
+    Ok(Array1::from(read_scales(ID, checkpoint, &scale, &shape)?))
 }
 
 impl Decoder for Description {

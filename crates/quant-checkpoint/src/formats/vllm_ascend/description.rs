@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 pub(crate) use super::C8;
 use super::ID;
-pub(crate) use super::decode::{deq_scales, static_input, weight_scales};
+pub(crate) use super::decode::{cache_shaped, deq_scales, static_input, weight_scales};
 use crate::error::{CheckpointError, Result};
 use crate::formats::TensorDecl;
 use crate::formats::bytes::float_dtype;

@@ -40,6 +40,8 @@ use crate::writer::ShardNaming;
 pub(crate) const ID: &str = "vllm-ascend";
 /// The type of cache tensors.
 pub(crate) const C8: &str = "C8";
+/// Types that int8 weights may have.
+const INT8_OR_FLOAT: &[Dtype] = &[Dtype::I8, Dtype::F32, Dtype::F16, Dtype::BF16];
 
 /// msmodelslim's layout for vLLM-Ascend.
 #[derive(Clone, Copy, Debug)]
@@ -274,9 +276,26 @@ impl Format for VllmAscend {
             let kind = |role| kinds.get(&spec.module(index, role)).copied().unwrap_or(Kind::Float);
             let slots = slots(spec, index, kind, description.has_kv(spec, index));
             for slot in &slots {
-                let optional = matches!(slot.item, Item::Linear(role, "weight_scale" | "weight_offset")
-                    if kind(role) == Kind::W8A8);
-                expected.push(ExpectedTensor { optional, ..ExpectedTensor::of(&slot.decl) });
+                let optional = match slot.item {
+                    Item::Linear(role, "weight_scale") => kind(role) == Kind::W8A8,
+                    // Dense paths of the dynamic type do not use them.
+                    Item::Linear(role, "weight_offset") => {
+                        matches!(kind(role), Kind::W8A8 | Kind::W8A8Dynamic)
+                    }
+                    _ => false,
+                };
+                let mut tensor = ExpectedTensor { optional, ..ExpectedTensor::of(&slot.decl) };
+                match slot.item {
+                    // The loader converts what it is given.
+                    Item::Linear(role, "weight") if kind(role) != Kind::Float => {
+                        tensor.dtypes = INT8_OR_FLOAT;
+                    }
+                    Item::KvScale(_) | Item::KvOffset(_) => {
+                        tensor.other_shape = Some(vec![spec.kv_width(), 1]);
+                    }
+                    _ => {}
+                }
+                expected.push(tensor);
             }
             // Either of the two in a static linear, in every type of model.
             for role in
