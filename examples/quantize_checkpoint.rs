@@ -12,11 +12,11 @@ use ptq::checkpoint::verify::{Target, verify};
 use ptq::cli::Table;
 use ptq::data::{CalibrationSpec, LoadOptions};
 use ptq::eval::{EvalOptions, LanguageModel, evaluate};
+use ptq::kernels::Compute;
 use ptq::pipeline::{
     Event, Events, QuantizeJob, Recipe, Scored, open_folder, peak_memory, quantize, reset_peak_memory,
     with_threads,
 };
-use quant_kernels::Compute;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::Instant;

@@ -6,6 +6,8 @@
 //! |---|---|---|
 //! | [`core`] | `quant-core` | number formats, quantiser conventions, observers, packing |
 //! | [`graph`] | `quant-graph` | what a decoder model consists of, as data |
+//! | [`kernels`] | `quant-kernels` | products, Gram matrices, [`kernels::Compute`], [`kernels::Par`] |
+//! | [`hessian`] | `quant-hessian` | accumulation, factorisation, the GPTQ solver |
 //! | [`methods`] | `quant-methods` | rtn, smoothquant, gptq on bare matrices |
 //! | [`model`] | `quant-model` | families, the decoder block, streamed evaluation |
 //! | [`checkpoint`] | `quant-checkpoint` | reading, writing and verifying folders |
@@ -21,6 +23,8 @@ pub use quant_core as core;
 pub use quant_data as data;
 pub use quant_eval as eval;
 pub use quant_graph as graph;
+pub use quant_hessian as hessian;
+pub use quant_kernels as kernels;
 pub use quant_methods as methods;
 pub use quant_model as model;
 pub use quant_pipeline as pipeline;

@@ -110,7 +110,8 @@ fn products_of_odd_shapes() {
 /// Shapes that need several groups of rows, of columns and of the summed index.
 #[test]
 fn products_beyond_one_group() {
-    for (m, n, k) in [(4200, 40, 30), (40, 1200, 800), (4100, 20, 1200)] {
+    // 4096 rows of f32 are packed 768 deep at a time, of bf16 pairs 1920 deep.
+    for (m, n, k) in [(4200, 40, 30), (40, 1200, 800), (4100, 20, 1200), (4096, 10, 2000)] {
         for compute in COMPUTE {
             let (x, w) = (random::<f32>(m, k, 1), random::<f32>(n, k, 2));
             let y = linear(x.view(), w.view(), None, compute, Par::new(2));

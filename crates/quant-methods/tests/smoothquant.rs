@@ -178,3 +178,14 @@ fn a_silent_channel_is_left_alone_unless_official() {
         factors(&SmoothQuant { alpha: 0.5, variant: Variant::Exact }, a.view(), &[w.view()]).unwrap_err();
     assert!(error.to_string().contains("channel 2"), "{error}");
 }
+
+/// A channel that hardly speaks in the calibration data may wake up later: `exact` multiplies it by 100 at most.
+#[test]
+fn a_quiet_channel_is_not_blown_up() {
+    let absmax = ndarray::array![1.0_f32, 1e-20, 0.0];
+    let weight = Array2::<f32>::ones((2, 3));
+    let of =
+        |variant| factors(&SmoothQuant { alpha: 0.5, variant }, absmax.view(), &[weight.view()]).unwrap();
+    assert_eq!(of(Variant::Exact).to_vec(), [1.0, 1e-2, 1.0]);
+    assert_eq!(of(Variant::Official).to_vec(), [1.0, 1e-5, 1e-5]);
+}

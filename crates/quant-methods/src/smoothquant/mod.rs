@@ -1,7 +1,7 @@
 //! SmoothQuant: move activation outliers into the weights with a positive scale per input channel.
 //!
-//! `y = (x diag(1/c)) (W diag(c))ᵀ` is exact; `c_j = max(A_j^α / V_j^(1−α), 1e-5)` with `A_j` the largest `|x_j|` over the
-//! calibration tokens and `V_j` the largest `|W_ij|` over all linears fed by the norm (arXiv 2211.10438, equation 4).
+//! `y = (x diag(1/c)) (W diag(c))ᵀ` is exact; `c_j = max(A_j^α / V_j^(1−α), f)` with `A_j` the largest `|x_j|` over the
+//! calibration tokens and `V_j` the largest `|W_ij|` over all linears fed by the norm (arXiv 2211.10438, equation 4). The floor `f` is 1e-5 in `official` and 1e-2 in `exact`.
 
 use crate::rounding::VARIANT;
 use crate::settings::FieldKind;
@@ -33,15 +33,19 @@ pub static METHOD: Method = Method {
     tier: 1,
 };
 
-/// Lower bound on `c` and on `V`.
+/// Lower bound on `V`, and on `c` in `official`.
 const FLOOR: f32 = 1e-5;
+/// Lower bound on `c` in `exact`: a channel that hardly speaks in the calibration data and wakes up later is multiplied by at
+/// most 100, and not by 1e5, which would take the range of every token with it.
+const EXACT_FLOOR: f32 = 1e-2;
 
 /// Settings of SmoothQuant.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SmoothQuant {
     /// Migration strength in [0, 1]; larger moves more of the difficulty into the weights.
     pub alpha: f32,
-    /// `official` gives a channel that is never active the bound 1e-5, `exact` leaves it alone.
+    /// `official` bounds `c` by 1e-5, also for a channel that is never active; `exact` bounds it by 1e-2 and leaves a
+    /// channel that is never active alone.
     pub variant: Variant,
 }
 
@@ -119,12 +123,16 @@ pub fn factors(
             value,
         });
     }
+    let floor = match smooth.variant {
+        Variant::Exact => EXACT_FLOOR,
+        Variant::Official => FLOOR,
+    };
     Ok(Array1::from_shape_fn(n, |j| {
         let (a, v) = (absmax[j], largest[j].max(FLOOR));
         if a == 0.0 && smooth.variant == Variant::Exact {
             return 1.0;
         }
-        (a.powf(smooth.alpha) / v.powf(1.0 - smooth.alpha)).max(FLOOR)
+        (a.powf(smooth.alpha) / v.powf(1.0 - smooth.alpha)).max(floor)
     }))
 }
 

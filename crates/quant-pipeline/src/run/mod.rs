@@ -1,8 +1,8 @@
 //! The loop over the blocks: the only one. Activations flow, methods are called, finished blocks go to a sink.
 //!
 //! Two streams of activations may be carried. The *float* stream feeds statistics of the unquantised model (SmoothQuant);
-//! the *quantised* stream runs through the blocks with the weights they will be deployed with (activations and cache are
-//! rounded only if the recipe says so), so that every block is calibrated on what it will really see. Within a block the quantised stream advances stage by stage: statistics of a stage's input, rounding of
+//! the *quantised* stream runs through the blocks with the weights they will be deployed with (activations are
+//! rounded only if the recipe says so, the cache never: its quantiser is found here and first applied by the target), so that every block is calibrated on what it will really see. Within a block the quantised stream advances stage by stage: statistics of a stage's input, rounding of
 //! the linears fed by it, then the stage itself with the rounded weights, so that each token goes through a block once.
 
 mod float_pass;
