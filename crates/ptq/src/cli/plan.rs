@@ -2,12 +2,11 @@
 
 use super::job::{JobArgs, arithmetic, factor};
 use super::{Failure, Table, human, print_json, print_line};
-use quant_checkpoint::CheckpointError;
 use quant_core::{ActRule, KvGranularity};
 use quant_graph::{LinearScheme, WeightScheme};
 use quant_pipeline::prepare;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -24,8 +23,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     }
     let job = args.job.job(args.output.clone().unwrap_or_default())?;
     let prepared = prepare(&job)?;
-    if let Some(output) = &args.output {
-        check_output(output, &job.model, job.force)?;
+    if args.output.is_some() {
+        prepared.check_output(&job)?;
     }
     for warning in &prepared.warnings {
         eprintln!("warning: {warning}");
@@ -46,7 +45,9 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             "needs_calibration": plan.needs.calibration(),
             "calibration_tokens": tokens.map(quant_data::TokenSet::tokens),
             "memory": {"peak": prepared.memory.peak(prepared.spill), "peak_spilled": prepared.memory.peak(true),
-                "phases": prepared.memory.phases, "base": prepared.memory.base, "spill": prepared.spill},
+                "phases": prepared.memory.phases, "base": prepared.memory.base, "spill": prepared.spill,
+                "retry": prepared.memory.retry, "bound": prepared.memory.bound(prepared.spill)},
+            "disk": prepared.disk,
             "warnings": prepared.warnings,
         });
         return print_json(&json);
@@ -89,6 +90,14 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         human(prepared.memory.peak(false)),
         human(prepared.memory.peak(true))
     ));
+    print_line(format!(
+        "disk: {} of output{}",
+        human(prepared.disk.output),
+        match prepared.disk.spilled {
+            0 => String::new(),
+            spilled => format!(", {} of activations during the run", human(spilled)),
+        }
+    ));
     Ok(())
 }
 
@@ -107,33 +116,4 @@ fn describe(scheme: &LinearScheme) -> String {
         format!("; {}-bit activations, {when}", i.bits.get())
     });
     format!("{}{inputs}", scheme.weight.map_or_else(|| "float weights".to_owned(), weights))
-}
-
-/// What `ptq quantize` would say about the output folder before it creates anything.
-fn check_output(output: &Path, model: &Path, force: bool) -> Result<(), CheckpointError> {
-    // Links are resolved in the part of the path that exists.
-    let existing = output.ancestors().find_map(|a| Some((a, resolved(a)?)));
-    let target = match existing.map(|(ancestor, real)| (output.strip_prefix(ancestor), real)) {
-        Some((Ok(rest), real)) if !rest.as_os_str().is_empty() => real.join(rest),
-        Some((_, real)) => real,
-        None => output.to_owned(),
-    };
-    let input = resolved(model).unwrap_or_else(|| model.to_owned());
-    if input.starts_with(&target) || target.starts_with(&input) {
-        return Err(CheckpointError::OutputTouchesInput { output: target, input });
-    }
-    if target.exists() && !target.is_dir() {
-        return Err(CheckpointError::BadOutput { path: target, reason: "it exists and is not a folder" });
-    }
-    let empty = std::fs::read_dir(&target).is_ok_and(|mut entries| entries.next().is_none());
-    if target.exists() && !empty && !force {
-        return Err(CheckpointError::OutputExists { path: target });
-    }
-    Ok(())
-}
-
-/// The path with links resolved, if it exists; an empty path is the current folder.
-fn resolved(path: &Path) -> Option<PathBuf> {
-    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-    path.canonicalize().ok()
 }
