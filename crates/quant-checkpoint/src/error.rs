@@ -2,6 +2,7 @@
 
 mod class;
 
+use quant_core::Bytes;
 use std::io;
 use std::path::PathBuf;
 
@@ -372,7 +373,7 @@ pub enum CheckpointError {
         value: f32,
     },
     /// An allocation for a tensor failed.
-    #[error("tensor {tensor:?}: cannot allocate {bytes} bytes")]
+    #[error("tensor {tensor:?}: cannot allocate {}", Bytes(*.bytes))]
     OutOfMemory {
         /// Tensor name.
         tensor: String,
@@ -414,6 +415,19 @@ pub enum CheckpointError {
         path: PathBuf,
         /// Reason given by the operating system.
         source: io::Error,
+    },
+    /// The file system has less room than the output needs, found before anything was written.
+    #[error(
+        "{path}: its file system has {} free and this output needs {}; free some space or choose another place",
+        Bytes(*.free), Bytes(*.needed)
+    )]
+    NoSpace {
+        /// An existing folder on the way to the output.
+        path: PathBuf,
+        /// Bytes that will be written.
+        needed: u64,
+        /// Bytes that may still be written.
+        free: u64,
     },
     /// A file could not be written.
     #[error("{path}: cannot write: {source}")]

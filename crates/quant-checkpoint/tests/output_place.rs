@@ -55,6 +55,39 @@ fn parents_are_created_and_links_resolved() {
     assert_error!(write_small(&dangling, &force(), 2), E::BadOutput { .. });
 }
 
+/// Both of the check and of the real thing, and nothing is created.
+#[test]
+fn too_little_room_is_found_before_anything_is_written() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("parent/out");
+    let tiny = |space| OutputOptions { space, storage: Arc::new(TinyDisk::new(1000)), ..Default::default() };
+    OutputFolder::check(&dir, &tiny(1000)).unwrap();
+    for result in [OutputFolder::check(&dir, &tiny(1001)), OutputFolder::create(&dir, &tiny(1001)).map(drop)]
+    {
+        let error = assert_error!(result, E::NoSpace { needed: 1001, free: 1000, .. });
+        assert_eq!(error.class(), ErrorClass::Resources);
+        let said = error.to_string();
+        assert!(said.contains("has 1.0 kB free") && said.contains("needs 1.0 kB"), "{said}");
+    }
+    let real = OutputOptions { space: u64::MAX, ..Default::default() };
+    assert_error!(OutputFolder::check(&dir, &real), E::NoSpace { .. });
+    assert!(entries(root.path()).is_empty());
+}
+
+#[test]
+fn a_place_that_cannot_be_written_is_reported() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let root = tempfile::tempdir().unwrap();
+    fs::set_permissions(root.path(), fs::Permissions::from_mode(0o555)).unwrap();
+    if fs::write(root.path().join("probe"), "").is_ok() {
+        return quant_testkit::skipped("this user may write everywhere");
+    }
+    let result = OutputFolder::check(root.path().join("a/out"), &OutputOptions::default());
+    let error = assert_error!(result, E::Write { .. });
+    assert_eq!(error.class(), ErrorClass::Resources);
+    assert!(error.to_string().contains(&root.path().display().to_string()), "{error}");
+}
+
 #[test]
 fn failed_replacement_keeps_the_old_output() {
     let root = tempfile::tempdir().unwrap();

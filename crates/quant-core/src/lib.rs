@@ -29,6 +29,7 @@ pub mod packing;
 pub mod range;
 pub mod real;
 pub mod scheme;
+mod size;
 
 pub use activation::{ActQuant, ActRule, KvGranularity, KvQuant};
 pub use clip::ClipSearch;
@@ -39,3 +40,4 @@ pub use observer::{Observer, ObserverKind};
 pub use range::ChannelMaxima;
 pub use real::Real;
 pub use scheme::Scheme;
+pub use size::Bytes;

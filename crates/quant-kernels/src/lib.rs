@@ -8,7 +8,7 @@
 //! | products | [`matmul_nt`], [`matmul_nn`], [`linear`], [`linear_into`] |
 //! | a weight used for many chunks of tokens | [`PreparedWeight`] |
 //! | Hessians | [`gram_lower`], [`mirror_lower`], [`cholesky_lower_in_place`] |
-//! | row operations | [`rms_norm`], [`softmax_rows_causal`], [`silu_mul`], [`rope_in_place`] |
+//! | row operations | [`rms_norm`], [`softmax_rows_causal`], [`CausalSoftmax`], [`silu_mul`], [`rope_in_place`] |
 //! | settings | [`Compute`] (which arithmetic), [`Par`] (how many threads) |
 //! | instruction sets | [`Level`], and [`vectorized`] for the loops of other crates |
 //!
@@ -50,7 +50,7 @@ mod softmax;
 mod vectorize;
 
 pub use activation::silu_mul;
-pub use arch::Level;
+pub use arch::{Level, return_freed_memory};
 pub use cholesky::cholesky_lower_in_place;
 pub use compute::{Compute, UnknownCompute};
 pub use element::Element;
@@ -62,5 +62,5 @@ pub use par::Par;
 pub use prepared::PreparedWeight;
 pub use product::{linear, linear_into, matmul_nn, matmul_nt};
 pub use rope::rope_in_place;
-pub use softmax::softmax_rows_causal;
+pub use softmax::{CausalSoftmax, softmax_rows_causal};
 pub use vectorize::vectorized;

@@ -3,8 +3,8 @@
 use approx::assert_relative_eq;
 use ndarray::{Array1, Array2, s};
 use quant_kernels::{
-    Element, Par, PivotError, cholesky_lower_in_place, exp_f32, gram_lower, rms_norm, rope_in_place,
-    silu_mul, softmax_rows_causal, vectorized,
+    CausalSoftmax, Element, Par, PivotError, cholesky_lower_in_place, exp_f32, gram_lower, rms_norm,
+    rope_in_place, silu_mul, softmax_rows_causal, vectorized,
 };
 use quant_testkit::Numbers;
 
@@ -86,6 +86,48 @@ fn check_softmax<T: Element>() {
 fn softmax_in_both_types() {
     check_softmax::<f32>();
     check_softmax::<f64>();
+}
+
+/// Tiles of any width give what whole rows give, whatever the sums held before.
+fn check_tiles<T: Element>() {
+    for (queries, keys, first, window) in
+        [(5, 5, 0, None), (3, 40, 37, None), (40, 40, 0, Some(7)), (4, 70, 66, Some(33)), (2, 4, 9, Some(3))]
+    {
+        let scores = random::<T>(queries, keys, 20.0, 3);
+        let values = random::<T>(keys, 19, 1.0, 4);
+        let mut weights = scores.clone();
+        softmax_rows_causal(weights.view_mut(), first, window);
+        let want = wide(&weights).dot(&wide(&values));
+        for width in [1, 3, 16, 100] {
+            let mut softmax = CausalSoftmax::default();
+            let mut got = Array2::from_elem((queries, 19), T::nan());
+            softmax.start(queries);
+            for from in (0..keys).step_by(width) {
+                let to = (from + width).min(keys);
+                let mut tile = scores.slice(ndarray::s![.., from..to]).to_owned();
+                softmax.tile(tile.view_mut(), from, first, window, got.view_mut());
+                got += &tile.dot(&values.slice(ndarray::s![from..to, ..]));
+            }
+            softmax.finish(got.view_mut());
+            for (got, want) in wide(&got).iter().zip(&want) {
+                assert_relative_eq!(*got, *want, epsilon = 8.0 * tolerance::<T>());
+            }
+        }
+    }
+}
+
+#[test]
+fn softmax_by_tiles_is_softmax() {
+    check_tiles::<f32>();
+    check_tiles::<f64>();
+    let mut scores = ndarray::array![[1.0_f32, f32::NAN]];
+    let mut sums = ndarray::array![[0.0_f32]];
+    let mut softmax = CausalSoftmax::default();
+    softmax.start(1);
+    softmax.tile(scores.view_mut(), 0, 1, None, sums.view_mut());
+    sums += &scores.dot(&ndarray::array![[1.0_f32], [1.0]]);
+    softmax.finish(sums.view_mut());
+    assert!(sums[(0, 0)].is_nan(), "a NaN that is seen stays one");
 }
 
 #[test]

@@ -3,10 +3,20 @@
 use crate::parallel::for_each;
 use crate::views::{columns, rows};
 use ndarray::{ArrayView2, ArrayViewMut2, Axis};
-use quant_kernels::{Compute, Element, Par, matmul_nn, matmul_nt, softmax_rows_causal};
+use quant_kernels::{CausalSoftmax, Compute, Element, Par, matmul_nn, matmul_nt};
 
-/// Query rows per score tile: `128 · keys` scores stay in the second-level cache up to a few thousand keys.
+/// Queries and keys of one tile of scores, which stays in the second-level cache with the packed keys and values it meets.
 const QUERY_BLOCK: usize = 128;
+const KEY_BLOCK: usize = 512;
+
+/// The most that one worker holds besides queries, keys, values and outputs, in bytes: a tile of scores and the packed
+/// operands of its two products. Beyond the length of a tile, the number of tokens is not in it.
+#[must_use]
+pub fn attention_workspace_bytes(head_dim: usize, tokens: usize) -> usize {
+    let (queries, keys) = (tokens.min(QUERY_BLOCK), tokens.min(KEY_BLOCK));
+    // Scores are packed again for the second product.
+    size_of::<f32>() * (2 * queries * keys + (keys + queries) * head_dim)
+}
 
 /// How queries, keys and values are laid out and which of them meet.
 #[derive(Clone, Copy, Debug)]
@@ -22,8 +32,10 @@ pub(crate) struct AttentionShape {
 ///
 /// `q` is `[tokens, heads · head_dim]`; `k` and `v` are `[past + tokens, kv_heads · head_dim]`, so that query `i` stands
 /// at position `past + i`. It sees keys `j <= past + i`, with a window only `j > past + i − window`.
-/// Writes `out` `[tokens, heads · head_dim]`. Scores exist one tile at a time: a block of queries of one head against the
-/// keys any of them can see. Every tile is one task, in f32 or f64 whatever the compute setting of the linears.
+/// Writes `out` `[tokens, heads · head_dim]`, whose old content is not read. A task is a block of queries of one head; its
+/// scores exist one tile of keys at a time. Tiles are cut at fixed key positions and summed in their order, so that the
+/// output of a query depends neither on the threads nor on which other queries are there. All in f32 or f64, whatever the
+/// compute setting of the linears.
 pub(crate) fn causal_attention_into<T: Element>(
     q: ArrayView2<'_, T>,
     k: ArrayView2<'_, T>,
@@ -37,20 +49,34 @@ pub(crate) fn causal_attention_into<T: Element>(
     // The longest tiles first, or the last worker finishes alone.
     tasks.sort_by_key(|tile| std::cmp::Reverse(tile.start));
     let scale = T::from_f64((shape.head_dim as f64).sqrt().recip());
-    for_each(tasks, par, Vec::new, |scratch, tile| {
+    for_each(tasks, par, Scratch::default, |scratch, mut tile| {
         let (start, end) = (past + tile.start, past + tile.start + tile.out.nrows());
         let first = shape.window.map_or(0, |w| (start + 1).saturating_sub(w));
         let key_head = head(tile.head / (shape.heads / shape.kv_heads), shape.head_dim);
         let queries = columns(rows(q, start - past..end - past), head(tile.head, shape.head_dim));
-        let keys = columns(rows(k, first..end), key_head.clone());
-        let values = columns(rows(v, first..end), key_head);
-        let dim = (queries.nrows(), keys.nrows());
-        scratch.resize(dim.0 * dim.1, T::zero());
-        let Ok(mut scores) = ArrayViewMut2::from_shape(dim, scratch.as_mut_slice()) else { return };
-        matmul_nt(scores.view_mut(), false, scale, queries, keys, Compute::F32, Par::Seq);
-        softmax_rows_causal(scores.view_mut(), start - first, shape.window);
-        matmul_nn(tile.out, false, T::one(), scores.view(), values, Compute::F32, Par::Seq);
+        scratch.softmax.start(queries.nrows());
+        for from in (first / KEY_BLOCK * KEY_BLOCK..end).step_by(KEY_BLOCK) {
+            let range = from..(from + KEY_BLOCK).min(end);
+            let keys = columns(rows(k, range.clone()), key_head.clone());
+            let values = columns(rows(v, range), key_head.clone());
+            let dim = (queries.nrows(), keys.nrows());
+            scratch.scores.resize(dim.0 * dim.1, T::zero());
+            let Ok(mut scores) = ArrayViewMut2::from_shape(dim, scratch.scores.as_mut_slice()) else {
+                return;
+            };
+            matmul_nt(scores.view_mut(), false, scale, queries, keys, Compute::F32, Par::Seq);
+            scratch.softmax.tile(scores.view_mut(), from, start, shape.window, tile.out.view_mut());
+            matmul_nn(tile.out.view_mut(), true, T::one(), scores.view(), values, Compute::F32, Par::Seq);
+        }
+        scratch.softmax.finish(tile.out);
     });
+}
+
+/// What a worker keeps from tile to tile.
+#[derive(Default)]
+struct Scratch<T> {
+    scores: Vec<T>,
+    softmax: CausalSoftmax<T>,
 }
 
 /// The outputs of one block of queries of one head.
@@ -162,6 +188,26 @@ mod tests {
             prop_assert!(worst < 1e-12, "{worst}");
             let threaded = causal_attention(q.view(), k.view(), v.view(), &shape, past, Par::new(3));
             prop_assert_eq!(got, threaded);
+        }
+    }
+
+    /// What a server does: keys of a long past, and a few queries at a time. Tiles are cut in other places, rows are not.
+    #[test]
+    fn a_query_does_not_depend_on_the_others() {
+        let tokens = 2 * KEY_BLOCK + 100;
+        for window in [None, Some(KEY_BLOCK + 50), Some(30)] {
+            let shape = AttentionShape { heads: 2, kv_heads: 1, head_dim: 8, window };
+            let (q, k, v) = (filled(tokens, 16, 7), filled(tokens, 8, 8), filled(tokens, 8, 9));
+            let whole = causal_attention(q.view(), k.view(), v.view(), &shape, 0, Par::Seq);
+            let expected = reference(&q, &k, &v, &shape, 0);
+            let worst = (&whole - &expected).iter().fold(0.0_f64, |m, x| m.max(x.abs()));
+            assert!(worst < 1e-12, "{window:?}: {worst}");
+            for range in [0..1, KEY_BLOCK - 1..KEY_BLOCK + 1, KEY_BLOCK + 77..tokens, tokens - 1..tokens] {
+                let seen = |x| rows(x, 0..range.end);
+                let (queries, past) = (rows(q.view(), range.clone()), range.start);
+                let part = causal_attention(queries, seen(k.view()), seen(v.view()), &shape, past, Par::Seq);
+                assert_eq!(part, rows(whole.view(), range.clone()), "{window:?}, {range:?}");
+            }
         }
     }
 

@@ -37,6 +37,7 @@ mod rope;
 mod rope_config;
 mod views;
 
+pub use attention::attention_workspace_bytes;
 pub use block::{Block, KvObserver};
 pub use config::{Reading, declared_dtype, model_spec, read_model_config};
 pub use error::ModelError;

@@ -1,6 +1,6 @@
 use crate::recipe::RecipeError;
 use quant_checkpoint::{CheckpointError, formats::Unsupported};
-use quant_core::CoreError;
+use quant_core::{Bytes, CoreError};
 use quant_data::DataError;
 use quant_eval::EvalError;
 use quant_graph::SourceError;
@@ -58,12 +58,12 @@ pub enum PipelineError {
         sequence: usize,
     },
     /// The budget of `--memory` cannot be kept.
-    #[error("this job needs at least {needed} MiB and --memory allows {allowed} MiB; {advice}")]
+    #[error("this job needs up to {needed} and --memory allows {allowed}; {advice}")]
     Memory {
-        /// Least possible peak, in MiB.
-        needed: u64,
-        /// The budget, in MiB.
-        allowed: u64,
+        /// The least budget that this job keeps for certain.
+        needed: Bytes,
+        /// The budget.
+        allowed: Bytes,
         /// What would help.
         advice: String,
     },

@@ -31,7 +31,8 @@ pub use manifest::{Card, ServeCommand};
 pub use open::{OpenFolder, Scored, folder_spec, open_folder, with_threads};
 pub use plan::{LinearPlan, Plan, StreamNeeds};
 pub use quantize::{
-    Prepared, QuantizeJob, QuantizeOutcome, ReadSeconds, WriteSeconds, prepare, quantize, read_recipe,
+    DiskPlan, Prepared, QuantizeJob, QuantizeOutcome, ReadSeconds, WriteSeconds, prepare, quantize,
+    read_recipe,
 };
 pub use recipe::{ActivationSpec, Glob, KvSpec, PRESETS, Preset, Recipe, RecipeError, preset, schema};
 pub use report::{LinearReport, RunReport, Seconds, StageFactor, peak_memory, reset_peak_memory};

@@ -5,6 +5,7 @@ use crate::store::Layout;
 use quant_graph::{Role, Site};
 use quant_hessian::{Factor, FactorSettings};
 use quant_kernels::{Par, PreparedWeight};
+use quant_model::attention_workspace_bytes;
 use serde::Serialize;
 
 /// Resident memory besides what is counted below: code, thread stacks, tables, small vectors.
@@ -19,6 +20,12 @@ const QUEUE: u64 = 32 << 20;
 const PACKED: u64 = 18 << 20;
 /// Arrays from this size on have pages of their own; smaller ones leave holes in the heap when they go.
 const HEAP: u64 = 32 << 20;
+/// What a thread holds besides its tasks: the used part of its stack and of its own heap.
+const THREAD: u64 = 128 << 10;
+/// Rows of a weight that a thread measures at a time.
+const MEASURED: u64 = crate::run::MEASURED_ROWS as u64;
+/// A measured peak is at most this many hundredths of the predicted one.
+const TOLERANCE: u64 = 15;
 /// Bytes of a page.
 const PAGE: u64 = 4096;
 /// Bytes of an f32.
@@ -27,9 +34,10 @@ const F32: u64 = 4;
 /// Predicted memory of a run, in bytes.
 #[derive(Clone, Debug, Serialize)]
 pub struct MemoryPlan {
-    /// Program, tables, read buffers.
+    /// Program, threads, tables, token ids, read buffers.
     pub base: u64,
-    /// Freed memory that the allocator keeps, because smaller arrays of a block come and go in many orders.
+    /// Freed memory that the allocator keeps within a block, because smaller arrays come and go in many orders and every
+    /// thread has a heap of its own.
     pub retained: u64,
     /// Rows in memory while activations are on disk.
     pub spilled: u64,
@@ -67,6 +75,17 @@ impl MemoryPlan {
         let of = |p: &PhaseMemory| p.fixed() + if spill { self.spilled } else { p.activations };
         self.base + self.retained + self.phases.iter().map(of).max().unwrap_or(0)
     }
+    /// The peak that a run does not exceed: the predicted one and 15 % more. This is what a budget is compared with.
+    #[must_use]
+    pub fn bound(&self, spill: bool) -> u64 {
+        let peak = self.peak(spill);
+        peak + peak * TOLERANCE / 100
+    }
+    /// Bytes on disk while activations are there.
+    #[must_use]
+    pub fn spilled_to_disk(&self) -> u64 {
+        self.phases.iter().map(|p| p.activations).max().unwrap_or(0)
+    }
     /// What would lower the peak.
     #[must_use]
     pub fn advice(&self) -> String {
@@ -89,7 +108,7 @@ impl MemoryPlan {
 #[must_use]
 pub fn predict(plan: &Plan, lengths: &[usize], text_bytes: u64, threads: usize) -> MemoryPlan {
     let layout = Layout::new(lengths.iter().copied());
-    let sizes = Sizes::new(plan, &layout, threads);
+    let sizes = Sizes::new(plan, &layout);
     let mut phases = Vec::new();
     if text_bytes > 0 {
         let chunk = quant_data::tokenising_bytes(text_bytes);
@@ -131,9 +150,16 @@ pub fn predict(plan: &Plan, lengths: &[usize], text_bytes: u64, threads: usize) 
     let retry = Site::ALL.into_iter().map(|site| sizes.factor(site, true) - sizes.factor(site, false));
     MemoryPlan {
         base: BASE
-            + if plan.needs.calibration() { STREAMS } else { 0 }
+            + THREAD * threads as u64
+            + if plan.needs.calibration() { STREAMS + sizes.tables } else { 0 }
             + (3 * F32 * sizes.largest).min(READING),
-        retained: if plan.needs.quantized_stream() { sizes.passing_through() } else { 0 },
+        retained: match plan.needs {
+            needs if needs.quantized_stream() => {
+                sizes.passing_through() + sizes.per_thread() * threads as u64
+            }
+            needs if needs.calibration() => sizes.per_thread() * threads as u64,
+            _ => 0,
+        },
         spilled: sizes.spilled,
         retry: retry.max().unwrap_or(0),
         phases,
@@ -161,11 +187,10 @@ fn stage_phases(sizes: &Sizes<'_>, site: Site, done: &mut u64, phases: &mut Vec<
         });
     }
     let panels = if sizes.uses_hessian(site) { F32 * (width * width / 2) as u64 } else { 0 };
-    let tiles = quant_hessian::workspace_bytes(width, sizes.par) as u64;
-    // The linear at work has its floats and its levels at once.
+    // The linear at work has its floats and its levels at once; it is measured after it was rounded.
     phases.push(PhaseMemory {
         weights: held(*done) + largest,
-        solver: panels + tiles + waiting,
+        solver: panels + sizes.sampled(site) + waiting,
         ..sizes.phase("round")
     });
     *done += stage;
@@ -180,7 +205,6 @@ fn stage_phases(sizes: &Sizes<'_>, site: Site, done: &mut u64, phases: &mut Vec<
 /// What the phases are made of, in bytes; linears and blocks in weights.
 struct Sizes<'a> {
     plan: &'a Plan,
-    par: Par,
     /// Weights of a block, and of its largest linear.
     block: u64,
     largest: u64,
@@ -196,6 +220,10 @@ struct Sizes<'a> {
     chunk: u64,
     /// Temporaries of a chunk.
     step: u64,
+    /// What a thread holds of attention.
+    attention: u64,
+    /// Rotary tables and token ids.
+    tables: u64,
     /// One stream of all tokens between blocks.
     residual: u64,
     /// All activations of all tokens.
@@ -205,7 +233,7 @@ struct Sizes<'a> {
 }
 
 impl<'a> Sizes<'a> {
-    fn new(plan: &'a Plan, layout: &Layout, threads: usize) -> Self {
+    fn new(plan: &'a Plan, layout: &Layout) -> Self {
         let spec = &plan.spec;
         let (tokens, chunk) = (layout.rows() as u64, layout.largest_chunk() as u64);
         let width = |site: Site| spec.site_width(site) as u64;
@@ -227,6 +255,7 @@ impl<'a> Sizes<'a> {
             .map(|t| (t.shape.iter().product::<usize>() * t.dtype.bitsize()).div_ceil(8) as u64)
             .sum();
         let needs = plan.needs;
+        let longest = layout.longest();
         let streams = u64::from(needs.channel_max) + u64::from(needs.quantized_stream());
         let residual = F32 * tokens * hidden;
         // The inputs of o and down keep their memory from block to block.
@@ -239,7 +268,6 @@ impl<'a> Sizes<'a> {
         let transformed = !plan.recipe.transforms().is_empty();
         Self {
             plan,
-            par: Par::new(threads),
             block,
             largest: Role::ALL
                 .into_iter()
@@ -253,6 +281,8 @@ impl<'a> Sizes<'a> {
             prepared: PreparedWeight::<f32>::element_bytes(plan.recipe.compute()) as u64,
             chunk,
             step: kept + passing + (F32 * chunk * wide).min(PACKED),
+            attention: attention_workspace_bytes(spec.head_dim, longest) as u64,
+            tables: F32 * (longest * spec.head_dim) as u64 + F32 * tokens,
             residual,
             activations: residual * streams + inside,
             spilled: F32 * chunk * (wide + 2 * hidden),
@@ -279,6 +309,24 @@ impl<'a> Sizes<'a> {
         let squares: u64 =
             Site::ALL.into_iter().filter(|s| self.uses_hessian(*s)).map(|s| 2 * small(square(s))).sum();
         linears + small(self.encoded) + squares
+    }
+    /// What one thread has held at some time in a block and its part of the heap keeps: tiles of the column loops, of the
+    /// measured change and its packed form, of attention.
+    fn per_thread(&self) -> u64 {
+        let of = |site: &Site| {
+            let width = self.plan.spec.site_width(*site);
+            let tiles = if self.uses_hessian(*site) {
+                quant_hessian::workspace_bytes(width, Par::Seq) as u64
+            } else {
+                0
+            };
+            tiles + 2 * F32 * MEASURED * width as u64
+        };
+        Site::ALL.iter().map(of).max().unwrap_or(0) + self.attention
+    }
+    /// The sampled tokens on which a linear is measured: as they came, in float and quantised.
+    fn sampled(&self, site: Site) -> u64 {
+        4 * F32 * (crate::run::SAMPLED_TOKENS * self.plan.spec.site_width(site)) as u64
     }
     fn uses_hessian(&self, site: Site) -> bool {
         (0..self.plan.spec.layers).any(|i| self.plan.hessian_at(i, site))

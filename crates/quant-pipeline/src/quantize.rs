@@ -12,11 +12,12 @@ use crate::run::{BlockSink, RunOptions, check_calibration, run};
 use quant_checkpoint::formats::{BlockSideData, ConfigNotes, Unsupported};
 use quant_checkpoint::{
     Checkpoint, DEFAULT_SHARD_BYTES, FolderSource, OutputFolder, OutputOptions, ShardPlan, TargetVerdict,
-    WriteStats, judge_plan, side_files,
+    TensorSpec, WriteStats, judge_plan, side_files,
 };
-use quant_core::ObserverKind;
+use quant_core::{Bytes, ObserverKind};
 use quant_data::{CalibrationSpec, LoadOptions, TokenSet};
-use quant_graph::{BlockParams, ModelSpec};
+use quant_graph::{BlockParams, ModelSpec, Role};
+use quant_kernels::return_freed_memory;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -159,10 +160,40 @@ pub struct Prepared {
     pub tokens: Option<TokenSet>,
     /// Predicted memory.
     pub memory: MemoryPlan,
+    /// Disk the job needs.
+    pub disk: DiskPlan,
     /// Whether activations go to disk.
     pub spill: bool,
     /// What the person should know.
     pub warnings: Vec<String>,
+}
+
+/// Disk a job needs, in bytes, all of it on the file system of the output.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct DiskPlan {
+    /// The finished folder.
+    pub output: u64,
+    /// Activations, while the job runs.
+    pub spilled: u64,
+}
+
+impl DiskPlan {
+    /// The most that is needed at once.
+    #[must_use]
+    pub fn peak(&self) -> u64 {
+        self.output.saturating_add(self.spilled)
+    }
+}
+
+impl Prepared {
+    /// Checks whether the output of `job`, from which this was prepared, can be written to its place, without creating
+    /// anything.
+    ///
+    /// # Errors
+    /// Everything that [`OutputFolder::check`] refuses.
+    pub fn check_output(&self, job: &QuantizeJob) -> Result<(), PipelineError> {
+        Ok(OutputFolder::check(&job.output, &output_options(job, &self.disk))?)
+    }
 }
 
 /// Checks everything about a job that can be checked without reading weights.
@@ -200,11 +231,11 @@ pub fn prepare(job: &QuantizeJob) -> Result<Prepared, PipelineError> {
     let text_bytes = tokens.as_ref().map_or(0, |t| t.longest_text as u64);
     let memory = memory::predict(&plan, &lengths, text_bytes, job.threads);
     let spill = match job.memory {
-        Some(allowed) if memory.peak(false) > allowed => {
-            if memory.peak(true) > allowed {
+        Some(allowed) if memory.bound(false) > allowed => {
+            if memory.bound(true) > allowed {
                 return Err(PipelineError::Memory {
-                    needed: memory.peak(true).div_ceil(1 << 20),
-                    allowed: allowed >> 20,
+                    needed: Bytes(memory.bound(true)),
+                    allowed: Bytes(allowed),
                     advice: memory.advice(),
                 });
             }
@@ -212,7 +243,45 @@ pub fn prepare(job: &QuantizeJob) -> Result<Prepared, PipelineError> {
         }
         _ => false,
     };
-    Ok(Prepared { folder, plan, verdicts, tokens, memory, spill, warnings })
+    let disk = DiskPlan {
+        output: output_bytes(&folder, &plan)?,
+        spilled: if spill { memory.spilled_to_disk() } else { 0 },
+    };
+    Ok(Prepared { folder, plan, verdicts, tokens, memory, disk, spill, warnings })
+}
+
+/// Bytes of the finished folder: weights and copied files as they will be, reports and descriptions generously.
+fn output_bytes(folder: &OpenFolder, plan: &Plan) -> Result<u64, PipelineError> {
+    /// One linear in report, manifest and description together.
+    const WORDS: u64 = 8 << 10;
+    let weights = shard_plan(folder, plan)?.shards().iter().map(|s| s.bytes).sum::<u64>();
+    let dir = folder.checkpoint.path();
+    let copied = side_files(dir)?
+        .copied
+        .into_iter()
+        .filter_map(|name| dir.join(name).metadata().ok())
+        .map(|m| m.len());
+    let linears = (plan.spec.layers * Role::ALL.len()) as u64;
+    Ok(weights + copied.sum::<u64>() + WORDS * (linears + 16))
+}
+
+fn shard_plan(folder: &OpenFolder, plan: &Plan) -> Result<ShardPlan, PipelineError> {
+    let format = plan.recipe.format();
+    Ok(ShardPlan::new(declared(folder, plan), &format.naming(), DEFAULT_SHARD_BYTES)?)
+}
+
+/// The tensors that will be written.
+fn declared(folder: &OpenFolder, plan: &Plan) -> Vec<TensorSpec> {
+    let dtype = |name: &str| folder.checkpoint.get(name).map(|t| t.dtype);
+    plan.recipe.format().declare(&plan.spec, &plan.scheme, &dtype)
+}
+
+/// How the output of a job is made.
+fn output_options(job: &QuantizeJob, disk: &DiskPlan) -> OutputOptions {
+    // The recipe's text goes into the output; its file is not needed again.
+    let calibration = job.calibration.iter().map(|c| c.path().to_owned()).filter(|path| path.exists());
+    let inputs = calibration.chain([job.model.clone()]).collect();
+    OutputOptions { force: job.force, inputs, space: disk.peak(), ..OutputOptions::default() }
 }
 
 /// Refuses what no target loads; what some do not load is a warning, as is what they load and should not be given.
@@ -269,7 +338,10 @@ fn load_tokens(
         vocab_size: model.vocab,
         max_position_embeddings: model.max_position_embeddings,
     };
-    Ok(quant_data::load(spec, &options, &job.model)?)
+    let tokens = quant_data::load(spec, &options, &job.model)?;
+    // A tokenised text leaves its small pieces behind, which nothing later has a use for.
+    return_freed_memory();
+    Ok(tokens)
 }
 
 /// Quantises a checkpoint into a folder.
@@ -288,18 +360,13 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
     if prepared.spill {
         events.event(Event::Note("activations are kept on disk, to stay within the memory budget"));
     }
-    let Prepared { folder, plan, verdicts: _, tokens, memory, spill, warnings } = prepared;
+    let Prepared { folder, plan, verdicts: _, tokens, memory, disk, spill, warnings } = prepared;
     check_calibration(&plan, tokens.as_ref())?;
-    // The recipe's text goes into the output; its file is not needed again.
-    let calibration = job.calibration.iter().map(|c| c.path().to_owned()).filter(|path| path.exists());
-    let inputs = calibration.chain([job.model.clone()]).collect();
-    let options = OutputOptions { force: job.force, inputs, ..OutputOptions::default() };
-    let mut output = OutputFolder::create(&job.output, &options)?;
+    let mut output = OutputFolder::create(&job.output, &output_options(job, &disk))?;
     let format = job.recipe.format();
     let checkpoint = &folder.checkpoint;
-    let dtype = |name: &str| checkpoint.get(name).map(|t| t.dtype);
-    let declared = format.declare(&plan.spec, &plan.scheme, &dtype);
-    let shards = ShardPlan::new(declared.clone(), &format.naming(), DEFAULT_SHARD_BYTES)?;
+    let declared = declared(&folder, &plan);
+    let shards = shard_plan(&folder, &plan)?;
     let output_bytes = shards.total_bytes();
     output.begin_weights(shards)?;
     let input_bytes = checkpoint.total_bytes();

@@ -157,6 +157,10 @@ impl Layout {
     pub(crate) fn rows_of(&self, chunk: &Range<usize>) -> Range<usize> {
         self.starts[chunk.start]..self.starts[chunk.end]
     }
+    /// Rows of the longest sequence.
+    pub(crate) fn longest(&self) -> usize {
+        self.starts.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0)
+    }
     /// Rows of the largest chunk.
     pub(crate) fn largest_chunk(&self) -> usize {
         self.chunks.iter().map(|c| self.rows_of(c).len()).max().unwrap_or(0)

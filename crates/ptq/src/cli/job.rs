@@ -30,7 +30,8 @@ pub(super) struct JobArgs {
     /// Threads (default: all processors); the output does not depend on it
     #[arg(long, value_name = "T", value_parser = threads)]
     threads: Option<usize>,
-    /// Memory budget, such as 8GB (default: none); activations are spilled to disk to keep it
+    /// Memory budget, such as 8GB (default: none), kept by spilling activations to disk; a job that may exceed it is
+    /// refused
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     memory: Option<u64>,
     /// Allow an existing output folder to be replaced

@@ -140,11 +140,7 @@ fn bytes(text: &str) -> Result<u64, String> {
 
 /// Bytes for people.
 fn human(bytes: u64) -> String {
-    match bytes {
-        0..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
-        _ => format!("{:.2} GB", bytes as f64 / 1e9),
-    }
+    quant_core::Bytes(bytes).to_string()
 }
 
 #[cfg(test)]

@@ -3,12 +3,11 @@
 use super::job::{JobArgs, arithmetic, factor};
 use super::progress::seconds;
 use super::{Failure, Table, human, print_json, print_line, say};
-use quant_checkpoint::CheckpointError;
 use quant_core::{ActRule, KvGranularity};
 use quant_graph::{LinearScheme, Role, WeightScheme};
 use quant_pipeline::{Forecast, Plan, prepare, with_threads};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -25,8 +24,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     }
     let job = args.job.job(args.output.clone().unwrap_or_default())?;
     let prepared = prepare(&job)?;
-    if let Some(output) = &args.output {
-        check_output(output, &job.model, job.force)?;
+    if args.output.is_some() {
+        prepared.check_output(&job)?;
     }
     for warning in &prepared.warnings {
         say(format_args!("warning: {warning}"));
@@ -47,7 +46,9 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             "calibration_tokens": tokens.map(quant_data::TokenSet::tokens),
             "forecast": forecast,
             "memory": {"peak": prepared.memory.peak(prepared.spill), "peak_spilled": prepared.memory.peak(true),
-                "phases": prepared.memory.phases, "base": prepared.memory.base, "spill": prepared.spill},
+                "phases": prepared.memory.phases, "base": prepared.memory.base, "spill": prepared.spill,
+                "retry": prepared.memory.retry, "bound": prepared.memory.bound(prepared.spill)},
+            "disk": prepared.disk,
             "targets": prepared.verdicts,
             "warnings": prepared.warnings,
         });
@@ -102,6 +103,14 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         "predicted peak memory: {} with activations in memory, {} with activations on disk",
         human(prepared.memory.peak(false)),
         human(prepared.memory.peak(true))
+    ))?;
+    print_line(format_args!(
+        "disk: {} of output{}",
+        human(prepared.disk.output),
+        match prepared.disk.spilled {
+            0 => String::new(),
+            spilled => format!(", {} of activations during the run", human(spilled)),
+        }
     ))?;
     print_line(format_args!("estimated time: {} on {} threads", seconds(forecast.seconds), job.threads))?;
     Ok(())
@@ -174,33 +183,4 @@ fn describe(scheme: &LinearScheme) -> String {
         format!("; {}-bit activations, {when}", i.bits.get())
     });
     format!("{}{inputs}", scheme.weight.map_or_else(|| "float weights".to_owned(), weights))
-}
-
-/// What `ptq quantize` would say about the output folder before it creates anything.
-fn check_output(output: &Path, model: &Path, force: bool) -> Result<(), CheckpointError> {
-    // Links are resolved in the part of the path that exists.
-    let existing = output.ancestors().find_map(|a| Some((a, resolved(a)?)));
-    let target = match existing.map(|(ancestor, real)| (output.strip_prefix(ancestor), real)) {
-        Some((Ok(rest), real)) if !rest.as_os_str().is_empty() => real.join(rest),
-        Some((_, real)) => real,
-        None => output.to_owned(),
-    };
-    let input = resolved(model).unwrap_or_else(|| model.to_owned());
-    if input.starts_with(&target) || target.starts_with(&input) {
-        return Err(CheckpointError::OutputTouchesInput { output: target, input });
-    }
-    if target.exists() && !target.is_dir() {
-        return Err(CheckpointError::BadOutput { path: target, reason: "it exists and is not a folder" });
-    }
-    let empty = std::fs::read_dir(&target).is_ok_and(|mut entries| entries.next().is_none());
-    if target.exists() && !empty && !force {
-        return Err(CheckpointError::OutputExists { path: target });
-    }
-    Ok(())
-}
-
-/// The path with links resolved, if it exists; an empty path is the current folder.
-fn resolved(path: &Path) -> Option<PathBuf> {
-    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-    path.canonicalize().ok()
 }

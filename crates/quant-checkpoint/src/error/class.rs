@@ -31,7 +31,9 @@ impl CheckpointError {
             | Self::Unsupported(_)
             | Self::ForeignQuantization { .. } => ErrorClass::Unsupported,
             Self::Tensors { faults, .. } => faults.first().map_or(ErrorClass::BadCheckpoint, Self::class),
-            Self::OutOfMemory { .. } | Self::DiskFull { .. } | Self::Write { .. } => ErrorClass::Resources,
+            Self::OutOfMemory { .. } | Self::DiskFull { .. } | Self::NoSpace { .. } | Self::Write { .. } => {
+                ErrorClass::Resources
+            }
             Self::OutputExists { .. }
             | Self::BadOutput { .. }
             | Self::OutputTouchesInput { .. }

@@ -43,14 +43,16 @@ pub struct OutputOptions {
     pub force: bool,
     /// Folders and files that are read; the output may not be one of them, nor lie inside or around one.
     pub inputs: Vec<PathBuf>,
+    /// Bytes that will be written in all, compared with what the file system has free before anything is created.
+    pub space: u64,
     /// Where files are created.
     pub storage: Arc<dyn Storage>,
 }
 
 impl Default for OutputOptions {
-    /// No replacing, no inputs, the real disk.
+    /// No replacing, no inputs, any space, the real disk.
     fn default() -> Self {
-        Self { force: false, inputs: Vec::new(), storage: Arc::new(Disk) }
+        Self { force: false, inputs: Vec::new(), space: 0, storage: Arc::new(Disk) }
     }
 }
 
@@ -119,9 +121,10 @@ impl OutputFolder {
     /// # Errors
     /// [`CheckpointError::OutputExists`] when `dir` holds something and `force` is off; [`CheckpointError::BadOutput`]
     /// for a file, a mount point, a git repository or the current folder; [`CheckpointError::OutputTouchesInput`];
-    /// [`CheckpointError::OutputBusy`] when another process is writing the same output; [`CheckpointError::Write`].
+    /// [`CheckpointError::OutputBusy`] when another process is writing the same output; [`CheckpointError::NoSpace`];
+    /// [`CheckpointError::Write`].
     pub fn create(dir: impl AsRef<Path>, options: &OutputOptions) -> Result<Self> {
-        let place = Workplace::prepare(dir.as_ref(), options.force, &options.inputs)?;
+        let place = Workplace::prepare(dir.as_ref(), options)?;
         Ok(Self {
             place,
             storage: Arc::clone(&options.storage),
@@ -133,6 +136,14 @@ impl OutputFolder {
             stats: WriteStats::default(),
             committed: false,
         })
+    }
+
+    /// What [`OutputFolder::create`] would say about `dir`, as far as that can be told without creating anything.
+    ///
+    /// # Errors
+    /// As [`OutputFolder::create`].
+    pub fn check(dir: impl AsRef<Path>, options: &OutputOptions) -> Result<()> {
+        place::check(dir.as_ref(), options)
     }
 
     /// Where the finished folder will be.

@@ -5,6 +5,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 
+use super::OutputOptions;
 use super::swap::{self, Fate, Leftover};
 use crate::error::{CheckpointError, Result};
 use crate::manifest::Manifest;
@@ -32,18 +33,11 @@ pub(super) struct Workplace {
 impl Workplace {
     /// Checks `dir` and creates its unfinished sibling with the marker in it. What an earlier run left when it was
     /// killed is put in order first.
-    pub(super) fn prepare(dir: &Path, force: bool, inputs: &[PathBuf]) -> Result<Self> {
-        let target = resolve(dir)?;
-        let partial = sibling(&target, ".partial");
-        for input in inputs {
-            let real = fs::canonicalize(input).map_err(|e| CheckpointError::read(input, e))?;
-            let touches = |place: &PathBuf| real.starts_with(place) || place.starts_with(&real);
-            if [&target, &partial].into_iter().any(touches) {
-                return Err(CheckpointError::OutputTouchesInput { output: target, input: real });
-            }
-        }
+    pub(super) fn prepare(dir: &Path, options: &OutputOptions) -> Result<Self> {
+        let (target, partial) = apart(dir, &options.inputs)?;
         swap::recover(&target, &partial)?;
-        let fate = check_target(&target, force)?;
+        let fate = check_target(&target, options.force)?;
+        check_room(&target, options)?;
         let mut created = Created::default();
         if let Some(parent) = target.parent() {
             created.create_all(parent)?;
@@ -64,6 +58,41 @@ impl Workplace {
         let leftover = swap::commit(&self.target, &self.partial, self.fate, &mut self.marker)?;
         self.created.keep();
         Ok(leftover)
+    }
+}
+
+/// Checks `dir` without creating anything.
+pub(super) fn check(dir: &Path, options: &OutputOptions) -> Result<()> {
+    let (target, _) = apart(dir, &options.inputs)?;
+    check_target(&target, options.force)?;
+    check_room(&target, options)
+}
+
+/// Output and unfinished folder, which have nothing to do with any input.
+fn apart(dir: &Path, inputs: &[PathBuf]) -> Result<(PathBuf, PathBuf)> {
+    let target = resolve(dir)?;
+    let partial = sibling(&target, ".partial");
+    for input in inputs {
+        let real = fs::canonicalize(input).map_err(|e| CheckpointError::read(input, e))?;
+        let touches = |place: &PathBuf| real.starts_with(place) || place.starts_with(&real);
+        if [&target, &partial].into_iter().any(touches) {
+            return Err(CheckpointError::OutputTouchesInput { output: target, input: real });
+        }
+    }
+    Ok((target, partial))
+}
+
+/// Refuses a place where nothing may be created, or not enough. The folder that is replaced stays until the new one is
+/// complete, so its space does not count.
+fn check_room(target: &Path, options: &OutputOptions) -> Result<()> {
+    let Some(folder) = target.ancestors().skip(1).find(|a| a.is_dir()) else { return Ok(()) };
+    let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
+    rustix::fs::access(folder, access).map_err(|e| CheckpointError::write(folder, e.into()))?;
+    match options.storage.free_bytes(folder) {
+        Some(free) if free < options.space => {
+            Err(CheckpointError::NoSpace { path: folder.to_path_buf(), needed: options.space, free })
+        }
+        _ => Ok(()),
     }
 }
 

@@ -12,6 +12,12 @@ pub trait Storage: Debug + Send + Sync {
     /// # Errors
     /// The reason given by the operating system; `StorageFull` and `QuotaExceeded` are reported as a full disk.
     fn create(&self, path: &Path) -> io::Result<Box<dyn StorageFile>>;
+
+    /// Bytes that may still be written to the file system of the existing folder `dir`; none where nobody knows.
+    fn free_bytes(&self, dir: &Path) -> Option<u64> {
+        let _ = dir;
+        None
+    }
 }
 
 /// A file being written.
@@ -36,6 +42,13 @@ pub struct Disk;
 impl Storage for Disk {
     fn create(&self, path: &Path) -> io::Result<Box<dyn StorageFile>> {
         Ok(Box::new(OpenOptions::new().write(true).create_new(true).open(path)?))
+    }
+
+    fn free_bytes(&self, dir: &Path) -> Option<u64> {
+        let system = rustix::fs::statvfs(dir).ok()?;
+        // What is free for this user: a part of the blocks may be kept for the administrator. Some network file systems
+        // count nothing and say so with a size of zero.
+        (system.f_blocks > 0).then(|| system.f_bavail.saturating_mul(system.f_frsize))
     }
 }
 

@@ -8,12 +8,14 @@
 //! | `pack`, `buffer` | operands copied into panels the tiles read linearly |
 //! | `driver` | cache blocking, regions, threads: written once over the contract |
 //! | `dispatch` | from a [`Level`](crate::Level) and a [`Compute`](crate::Compute) to a tile |
+//! | `heap` | giving freed memory back |
 //!
 //! A new instruction set is a new file with a `Kernel` implementation and one line in `dispatch`.
 
 mod buffer;
 mod dispatch;
 mod driver;
+mod heap;
 mod kernel;
 mod level;
 mod pack;
@@ -26,4 +28,5 @@ mod x86;
 pub(crate) use dispatch::{
     Dispatch, PackedOperand, pack_columns, pack_operand, packed_element_bytes, product, product_packed,
 };
+pub use heap::return_freed_memory;
 pub use level::Level;

@@ -6,7 +6,7 @@ use quant_kernels::{Compute, Par, PreparedWeight, vectorized};
 use rayon::prelude::*;
 
 /// Rows of a weight measured by one task; a fixed number, so that sums do not depend on the threads.
-const TILE: usize = 64;
+pub(crate) const TILE: usize = 64;
 
 /// Relative errors of one linear.
 #[derive(Clone, Copy, Debug, Default)]

@@ -11,6 +11,9 @@ mod measure;
 mod stages;
 mod stats;
 
+pub(crate) use measure::TILE as MEASURED_ROWS;
+pub(crate) use stats::SAMPLE as SAMPLED_TOKENS;
+
 use crate::PipelineError;
 use crate::events::{Event, Events};
 use crate::plan::Plan;
@@ -19,7 +22,7 @@ use crate::store::{Layout, Store};
 use ndarray::{ArrayView2, Axis};
 use quant_data::TokenSet;
 use quant_graph::{BlockParams, BlockSource};
-use quant_kernels::Par;
+use quant_kernels::{Par, return_freed_memory};
 use quant_methods::Statistics;
 use quant_model::RopeTable;
 use rayon::prelude::*;
@@ -100,6 +103,10 @@ pub fn run(
     }
     for index in 0..spec.layers {
         let began = Instant::now();
+        if plan.needs.calibration() {
+            // What the block before left: its arrays came and went in many orders.
+            return_freed_memory();
+        }
         run.events.event(Event::Block { index, of: spec.layers });
         let finished = if let Some(pending) = linears::row_by_row(plan, index) {
             run.quantize_by_rows(index, source, pending)?

@@ -9,7 +9,7 @@ use quant_hessian::Hessian;
 use quant_model::KvObserver;
 
 /// Tokens on which output errors are measured.
-const SAMPLE: usize = 128;
+pub(crate) const SAMPLE: usize = 128;
 
 /// What is gathered of a stage's input over all calibration tokens.
 pub(super) struct InputStats {
