@@ -1,9 +1,8 @@
 //! What a plan will give and take, from shapes alone: bits, bytes, time.
 
-use crate::PipelineError;
 use crate::plan::Plan;
+use crate::quantize::Prepared;
 use ndarray::Array2;
-use quant_checkpoint::{Checkpoint, DEFAULT_SHARD_BYTES, ShardPlan};
 use quant_graph::{ModelSpec, STAGES};
 use quant_kernels::{Compute, Par, PreparedWeight};
 use serde::Serialize;
@@ -30,31 +29,23 @@ pub struct Forecast {
 }
 
 impl Forecast {
-    /// Of a plan for a checkpoint, calibrated on sequences of these lengths.
-    ///
-    /// # Errors
-    /// An output whose header no safetensors file can hold.
-    pub fn new(
-        plan: &Plan,
-        checkpoint: &Checkpoint,
-        lengths: &[usize],
-        threads: usize,
-    ) -> Result<Self, PipelineError> {
-        let dtype = |name: &str| checkpoint.get(name).map(|t| t.dtype);
-        let declared = plan.recipe.format().declare(&plan.spec, &plan.scheme, &dtype);
-        let files = ShardPlan::new(declared, &plan.recipe.format().naming(), DEFAULT_SHARD_BYTES)?;
-        let moved = (checkpoint.total_bytes() + files.total_bytes()) as f64;
-        let operations = operations(plan, lengths);
+    /// Of a job that was prepared, on this many threads.
+    #[must_use]
+    pub fn new(prepared: &Prepared, threads: usize) -> Self {
+        let Prepared { folder, plan, tokens, disk, .. } = prepared;
+        let lengths: Vec<usize> = tokens.iter().flat_map(|t| t.sequences.iter().map(Vec::len)).collect();
+        let moved = (folder.checkpoint.total_bytes() + disk.weights) as f64;
+        let operations = operations(plan, &lengths);
         let computing = if operations > 0.0 {
             operations / product_rate(plan.recipe.compute(), Par::new(threads))
         } else {
             0.0
         };
-        Ok(Self {
+        Self {
             bits_per_weight: plan.bits_per_weight(),
-            output_bytes: files.total_bytes(),
+            output_bytes: disk.weights,
             seconds: computing + moved / (2.0 * BYTES_PER_SECOND * threads.min(4) as f64),
-        })
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 //! 4. [`quantize`] does all of it from folder to folder; [`evaluate`] measures any folder.
 #![forbid(unsafe_code)]
 
+mod disk;
 mod error;
 mod evaluate;
 mod events;
@@ -23,6 +24,7 @@ pub mod run;
 mod store;
 mod views;
 
+pub use disk::DiskPlan;
 pub use error::PipelineError;
 pub use evaluate::{EvalData, EvalJob, EvalOutcome, eval_sequences, evaluate};
 pub use events::{Event, Events, Silent};
@@ -31,8 +33,7 @@ pub use manifest::{Card, ServeCommand};
 pub use open::{OpenFolder, Scored, folder_spec, open_folder, with_threads};
 pub use plan::{LinearPlan, Plan, StreamNeeds};
 pub use quantize::{
-    DiskPlan, Prepared, QuantizeJob, QuantizeOutcome, ReadSeconds, WriteSeconds, prepare, quantize,
-    read_recipe,
+    Prepared, QuantizeJob, QuantizeOutcome, ReadSeconds, WriteSeconds, prepare, quantize, read_recipe,
 };
 pub use recipe::{ActivationSpec, Glob, KvSpec, PRESETS, Preset, Recipe, RecipeError, preset, schema};
 pub use report::{LinearReport, RunReport, Seconds, StageFactor, peak_memory, reset_peak_memory};

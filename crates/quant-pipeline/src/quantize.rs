@@ -1,6 +1,7 @@
 //! From folder to folder: plan, run, write, describe.
 
 use crate::PipelineError;
+use crate::disk::{DiskPlan, declared, shard_plan};
 use crate::events::{Event, Events};
 use crate::manifest::{self, CalibrationFacts, Origin, Provenance, ServeCommand};
 use crate::memory::{self, MemoryPlan};
@@ -11,12 +12,11 @@ use crate::report::{RunReport, peak_memory};
 use crate::run::{BlockSink, RunOptions, check_calibration, run};
 use quant_checkpoint::formats::{BlockSideData, ConfigNotes, Unsupported};
 use quant_checkpoint::{
-    Checkpoint, DEFAULT_SHARD_BYTES, FolderSource, OutputFolder, OutputOptions, ShardPlan, TargetVerdict,
-    TensorSpec, WriteStats, judge_plan, side_files,
+    Checkpoint, FolderSource, OutputFolder, OutputOptions, TargetVerdict, WriteStats, judge_plan, side_files,
 };
 use quant_core::{Bytes, ObserverKind};
 use quant_data::{CalibrationSpec, LoadOptions, TokenSet};
-use quant_graph::{BlockParams, ModelSpec, Role};
+use quant_graph::{BlockParams, ModelSpec};
 use quant_kernels::return_freed_memory;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -168,23 +168,6 @@ pub struct Prepared {
     pub warnings: Vec<String>,
 }
 
-/// Disk a job needs, in bytes, all of it on the file system of the output.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct DiskPlan {
-    /// The finished folder.
-    pub output: u64,
-    /// Activations, while the job runs.
-    pub spilled: u64,
-}
-
-impl DiskPlan {
-    /// The most that is needed at once.
-    #[must_use]
-    pub fn peak(&self) -> u64 {
-        self.output.saturating_add(self.spilled)
-    }
-}
-
 impl Prepared {
     /// Checks whether the output of `job`, from which this was prepared, can be written to its place, without creating
     /// anything.
@@ -243,37 +226,8 @@ pub fn prepare(job: &QuantizeJob) -> Result<Prepared, PipelineError> {
         }
         _ => false,
     };
-    let disk = DiskPlan {
-        output: output_bytes(&folder, &plan)?,
-        spilled: if spill { memory.spilled_to_disk() } else { 0 },
-    };
+    let disk = DiskPlan::new(&folder, &plan, if spill { memory.spilled_to_disk() } else { 0 })?;
     Ok(Prepared { folder, plan, verdicts, tokens, memory, disk, spill, warnings })
-}
-
-/// Bytes of the finished folder: weights and copied files as they will be, reports and descriptions generously.
-fn output_bytes(folder: &OpenFolder, plan: &Plan) -> Result<u64, PipelineError> {
-    /// One linear in report, manifest and description together.
-    const WORDS: u64 = 8 << 10;
-    let weights = shard_plan(folder, plan)?.shards().iter().map(|s| s.bytes).sum::<u64>();
-    let dir = folder.checkpoint.path();
-    let copied = side_files(dir)?
-        .copied
-        .into_iter()
-        .filter_map(|name| dir.join(name).metadata().ok())
-        .map(|m| m.len());
-    let linears = (plan.spec.layers * Role::ALL.len()) as u64;
-    Ok(weights + copied.sum::<u64>() + WORDS * (linears + 16))
-}
-
-fn shard_plan(folder: &OpenFolder, plan: &Plan) -> Result<ShardPlan, PipelineError> {
-    let format = plan.recipe.format();
-    Ok(ShardPlan::new(declared(folder, plan), &format.naming(), DEFAULT_SHARD_BYTES)?)
-}
-
-/// The tensors that will be written.
-fn declared(folder: &OpenFolder, plan: &Plan) -> Vec<TensorSpec> {
-    let dtype = |name: &str| folder.checkpoint.get(name).map(|t| t.dtype);
-    plan.recipe.format().declare(&plan.spec, &plan.scheme, &dtype)
 }
 
 /// How the output of a job is made.

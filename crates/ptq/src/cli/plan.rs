@@ -32,10 +32,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     }
     let plan = &prepared.plan;
     let tokens = prepared.tokens.as_ref();
-    let lengths: Vec<usize> = tokens.iter().flat_map(|t| t.sequences.iter().map(Vec::len)).collect();
-    let forecast = with_threads(job.threads, |_| {
-        Forecast::new(plan, &prepared.folder.checkpoint, &lengths, job.threads)
-    })??;
+    let forecast = with_threads(job.threads, |_| Forecast::new(&prepared, job.threads))?;
     let groups = equal_blocks(plan);
     if args.job.json {
         let json = serde_json::json!({
@@ -106,7 +103,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     ))?;
     print_line(format_args!(
         "disk: {} of output{}",
-        human(prepared.disk.output),
+        human(prepared.disk.weights + prepared.disk.files),
         match prepared.disk.spilled {
             0 => String::new(),
             spilled => format!(", {} of activations during the run", human(spilled)),

@@ -1,0 +1,55 @@
+//! What a job needs of the disk.
+
+use crate::PipelineError;
+use crate::open::OpenFolder;
+use crate::plan::Plan;
+use quant_checkpoint::{DEFAULT_SHARD_BYTES, ShardPlan, TensorSpec, side_files};
+use quant_graph::Role;
+use serde::Serialize;
+
+/// Disk a job needs, in bytes, all of it on the file system of the output.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct DiskPlan {
+    /// The files of weights, to the byte.
+    pub weights: u64,
+    /// Everything else in the finished folder: copied files as they are, reports and descriptions generously.
+    pub files: u64,
+    /// Activations, while the job runs.
+    pub spilled: u64,
+}
+
+impl DiskPlan {
+    /// Of the output of a plan for a folder.
+    ///
+    /// # Errors
+    /// An output whose header no safetensors file can hold; a folder that cannot be listed.
+    pub(crate) fn new(folder: &OpenFolder, plan: &Plan, spilled: u64) -> Result<Self, PipelineError> {
+        /// One linear in report, manifest and description together.
+        const WORDS: u64 = 8 << 10;
+        let dir = folder.checkpoint.path();
+        let copied = side_files(dir)?.copied;
+        let copied = copied.into_iter().filter_map(|name| dir.join(name).metadata().ok()).map(|m| m.len());
+        let linears = (plan.spec.layers * Role::ALL.len()) as u64;
+        Ok(Self {
+            weights: shard_plan(folder, plan)?.shards().iter().map(|s| s.bytes).sum(),
+            files: copied.sum::<u64>() + WORDS * (linears + 16),
+            spilled,
+        })
+    }
+    /// The most that is needed at once.
+    #[must_use]
+    pub fn peak(&self) -> u64 {
+        self.weights.saturating_add(self.files).saturating_add(self.spilled)
+    }
+}
+
+/// The files of weights that a plan writes.
+pub(crate) fn shard_plan(folder: &OpenFolder, plan: &Plan) -> Result<ShardPlan, PipelineError> {
+    Ok(ShardPlan::new(declared(folder, plan), &plan.recipe.format().naming(), DEFAULT_SHARD_BYTES)?)
+}
+
+/// The tensors that a plan writes.
+pub(crate) fn declared(folder: &OpenFolder, plan: &Plan) -> Vec<TensorSpec> {
+    let dtype = |name: &str| folder.checkpoint.get(name).map(|t| t.dtype);
+    plan.recipe.format().declare(&plan.spec, &plan.scheme, &dtype)
+}
