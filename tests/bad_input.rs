@@ -405,7 +405,7 @@ fn full_disk() {
 #[test]
 fn memory_that_does_not_suffice() {
     let more = [SMALL, &["--memory", "1MB"]].concat();
-    refused(&tiny_reasoner(), "w4a16g32", &more, 5, &["--memory", "at least"]);
+    refused(&tiny_reasoner(), "w4a16g32", &more, 5, &["--memory", "needs up to"]);
 }
 
 #[test]

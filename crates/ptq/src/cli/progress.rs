@@ -69,17 +69,17 @@ impl Progress {
         }
     }
 
-    /// Remaining time from what is done so far, and memory.
+    /// Time so far, remaining time from what is done so far, and memory. A bar has no room for the first beside the second.
     fn status(&self) -> String {
         let elapsed = self.started.elapsed().as_secs_f64();
-        let eta = match self.done {
-            0 => String::new(),
-            done => {
-                format!(", {} left", seconds(elapsed / done as f64 * self.of.saturating_sub(done) as f64))
-            }
+        let left = |done: usize| elapsed / done as f64 * self.of.saturating_sub(done) as f64;
+        let time = match self.done {
+            0 => seconds(elapsed),
+            done if self.bar.is_some() => format!("{} left", seconds(left(done))),
+            done => format!("{}, {} left", seconds(elapsed), seconds(left(done))),
         };
-        let memory = peak_memory().map_or_else(String::new, |m| format!(", {}", super::human(m)));
-        format!("{}{eta}{memory}", seconds(elapsed))
+        let memory = peak_memory().map_or_else(String::new, |m| format!(", peak {}", super::human(m)));
+        format!("{time}{memory}")
     }
 
     pub(super) fn finish(&self) {
