@@ -64,7 +64,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     print_line(format_args!("method: {}", methods(plan).join(", then ")))?;
     let mut table = Table::new(&["blocks", "linears", "scheme"]);
     for group in &groups {
-        for (scheme, roles) in by_scheme(&group.linears) {
+        for (scheme, roles) in by_scheme(group.linears) {
             table.row(vec![group.range(), roles.join(" "), scheme]);
         }
     }

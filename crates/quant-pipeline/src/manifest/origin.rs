@@ -144,7 +144,7 @@ mod tests {
         let bare = work.path().join(revision);
         assert_eq!(base(&bare, json!({})), None);
         assert_eq!(base(&bare, json!({"_name_or_path": "org/name"})).as_deref(), Some("org/name"));
-        let nested = format!("/root/hub/models--a--b/snapshots/{revision}");
+        let nested = format!("/data/hub/models--a--b/snapshots/{revision}");
         assert_eq!(base(&bare, json!({"_name_or_path": nested})).as_deref(), Some("a/b"));
         let plain = work.path().join("my-model");
         for useless in ["", "./out", "/data/llama", "out/checkpoint-500", "a/b/c", revision, "x y/z"] {
@@ -158,7 +158,7 @@ mod tests {
             ("---\nbase_model: org/from-card\n---\ntext", "org/from-card"),
             ("\u{feff}---\r\nbase_model:\r\n- org/list\r\n---\r\n", "org/list"),
             ("---\nbase_model: [a/b, c/d]\n---\n", "org/name"),
-            ("---\nbase_model: /home/me/model\n---\n", "org/name"),
+            ("---\nbase_model: /data/me/model\n---\n", "org/name"),
             ("---\nbase_model: [\n---\n", "org/name"),
             ("base_model: org/from-card\n", "org/name"),
         ] {
