@@ -185,10 +185,10 @@ fn unread(fields: &Fields<'_>, family: &Family, warnings: &mut Vec<String>) -> R
     for (key, rule) in [("attention_bias", family.qkv_bias), ("mlp_bias", family.mlp_bias)] {
         match rule {
             BiasRule::Always if fields.flag(key)? == Some(false) => {
-                warn(key, "these linears always have biases")
+                warn(key, "these linears always have biases");
             }
             BiasRule::Never if fields.flag(key)? == Some(true) => {
-                warn(key, "these linears never have biases")
+                warn(key, "these linears never have biases");
             }
             _ => {}
         }

@@ -38,7 +38,7 @@ pub enum RecipeError {
         /// The line.
         line: usize,
         /// What is wrong there.
-        problem: Box<RecipeError>,
+        problem: Box<Self>,
     },
     /// An error in a file.
     #[error("{}: {problem}", .file.display())]
@@ -46,7 +46,7 @@ pub enum RecipeError {
         /// The file.
         file: PathBuf,
         /// What is wrong in it, usually [`RecipeError::At`] a line.
-        problem: Box<RecipeError>,
+        problem: Box<Self>,
     },
     /// A name that is neither a file nor a preset.
     #[error("{name:?} is neither a recipe file nor a preset{}; presets: {known}",
