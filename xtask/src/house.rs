@@ -20,6 +20,11 @@ const INHERITED: [&str; 4] = [
     "license.workspace = true",
 ];
 
+/// With it clippy refuses the functions of the C library, whose bits differ between systems (`clippy.toml` lists them).
+const PORTABLE: &str = "#![cfg_attr(not(test), warn(clippy::disallowed_methods))]";
+/// Published crates whose numbers reach reports and screens, never the bytes of an output.
+const REPORTS_ONLY: [&str; 2] = ["quant-eval", "ptq"];
+
 pub(crate) fn check_deps(root: &Path) -> Result<Findings, String> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let text = output_of(root, &cargo, &["metadata", "--format-version", "1", "--no-deps"])?;
@@ -63,7 +68,9 @@ fn check_package(root: &Path, package: &Value) -> Result<Vec<String>, String> {
         let Some(source) = target["src_path"].as_str().map(Path::new) else { continue };
         let shown = source.strip_prefix(root).unwrap_or(source).display().to_string();
         if is_crate_root(target) {
-            faults.extend(check_unsafe(known, &shown, &read(source)?));
+            let text = read(source)?;
+            faults.extend(check_unsafe(known, &shown, &text));
+            faults.extend(check_portable(known, &shown, &text));
         }
     }
     Ok(faults)
@@ -81,6 +88,12 @@ fn check_unsafe(known: &Crate, path: &str, source: &str) -> Option<String> {
         let allowed: Vec<&str> = arrows::CRATES.iter().filter(|c| c.may_be_unsafe).map(|c| c.name).collect();
         format!("{path} lacks #![forbid(unsafe_code)]; only {} may do without", allowed.join(", "))
     })
+}
+
+fn check_portable(known: &Crate, path: &str, source: &str) -> Option<String> {
+    let free = !known.published || REPORTS_ONLY.contains(&known.name);
+    (!free && !source.lines().any(|line| line.trim() == PORTABLE))
+        .then(|| format!("{path} lacks {PORTABLE}; only {} may do without", REPORTS_ONLY.join(", ")))
 }
 
 fn check_manifest(name: &str, manifest: &str) -> Vec<String> {
@@ -147,6 +160,17 @@ mod tests {
                 && is_crate_root(&target("cdylib"))
         );
         assert!(!is_crate_root(&target("test")) && !is_crate_root(&target("example")));
+    }
+
+    #[test]
+    fn functions_of_the_c_library_are_refused_where_bytes_are_made() {
+        let named = |name| arrows::find(name).unwrap();
+        let found = check_portable(named("quant-model"), "lib.rs", "#![forbid(unsafe_code)]\n").unwrap();
+        assert!(found.contains("disallowed_methods") && found.contains("quant-eval"), "{found}");
+        assert_eq!(check_portable(named("quant-model"), "lib.rs", PORTABLE), None);
+        for free in ["quant-eval", "ptq", "quant-testkit", "xtask"] {
+            assert_eq!(check_portable(named(free), "lib.rs", ""), None, "{free}");
+        }
     }
 
     #[test]

@@ -17,11 +17,14 @@
 //! | largest values per channel | [`range`] |
 //! | `W4A16g128` and friends | [`scheme`] |
 //! | bits in words | [`packing`] |
+//! | exponentials, powers, sines that are the same on every system | [`elementary`] |
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 pub mod activation;
 pub mod clip;
 pub mod convention;
+pub mod elementary;
 mod error;
 pub mod matrix;
 pub mod observer;

@@ -27,6 +27,7 @@
 //! vocabulary, chat templates run in a sandbox with limits on steps and text, and a panic of the tokenizer or template
 //! library is an error.
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 mod bounded;
 mod calibration;

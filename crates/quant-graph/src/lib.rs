@@ -5,6 +5,7 @@
 //! builds it from a `config.json`, `quant-checkpoint` checks folders against it.
 //! [`BlockParams`] carries the numbers of one block between reader, model, methods and writer.
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 mod error;
 mod params;

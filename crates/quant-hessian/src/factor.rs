@@ -58,11 +58,13 @@ pub struct FactorSettings {
     pub precision: Precision,
     /// Whether a failed f32 factorisation is repeated in f64 with the same damping before more damping is tried.
     pub f64_retry: bool,
-    /// Largest accepted residual, in units of the mean diagonal.
+    /// Largest residual accepted at any damping, in units of the mean diagonal; a small damping accepts less.
     ///
     /// A factor with residual r is the exact factor of a matrix whose eigenvalues differ from those of `H_d` by r (root
-    /// mean square, same unit as `damping`). The default 1e-3 allows a tenth of the default damping: the codes then answer
-    /// a problem that differs less from the one posed than the choice of the damping does.
+    /// mean square, same unit as `damping`). A tenth of the damping that is tried is accepted: the codes then answer
+    /// a problem that differs less from the one posed than the choice of the damping does. The default 1e-3 is that tenth
+    /// at the default damping. Below a damping of 1e-4, 1e-5 stays accepted, which rounding alone takes of f32 factors
+    /// of ten thousand columns.
     pub residual_tolerance: f64,
     /// Library of the factorisation.
     pub backend: FactorBackend,
@@ -84,6 +86,11 @@ impl Default for FactorSettings {
 }
 
 impl FactorSettings {
+    /// The residual accepted at a damping; see [`residual_tolerance`](Self::residual_tolerance).
+    pub(crate) fn tolerance(&self, damping: f64) -> f64 {
+        (0.1 * damping).max(1e-5).min(self.residual_tolerance)
+    }
+
     fn check(&self) -> Result<(), HessianError> {
         let bad = |name, value: f64, expected| {
             Err(HessianError::Setting { name, value: value.to_string(), expected })
@@ -122,6 +129,8 @@ pub enum Outcome {
     Residual {
         /// See [`FactorSettings::residual_tolerance`].
         residual: f64,
+        /// What was accepted at this damping.
+        tolerance: f64,
     },
 }
 
@@ -130,7 +139,9 @@ impl fmt::Display for Outcome {
         match self {
             Self::Accepted { residual } => write!(f, "accepted, residual {residual:.1e}"),
             Self::Pivot { column } => write!(f, "the pivot of input channel {column} was not positive"),
-            Self::Residual { residual } => write!(f, "residual {residual:.1e} above the tolerance"),
+            Self::Residual { residual, tolerance } => {
+                write!(f, "residual {residual:.1e}, at most {tolerance:.1e} is accepted")
+            }
         }
     }
 }
@@ -325,11 +336,12 @@ impl Damped<'_> {
     /// One factorisation: the accepted Cholesky factor with its residual, or why there is none.
     fn attempt<T: Backend>(
         &self,
-        lambda: f64,
+        damping: f64,
         unit: f64,
         settings: &FactorSettings,
         par: Par,
     ) -> (Outcome, Option<Vec<T>>) {
+        let (lambda, tolerance) = (damping * unit, settings.tolerance(damping));
         let n = self.n();
         let mut lower = self.reversed::<T>(lambda, par);
         if let Err(error) = T::factorise(&mut lower, n, settings.backend, par) {
@@ -337,10 +349,10 @@ impl Damped<'_> {
         }
         let damped: Vec<f64> = self.diagonal.iter().map(|&d| f64::from(d) + lambda).collect();
         let residual = residual(self.sum, self.scale, &damped, &lower, |a| self.column(a), unit, par);
-        if residual <= settings.residual_tolerance {
+        if residual <= tolerance {
             (Outcome::Accepted { residual }, Some(lower))
         } else {
-            (Outcome::Residual { residual }, None)
+            (Outcome::Residual { residual, tolerance }, None)
         }
     }
 }
@@ -382,7 +394,7 @@ pub(crate) fn descending(diagonal: &[f32]) -> Vec<u32> {
 /// # Damping escalation
 /// `λ_k = (damping + damping_step · k) · mean(diag H)` for `k = 0, 1, …`, always on a fresh copy of `H`; each is tried in
 /// [`FactorSettings::precision`] and, when that is f32 and `f64_retry` is set, again in f64. A try fails on a pivot that is
-/// not positive or on a residual above the tolerance. All tries are in the report.
+/// not positive or on a residual above a tenth of the damping ([`FactorSettings::residual_tolerance`]). All tries are in the report.
 ///
 /// # Errors
 /// [`HessianError::Empty`] without calibration data, [`HessianError::NotFiniteHessian`] for NaN or infinity in it,
@@ -439,7 +451,7 @@ fn factorise(
             attempts.push(Attempt { damping, lambda, precision, outcome });
         };
         if settings.precision == Precision::F32 {
-            let (outcome, lower) = damped.attempt::<f32>(lambda, mean, settings, par);
+            let (outcome, lower) = damped.attempt::<f32>(damping, mean, settings, par);
             record(Precision::F32, outcome);
             if let Some(lower) = lower {
                 drop(hessian);
@@ -447,7 +459,7 @@ fn factorise(
             }
         }
         if settings.precision == Precision::F64 || settings.f64_retry {
-            let (outcome, lower) = damped.attempt::<f64>(lambda, mean, settings, par);
+            let (outcome, lower) = damped.attempt::<f64>(damping, mean, settings, par);
             record(Precision::F64, outcome);
             if let Some(lower) = lower {
                 drop(hessian);

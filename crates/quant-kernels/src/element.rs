@@ -72,5 +72,5 @@ pub(crate) mod sealed {
         };
     }
     primitive!(f32, crate::exp::exp_f32, crate::bf16::round_f32);
-    primitive!(f64, f64::exp, crate::bf16::round_f64);
+    primitive!(f64, quant_core::elementary::exp, crate::bf16::round_f64);
 }

@@ -26,6 +26,7 @@
 //! on a machine with the instructions and loses only the order of summation; it gains nothing without them.
 
 #![deny(unsafe_code)]
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 mod activation;
 #[allow(

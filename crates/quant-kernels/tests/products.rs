@@ -218,6 +218,42 @@ fn gram_matrices() {
     }
 }
 
+/// More columns than one group of rows has (4096), and sums over more tokens than one group of the summed index.
+#[test]
+fn gram_matrices_wider_and_deeper_than_one_group() {
+    check_large_gram::<f32>(24, 4300);
+    check_large_gram::<f64>(24, 4300);
+    check_large_gram::<f32>(2000, 2300);
+}
+
+/// Rows around the borders of the groups and every 97th one, each whole; of the others, that the lower triangle is written and
+/// the upper is not.
+fn check_large_gram<T: Element>(tokens: usize, n: usize) {
+    let x = random::<T>(tokens, n, 9);
+    let borders = [1, 2047, 2048, 2149, 2150, 2151, 4095, 4096, n - 1].into_iter().filter(|&i| i < n);
+    let rows: Vec<usize> = borders.chain((0..n).step_by(97)).collect();
+    let some = x.select(ndarray::Axis(1), &rows);
+    for compute in COMPUTE {
+        let (want, size) = reference(0.5, some.t(), x.view(), compute);
+        let start = Array2::from_shape_fn((n, n), |(i, j)| T::from_f32(if i < j { f32::NAN } else { 0.25 }));
+        let mut h = start.clone();
+        gram_lower(h.view_mut(), T::from_f64(0.5), x.view(), compute, Par::new(2));
+        for (at, &i) in rows.iter().enumerate() {
+            let lower = s![at..=at, ..=i];
+            let want = &want.slice(lower) + 0.25;
+            assert_close(h.slice(s![i..=i, ..=i]), &want, &(&size.slice(lower) + 0.25), tokens);
+        }
+        let right = h.indexed_iter().all(|((i, j), h)| h.is_nan() == (i < j));
+        assert!(right, "the lower triangle is finite, the upper one is not touched; {compute:?}");
+        // A tile has more elements than sums that happen to be zero.
+        let zeros = h.iter().zip(&start).filter(|(h, start)| h == start).count();
+        assert!(zeros < 16, "{zeros} elements are as they were; {compute:?}");
+        let mut again = start;
+        gram_lower(again.view_mut(), T::from_f64(0.5), x.view(), compute, Par::Seq);
+        assert!(h.iter().zip(&again).all(|(a, b)| a == b || (a.is_nan() && b.is_nan())), "threads");
+    }
+}
+
 #[test]
 fn mirroring_copies_the_lower_triangle() {
     for n in [0, 1, 63, 64, 65, 200] {

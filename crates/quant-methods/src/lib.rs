@@ -7,6 +7,7 @@
 //! [`METHODS`] is the registry: a line has the method's keys and makes it from a section of a recipe, so recipes, help and
 //! documentation tables know no method by name.
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 mod error;
 pub mod gptq;

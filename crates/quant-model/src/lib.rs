@@ -22,6 +22,7 @@
 //! # Ok::<(), quant_model::ModelError>(())
 //! ```
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 mod attention;
 mod block;

@@ -3,6 +3,7 @@
 use crate::views;
 use ndarray::{Array2, ArrayView2};
 use quant_core::Real;
+use quant_core::elementary::{self, ln, pow_f32};
 use quant_graph::{RopeScaling, RopeSpec};
 use std::f64::consts::PI;
 
@@ -29,7 +30,8 @@ pub fn inverse_frequencies(
     positions: usize,
 ) -> (Vec<f32>, f32) {
     // theta^(2i/d); its reciprocal is the base frequency.
-    let powers = |theta: f32| (0..head_dim / 2).map(move |i| power(theta, (2 * i) as f32 / head_dim as f32));
+    let powers =
+        |theta: f32| (0..head_dim / 2).map(move |i| pow_f32(theta, (2 * i) as f32 / head_dim as f32));
     let base = |theta: f32| powers(theta).map(f32::recip);
     let theta = rope.theta as f32;
     match rope.scaling {
@@ -73,7 +75,7 @@ pub fn inverse_frequencies(
             let dim = head_dim as f64;
             // The dimension that turns `rotations` times within the original context.
             let dimension =
-                |rotations: f64| dim * (original / (rotations * 2.0 * PI)).ln() / (2.0 * rope.theta.ln());
+                |rotations: f64| dim * ln(original / (rotations * 2.0 * PI)) / (2.0 * ln(rope.theta));
             let (low, high) = (dimension(beta_fast), dimension(beta_slow));
             let (low, high) = if truncate { (low.floor(), high.ceil()) } else { (low, high) };
             let (low, high) = (low.max(0.0), high.min(dim - 1.0));
@@ -89,11 +91,6 @@ pub fn inverse_frequencies(
     }
 }
 
-/// `base^exponent`, rounded once.
-fn power(base: f32, exponent: f32) -> f32 {
-    f64::from(base).powf(f64::from(exponent)) as f32
-}
-
 /// The base for a sequence longer than the model's context. The length is a tensor in transformers, so all steps are f32.
 fn dynamic_theta(theta: f32, factor: f64, head_dim: usize, max: usize, positions: usize) -> f32 {
     // A head of two has the single frequency 1, whatever the base.
@@ -102,7 +99,7 @@ fn dynamic_theta(theta: f32, factor: f64, head_dim: usize, max: usize, positions
     }
     let dim = head_dim as f64;
     let stretch = factor as f32 * positions as f32 / max.max(1) as f32 - (factor - 1.0) as f32;
-    theta * power(stretch, (dim / (dim - 2.0)) as f32)
+    theta * pow_f32(stretch, (dim / (dim - 2.0)) as f32)
 }
 
 /// Cosines and sines of every position, `[positions, head_dim / 2]` each.
@@ -133,7 +130,7 @@ impl<T: Real> RopeTable<T> {
                 T::from_f32(turn(f64::from(angle)) as f32 * factor)
             })
         };
-        Self { cos: table(f64::cos), sin: table(f64::sin) }
+        Self { cos: table(elementary::cos), sin: table(elementary::sin) }
     }
     /// Number of positions.
     #[must_use]

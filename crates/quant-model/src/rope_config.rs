@@ -2,6 +2,7 @@
 
 use crate::ModelError;
 use crate::fields::{Fields, Stated};
+use quant_core::elementary::ln;
 use quant_graph::{RopeScaling, RopeSpec};
 use serde_json::Value;
 
@@ -251,7 +252,7 @@ fn yarn(
         return Err(rope.wrong("beta_fast", format!("at least beta_slow = {beta_slow}")));
     }
     // YaRN section 3.4; DeepSeek's variant divides two of these temperatures.
-    let temperature = |scale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * scale * factor.ln() + 1.0 };
+    let temperature = |scale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * scale * ln(factor) + 1.0 };
     let attention_factor = match rope.stated_real("attention_factor", 1e-6..=MAX_FACTOR)? {
         Stated::Value(factor) => factor,
         _ if rope.announces("mscale") && rope.announces("mscale_all_dim") => {

@@ -6,6 +6,7 @@
 //!    a [`BlockSink`](run::BlockSink).
 //! 4. [`quantize`] does all of it from folder to folder; [`evaluate`] measures any folder.
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 mod disk;
 mod error;

@@ -5,7 +5,7 @@ use quant_kernels::{Compute, Par};
 
 use super::hessian;
 use super::reference::Prepared;
-use crate::{FactorSettings, Hessian, HessianError, Outcome, Precision, prepare};
+use crate::{Attempt, FactorSettings, Hessian, HessianError, Outcome, Precision, prepare};
 use quant_testkit::Numbers;
 
 fn settings() -> FactorSettings {
@@ -118,9 +118,48 @@ fn an_inaccurate_f32_factor_is_repeated_in_f64() {
     let factor = prepare(hessian(&x), &strict, Par::Seq).unwrap();
     let report = factor.report();
     assert_eq!(report.attempts.len(), 2);
-    assert!(matches!(report.attempts[0].outcome, Outcome::Residual { residual } if residual > 1e-11));
+    assert!(
+        matches!(report.attempts[0].outcome, Outcome::Residual { residual, tolerance: 1e-11 } if residual > 1e-11)
+    );
     assert_eq!(report.precision_used(), Precision::F64);
     assert_eq!(report.damping_used(), 0.01);
+}
+
+/// A damping of 1e-4 with an error of 1e-3 would answer another problem; the default stays 1e-3.
+#[test]
+fn the_accepted_residual_follows_the_damping() {
+    // A Hessian of `units` least numbers: the damped one is no whole number of them, so that f32 is off by a known part.
+    let attempts = |damping, most, units| {
+        let settings = FactorSettings { damping, residual_tolerance: most, ..settings() };
+        let h = Hessian::from_matrix(array![[f32::from_bits(units)]], 2).unwrap();
+        prepare(h, &settings, Par::Seq).unwrap().report().attempts.clone()
+    };
+    for (damping, most, units, accepted) in [
+        (0.01, 1e-3, 50, 1e-3),
+        (0.2, 1e-3, 3, 1e-3),
+        (0.005, 1e-3, 100, 5e-4),
+        (1e-3, 1e-3, 500, 1e-4),
+        (2e-5, 1e-3, 20_000, 1e-5),
+        (0.2, 1e-2, 3, 1e-2),
+        (0.2, 1.0, 3, 2e-2),
+        (1e-3, 1e-6, 500, 1e-6),
+    ] {
+        let attempts = attempts(damping, most, units);
+        let [first, second] = attempts.as_slice() else { panic!("{damping}: {attempts:?}") };
+        let Outcome::Residual { residual, tolerance } = first.outcome else { panic!("{first:?}") };
+        assert!(residual > tolerance && (tolerance / accepted - 1.0).abs() < 1e-12, "{damping}: {first:?}");
+        assert_eq!(second.precision, Precision::F64);
+        let text = first.outcome.to_string();
+        assert!(text.ends_with(&format!("at most {accepted:.1e} is accepted")), "{text}");
+    }
+    // 5405.4 units are 5405 in f32: an error of 7e-5, below a tenth of 1e-3.
+    let once = attempts(1e-3, 1e-3, 5400);
+    assert!(
+        matches!(once.as_slice(), [Attempt { outcome: Outcome::Accepted { residual }, .. }] if *residual > 5e-5),
+        "{once:?}"
+    );
+    assert_eq!(settings().tolerance(0.01), 1e-3, "the default, to the bit");
+    assert_eq!(settings().tolerance(0.0), 1e-5);
 }
 
 #[test]

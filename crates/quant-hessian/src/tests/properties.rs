@@ -300,6 +300,50 @@ fn bad_input_is_named() {
     assert!(solve(weight.view(), panels, None, &factor.dead, &config, Par::Seq).is_ok());
 }
 
+/// At one bit `μ ± a` has no zero: a dead column takes the side of `μ` on which zero lies, and in groups, which see it
+/// zeroed, its weight changes nothing at all.
+#[test]
+fn a_dead_column_at_one_bit_takes_the_side_of_zero() {
+    let (rows, n, dead) = (6, 48, 21);
+    let mut noise = Numbers::new(31);
+    let mut x = noise.activations(3 * n, n);
+    x.column_mut(dead).fill(0.0);
+    let factor = factor(&x, false);
+    let mut weight = noise.normals(rows, n);
+    for (row, mut values) in weight.rows_mut().into_iter().enumerate() {
+        // Half of the rows lie above zero, half below, with μ well away from it.
+        values += if row % 2 == 0 { 0.8 } else { -0.8 };
+    }
+    for (group, static_groups) in [(None, false), (Some(16), false), (Some(16), true)] {
+        let config = GptqConfig { group, static_groups, ..GptqConfig::new(grid(Convention::QAsym, 1)) };
+        let solve = |at_dead: f32| {
+            let mut weight = weight.clone();
+            weight.column_mut(dead).fill(at_dead);
+            gptq(weight.view(), &factor, &config, Par::Seq).unwrap().matrix
+        };
+        // A weight far beyond μ on the side away from zero would round the other way.
+        let far = solve(0.25);
+        let g = far.groups.of(dead);
+        for row in 0..rows {
+            let params = far.params(row, g);
+            let (low, high) = (params.value(0.0), params.value(1.0));
+            let mean = (low + high) / 2.0;
+            assert!(low != 0.0 && high != 0.0 && (mean > 0.0) == (row % 2 == 0), "row {row}: {low} {high}");
+            let expected = u8::from(mean <= 0.0);
+            assert_eq!(far.levels[(row, dead)], expected, "row {row}, {group:?}");
+            assert_eq!(
+                far.dequantize()[(row, dead)],
+                if expected == 1 { high } else { low },
+                "row {row}, {group:?}"
+            );
+        }
+        if group.is_some() {
+            assert_eq!(far, solve(0.0));
+            assert_eq!(far, solve(-7.5));
+        }
+    }
+}
+
 /// Where a result leaves the finite numbers: the column that did it, not the first of its block nor the last.
 #[test]
 fn overflow_is_located() {

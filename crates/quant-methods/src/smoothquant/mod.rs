@@ -7,6 +7,7 @@ use crate::rounding::VARIANT;
 use crate::settings::FieldKind;
 use crate::{BlockContext, Field, Kind, Method, MethodError, Needs, Statistics, Transform};
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
+use quant_core::elementary::pow_f32;
 use quant_core::{FloatType, Variant};
 use quant_graph::{BlockParams, LinearScheme, LinearWeight, SCALE_EDGES};
 use std::sync::Arc;
@@ -132,7 +133,7 @@ pub fn factors(
         if a == 0.0 && smooth.variant == Variant::Exact {
             return 1.0;
         }
-        (a.powf(smooth.alpha) / v.powf(1.0 - smooth.alpha)).max(floor)
+        (pow_f32(a, smooth.alpha) / pow_f32(v, 1.0 - smooth.alpha)).max(floor)
     }))
 }
 
