@@ -3,16 +3,10 @@
 use super::origin::Origin;
 use super::quality;
 use super::{Provenance, tool};
+use quant_checkpoint::verify::loads_with;
+use quant_core::Bytes;
 use serde_yaml_ng::{Mapping, Value as Yaml};
 use std::fmt::Write as _;
-
-/// A size for people.
-fn size(bytes: u64) -> String {
-    match bytes {
-        0..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
-        _ => format!("{:.2} GB", bytes as f64 / 1e9),
-    }
-}
 
 /// The metadata that hubs read.
 fn front_matter(origin: &Origin, format: &str) -> String {
@@ -57,8 +51,8 @@ pub(super) fn card(of: &Provenance<'_>) -> String {
         outcome.format,
         recipe.rounding().method().id,
         outcome.bits_per_weight,
-        size(of.output_bytes),
-        size(outcome.input_bytes),
+        Bytes(of.output_bytes),
+        Bytes(outcome.input_bytes),
     );
     for (what, largest) in [("output", run.largest_output_error()), ("weight", run.largest_weight_error())] {
         if let Some((error, module)) = largest {
@@ -77,9 +71,10 @@ pub(super) fn card(of: &Provenance<'_>) -> String {
     if serve.is_empty() {
         card.push_str("No program that is known here loads this folder as it is.\n\n");
     } else {
-        card.push_str("In this folder:\n\n| with | |\n|---|---|\n");
+        card.push_str("In this folder:\n\n| with | | |\n|---|---|---|\n");
         for line in serve {
-            let _ = writeln!(card, "| {} | `{}` |", line.client, line.command);
+            let loads = loads_with(&line.tensor_parallel);
+            let _ = writeln!(card, "| {} | `{}` | {loads} |", line.client, line.command);
         }
         card.push('\n');
     }

@@ -12,6 +12,8 @@ pub struct ServeCommand {
     pub client: &'static str,
     /// A shell command, or a Python expression for transformers.
     pub command: String,
+    /// Of 1, 2, 4 and 8 devices, the numbers with which it loads by tensor parallelism.
+    pub tensor_parallel: Vec<usize>,
 }
 
 /// The lines that load what a plan writes from `folder`, for exactly the targets whose rules it passes; `custom_code` where
@@ -21,26 +23,31 @@ pub(crate) fn commands(plan: &Plan, folder: &str, custom_code: bool) -> Vec<Serv
     let shell = shell_word(folder);
     let trust = if custom_code { " --trust-remote-code" } else { "" };
     let command = |target| match target {
-        Target::Vllm => ServeCommand { client: "vLLM", command: format!("vllm serve {shell}{trust}") },
+        Target::Vllm => ("vLLM", format!("vllm serve {shell}{trust}")),
         Target::VllmAscend => {
             // Versions that do not look for the description need to be told; the others accept it.
             let ascend = if format.id() == VllmAscend.id() { " --quantization ascend" } else { "" };
-            ServeCommand { client: "vLLM-Ascend", command: format!("vllm serve {shell}{ascend}{trust}") }
+            ("vLLM-Ascend", format!("vllm serve {shell}{ascend}{trust}"))
         }
         Target::SglangNpu => {
             let slim = if format.id() == VllmAscend.id() { " --quantization modelslim" } else { "" };
             let server = "python -m sglang.launch_server --device npu --model-path";
-            ServeCommand { client: "SGLang on NPU", command: format!("{server} {shell}{slim}{trust}") }
+            ("SGLang on NPU", format!("{server} {shell}{slim}{trust}"))
         }
         Target::Transformers => {
             let trust = if custom_code { ", trust_remote_code=True" } else { "" };
             let text = serde_json::Value::from(folder);
-            let command = format!("AutoModelForCausalLM.from_pretrained({text}{trust})");
-            ServeCommand { client: "transformers", command }
+            ("transformers", format!("AutoModelForCausalLM.from_pretrained({text}{trust})"))
         }
     };
     let verdicts = judge_plan(&plan.spec, &plan.scheme, format);
-    verdicts.into_iter().filter(TargetVerdict::passes).map(|v| command(v.target)).collect()
+    let passing = verdicts.into_iter().filter(TargetVerdict::passes);
+    passing
+        .map(|TargetVerdict { target, tensor_parallel, .. }| {
+            let (client, command) = command(target);
+            ServeCommand { client, command, tensor_parallel }
+        })
+        .collect()
 }
 
 /// A path as one word of a POSIX shell.
