@@ -285,7 +285,7 @@ fn plans() {
         "needed, not given",
         "method: gptq",
         "stays float: embedding, head, norms",
-        "0-5     q_proj k_proj v_proj o_proj gate_proj up_proj down_proj",
+        "0-5     q k v o gate up down",
         "bits per weight",
         "estimated time",
     ] {

@@ -81,7 +81,8 @@ fn print_text() -> Result<(), Failure> {
 
 /// A name with what is known of it.
 fn entry(name: &str, what: &str) -> Result<(), Failure> {
-    print_line(paragraph(&format!("{name}  {what}"), 2))
+    let colon = if what.is_empty() { "" } else { ": " };
+    print_line(paragraph(&format!("{name}{colon}{what}"), 2))
 }
 
 /// A line of its own below an entry.

@@ -110,7 +110,9 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             spilled => format!(", {} of activations during the run", human(spilled)),
         }
     ))?;
-    print_line(format_args!("estimated time: {} on {} threads", seconds(forecast.seconds), job.threads))?;
+    let least = if tokens.is_none() && plan.needs.calibration() { "at least " } else { "" };
+    let time = seconds(forecast.seconds);
+    print_line(format_args!("estimated time: {least}{time} on {} threads", job.threads))?;
     Ok(())
 }
 
@@ -143,7 +145,8 @@ fn equal_blocks(plan: &Plan) -> Vec<EqualBlocks<'_>> {
 fn by_scheme(linears: &BTreeMap<Role, LinearScheme>) -> Vec<(String, Vec<&'static str>)> {
     let mut schemes: Vec<(String, Vec<&'static str>)> = Vec::new();
     for (role, scheme) in linears {
-        let (text, name) = (describe(scheme), role.module().rsplit('.').next().unwrap_or_default());
+        let name = role.module().rsplit('.').next().unwrap_or_default().trim_end_matches("_proj");
+        let text = describe(scheme);
         match schemes.iter_mut().find(|(known, _)| *known == text) {
             Some((_, roles)) => roles.push(name),
             None => schemes.push((text, vec![name])),
