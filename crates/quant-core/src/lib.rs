@@ -17,12 +17,14 @@
 //! | largest values per channel | [`range`] |
 //! | `W4A16g128` and friends | [`scheme`] |
 //! | bits in words | [`packing`] |
+//! | files that are not what their name says | [`Foreign`] |
 #![forbid(unsafe_code)]
 
 pub mod activation;
 pub mod clip;
 pub mod convention;
 mod error;
+mod foreign;
 pub mod matrix;
 pub mod observer;
 pub mod packing;
@@ -35,6 +37,7 @@ pub use activation::{ActQuant, ActRule, KvGranularity, KvQuant};
 pub use clip::ClipSearch;
 pub use convention::{Bits, Convention, FloatType, Grid, QParams, Variant};
 pub use error::CoreError;
+pub use foreign::{Foreign, ForeignKind};
 pub use matrix::{ActOrder, Groups, QuantizedMatrix};
 pub use observer::{Observer, ObserverKind};
 pub use range::ChannelMaxima;
