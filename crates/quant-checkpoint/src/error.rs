@@ -78,6 +78,16 @@ pub enum CheckpointError {
         /// Reason given by the operating system.
         source: io::Error,
     },
+    /// A file that is not what its name says: a pointer of Git-LFS, a web page, text in another encoding.
+    #[error("{path}: is {what}; {advice}")]
+    ForeignContent {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+        /// How to get the real one.
+        advice: String,
+    },
     /// A JSON side file is larger than anything legitimate.
     #[error("{file}: {found} bytes of JSON, the limit is {limit}")]
     JsonTooLarge {

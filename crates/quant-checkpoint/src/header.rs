@@ -12,12 +12,13 @@ use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
+use quant_core::Foreign;
 use safetensors::Dtype;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use crate::dtype::{from_name, tensor_bytes};
 use crate::error::{CheckpointError, Result};
-use crate::json::Fault;
+use crate::json::{Fault, foreign_content};
 
 /// Largest header accepted, in bytes (the limit of the format).
 pub const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -75,8 +76,29 @@ impl Header {
     /// Reads and checks the header of an open file, without touching the data.
     ///
     /// # Errors
-    /// As [`Header::parse`], and [`CheckpointError::Read`] when the operating system fails.
+    /// As [`Header::parse`], [`CheckpointError::ForeignContent`] for a pointer of Git-LFS, a web page or another file in its
+    /// place, and [`CheckpointError::Read`] when the operating system fails.
     pub fn read(path: &Path, name: &str, file: &File) -> Result<Self> {
+        Self::read_checked(path, name, file).map_err(|error| {
+            // The beginning of another kind of file is always a fault of the header; which one says little.
+            let mut beginning = [0_u8; Foreign::BEGINNING];
+            let length = file.read_at(&mut beginning, 0).unwrap_or(0);
+            let beginning = &beginning[..length];
+            // The length of a header that could be read at all has zero bytes.
+            let text =
+                || length > 0 && beginning.iter().all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace());
+            foreign_content(path, beginning).unwrap_or_else(|| match text() {
+                true => CheckpointError::ForeignContent {
+                    path: path.to_path_buf(),
+                    what: "text, not a safetensors file",
+                    advice: format!("it begins {:?}", String::from_utf8_lossy(&beginning[..length.min(40)])),
+                },
+                false => error,
+            })
+        })
+    }
+
+    fn read_checked(path: &Path, name: &str, file: &File) -> Result<Self> {
         let io = |e| CheckpointError::read(path, e);
         let total = file.metadata().map_err(io)?.len();
         if total < 8 {

@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
+use quant_core::Foreign;
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
@@ -71,7 +72,22 @@ pub(crate) fn read_json_text(path: &Path, file: &str, role: &'static str, limit:
     let mut bytes = Vec::new();
     // `take` bounds the read even if the file grows meanwhile.
     handle.take(limit).read_to_end(&mut bytes).map_err(|e| CheckpointError::read(path, e))?;
-    Ok(bytes)
+    match foreign_content(path, &bytes) {
+        Some(error) => Err(error),
+        None if bytes.starts_with(Foreign::UTF8_MARK) => Err(CheckpointError::ForeignContent {
+            path: path.to_path_buf(),
+            what: Foreign::MARKED,
+            advice: Foreign::without_mark(&path.display().to_string()),
+        }),
+        None => Ok(bytes),
+    }
+}
+
+/// The error for a file that begins as something else begins.
+pub(crate) fn foreign_content(path: &Path, beginning: &[u8]) -> Option<CheckpointError> {
+    let found = Foreign::recognise(beginning)?;
+    let advice = found.advice_in_model(&path.display().to_string());
+    Some(CheckpointError::ForeignContent { path: path.to_path_buf(), what: found.what, advice })
 }
 
 /// Opens `path` if it is a regular file once links are followed. The type is checked before opening, because opening

@@ -125,6 +125,37 @@ fn bad_config() {
 }
 
 #[test]
+fn what_stands_in_place_of_a_file_is_named() {
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 4976698672\n";
+    let index = index(&[("w", "a.safetensors")]);
+    for (bytes, parts) in [
+        (&pointer[..], ["Git-LFS pointer", "git lfs pull"]),
+        (b"<!DOCTYPE html><html><head><title>Sign in</title></head></html>", ["a web page", "hf download"]),
+        (b"\xff\xfe{\0}\0", ["UTF-16", "iconv"]),
+        (b"\xef\xbb\xbf{}", ["byte-order mark", "sed -i"]),
+        (b"Entry not found", ["text, not a safetensors file", "Entry not found"]),
+    ] {
+        for name in ["model.safetensors", "config.json", INDEX, "a.safetensors"] {
+            let weights = name.ends_with(".safetensors");
+            // The mark is a matter of JSON, and other text is malformed JSON.
+            if (bytes.starts_with(b"\xef") && weights) || (bytes.starts_with(b"Entry") && !weights) {
+                continue;
+            }
+            let folder = if name == "a.safetensors" {
+                Folder::new(&[(INDEX, &index)])
+            } else {
+                Folder::new(&[("model.safetensors", &one("w"))])
+            };
+            folder.put(name, bytes);
+            let error = Checkpoint::open(folder.dir()).unwrap_err();
+            assert!(matches!(error, E::ForeignContent { .. }), "{name}: {error}");
+            let text = error.to_string();
+            assert!(text.contains(name) && parts.iter().all(|part| text.contains(part)), "{text}");
+        }
+    }
+}
+
+#[test]
 fn oversized_json_is_not_read() {
     let folder = Folder::new(&[("model.safetensors", &one("w"))]);
     // A sparse file: no disk is used, and reading it would take a terabyte.

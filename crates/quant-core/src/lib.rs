@@ -18,6 +18,7 @@
 //! | `W4A16g128` and friends | [`scheme`] |
 //! | bits in words | [`packing`] |
 //! | exponentials, powers, sines that are the same on every system | [`elementary`] |
+//! | files that are not what their name says | [`Foreign`] |
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
@@ -26,6 +27,7 @@ pub mod clip;
 pub mod convention;
 pub mod elementary;
 mod error;
+mod foreign;
 pub mod matrix;
 pub mod observer;
 pub mod packing;
@@ -38,6 +40,7 @@ pub use activation::{ActQuant, ActRule, KvGranularity, KvQuant};
 pub use clip::ClipSearch;
 pub use convention::{Bits, Convention, FloatType, Grid, QParams, Variant};
 pub use error::CoreError;
+pub use foreign::{Foreign, ForeignKind};
 pub use matrix::{ActOrder, Groups, QuantizedMatrix};
 pub use observer::{Observer, ObserverKind};
 pub use range::ChannelMaxima;

@@ -4,6 +4,7 @@ use std::io::Read;
 use std::path::Path;
 
 use flate2::read::MultiGzDecoder;
+use quant_core::{Foreign, ForeignKind};
 use serde_json::Value;
 
 use crate::DataError;
@@ -20,48 +21,19 @@ pub(crate) enum Content {
     List(Vec<Value>),
 }
 
-/// Beginnings of files that hold no text, and what they are.
-const MAGIC: [(&[u8], &str, Kind); 16] = [
-    (b"PAR1", "a parquet file", Kind::Table("parquet")),
-    (b"ARROW1", "an Arrow file", Kind::Table("feather")),
-    (b"ORC", "an ORC file", Kind::Table("orc")),
-    (b"PK\x03\x04", "a zip archive (or a PyTorch file)", Kind::Other),
-    (b"\x28\xb5\x2f\xfd", "compressed with zstd", Kind::Unpack("zstd -d")),
-    (b"BZh", "compressed with bzip2", Kind::Unpack("bunzip2 -k")),
-    (b"\xfd7zXZ\0", "compressed with xz", Kind::Unpack("unxz -k")),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", Kind::Other),
-    (b"\x93NUMPY", "a NumPy array", Kind::Other),
-    (b"\x89HDF", "an HDF5 file", Kind::Other),
-    (b"SQLite format 3\0", "an SQLite database", Kind::Other),
-    (b"%PDF-", "a PDF file", Kind::Other),
-    (b"GGUF", "a GGUF model", Kind::Other),
-    (b"\xff\xfe", "UTF-16 text", Kind::Recode),
-    (b"\xfe\xff", "UTF-16 text", Kind::Recode),
-    (b"version https://git-lfs.github.com/spec/", "a Git-LFS pointer, not the file itself", Kind::Pointer),
-];
-
-/// What can be done about a file that is not read.
-#[derive(Clone, Copy)]
-enum Kind {
-    /// A table that pandas reads with `read_<name>`.
-    Table(&'static str),
-    /// To be unpacked with a command.
-    Unpack(&'static str),
-    Recode,
-    Pointer,
-    Other,
-}
-
-impl Kind {
-    fn advice(self, path: &Path) -> String {
-        let shown = path.display();
-        match self {
-            Self::Table(name) => to_json_lines(name, path),
-            Self::Unpack(command) => format!("unpack it first: {command} '{shown}'"),
-            Self::Recode => format!("convert it: iconv -f UTF-16 -t UTF-8 '{shown}' > text.txt"),
-            Self::Pointer => "get the real one with: git lfs pull".into(),
-            Self::Other => "give plain text, JSON lines, or token ids (FILE.safetensors:TENSOR)".into(),
+/// What can be done about a data file that is not read.
+fn advice(kind: ForeignKind, path: &Path) -> String {
+    let shown = path.display();
+    match kind {
+        ForeignKind::Table(name) => to_json_lines(name, path),
+        ForeignKind::Packed(command) => format!("unpack it first: {command} '{shown}'"),
+        ForeignKind::Utf16 => format!("convert it: iconv -f UTF-16 -t UTF-8 '{shown}' > text.txt"),
+        ForeignKind::LfsPointer => "get the real one with: git lfs pull".into(),
+        ForeignKind::Page => {
+            "download it again, logged in if it asks for that; a page that is meant is read as FILE.html"
+                .into()
         }
+        ForeignKind::Other => "give plain text, JSON lines, or token ids (FILE.safetensors:TENSOR)".into(),
     }
 }
 
@@ -101,9 +73,11 @@ fn read_bounded(path: &Path, limit: u64) -> Result<Content, DataError> {
         }
         bytes = unpacked;
     }
-    for (magic, what, kind) in MAGIC {
-        if bytes.starts_with(magic) {
-            return Err(foreign(path, what.into(), kind.advice(path)));
+    if let Some(Foreign { what, kind }) = Foreign::recognise(&bytes) {
+        // Pages may be the text that someone wants; their name then says so.
+        let page = kind == ForeignKind::Page;
+        if !(page && matches!(extension(path).as_str(), "html" | "htm")) {
+            return Err(foreign(path, what.into(), advice(kind, path)));
         }
     }
     if is_safetensors(&bytes) {
@@ -217,6 +191,7 @@ pub(crate) mod tests {
             (b"\xff\xfea\0", &["UTF-16", "iconv"]),
             (b"version https://git-lfs.github.com/spec/v1\n", &["Git-LFS pointer", "git lfs pull"]),
             (&safetensors, &["a safetensors file", ":TENSOR"]),
+            (b"<!DOCTYPE html><html>", &["a web page", "download it again"]),
             (b"\x1f\x8b\x08", &["cannot be unpacked", "cut off"]),
         ] {
             for name in ["a.jsonl", "a.txt", "a"] {
@@ -228,6 +203,7 @@ pub(crate) mod tests {
         }
         let text = of("a.txt.gz", &gzip(b"PAR1")).unwrap_err().to_string();
         assert!(text.contains("a parquet file"), "{text}");
+        assert!(matches!(of("a.html", b"<html>text"), Ok(Content::Prose(_))));
         assert!(matches!(of("a", b"a\xffb"), Err(DataError::NotUtf8 { offset: 1, .. })));
     }
 

@@ -36,8 +36,8 @@ pub enum DataError {
         /// Offset of the first byte that is not part of a valid character.
         offset: usize,
     },
-    /// The bytes of a data file are those of something else.
-    #[error("{path} is {what}, not text; {advice}")]
+    /// The bytes of a file are those of something else.
+    #[error("{path} is {what}; {advice}")]
     NotText {
         /// File that was asked for.
         path: PathBuf,

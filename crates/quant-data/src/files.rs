@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use quant_core::Foreign;
+
 use crate::DataError;
 
 /// Largest data or tokenizer file that is read: 1 GiB.
@@ -31,9 +33,32 @@ pub(crate) fn read_bytes(path: &Path, limit: u64) -> Result<Vec<u8>, DataError> 
     Ok(bytes)
 }
 
-/// Reads a whole UTF-8 file of at most `limit` bytes, unchanged.
+/// Reads a file of a model's folder as [`read_bytes`] does, refusing pointers, web pages and other things in its place.
+pub(crate) fn read_model_file(path: &Path, limit: u64) -> Result<Vec<u8>, DataError> {
+    let bytes = read_bytes(path, limit)?;
+    match Foreign::recognise(&bytes) {
+        None => Ok(bytes),
+        Some(found) => Err(foreign(path, found.what, found.advice_in_model(&path.display().to_string()))),
+    }
+}
+
+/// As [`read_model_file`] for JSON, refusing a byte-order mark as well: the clients of the folder do.
+pub(crate) fn read_model_json(path: &Path, limit: u64) -> Result<Vec<u8>, DataError> {
+    let bytes = read_model_file(path, limit)?;
+    if bytes.starts_with(Foreign::UTF8_MARK) {
+        return Err(foreign(path, Foreign::MARKED, Foreign::without_mark(&path.display().to_string())));
+    }
+    Ok(bytes)
+}
+
+fn foreign(path: &Path, what: &str, advice: String) -> DataError {
+    DataError::NotText { path: path.to_owned(), what: what.to_owned(), advice }
+}
+
+/// Reads a whole UTF-8 file of a model's folder of at most `limit` bytes, unchanged: a byte-order mark is part of a chat
+/// template's text for its clients too.
 pub(crate) fn read_text(path: &Path, limit: u64) -> Result<String, DataError> {
-    String::from_utf8(read_bytes(path, limit)?)
+    String::from_utf8(read_model_file(path, limit)?)
         .map_err(|e| DataError::NotUtf8 { path: path.to_owned(), offset: e.utf8_error().valid_up_to() })
 }
 
@@ -50,6 +75,30 @@ mod tests {
         assert_eq!(read_bytes(&path, 4).unwrap(), b"ab\xffc");
         assert!(matches!(read_text(&path, 4), Err(DataError::NotUtf8 { offset: 2, .. })));
         assert!(matches!(read_text(&folder.path().join("absent"), 4), Err(DataError::Io { .. })));
+    }
+
+    #[test]
+    fn what_stands_in_place_of_a_file_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        for (bytes, parts) in [
+            (
+                &b"version https://git-lfs.github.com/spec/v1\noid sha256:4d"[..],
+                ["Git-LFS pointer", "git lfs pull"],
+            ),
+            (b"<!doctype html><title>Sign in</title>", ["a web page", "hf auth login"]),
+            (b"\xff\xfe{\0}\0", ["UTF-16", "iconv"]),
+            (b"\xef\xbb\xbf{}", ["byte-order mark", "sed -i"]),
+        ] {
+            std::fs::write(&path, bytes).unwrap();
+            let text = read_model_json(&path, 4096).unwrap_err().to_string();
+            assert!(
+                text.contains("tokenizer.json") && parts.iter().all(|part| text.contains(part)),
+                "{text}"
+            );
+            let marked = bytes.starts_with(Foreign::UTF8_MARK);
+            assert_eq!(read_text(&path, 4096).is_ok(), marked, "{text}");
+        }
     }
 
     #[test]

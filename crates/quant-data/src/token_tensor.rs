@@ -7,7 +7,7 @@ use std::path::Path;
 use safetensors::{Dtype, SafeTensors};
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
-use crate::files::{MAX_FILE_BYTES, read_bytes};
+use crate::files::{MAX_FILE_BYTES, read_model_file};
 use crate::{DataError, Sampling, TokenSet};
 
 /// Rows taken from a tensor.
@@ -33,7 +33,7 @@ pub(crate) fn read_rows(
 ) -> Result<Rows, DataError> {
     let fail =
         |reason: String| DataError::TokenTensor { path: path.to_owned(), tensor: tensor.to_owned(), reason };
-    let bytes = read_bytes(path, MAX_FILE_BYTES)?;
+    let bytes = read_model_file(path, MAX_FILE_BYTES)?;
     let file =
         SafeTensors::deserialize(&bytes).map_err(|e| fail(format!("not a valid safetensors file: {e}")))?;
     refuse_duplicate_names(&bytes).map_err(|e| fail(format!("not a valid safetensors file: {e}")))?;

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::DataError;
 use crate::contain::contain;
-use crate::files::{MAX_FILE_BYTES, read_bytes};
+use crate::files::{MAX_FILE_BYTES, read_model_json};
 use crate::ids::{ids, surroundings};
 
 /// Largest configuration file or chat template: 64 MiB (`tokenizer_config.json` may list every added token).
@@ -92,7 +92,7 @@ impl Tokenizer {
                 },
             });
         }
-        let bytes = read_bytes(&path, MAX_FILE_BYTES)?;
+        let bytes = read_model_json(&path, MAX_FILE_BYTES)?;
         let bad = |reason: String| DataError::TokenizerFile { path: path.clone(), reason };
         let mut inner = contain(|| tokenizers::Tokenizer::from_bytes(&bytes))
             .map_err(|panic| bad(format!("{panic}; {REPLACE}")))?
@@ -228,7 +228,7 @@ pub(crate) fn read_config(path: &Path) -> Result<Map<String, Value>, DataError> 
     if path.symlink_metadata().is_err() {
         return Ok(Map::new());
     }
-    serde_json::from_slice(&read_bytes(path, CONFIG_LIMIT)?).map_err(|e| DataError::TokenizerFile {
+    serde_json::from_slice(&read_model_json(path, CONFIG_LIMIT)?).map_err(|e| DataError::TokenizerFile {
         path: path.to_owned(),
         reason: format!("not a JSON object: {e}"),
     })

@@ -11,7 +11,7 @@ pub use tables::schema;
 
 use crate::PipelineError;
 use quant_checkpoint::formats::{self, Dequantized, Format};
-use quant_core::{KvGranularity, ObserverKind};
+use quant_core::{Foreign, ForeignKind, KvGranularity, ObserverKind};
 use quant_graph::ModelSpec;
 use quant_kernels::Compute;
 use quant_methods::settings::{nearest, one_of, unknown_key};
@@ -21,6 +21,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tables::{ACTIVATIONS, KV_CACHE, TOP};
 use thiserror::Error;
+
+/// What to do about a file that is no recipe.
+fn recipe_advice(found: Foreign, file: &Path) -> String {
+    match found.kind {
+        ForeignKind::Utf16 => {
+            format!("convert it: iconv -f UTF-16 -t UTF-8 '{}' > recipe.yaml", file.display())
+        }
+        ForeignKind::LfsPointer => "get the real one with: git lfs pull".into(),
+        _ => "give a YAML file or the name of a preset (`ptq list`)".into(),
+    }
+}
 
 /// What is wrong with a recipe; exit code 2.
 #[derive(Debug, Error, Clone, PartialEq)]
@@ -128,8 +139,16 @@ impl Recipe {
     /// As [`Recipe::parse`], with the name of the file; a file that cannot be read is an I/O error.
     pub fn from_file(file: impl Into<PathBuf>) -> Result<Self, PipelineError> {
         let file = file.into();
-        let text = std::fs::read_to_string(&file)
-            .map_err(|source| PipelineError::Io { path: file.clone(), source })?;
+        let failed = |source| PipelineError::Io { path: file.clone(), source };
+        let bytes = std::fs::read(&file).map_err(failed)?;
+        if let Some(found) = Foreign::recognise(&bytes) {
+            let what = format!("it is {}, not a recipe; {}", found.what, recipe_advice(found, &file));
+            return Err(failed(std::io::Error::new(std::io::ErrorKind::InvalidData, what)));
+        }
+        // Editors of some systems begin every text with a mark; YAML lets it pass, places in the text need not count it.
+        let text = bytes.strip_prefix(Foreign::UTF8_MARK).unwrap_or(&bytes).to_vec();
+        let text = String::from_utf8(text)
+            .map_err(|e| failed(std::io::Error::new(std::io::ErrorKind::InvalidData, e)))?;
         let recipe = Self::read(&text).map_err(|error| placed(&text, Some(&file), error))?;
         Ok(Self { file: Some(file), ..recipe })
     }
