@@ -510,7 +510,7 @@ pub enum CheckpointError {
     },
     /// A tensor that belongs to no part of the model.
     #[error(
-        "{path}: tensor {tensor:?} belongs to no part of this model; the configuration is another model's?"
+        "{path}: tensor {tensor:?} belongs to no part of this model; is the configuration another model's?"
     )]
     UnexpectedTensor {
         /// The folder.

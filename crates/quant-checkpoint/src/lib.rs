@@ -45,6 +45,7 @@ mod header;
 mod index;
 mod json;
 mod manifest;
+mod names;
 mod read;
 mod scratch;
 mod source;
