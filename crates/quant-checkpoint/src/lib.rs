@@ -42,6 +42,7 @@ mod folder_source;
 pub mod formats;
 mod hash;
 mod header;
+mod hints;
 mod index;
 mod json;
 mod manifest;

@@ -6,8 +6,11 @@
 mod folders;
 
 use folders::*;
-use quant_checkpoint::{Checkpoint, Dtype, FolderSource, check_tensors};
-use quant_core::FloatType;
+use quant_checkpoint::formats::VllmAscend;
+use quant_checkpoint::{
+    Checkpoint, CheckpointError as E, Dtype, FolderSource, Target, check_tensors, verify,
+};
+use quant_core::{ActRule, FloatType};
 use quant_graph::{BlockSource as _, ModelSpec};
 use tempfile::TempDir;
 
@@ -128,4 +131,92 @@ fn a_tied_table_under_the_name_of_the_head_is_the_embedding() {
     let (_dir, mut odd) = stored(&untied, |name| (name != ModelSpec::EMBEDDING).then(|| name.to_owned()));
     assert!(odd.take_names_of(&untied).is_empty());
     assert!(check_tensors(&odd, &untied).is_err());
+}
+
+/// A folder in msmodelslim's layout under the file names given.
+fn older(weights: &str, description: &str) -> (TempDir, ModelSpec) {
+    let spec = spec(FloatType::Bf16, false, false);
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let scheme = linear(Some(weight(8, true, None)), Some(input(ActRule::Symmetric, true)));
+    write(&out, &spec, &VllmAscend, &uniform(&spec, scheme), 5);
+    let path = |name: &str| out.join(name);
+    std::fs::remove_file(path("quant_model_weights.safetensors.index.json")).unwrap();
+    std::fs::rename(path("quant_model_weights-00001-of-00001.safetensors"), path(weights)).unwrap();
+    std::fs::rename(path("quant_model_description.json"), path(description)).unwrap();
+    (dir, spec)
+}
+
+#[test]
+fn weights_under_older_names_are_read_everywhere() {
+    const WEIGHTS: &str = "quant_model_weight_w8a8_dynamic.safetensors";
+    let (dir, spec) = older(WEIGHTS, "quant_model_description.json");
+    let out = dir.path().join("out");
+    let checkpoint = Checkpoint::open(&out).unwrap();
+    assert_eq!(checkpoint.weight_files(), [WEIGHTS]);
+    assert_eq!(check_tensors(&checkpoint, &spec).unwrap().unwrap().id(), "vllm-ascend");
+    FolderSource::open(checkpoint, spec.clone()).unwrap().block(1).unwrap();
+    let report = verify(&out, &spec, Target::VllmAscend).unwrap();
+    assert!(report.passed(), "{:#?}", report.checks);
+    // The description decides which weights are meant where others lie beside them.
+    std::fs::copy(out.join(WEIGHTS), out.join("model.safetensors")).unwrap();
+    let report = verify(&out, &spec, Target::VllmAscend).unwrap();
+    assert!(
+        report.check("other-tensors").unwrap().detail.contains("model.safetensors"),
+        "{:#?}",
+        report.checks
+    );
+    // Weights of two types are two models.
+    std::fs::rename(out.join("model.safetensors"), out.join("quant_model_weight_w8a16.safetensors")).unwrap();
+    let error = Checkpoint::open(&out).unwrap_err();
+    assert!(matches!(&error, E::SeveralWeights { found, .. } if found.contains("w8a16")), "{error}");
+}
+
+#[test]
+fn descriptions_under_older_names_are_read_and_fail_verification_by_name() {
+    const OLDER: &str = "quant_model_description_w8a8_dynamic.json";
+    let (dir, spec) = older("quant_model_weight_w8a8_dynamic.safetensors", OLDER);
+    let out = dir.path().join("out");
+    let checkpoint = Checkpoint::open(&out).unwrap();
+    assert_eq!(check_tensors(&checkpoint, &spec).unwrap().unwrap().id(), "vllm-ascend");
+    FolderSource::open(checkpoint, spec.clone()).unwrap().block(0).unwrap();
+    let report = verify(&out, &spec, Target::VllmAscend).unwrap();
+    let failed: Vec<_> = report.failed().map(|c| c.name).collect();
+    assert_eq!(failed, ["description"], "{:#?}", report.checks);
+    let detail = &report.check("description").unwrap().detail;
+    assert!(detail.contains(OLDER) && detail.contains("quant_model_description.json only"), "{detail}");
+    // Of two, neither is meant more than the other.
+    std::fs::copy(out.join(OLDER), out.join("quant_model_description_w8a16.json")).unwrap();
+    let error = check_tensors(&Checkpoint::open(&out).unwrap(), &spec).unwrap_err().to_string();
+    assert!(error.contains("one description") && error.contains("w8a16"), "{error}");
+}
+
+#[test]
+fn weights_that_no_loader_looks_for_are_named() {
+    let spec = spec(FloatType::Bf16, false, false);
+    let (dir, _) = stored(&spec, |name| Some(name.to_owned()));
+    let path = |name: &str| dir.path().join(name);
+    std::fs::rename(path("model.safetensors"), path("adapter_model.safetensors")).unwrap();
+    let error = Checkpoint::open(dir.path()).unwrap_err();
+    assert!(
+        matches!(&error, E::UnlistedWeights { found, .. } if found == "adapter_model.safetensors"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_folder_above_the_model_and_an_id_of_the_hub_get_the_hint() {
+    let spec = spec(FloatType::Bf16, false, false);
+    let (dir, _) = stored(&spec, |name| Some(name.to_owned()));
+    let root = tempfile::tempdir().unwrap();
+    let cache = root.path().join("models--org--name");
+    std::fs::create_dir_all(cache.join("snapshots")).unwrap();
+    std::fs::rename(dir.path(), cache.join("snapshots/4f5e")).unwrap();
+    std::fs::create_dir(dir.path()).unwrap();
+    let error = Checkpoint::open(&cache).unwrap_err();
+    assert!(matches!(error, E::NotAModel { .. }), "{error}");
+    assert!(error.to_string().ends_with("models--org--name/snapshots/4f5e"), "{error}");
+    Checkpoint::open(cache.join("snapshots/4f5e")).unwrap();
+    let error = Checkpoint::open("Qwen/Qwen2.5-7B-Instruct").unwrap_err().to_string();
+    assert!(error.contains("hf download Qwen/Qwen2.5-7B-Instruct --local-dir"), "{error}");
 }

@@ -32,6 +32,18 @@ pub struct OpenFolder {
 /// Unreadable or lying files, an unknown architecture, a quantisation that is not read here, tensors that do not fit the
 /// config.
 pub fn open_folder(dir: &Path) -> Result<OpenFolder, PipelineError> {
+    open(dir).map_err(|error| in_folder(dir, error))
+}
+
+/// The error with the folder it speaks of, where it does not name it: two folders may be in play.
+fn in_folder(dir: &Path, error: PipelineError) -> PipelineError {
+    if error.to_string().contains(&*dir.to_string_lossy()) {
+        return error;
+    }
+    PipelineError::In { folder: dir.to_owned(), source: Box::new(error) }
+}
+
+fn open(dir: &Path) -> Result<OpenFolder, PipelineError> {
     let mut checkpoint = Checkpoint::open(dir)?;
     let (mut warnings, mut renamed) = (Vec::new(), Vec::new());
     let config = checkpoint.config().clone();
@@ -68,7 +80,8 @@ fn take_names(checkpoint: &mut Checkpoint, spec: &ModelSpec) -> Vec<String> {
 pub fn folder_spec(dir: &Path) -> Result<ModelSpec, PipelineError> {
     // Weights that cannot be opened say nothing of their type; the verifier names what is wrong with them.
     let stored = |spec: &ModelSpec| open_as_loaded(dir).ok().and_then(|c| stored_float_type(&c, spec));
-    spec_of(&read_config(dir)?, stored, &mut Vec::new())
+    let read = || spec_of(&read_config(dir)?, stored, &mut Vec::new());
+    read().map_err(|error| in_folder(dir, error))
 }
 
 /// The shape of a model. Where the config does not declare a type, the tensors decide; where they contradict it, the

@@ -203,12 +203,7 @@ impl Prepared {
 pub fn prepare(job: &QuantizeJob) -> Result<Prepared, PipelineError> {
     let folder = open_folder(&job.model)?;
     if let Some(format) = folder.format {
-        return Err(Unsupported {
-            format: format.id(),
-            what: format!("{} is quantised already", job.model.display()),
-            alternatives: "start from the float checkpoint it was made from".into(),
-        }
-        .into());
+        return Err(PipelineError::QuantisedAlready { path: job.model.clone(), format: format.id() });
     }
     let plan = Plan::new(&job.recipe, &folder.spec)?;
     let mut warnings = folder.warnings.clone();
