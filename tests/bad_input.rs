@@ -432,7 +432,7 @@ fn outputs_in_the_way() {
     assert!(files(&output) == before);
     assert_eq!(std::fs::read_dir(work.path()).unwrap().count(), 1);
     // Quantised folders are no input.
-    refused(&output, SIMPLE, &[], 3, &["quantised already"]);
+    refused(&output, SIMPLE, &[], 3, &["is quantised already (vllm-ascend); start from the float"]);
     let file = work.path().join("file");
     std::fs::write(&file, "").unwrap();
     quantize(&tiny_reasoner(), SIMPLE, &file, &["--force"]).expect(2, &["not a folder"]);

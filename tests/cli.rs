@@ -363,7 +363,7 @@ fn recipes_that_cannot_be_read() {
     let absent = work.path().join("absent.yaml");
     for (recipe, words) in [
         (&file, ["latin.yaml", "UTF-8"]),
-        (&absent, ["absent.yaml", "not found"]),
+        (&absent, ["absent.yaml", "the file is missing"]),
         (&work.path().to_path_buf(), ["is a folder", "name of a preset"]),
         (&file.join("below.yaml"), ["latin.yaml", "below.yaml"]),
     ] {

@@ -314,3 +314,53 @@ fn data_files_that_are_none() {
         .expect(4, &["tokenizer.json", "not a regular file"]);
     assert!(!output.exists());
 }
+
+/// Weights saved from a wrapper and a tied table under the head's name: the output is that of the plain model.
+#[test]
+fn other_names_are_read_and_canonical_ones_written() {
+    let (_folder, plain) = model();
+    let weights = plain.join("model.safetensors");
+    let tied = |tensors: &mut Tensors| {
+        tensors.remove("lm_head.weight");
+    };
+    edit(&weights, tied);
+    edit_config(&plain, |config| drop(config.insert("tie_word_embeddings".into(), true.into())));
+    let (_folder, odd) = model();
+    std::fs::copy(plain.join("config.json"), odd.join("config.json")).unwrap();
+    edit(&odd.join("model.safetensors"), |tensors| {
+        tied(tensors);
+        let table = tensors.remove("model.embed_tokens.weight").unwrap();
+        tensors.insert("lm_head.weight".into(), table);
+        let buffer = (Dtype::F32, vec![1], vec![0; 4]);
+        tensors.insert("model.layers.0.self_attn.rotary_emb.inv_freq".into(), buffer);
+        *tensors = std::mem::take(tensors).into_iter().map(|(n, t)| (format!("_orig_mod.{n}"), t)).collect();
+    });
+    let work = tempdir().unwrap();
+    let (a, b) = (work.path().join("a"), work.path().join("b"));
+    quantize(&plain, SIMPLE, &a, SMALL).expect(0, &[]);
+    quantize(&odd, SIMPLE, &b, SMALL)
+        .expect(0, &["begin with \"_orig_mod.\"", "only lm_head.weight is stored"]);
+    for name in [
+        "quant_model_weights-00001-of-00001.safetensors",
+        "quant_model_weights.safetensors.index.json",
+        "quant_model_description.json",
+    ] {
+        assert!(std::fs::read(a.join(name)).unwrap() == std::fs::read(b.join(name)).unwrap(), "{name}");
+    }
+    ptq(&["verify", text(&b), "--target", "vllm-ascend"]).expect(0, &[]);
+}
+
+/// Where two folders are in play, an error names the one it speaks of.
+#[test]
+fn the_folder_of_an_error_is_named() {
+    let (folder, bad) = model();
+    edit_config(&bad, |config| drop(config.insert("hidden_act".into(), "relu".into())));
+    let tokens = tokens(folder.path());
+    let run = |model: &Path, reference: &Path| {
+        ptq(&["eval", "--model", text(model), "--reference", text(reference), "--tokens", &tokens])
+    };
+    assert_ne!(run(&bad, &tiny_reasoner()).expect(3, &[text(&bad)]).code, Some(0));
+    run(&tiny_reasoner(), &bad).expect(3, &[text(&bad), "hidden_act"]);
+    std::fs::write(bad.join("config.json"), "{").unwrap();
+    run(&tiny_reasoner(), &bad).expect(4, &[text(&bad), "malformed JSON"]);
+}

@@ -19,13 +19,42 @@ pub use self::class::{ErrorClass, Result};
 #[non_exhaustive]
 pub enum CheckpointError {
     /// The checkpoint path is not a directory.
-    #[error("{path}: not a folder; pass the folder that holds config.json and *.safetensors")]
+    #[error("{path}: not a folder; {hint}")]
     NotAFolder {
         /// Path as given.
         path: PathBuf,
+        /// What to pass instead.
+        hint: String,
+    },
+    /// A folder without a model, which is in a folder below it.
+    #[error("{path}: no config.json here; {hint}")]
+    NotAModel {
+        /// Path as given.
+        path: PathBuf,
+        /// What to pass instead.
+        hint: String,
+    },
+    /// Safetensors under names that no loader looks for.
+    #[error(
+        "{path}: neither model.safetensors nor model.safetensors.index.json, but {found}; if it is the model, rename it or \
+         add the index (an adapter has to be merged into its model first)"
+    )]
+    UnlistedWeights {
+        /// The checkpoint folder.
+        path: PathBuf,
+        /// The first such file.
+        found: String,
+    },
+    /// Weights of several models under the older names of msmodelslim.
+    #[error("{path}: weights of several models ({found}); keep those of one")]
+    SeveralWeights {
+        /// The checkpoint folder.
+        path: PathBuf,
+        /// Their prefixes.
+        found: String,
     },
     /// A file the format requires is absent.
-    #[error("{path}: missing file, needed for {role}")]
+    #[error("{path}: the file is missing, needed for {role}")]
     MissingFile {
         /// The absent file.
         path: PathBuf,
@@ -510,7 +539,7 @@ pub enum CheckpointError {
     },
     /// A tensor that belongs to no part of the model.
     #[error(
-        "{path}: tensor {tensor:?} belongs to no part of this model; the configuration is another model's?"
+        "{path}: tensor {tensor:?} belongs to no part of this model; is the configuration another model's?"
     )]
     UnexpectedTensor {
         /// The folder.

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::error::{CheckpointError, Result};
 use crate::header::Header;
+use crate::hints;
 use crate::index::ShardIndex;
 use crate::json::{LARGE_JSON_BYTES, SMALL_JSON_BYTES, open_regular, parse_strict_json, read_json_text};
 use crate::scratch::{Counters, WavePool};
@@ -74,10 +75,16 @@ pub struct Checkpoint {
 
 /// Prefixes that [`Checkpoint::open`] tries, in order.
 const PREFIXES: [&str; 2] = ["model", "quant_model_weights"];
+/// What the prefixes of older msmodelslim begin with (`quant_model_weight_w8a8_dynamic`).
+const OLDER: &str = "quant_model_weight_";
+const CONFIG: &str = "config.json";
+const SINGLE: &str = ".safetensors";
+const INDEX: &str = ".safetensors.index.json";
 
 impl Checkpoint {
     /// Opens a folder: `config.json` and `model.safetensors` or `model.safetensors.index.json` with its shards; in
-    /// the absence of both, the same with `quant_model_weights` (the names msmodelslim uses).
+    /// the absence of both, the same with `quant_model_weights` (the names msmodelslim uses), or with the one
+    /// `quant_model_weight_<type>` there is (those that it used).
     ///
     /// # Errors
     /// Any fault of the folder: an unfinished output of ours, missing files, malformed or lying headers, an index
@@ -85,11 +92,11 @@ impl Checkpoint {
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
         check_folder(dir)?;
-        let has = |name: String| dir.join(&name).symlink_metadata().is_ok();
-        let present =
-            |p: &&&str| has(format!("{p}.safetensors")) || has(format!("{p}.safetensors.index.json"));
-        match PREFIXES.iter().find(present) {
-            Some(prefix) => Self::open_named(dir, prefix),
+        if let Some(prefix) = PREFIXES.into_iter().find(|prefix| has_weights(dir, prefix)) {
+            return Self::open_named(dir, prefix);
+        }
+        match older_prefix(dir)? {
+            Some(prefix) => Self::open_named(dir, &prefix),
             None => Err(foreign_weights(dir)?),
         }
     }
@@ -103,8 +110,7 @@ impl Checkpoint {
         let dir = dir.as_ref();
         check_folder(dir)?;
         let (value, config_text) = config_of(dir)?;
-        let single = format!("{prefix}.safetensors");
-        let index = format!("{prefix}.safetensors.index.json");
+        let (single, index) = (format!("{prefix}{SINGLE}"), format!("{prefix}{INDEX}"));
         let mut out = if dir.join(&index).symlink_metadata().is_ok() {
             let bytes = read_json_text(&dir.join(&index), &index, "the list of shards", LARGE_JSON_BYTES)?;
             let parsed = ShardIndex::parse(&index, &bytes)?;
@@ -349,12 +355,11 @@ pub fn read_config(dir: impl AsRef<Path>) -> Result<Value> {
 
 /// `config.json`, parsed and as text.
 fn config_of(dir: &Path) -> Result<(Value, String)> {
-    const FILE: &str = "config.json";
-    let bytes = read_json_text(&dir.join(FILE), FILE, "the model's configuration", SMALL_JSON_BYTES)?;
-    let value = parse_strict_json(FILE, &bytes)?;
+    let bytes = read_json_text(&dir.join(CONFIG), CONFIG, "the model's configuration", SMALL_JSON_BYTES)?;
+    let value = parse_strict_json(CONFIG, &bytes)?;
     if !value.is_object() {
         let detail = "expected an object".to_owned();
-        return Err(CheckpointError::Json { file: FILE.to_owned(), detail });
+        return Err(CheckpointError::Json { file: CONFIG.to_owned(), detail });
     }
     // JSON that parsed is UTF-8, so nothing is lost here.
     Ok((value, String::from_utf8_lossy(&bytes).into_owned()))
@@ -362,7 +367,12 @@ fn config_of(dir: &Path) -> Result<(Value, String)> {
 
 fn check_folder(dir: &Path) -> Result<()> {
     if !dir.is_dir() {
-        return Err(CheckpointError::NotAFolder { path: dir.to_path_buf() });
+        return Err(CheckpointError::NotAFolder { path: dir.to_path_buf(), hint: hints::not_a_folder(dir) });
+    }
+    if dir.join(CONFIG).symlink_metadata().is_err()
+        && let Some(hint) = hints::model_is_elsewhere(dir)
+    {
+        return Err(CheckpointError::NotAModel { path: dir.to_path_buf(), hint });
     }
     if dir.join(MARKER).symlink_metadata().is_ok() {
         return Err(CheckpointError::PartialOutput { path: dir.to_path_buf(), marker: MARKER });
@@ -370,12 +380,38 @@ fn check_folder(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The error for a folder without safetensors weights: names foreign weights if there are any.
+/// Whether a folder has weights of this prefix, alone or in shards.
+pub(crate) fn has_weights(dir: &Path, prefix: &str) -> bool {
+    [SINGLE, INDEX].iter().any(|ending| dir.join(format!("{prefix}{ending}")).symlink_metadata().is_ok())
+}
+
+/// The prefix of weights under the names of older msmodelslim, if the folder has such.
+pub(crate) fn older_prefix(dir: &Path) -> Result<Option<String>> {
+    let names = list_files(dir)?;
+    let prefix = |name: &String| {
+        let prefix = name.strip_suffix(INDEX).or_else(|| name.strip_suffix(SINGLE))?;
+        // The shards of an index are not weights by themselves.
+        (prefix.starts_with(OLDER) && !prefix.contains("-of-")).then(|| prefix.to_owned())
+    };
+    let mut prefixes: BTreeSet<String> = names.iter().filter_map(prefix).collect();
+    if prefixes.len() > 1 {
+        let found = prefixes.into_iter().collect::<Vec<_>>().join(", ");
+        return Err(CheckpointError::SeveralWeights { path: dir.to_path_buf(), found });
+    }
+    Ok(prefixes.pop_first())
+}
+
+/// The error for a folder without weights that are read: names others if there are any.
 fn foreign_weights(dir: &Path) -> Result<CheckpointError> {
     const FOREIGN: [&str; 6] = [".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack"];
-    let found = list_files(dir)?.into_iter().find(|n| FOREIGN.iter().any(|f| n.ends_with(f)));
+    let names = list_files(dir)?;
+    let path = dir.to_path_buf();
+    if let Some(found) = names.iter().find(|name| name.ends_with(SINGLE)) {
+        return Ok(CheckpointError::UnlistedWeights { path, found: found.clone() });
+    }
+    let found = names.into_iter().find(|n| FOREIGN.iter().any(|f| n.ends_with(f)));
     Ok(match found {
-        Some(found) => CheckpointError::UnsupportedWeights { path: dir.to_path_buf(), found },
+        Some(found) => CheckpointError::UnsupportedWeights { path, found },
         None => CheckpointError::MissingFile {
             path: dir.join("model.safetensors"),
             role: "the weights (or model.safetensors.index.json, or quant_model_weights.safetensors)",

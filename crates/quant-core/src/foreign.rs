@@ -83,7 +83,7 @@ impl Foreign {
         let text = beginning.strip_prefix(Self::UTF8_MARK).unwrap_or(beginning).trim_ascii_start();
         let page =
             |mark: &&[u8]| text.get(..mark.len()).is_some_and(|start| start.eq_ignore_ascii_case(mark));
-        let what = "a web page, not the file itself";
+        let what = "a web page (HTML), not the file itself";
         PAGES.iter().any(page).then_some(Self { what, kind: ForeignKind::Page })
     }
 

@@ -377,9 +377,13 @@ impl ModelSpec {
         }
         tensors
     }
-    /// Tensors some releases carry that hold nothing a loader needs (`rotary_emb.inv_freq` of openPangu).
+    /// Tensors some releases carry that hold nothing a loader needs: rotary buffers (`rotary_emb.inv_freq`, `cos_cached`,
+    /// `sin_cached`), which loaders compute.
     #[must_use]
     pub fn is_ignorable(&self, name: &str) -> bool {
-        name.ends_with(".rotary_emb.inv_freq")
+        let mut parts = name.split('.');
+        let last = parts.next_back();
+        last.is_some_and(|last| matches!(last, "cos_cached" | "sin_cached"))
+            || parts.any(|part| part == "rotary_emb")
     }
 }

@@ -20,6 +20,22 @@ pub enum PipelineError {
     /// The recipe asks this model or format for something it cannot do.
     #[error(transparent)]
     Unsupported(#[from] Unsupported),
+    /// The input is an output of a quantisation.
+    #[error("{path} is quantised already ({format}); start from the float checkpoint it was made from")]
+    QuantisedAlready {
+        /// The input.
+        path: PathBuf,
+        /// Registry id of its format.
+        format: &'static str,
+    },
+    /// Any of these errors where it does not name the model's folder itself.
+    #[error("{folder}: {source}")]
+    In {
+        /// The folder.
+        folder: PathBuf,
+        /// What is wrong there.
+        source: Box<Self>,
+    },
     /// The config or the shape of the model.
     #[error(transparent)]
     Model(#[from] ModelError),

@@ -1,7 +1,7 @@
 //! Opening a folder as a model: config, shapes, format.
 
 use crate::PipelineError;
-use quant_checkpoint::formats::Format;
+use quant_checkpoint::formats::{Format, detect};
 use quant_checkpoint::{
     Checkpoint, FolderSource, check_tensors, open_as_loaded, read_config, redundant_head_equals,
     stored_float_type,
@@ -32,9 +32,27 @@ pub struct OpenFolder {
 /// Unreadable or lying files, an unknown architecture, a quantisation that is not read here, tensors that do not fit the
 /// config.
 pub fn open_folder(dir: &Path) -> Result<OpenFolder, PipelineError> {
-    let checkpoint = Checkpoint::open(dir)?;
-    let mut warnings = Vec::new();
-    let spec = spec_of(checkpoint.config(), |spec| stored_float_type(&checkpoint, spec), &mut warnings)?;
+    open(dir).map_err(|error| in_folder(dir, error))
+}
+
+/// The error with the folder it speaks of, where it does not name it: two folders may be in play.
+fn in_folder(dir: &Path, error: PipelineError) -> PipelineError {
+    if error.to_string().contains(&*dir.to_string_lossy()) {
+        return error;
+    }
+    PipelineError::In { folder: dir.to_owned(), source: Box::new(error) }
+}
+
+fn open(dir: &Path) -> Result<OpenFolder, PipelineError> {
+    let mut checkpoint = Checkpoint::open(dir)?;
+    let (mut warnings, mut renamed) = (Vec::new(), Vec::new());
+    let config = checkpoint.config().clone();
+    let stored = |spec: &ModelSpec| {
+        renamed = take_names(&mut checkpoint, spec);
+        stored_float_type(&checkpoint, spec)
+    };
+    let spec = spec_of(&config, stored, &mut warnings)?;
+    warnings.extend(renamed);
     let format = check_tensors(&checkpoint, &spec)?;
     match redundant_head_equals(&checkpoint, &spec)? {
         None => {}
@@ -50,6 +68,11 @@ pub fn open_folder(dir: &Path) -> Result<OpenFolder, PipelineError> {
     Ok(OpenFolder { checkpoint, spec, format, warnings })
 }
 
+/// Gives the tensors of a float checkpoint the model's names. Those of a quantised folder are named by its description.
+fn take_names(checkpoint: &mut Checkpoint, spec: &ModelSpec) -> Vec<String> {
+    if detect(checkpoint).is_some() { Vec::new() } else { checkpoint.take_names_of(spec) }
+}
+
 /// The shape of the model in a folder whose tensors may not fit it: what a verifier needs to say how they do not.
 ///
 /// # Errors
@@ -57,7 +80,8 @@ pub fn open_folder(dir: &Path) -> Result<OpenFolder, PipelineError> {
 pub fn folder_spec(dir: &Path) -> Result<ModelSpec, PipelineError> {
     // Weights that cannot be opened say nothing of their type; the verifier names what is wrong with them.
     let stored = |spec: &ModelSpec| open_as_loaded(dir).ok().and_then(|c| stored_float_type(&c, spec));
-    spec_of(&read_config(dir)?, stored, &mut Vec::new())
+    let read = || spec_of(&read_config(dir)?, stored, &mut Vec::new());
+    read().map_err(|error| in_folder(dir, error))
 }
 
 /// The shape of a model. Where the config does not declare a type, the tensors decide; where they contradict it, the
@@ -81,6 +105,16 @@ fn spec_of(
 }
 
 impl OpenFolder {
+    /// Opens the same checkpoint a second time, with the names it has here.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub(crate) fn reopen(&self) -> Result<Checkpoint, PipelineError> {
+        let mut checkpoint = Checkpoint::open(self.checkpoint.path())?;
+        take_names(&mut checkpoint, &self.spec);
+        Ok(checkpoint)
+    }
+
     /// As a stream of blocks.
     ///
     /// # Errors

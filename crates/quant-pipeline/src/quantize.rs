@@ -12,7 +12,12 @@ use crate::report::{RunReport, peak_memory};
 use crate::run::{BlockSink, RunOptions, check_calibration, run};
 use quant_checkpoint::formats::{BlockSideData, ConfigNotes, Unsupported};
 use quant_checkpoint::{
+<<<<<<< HEAD
     Checkpoint, FolderSource, OutputFolder, OutputOptions, TargetVerdict, WriteStats, judge_plan, side_files,
+=======
+    DEFAULT_SHARD_BYTES, FolderSource, OutputFolder, OutputOptions, ShardPlan, TargetVerdict, TensorSpec,
+    WriteStats, judge_plan, side_files,
+>>>>>>> wt-k
 };
 use quant_core::{Bytes, ObserverKind};
 use quant_data::{CalibrationSpec, LoadOptions, TokenSet};
@@ -186,12 +191,7 @@ impl Prepared {
 pub fn prepare(job: &QuantizeJob) -> Result<Prepared, PipelineError> {
     let folder = open_folder(&job.model)?;
     if let Some(format) = folder.format {
-        return Err(Unsupported {
-            format: format.id(),
-            what: format!("{} is quantised already", job.model.display()),
-            alternatives: "start from the float checkpoint it was made from".into(),
-        }
-        .into());
+        return Err(PipelineError::QuantisedAlready { path: job.model.clone(), format: format.id() });
     }
     let plan = Plan::new(&job.recipe, &folder.spec)?;
     let mut warnings = folder.warnings.clone();
@@ -324,7 +324,7 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
     let output_bytes = shards.total_bytes();
     output.begin_weights(shards)?;
     let input_bytes = checkpoint.total_bytes();
-    let mut source = FolderSource::open(Checkpoint::open(&job.model)?, plan.spec.clone())?;
+    let mut source = FolderSource::open(folder.reopen()?, plan.spec.clone())?;
     let run_options_spill = spill.then(|| output.partial().to_owned());
     let mut writer = Writer { plan: &plan, output: &mut output, side: Vec::new() };
     let report = with_threads(job.threads, |par| {
@@ -460,8 +460,9 @@ pub fn read_recipe(argument: &str) -> Result<Recipe, PipelineError> {
         )));
     }
     if argument.contains(['/', '.']) {
-        let source = std::io::Error::from(std::io::ErrorKind::NotFound);
-        return Err(PipelineError::Io { path: path.to_owned(), source });
+        return Err(PipelineError::Usage(format!(
+            "--recipe {argument}: the file is missing; give a YAML file that is there, or the name of a preset (`ptq list`)"
+        )));
     }
     Ok(Recipe::from_preset(argument)?)
 }

@@ -67,6 +67,9 @@ pub const INTERRUPTED: u8 = 130;
 #[must_use]
 pub fn exit_code(error: &PipelineError) -> u8 {
     use PipelineError as E;
+    if let E::In { source, .. } = error {
+        return exit_code(source);
+    }
     // What a reader of blocks reports may arrive wrapped in the errors of the model and of the metrics.
     let checkpoint = match error {
         E::Checkpoint(e) => Some(e),
@@ -82,7 +85,7 @@ pub fn exit_code(error: &PipelineError) -> u8 {
     }
     match error {
         E::Recipe(_) | E::Usage(_) => 2,
-        E::Unsupported(_) => 3,
+        E::Unsupported(_) | E::QuantisedAlready { .. } => 3,
         E::Model(ModelError::UnknownArchitecture { .. } | ModelError::Unsupported { .. }) => 3,
         E::Data(DataError::Spec { .. } | DataError::Option { .. } | DataError::TooManyTokens { .. }) => 2,
         // The logits' file is the only receiver: it could not be written.

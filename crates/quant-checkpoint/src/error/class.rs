@@ -62,12 +62,30 @@ impl CheckpointError {
     }
 }
 
-/// The first few of many errors.
-pub(super) fn some(errors: &[CheckpointError]) -> String {
-    const SHOWN: usize = 6;
-    let mut text = errors.iter().take(SHOWN).map(ToString::to_string).collect::<Vec<_>>().join("; ");
-    if errors.len() > SHOWN {
-        text.push_str(&format!("; and {} more", errors.len() - SHOWN));
+/// The first few of many faults of tensors: what is missing beside what is there instead.
+pub(super) fn some(faults: &[CheckpointError]) -> String {
+    let (mut missing, mut strange, mut others) = (Vec::new(), Vec::new(), Vec::new());
+    for fault in faults {
+        match fault {
+            CheckpointError::NoSuchTensor { tensor, .. } => missing.push(format!("{tensor:?}")),
+            CheckpointError::UnexpectedTensor { tensor, .. } => strange.push(format!("{tensor:?}")),
+            other => others.push(other.to_string()),
+        }
+    }
+    let strange_are = if missing.is_empty() { "not of this model" } else { "there instead" };
+    [(&others, ""), (&missing, "missing: "), (&strange, &format!("{strange_are}: "))]
+        .into_iter()
+        .filter(|(list, _)| !list.is_empty())
+        .map(|(list, label)| format!("{label}{}", first(list)))
+        .collect::<Vec<_>>()
+        .join("; ")
+}
+
+fn first(list: &[String]) -> String {
+    const SHOWN: usize = 4;
+    let mut text = list.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+    if list.len() > SHOWN {
+        text.push_str(&format!(" and {} more", list.len() - SHOWN));
     }
     text
 }

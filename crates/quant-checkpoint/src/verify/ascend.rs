@@ -35,8 +35,16 @@ pub(super) fn check(
             return None;
         }
     };
-    let found = format!("{} with {} entries", ascend_description::FILE, description.entries.len());
-    checks.rule("description", Vec::new(), found);
+    // The loader opens one name only; without that file it takes the folder for a float model.
+    let named = ascend_description::names(checkpoint.path()).pop().unwrap_or_default();
+    let other = (named != ascend_description::FILE).then(|| {
+        format!(
+            "the description is called {named}, and the loader opens {} only: rename it",
+            ascend_description::FILE
+        )
+    });
+    let found = format!("{named} with {} entries", description.entries.len());
+    checks.rule("description", other.into_iter().collect(), found);
     dtype(checks, checkpoint);
     let place =
         |(module, place)| Some((place, description.entries.get(&format!("{module}.weight"))?.clone()));

@@ -25,7 +25,7 @@ use self::rules::Checks;
 pub use self::targets::{Rules, Target, TargetError, UnknownTarget};
 use crate::error::Result;
 use crate::formats::{self, CompressedTensors, Dequantized, Format, VllmAscend, ascend_description};
-use crate::source::Checkpoint;
+use crate::source::{Checkpoint, has_weights, older_prefix};
 
 /// What a failed check means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -206,16 +206,19 @@ impl<'a> Folder<'a> {
 }
 
 /// Opens the weights that belong to the folder's description. In a folder of msmodelslim's layout these are
-/// `quant_model_weights*`, whatever else lies there: what does is reported by [`verify`], not read.
+/// `quant_model_weights*` or, in older ones, `quant_model_weight_<type>*`, whatever else lies there: what does is reported by [`verify`], not read.
 ///
 /// # Errors
 /// As [`Checkpoint::open`].
 pub fn open_as_loaded(dir: &Path) -> Result<Checkpoint> {
-    let has = |name: &str| dir.join(name).symlink_metadata().is_ok();
-    let weights = ["quant_model_weights.safetensors.index.json", "quant_model_weights.safetensors"];
-    if has(ascend_description::FILE) && weights.into_iter().any(has) {
-        Checkpoint::open_named(dir, "quant_model_weights")
-    } else {
-        Checkpoint::open(dir)
+    const WEIGHTS: &str = "quant_model_weights";
+    if ascend_description::present(dir) {
+        if has_weights(dir, WEIGHTS) {
+            return Checkpoint::open_named(dir, WEIGHTS);
+        }
+        if let Some(older) = older_prefix(dir)? {
+            return Checkpoint::open_named(dir, &older);
+        }
     }
+    Checkpoint::open(dir)
 }

@@ -1,6 +1,7 @@
 //! `quant_model_description.json`: the type of every tensor.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use quant_core::FloatType;
 use quant_graph::{LinearScheme, LinearSpec, ModelScheme, ModelSpec, Role};
@@ -16,10 +17,12 @@ use crate::formats::TensorDecl;
 use crate::formats::bytes::float_dtype;
 use crate::formats::layout::{Part, modules};
 use crate::json::{LARGE_JSON_BYTES, parse_strict_json, read_json_text};
-use crate::source::Checkpoint;
+use crate::source::{Checkpoint, list_files};
 
 /// Name of the file.
 pub(crate) const FILE: &str = "quant_model_description.json";
+/// What its name begins with in folders of older msmodelslim (`quant_model_description_w8a8_dynamic.json`).
+const OLDER: &str = "quant_model_description_";
 
 /// Top-level keys that are no tensors.
 const META: [&str; 9] = [
@@ -49,6 +52,21 @@ const OTHER_TYPES: [&str; 12] = [
     "W16A16SC",
     "FAKQuant",
 ];
+
+/// The names under which a folder has a description: [`FILE`] if that is there, or else older ones.
+pub(crate) fn names(dir: &Path) -> Vec<String> {
+    if dir.join(FILE).symlink_metadata().is_ok() {
+        return vec![FILE.to_owned()];
+    }
+    // A folder that cannot be listed is one without; what is asked of it next says so.
+    let listed = list_files(dir).unwrap_or_default().into_iter();
+    listed.filter(|name| name.starts_with(OLDER) && name.ends_with(".json")).collect()
+}
+
+/// Whether a folder has a description, under any of its names.
+pub(crate) fn present(dir: &Path) -> bool {
+    !names(dir).is_empty()
+}
 
 /// The type of a linear.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -138,18 +156,20 @@ pub(crate) struct Description {
 
 impl Description {
     pub(crate) fn exists(checkpoint: &Checkpoint) -> bool {
-        checkpoint.path().join(FILE).symlink_metadata().is_ok()
+        present(checkpoint.path())
     }
-    /// Reads the file.
+    /// Reads the file, whichever of its names it has.
     pub(crate) fn read(checkpoint: &Checkpoint) -> Result<Self> {
-        let text = read_json_text(
-            &checkpoint.path().join(FILE),
-            FILE,
-            "the types of the quantised tensors",
-            LARGE_JSON_BYTES,
-        )?;
-        let Value::Object(object) = parse_strict_json(FILE, &text)? else {
-            return Err(bad(FILE, "a JSON object", "another value"));
+        let found = names(checkpoint.path());
+        let file = match found.as_slice() {
+            [] => FILE,
+            [file] => file,
+            several => return Err(bad("the folder", "one description", several.join(", "))),
+        };
+        let path = checkpoint.path().join(file);
+        let text = read_json_text(&path, file, "the types of the quantised tensors", LARGE_JSON_BYTES)?;
+        let Value::Object(object) = parse_strict_json(file, &text)? else {
+            return Err(bad(file, "a JSON object", "another value"));
         };
         let (mut entries, mut meta) = (BTreeMap::new(), Map::new());
         for (key, value) in object {
