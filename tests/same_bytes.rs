@@ -116,11 +116,10 @@ fn logit_bits(model: impl BlockSource, sequences: &[Vec<u32>]) -> Vec<u32> {
     with_threads(2, |par| {
         let mut model = Scored::new(model, Compute::F32, par);
         model.encode(sequences, &mut |_, _| {}).unwrap();
-        let mut bits = Vec::new();
-        for (sequence, ids) in sequences.iter().enumerate() {
-            bits.extend(model.logits(sequence, 0..ids.len()).unwrap().iter().map(|v| v.to_bits()));
-        }
-        bits
+        let positions = sequences.iter().map(Vec::len).sum();
+        let mut logits = ndarray::Array2::<f32>::zeros((positions, model.vocab_size()));
+        model.logits(0..positions, 0..logits.ncols(), logits.view_mut()).unwrap();
+        logits.iter().map(|v| v.to_bits()).collect()
     })
     .unwrap()
 }

@@ -36,7 +36,7 @@ pub(crate) static CRATES: &[Crate] = &[
     safe("quant-methods", &["quant-core", "quant-kernels", "quant-graph", "quant-hessian", "quant-rotate"]),
     with_unsafe("quant-checkpoint", &["quant-core", "quant-graph"]),
     safe("quant-data", &["quant-core"]),
-    safe("quant-eval", &["quant-core", "quant-graph", "quant-data"]),
+    safe("quant-eval", &["quant-core", "quant-kernels", "quant-graph", "quant-data"]),
     safe("quant-pipeline", &[
         "quant-core", "quant-kernels", "quant-graph", "quant-hessian", "quant-rotate", "quant-model",
         "quant-methods", "quant-checkpoint", "quant-data", "quant-eval",

@@ -47,18 +47,6 @@ pub enum EvalError {
     /// The chunk size selects nothing.
     #[error("chunk is 0, expected at least one position per chunk")]
     ZeroChunk,
-    /// A model returned logits of another shape than asked for.
-    #[error("the {role} gave logits of shape {found:?} for sequence {sequence}, expected {expected:?}")]
-    LogitsShape {
-        /// Which model.
-        role: Role,
-        /// Index of the sequence.
-        sequence: usize,
-        /// `[positions, vocabulary]` asked for.
-        expected: [usize; 2],
-        /// What arrived.
-        found: [usize; 2],
-    },
     /// A model failed.
     #[error("the {role} failed while {stage}: {source}")]
     Model {
@@ -74,7 +62,7 @@ pub enum EvalError {
     Sink {
         /// Index of the sequence.
         sequence: usize,
-        /// First position of the chunk.
+        /// Position within it.
         position: usize,
         /// The receiver's own error.
         source: ModelError,

@@ -1,16 +1,29 @@
 //! The evaluation loop.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
-use ndarray::ArrayView2;
+use ndarray::{ArrayView2, ArrayViewMut2};
 use rayon::prelude::*;
 
-use crate::rows::{RowScore, score_row};
+use crate::rows::{RowScore, Scoring};
 use crate::{Comparison, EvalError, EvalReport, LanguageModel, ModelError, Outcome, Protocol, Role};
 
-/// Receives logits as they are computed: sequence, first position, `[positions, vocabulary]`. Calls come in
-/// reading order and cover every position of every sequence, the last one (which predicts nothing) included.
-pub type LogitsSink<'a> = dyn FnMut(usize, usize, ArrayView2<'_, f32>) -> Result<(), ModelError> + 'a;
+/// Tokens of the vocabulary whose logits exist at a time. Sums are cut here, so it is part of the protocol and no setting.
+const PANEL: usize = 2048;
+/// Positions scored at a time unless set: enough that reading and preparing a panel of the head costs little beside its
+/// product.
+pub const CHUNK: usize = 8192;
+
+/// Receives logits as they are computed: positions, counted through all sequences in reading order, tokens of the
+/// vocabulary, and the logits `[positions, tokens]`. Calls cover every position, those that predict nothing included.
+pub type LogitsSink<'a> =
+    dyn FnMut(Range<usize>, Range<usize>, ArrayView2<'_, f32>) -> Result<(), ModelError> + 'a;
+
+/// Bytes of the logits of one model that exist at a time, for `positions` in all scored in chunks of `chunk`.
+#[must_use]
+pub fn panel_bytes(positions: usize, chunk: usize, vocab_size: usize) -> usize {
+    size_of::<f32>() * positions.min(chunk) * vocab_size.min(PANEL)
+}
 
 /// Called with phase, steps done and steps in all. `Break` ends the evaluation with [`EvalError::Interrupted`]: at once while scoring, and as soon as
 /// [`LanguageModel::encode`] returns while a model runs its blocks.
@@ -21,7 +34,7 @@ pub type Progress<'a> = dyn FnMut(Phase, usize, usize) -> ControlFlow<()> + 'a;
 pub enum Phase {
     /// Blocks of one of the models.
     Encode(Role),
-    /// Logits and scores, counted in positions.
+    /// Logits and scores, counted in positions; counts move after every panel of the head.
     Score,
 }
 
@@ -33,7 +46,7 @@ pub struct EvalOptions<'a> {
     pub logits_sink: Option<&'a mut LogitsSink<'a>>,
     /// Told how far the work is; may stop it.
     pub progress: Option<&'a mut Progress<'a>>,
-    /// Positions whose logits exist at a time (per model); does not change results. Default 256.
+    /// Positions scored in one pass over the head, [`CHUNK`] unless set; does not change results.
     pub chunk: usize,
     /// Where the sequences come from, for the report.
     pub description: String,
@@ -45,7 +58,7 @@ impl Default for EvalOptions<'_> {
             reference: None,
             logits_sink: None,
             progress: None,
-            chunk: 256,
+            chunk: CHUNK,
             description: "token sequences given by the caller".to_owned(),
         }
     }
@@ -87,55 +100,99 @@ pub fn evaluate(
     }
     encode(model, Role::Model, sequences, report)?;
 
-    // Without a receiver the last position of a sequence needs no logits: it predicts nothing.
-    let skipped = usize::from(logits_sink.is_none());
-    let all = sequences.iter().map(|ids| ids.len() - skipped).sum();
-    let mut done = 0;
-    go_on(report(Phase::Score, done, all))?;
-    let mut totals = Totals::new(reference.is_some());
-    for (sequence, ids) in sequences.iter().enumerate() {
-        let mut sum = SequenceSum::default();
-        let positions = ids.len() - skipped;
-        for start in (0..positions).step_by(chunk) {
-            let range = start..positions.min(start + chunk);
-            let scored = start..range.end.min(ids.len() - 1);
-            let logits = logits(model, Role::Model, sequence, range.clone())?;
+    let targets = targets(sequences);
+    let all = targets.len();
+    go_on(report(Phase::Score, 0, all))?;
+    let compared = reference.is_some();
+    let mut scores = Vec::with_capacity(all);
+    let buffer = || vec![0.0_f32; panel_bytes(all, chunk, vocab_size) / size_of::<f32>()];
+    let (mut own, mut other) = (buffer(), if compared { buffer() } else { Vec::new() });
+    for start in (0..all).step_by(chunk) {
+        let positions = start..all.min(start + chunk);
+        let mut rows: Vec<Option<Scoring>> =
+            targets[positions.clone()].iter().map(|t| t.map(|id| Scoring::new(id, compared))).collect();
+        for first in (0..vocab_size).step_by(PANEL) {
+            let tokens = first..vocab_size.min(first + PANEL);
+            let logits = panel(model, Role::Model, &positions, &tokens, &mut own)?;
             if let Some(sink) = logits_sink.as_mut() {
-                sink(sequence, start, logits.view()).map_err(|source| EvalError::Sink {
-                    sequence,
-                    position: start,
-                    source,
+                sink(positions.clone(), tokens.clone(), logits.view()).map_err(|source| {
+                    let (sequence, position) = place(sequences, start);
+                    EvalError::Sink { sequence, position, source }
                 })?;
             }
-            let other = match reference.as_mut() {
-                Some(model) if !scored.is_empty() => {
-                    Some(self::logits(&mut **model, Role::Reference, sequence, scored.clone())?)
-                }
-                _ => None,
-            };
-            let own = logits.as_slice().unwrap_or_default();
-            let other = other.as_ref().map(|o| o.as_slice().unwrap_or_default());
-            let row_of = |flat, row| <[f32]>::get(flat, row * vocab_size..(row + 1) * vocab_size);
-            let rows: Vec<RowScore> = scored
-                .clone()
-                .into_par_iter()
-                .map(|position| {
-                    let row = position - start;
-                    let own = row_of(own, row).unwrap_or_default();
-                    let other = other.map(|flat| row_of(flat, row).unwrap_or_default());
-                    score_row(own, other, ids[position + 1] as usize)
-                })
-                .collect();
-            for (position, row) in scored.zip(rows) {
-                sum.add(row);
-                totals.note(row, sequence, position);
+            if let Some(reference) = reference.as_mut() {
+                panel(&mut **reference, Role::Reference, &positions, &tokens, &mut other)?;
             }
-            done += range.len();
-            go_on(report(Phase::Score, done, all))?;
+            let width = tokens.len();
+            let (own, other) = (&own, &other);
+            rows.par_iter_mut().enumerate().for_each(|(row, scoring)| {
+                let range = row * width..(row + 1) * width;
+                if let (Some(scoring), Some(own)) = (scoring, own.get(range.clone())) {
+                    scoring.extend(own, other.get(range).filter(|_| compared));
+                }
+            });
+            let done = positions.len() * tokens.end / vocab_size;
+            go_on(report(Phase::Score, start + done, all))?;
+        }
+        scores.extend(rows.iter().map(|row| row.as_ref().map(Scoring::score)));
+    }
+    Ok(totals(sequences, &scores, compared).report(Protocol::new(description, sequences)))
+}
+
+/// What every position of every sequence predicts, in reading order: nothing at the last one of a sequence.
+fn targets(sequences: &[Vec<u32>]) -> Vec<Option<u32>> {
+    let of = |ids: &Vec<u32>| {
+        let following = ids.iter().skip(1).copied().map(Some);
+        following.chain([None]).collect::<Vec<_>>()
+    };
+    sequences.iter().flat_map(of).collect()
+}
+
+/// The sequence, and the position within it, of a position counted through all of them.
+fn place(sequences: &[Vec<u32>], position: usize) -> (usize, usize) {
+    let mut first = 0;
+    for (sequence, ids) in sequences.iter().enumerate() {
+        if position < first + ids.len() {
+            return (sequence, position - first);
+        }
+        first += ids.len();
+    }
+    (sequences.len(), position - first)
+}
+
+/// Logits of one panel, in the front of `buffer`.
+fn panel<'b>(
+    model: &mut dyn LanguageModel,
+    role: Role,
+    positions: &Range<usize>,
+    tokens: &Range<usize>,
+    buffer: &'b mut [f32],
+) -> Result<ArrayViewMut2<'b, f32>, EvalError> {
+    let shape = (positions.len(), tokens.len());
+    let failed = |source| EvalError::Model { role, stage: "computing logits", source };
+    let mut out =
+        ArrayViewMut2::from_shape(shape, &mut buffer[..shape.0 * shape.1]).map_err(|e| failed(e.into()))?;
+    model.logits(positions.clone(), tokens.clone(), out.view_mut()).map_err(failed)?;
+    Ok(out)
+}
+
+/// Sums in reading order.
+fn totals(sequences: &[Vec<u32>], scores: &[Option<RowScore>], compared: bool) -> Totals {
+    let mut totals = Totals::new(compared);
+    let mut rest = scores;
+    for (sequence, ids) in sequences.iter().enumerate() {
+        let (rows, following) = rest.split_at(ids.len());
+        rest = following;
+        let mut sum = SequenceSum::default();
+        for (position, row) in rows.iter().enumerate() {
+            if let Some(row) = row {
+                sum.add(*row);
+                totals.note(*row, sequence, position);
+            }
         }
         totals.close(sum, ids.len() - 1);
     }
-    Ok(totals.report(Protocol::new(description, sequences)))
+    totals
 }
 
 fn check(
@@ -183,26 +240,6 @@ fn encode(
 
 fn go_on(flow: ControlFlow<()>) -> Result<(), EvalError> {
     if flow.is_break() { Err(EvalError::Interrupted) } else { Ok(()) }
-}
-
-/// Logits of the asked shape in row-major order.
-fn logits(
-    model: &mut dyn LanguageModel,
-    role: Role,
-    sequence: usize,
-    range: std::ops::Range<usize>,
-) -> Result<ndarray::Array2<f32>, EvalError> {
-    let expected = [range.len(), model.vocab_size()];
-    let logits = model.logits(sequence, range).map_err(|source| EvalError::Model {
-        role,
-        stage: "computing logits",
-        source,
-    })?;
-    let found: [usize; 2] = logits.dim().into();
-    if found != expected {
-        return Err(EvalError::LogitsShape { role, sequence, expected, found });
-    }
-    Ok(if logits.is_standard_layout() { logits } else { logits.as_standard_layout().into_owned() })
 }
 
 /// Sums of one sequence, in the order of its positions.

@@ -8,8 +8,11 @@
 //! * against a reference model, the mean per predicted token of **KL(reference || model)** in nats, and
 //!   **top-1 agreement**: the fraction of predicted positions at which both models rank the same token first.
 //!
-//! The softmax is computed in f64 from f32 logits. Rows are scored in parallel on the caller's rayon pool and
-//! summed in the order of the text, so results depend neither on the number of threads nor on the chunk size.
+//! The panels of the head are the outer loop: for a chunk of thousands of positions, across sequences, the logits of
+//! one panel of the vocabulary exist at a time, and log-sum-exp, arg-max, target logit and divergence are carried from
+//! panel to panel ([`quant_kernels::OnlineDivergence`]), with f32 exponentials and f64 sums. Rows are scored in
+//! parallel on the caller's rayon pool and summed in the order of the text, so results depend neither on the number
+//! of threads nor on the chunk size.
 //! A logit that is not finite is a stated outcome of the report ([`Outcome::NonFiniteLogits`]), never a NaN
 //! that looks like a number.
 #![forbid(unsafe_code)]
@@ -21,6 +24,6 @@ mod report;
 mod rows;
 
 pub use error::EvalError;
-pub use evaluate::{EvalOptions, LogitsSink, Phase, Progress, evaluate};
+pub use evaluate::{CHUNK, EvalOptions, LogitsSink, Phase, Progress, evaluate, panel_bytes};
 pub use model::{LanguageModel, ModelError};
 pub use report::{Comparison, EvalReport, Outcome, Protocol, Role, SequenceLength};

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::ops::Range;
 
-use ndarray::Array2;
+use ndarray::ArrayViewMut2;
 
 /// Whatever went wrong inside a model; the message says what and where.
 pub type ModelError = Box<dyn Error + Send + Sync>;
@@ -12,8 +12,9 @@ pub type ModelError = Box<dyn Error + Send + Sync>;
 ///
 /// Scoring is in two steps because a large model streams its blocks: [`encode`](Self::encode) takes all
 /// sequences through one block after the other and keeps the hidden states, [`logits`](Self::logits) then
-/// multiplies a few of them with the head at a time, so that the `[tokens, vocabulary]` matrix never exists
-/// as a whole.
+/// multiplies thousands of them with one panel of the head at a time, so that neither the `[tokens, vocabulary]`
+/// matrix nor the whole head ever exists. Whoever evaluates walks the panels, so two models can be walked side
+/// by side.
 pub trait LanguageModel {
     /// Number of logits per position.
     fn vocab_size(&self) -> usize;
@@ -29,10 +30,17 @@ pub trait LanguageModel {
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<(), ModelError>;
 
-    /// Logits `[range.len(), vocab_size]` of one encoded sequence; row `r` predicts the token after position
-    /// `range.start + r`. The values must not depend on how positions are grouped into ranges.
+    /// Writes the logits of the tokens `tokens` of the vocabulary at `positions` into `out`
+    /// `[positions.len(), tokens.len()]`, whose old content is not read. Positions are counted through all
+    /// encoded sequences in reading order; the logits at one predict the token after it. Values must not depend
+    /// on how positions and tokens are grouped into calls.
     ///
     /// # Errors
     /// Unreadable weights and the like.
-    fn logits(&mut self, sequence: usize, range: Range<usize>) -> Result<Array2<f32>, ModelError>;
+    fn logits(
+        &mut self,
+        positions: Range<usize>,
+        tokens: Range<usize>,
+        out: ArrayViewMut2<'_, f32>,
+    ) -> Result<(), ModelError>;
 }

@@ -99,7 +99,7 @@ impl Protocol {
             },
             context: "each sequence alone from position 0",
             predicted: "every token but the first of its sequence",
-            log_softmax: "f64 of f32 logits",
+            log_softmax: "f64 sums of f32 exponentials",
             pooling: "exp(sum NLL / predicted tokens) over all sequences",
         }
     }

@@ -1,5 +1,7 @@
 //! Scores of one position: one row of logits, and one of the reference model.
 
+use quant_kernels::{OnlineDivergence, OnlineSoftmax};
+
 /// Scores of one predicted token. `None` where logits were not finite, and for the last three without a
 /// reference.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -14,60 +16,66 @@ pub(crate) struct RowScore {
     pub(crate) top1_agrees: Option<bool>,
 }
 
-/// Scores one row in f64.
-///
-/// With `l` the logits, `m = max l` and `Z = sum exp(l - m)`, `ln softmax(l)_v = l_v - m - ln Z`. The
-/// divergence `sum_v p_v (ln p_v - ln q_v)` cannot be negative; a negative rounding rest (about 1e-16) is
-/// reported as 0. Of equal logits the first ranks first.
-pub(crate) fn score_row(logits: &[f32], reference: Option<&[f32]>, target: usize) -> RowScore {
-    let own = LogSoftmax::of(logits);
-    let nll = |norm: &Option<LogSoftmax>, row: &[f32]| Some(-norm.as_ref()?.at(*row.get(target)?));
-    let mut score = RowScore { nll: nll(&own, logits), ..RowScore::default() };
-    let Some(reference) = reference else {
-        return score;
-    };
-    let other = LogSoftmax::of(reference);
-    score.reference_nll = nll(&other, reference);
-    if let (Some(own), Some(other)) = (own, other) {
-        let terms = reference.iter().zip(logits).map(|(&p, &q)| {
-            let ln_p = other.at(p);
-            ln_p.exp() * (ln_p - own.at(q))
-        });
-        score.kl = Some(terms.sum::<f64>().max(0.0));
-        score.top1_agrees = Some(own.argmax == other.argmax);
+/// A position whose logits arrive panel by panel, from the first token of the vocabulary to the last.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scoring {
+    target: usize,
+    /// Tokens of the vocabulary so far.
+    seen: usize,
+    logit: f32,
+    reference_logit: f32,
+    sums: Sums,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Sums {
+    Alone(OnlineSoftmax),
+    Compared(OnlineDivergence),
+}
+
+impl Scoring {
+    /// A position that predicts the token `target`.
+    pub(crate) fn new(target: u32, compared: bool) -> Self {
+        let sums = if compared {
+            Sums::Compared(OnlineDivergence::default())
+        } else {
+            Sums::Alone(OnlineSoftmax::default())
+        };
+        Self { target: target as usize, seen: 0, logit: f32::NAN, reference_logit: f32::NAN, sums }
     }
-    score
-}
 
-/// Normaliser of one row.
-struct LogSoftmax {
-    max: f64,
-    ln_sum: f64,
-    argmax: usize,
-}
-
-impl LogSoftmax {
-    /// `None` for an empty row or one with a value that is not finite.
-    fn of(row: &[f32]) -> Option<Self> {
-        let (&first, rest) = row.split_first()?;
-        let (mut max, mut argmax) = (first, 0);
-        let mut finite = first.is_finite();
-        for (index, &value) in rest.iter().enumerate() {
-            finite &= value.is_finite();
-            if value > max {
-                (max, argmax) = (value, index + 1);
+    /// Takes in the next panel of the row, of the model and of the reference where there is one.
+    pub(crate) fn extend(&mut self, logits: &[f32], reference: Option<&[f32]>) {
+        if let Some(at) = self.target.checked_sub(self.seen)
+            && let Some(&logit) = logits.get(at)
+        {
+            self.logit = logit;
+            self.reference_logit = reference.and_then(|r| r.get(at)).copied().unwrap_or(f32::NAN);
+        }
+        self.seen += logits.len();
+        match (&mut self.sums, reference) {
+            (Sums::Compared(sums), Some(reference)) => sums.extend(reference, logits),
+            (Sums::Compared(OnlineDivergence { model: sums, .. }) | Sums::Alone(sums), _) => {
+                sums.extend(logits)
             }
         }
-        if !finite {
-            return None;
-        }
-        let max = f64::from(max);
-        let sum: f64 = row.iter().map(|&value| (f64::from(value) - max).exp()).sum();
-        Some(Self { max, ln_sum: sum.ln(), argmax })
     }
 
-    fn at(&self, logit: f32) -> f64 {
-        (f64::from(logit) - self.max) - self.ln_sum
+    /// The scores of the whole row.
+    pub(crate) fn score(&self) -> RowScore {
+        match &self.sums {
+            Sums::Alone(sums) => RowScore { nll: sums.surprisal(self.logit), ..RowScore::default() },
+            Sums::Compared(both) => RowScore {
+                nll: both.model.surprisal(self.logit),
+                reference_nll: both.reference.surprisal(self.reference_logit),
+                kl: both.divergence(),
+                top1_agrees: both
+                    .model
+                    .first_largest()
+                    .zip(both.reference.first_largest())
+                    .map(|(a, b)| a == b),
+            },
+        }
     }
 }
 
@@ -76,6 +84,15 @@ mod tests {
     use super::*;
     use approx::assert_relative_eq;
     use proptest::prelude::*;
+
+    fn score_row(logits: &[f32], reference: Option<&[f32]>, target: u32) -> RowScore {
+        let mut scoring = Scoring::new(target, reference.is_some());
+        let cut = logits.len() / 2;
+        for range in [0..cut, cut..logits.len()] {
+            scoring.extend(&logits[range.clone()], reference.map(|r| &r[range]));
+        }
+        scoring.score()
+    }
 
     #[test]
     fn a_row_by_hand() {
@@ -119,10 +136,10 @@ mod tests {
         assert!(score.nll.unwrap().is_finite() && score.kl.unwrap().is_finite());
     }
 
-    fn row() -> impl Strategy<Value = (Vec<f32>, Vec<f32>, usize)> {
+    fn row() -> impl Strategy<Value = (Vec<f32>, Vec<f32>, u32)> {
         (1_usize..40).prop_flat_map(|n| {
             let values = || prop::collection::vec(-30.0_f32..30.0, n);
-            (values(), values(), 0..n)
+            (values(), values(), 0..n as u32)
         })
     }
 
@@ -137,8 +154,8 @@ mod tests {
 
         #[test]
         fn probabilities_sum_to_one((a, _, _) in row()) {
-            let sum: f64 = (0..a.len()).map(|t| (-score_row(&a, None, t).nll.unwrap()).exp()).sum();
-            prop_assert!((sum - 1.0).abs() < 1e-12);
+            let sum: f64 = (0..a.len() as u32).map(|t| (-score_row(&a, None, t).nll.unwrap()).exp()).sum();
+            prop_assert!((sum - 1.0).abs() < 1e-6);
         }
 
         #[test]

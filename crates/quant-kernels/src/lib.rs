@@ -9,6 +9,7 @@
 //! | a weight used for many chunks of tokens | [`PreparedWeight`] |
 //! | Hessians | [`gram_lower`], [`mirror_lower`], [`cholesky_lower_in_place`] |
 //! | row operations | [`rms_norm`], [`softmax_rows_causal`], [`CausalSoftmax`], [`silu_mul`], [`rope_in_place`] |
+//! | logits of a wide vocabulary, piece by piece | [`OnlineSoftmax`], [`OnlineDivergence`] |
 //! | settings | [`Compute`] (which arithmetic), [`Par`] (how many threads) |
 //! | instruction sets | [`Level`], and [`vectorized`] for the loops of other crates |
 //!
@@ -41,6 +42,7 @@ mod element;
 mod error;
 mod exp;
 mod gram;
+mod logits;
 mod norm;
 mod par;
 mod prepared;
@@ -58,6 +60,7 @@ pub use element::Element;
 pub use error::PivotError;
 pub use exp::exp_f32;
 pub use gram::{gram_lower, mirror_lower};
+pub use logits::{OnlineDivergence, OnlineSoftmax};
 pub use norm::rms_norm;
 pub use par::Par;
 pub use prepared::PreparedWeight;

@@ -6,7 +6,7 @@ use ndarray::{ArrayView1, ArrayViewMut1};
 use crate::element::Element;
 
 /// Partial results kept side by side: one AVX-512 register of f32, and exactly divisible by every narrower one.
-const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 
 /// `sum_j term(row[j])`: element `j` goes to lane `j mod 16`, and the lanes are added as a balanced tree.
 #[inline(always)]
@@ -21,6 +21,12 @@ pub(crate) fn lane_sum<T: Element>(row: &[T], term: impl Fn(T) -> T) -> T {
     for (lane, &x) in lanes.iter_mut().zip(tail) {
         *lane += term(x);
     }
+    tree_sum(lanes)
+}
+
+/// The sum of the lanes as a balanced tree.
+#[inline(always)]
+pub(crate) fn tree_sum<T: Element>(mut lanes: [T; LANES]) -> T {
     let mut width = LANES / 2;
     while width > 0 {
         for l in 0..width {

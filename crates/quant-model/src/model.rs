@@ -3,17 +3,15 @@
 use crate::block::normed;
 use crate::parallel::for_each;
 use crate::{Block, ModelError, RopeTable, views};
-use ndarray::{Array2, ArrayView2};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
 use quant_graph::{BlockSource, ModelSpec, RopeScaling, RopeSpec};
 use quant_kernels::{Compute, Par, PreparedWeight};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-/// Rows of the head that are multiplied at a time.
-const HEAD_PANEL: usize = 8192;
-/// Bytes of prepared head panels that are kept by default; the rest is read again for every call.
-const HEAD_BUDGET: usize = 256 << 20;
+/// Rows of the head that are multiplied at a time where the caller does not say.
+const HEAD_PANEL: usize = 2048;
 
 /// Where a hidden state first stopped being finite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,11 +30,10 @@ pub struct StreamedModel<S> {
     spec: ModelSpec,
     compute: Compute,
     par: Par,
-    head_budget: usize,
-    /// The first panels of the head, as many as fit the budget.
-    panels: Vec<PreparedWeight<f32>>,
-    /// After the final norm, `[tokens, hidden]` per sequence.
-    hidden: Vec<Array2<f32>>,
+    /// After the final norm, `[tokens, hidden]`, all sequences one after the other.
+    hidden: Array2<f32>,
+    /// First row of every sequence, and the number of rows at the end.
+    starts: Vec<usize>,
     first_non_finite: Option<NonFinite>,
 }
 
@@ -50,18 +47,10 @@ impl<S: BlockSource> StreamedModel<S> {
             spec,
             compute,
             par,
-            head_budget: HEAD_BUDGET,
-            panels: Vec::new(),
-            hidden: Vec::new(),
+            hidden: Array2::zeros((0, 0)),
+            starts: vec![0],
             first_non_finite: None,
         }
-    }
-    /// Keeps at most `bytes` of the head in memory, 256 MiB unless set: more saves reading it again where logits of many
-    /// sequences are asked for, less suits a machine that is nearly full.
-    #[must_use]
-    pub fn with_head_budget(mut self, bytes: usize) -> Self {
-        self.head_budget = bytes;
-        self
     }
     /// The shape of the model.
     #[must_use]
@@ -91,7 +80,12 @@ impl<S: BlockSource> StreamedModel<S> {
     /// Hidden states of a sequence after the final norm, `[tokens, hidden]`.
     #[must_use]
     pub fn hidden(&self, sequence: usize) -> Option<ArrayView2<'_, f32>> {
-        self.hidden.get(sequence).map(|h| h.view())
+        let rows = self.rows_of(sequence)?;
+        Some(views::rows(self.hidden.view(), rows))
+    }
+    /// Positions of a sequence, counted through all of them.
+    fn rows_of(&self, sequence: usize) -> Option<Range<usize>> {
+        Some(*self.starts.get(sequence)?..*self.starts.get(sequence + 1)?)
     }
 
     /// Runs all sequences through all blocks, each sequence alone from position 0. Replaces what an earlier call left.
@@ -105,21 +99,25 @@ impl<S: BlockSource> StreamedModel<S> {
         sequences: &[Vec<u32>],
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<(), ModelError> {
-        self.hidden.clear();
+        self.starts = vec![0];
         self.first_non_finite = None;
         self.check_tokens(sequences)?;
-        let mut hidden = Vec::with_capacity(sequences.len());
+        let mut starts = vec![0];
         for ids in sequences {
-            let rows = self.source.embed(ids)?;
-            expect_shape(ModelSpec::EMBEDDING, &[ids.len(), self.spec.hidden], rows.shape())?;
-            hidden.push(rows);
+            starts.push(starts[starts.len() - 1] + ids.len());
+        }
+        let mut hidden = Array2::zeros((starts[sequences.len()], self.spec.hidden));
+        for (ids, rows) in sequences.iter().zip(by_sequence(hidden.view_mut(), &starts)) {
+            let embedded = self.source.embed(ids)?;
+            expect_shape(ModelSpec::EMBEDDING, rows.shape(), embedded.shape())?;
+            { rows }.assign(&embedded);
         }
         let rope = RopeTables::new(&self.spec, sequences.iter().map(Vec::len));
         progress(0, self.spec.layers);
         for index in 0..self.spec.layers {
             let params = self.source.block(index)?;
             let block = Block::<f32>::new(&self.spec, index, params, self.compute, self.par)?;
-            let bad = run_block(&block, &rope, &mut hidden, self.par)?;
+            let bad = run_block(&block, &rope, by_sequence(hidden.view_mut(), &starts), self.par)?;
             let found = bad.map(|sequence| NonFinite { block: index, sequence });
             self.first_non_finite = self.first_non_finite.or(found);
             progress(index + 1, self.spec.layers);
@@ -127,61 +125,66 @@ impl<S: BlockSource> StreamedModel<S> {
         let weight = self.source.final_norm()?;
         expect_shape(ModelSpec::FINAL_NORM, &[self.spec.hidden], weight.shape())?;
         let eps = self.spec.norm_eps as f32;
-        for h in &mut hidden {
-            *h = normed(h.view(), weight.view(), eps, self.par);
+        for mut rows in by_sequence(hidden.view_mut(), &starts) {
+            let normed = normed(rows.view(), weight.view(), eps, self.par);
+            rows.assign(&normed);
         }
-        self.hidden = hidden;
+        (self.hidden, self.starts) = (hidden, starts);
         Ok(())
     }
 
-    /// Logits `[positions, vocab]` of positions `range` of a sequence given to the last [`Self::encode`].
+    /// Logits `[positions, vocab]` of positions `range` of a sequence given to the last [`Self::encode`]. Reads the whole
+    /// head: for many sequences, walk its panels with [`Self::logits_into`].
     ///
     /// # Errors
-    /// [`ModelError::Range`] for a sequence or position that was not encoded; [`ModelError::Source`] or
-    /// [`ModelError::Shape`] if the head cannot be read.
+    /// As of [`Self::logits_into`].
     pub fn logits(&mut self, sequence: usize, range: Range<usize>) -> Result<Array2<f32>, ModelError> {
-        let tokens = self.hidden.get(sequence).map_or(0, Array2::nrows);
-        if sequence >= self.hidden.len() || range.start > range.end || range.end > tokens {
+        let rows = self.rows_of(sequence).unwrap_or_default();
+        if sequence + 1 >= self.starts.len() || range.start > range.end || range.end > rows.len() {
             return Err(ModelError::Range {
                 sequence,
                 start: range.start,
                 end: range.end,
-                available: if sequence < self.hidden.len() {
-                    format!("it has {tokens} positions")
-                } else {
-                    format!("{} sequences were encoded", self.hidden.len())
+                available: match self.starts.len() - 1 {
+                    encoded if sequence < encoded => format!("it has {} positions", rows.len()),
+                    encoded => format!("{encoded} sequences were encoded"),
                 },
             });
         }
+        let positions = rows.start + range.start..rows.start + range.end;
         let mut logits = Array2::zeros((range.len(), self.spec.vocab));
-        for (number, start) in (0..self.spec.vocab).step_by(HEAD_PANEL).enumerate() {
-            let rows = start..(start + HEAD_PANEL).min(self.spec.vocab);
-            let mut read = None;
-            if number >= self.panels.len() {
-                let panel = self.read_panel(rows.clone())?;
-                // Panels are kept in order, so that the number of a panel is its place.
-                if number == self.panels.len() && self.kept_bytes(number + 1) <= self.head_budget {
-                    self.panels.push(panel);
-                } else {
-                    read = Some(panel);
-                }
-            }
-            let x = views::rows(self.hidden[sequence].view(), range.clone());
-            if let Some(panel) = read.as_ref().or_else(|| self.panels.get(number)) {
-                panel.forward_into(x, None, views::columns_mut(&mut logits, rows), self.par);
-            }
+        for start in (0..self.spec.vocab).step_by(HEAD_PANEL) {
+            let tokens = start..(start + HEAD_PANEL).min(self.spec.vocab);
+            let out = views::columns_mut(&mut logits, tokens.clone());
+            self.logits_into(positions.clone(), tokens, out)?;
         }
         Ok(logits)
     }
 
-    fn kept_bytes(&self, panels: usize) -> usize {
-        (panels * HEAD_PANEL).min(self.spec.vocab) * self.spec.hidden * size_of::<f32>()
+    /// Writes the logits of the tokens `tokens` of the vocabulary at `positions` into `out` `[positions, tokens]`, whose old
+    /// content is not read. Positions are counted through all sequences of the last [`Self::encode`], one after the other.
+    /// The rows of the head are read and prepared once per call, so many positions share what that costs.
+    ///
+    /// # Errors
+    /// [`ModelError::Shape`] for positions that were not encoded, tokens outside the vocabulary or an `out` of another shape;
+    /// [`ModelError::Source`] or [`ModelError::Shape`] if the head cannot be read.
+    pub fn logits_into(
+        &mut self,
+        positions: Range<usize>,
+        tokens: Range<usize>,
+        out: ArrayViewMut2<'_, f32>,
+    ) -> Result<(), ModelError> {
+        let inside = [positions.end.min(self.hidden.nrows()), tokens.end.min(self.spec.vocab)];
+        expect_shape("last position and token of a panel of logits", &[positions.end, tokens.end], &inside)?;
+        expect_shape("panel of logits", &[positions.len(), tokens.len()], out.shape())?;
+        let values = self.source.head(tokens.clone())?;
+        expect_shape(ModelSpec::HEAD, &[tokens.len(), self.spec.hidden], values.shape())?;
+        let panel = PreparedWeight::<f32>::new(values.view(), self.compute, self.par);
+        drop(values);
+        panel.forward_into(views::rows(self.hidden.view(), positions), None, out, self.par);
+        Ok(())
     }
-    fn read_panel(&mut self, rows: Range<usize>) -> Result<PreparedWeight<f32>, ModelError> {
-        let values = self.source.head(rows.clone())?;
-        expect_shape(ModelSpec::HEAD, &[rows.len(), self.spec.hidden], values.shape())?;
-        Ok(PreparedWeight::new(values.view(), self.compute, self.par))
-    }
+
     fn check_tokens(&self, sequences: &[Vec<u32>]) -> Result<(), ModelError> {
         let vocab = self.spec.vocab;
         for (sequence, ids) in sequences.iter().enumerate() {
@@ -197,7 +200,7 @@ impl<S: BlockSource> StreamedModel<S> {
 fn run_block(
     block: &Block<f32>,
     rope: &RopeTables,
-    hidden: &mut [Array2<f32>],
+    hidden: Vec<ArrayViewMut2<'_, f32>>,
     par: Par,
 ) -> Result<Option<usize>, ModelError> {
     // With a sequence or more per thread, whole sequences in parallel beat threads inside each of them. Both compute
@@ -205,24 +208,25 @@ fn run_block(
     let (outer, inner) = if hidden.len() >= par.threads() { (par, Par::Seq) } else { (Par::Seq, par) };
     let failed: Mutex<BTreeMap<usize, ModelError>> = Mutex::new(BTreeMap::new());
     let non_finite: Mutex<Option<usize>> = Mutex::new(None);
-    let tasks = hidden.iter_mut().enumerate().collect();
+    let tasks = hidden.into_iter().enumerate().collect();
     for_each(
         tasks,
         outer,
         || (),
-        |(), (sequence, h): (usize, &mut Array2<f32>)| {
-            let tokens = h.nrows();
-            match block.forward(std::mem::take(h), rope.table(tokens), inner) {
-                Ok(output) => {
-                    if !all_finite(&output) {
-                        let mut first = non_finite.lock().unwrap_or_else(PoisonError::into_inner);
-                        *first = Some(first.map_or(sequence, |s| s.min(sequence)));
-                    }
-                    *h = output;
+        |(), (sequence, mut h): (usize, ArrayViewMut2<'_, f32>)| match block.forward(
+            h.to_owned(),
+            rope.table(h.nrows()),
+            inner,
+        ) {
+            Ok(output) => {
+                if !all_finite(&output) {
+                    let mut first = non_finite.lock().unwrap_or_else(PoisonError::into_inner);
+                    *first = Some(first.map_or(sequence, |s| s.min(sequence)));
                 }
-                Err(error) => {
-                    failed.lock().unwrap_or_else(PoisonError::into_inner).insert(sequence, error);
-                }
+                h.assign(&output);
+            }
+            Err(error) => {
+                failed.lock().unwrap_or_else(PoisonError::into_inner).insert(sequence, error);
             }
         },
     );
@@ -230,6 +234,18 @@ fn run_block(
         Some((_, error)) => Err(error),
         None => Ok(non_finite.into_inner().unwrap_or_else(PoisonError::into_inner)),
     }
+}
+
+/// Rows of a matrix, sequence by sequence.
+fn by_sequence<'a>(hidden: ArrayViewMut2<'a, f32>, starts: &[usize]) -> Vec<ArrayViewMut2<'a, f32>> {
+    let mut rest = hidden;
+    let mut parts = Vec::with_capacity(starts.len());
+    for pair in starts.windows(2) {
+        let (rows, below) = rest.split_at(Axis(0), pair[1] - pair[0]);
+        parts.push(rows);
+        rest = below;
+    }
+    parts
 }
 
 fn all_finite(x: &Array2<f32>) -> bool {

@@ -5,7 +5,7 @@
 mod common;
 
 use common::{config_with, head, random_model, spec};
-use ndarray::{Array1, Array2};
+use ndarray::{Array1, Array2, s};
 use quant_graph::{BlockParams, BlockSource, LinearWeight, ModelSpec, Role, Rows, SourceError};
 use quant_kernels::{Compute, Par, linear, rms_norm};
 use quant_model::{Block, InMemoryModel, ModelError, NonFinite, RopeTable, StreamedModel, model_spec};
@@ -51,24 +51,34 @@ fn threads_panels_and_ranges_change_nothing() {
     // More rows than two panels of the head.
     let spec = model_spec(&config_with(QWEN2, json!({ "vocab_size": 20_000 }))).unwrap();
     let source = random_model(&spec, 2);
-    let run = |par: Par, budget: usize, sequences: &[Vec<u32>]| {
-        let mut model = StreamedModel::new(source.clone(), Compute::F32, par).with_head_budget(budget);
+    let run = |par: Par, sequences: &[Vec<u32>]| {
+        let mut model = StreamedModel::new(source.clone(), Compute::F32, par);
         model.encode(sequences, &mut quiet).unwrap();
         let all = model.logits(0, 0..40).unwrap();
-        // Again, with whatever panels are kept by now, and in part.
-        assert_eq!(model.logits(0, 0..40).unwrap(), all);
         let part = model.logits(0, 5..9).unwrap();
         for (row, expected) in part.rows().into_iter().zip(all.rows().into_iter().skip(5)) {
-            let worst = (&row - &expected).iter().fold(0.0_f32, |m, x| m.max(x.abs()));
-            assert!(worst < 1e-5, "{worst}");
+            assert_eq!(row, expected);
+        }
+        // Positions across sequences, tokens across panels.
+        if sequences.len() > 1 {
+            let mut panel = Array2::from_elem((10, 3000), f32::NAN);
+            model.logits_into(35..45, 1000..4000, panel.view_mut()).unwrap();
+            assert_eq!(panel.slice(s![..5, ..]), all.slice(s![35.., 1000..4000]));
+            assert_eq!(panel.row(5), model.logits(2, 0..1).unwrap().slice(s![0, 1000..4000]));
+            assert_eq!(panel.slice(s![6.., ..]), model.logits(3, 0..4).unwrap().slice(s![.., 1000..4000]));
+            let mut out = Array2::zeros((10, 10));
+            for (positions, tokens) in [(50..60, 0..10), (0..10, 19_995..20_005), (0..9, 0..10)] {
+                let error = model.logits_into(positions, tokens, out.view_mut()).unwrap_err();
+                assert!(matches!(error, ModelError::Shape { .. }), "{error}");
+            }
         }
         all
     };
-    let base = run(Par::Seq, usize::MAX, &sequences());
+    let base = run(Par::Seq, &sequences());
     assert_eq!(base.dim(), (40, 20_000));
-    for (par, budget) in [(Par::Seq, 0), (Par::new(2), 8192 * 32 * 4), (Par::new(3), usize::MAX)] {
-        assert_eq!(run(par, budget, &sequences()), base);
-        assert_eq!(run(par, budget, &sequences()[..1]), base, "threads inside the only sequence");
+    for par in [Par::Seq, Par::new(2), Par::new(3)] {
+        assert_eq!(run(par, &sequences()), base);
+        assert_eq!(run(par, &sequences()[..1]), base, "threads inside the only sequence");
     }
 }
 

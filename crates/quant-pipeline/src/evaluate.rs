@@ -4,7 +4,7 @@ use crate::PipelineError;
 use crate::events::{Event, Events};
 use crate::logits_file::LogitsFile;
 use crate::open::{Scored, open_folder, with_threads};
-use ndarray::{Array1, Array2};
+use ndarray::{Array1, Array2, ArrayView2};
 use quant_data::{CalibrationSpec, EvalLoadOptions, TokenSet, load_eval_text, load_eval_tokens};
 use quant_eval::{EvalError, EvalOptions, EvalReport, LogitsSink, Phase, Role};
 use quant_graph::{BlockParams, BlockSource, ModelSpec, SourceError};
@@ -105,7 +105,7 @@ pub fn evaluate(job: &EvalJob, events: &mut dyn Events) -> Result<EvalOutcome, P
     let vocabulary = folder.spec.vocab;
     let source = folder.into_source()?;
     let reference = job.reference.as_deref().map(|dir| open_folder(dir)?.into_source()).transpose()?;
-    let mut logits = match &job.save_logits {
+    let logits = match &job.save_logits {
         Some(path) => {
             let folders: Vec<&Path> = [Some(&job.model), job.reference.as_ref()]
                 .into_iter()
@@ -121,10 +121,11 @@ pub fn evaluate(job: &EvalJob, events: &mut dyn Events) -> Result<EvalOutcome, P
         let scored = |source| Scored::new(Stoppable { source, stop: &stop }, job.compute, par);
         let mut model = scored(source);
         let mut reference = reference.map(scored);
-        let mut sink = |sequence: usize, start: usize, rows: ndarray::ArrayView2<'_, f32>| match &mut logits {
-            Some(file) => file.write(sequence, start, rows),
-            None => Ok(()),
-        };
+        let mut sink =
+            |positions: Range<usize>, tokens: Range<usize>, panel: ArrayView2<'_, f32>| match &logits {
+                Some(file) => file.write(positions, tokens, panel),
+                None => Ok(()),
+            };
         let mut progress = |phase: Phase, done: usize, of: usize| {
             let what = match phase {
                 Phase::Encode(Role::Reference) => "reference model, block",

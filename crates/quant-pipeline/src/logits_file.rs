@@ -5,6 +5,7 @@ use quant_checkpoint::{Dtype, Header};
 use quant_graph::BoxError;
 use std::fs::{File, Permissions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
@@ -18,7 +19,6 @@ pub(crate) struct LogitsFile {
     unfinished: NamedTempFile,
     target: PathBuf,
     data_start: u64,
-    length: usize,
     vocabulary: usize,
 }
 
@@ -66,24 +66,27 @@ impl LogitsFile {
         // A file of its final size at once: what the file system will not hold is known before the work.
         unfinished.as_file().set_len(data_start + bytes).map_err(io)?;
         unfinished.as_file().write_all_at(&start, 0).map_err(io)?;
-        Ok(Self { unfinished, target, data_start, length, vocabulary })
+        Ok(Self { unfinished, target, data_start, vocabulary })
     }
 
-    /// Writes `rows` `[positions, vocabulary]` of a sequence, from position `start` on.
+    /// Writes the logits `[positions, tokens]` of some tokens of the vocabulary at some positions, counted through all
+    /// sequences.
     ///
     /// # Errors
     /// What the system says.
     pub(crate) fn write(
         &self,
-        sequence: usize,
-        start: usize,
-        rows: ndarray::ArrayView2<'_, f32>,
+        positions: Range<usize>,
+        tokens: Range<usize>,
+        panel: ndarray::ArrayView2<'_, f32>,
     ) -> Result<(), BoxError> {
-        let rows = rows.as_standard_layout();
-        let position = (sequence * self.length + start) as u64;
-        let offset = self.data_start + 4 * position * self.vocabulary as u64;
-        let bytes = bytemuck::cast_slice(rows.as_slice().unwrap_or_default());
-        self.unfinished.as_file().write_all_at(bytes, offset)?;
+        let panel = panel.as_standard_layout();
+        for (position, row) in positions.zip(panel.rows()) {
+            let offset =
+                self.data_start + 4 * (position as u64 * self.vocabulary as u64 + tokens.start as u64);
+            let bytes = bytemuck::cast_slice(row.to_slice().unwrap_or_default());
+            self.unfinished.as_file().write_all_at(bytes, offset)?;
+        }
         Ok(())
     }
 

@@ -155,10 +155,11 @@ impl<S: quant_graph::BlockSource> quant_eval::LanguageModel for Scored<S> {
     }
     fn logits(
         &mut self,
-        sequence: usize,
-        range: Range<usize>,
-    ) -> Result<ndarray::Array2<f32>, quant_eval::ModelError> {
-        Ok(self.0.logits(sequence, range)?)
+        positions: Range<usize>,
+        tokens: Range<usize>,
+        out: ndarray::ArrayViewMut2<'_, f32>,
+    ) -> Result<(), quant_eval::ModelError> {
+        Ok(self.0.logits_into(positions, tokens, out)?)
     }
 }
 
