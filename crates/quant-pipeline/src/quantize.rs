@@ -12,12 +12,7 @@ use crate::report::{RunReport, peak_memory};
 use crate::run::{BlockSink, RunOptions, check_calibration, run};
 use quant_checkpoint::formats::{BlockSideData, ConfigNotes, Unsupported};
 use quant_checkpoint::{
-<<<<<<< HEAD
-    Checkpoint, FolderSource, OutputFolder, OutputOptions, TargetVerdict, WriteStats, judge_plan, side_files,
-=======
-    DEFAULT_SHARD_BYTES, FolderSource, OutputFolder, OutputOptions, ShardPlan, TargetVerdict, TensorSpec,
-    WriteStats, judge_plan, side_files,
->>>>>>> wt-k
+    FolderSource, OutputFolder, OutputOptions, TargetVerdict, WriteStats, judge_plan, side_files,
 };
 use quant_core::{Bytes, ObserverKind};
 use quant_data::{CalibrationSpec, LoadOptions, TokenSet};
