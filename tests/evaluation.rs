@@ -68,7 +68,8 @@ fn evaluation() {
             tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
         let expected = perplexity(&values, &windows.sequences, 1024);
         let relative = number(report, "perplexity") / expected - 1.0;
-        assert!(relative.abs() < 1e-9, "{name}: {relative:e}");
+        // Exponentials are f32.
+        assert!(relative.abs() < 1e-7, "{name}: {relative:e}");
     }
     eval(&model, &["--save-logits", text(&logits("two.safetensors")), "--threads", "2"]);
     assert!(
@@ -88,9 +89,23 @@ fn evaluation() {
     assert_eq!(report["protocol"]["sequence_length"], 64);
     let said = ptq(&["eval", "--model", text(&folder), "--tokens", &tokens, "--reference", text(&model)])
         .expect(0, &[]);
-    for word in ["perplexity", "KL", "top-1 agreement", "protocol"] {
+    let version = format!("ptq {}, f32 products", env!("CARGO_PKG_VERSION"));
+    let paths = [text(&folder), text(&model), version.as_str()];
+    for word in ["perplexity", "KL", "top-1 agreement", "protocol"].into_iter().chain(paths) {
         assert!(said.out.contains(word), "no {word:?} in {}", said.out);
     }
+    assert!(!said.out.contains("sequence 0"), "{}", said.out);
+
+    // What was computed, of what, by what; lists only where they are asked for.
+    assert_eq!(quantized["reference"], text(&model));
+    assert_eq!((&quantized["model"], &quantized["compute"]), (&text(&folder).into(), &"f32".into()));
+    assert!(quantized["version"].as_str().unwrap().starts_with("ptq "));
+    assert!(quantized.get("nll_per_sequence").is_none());
+    let listed = eval(&model, &["--per-sequence", "--limit-tokens", "50"]);
+    assert_eq!(listed["nll_per_sequence"].as_array().map(Vec::len), Some(2), "{listed}");
+    assert_eq!(listed["tokens"], 39 + 9);
+    let protocol = listed["protocol"]["description"].as_str().unwrap();
+    assert!(protocol.starts_with("the first 50 tokens of 120"), "{protocol}");
 }
 
 #[test]
@@ -100,8 +115,8 @@ fn progress_is_plain_lines_without_a_terminal() {
     let tokens = write_tokens(&work.path().join("t.safetensors"), &rows, 40);
     let model = tiny_reasoner();
     let arguments = ["eval", "--model", text(&model), "--reference", text(&model), "--tokens", &tokens];
-    let ran = ptq(&arguments).expect(0, &["left", "peak"]);
-    for part in ["reference model, block 6/6", "model, block 1/6", "scored position 1170/1170"] {
+    let ran = ptq(&arguments).expect(0, &["left", "MB"]);
+    for part in ["reference model, block 6/6", "model, block 1/6", "scored position 1200/1200"] {
         assert!(ran.err.contains(part), "no {part:?} in {}", ran.err);
     }
     assert!(!ran.err.contains('\r') && ran.err.lines().count() <= 30, "{}", ran.err);

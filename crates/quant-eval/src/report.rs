@@ -135,7 +135,9 @@ pub struct EvalReport {
     pub comparison: Option<Comparison>,
     /// Whether all numbers exist.
     pub outcome: Outcome,
-    /// Sum of NLL of every sequence in nats, `None` for a sequence with a logit that was not finite.
+    /// Sum of NLL of every sequence in nats, `None` for a sequence with a logit that was not finite. Absent in JSON when it
+    /// has been cleared.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub nll_per_sequence: Vec<Option<f64>>,
     /// The rules.
     pub protocol: Protocol,

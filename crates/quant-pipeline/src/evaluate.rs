@@ -44,6 +44,10 @@ pub struct EvalJob {
     pub data: EvalData,
     /// Tokens per sequence.
     pub seq_len: Option<usize>,
+    /// Tokens to score at most, the first ones in reading order; at least 2.
+    pub limit_tokens: Option<usize>,
+    /// Report the sum of every sequence as well.
+    pub per_sequence: bool,
     /// Where to write the logits.
     pub save_logits: Option<PathBuf>,
     /// Threads, at least 1.
@@ -58,6 +62,14 @@ pub struct EvalOutcome {
     /// The metrics and their protocol.
     #[serde(flatten)]
     pub report: EvalReport,
+    /// The folder that was measured.
+    pub model: PathBuf,
+    /// The folder it was compared with.
+    pub reference: Option<PathBuf>,
+    /// Arithmetic of the products.
+    pub compute: &'static str,
+    /// The program and its version.
+    pub version: String,
     /// Registry id of the folder's format, or `float`.
     pub format: &'static str,
     /// The first block after which the model's hidden states were not finite.
@@ -87,6 +99,27 @@ pub fn eval_sequences(
     })
 }
 
+/// Keeps the first `limit` tokens in reading order: whole sequences, and the beginning of the next one where it predicts
+/// anything. Returns the description of what is left.
+fn limited(tokens: &mut TokenSet, limit: usize) -> Result<String, PipelineError> {
+    if limit < 2 {
+        return Err(PipelineError::Usage(format!(
+            "--limit-tokens {limit} leaves nothing to predict; give at least 2"
+        )));
+    }
+    let (whole, all) = (tokens.describe(), tokens.tokens());
+    if limit >= all {
+        return Ok(whole);
+    }
+    let mut left = limit;
+    for ids in &mut tokens.sequences {
+        ids.truncate(left);
+        left -= ids.len();
+    }
+    tokens.sequences.retain(|ids| ids.len() >= 2);
+    Ok(format!("the first {} tokens of {all}: {whole}", tokens.tokens()))
+}
+
 /// Measures a folder.
 ///
 /// # Errors
@@ -96,7 +129,11 @@ pub fn evaluate(job: &EvalJob, events: &mut dyn Events) -> Result<EvalOutcome, P
     events.event(Event::Phase("reading the model and the data"));
     let folder = open_folder(&job.model)?;
     let format = folder.format.map_or("float", |f| f.id());
-    let tokens = eval_sequences(&job.data, job.seq_len, &folder.spec, &job.model)?;
+    let mut tokens = eval_sequences(&job.data, job.seq_len, &folder.spec, &job.model)?;
+    let description = match job.limit_tokens {
+        Some(limit) => limited(&mut tokens, limit)?,
+        None => tokens.describe(),
+    };
     let mut warnings = folder.warnings.clone();
     warnings.extend(tokens.warnings.iter().cloned());
     for warning in &warnings {
@@ -117,7 +154,7 @@ pub fn evaluate(job: &EvalJob, events: &mut dyn Events) -> Result<EvalOutcome, P
         None => None,
     };
     let stop = AtomicBool::new(false);
-    let (report, first_overflow) = with_threads(job.threads, |par| {
+    let (mut report, first_overflow) = with_threads(job.threads, |par| {
         let scored = |source| Scored::new(Stoppable { source, stop: &stop }, job.compute, par);
         let mut model = scored(source);
         let mut reference = reference.map(scored);
@@ -146,7 +183,7 @@ pub fn evaluate(job: &EvalJob, events: &mut dyn Events) -> Result<EvalOutcome, P
                 reference: reference.as_mut().map(|r| r as &mut dyn quant_eval::LanguageModel),
                 logits_sink: job.save_logits.is_some().then_some(&mut sink as &mut LogitsSink<'_>),
                 progress: Some(&mut progress),
-                description: tokens.describe(),
+                description,
                 ..EvalOptions::default()
             },
         );
@@ -159,7 +196,19 @@ pub fn evaluate(job: &EvalJob, events: &mut dyn Events) -> Result<EvalOutcome, P
     if let Some(file) = logits {
         file.finish()?;
     }
-    Ok(EvalOutcome { report, format, first_overflow, warnings })
+    if !job.per_sequence {
+        report.nll_per_sequence.clear();
+    }
+    Ok(EvalOutcome {
+        report,
+        model: job.model.clone(),
+        reference: job.reference.clone(),
+        compute: job.compute.name(),
+        version: crate::manifest::tool(),
+        format,
+        first_overflow,
+        warnings,
+    })
 }
 
 /// A source that gives no more blocks once the evaluation is to stop: a model that runs its blocks has no other ear.
@@ -187,5 +236,35 @@ impl<S: BlockSource> BlockSource for Stoppable<'_, S> {
     }
     fn head(&mut self, rows: Range<usize>) -> Result<Array2<f32>, SourceError> {
         self.source.head(rows)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_keeps_the_first_tokens_that_predict_something() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t.safetensors");
+        let mut header = br#"{"t":{"dtype":"I64","shape":[3,5],"data_offsets":[0,120]}}"#.to_vec();
+        header.resize(header.len().next_multiple_of(8), b' ');
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header);
+        bytes.extend((0..15_i64).flat_map(i64::to_le_bytes));
+        std::fs::write(&path, bytes).unwrap();
+        let data = CalibrationSpec::parse(&format!("{}:t", path.display())).unwrap();
+        let options = EvalLoadOptions { seq_len: None, vocab_size: 20, max_position_embeddings: 20 };
+        let set = load_eval_tokens(&data, &options).unwrap();
+        for (limit, lengths) in
+            [(2, vec![2]), (5, vec![5]), (6, vec![5]), (8, vec![5, 3]), (15, vec![5; 3]), (99, vec![5; 3])]
+        {
+            let mut left = set.clone();
+            let words = limited(&mut left, limit).unwrap();
+            assert_eq!(left.sequences.iter().map(Vec::len).collect::<Vec<_>>(), lengths, "{limit}");
+            assert_eq!(words.starts_with("the first"), limit < 15, "{words}");
+            assert_eq!(left.sequences[0][..2], [0, 1]);
+        }
+        assert!(matches!(limited(&mut set.clone(), 1), Err(PipelineError::Usage(_))));
     }
 }

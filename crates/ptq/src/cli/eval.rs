@@ -21,6 +21,9 @@ pub(super) struct Args {
     /// Tokens per sequence
     #[arg(long, value_name = "L", value_parser = count)]
     seq_len: Option<usize>,
+    /// Score the first N tokens only
+    #[arg(long, value_name = "N", value_parser = count)]
+    limit_tokens: Option<usize>,
     /// Model to compare with (usually the float one): adds KL divergence and top-1 agreement
     #[arg(long, value_name = "DIR")]
     reference: Option<PathBuf>,
@@ -36,6 +39,9 @@ pub(super) struct Args {
     /// Write the result into the model card of --model too, a finished folder of `ptq quantize`
     #[arg(long)]
     card: bool,
+    /// Report the sum of negative log-likelihoods of every sequence as well
+    #[arg(long)]
+    per_sequence: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -52,6 +58,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         reference: args.reference.clone(),
         data,
         seq_len: args.seq_len,
+        limit_tokens: args.limit_tokens,
+        per_sequence: args.per_sequence,
         save_logits: args.save_logits.clone(),
         threads: args.threads.unwrap_or_else(default_threads),
         compute: args.compute,
@@ -71,7 +79,15 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     if args.json {
         return print_json(&outcome);
     }
-    print_line(format!("{} ({})", args.model.display(), outcome.format))?;
-    print_line(&outcome.report)?;
+    print_line(format!("model             {} ({})", outcome.model.display(), outcome.format))?;
+    if let Some(reference) = &outcome.reference {
+        print_line(format!("reference         {}", reference.display()))?;
+    }
+    print_line(format!("computed by       {}, {} products", outcome.version, outcome.compute))?;
+    print_line(outcome.report.to_string().trim_end())?;
+    for (sequence, nll) in outcome.report.nll_per_sequence.iter().enumerate() {
+        let nll = nll.map_or_else(|| "-".to_owned(), |nll| format!("{nll:.6}"));
+        print_line(format!("sequence {sequence:<8} NLL {nll} nats"))?;
+    }
     Ok(())
 }

@@ -146,6 +146,7 @@ impl Provenance<'_> {
     }
 }
 
-fn tool() -> String {
+/// The program and its version, as reports name them.
+pub(crate) fn tool() -> String {
     format!("ptq {}", env!("CARGO_PKG_VERSION"))
 }
