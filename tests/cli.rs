@@ -361,7 +361,10 @@ fn recipes_that_cannot_be_read() {
     let file = work.path().join("latin.yaml");
     std::fs::write(&file, b"version: 1 # caf\xe9\n").unwrap();
     let absent = work.path().join("absent.yaml");
+    let pointer = work.path().join("pointer.yaml");
+    std::fs::write(&pointer, "version https://git-lfs.github.com/spec/v1\noid sha256:4d\n").unwrap();
     for (recipe, words) in [
+        (&pointer, ["Git-LFS pointer", "git lfs pull"]),
         (&file, ["latin.yaml", "UTF-8"]),
         (&absent, ["absent.yaml", "the file is missing"]),
         (&work.path().to_path_buf(), ["is a folder", "name of a preset"]),
@@ -371,6 +374,9 @@ fn recipes_that_cannot_be_read() {
         ptq(&["plan", "--model", text(&model), "--recipe", text(recipe)]).expect(2, &words);
     }
     assert!(!out.exists());
+    // The mark that some editors put before a text is none of the recipe.
+    std::fs::write(&file, "\u{feff}version: 1\nmodifiers: [rtn: { scheme: W8A8 }]\n").unwrap();
+    ptq(&["plan", "--model", text(&model), "--recipe", text(&file)]).expect(0, &[]);
 }
 
 #[test]

@@ -141,14 +141,16 @@ impl Recipe {
         let file = file.into();
         let failed = |source| PipelineError::Io { path: file.clone(), source };
         let bytes = std::fs::read(&file).map_err(failed)?;
+        let no_recipe = |what: String| failed(std::io::Error::new(std::io::ErrorKind::InvalidData, what));
         if let Some(found) = Foreign::recognise(&bytes) {
-            let what = format!("it is {}, not a recipe; {}", found.what, recipe_advice(found, &file));
-            return Err(failed(std::io::Error::new(std::io::ErrorKind::InvalidData, what)));
+            let advice = recipe_advice(found, &file);
+            return Err(no_recipe(format!("it is {}, not a recipe; {advice}", found.what)));
         }
-        // Editors of some systems begin every text with a mark; YAML lets it pass, places in the text need not count it.
+        // Editors of some systems begin every text with a mark that means nothing.
         let text = bytes.strip_prefix(Foreign::UTF8_MARK).unwrap_or(&bytes).to_vec();
-        let text = String::from_utf8(text)
-            .map_err(|e| failed(std::io::Error::new(std::io::ErrorKind::InvalidData, e)))?;
+        let text = String::from_utf8(text).map_err(|e| {
+            no_recipe(format!("it is not UTF-8 text ({}); convert it to UTF-8", e.utf8_error()))
+        })?;
         let recipe = Self::read(&text).map_err(|error| placed(&text, Some(&file), error))?;
         Ok(Self { file: Some(file), ..recipe })
     }
