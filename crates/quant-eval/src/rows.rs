@@ -56,7 +56,7 @@ impl Scoring {
         match (&mut self.sums, reference) {
             (Sums::Compared(sums), Some(reference)) => sums.extend(reference, logits),
             (Sums::Compared(OnlineDivergence { model: sums, .. }) | Sums::Alone(sums), _) => {
-                sums.extend(logits)
+                sums.extend(logits);
             }
         }
     }

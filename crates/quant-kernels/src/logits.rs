@@ -61,8 +61,8 @@ impl OnlineSoftmax {
     /// Takes in the maximum of a piece whose exponentials are added next, and returns what earlier sums were scaled by.
     #[inline(always)]
     fn raise(&mut self, piece: &[f32]) -> f64 {
-        // NaN unless all are finite: inf - inf and NaN - NaN are NaN.
-        self.finite &= lane_sum(piece, |x| x - x) == 0.0;
+        // NaN unless all are finite: infinity times 0 is NaN.
+        self.finite &= lane_sum(piece, |x| x * 0.0) == 0.0;
         let largest = lane_max(piece);
         let mut factor = 1.0;
         if largest > self.largest {
