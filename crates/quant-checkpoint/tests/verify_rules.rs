@@ -389,7 +389,7 @@ fn float_folders() {
     Bench::assert_failed(
         &bench.verify_with(Target::VllmAscend, &|_| (), &|_| ()),
         "description",
-        "missing file",
+        "the file is missing",
     );
 }
 
