@@ -15,8 +15,23 @@
 //! | [`eval`] | `quant-eval` | perplexity, KL divergence, top-1 agreement |
 //! | [`pipeline`] | `quant-pipeline` | recipes, plans, runs |
 //!
-//! `examples/quantize_checkpoint.rs` shows the whole way from a checkpoint to measured folders.
+//! One matrix to 4 bits in groups, without a model:
+//!
+//! ```
+//! use ptq::core::{Grid, Groups, matrix::round_matrix, packing::pack_rows};
+//! use ptq::ndarray::Array2;
+//!
+//! let weight = Array2::from_shape_fn((8, 256), |(i, j)| ((i * 37 + j * 11) % 101) as f32 / 50.0 - 1.0);
+//! let quantized = round_matrix(&Grid::int4_asym(), None, Groups::Size(128), weight.view())?;
+//! assert_eq!(pack_rows(quantized.levels.view(), quantized.bits).dim(), (8, 32));
+//! # Ok::<(), ptq::core::CoreError>(())
+//! ```
+//!
+//! A folder to a folder: [`pipeline::QuantizeJob`]. `examples/quantize_checkpoint.rs` shows the whole way from a checkpoint to measured folders.
 #![forbid(unsafe_code)]
+
+/// The arrays of all crates here.
+pub use quant_core::ndarray;
 
 pub use quant_checkpoint as checkpoint;
 pub use quant_core as core;

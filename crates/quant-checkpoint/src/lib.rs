@@ -5,6 +5,24 @@
 //! plain file names and which agrees with its shards tensor by tensor. Reads then return typed arrays, refuse NaN and
 //! infinities, and can hash the bytes on their way.
 //!
+//! ```
+//! use quant_checkpoint::{BlockSource, Checkpoint, FolderSource, read_config};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/tiny-reasoner");
+//! // What the folder must hold, from its config.json; then the folder, of any format, block by block.
+//! let spec = quant_model::model_spec(&read_config(folder)?)?;
+//! let mut source = FolderSource::open(Checkpoint::open(folder)?, spec.clone())?;
+//! for index in 0..spec.layers {
+//!     let block = source.block(index)?;
+//!     for (role, linear) in block.linears {
+//!         assert_eq!(linear.weight.dim(), (spec.linear(role).outputs, spec.linear(role).inputs));
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! **Writing.** [`OutputFolder`] streams shards laid out by a [`ShardPlan`] into a sibling folder, hashing as it
 //! goes, and renames it into place when everything is on the disk.
 //!
@@ -55,6 +73,9 @@ pub mod verify;
 mod waves;
 mod writer;
 
+/// The arrays that reads return.
+pub use ndarray;
+pub use quant_graph::{BlockParams, BlockSource, ModelSpec, SourceError};
 pub use safetensors::Dtype;
 
 pub use crate::copy::{SideFiles, is_side_file, side_files};

@@ -239,6 +239,38 @@ impl Grid {
         }
         Ok(Self { convention, bits, variant, scale_type })
     }
+    /// 4 bits between the extremes of a group, the usual grid of weights in groups: [`Convention::QAsym`], exact, scales in f32.
+    ///
+    /// ```
+    /// use quant_core::{Bits, Convention, FloatType, Grid, Variant};
+    ///
+    /// let grid = Grid::new(Convention::QAsym, Bits::new(4)?, Variant::Exact, FloatType::F32)?;
+    /// assert_eq!(Grid::int4_asym(), grid);
+    /// assert_eq!(Grid::int4_asym().with_scale_type(FloatType::Bf16).scale_type, FloatType::Bf16);
+    /// # Ok::<(), quant_core::CoreError>(())
+    /// ```
+    #[must_use]
+    pub const fn int4_asym() -> Self {
+        Self::exact(Convention::QAsym, Bits(4))
+    }
+    /// 4 bits around zero: [`Convention::QSym`], exact, scales in f32.
+    #[must_use]
+    pub const fn int4_sym() -> Self {
+        Self::exact(Convention::QSym, Bits(4))
+    }
+    /// 8 bits around zero, the usual grid of weights per output channel: [`Convention::QSym`], exact, scales in f32.
+    #[must_use]
+    pub const fn int8_sym() -> Self {
+        Self::exact(Convention::QSym, Bits(8))
+    }
+    const fn exact(convention: Convention, bits: Bits) -> Self {
+        Self { convention, bits, variant: Variant::Exact, scale_type: FloatType::F32 }
+    }
+    /// The same with scales rounded to another type.
+    #[must_use]
+    pub const fn with_scale_type(self, scale_type: FloatType) -> Self {
+        Self { scale_type, ..self }
+    }
 
     /// Whether groups use the binary rule `x̂ = μ ± mean|w − μ|` instead of a range: 1 bit, variant exact.
     ///

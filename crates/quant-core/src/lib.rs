@@ -8,6 +8,27 @@
 //! [`QParams::value`]). The four published conventions differ only in how the scale `s` and the zero level `z` are found
 //! ([`Convention`]); a "signed" symmetric format is the same thing with `z = 2^(b−1)`.
 //!
+//! # One matrix to 4 bits
+//! ```
+//! use quant_core::matrix::round_matrix;
+//! use quant_core::ndarray::Array2;
+//! use quant_core::packing::{pack_rows, unpack_rows};
+//! use quant_core::{Grid, Groups};
+//!
+//! let weight = Array2::from_shape_fn((8, 256), |(i, j)| ((i * 37 + j * 11) % 101) as f32 / 50.0 - 1.0);
+//! // A scale and a zero point for every 128 columns of a row.
+//! let quantized = round_matrix(&Grid::int4_asym(), None, Groups::Size(128), weight.view())?;
+//! assert_eq!((quantized.levels.dim(), quantized.scales.dim()), ((8, 256), (8, 2)));
+//! // No value is further away than half a step.
+//! let error = &quantized.dequantize() - &weight;
+//! assert!(error.indexed_iter().all(|((i, j), e)| e.abs() <= 0.501 * quantized.scales[(i, j / 128)]));
+//! // Eight levels to a word, and back.
+//! let words = pack_rows(quantized.levels.view(), quantized.bits);
+//! assert_eq!(words.dim(), (8, 32));
+//! assert_eq!(unpack_rows(words.view(), 256, quantized.bits)?, quantized.levels);
+//! # Ok::<(), quant_core::CoreError>(())
+//! ```
+//!
 //! # Where to look
 //! | question | module |
 //! |---|---|
@@ -35,6 +56,9 @@ pub mod range;
 pub mod real;
 pub mod scheme;
 mod size;
+
+/// The arrays all functions here speak of.
+pub use ndarray;
 
 pub use activation::{ActQuant, ActRule, KvGranularity, KvQuant};
 pub use clip::ClipSearch;

@@ -8,10 +8,8 @@
 //! 3. [`gptq`] quantises a weight `[out, in]` against the factor.
 //!
 //! ```
-//! use ndarray::Array2;
-//! use quant_core::{Bits, Convention, FloatType, Grid, Variant};
-//! use quant_hessian::{FactorSettings, GptqConfig, Hessian, gptq, prepare};
-//! use quant_kernels::{Compute, Par};
+//! use quant_hessian::ndarray::Array2;
+//! use quant_hessian::{Compute, FactorSettings, GptqConfig, Grid, Hessian, Par, gptq, prepare};
 //!
 //! let noise = |i: usize, j: usize| ((i * 7919 + j * 104_729) % 1009) as f32 / 504.5 - 1.0;
 //! let activations = Array2::from_shape_fn((64, 16), |(t, j)| noise(t, j));
@@ -20,10 +18,10 @@
 //! let mut hessian = Hessian::new(16);
 //! hessian.add(activations.view(), 1, Compute::F32, Par::Seq)?;
 //! let factor = prepare(hessian, &FactorSettings::default(), Par::Seq)?;
-//! let grid = Grid::new(Convention::QAsym, Bits::new(4)?, Variant::Exact, FloatType::F32)?;
-//! let result = gptq(weight.view(), &factor, &GptqConfig { group: Some(8), ..GptqConfig::new(grid) }, Par::Seq)?;
+//! let config = GptqConfig { group: Some(8), ..GptqConfig::new(Grid::int4_asym()) };
+//! let result = gptq(weight.view(), &factor, &config, Par::Seq)?;
 //! assert_eq!(result.matrix.dim(), (8, 16));
-//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! # Ok::<(), quant_hessian::HessianError>(())
 //! ```
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
@@ -47,4 +45,7 @@ pub use accumulate::Hessian;
 pub use error::HessianError;
 pub use factor::{Attempt, Factor, FactorBackend, FactorReport, FactorSettings, Outcome, Precision, prepare};
 pub use gptq::{GptqConfig, GptqResult, gptq, workspace_bytes};
-pub use quant_core::ActOrder;
+/// The arrays of the functions here.
+pub use ndarray;
+pub use quant_core::{ActOrder, Bits, ClipSearch, Convention, FloatType, Grid, QuantizedMatrix, Variant};
+pub use quant_kernels::{Compute, Par};

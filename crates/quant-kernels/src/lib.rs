@@ -13,6 +13,24 @@
 //! | settings | [`Compute`] (which arithmetic), [`Par`] (how many threads) |
 //! | instruction sets | [`Level`], and [`vectorized`] for the loops of other crates |
 //!
+//! ```
+//! use quant_kernels::ndarray::array;
+//! use quant_kernels::{Compute, Par, PreparedWeight, gram_lower, linear};
+//!
+//! let x = array![[1.0_f32, 2.0], [3.0, 4.0], [5.0, 6.0]];
+//! let weight = array![[1.0, -1.0]];
+//! let bias = array![0.5];
+//! let y = linear(x.view(), weight.view(), Some(bias.view()), Compute::F32, Par::new(2));
+//! assert_eq!(y, array![[-0.5], [-0.5], [-0.5]]);
+//! // The same numbers where one weight meets many chunks of tokens.
+//! let prepared = PreparedWeight::new(weight.view(), Compute::F32, Par::Seq);
+//! assert_eq!(prepared.forward(x.view(), Some(bias.view()), Par::Seq), y);
+//! // X^T X, of which only the lower triangle is written.
+//! let mut h = array![[0.0, 0.0], [0.0, 0.0]];
+//! gram_lower(h.view_mut(), 1.0, x.view(), Compute::F32, Par::Seq);
+//! assert_eq!(h, array![[35.0, 0.0], [44.0, 56.0]]);
+//! ```
+//!
 //! # Same input, same bytes
 //! A product sums in increasing order of the summed index, in blocks of fixed size, whatever the tile shape, the
 //! partition or the number of threads. So a result does not depend on [`Par`], a token computed alone has the bits it
@@ -51,6 +69,9 @@ mod rope;
 mod rows;
 mod softmax;
 mod vectorize;
+
+/// The arrays of the functions here.
+pub use ndarray;
 
 pub use activation::silu_mul;
 pub use arch::{Level, return_freed_memory};

@@ -4,6 +4,23 @@
 //! turns one weight into levels ([`rtn`], [`gptq`]). Each works on bare matrices, owns no loop over a model, opens no file and
 //! starts no thread of its own; the statistics it asks for are gathered by the caller.
 //!
+//! ```
+//! use quant_methods::ndarray::{Array2, array};
+//! use quant_methods::{Grid, Par, Variant, rtn, smoothquant};
+//!
+//! let weight = Array2::from_shape_fn((4, 64), |(i, j)| ((i * 29 + j * 13) % 61) as f32 / 30.0 - 1.0);
+//! let settings = rtn::Rtn { grid: Grid::int8_sym(), group: None, clip: None };
+//! let rounded = rtn::round(&settings, weight.view(), Par::Seq)?;
+//! assert_eq!(rounded.scales.dim(), (4, 1));
+//!
+//! // A channel whose activations are large hands some of its size to its weights.
+//! let smooth = smoothquant::SmoothQuant { alpha: 0.5, variant: Variant::Exact };
+//! let weight = array![[1.0_f32, 1.0], [0.5, -1.0]];
+//! let factors = smoothquant::factors(&smooth, array![1.0, 64.0].view(), &[weight.view()])?;
+//! assert_eq!(factors, array![1.0, 8.0]);
+//! # Ok::<(), quant_methods::MethodError>(())
+//! ```
+//!
 //! [`METHODS`] is the registry: a line has the method's keys and makes it from a section of a recipe, so recipes, help and
 //! documentation tables know no method by name.
 #![forbid(unsafe_code)]
@@ -19,6 +36,10 @@ pub mod smoothquant;
 mod transform;
 
 pub use error::MethodError;
+/// The arrays of the functions here.
+pub use ndarray;
+pub use quant_core::{ActOrder, Bits, ClipSearch, Convention, FloatType, Grid, QuantizedMatrix, Variant};
+pub use quant_kernels::Par;
 pub use registry::{Kind, METHODS, Method, method};
 pub use rounding::{PlannedRounding, Rounded, Rounding, RowRounding, WeightQuantizer, WeightSettings};
 pub use settings::{Field, Settings, SettingsError};

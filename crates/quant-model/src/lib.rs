@@ -38,6 +38,11 @@ mod rope;
 mod rope_config;
 mod views;
 
+/// The arrays of the functions here.
+pub use ndarray;
+pub use quant_graph::{BlockParams, BlockSource, ModelSpec};
+pub use quant_kernels::{Compute, Par};
+
 pub use attention::attention_workspace_bytes;
 pub use block::{Block, KvObserver};
 pub use config::{Reading, declared_dtype, model_spec, read_model_config};
@@ -46,4 +51,4 @@ pub use families::{FAMILIES, Family};
 pub use linear::{FakeQuantLinear, FloatLinear, LinearOp, linear_op};
 pub use memory::InMemoryModel;
 pub use model::{NonFinite, StreamedModel};
-pub use rope::{RopeTable, inverse_frequencies};
+pub use rope::{RopeTable, RopeTables, inverse_frequencies};

@@ -2,9 +2,9 @@
 
 use crate::block::normed;
 use crate::parallel::for_each;
-use crate::{Block, ModelError, RopeTable, views};
+use crate::{Block, ModelError, RopeTables, views};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
-use quant_graph::{BlockSource, ModelSpec, RopeScaling, RopeSpec};
+use quant_graph::{BlockSource, ModelSpec};
 use quant_kernels::{Compute, Par, PreparedWeight};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -250,28 +250,6 @@ fn by_sequence<'a>(hidden: ArrayViewMut2<'a, f32>, starts: &[usize]) -> Vec<Arra
 
 fn all_finite(x: &Array2<f32>) -> bool {
     quant_core::matrix::check_finite(x.view()).is_ok()
-}
-
-/// One table for all lengths, unless the frequencies depend on the length.
-struct RopeTables {
-    shared: RopeTable<f32>,
-    /// By length, for lengths beyond the declared context under dynamic scaling.
-    own: BTreeMap<usize, RopeTable<f32>>,
-}
-
-impl RopeTables {
-    fn new(spec: &ModelSpec, lengths: impl Iterator<Item = usize> + Clone) -> Self {
-        let dynamic = matches!(spec.rope, RopeSpec { scaling: RopeScaling::Dynamic { .. }, .. });
-        let limit = if dynamic { spec.max_position_embeddings } else { usize::MAX };
-        let build = |length| RopeTable::new(&spec.rope, spec.head_dim, spec.max_position_embeddings, length);
-        Self {
-            shared: build(lengths.clone().filter(|&n| n <= limit).max().unwrap_or(0)),
-            own: lengths.filter(|&n| n > limit).map(|n| (n, build(n))).collect(),
-        }
-    }
-    fn table(&self, length: usize) -> &RopeTable<f32> {
-        self.own.get(&length).unwrap_or(&self.shared)
-    }
 }
 
 fn expect_shape(what: &str, expected: &[usize], found: &[usize]) -> Result<(), ModelError> {

@@ -4,7 +4,8 @@ use crate::views;
 use ndarray::{Array2, ArrayView2};
 use quant_core::Real;
 use quant_core::elementary::{self, ln, pow_f32};
-use quant_graph::{RopeScaling, RopeSpec};
+use quant_graph::{ModelSpec, RopeScaling, RopeSpec};
+use std::collections::{BTreeMap, BTreeSet};
 use std::f64::consts::PI;
 
 /// Inverse frequencies `f_i`, `i < head_dim / 2`, and the factor on cosines and sines.
@@ -152,6 +153,51 @@ impl<T: Real> RopeTable<T> {
     #[must_use]
     pub fn sin(&self, start: usize, tokens: usize) -> ArrayView2<'_, T> {
         views::rows(self.sin.view(), start..start + tokens)
+    }
+}
+
+/// The tables of sequences that each begin at position 0: one for all lengths, unless frequencies depend on the length.
+#[derive(Clone, Debug)]
+pub struct RopeTables {
+    shared: RopeTable<f32>,
+    /// By length, for lengths beyond the declared context under dynamic scaling.
+    own: BTreeMap<usize, RopeTable<f32>>,
+}
+
+impl RopeTables {
+    /// The tables for sequences of these lengths.
+    #[must_use]
+    pub fn new(spec: &ModelSpec, lengths: impl IntoIterator<Item = usize>) -> Self {
+        let (shared, own) = Self::divide(spec, lengths);
+        let build = |length| RopeTable::new(&spec.rope, spec.head_dim, spec.max_position_embeddings, length);
+        Self { shared: build(shared), own: own.into_iter().map(|length| (length, build(length))).collect() }
+    }
+    /// Bytes of the tables that [`Self::new`] makes.
+    #[must_use]
+    pub fn bytes(spec: &ModelSpec, lengths: impl IntoIterator<Item = usize>) -> usize {
+        let (shared, own) = Self::divide(spec, lengths);
+        let positions = shared + own.into_iter().sum::<usize>();
+        // Cosines and sines of half a head.
+        positions * (spec.head_dim / 2) * 2 * size_of::<f32>()
+    }
+    /// The table of a sequence of `length` tokens, one of the lengths given to [`Self::new`].
+    #[must_use]
+    pub fn table(&self, length: usize) -> &RopeTable<f32> {
+        self.own.get(&length).unwrap_or(&self.shared)
+    }
+    /// The longest length that the shared table serves, and the lengths that have their own.
+    fn divide(spec: &ModelSpec, lengths: impl IntoIterator<Item = usize>) -> (usize, BTreeSet<usize>) {
+        let dynamic = matches!(spec.rope.scaling, RopeScaling::Dynamic { .. });
+        let limit = if dynamic { spec.max_position_embeddings } else { usize::MAX };
+        let (mut shared, mut own) = (0, BTreeSet::new());
+        for length in lengths {
+            if length <= limit {
+                shared = shared.max(length);
+            } else {
+                own.insert(length);
+            }
+        }
+        (shared, own)
     }
 }
 

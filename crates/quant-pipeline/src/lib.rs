@@ -5,6 +5,21 @@
 //! 3. [`run`](run::run) carries calibration activations through the blocks, calls the methods, and hands finished blocks to
 //!    a [`BlockSink`](run::BlockSink).
 //! 4. [`quantize`] does all of it from folder to folder; [`evaluate`] measures any folder.
+//!
+//! ```
+//! use quant_pipeline::{Plan, Recipe, folder_spec};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/tiny-reasoner");
+//! let recipe = Recipe::from_preset("w8a8-ascend")?;
+//! let plan = Plan::new(&recipe, &folder_spec(model.as_ref())?)?;
+//! assert!(!plan.needs.calibration());
+//! assert_eq!(plan.blocks.len(), plan.spec.layers);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`QuantizeJob::new`] has the example that writes a folder.
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 

@@ -5,7 +5,7 @@ use crate::store::Layout;
 use quant_graph::{Role, Site};
 use quant_hessian::{Factor, FactorSettings};
 use quant_kernels::{Par, PreparedWeight};
-use quant_model::attention_workspace_bytes;
+use quant_model::{RopeTables, attention_workspace_bytes};
 use serde::Serialize;
 
 /// Resident memory besides what is counted below: code, thread stacks, tables, small vectors.
@@ -282,7 +282,7 @@ impl<'a> Sizes<'a> {
             chunk,
             step: kept + passing + (F32 * chunk * wide).min(PACKED),
             attention: attention_workspace_bytes(spec.head_dim, longest) as u64,
-            tables: F32 * (longest * spec.head_dim) as u64 + F32 * tokens,
+            tables: RopeTables::bytes(spec, layout.lengths()) as u64 + F32 * tokens,
             residual,
             activations: residual * streams + inside,
             spilled: F32 * chunk * (wide + 2 * hidden),

@@ -159,7 +159,11 @@ impl Layout {
     }
     /// Rows of the longest sequence.
     pub(crate) fn longest(&self) -> usize {
-        self.starts.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0)
+        self.lengths().max().unwrap_or(0)
+    }
+    /// Rows of every sequence.
+    pub(crate) fn lengths(&self) -> impl Iterator<Item = usize> + '_ {
+        self.starts.windows(2).map(|pair| pair[1] - pair[0])
     }
     /// Rows of the largest chunk.
     pub(crate) fn largest_chunk(&self) -> usize {

@@ -24,7 +24,7 @@ use quant_data::TokenSet;
 use quant_graph::{BlockParams, BlockSource};
 use quant_kernels::{Par, return_freed_memory};
 use quant_methods::Statistics;
-use quant_model::RopeTable;
+use quant_model::RopeTables;
 use rayon::prelude::*;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -51,7 +51,7 @@ pub struct RunOptions {
 struct Run<'a> {
     plan: &'a Plan,
     layout: Layout,
-    rope: RopeTable<f32>,
+    rope: RopeTables,
     options: &'a RunOptions,
     report: RunReport,
     events: &'a mut dyn Events,
@@ -73,13 +73,11 @@ pub fn run(
 ) -> Result<RunReport, PipelineError> {
     check_calibration(plan, calibration)?;
     let tokens = calibration.filter(|_| plan.needs.calibration());
-    let lengths = || tokens.iter().flat_map(|t| t.sequences.iter().map(Vec::len));
-    let layout = Layout::new(lengths());
+    let layout = Layout::new(tokens.iter().flat_map(|t| t.sequences.iter().map(Vec::len)));
     let spec = &plan.spec;
-    let positions = lengths().max().unwrap_or(0);
     let mut run = Run {
         plan,
-        rope: RopeTable::new(&spec.rope, spec.head_dim, spec.max_position_embeddings, positions),
+        rope: RopeTables::new(spec, layout.lengths()),
         options,
         report: RunReport { calibration_tokens: layout.rows(), ..RunReport::default() },
         layout,

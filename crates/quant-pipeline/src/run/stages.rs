@@ -228,8 +228,9 @@ impl Run<'_> {
         let first = self.layout.starts[chunk.start];
         for sequence in chunk.clone() {
             let rows = self.layout.starts[sequence] - first..self.layout.starts[sequence + 1] - first;
+            let rope = self.rope.table(rows.len());
             let (x, out) = (views::rows(&x, rows.clone()), views::rows_mut(&mut out, rows));
-            block.attention_into(x, &self.rope, reborrow(&mut observer), out, self.par())?;
+            block.attention_into(x, rope, reborrow(&mut observer), out, self.par())?;
         }
         Ok(())
     }
