@@ -1,8 +1,6 @@
 //! Checkpoints whose tensors have other names than the model's.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-// Not every file of tests uses everything.
-#[allow(dead_code, reason = "shared with other tests")]
 mod folders;
 
 use folders::*;

@@ -2,6 +2,7 @@
 
 use crate::rows::{LANES, lane_max, lane_sum, tree_sum};
 use crate::{exp_f32, vectorized};
+use quant_core::elementary::{exp, ln};
 
 /// Log-sum-exp and first largest of one row of logits that arrives piece by piece, from left to right: the maximum and the
 /// sum of exponentials are carried along, and the sum is scaled down when a larger maximum comes (Milakov and Gimelshein
@@ -55,7 +56,7 @@ impl OnlineSoftmax {
     #[must_use]
     pub fn surprisal(&self, logit: f32) -> Option<f64> {
         // The difference of two f32 first: it keeps what the logits have in common out of the sum.
-        self.is_finite().then(|| self.total.ln() + (f64::from(self.largest) - f64::from(logit)))
+        self.is_finite().then(|| ln(self.total) + (f64::from(self.largest) - f64::from(logit)))
     }
 
     /// Takes in the maximum of a piece whose exponentials are added next, and returns what earlier sums were scaled by.
@@ -68,7 +69,7 @@ impl OnlineSoftmax {
         if largest > self.largest {
             let at = piece.iter().position(|&x| x == largest).unwrap_or(0);
             self.first = self.len + at;
-            factor = (f64::from(self.largest) - f64::from(largest)).exp();
+            factor = exp(f64::from(self.largest) - f64::from(largest));
             self.largest = largest;
             self.total *= factor;
         }
@@ -114,7 +115,7 @@ impl OnlineDivergence {
         let (p, q) = (&self.reference, &self.model);
         (p.is_finite() && q.is_finite()).then(|| {
             let shift = f64::from(q.largest) - f64::from(p.largest);
-            (self.difference / p.total + shift + (q.total.ln() - p.total.ln())).max(0.0)
+            (self.difference / p.total + shift + (ln(q.total) - ln(p.total))).max(0.0)
         })
     }
 }
@@ -234,7 +235,7 @@ mod tests {
                 sums.extend(&[1.0]);
                 assert_eq!((sums.surprisal(0.0), sums.first_largest()), (None, None), "{bad} at {at}");
                 let mut both = OnlineDivergence::default();
-                both.extend(&row, &vec![0.0; 41]);
+                both.extend(&row, &[0.0; 41]);
                 assert!(both.divergence().is_none() && both.model.is_finite());
             }
         }
