@@ -8,14 +8,12 @@ use quant_graph::{ActOrder, LinearScheme, ModelScheme, ModelSpec, Role};
 use serde::Serialize;
 
 use super::Severity;
+use super::parallel::partition;
 use super::rules::Checks;
 use super::targets::{Cache8, Int8, Kernel, Packed, RuleSet, Rules, Target};
 use crate::formats::ascend_description::Kind;
 use crate::formats::compressed_tensors_config::Layout;
 use crate::formats::{CompressedTensors, Dequantized, Format, VllmAscend};
-
-/// Numbers of devices that are tried.
-pub const TENSOR_PARALLEL: [usize; 4] = [1, 2, 4, 8];
 
 /// What one target says of a plan.
 #[derive(Clone, Debug, Serialize)]
@@ -251,86 +249,6 @@ impl Stored {
             }
         }
     }
-
-    /// Of [`TENSOR_PARALLEL`], the numbers of devices it loads on.
-    pub(super) fn tensor_parallel(&self, set: &RuleSet, spec: &ModelSpec) -> Vec<usize> {
-        TENSOR_PARALLEL.into_iter().filter(|n| self.parallel(set, spec, *n).is_ok()).collect()
-    }
-
-    /// Why it does not load on `n` devices.
-    pub(super) fn parallel(&self, set: &RuleSet, spec: &ModelSpec, n: usize) -> Result<(), String> {
-        if n == 1 {
-            return Ok(());
-        }
-        if !set.parallel {
-            return Err(format!("{} is not run by tensor parallelism", set.target));
-        }
-        if n == 0 || !spec.heads.is_multiple_of(n) {
-            return Err(format!("{} heads cannot be cut into {n}", spec.heads));
-        }
-        if !spec.kv_heads.is_multiple_of(n) && !n.is_multiple_of(spec.kv_heads) {
-            return Err(format!("{} heads of keys can be neither cut into {n} nor repeated", spec.kv_heads));
-        }
-        if !spec.intermediate.is_multiple_of(n) {
-            return Err(format!("an MLP of {} cannot be cut into {n}", spec.intermediate));
-        }
-        let Self::Layouts(layouts) = self else { return Ok(()) };
-        // Blocks are alike in shape, so every kind of linear is looked at once.
-        let mut kinds: Vec<(Role, &Layout)> = Vec::new();
-        for (&(index, role), layout) in layouts {
-            if kinds.contains(&(role, layout)) {
-                continue;
-            }
-            kinds.push((role, layout));
-            cut(set, spec, role, layout, n).map_err(|why| format!("{}: {why}", spec.module(index, role)))?;
-        }
-        Ok(())
-    }
-}
-
-/// Whether the linear is cut along its inputs.
-fn row_parallel(role: Role) -> bool {
-    matches!(role, Role::O | Role::Down)
-}
-
-/// Inputs of a linear and outputs of its fused layer, on one of `n` devices.
-fn partition(spec: &ModelSpec, role: Role, n: usize) -> (usize, usize) {
-    let linear = spec.linear(role);
-    if row_parallel(role) {
-        return (linear.inputs / n, linear.outputs);
-    }
-    let outputs = |r: &Role| match r {
-        // Heads of keys are repeated where there are fewer than devices.
-        Role::K | Role::V => (spec.kv_heads / n).max(1) * spec.head_dim,
-        r => spec.linear(*r).outputs / n,
-    };
-    (linear.inputs, role.fused_with().iter().map(outputs).sum())
-}
-
-/// Why a packed linear cannot be cut for `n` devices.
-fn cut(set: &RuleSet, spec: &ModelSpec, role: Role, layout: &Layout, n: usize) -> Result<(), String> {
-    let (linear, bits) = (spec.linear(role), layout.weight.bits.get() as usize);
-    if layout.scheme.input.is_some() {
-        return Ok(());
-    }
-    let (inputs, _) = partition(spec, role, n);
-    if let Some(group) = layout.weight.group.filter(|g| !inputs.is_multiple_of(*g)) {
-        return Err(format!("groups of {group} do not divide {} / {n} inputs", linear.inputs));
-    }
-    if row_parallel(role) && !(inputs * bits).is_multiple_of(32) {
-        return Err(format!("{} / {n} inputs of {bits} bits are not whole words", linear.inputs));
-    }
-    // Zero points are packed along the outputs.
-    let rows = linear.outputs / n;
-    if !row_parallel(role) && !layout.weight.symmetric && !(rows * bits).is_multiple_of(32) {
-        return Err(format!("zero points of {} / {n} outputs are not whole words", linear.outputs));
-    }
-    match set.packed {
-        Packed::Kernels(kernels) if !kernels.iter().any(|k| takes(k, spec, role, layout, n)) => {
-            Err(format!("no kernel for its shape on {n} devices"))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// Whether a kernel has the width, symmetry, group size and number type of a linear.
@@ -343,7 +261,7 @@ fn fits(kernel: &Kernel, spec: &ModelSpec, layout: &Layout) -> bool {
 }
 
 /// Whether a kernel also has the shape of a linear on one of `n` devices.
-fn takes(kernel: &Kernel, spec: &ModelSpec, role: Role, layout: &Layout, n: usize) -> bool {
+pub(super) fn takes(kernel: &Kernel, spec: &ModelSpec, role: Role, layout: &Layout, n: usize) -> bool {
     let (inputs, outputs) = partition(spec, role, n);
     fits(kernel, spec, layout)
         && inputs.is_multiple_of(kernel.inputs)

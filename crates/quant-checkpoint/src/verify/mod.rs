@@ -11,6 +11,7 @@
 mod ascend;
 mod compressed;
 mod judge;
+mod parallel;
 mod plain;
 mod rules;
 pub mod targets;
@@ -20,7 +21,8 @@ use std::path::Path;
 use quant_graph::ModelSpec;
 use serde::Serialize;
 
-pub use self::judge::{TENSOR_PARALLEL, TargetVerdict, judge, judge_plan, loads_with};
+pub use self::judge::{TargetVerdict, judge, judge_plan, loads_with};
+pub use self::parallel::TENSOR_PARALLEL;
 use self::rules::Checks;
 pub use self::targets::{Rules, Target, TargetError, UnknownTarget};
 use crate::error::Result;
