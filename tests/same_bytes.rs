@@ -13,6 +13,7 @@ use ptq::eval::LanguageModel;
 use ptq::graph::BlockSource;
 use ptq::pipeline::{PRESETS, Scored, open_folder, with_threads};
 use quant_kernels::Compute;
+use std::ops::ControlFlow;
 use tempfile::tempdir;
 
 #[test]
@@ -115,7 +116,7 @@ fn shards_of_the_input_do_not_matter() {
 fn logit_bits(model: impl BlockSource, sequences: &[Vec<u32>]) -> Vec<u32> {
     with_threads(2, |par| {
         let mut model = Scored::new(model, Compute::F32, par);
-        model.encode(sequences, &mut |_, _| {}).unwrap();
+        model.encode(sequences, &mut |_, _| ControlFlow::Continue(())).unwrap();
         let positions = sequences.iter().map(Vec::len).sum();
         let mut logits = ndarray::Array2::<f32>::zeros((positions, model.vocab_size()));
         model.logits(0..positions, 0..logits.ncols(), logits.view_mut()).unwrap();

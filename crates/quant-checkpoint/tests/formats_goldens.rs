@@ -3,6 +3,7 @@
 
 mod folders;
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use folders::shared;
@@ -235,7 +236,7 @@ fn logits_are_those_of_transformers() {
         let wanted = reference.read_f32("logits").unwrap();
         let source = FolderSource::open(checkpoint, spec).unwrap().without_hashes();
         let mut model = StreamedModel::new(source, Compute::F32, Par::new(1));
-        model.encode(&rows, &mut |_, _| ()).unwrap();
+        model.encode(&rows, &mut |_, _| ControlFlow::Continue(())).unwrap();
         let (mut error, mut norm, mut kl, mut agree, mut positions) = (0.0_f64, 0.0_f64, 0.0, 0, 0);
         for (sequence, wanted) in wanted.axis_iter(Axis(0)).enumerate() {
             let got = model.logits(sequence, 0..rows[sequence].len()).unwrap();

@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::time::Instant;
 
 use ndarray::{Array2, ArrayViewMut2, Axis, Slice};
-use quant_eval::{EvalOptions, LanguageModel, ModelError, evaluate};
+use quant_eval::{EncodeProgress, EvalOptions, LanguageModel, ModelError, evaluate};
 use quant_kernels::{Compute, Par, PreparedWeight};
 
 const HIDDEN: usize = 1536;
@@ -50,7 +50,7 @@ impl LanguageModel for Head {
     fn vocab_size(&self) -> usize {
         VOCABULARY
     }
-    fn encode(&mut self, _: &[Vec<u32>], _: &mut dyn FnMut(usize, usize)) -> Result<(), ModelError> {
+    fn encode(&mut self, _: &[Vec<u32>], _: &mut EncodeProgress<'_>) -> Result<(), ModelError> {
         Ok(())
     }
     fn logits(

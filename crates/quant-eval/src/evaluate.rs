@@ -25,9 +25,9 @@ pub fn panel_bytes(positions: usize, chunk: usize, vocab_size: usize) -> usize {
     size_of::<f32>() * positions.min(chunk) * vocab_size.min(PANEL)
 }
 
-/// Called with phase, steps done and steps in all. `Break` ends the evaluation with [`EvalError::Interrupted`]: at once while scoring, and as soon as
-/// [`LanguageModel::encode`] returns while a model runs its blocks.
-pub type Progress<'a> = dyn FnMut(Phase, usize, usize) -> ControlFlow<()> + 'a;
+/// Called with phase, steps done and steps in all, from any thread but never from two at once. `Break` ends the evaluation with
+/// [`EvalError::Interrupted`]: after the panel that is being scored, or as soon as [`LanguageModel::encode`] returns.
+pub type Progress<'a> = dyn FnMut(Phase, usize, usize) -> ControlFlow<()> + Send + 'a;
 
 /// What is being done, for progress displays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -232,8 +232,9 @@ fn encode(
         if flow.is_continue() {
             flow = report(Phase::Encode(role), done, all);
         }
+        flow
     });
-    // First: a model that was told to stop by other means says so by an error.
+    // First: a model that was told to stop says so by an error.
     go_on(flow)?;
     result.map_err(|source| EvalError::Model { role, stage: "running the blocks", source })
 }

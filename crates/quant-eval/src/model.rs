@@ -1,12 +1,16 @@
 //! What evaluation needs to know of a model.
 
 use std::error::Error;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
 use ndarray::ArrayViewMut2;
 
 /// Whatever went wrong inside a model; the message says what and where.
 pub type ModelError = Box<dyn Error + Send + Sync>;
+
+/// Told (steps done, steps in all) while a model encodes, and asked in between whether to go on; from any thread, but never
+/// from two at once.
+pub type EncodeProgress<'a> = dyn FnMut(usize, usize) -> ControlFlow<()> + Send + 'a;
 
 /// A causal language model that can score token sequences. Object safe.
 ///
@@ -20,15 +24,13 @@ pub trait LanguageModel {
     fn vocab_size(&self) -> usize;
 
     /// Runs all blocks over the sequences, each alone from position 0, and keeps the final normed hidden
-    /// states, replacing those of an earlier call. `progress` receives (steps done, steps in all).
+    /// states, replacing those of an earlier call. After a `Break` of `progress` it returns as soon as it can, with
+    /// an error.
     ///
     /// # Errors
     /// Unreadable weights and the like.
-    fn encode(
-        &mut self,
-        sequences: &[Vec<u32>],
-        progress: &mut dyn FnMut(usize, usize),
-    ) -> Result<(), ModelError>;
+    fn encode(&mut self, sequences: &[Vec<u32>], progress: &mut EncodeProgress<'_>)
+    -> Result<(), ModelError>;
 
     /// Writes the logits of the tokens `tokens` of the vocabulary at `positions` into `out`
     /// `[positions.len(), tokens.len()]`, whose old content is not read. Positions are counted through all

@@ -8,8 +8,8 @@ use approx::assert_relative_eq;
 use ndarray::{Array3, ArrayViewMut2, s};
 use proptest::prelude::*;
 use quant_eval::{
-    EvalError, EvalOptions, EvalReport, LanguageModel, ModelError, Outcome, Phase, Role, SequenceLength,
-    evaluate,
+    EncodeProgress, EvalError, EvalOptions, EvalReport, LanguageModel, ModelError, Outcome, Phase, Role,
+    SequenceLength, evaluate,
 };
 
 /// Logits `[sequences, positions, vocabulary]` given outright.
@@ -44,14 +44,13 @@ impl LanguageModel for Table {
     fn encode(
         &mut self,
         sequences: &[Vec<u32>],
-        progress: &mut dyn FnMut(usize, usize),
+        progress: &mut EncodeProgress<'_>,
     ) -> Result<(), ModelError> {
         if self.fail == Some("encode") {
             return Err("broken block".into());
         }
         self.lengths = sequences.iter().map(Vec::len).collect();
-        progress(1, 1);
-        Ok(())
+        if progress(1, 1).is_break() { Err("stopped".into()) } else { Ok(()) }
     }
 
     fn logits(

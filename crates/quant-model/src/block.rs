@@ -10,6 +10,9 @@ use quant_core::activation::KvSide;
 use quant_graph::{BlockParams, LinearParams, LinearSpec, ModelSpec, Norm, Role, Site};
 use quant_kernels::{Compute, Element, Par, rms_norm, rope_in_place, silu_mul, vectorized};
 
+/// Tokens that go through the MLP together in a forward of the whole block.
+const MLP_ROWS: usize = 256;
+
 /// Sees what would enter the KV cache, before its quantisation: calibration of static scales.
 pub trait KvObserver<T> {
     /// `keys` after rope and `values`, both `[tokens, kv_heads · head_dim]`, of one sequence.
@@ -286,13 +289,40 @@ impl<T: Element> Block<T> {
     /// # Errors
     /// As the stages.
     pub fn forward(&self, h: Array2<T>, rope: &RopeTable<T>, par: Par) -> Result<Array2<T>, ModelError> {
-        let mut h = h;
+        self.forward_while(h, rope, &|| Ok(()), par)
+    }
+    /// [`Self::forward`] that asks `go_on` between its parts, none of which takes more than a fraction of a second on a core;
+    /// the MLP, the largest, goes through some hundred tokens at a time.
+    ///
+    /// # Errors
+    /// As the stages, and the first error of `go_on`.
+    pub fn forward_while(
+        &self,
+        mut h: Array2<T>,
+        rope: &RopeTable<T>,
+        go_on: &dyn Fn() -> Result<(), ModelError>,
+        par: Par,
+    ) -> Result<Array2<T>, ModelError> {
         let x = self.attention_input(h.view(), par)?;
         let a = self.attention(x.view(), rope, None, par)?;
+        go_on()?;
         h += &self.attention_output(a.view(), par)?;
-        let x = self.mlp_input(h.view(), par)?;
-        let m = self.mlp_activation(x.view(), par)?;
-        h += &self.mlp_output(m.view(), par)?;
+        let (mut activation, mut scratch) = (Vec::new(), Vec::new());
+        for mut rows in h.axis_chunks_iter_mut(Axis(0), MLP_ROWS) {
+            go_on()?;
+            let x = self.mlp_input(rows.view(), par)?;
+            let shape = (x.nrows(), self.specs[Role::Gate as usize].outputs);
+            activation.resize(shape.0 * shape.1, T::zero());
+            let Ok(mut m) = ArrayViewMut2::from_shape(shape, activation.as_mut_slice()) else {
+                return Err(ModelError::Shape {
+                    what: "MLP activation".into(),
+                    expected: vec![shape.0, shape.1],
+                    found: vec![activation.len()],
+                });
+            };
+            self.mlp_activation_into(x.view(), m.view_mut(), &mut scratch, par)?;
+            rows += &self.mlp_output(m.view(), par)?;
+        }
         Ok(h)
     }
 

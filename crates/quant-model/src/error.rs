@@ -7,6 +7,9 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ModelError {
+    /// Whoever watches the model run asked it to stop.
+    #[error("stopped before it was through")]
+    Stopped,
     /// `architectures[0]` names no family of the registry.
     #[error(
         "architecture {found:?} is not supported; config.json `architectures[0]` must be one of: {supported}"

@@ -50,5 +50,5 @@ pub use error::ModelError;
 pub use families::{FAMILIES, Family};
 pub use linear::{FakeQuantLinear, FloatLinear, LinearOp, linear_op};
 pub use memory::InMemoryModel;
-pub use model::{NonFinite, StreamedModel};
+pub use model::{EncodeProgress, NonFinite, StreamedModel};
 pub use rope::{RopeTable, RopeTables, inverse_frequencies};

@@ -7,11 +7,16 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
 use quant_graph::{BlockSource, ModelSpec};
 use quant_kernels::{Compute, Par, PreparedWeight};
 use std::collections::BTreeMap;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Rows of the head that are multiplied at a time where the caller does not say.
 const HEAD_PANEL: usize = 2048;
+
+/// Told (steps done, steps in all) while a model runs, a step being one sequence through one block, and asked in between
+/// whether to go on; from any thread, but never from two at once. After `Break` the model stops as soon as it can.
+pub type EncodeProgress<'a> = dyn FnMut(usize, usize) -> ControlFlow<()> + Send + 'a;
 
 /// Where a hidden state first stopped being finite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -89,15 +94,14 @@ impl<S: BlockSource> StreamedModel<S> {
     }
 
     /// Runs all sequences through all blocks, each sequence alone from position 0. Replaces what an earlier call left.
-    /// `progress` gets blocks done and blocks in total, first `(0, total)`.
     ///
     /// # Errors
-    /// [`ModelError::Token`] before anything is read; [`ModelError::Source`], [`ModelError::Shape`],
+    /// [`ModelError::Stopped`] after `progress` has said `Break`; [`ModelError::Token`] before anything is read; [`ModelError::Source`], [`ModelError::Shape`],
     /// [`ModelError::Part`] or [`ModelError::MissingLinear`] for a source that does not hold what its spec says.
     pub fn encode(
         &mut self,
         sequences: &[Vec<u32>],
-        progress: &mut dyn FnMut(usize, usize),
+        progress: &mut EncodeProgress<'_>,
     ) -> Result<(), ModelError> {
         self.starts = vec![0];
         self.first_non_finite = None;
@@ -113,14 +117,15 @@ impl<S: BlockSource> StreamedModel<S> {
             { rows }.assign(&embedded);
         }
         let rope = RopeTables::new(&self.spec, sequences.iter().map(Vec::len));
-        progress(0, self.spec.layers);
+        let steps = Steps::new(progress, self.spec.layers * sequences.len());
+        steps.add(0)?;
         for index in 0..self.spec.layers {
             let params = self.source.block(index)?;
             let block = Block::<f32>::new(&self.spec, index, params, self.compute, self.par)?;
-            let bad = run_block(&block, &rope, by_sequence(hidden.view_mut(), &starts), self.par)?;
+            let parts = by_sequence(hidden.view_mut(), &starts);
+            let bad = run_block(&block, &rope, parts, &steps, self.par)?;
             let found = bad.map(|sequence| NonFinite { block: index, sequence });
             self.first_non_finite = self.first_non_finite.or(found);
-            progress(index + 1, self.spec.layers);
         }
         let weight = self.source.final_norm()?;
         expect_shape(ModelSpec::FINAL_NORM, &[self.spec.hidden], weight.shape())?;
@@ -196,11 +201,37 @@ impl<S: BlockSource> StreamedModel<S> {
     }
 }
 
+/// Counts steps for whoever watches, and hears when they want no more.
+struct Steps<'a, 'b> {
+    watcher: Mutex<(usize, &'a mut EncodeProgress<'b>)>,
+    total: usize,
+    stopped: AtomicBool,
+}
+
+impl<'a, 'b> Steps<'a, 'b> {
+    fn new(progress: &'a mut EncodeProgress<'b>, total: usize) -> Self {
+        Self { watcher: Mutex::new((0, progress)), total, stopped: AtomicBool::new(false) }
+    }
+    /// Reports `count` more steps, or with 0 only asks whether to go on.
+    fn add(&self, count: usize) -> Result<(), ModelError> {
+        let mut watcher = self.watcher.lock().unwrap_or_else(PoisonError::into_inner);
+        let (done, progress) = &mut *watcher;
+        *done += count;
+        // Asked no more once it was answered.
+        if self.stopped.load(Ordering::Relaxed) || progress(*done, self.total).is_break() {
+            self.stopped.store(true, Ordering::Relaxed);
+            return Err(ModelError::Stopped);
+        }
+        Ok(())
+    }
+}
+
 /// Runs a block on every sequence; returns the first whose output is not finite.
 fn run_block(
     block: &Block<f32>,
     rope: &RopeTables,
     hidden: Vec<ArrayViewMut2<'_, f32>>,
+    steps: &Steps<'_, '_>,
     par: Par,
 ) -> Result<Option<usize>, ModelError> {
     // With a sequence or more per thread, whole sequences in parallel beat threads inside each of them. Both compute
@@ -213,11 +244,11 @@ fn run_block(
         tasks,
         outer,
         || (),
-        |(), (sequence, mut h): (usize, ArrayViewMut2<'_, f32>)| match block.forward(
-            h.to_owned(),
-            rope.table(h.nrows()),
-            inner,
-        ) {
+        |(), (sequence, mut h): (usize, ArrayViewMut2<'_, f32>)| match steps
+            .add(0)
+            .and_then(|()| block.forward_while(h.to_owned(), rope.table(h.nrows()), &|| steps.add(0), inner))
+            .and_then(|output| steps.add(1).map(|()| output))
+        {
             Ok(output) => {
                 if !all_finite(&output) {
                     let mut first = non_finite.lock().unwrap_or_else(PoisonError::into_inner);

@@ -12,6 +12,7 @@ use quant_model::families::Tier;
 use quant_model::{Block, FAMILIES, InMemoryModel, RopeTable, StreamedModel, model_spec};
 use quant_testkit::{block_from_tensors, load_safetensors, shared_dir};
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 /// The bound of the project for f32 logits: relative Frobenius error over the tensor.
@@ -175,7 +176,7 @@ fn trained_model_on_both_evaluation_sets() {
         let h = first_block.forward(h, &rope, Par::Seq).unwrap();
         let hidden = relative(&h, &reference[&format!("{set}.hidden_after_block0_first1")].matrix());
 
-        model.encode(&sequences, &mut |_, _| {}).unwrap();
+        model.encode(&sequences, &mut |_, _| ControlFlow::Continue(())).unwrap();
         assert_eq!(model.first_non_finite(), None);
         let expected = reference[&format!("{set}.logits_first2_64pos")].matrix();
         let got =

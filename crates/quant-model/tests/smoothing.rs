@@ -12,6 +12,7 @@ use quant_kernels::{Compute, Par};
 use quant_methods::smoothquant::{SmoothQuant, apply, factors};
 use quant_model::{Block, InMemoryModel, RopeTable, StreamedModel};
 use quant_testkit::{Numbers, random_block};
+use std::ops::ControlFlow;
 
 const ARCHITECTURES: [&str; 4] =
     ["LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "PanguEmbeddedForCausalLM"];
@@ -87,7 +88,7 @@ fn logits_of_a_smoothed_model_are_those_of_the_model() {
         let smooth = InMemoryModel::new(spec.clone(), blocks, embedding, norm, Some(head)).unwrap();
         let logits = |source: InMemoryModel| {
             let mut model = StreamedModel::new(source, Compute::F32, Par::Seq);
-            model.encode(std::slice::from_ref(&ids), &mut |_, _| ()).unwrap();
+            model.encode(std::slice::from_ref(&ids), &mut |_, _| ControlFlow::Continue(())).unwrap();
             model.logits(0, 0..ids.len()).unwrap()
         };
         let error = relative(&logits(smooth), &logits(model));

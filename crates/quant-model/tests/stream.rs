@@ -10,6 +10,7 @@ use quant_graph::{BlockParams, BlockSource, LinearWeight, ModelSpec, Role, Rows,
 use quant_kernels::{Compute, Par, linear, rms_norm};
 use quant_model::{Block, InMemoryModel, ModelError, NonFinite, RopeTable, StreamedModel, model_spec};
 use serde_json::json;
+use std::ops::ControlFlow;
 
 const QWEN2: &str = "Qwen2ForCausalLM";
 
@@ -17,7 +18,9 @@ fn sequences() -> Vec<Vec<u32>> {
     vec![(0..40).map(|i| i * 7 % 50).collect(), vec![], vec![49], (0..17).collect()]
 }
 
-fn quiet(_: usize, _: usize) {}
+fn quiet(_: usize, _: usize) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
 
 #[test]
 fn equals_the_blocks_one_after_the_other() {
@@ -26,8 +29,14 @@ fn equals_the_blocks_one_after_the_other() {
         let mut source = random_model(&spec, 1);
         let mut steps = Vec::new();
         let mut model = StreamedModel::new(source.clone(), Compute::F32, Par::Seq);
-        model.encode(&sequences(), &mut |done, all| steps.push((done, all))).unwrap();
-        assert_eq!(steps, [(0, 2), (1, 2), (2, 2)]);
+        let mut count = |done, all| {
+            steps.push((done, all));
+            ControlFlow::Continue(())
+        };
+        model.encode(&sequences(), &mut count).unwrap();
+        // Four sequences through two blocks; asked more often than there are steps.
+        steps.dedup();
+        assert_eq!(steps, (0..=8).map(|done| (done, 8)).collect::<Vec<_>>());
         assert_eq!((model.vocab_size(), model.first_non_finite()), (50, None));
         let head = head(&mut source);
         for (i, ids) in sequences().iter().enumerate() {
@@ -220,4 +229,33 @@ fn dynamic_rope_gives_long_sequences_their_own_frequencies() {
     assert_eq!(a[0], b[0]);
     assert_ne!(a[1], b[1]);
     assert_eq!(a[1], run(&dynamic, &ids[1..])[0]);
+}
+
+/// A run ends where whoever watches wants no more: between sequences, and inside one.
+#[test]
+fn whoever_watches_can_stop_it() {
+    let spec = model_spec(&config_with(QWEN2, json!({}))).unwrap();
+    for threads in [1, 3] {
+        let mut model = StreamedModel::new(random_model(&spec, 1), Compute::F32, Par::new(threads));
+        let asked_in_all = {
+            let mut asked = 0;
+            model
+                .encode(&sequences(), &mut |_, _| {
+                    asked += 1;
+                    ControlFlow::Continue(())
+                })
+                .unwrap();
+            asked
+        };
+        assert!(asked_in_all > 2 * 8, "asked inside of blocks too: {asked_in_all}");
+        for stop in [1, 2, 3, asked_in_all / 2, asked_in_all - 1] {
+            let mut asked = 0;
+            let error = model.encode(&sequences(), &mut |_, _| {
+                asked += 1;
+                if asked < stop { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            });
+            assert!(matches!(error, Err(ModelError::Stopped)), "{error:?}");
+            assert_eq!(asked, stop, "nobody is asked again");
+        }
+    }
 }

@@ -4,14 +4,13 @@ use crate::PipelineError;
 use crate::events::{Event, Events};
 use crate::logits_file::LogitsFile;
 use crate::open::{Scored, open_folder, with_threads};
-use ndarray::{Array1, Array2, ArrayView2};
+use ndarray::ArrayView2;
 use quant_data::{CalibrationSpec, EvalLoadOptions, TokenSet, load_eval_text, load_eval_tokens};
 use quant_eval::{EvalError, EvalOptions, EvalReport, LogitsSink, Phase, Role};
-use quant_graph::{BlockParams, BlockSource, ModelSpec, SourceError};
+use quant_graph::ModelSpec;
 use quant_kernels::Compute;
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What to score.
 #[derive(Clone, Debug)]
@@ -153,9 +152,8 @@ pub fn evaluate(job: &EvalJob, events: &mut dyn Events) -> Result<EvalOutcome, P
         }
         None => None,
     };
-    let stop = AtomicBool::new(false);
     let (mut report, first_overflow) = with_threads(job.threads, |par| {
-        let scored = |source| Scored::new(Stoppable { source, stop: &stop }, job.compute, par);
+        let scored = |source| Scored::new(source, job.compute, par);
         let mut model = scored(source);
         let mut reference = reference.map(scored);
         let mut sink =
@@ -163,18 +161,21 @@ pub fn evaluate(job: &EvalJob, events: &mut dyn Events) -> Result<EvalOutcome, P
                 Some(file) => file.write(positions, tokens, panel),
                 None => Ok(()),
             };
+        let sequences = tokens.sequences.len();
         let mut progress = |phase: Phase, done: usize, of: usize| {
-            let what = match phase {
-                Phase::Encode(Role::Reference) => "reference model, block",
-                Phase::Encode(Role::Model) => "model, block",
-                Phase::Score => "scored position",
-            };
-            events.event(Event::Evaluated { what, done, of });
-            if events.cancelled() {
-                stop.store(true, Ordering::Relaxed);
-                return ControlFlow::Break(());
-            }
-            ControlFlow::Continue(())
+            events.event(match phase {
+                Phase::Encode(role) => Event::Evaluated {
+                    what: match role {
+                        Role::Reference => "reference model, block",
+                        Role::Model => "model, block",
+                    },
+                    done: done / sequences,
+                    of: of / sequences,
+                    inside: (done % sequences) as f64 / sequences as f64,
+                },
+                Phase::Score => Event::Evaluated { what: "scored position", done, of, inside: 0.0 },
+            });
+            if events.cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
         let report = quant_eval::evaluate(
             &mut model,
@@ -209,34 +210,6 @@ pub fn evaluate(job: &EvalJob, events: &mut dyn Events) -> Result<EvalOutcome, P
         first_overflow,
         warnings,
     })
-}
-
-/// A source that gives no more blocks once the evaluation is to stop: a model that runs its blocks has no other ear.
-struct Stoppable<'a, S> {
-    source: S,
-    stop: &'a AtomicBool,
-}
-
-impl<S: BlockSource> BlockSource for Stoppable<'_, S> {
-    fn spec(&self) -> &ModelSpec {
-        self.source.spec()
-    }
-    fn block(&mut self, index: usize) -> Result<BlockParams, SourceError> {
-        if self.stop.load(Ordering::Relaxed) {
-            let what = self.spec().block_prefix(index);
-            return Err(SourceError::new(what, "an evaluation", PipelineError::Interrupted));
-        }
-        self.source.block(index)
-    }
-    fn embed(&mut self, ids: &[u32]) -> Result<Array2<f32>, SourceError> {
-        self.source.embed(ids)
-    }
-    fn final_norm(&mut self) -> Result<Array1<f32>, SourceError> {
-        self.source.final_norm()
-    }
-    fn head(&mut self, rows: Range<usize>) -> Result<Array2<f32>, SourceError> {
-        self.source.head(rows)
-    }
 }
 
 #[cfg(test)]

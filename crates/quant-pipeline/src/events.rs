@@ -34,6 +34,8 @@ pub enum Event<'a> {
         done: usize,
         /// How many there are.
         of: usize,
+        /// How much of the next one is done, from 0 to 1.
+        inside: f64,
     },
     /// Something the person should read.
     Warning(String),

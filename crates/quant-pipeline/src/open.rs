@@ -149,7 +149,7 @@ impl<S: quant_graph::BlockSource> quant_eval::LanguageModel for Scored<S> {
     fn encode(
         &mut self,
         sequences: &[Vec<u32>],
-        progress: &mut dyn FnMut(usize, usize),
+        progress: &mut quant_eval::EncodeProgress<'_>,
     ) -> Result<(), quant_eval::ModelError> {
         Ok(self.0.encode(sequences, progress)?)
     }

@@ -15,6 +15,8 @@ pub(super) struct Progress {
     started: Instant,
     what: &'static str,
     done: usize,
+    /// How much of the next one is done, from 0 to 1.
+    inside: f64,
     of: usize,
     interrupted: Arc<AtomicBool>,
 }
@@ -28,7 +30,7 @@ impl Progress {
             bar.set_style(style("{wide_msg}"));
             bar
         });
-        Self { bar, started: Instant::now(), what: "", done: 0, of: 0, interrupted }
+        Self { bar, started: Instant::now(), what: "", done: 0, inside: 0.0, of: 0, interrupted }
     }
 
     fn line(&self, text: &str) {
@@ -41,7 +43,7 @@ impl Progress {
     /// Moves the bar, if there is one.
     fn count(&mut self, what: &'static str, done: usize, of: usize) {
         let first = self.of == 0 && of > 0;
-        (self.what, self.done, self.of) = (what, done, of);
+        (self.what, self.done, self.inside, self.of) = (what, done, 0.0, of);
         if let Some(bar) = &self.bar {
             if first {
                 bar.set_style(style("{prefix} {pos}/{len} [{bar:12}] {wide_msg}"));
@@ -53,12 +55,13 @@ impl Progress {
     }
 
     /// A part of an evaluation, each with its own clock. Without a terminal a part has at most ten lines.
-    fn evaluated(&mut self, what: &'static str, done: usize, of: usize) {
+    fn evaluated(&mut self, what: &'static str, done: usize, of: usize, inside: f64) {
         let before = if self.what == what { self.done } else { 0 };
-        if done == 0 || self.what != what {
+        if self.what != what {
             self.started = Instant::now();
         }
         self.count(what, done, of);
+        self.inside = inside;
         let tenth = |n: usize| n * 10 / of.max(1);
         match &self.bar {
             Some(bar) => bar.set_message(self.status()),
@@ -72,9 +75,9 @@ impl Progress {
     /// Time so far, remaining time from what is done so far, and memory. A bar has no room for the first beside the second.
     fn status(&self) -> String {
         let elapsed = self.started.elapsed().as_secs_f64();
-        let left = |done: usize| elapsed / done as f64 * self.of.saturating_sub(done) as f64;
-        let time = match self.done {
-            0 => seconds(elapsed),
+        let left = |done: f64| elapsed / done * (self.of as f64 - done).max(0.0);
+        let time = match self.done as f64 + self.inside {
+            0.0 => seconds(elapsed),
             done if self.bar.is_some() => format!("{} left", seconds(left(done))),
             done => format!("{}, {} left", seconds(elapsed), seconds(left(done))),
         };
@@ -105,7 +108,7 @@ impl Events for Progress {
                     self.line(&format!("block {}/{of} done in {spent}; {}", index + 1, self.status()));
                 }
             }
-            Event::Evaluated { what, done, of } => self.evaluated(what, done, of),
+            Event::Evaluated { what, done, of, inside } => self.evaluated(what, done, of, inside),
             Event::Warning(text) => self.line(&format!("warning: {text}")),
             Event::Note(text) => self.line(text),
             _ => {}
