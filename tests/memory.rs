@@ -146,3 +146,54 @@ fn the_peak_does_not_grow_with_the_layers() {
         assert!(many.1 <= few.1 + few.1 / 10 + slack, "{recipe}: {} with 2 layers, {} with 8", few.1, many.1);
     }
 }
+
+/// The same of an evaluation, which keeps a budget with hidden states on disk and says the same then.
+#[test]
+fn an_evaluation_keeps_its_prediction_and_its_budget() {
+    let work = tempdir().unwrap();
+    let model = work.path().join("model");
+    let synth =
+        ["synth", "--output", text(&model), "--shape", "qwen2-0.5b", "--layers", "1", "--vocab", "20000"];
+    ptq(&synth).expect(0, &[]);
+    let quantized = work.path().join("quantized");
+    quantize(&model, "w8a8-ascend", &quantized, &[]).expect(0, &[]);
+    let run = |folder: &std::path::Path, rows: (usize, usize), threads: &str, more: &[&str]| {
+        let file = work.path().join("rows.safetensors");
+        std::fs::write(&file, token_rows(rows)).unwrap();
+        let tokens = format!("{}:ids", text(&file));
+        let arguments =
+            ["eval", "--model", text(folder), "--tokens", &tokens, "--threads", threads, "--json"];
+        ptq(&[&arguments, more].concat())
+    };
+    let bytes = |report: &serde_json::Value, key: &str| report[key].as_u64().unwrap();
+    let reference = ["--reference", text(&model)];
+    let mut wrong = Vec::new();
+    for (folder, rows, threads, more) in [
+        (&model, (16, 512), "1", &[][..]),
+        (&model, (2, 4096), "2", &[]),
+        (&model, (32, 128), "16", &[]),
+        (&quantized, (32, 128), "1", &[]),
+        (&quantized, (16, 512), "2", &reference),
+    ] {
+        let kept = run(folder, rows, threads, more).expect(0, &[]).json();
+        let (predicted, peak) = (bytes(&kept, "predicted_memory"), bytes(&kept, "peak_memory"));
+        println!("{rows:?}, {threads} threads: peak {peak}, predicted {predicted}");
+        if peak.abs_diff(predicted) * 100 > predicted * 15 {
+            wrong.push((rows, threads, peak, predicted));
+        }
+        // Less than it takes in memory: on disk, within the budget and with the same result, or refused.
+        let budget = predicted * 108 / 100;
+        let less = run(folder, rows, threads, &[more, &["--memory", &budget.to_string()]].concat());
+        if less.code == Some(5) {
+            assert!(less.err.contains("--memory"), "{less:?}");
+            continue;
+        }
+        let less = less.expect(0, &[]).json();
+        assert!(bytes(&less, "spilled") > 0 && bytes(&less, "peak_memory") <= budget, "{less}");
+        for key in ["mean_nll", "kl", "top1_agreement"] {
+            assert_eq!(less[key], kept[key], "{key}");
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:?}");
+    run(&model, (16, 512), "1", &["--memory", "20MB"]).expect(5, &["--memory", "up to"]);
+}

@@ -11,7 +11,7 @@ use quant_graph::{BlockParams, LinearParams, LinearSpec, ModelSpec, Norm, Role, 
 use quant_kernels::{Compute, Element, Par, rms_norm, rope_in_place, silu_mul, vectorized};
 
 /// Tokens that go through the MLP together in a forward of the whole block.
-const MLP_ROWS: usize = 256;
+pub const MLP_ROWS: usize = 256;
 
 /// Sees what would enter the KV cache, before its quantisation: calibration of static scales.
 pub trait KvObserver<T> {

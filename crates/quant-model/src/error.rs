@@ -10,6 +10,9 @@ pub enum ModelError {
     /// Whoever watches the model run asked it to stop.
     #[error("stopped before it was through")]
     Stopped,
+    /// Activations on disk.
+    #[error(transparent)]
+    Store(#[from] crate::StoreError),
     /// `architectures[0]` names no family of the registry.
     #[error(
         "architecture {found:?} is not supported; config.json `architectures[0]` must be one of: {supported}"

@@ -36,6 +36,7 @@ mod model;
 mod parallel;
 mod rope;
 mod rope_config;
+mod row_store;
 mod views;
 
 /// The arrays of the functions here.
@@ -44,11 +45,12 @@ pub use quant_graph::{BlockParams, BlockSource, ModelSpec};
 pub use quant_kernels::{Compute, Par};
 
 pub use attention::attention_workspace_bytes;
-pub use block::{Block, KvObserver};
+pub use block::{Block, KvObserver, MLP_ROWS};
 pub use config::{Reading, declared_dtype, model_spec, read_model_config};
 pub use error::ModelError;
 pub use families::{FAMILIES, Family};
 pub use linear::{FakeQuantLinear, FloatLinear, LinearOp, linear_op};
 pub use memory::InMemoryModel;
-pub use model::{EncodeProgress, NonFinite, StreamedModel};
+pub use model::{EncodeProgress, NonFinite, StreamedModel, spilled_rows_at_once};
 pub use rope::{RopeTable, RopeTables, inverse_frequencies};
+pub use row_store::{RowStore, StoreError};

@@ -2,12 +2,13 @@
 
 use crate::block::normed;
 use crate::parallel::for_each;
-use crate::{Block, ModelError, RopeTables, views};
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
+use crate::{Block, ModelError, RopeTables, RowStore, views};
+use ndarray::{Array2, ArrayViewMut2, Axis, CowArray, Ix2};
 use quant_graph::{BlockSource, ModelSpec};
 use quant_kernels::{Compute, Par, PreparedWeight};
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -28,15 +29,20 @@ pub struct NonFinite {
 }
 
 /// Runs sequences through a model layer by layer: every block is read once per [`Self::encode`], used on all sequences,
-/// and dropped. Hidden states of all tokens are kept, `4 · hidden` bytes per token.
+/// and dropped. Hidden states of all tokens are kept, `4 · hidden` bytes per token, in memory or on disk
+/// ([`Self::spilled_to`]).
 #[derive(Debug)]
 pub struct StreamedModel<S> {
     source: S,
     spec: ModelSpec,
     compute: Compute,
     par: Par,
+    /// Folder for hidden states that should not stay in memory.
+    spill: Option<PathBuf>,
     /// After the final norm, `[tokens, hidden]`, all sequences one after the other.
-    hidden: Array2<f32>,
+    hidden: Option<RowStore>,
+    /// Of hidden states on disk, the rows that met the head last.
+    held: Option<(Range<usize>, Array2<f32>)>,
     /// First row of every sequence, and the number of rows at the end.
     starts: Vec<usize>,
     first_non_finite: Option<NonFinite>,
@@ -52,10 +58,18 @@ impl<S: BlockSource> StreamedModel<S> {
             spec,
             compute,
             par,
-            hidden: Array2::zeros((0, 0)),
+            spill: None,
+            hidden: None,
+            held: None,
             starts: vec![0],
             first_non_finite: None,
         }
+    }
+    /// Keeps hidden states in an unnamed file of this folder instead of memory. Results are the same.
+    #[must_use]
+    pub fn spilled_to(mut self, folder: Option<PathBuf>) -> Self {
+        self.spill = folder;
+        self
     }
     /// The shape of the model.
     #[must_use]
@@ -83,10 +97,27 @@ impl<S: BlockSource> StreamedModel<S> {
         self.first_non_finite
     }
     /// Hidden states of a sequence after the final norm, `[tokens, hidden]`.
-    #[must_use]
-    pub fn hidden(&self, sequence: usize) -> Option<ArrayView2<'_, f32>> {
-        let rows = self.rows_of(sequence)?;
-        Some(views::rows(self.hidden.view(), rows))
+    ///
+    /// # Errors
+    /// [`ModelError::Range`] for a sequence that was not encoded; [`ModelError::Store`] for a file that cannot be read.
+    pub fn hidden(&self, sequence: usize) -> Result<CowArray<'_, f32, Ix2>, ModelError> {
+        match (&self.hidden, self.rows_of(sequence)) {
+            (Some(hidden), Some(rows)) => Ok(hidden.read(rows)?),
+            _ => Err(self.out_of_range(sequence, 0..0)),
+        }
+    }
+    fn out_of_range(&self, sequence: usize, range: Range<usize>) -> ModelError {
+        ModelError::Range {
+            sequence,
+            start: range.start,
+            end: range.end,
+            available: match self.starts.len() - 1 {
+                encoded if sequence < encoded => {
+                    format!("it has {} positions", self.rows_of(sequence).unwrap_or_default().len())
+                }
+                encoded => format!("{encoded} sequences were encoded"),
+            },
+        }
     }
     /// Positions of a sequence, counted through all of them.
     fn rows_of(&self, sequence: usize) -> Option<Range<usize>> {
@@ -103,38 +134,48 @@ impl<S: BlockSource> StreamedModel<S> {
         sequences: &[Vec<u32>],
         progress: &mut EncodeProgress<'_>,
     ) -> Result<(), ModelError> {
-        self.starts = vec![0];
+        (self.starts, self.hidden, self.held) = (vec![0], None, None);
         self.first_non_finite = None;
         self.check_tokens(sequences)?;
-        let mut starts = vec![0];
-        for ids in sequences {
-            starts.push(starts[starts.len() - 1] + ids.len());
-        }
-        let mut hidden = Array2::zeros((starts[sequences.len()], self.spec.hidden));
-        for (ids, rows) in sequences.iter().zip(by_sequence(hidden.view_mut(), &starts)) {
+        let starts = starts_of(sequences.iter().map(Vec::len));
+        let rows_of = |sequences: &Range<usize>| starts[sequences.start]..starts[sequences.end];
+        let mut hidden = RowStore::new(starts[sequences.len()], self.spec.hidden, self.spill.as_deref())?;
+        for (sequence, ids) in sequences.iter().enumerate() {
             let embedded = self.source.embed(ids)?;
-            expect_shape(ModelSpec::EMBEDDING, rows.shape(), embedded.shape())?;
-            { rows }.assign(&embedded);
+            expect_shape(ModelSpec::EMBEDDING, &[ids.len(), self.spec.hidden], embedded.shape())?;
+            hidden.overwrite::<ModelError>(rows_of(&(sequence..sequence + 1)), |mut rows| {
+                rows.assign(&embedded);
+                Ok(())
+            })?;
         }
         let rope = RopeTables::new(&self.spec, sequences.iter().map(Vec::len));
+        let groups = groups(&starts, hidden.is_spilled(), self.par.threads());
         let steps = Steps::new(progress, self.spec.layers * sequences.len());
         steps.add(0)?;
         for index in 0..self.spec.layers {
             let params = self.source.block(index)?;
             let block = Block::<f32>::new(&self.spec, index, params, self.compute, self.par)?;
-            let parts = by_sequence(hidden.view_mut(), &starts);
-            let bad = run_block(&block, &rope, parts, &steps, self.par)?;
-            let found = bad.map(|sequence| NonFinite { block: index, sequence });
-            self.first_non_finite = self.first_non_finite.or(found);
+            for group in &groups {
+                hidden.modify::<ModelError>(rows_of(group), |rows| {
+                    let parts = by_sequence(rows, &starts[group.start..=group.end]);
+                    let bad = run_block(&block, &rope, parts, &steps, self.par)?;
+                    let found = bad.map(|i| NonFinite { block: index, sequence: group.start + i });
+                    self.first_non_finite = self.first_non_finite.or(found);
+                    Ok(())
+                })?;
+            }
         }
         let weight = self.source.final_norm()?;
         expect_shape(ModelSpec::FINAL_NORM, &[self.spec.hidden], weight.shape())?;
         let eps = self.spec.norm_eps as f32;
-        for mut rows in by_sequence(hidden.view_mut(), &starts) {
-            let normed = normed(rows.view(), weight.view(), eps, self.par);
-            rows.assign(&normed);
+        for sequence in 0..sequences.len() {
+            hidden.modify::<ModelError>(rows_of(&(sequence..sequence + 1)), |mut rows| {
+                let normed = normed(rows.view(), weight.view(), eps, self.par);
+                rows.assign(&normed);
+                Ok(())
+            })?;
         }
-        (self.hidden, self.starts) = (hidden, starts);
+        (self.hidden, self.starts) = (Some(hidden), starts);
         Ok(())
     }
 
@@ -146,15 +187,7 @@ impl<S: BlockSource> StreamedModel<S> {
     pub fn logits(&mut self, sequence: usize, range: Range<usize>) -> Result<Array2<f32>, ModelError> {
         let rows = self.rows_of(sequence).unwrap_or_default();
         if sequence + 1 >= self.starts.len() || range.start > range.end || range.end > rows.len() {
-            return Err(ModelError::Range {
-                sequence,
-                start: range.start,
-                end: range.end,
-                available: match self.starts.len() - 1 {
-                    encoded if sequence < encoded => format!("it has {} positions", rows.len()),
-                    encoded => format!("{encoded} sequences were encoded"),
-                },
-            });
+            return Err(self.out_of_range(sequence, range));
         }
         let positions = rows.start + range.start..rows.start + range.end;
         let mut logits = Array2::zeros((range.len(), self.spec.vocab));
@@ -179,14 +212,26 @@ impl<S: BlockSource> StreamedModel<S> {
         tokens: Range<usize>,
         out: ArrayViewMut2<'_, f32>,
     ) -> Result<(), ModelError> {
-        let inside = [positions.end.min(self.hidden.nrows()), tokens.end.min(self.spec.vocab)];
+        let encoded = self.hidden.as_ref().map_or(0, RowStore::rows);
+        let inside = [positions.end.min(encoded), tokens.end.min(self.spec.vocab)];
         expect_shape("last position and token of a panel of logits", &[positions.end, tokens.end], &inside)?;
         expect_shape("panel of logits", &[positions.len(), tokens.len()], out.shape())?;
         let values = self.source.head(tokens.clone())?;
         expect_shape(ModelSpec::HEAD, &[tokens.len(), self.spec.hidden], values.shape())?;
         let panel = PreparedWeight::<f32>::new(values.view(), self.compute, self.par);
         drop(values);
-        panel.forward_into(views::rows(self.hidden.view(), positions), None, out, self.par);
+        let Some(hidden) = &self.hidden else { return Ok(()) };
+        if hidden.is_spilled() {
+            // The same positions meet one panel after the other.
+            let held = match self.held.take() {
+                Some((rows, held)) if rows == positions => held,
+                _ => hidden.read(positions.clone())?.into_owned(),
+            };
+            panel.forward_into(held.view(), None, out, self.par);
+            self.held = Some((positions, held));
+        } else {
+            panel.forward_into(hidden.read(positions)?.view(), None, out, self.par);
+        }
         Ok(())
     }
 
@@ -265,6 +310,38 @@ fn run_block(
         Some((_, error)) => Err(error),
         None => Ok(non_finite.into_inner().unwrap_or_else(PoisonError::into_inner)),
     }
+}
+
+/// The most rows of hidden states in memory at a time while sequences of these lengths run on so many threads with hidden
+/// states on disk ([`StreamedModel::spilled_to`]).
+#[must_use]
+pub fn spilled_rows_at_once(lengths: &[usize], threads: usize) -> usize {
+    let starts = starts_of(lengths.iter().copied());
+    groups(&starts, true, threads).iter().map(|g| starts[g.end] - starts[g.start]).max().unwrap_or(0)
+}
+
+/// First row of every sequence, and the number of rows at the end.
+fn starts_of(lengths: impl Iterator<Item = usize>) -> Vec<usize> {
+    let ends = lengths.scan(0, |end, length| {
+        *end += length;
+        Some(*end)
+    });
+    std::iter::once(0).chain(ends).collect()
+}
+
+/// Sequences that go through a block together: all, or of those on disk enough to keep every thread at work.
+fn groups(starts: &[usize], spilled: bool, threads: usize) -> Vec<Range<usize>> {
+    const ROWS: usize = 1024;
+    let all = starts.len() - 1;
+    let (mut groups, mut first) = (Vec::new(), 0);
+    for next in 1..=all {
+        let enough = next - first >= threads && starts[next] - starts[first] >= ROWS;
+        if next == all || (spilled && enough) {
+            groups.push(first..next);
+            first = next;
+        }
+    }
+    groups
 }
 
 /// Rows of a matrix, sequence by sequence.

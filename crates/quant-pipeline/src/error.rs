@@ -6,7 +6,7 @@ use quant_eval::EvalError;
 use quant_graph::SourceError;
 use quant_hessian::HessianError;
 use quant_methods::MethodError;
-use quant_model::ModelError;
+use quant_model::{ModelError, StoreError};
 use std::path::PathBuf;
 use thiserror::Error;
 
@@ -116,6 +116,12 @@ pub enum PipelineError {
     /// A [`BlockSink`](crate::run::BlockSink) of the caller's.
     #[error("{0}")]
     Sink(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl From<StoreError> for PipelineError {
+    fn from(error: StoreError) -> Self {
+        Self::Io { path: error.folder, source: error.source }
+    }
 }
 
 impl PipelineError {

@@ -1,9 +1,11 @@
 //! Measuring a folder: perplexity, and divergence from a reference folder.
 
 use crate::PipelineError;
+use crate::eval_memory::EvalMemory;
 use crate::events::{Event, Events};
 use crate::logits_file::LogitsFile;
-use crate::open::{Scored, open_folder, with_threads};
+use crate::open::{OpenFolder, Scored, open_folder, with_threads};
+use crate::report::peak_memory;
 use ndarray::ArrayView2;
 use quant_data::{CalibrationSpec, EvalLoadOptions, TokenSet, load_eval_text, load_eval_tokens};
 use quant_eval::{EvalError, EvalOptions, EvalReport, LogitsSink, Phase, Role};
@@ -51,6 +53,10 @@ pub struct EvalJob {
     pub save_logits: Option<PathBuf>,
     /// Threads, at least 1.
     pub threads: usize,
+    /// Memory budget in bytes: hidden states go to disk to keep it.
+    pub memory: Option<u64>,
+    /// Folder for hidden states on disk; that of the system for temporary files unless set.
+    pub spill: Option<PathBuf>,
     /// Arithmetic of the products.
     pub compute: Compute,
 }
@@ -71,6 +77,12 @@ pub struct EvalOutcome {
     pub version: String,
     /// Registry id of the folder's format, or `float`.
     pub format: &'static str,
+    /// Predicted peak memory in bytes.
+    pub predicted_memory: u64,
+    /// Measured peak memory in bytes, where the system tells.
+    pub peak_memory: Option<u64>,
+    /// Models whose hidden states were on disk, to stay within the memory budget.
+    pub spilled: usize,
     /// The first block after which the model's hidden states were not finite.
     pub first_overflow: Option<String>,
     /// What the person should know.
@@ -139,8 +151,18 @@ pub fn evaluate(job: &EvalJob, events: &mut dyn Events) -> Result<EvalOutcome, P
         events.event(Event::Warning(warning.clone()));
     }
     let vocabulary = folder.spec.vocab;
+    let reference = job.reference.as_deref().map(open_folder).transpose()?;
+    let specs: Vec<(&ModelSpec, bool)> =
+        reference.iter().chain([&folder]).map(|f| (&f.spec, f.format.is_none())).collect();
+    let lengths: Vec<usize> = tokens.sequences.iter().map(Vec::len).collect();
+    let memory = EvalMemory::new(&specs, &lengths, tokens.longest_text, job.compute, job.threads);
+    let spill_to = job.spill.clone().unwrap_or_else(std::env::temp_dir);
+    let spilled = memory.spill(job.memory, &spill_to)?;
+    if spilled > 0 {
+        events.event(Event::Note("hidden states are kept on disk, to stay within the memory budget"));
+    }
     let source = folder.into_source()?;
-    let reference = job.reference.as_deref().map(|dir| open_folder(dir)?.into_source()).transpose()?;
+    let reference = reference.map(OpenFolder::into_source).transpose()?;
     let logits = match &job.save_logits {
         Some(path) => {
             let folders: Vec<&Path> = [Some(&job.model), job.reference.as_ref()]
@@ -153,9 +175,13 @@ pub fn evaluate(job: &EvalJob, events: &mut dyn Events) -> Result<EvalOutcome, P
         None => None,
     };
     let (mut report, first_overflow) = with_threads(job.threads, |par| {
-        let scored = |source| Scored::new(source, job.compute, par);
-        let mut model = scored(source);
-        let mut reference = reference.map(scored);
+        // The reference runs first and goes to disk first.
+        let last = usize::from(reference.is_some());
+        let scored = |source, order: usize| {
+            Scored::new(source, job.compute, par).spilled_to((order < spilled).then(|| spill_to.clone()))
+        };
+        let mut model = scored(source, last);
+        let mut reference = reference.map(|source| scored(source, 0));
         let mut sink =
             |positions: Range<usize>, tokens: Range<usize>, panel: ArrayView2<'_, f32>| match &logits {
                 Some(file) => file.write(positions, tokens, panel),
@@ -206,6 +232,9 @@ pub fn evaluate(job: &EvalJob, events: &mut dyn Events) -> Result<EvalOutcome, P
         reference: job.reference.clone(),
         compute: job.compute.name(),
         version: crate::manifest::tool(),
+        predicted_memory: memory.peak(spilled),
+        peak_memory: peak_memory(),
+        spilled,
         format,
         first_overflow,
         warnings,

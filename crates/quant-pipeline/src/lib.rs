@@ -25,9 +25,11 @@
 
 mod disk;
 mod error;
+mod eval_memory;
 mod evaluate;
 mod events;
 mod forecast;
+mod layout;
 mod logits_file;
 mod manifest;
 pub mod memory;
@@ -37,11 +39,12 @@ mod quantize;
 mod recipe;
 mod report;
 pub mod run;
-mod store;
+
 mod views;
 
 pub use disk::DiskPlan;
 pub use error::PipelineError;
+pub use eval_memory::{EvalMemory, ModelMemory};
 pub use evaluate::{EvalData, EvalJob, EvalOutcome, eval_sequences, evaluate};
 pub use events::{Event, Events, Silent};
 pub use forecast::Forecast;

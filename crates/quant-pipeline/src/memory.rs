@@ -1,7 +1,7 @@
 //! Predicting the peak of resident memory from a plan.
 
+use crate::layout::Layout;
 use crate::plan::Plan;
-use crate::store::Layout;
 use quant_graph::{Role, Site};
 use quant_hessian::{Factor, FactorSettings};
 use quant_kernels::{Par, PreparedWeight};
@@ -9,11 +9,11 @@ use quant_model::{RopeTables, attention_workspace_bytes};
 use serde::Serialize;
 
 /// Resident memory besides what is counted below: code, thread stacks, tables, small vectors.
-const BASE: u64 = 6 << 20;
+pub(crate) const BASE: u64 = 6 << 20;
 /// The same for what streams of activations need beside it: more code, rotary tables, small temporaries.
-const STREAMS: u64 = 8 << 20;
+pub(crate) const STREAMS: u64 = 8 << 20;
 /// Pieces of a weight between the file and its levels: bytes, floats, and the rows being measured.
-const READING: u64 = 16 << 20;
+pub(crate) const READING: u64 = 16 << 20;
 /// Bytes on their way to the writer at most.
 const QUEUE: u64 = 32 << 20;
 /// Packed operands of one product at most.
@@ -21,7 +21,7 @@ const PACKED: u64 = 18 << 20;
 /// Arrays from this size on have pages of their own; smaller ones leave holes in the heap when they go.
 const HEAP: u64 = 32 << 20;
 /// What a thread holds besides its tasks: the used part of its stack and of its own heap.
-const THREAD: u64 = 320 << 10;
+pub(crate) const THREAD: u64 = 320 << 10;
 /// Rows of a weight that a thread measures at a time.
 const MEASURED: u64 = crate::run::MEASURED_ROWS as u64;
 /// A measured peak is at most this many hundredths of the predicted one.
@@ -29,7 +29,7 @@ const TOLERANCE: u64 = 15;
 /// Bytes of a page.
 const PAGE: u64 = 4096;
 /// Bytes of an f32.
-const F32: u64 = 4;
+pub(crate) const F32: u64 = 4;
 
 /// Predicted memory of a run, in bytes.
 #[derive(Clone, Debug, Serialize)]
@@ -62,6 +62,11 @@ pub struct PhaseMemory {
     pub activations: u64,
 }
 
+/// The most that is measured where this is predicted.
+pub(crate) fn bound(peak: u64) -> u64 {
+    peak + peak * TOLERANCE / 100
+}
+
 impl PhaseMemory {
     fn fixed(&self) -> u64 {
         self.weights + self.solver + self.chunk
@@ -78,8 +83,7 @@ impl MemoryPlan {
     /// The peak that a run does not exceed: the predicted one and 15 % more. This is what a budget is compared with.
     #[must_use]
     pub fn bound(&self, spill: bool) -> u64 {
-        let peak = self.peak(spill);
-        peak + peak * TOLERANCE / 100
+        bound(self.peak(spill))
     }
     /// Bytes on disk while activations are there.
     #[must_use]

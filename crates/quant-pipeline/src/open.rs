@@ -11,7 +11,7 @@ use quant_kernels::{Compute, Par};
 use quant_model::{StreamedModel, declared_dtype, read_model_config};
 use serde_json::Value;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A folder whose config has been understood; no weight has been read.
 #[derive(Debug)]
@@ -135,6 +135,11 @@ impl<S: quant_graph::BlockSource> Scored<S> {
     pub fn new(source: S, compute: Compute, par: Par) -> Self {
         Self(StreamedModel::new(source, compute, par))
     }
+    /// Keeps hidden states in this folder instead of memory.
+    #[must_use]
+    pub fn spilled_to(self, folder: Option<PathBuf>) -> Self {
+        Self(self.0.spilled_to(folder))
+    }
     /// The first block after which a hidden state was not finite, in words.
     #[must_use]
     pub fn first_overflow(&self) -> Option<String> {
@@ -151,7 +156,10 @@ impl<S: quant_graph::BlockSource> quant_eval::LanguageModel for Scored<S> {
         sequences: &[Vec<u32>],
         progress: &mut quant_eval::EncodeProgress<'_>,
     ) -> Result<(), quant_eval::ModelError> {
-        Ok(self.0.encode(sequences, progress)?)
+        let encoded = self.0.encode(sequences, progress);
+        // Of the last block and its temporaries, before logits take their place.
+        quant_kernels::return_freed_memory();
+        Ok(encoded?)
     }
     fn logits(
         &mut self,

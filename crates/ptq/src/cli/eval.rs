@@ -1,7 +1,7 @@
 //! `ptq eval`
 
 use super::progress::{Progress, on_interrupt};
-use super::{Failure, count, default_threads, print_json, print_line, say, threads};
+use super::{Failure, bytes, count, default_threads, human, print_json, print_line, say, threads};
 use quant_data::CalibrationSpec;
 use quant_pipeline::{Card, EvalData, EvalJob, evaluate};
 use std::path::PathBuf;
@@ -33,6 +33,12 @@ pub(super) struct Args {
     /// Threads (default: all processors); the result does not depend on it
     #[arg(long, value_name = "T", value_parser = threads)]
     threads: Option<usize>,
+    /// Memory budget, such as 8GB (default: none), kept by hidden states on disk; an evaluation that may exceed it is refused
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    memory: Option<u64>,
+    /// Folder for hidden states on disk (default: the system's folder for temporary files)
+    #[arg(long, value_name = "DIR")]
+    spill: Option<PathBuf>,
     /// Arithmetic of the products: f32, or bf16 operands with f32 accumulation
     #[arg(long, value_name = "COMPUTE", default_value = "f32")]
     compute: quant_kernels::Compute,
@@ -62,6 +68,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         per_sequence: args.per_sequence,
         save_logits: args.save_logits.clone(),
         threads: args.threads.unwrap_or_else(default_threads),
+        memory: args.memory,
+        spill: args.spill.clone(),
         compute: args.compute,
     };
     // What cannot be written is said before anything is measured.
@@ -85,6 +93,13 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     }
     print_line(format!("computed by       {}, {} products", outcome.version, outcome.compute))?;
     print_line(outcome.report.to_string().trim_end())?;
+    if let Some(peak) = outcome.peak_memory {
+        print_line(format!(
+            "peak memory       {} (predicted {})",
+            human(peak),
+            human(outcome.predicted_memory)
+        ))?;
+    }
     for (sequence, nll) in outcome.report.nll_per_sequence.iter().enumerate() {
         let nll = nll.map_or_else(|| "-".to_owned(), |nll| format!("{nll:.6}"));
         print_line(format!("sequence {sequence:<8} NLL {nll} nats"))?;

@@ -3,13 +3,13 @@
 use super::Run;
 use super::stages::add;
 use crate::PipelineError;
-use crate::store::Store;
 use crate::views;
 use ndarray::Array2;
 use quant_core::ChannelMaxima;
 use quant_graph::{BlockParams, SCALE_EDGES, Site};
 use quant_kernels::vectorized;
 use quant_methods::{BlockContext, Statistics};
+use quant_model::RowStore;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -22,7 +22,7 @@ impl Run<'_> {
         &mut self,
         index: usize,
         params: &BlockParams,
-        stream: &mut Store,
+        stream: &mut RowStore,
     ) -> Result<Statistics, PipelineError> {
         let started = Instant::now();
         self.phase("float statistics")?;

@@ -16,15 +16,15 @@ pub(crate) use stats::SAMPLE as SAMPLED_TOKENS;
 
 use crate::PipelineError;
 use crate::events::{Event, Events};
+use crate::layout::Layout;
 use crate::plan::Plan;
 use crate::report::{RunReport, Seconds};
-use crate::store::{Layout, Store};
 use ndarray::{ArrayView2, Axis};
 use quant_data::TokenSet;
 use quant_graph::{BlockParams, BlockSource};
 use quant_kernels::{Par, return_freed_memory};
 use quant_methods::Statistics;
-use quant_model::RopeTables;
+use quant_model::{RopeTables, RowStore};
 use rayon::prelude::*;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -171,27 +171,27 @@ impl Run<'_> {
         add_seconds(&mut self.report.seconds, what, since.elapsed());
     }
     /// An activation store for all calibration tokens.
-    fn store(&self, width: usize) -> Result<Store, PipelineError> {
-        Store::new(self.layout.rows(), width, self.options.spill.as_deref())
+    fn store(&self, width: usize) -> Result<RowStore, PipelineError> {
+        Ok(RowStore::new(self.layout.rows(), width, self.options.spill.as_deref())?)
     }
     /// The same activations once more.
-    fn copy_of(&self, store: &Store) -> Result<Store, PipelineError> {
+    fn copy_of(&self, store: &RowStore) -> Result<RowStore, PipelineError> {
         let mut copy = self.store(self.plan.spec.hidden)?;
         for chunk in &self.layout.chunks {
             let rows = self.layout.rows_of(chunk);
             let from = store.read(rows.clone())?;
-            copy.overwrite(rows, |mut to| {
+            copy.overwrite::<PipelineError>(rows, |mut to| {
                 to.assign(&from);
                 Ok(())
             })?;
         }
         Ok(copy)
     }
-    fn embed(&self, source: &mut dyn BlockSource, sequences: &[Vec<u32>]) -> Result<Store, PipelineError> {
+    fn embed(&self, source: &mut dyn BlockSource, sequences: &[Vec<u32>]) -> Result<RowStore, PipelineError> {
         let mut store = self.store(self.plan.spec.hidden)?;
         for (sequence, ids) in sequences.iter().enumerate() {
             let rows = source.embed(ids)?;
-            store.overwrite(self.layout.rows_of(&(sequence..sequence + 1)), |mut to| {
+            store.overwrite::<PipelineError>(self.layout.rows_of(&(sequence..sequence + 1)), |mut to| {
                 to.assign(&rows);
                 Ok(())
             })?;

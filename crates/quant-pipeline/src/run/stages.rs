@@ -3,13 +3,13 @@
 use super::Run;
 use super::stats::{InputStats, KvMaxima, dynamic_kv};
 use crate::PipelineError;
-use crate::store::Store;
+
 use crate::views;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, CowArray, Ix2};
 use quant_core::KvGranularity;
 use quant_graph::{BlockParams, Site};
 use quant_kernels::Par;
-use quant_model::{Block, KvObserver};
+use quant_model::{Block, KvObserver, RowStore};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -18,7 +18,7 @@ use std::time::Instant;
 /// The activations of all tokens inside a block.
 struct Inside<'a> {
     /// Residual stream, `[tokens, hidden]`.
-    residual: &'a mut Store,
+    residual: &'a mut RowStore,
     wide: Wide,
 }
 
@@ -27,9 +27,9 @@ struct Inside<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Wide {
     /// Input of o, `[tokens, heads · head_dim]`.
-    attended: Option<Store>,
+    attended: Option<RowStore>,
     /// Input of down, `[tokens, intermediate]`.
-    activated: Option<Store>,
+    activated: Option<RowStore>,
     /// What up computes of one chunk.
     pub(super) up: Vec<f32>,
     /// Input of down of one chunk, where not all of it is kept.
@@ -42,7 +42,7 @@ impl Run<'_> {
         &mut self,
         index: usize,
         params: BlockParams,
-        residual: &mut Store,
+        residual: &mut RowStore,
     ) -> Result<BlockParams, PipelineError> {
         let mut pending = params;
         let mut finished = BTreeMap::new();
@@ -138,8 +138,8 @@ impl Run<'_> {
         chunk: &Range<usize>,
     ) -> Result<CowArray<'s, f32, Ix2>, PipelineError> {
         let rows = self.layout.rows_of(chunk);
-        let stored = |store: &'s Option<Store>| match store {
-            Some(store) => store.read(rows.clone()),
+        let stored = |store: &'s Option<RowStore>| match store {
+            Some(store) => Ok(store.read(rows.clone())?),
             None => Ok(Array2::zeros((0, 0)).into()),
         };
         let par = self.par();
@@ -212,7 +212,7 @@ impl Run<'_> {
     }
 
     /// The store of an earlier block, or a new one.
-    fn wide_store(&self, kept: Option<Store>, site: Site) -> Result<Store, PipelineError> {
+    fn wide_store(&self, kept: Option<RowStore>, site: Site) -> Result<RowStore, PipelineError> {
         kept.map_or_else(|| self.store(self.plan.spec.site_width(site)), Ok)
     }
 
@@ -240,7 +240,7 @@ impl Run<'_> {
         &mut self,
         index: usize,
         params: &BlockParams,
-        residual: &mut Store,
+        residual: &mut RowStore,
     ) -> Result<BTreeMap<Site, InputStats>, PipelineError> {
         let block = self.float_block(index, params)?;
         // The stream itself must stay at the block's input: the quantised block runs over it afterwards.

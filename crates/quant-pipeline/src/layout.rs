@@ -1,0 +1,74 @@
+//! How calibration sequences are laid out as rows.
+
+use std::ops::Range;
+
+/// How calibration sequences are laid out as rows, and the chunks they are processed in.
+#[derive(Clone, Debug)]
+pub(crate) struct Layout {
+    /// First row of every sequence, and the number of rows at the end.
+    pub(crate) starts: Vec<usize>,
+    /// Runs of whole sequences of about [`CHUNK`] rows.
+    pub(crate) chunks: Vec<Range<usize>>,
+}
+
+/// Rows processed at a time: enough for full matrix-product speed, few enough that temporaries stay small.
+pub(crate) const CHUNK: usize = 1024;
+
+impl Layout {
+    pub(crate) fn new(lengths: impl Iterator<Item = usize>) -> Self {
+        let mut starts = vec![0];
+        let mut rows = 0;
+        for length in lengths {
+            rows += length;
+            starts.push(rows);
+        }
+        let mut chunks = Vec::new();
+        let mut first = 0;
+        for i in 1..starts.len() {
+            let is_last = i + 1 == starts.len();
+            if is_last || starts[i + 1] - starts[first] > CHUNK {
+                chunks.push(first..i);
+                first = i;
+            }
+        }
+        Self { starts, chunks }
+    }
+    pub(crate) fn rows(&self) -> usize {
+        self.starts.last().copied().unwrap_or(0)
+    }
+    /// Rows of a chunk of sequences.
+    pub(crate) fn rows_of(&self, chunk: &Range<usize>) -> Range<usize> {
+        self.starts[chunk.start]..self.starts[chunk.end]
+    }
+    /// Rows of the longest sequence.
+    pub(crate) fn longest(&self) -> usize {
+        self.lengths().max().unwrap_or(0)
+    }
+    /// Rows of every sequence.
+    pub(crate) fn lengths(&self) -> impl Iterator<Item = usize> + '_ {
+        self.starts.windows(2).map(|pair| pair[1] - pair[0])
+    }
+    /// Rows of the largest chunk.
+    pub(crate) fn largest_chunk(&self) -> usize {
+        self.chunks.iter().map(|c| self.rows_of(c).len()).max().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_are_whole_sequences_that_cover_everything() {
+        for lengths in [vec![512; 16], vec![5000, 10, 10, 3000], vec![1], vec![2048, 2048], vec![700; 7]] {
+            let layout = Layout::new(lengths.iter().copied());
+            assert_eq!(layout.rows(), lengths.iter().sum::<usize>());
+            let covered: Vec<usize> = layout.chunks.iter().cloned().flatten().collect();
+            assert_eq!(covered, (0..lengths.len()).collect::<Vec<_>>(), "{lengths:?}");
+            for chunk in &layout.chunks {
+                assert!(chunk.len() == 1 || layout.rows_of(chunk).len() <= CHUNK, "{lengths:?}: {chunk:?}");
+            }
+        }
+        assert_eq!(Layout::new(vec![512; 16].into_iter()).chunks.len(), 8);
+    }
+}
