@@ -35,7 +35,7 @@ impl OnlineSoftmax {
             || {
                 self.raise(piece);
                 let largest = self.largest;
-                self.total += wide_sum(piece, |x| f64::from(exp_f32(x - largest)));
+                self.total += lane_sum(piece, |x| f64::from(exp_f32(x - largest)));
             },
         );
     }
@@ -118,22 +118,6 @@ impl OnlineDivergence {
             (self.difference / p.total + shift + (ln(q.total) - ln(p.total))).max(0.0)
         })
     }
-}
-
-/// `sum_j term(row[j])` in f64, in the order of [`lane_sum`].
-#[inline(always)]
-fn wide_sum(row: &[f32], term: impl Fn(f32) -> f64) -> f64 {
-    let mut lanes = [0.0; LANES];
-    let (blocks, tail) = row.as_chunks::<LANES>();
-    for block in blocks {
-        for l in 0..LANES {
-            lanes[l] += term(block[l]);
-        }
-    }
-    for (lane, &x) in lanes.iter_mut().zip(tail) {
-        *lane += term(x);
-    }
-    tree_sum(lanes)
 }
 
 /// `sum e` and `sum e (p - q)` with `e = exp(p - largest)`.

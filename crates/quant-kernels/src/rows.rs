@@ -8,9 +8,10 @@ use crate::element::Element;
 /// Partial results kept side by side: one AVX-512 register of f32, and exactly divisible by every narrower one.
 pub(crate) const LANES: usize = 16;
 
-/// `sum_j term(row[j])`: element `j` goes to lane `j mod 16`, and the lanes are added as a balanced tree.
+/// `sum_j term(row[j])`, perhaps in a wider type than the row's: element `j` goes to lane `j mod 16`, and the lanes are added as a
+/// balanced tree.
 #[inline(always)]
-pub(crate) fn lane_sum<T: Element>(row: &[T], term: impl Fn(T) -> T) -> T {
+pub(crate) fn lane_sum<X: Copy, T: Element>(row: &[X], term: impl Fn(X) -> T) -> T {
     let mut lanes = [T::zero(); LANES];
     let (blocks, tail) = row.as_chunks::<LANES>();
     for block in blocks {
