@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 
 use ndarray::{Array1, Array2};
 use quant_core::FloatType;
-use quant_graph::{
-    BlockFrame, BlockParams, BlockSource, BoxError, ModelSpec, Role, RowVisitor, Rows, SourceError,
-};
+use quant_graph::{BlockFrame, BlockParams, BlockSource, BoxError, ModelSpec, RowVisitor, Rows, SourceError};
 use serde_json::Value;
 
 use crate::error::{CheckpointError, Result};
@@ -189,11 +187,10 @@ pub fn stored_float_type(checkpoint: &Checkpoint, spec: &ModelSpec) -> Option<Fl
         (0..TYPES.len()).filter(|at| elements[*at] > 0).max_by_key(|at| elements[*at]).map(|at| TYPES[at])
     };
     const TYPES: [FloatType; 3] = [FloatType::F32, FloatType::F16, FloatType::Bf16];
-    let linears =
-        (0..spec.layers).flat_map(|i| Role::ALL.map(|role| format!("{}.weight", spec.module(i, role))));
+    let weights = |i| spec.block(i).linears.into_iter().map(|linear| format!("{}.weight", linear.module));
     let norms =
         (0..spec.layers).flat_map(|i| spec.norms().into_iter().map(move |(norm, _)| spec.norm(i, norm)));
-    most(&mut linears.into_iter()).or_else(|| most(&mut norms.into_iter()))
+    most(&mut (0..spec.layers).flat_map(weights)).or_else(|| most(&mut norms.into_iter()))
 }
 
 /// Whether a tied model that stores a head all the same stores the embedding there; none without such a head. Both

@@ -15,8 +15,8 @@
 //! let mut source = FolderSource::open(Checkpoint::open(folder)?, spec.clone())?;
 //! for index in 0..spec.layers {
 //!     let block = source.block(index)?;
-//!     for (role, linear) in block.linears {
-//!         assert_eq!(linear.weight.dim(), (spec.linear(role).outputs, spec.linear(role).inputs));
+//!     for (id, linear) in block.linears {
+//!         assert_eq!(Some(linear.weight.dim()), spec.linear(index, id).map(|l| l.shape()));
 //!     }
 //! }
 //! # Ok(())

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use quant_graph::{ModelSpec, Role};
+use quant_graph::ModelSpec;
 
 use crate::source::Checkpoint;
 
@@ -59,7 +59,7 @@ struct Renaming {
 impl Renaming {
     /// The one that gives the model's names to these, if there is one and they are not the model's already.
     fn find(stored: &BTreeSet<&str>, spec: &ModelSpec) -> Option<Self> {
-        let anchor = format!("{}.weight", spec.module(0, Role::Q));
+        let anchor = format!("{}.weight", spec.block(0).linears.first()?.module);
         let body = prefix_before(stored, anchor.strip_prefix(BODY)?)?;
         if body == BODY {
             return None;

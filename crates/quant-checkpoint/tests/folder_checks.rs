@@ -169,7 +169,7 @@ fn scales_that_the_loader_would_round_are_not_encoded() {
         let scheme = uniform(&spec, scheme);
         let mut good = block(&spec, format, &scheme, 0, 5);
         assert!(format.encode_block(&spec, &scheme, 0, &good).is_ok());
-        let down = good.linears.get_mut(&quant_graph::Role::Down).unwrap();
+        let down = good.linears.get_mut(&quant_graph::LinearId::DOWN).unwrap();
         let quant_graph::LinearWeight::Quantized(matrix) = &mut down.weight else { panic!("float") };
         match &mut down.input {
             Some(quant_core::ActQuant::Static { params, .. }) => params.scale = 0.012_345_678,
@@ -185,7 +185,7 @@ fn scales_that_the_loader_would_round_are_not_encoded() {
     let spec = spec(FloatType::Bf16, false, false);
     let scheme = uniform(&spec, w8a16);
     let mut rough = block(&spec, &Dequantized, &scheme, 0, 5);
-    let down = rough.linears.get_mut(&quant_graph::Role::Down).unwrap();
+    let down = rough.linears.get_mut(&quant_graph::LinearId::DOWN).unwrap();
     let quant_graph::LinearWeight::Quantized(matrix) = &mut down.weight else { panic!("float") };
     matrix.scales[(0, 0)] = 0.012_345_678;
     assert!(Dequantized.encode_block(&spec, &scheme, 0, &rough).is_ok());

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use quant_checkpoint::formats::detect;
 use quant_checkpoint::{Checkpoint, FolderSource, Target, verify};
 use quant_core::{ActQuant, ActRule};
-use quant_graph::{BlockParams, BlockSource as _, LinearWeight, ModelSpec, Role};
+use quant_graph::{BlockParams, BlockSource as _, LinearId, LinearWeight, ModelSpec};
 use quant_model::model_spec;
 
 fn data(name: &str) -> PathBuf {
@@ -28,9 +28,9 @@ fn decoded(name: &str) -> (BlockParams, f64, f32) {
     let float = FolderSource::open(checkpoint, spec).unwrap().block(0).unwrap();
     assert_eq!(block.norms, float.norms);
     let (mut error, mut size, mut worst) = (0.0_f64, 0.0_f64, 0.0_f32);
-    for role in Role::ALL {
-        let (linear, whole) = (&block.linears[&role], &float.linears[&role]);
-        assert_eq!(linear.bias, whole.bias, "{role:?}");
+    for (id, linear) in &block.linears {
+        let whole = &float.linears[id];
+        assert_eq!(linear.bias, whole.bias, "{id}");
         let LinearWeight::Float(whole) = &whole.weight else { panic!("a float model") };
         let matrix = linear.weight.quantized().unwrap();
         for ((row, column), value) in matrix.dequantize().indexed_iter() {
@@ -48,7 +48,7 @@ fn msmodelslim() {
     let (block, relative, worst) = decoded("ascend-w8a8-dynamic");
     // Half a step of rounding, and what a scale of absmax/127.5 in bfloat16 clips at the ends of the range.
     assert!(relative < 0.012 && worst < 0.85, "{relative} {worst}");
-    let input = block.linears[&Role::O].input;
+    let input = block.linears[&LinearId::O].input;
     assert!(matches!(input, Some(ActQuant::Dynamic { rule: ActRule::Symmetric, .. })), "{input:?}");
 }
 
@@ -57,7 +57,7 @@ fn llm_compressor() {
     let (block, relative, _) = decoded("w4a16-g32-asym-gptq");
     // GPTQ leaves the nearest level to mend other weights, so only the whole is bounded.
     assert!(relative < 0.2, "{relative}");
-    let matrix = block.linears[&Role::Down].weight.quantized().unwrap().clone();
+    let matrix = block.linears[&LinearId::DOWN].weight.quantized().unwrap().clone();
     assert_eq!((matrix.bits.get(), matrix.scales.dim()), (4, (192, 2)));
     assert!(!matrix.is_symmetric());
 }

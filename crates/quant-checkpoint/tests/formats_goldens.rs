@@ -11,7 +11,7 @@ use ndarray::{Array2, Axis};
 use quant_checkpoint::formats::{ConfigNotes, Format as _, VllmAscend, detect};
 use quant_checkpoint::{Checkpoint, FolderSource, Target, verify};
 use quant_core::{ActQuant, KvQuant};
-use quant_graph::{BlockSource as _, LinearWeight, ModelSpec, Role};
+use quant_graph::{BlockSource as _, LinearId, LinearWeight, ModelSpec};
 use quant_kernels::{Compute, Par};
 use quant_model::{StreamedModel, model_spec};
 use serde_json::Value;
@@ -51,9 +51,9 @@ fn values_are_those_of_the_float_model() {
         for index in 0..spec.layers {
             let (block, reference) = (source.block(index).unwrap(), float.block(index).unwrap());
             assert_eq!(block.norms, reference.norms, "{name}");
-            for role in Role::ALL {
-                let (linear, reference) = (&block.linears[&role], &reference.linears[&role]);
-                assert_eq!(linear.bias, reference.bias, "{name} {index} {role:?}");
+            for id in spec.layout.ids() {
+                let (linear, reference) = (&block.linears[&id], &reference.linears[&id]);
+                assert_eq!(linear.bias, reference.bias, "{name} {index} {id}");
                 let matrix = linear.weight.quantized().unwrap();
                 let values = matrix.dequantize();
                 let LinearWeight::Float(wanted) = &reference.weight else { panic!() };
@@ -85,21 +85,21 @@ fn schemes_are_what_the_tools_were_asked_for() {
     let dir = root.join("ascend-w8a8-static-asym");
     let (checkpoint, spec) = open(&dir);
     let block = VllmAscend.decode(&checkpoint, &spec, 0).unwrap();
-    let Some(ActQuant::Static { params, .. }) = block.linears[&Role::Q].input else { panic!() };
+    let Some(ActQuant::Static { params, .. }) = block.linears[&LinearId::Q].input else { panic!() };
     assert_eq!((params.scale, params.zero), (0.320_312_5, 116.0));
     let (checkpoint, _) = open(&root.join("ascend-w8a8-mix-c8"));
     let block = VllmAscend.decode(&checkpoint, &spec, 0).unwrap();
-    assert!(matches!(block.linears[&Role::Q].input, Some(ActQuant::Dynamic { .. })));
+    assert!(matches!(block.linears[&LinearId::Q].input, Some(ActQuant::Dynamic { .. })));
     let Some(KvQuant::Channel { key, value, .. }) = block.kv else { panic!() };
     assert_eq!((key[0], value[0]), (0.043_212_89, 0.050_537_11));
 
     let (checkpoint, _) = open(&root.join("w8a8-static-asym"));
     let format = detect(&checkpoint).unwrap();
     let scheme = format.scheme(&checkpoint, &spec).unwrap();
-    assert!(!scheme.blocks[5][&Role::Down].input.unwrap().dynamic);
+    assert!(!scheme.blocks[5][&LinearId::DOWN].input.unwrap().dynamic);
     let (checkpoint, _) = open(&root.join("w4a16-g32-asym-gptq"));
     let scheme = detect(&checkpoint).unwrap().scheme(&checkpoint, &spec).unwrap();
-    let weight = scheme.blocks[0][&Role::V].weight.unwrap();
+    let weight = scheme.blocks[0][&LinearId::V].weight.unwrap();
     assert_eq!((weight.bits.get(), weight.group, weight.symmetric), (4, Some(32), false));
 }
 

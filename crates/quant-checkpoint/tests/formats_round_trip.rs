@@ -15,8 +15,8 @@ use quant_checkpoint::{
 };
 use quant_core::{ActRule, FloatType, KvGranularity, KvQuant};
 use quant_graph::{
-    ActOrder, BlockParams, BlockSource as _, InputScheme, KvScheme, LinearScheme, LinearWeight, ModelScheme,
-    ModelSpec, Role,
+    ActOrder, BlockParams, BlockSource as _, InputScheme, KvScheme, LinearId, LinearScheme, LinearWeight,
+    ModelScheme, ModelSpec,
 };
 
 /// What a format gives back: itself, or the values where it stores values.
@@ -72,8 +72,7 @@ fn any_dtype() -> impl Strategy<Value = FloatType> {
 
 /// One scheme per stage, as fused layers want it.
 fn by_stage(spec: &ModelSpec, schemes: [LinearScheme; 4]) -> ModelScheme {
-    let block: BTreeMap<_, _> =
-        Role::ALL.into_iter().map(|role| (role, schemes[role.site() as usize])).collect();
+    let block: BTreeMap<_, _> = spec.layout.ids().map(|id| (id, schemes[id.site() as usize])).collect();
     ModelScheme { blocks: vec![block; spec.layers], kv: None }
 }
 
@@ -163,7 +162,7 @@ proptest! {
         kv in 0_u8..4, dtype in any_dtype(), tied: bool, full: bool, seed: u64,
     ) {
         let spec = spec(dtype, tied, full);
-        let block: BTreeMap<_, _> = Role::ALL.into_iter().zip(linears).collect();
+        let block: BTreeMap<_, _> = spec.layout.ids().zip(linears).collect();
         let kv = match kv {
             0 => None,
             1 => Some((4, ActRule::Asymmetric, KvGranularity::TokenHead)),
@@ -213,13 +212,13 @@ fn dynamic_act_order_is_read() {
     folder.section()["config_groups"]["group_0"]["weights"]["actorder"] = "group".into();
     let mut expected = BTreeMap::new();
     for index in 0..spec.layers {
-        for role in Role::ALL {
-            let columns = spec.linear(role).inputs;
+        for linear in spec.block(index).linears {
+            let columns = linear.inputs;
             let groups: Vec<u32> = (0..columns).map(|c| ((c * 5 + 3) % columns / 8) as u32).collect();
-            let name = format!("{}.weight_g_idx", spec.module(index, role));
+            let name = format!("{}.weight_g_idx", linear.module);
             let bytes = groups.iter().flat_map(|g| (*g as i32).to_le_bytes()).collect();
             folder.tensors.insert(name, (Dtype::I32, vec![columns], bytes));
-            expected.insert((index, role), groups);
+            expected.insert((index, linear.id), groups);
         }
     }
     let edited = parent.path().join("edited");
@@ -315,7 +314,7 @@ fn refusals_name_the_module_and_the_alternatives() {
         [(&VllmAscend as &dyn Format, ActRule::Symmetric), (&CompressedTensors, ActRule::SymmetricFull)]
     {
         let mut scheme = uniform(&spec, linear(w8, Some(input(rule, true))));
-        scheme.blocks[1].insert(Role::V, linear(None, None));
+        scheme.blocks[1].insert(LinearId::V, linear(None, None));
         let text = format.supports(&spec, &scheme).unwrap_err().to_string();
         assert!(text.contains("fused layer of model.layers.1.self_attn"), "{text}");
         assert!(format.activation_rule(true, Some(false)).is_err());
@@ -330,19 +329,19 @@ fn numbers_that_a_file_would_change_are_refused() {
     let spec = spec(FloatType::Bf16, false, false);
     let scheme = uniform(&spec, linear(Some(weight(4, true, None)), None));
     let good = block(&spec, &CompressedTensors, &scheme, 0, 3);
-    let edit = |role: Role, change: &dyn Fn(&mut quant_core::QuantizedMatrix)| {
+    let edit = |id: LinearId, change: &dyn Fn(&mut quant_core::QuantizedMatrix)| {
         let mut bad = good.clone();
-        if let LinearWeight::Quantized(m) = &mut bad.linears.get_mut(&role).unwrap().weight {
+        if let LinearWeight::Quantized(m) = &mut bad.linears.get_mut(&id).unwrap().weight {
             change(m);
         }
         CompressedTensors.encode_block(&spec, &scheme, 0, &bad).unwrap_err()
     };
     // Not a bf16 number.
-    let error = edit(Role::O, &|m| m.scales[(2, 0)] = 0.1);
+    let error = edit(LinearId::O, &|m| m.scales[(2, 0)] = 0.1);
     assert!(error.to_string().contains("o_proj.weight_scale, element 2"), "{error}");
     assert_eq!(error.class(), ErrorClass::Usage);
-    assert!(edit(Role::Up, &|m| m.zeros[(0, 0)] = 3.0).to_string().contains("up_proj"));
-    assert!(edit(Role::Up, &|m| m.scales[(0, 0)] = -1.0).to_string().contains("positive"));
+    assert!(edit(LinearId::UP, &|m| m.zeros[(0, 0)] = 3.0).to_string().contains("up_proj"));
+    assert!(edit(LinearId::UP, &|m| m.scales[(0, 0)] = -1.0).to_string().contains("positive"));
 
     let kv = KvScheme { bits: bits(8), rule: ActRule::Symmetric, granularity: KvGranularity::ChannelStatic };
     let scheme = ModelScheme {
@@ -359,7 +358,7 @@ fn numbers_that_a_file_would_change_are_refused() {
         VllmAscend.encode_block(&spec, &scheme, 0, &bad).unwrap_err().to_string().contains("kv_cache_scale")
     );
     let mut bad = good.clone();
-    let q = bad.linears.get_mut(&Role::Q).unwrap();
+    let q = bad.linears.get_mut(&LinearId::Q).unwrap();
     q.input = bad_input(q.input);
     assert!(
         VllmAscend
@@ -369,7 +368,7 @@ fn numbers_that_a_file_would_change_are_refused() {
             .contains("input parameters")
     );
     let mut bad = good;
-    bad.linears.remove(&Role::K);
+    bad.linears.remove(&LinearId::K);
     assert!(VllmAscend.encode_block(&spec, &scheme, 0, &bad).is_err());
 }
 

@@ -210,6 +210,12 @@ impl QuantizedMatrix {
     #[must_use]
     pub fn bits_per_weight(&self, scale_bits: usize) -> f64 {
         let (out, columns) = self.dim();
+        self.storage_bits(scale_bits) as f64 / (out * columns).max(1) as f64
+    }
+    /// Bits of its stored form: levels, scales of `scale_bits`, zeros, and the group of every column where that has to be told.
+    #[must_use]
+    pub fn storage_bits(&self, scale_bits: usize) -> u64 {
+        let (out, columns) = self.dim();
         let groups = self.scales.ncols();
         let zero_bits = match (self.is_symmetric(), self.has_integer_zeros()) {
             (true, _) => 0,
@@ -218,8 +224,7 @@ impl QuantizedMatrix {
         };
         let per_group = scale_bits + zero_bits;
         let index = if matches!(self.groups, Groups::Index { .. }) { 32 * columns } else { 0 };
-        let total = out * columns * self.bits.get() as usize + out * groups * per_group + index;
-        total as f64 / (out * columns).max(1) as f64
+        (out * columns * self.bits.get() as usize + out * groups * per_group + index) as u64
     }
 }
 

@@ -63,10 +63,68 @@ impl ChannelMaxima {
         }
     }
 
+    /// The maxima of activations that are divided by `factors` `[channels]`.
+    ///
+    /// # Panics
+    /// If there is another number of factors.
+    pub fn divide(&mut self, factors: ArrayView1<'_, f32>) {
+        assert_eq!(factors.len(), self.0.len(), "factors and channels");
+        self.0.iter_mut().zip(factors).for_each(|(max, &c)| *max /= c.abs());
+    }
+
     /// The maxima, `[channels]`.
     #[must_use]
     pub fn view(&self) -> ArrayView1<'_, f32> {
         self.0.view()
+    }
+}
+
+/// Mean `|x|` of every channel over all tokens seen.
+///
+/// Sums are kept in f64 and taken in the order of the tokens, so that the division into batches changes nothing. A NaN in a
+/// channel stays its mean.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChannelMeans {
+    sums: Array1<f64>,
+    tokens: usize,
+}
+
+impl ChannelMeans {
+    /// Nothing seen, `[channels]`.
+    #[must_use]
+    pub fn new(channels: usize) -> Self {
+        Self { sums: Array1::zeros(channels), tokens: 0 }
+    }
+
+    /// Takes in a batch `[tokens, channels]`.
+    ///
+    /// # Panics
+    /// If the batch has another number of channels.
+    #[inline(always)]
+    pub fn observe(&mut self, x: ArrayView2<'_, f32>) {
+        assert_eq!(x.ncols(), self.sums.len(), "channels of a batch and of its means");
+        for row in x.rows() {
+            for (sum, &v) in self.sums.iter_mut().zip(row) {
+                *sum += f64::from(v.abs());
+            }
+        }
+        self.tokens += x.nrows();
+    }
+
+    /// The means, `[channels]`; zeros before any token.
+    #[must_use]
+    pub fn means(&self) -> Array1<f32> {
+        let tokens = self.tokens.max(1) as f64;
+        self.sums.mapv(|sum| (sum / tokens) as f32)
+    }
+
+    /// The means of activations that are divided by `factors` `[channels]`.
+    ///
+    /// # Panics
+    /// If there is another number of factors.
+    pub fn divide(&mut self, factors: ArrayView1<'_, f32>) {
+        assert_eq!(factors.len(), self.sums.len(), "factors and channels");
+        self.sums.iter_mut().zip(factors).for_each(|(sum, &c)| *sum /= f64::from(c.abs()));
     }
 }
 
@@ -116,5 +174,30 @@ mod tests {
             assert!(maxima.view()[2].is_nan(), "a NaN followed by numbers stays");
             assert_eq!(maxima.view()[1], expected[1]);
         }
+    }
+    #[test]
+    fn channel_means_do_not_depend_on_batches_and_follow_a_scaling() {
+        let x = Array2::from_shape_fn((23, 5), |(t, j)| ((t * 31 + j * 17) % 47) as f32 - 20.0);
+        let means = |x: &Array2<f32>, step: usize| {
+            let mut means = ChannelMeans::new(5);
+            for batch in x.axis_chunks_iter(Axis(0), step) {
+                means.observe(batch);
+            }
+            means
+        };
+        let expected = x.mapv(f32::abs).mean_axis(Axis(0)).unwrap();
+        for step in [1, 2, 7, 23] {
+            assert_eq!(means(&x, step), means(&x, 23));
+            assert!((means(&x, step).means() - &expected).iter().all(|d| d.abs() < 1e-5));
+        }
+        let factors = Array1::from(vec![2.0, 0.5, 4.0, 1.0, 8.0]);
+        let (mut scaled, mut largest) = (means(&x, 23), ChannelMaxima::new(5));
+        largest.observe(x.view());
+        scaled.divide(factors.view());
+        largest.divide(factors.view());
+        let divided = &x / &factors;
+        assert_eq!(scaled.means(), means(&divided, 23).means());
+        assert_eq!(largest.view(), divided.fold_axis(Axis(0), 0.0_f32, |m, v| m.max(v.abs())));
+        assert_eq!(ChannelMeans::new(3).means(), Array1::<f32>::zeros(3));
     }
 }

@@ -1,20 +1,20 @@
 //! The vocabulary the other crates meet through: what a decoder model consists of, as data.
 //!
-//! [`ModelSpec`] says which tensors a checkpoint has, which linears share an input ([`Stage`]), and where a scale can move
-//! from one operator into another ([`ScaleEdge`]). Methods read it and never ask which family they are in; `quant-model`
+//! [`ModelSpec`] says which tensors a checkpoint has; its [`BlockSpec`]s say which linears share an input ([`StageSpec`]) and
+//! where a scale can move from one operator into another ([`ScaleEdge`]). Methods read it and never ask which family they are in; `quant-model`
 //! builds it from a `config.json`, `quant-checkpoint` checks folders against it.
 //! [`BlockParams`] carries the numbers of one block between reader, model, methods and writer.
 //!
 //! ```
-//! use quant_graph::{Norm, Role, SCALE_EDGES, Site};
+//! use quant_graph::{BlockLayout, LinearId, Role, Site};
 //!
-//! // q, k and v share an input: one Hessian, one set of activation parameters.
-//! let stage = Role::K.site().stage();
-//! assert_eq!(stage.linears, [Role::Q, Role::K, Role::V]);
-//! // A scale may move from the norm before them into all three.
-//! let edge = SCALE_EDGES.iter().find(|edge| edge.site == stage.site);
-//! assert_eq!(edge.map(|edge| edge.norm), Some(Norm::Input));
-//! assert_eq!(Role::Down.site(), Site::MlpActivation);
+//! // A family is told from another by which matrices its checkpoints hold and what they are called.
+//! let phi3 = BlockLayout::FUSED;
+//! assert_eq!(phi3.module(LinearId::QKV), "self_attn.qkv_proj");
+//! assert_eq!(LinearId::QKV.role.parts(), [Role::Q, Role::K, Role::V]);
+//! // What shares an input shares a Hessian and the parameters of its activations.
+//! assert_eq!(LinearId::K.site(), Site::AttentionInput);
+//! assert_eq!(LinearId::DOWN.site(), Site::MlpActivation);
 //! ```
 //!
 //! A reader or a model in memory implements [`BlockSource`]; whoever takes one works on both.
@@ -22,11 +22,14 @@
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 mod error;
+mod forward;
 mod params;
 mod scheme;
 mod spec;
+mod topology;
 
 pub use error::{BoxError, SourceError};
+pub use forward::{BlockForward, ForwardError, Part};
 /// The arrays of the types here.
 pub use ndarray;
 pub use params::{
@@ -34,7 +37,7 @@ pub use params::{
 };
 pub use quant_core::{ActOrder, ActQuant, Bits, FloatType, KvQuant, QuantizedMatrix, Real};
 pub use scheme::{InputScheme, KvScheme, LinearScheme, ModelScheme, WeightScheme};
-pub use spec::{
-    LinearSpec, ModelSpec, Norm, Role, RopeScaling, RopeSpec, SCALE_EDGES, STAGES, ScaleEdge, Site, Stage,
-    TensorSpec,
+pub use spec::{ModelSpec, RopeScaling, RopeSpec, TensorSpec};
+pub use topology::{
+    BlockLayout, BlockSpec, EdgeSource, LinearId, LinearSpec, Norm, Role, ScaleEdge, Site, StageSpec,
 };

@@ -1,8 +1,8 @@
 //! The numbers of a model on their way between reader, model, methods and writer.
 
-use crate::{BoxError, ModelSpec, Norm, Role, SourceError};
+use crate::{BoxError, LinearId, ModelSpec, Norm, SourceError};
 use ndarray::{Array1, Array2, ArrayView2};
-use quant_core::{ActQuant, KvQuant, QuantizedMatrix, Real};
+use quant_core::{ActQuant, FloatType, KvQuant, QuantizedMatrix, Real};
 use std::{collections::BTreeMap, ops::Range};
 
 /// The weight of a linear.
@@ -45,6 +45,22 @@ impl LinearWeight {
             Self::Quantized(q) => q.dequantize_row(row, out),
         }
     }
+    /// Bits of its stored form, with floats and scales of `scale`: levels, scales, zeros, and whatever index tells which
+    /// column belongs where.
+    #[must_use]
+    pub fn storage_bits(&self, scale: FloatType) -> u64 {
+        let float_bits = 8 * scale.size();
+        match self {
+            Self::Float(w) => (w.len() * float_bits) as u64,
+            Self::Quantized(q) => q.storage_bits(float_bits),
+        }
+    }
+    /// [`Self::storage_bits`] for each of its weights.
+    #[must_use]
+    pub fn bits_per_weight(&self, scale: FloatType) -> f64 {
+        let (outputs, inputs) = self.dim();
+        self.storage_bits(scale) as f64 / (outputs * inputs).max(1) as f64
+    }
     /// The quantised form, if it has one.
     #[must_use]
     pub fn quantized(&self) -> Option<&QuantizedMatrix> {
@@ -70,7 +86,7 @@ pub struct LinearParams {
 #[derive(Clone, Debug, PartialEq)]
 pub struct BlockParams {
     /// Its linears.
-    pub linears: BTreeMap<Role, LinearParams>,
+    pub linears: BTreeMap<LinearId, LinearParams>,
     /// Its norm weights.
     pub norms: BTreeMap<Norm, Array1<f32>>,
     /// Quantisation of its KV cache.
@@ -86,11 +102,11 @@ pub struct BlockFrame {
     /// Its norm weights.
     pub norms: BTreeMap<Norm, Array1<f32>>,
     /// The biases of its linears, `[out]`.
-    pub biases: BTreeMap<Role, Array1<f32>>,
+    pub biases: BTreeMap<LinearId, Array1<f32>>,
 }
 
 /// Sees a weight some rows at a time: whose it is, the index of the first row, and the rows `[rows, in]`.
-pub type RowVisitor<'a> = dyn FnMut(Role, usize, ArrayView2<'_, f32>) -> Result<(), BoxError> + Send + 'a;
+pub type RowVisitor<'a> = dyn FnMut(LinearId, usize, ArrayView2<'_, f32>) -> Result<(), BoxError> + Send + 'a;
 
 /// Anything that can hand out a model block by block: a checkpoint on disk, a quantised folder, a model in memory.
 pub trait BlockSource: Send {
@@ -135,9 +151,9 @@ pub trait BlockSource: Send {
 /// The first error of `visit`.
 pub fn visit_whole_weights(block: BlockParams, visit: &mut RowVisitor<'_>) -> Result<BlockFrame, BoxError> {
     let mut biases = BTreeMap::new();
-    for (role, linear) in block.linears {
-        visit(role, 0, linear.weight.into_values().view())?;
-        biases.extend(linear.bias.map(|bias| (role, bias)));
+    for (id, linear) in block.linears {
+        visit(id, 0, linear.weight.into_values().view())?;
+        biases.extend(linear.bias.map(|bias| (id, bias)));
     }
     Ok(BlockFrame { norms: block.norms, biases })
 }

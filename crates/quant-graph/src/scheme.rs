@@ -1,6 +1,6 @@
 //! What a plan wants done to every linear and to the cache: the question a format answers with yes or no.
 
-use crate::Role;
+use crate::{LinearId, ModelSpec};
 use quant_core::{ActOrder, ActQuant, ActRule, Bits, KvGranularity};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -95,22 +95,25 @@ pub struct KvScheme {
 #[derive(Clone, Debug, PartialEq, Default, Serialize)]
 pub struct ModelScheme {
     /// Per block, every linear.
-    pub blocks: Vec<BTreeMap<Role, LinearScheme>>,
+    pub blocks: Vec<BTreeMap<LinearId, LinearScheme>>,
     /// The cache of all blocks.
     pub kv: Option<KvScheme>,
 }
 
 impl ModelScheme {
     /// Every linear with its block, in execution order.
-    pub fn linears(&self) -> impl Iterator<Item = (usize, Role, &LinearScheme)> {
-        self.blocks.iter().enumerate().flat_map(|(i, block)| block.iter().map(move |(role, s)| (i, *role, s)))
+    pub fn linears(&self) -> impl Iterator<Item = (usize, LinearId, &LinearScheme)> {
+        self.blocks.iter().enumerate().flat_map(|(i, block)| block.iter().map(move |(id, s)| (i, *id, s)))
     }
     /// The first linear whose scheme differs from those its loader fuses it with.
     #[must_use]
-    pub fn unequal_fusion(&self) -> Option<(usize, Role, Role)> {
-        self.linears().find_map(|(i, role, scheme)| {
-            let other = role.fused_with().iter().find(|r| self.blocks[i].get(r) != Some(scheme))?;
-            Some((i, role, *other))
+    pub fn unequal_fusion(&self, spec: &ModelSpec) -> Option<(usize, LinearId, LinearId)> {
+        self.blocks.iter().enumerate().find_map(|(i, schemes)| {
+            let block = spec.block(i);
+            schemes.iter().find_map(|(id, scheme)| {
+                let other = block.loaded_with(*id).iter().find(|o| schemes.get(o) != Some(scheme))?;
+                Some((i, *id, *other))
+            })
         })
     }
 }

@@ -1,159 +1,8 @@
-//! The shape of a model: roles, sites, stages, scale edges, tensor names.
+//! The shape of a model: sizes, rotary embedding, tensor names.
 
+use crate::topology::{BlockLayout, BlockSpec, LinearId, LinearSpec, Norm, Site};
 use quant_core::FloatType;
 use serde::Serialize;
-
-/// A linear of a decoder block, by what it does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// Query projection.
-    Q,
-    /// Key projection.
-    K,
-    /// Value projection.
-    V,
-    /// Attention output projection.
-    O,
-    /// Gate projection of the MLP.
-    Gate,
-    /// Up projection of the MLP.
-    Up,
-    /// Down projection of the MLP.
-    Down,
-}
-
-impl Role {
-    /// All roles in execution order.
-    pub const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
-
-    /// Module name inside a block, as Hugging Face checkpoints of these families spell it.
-    #[must_use]
-    pub fn module(self) -> &'static str {
-        match self {
-            Self::Q => "self_attn.q_proj",
-            Self::K => "self_attn.k_proj",
-            Self::V => "self_attn.v_proj",
-            Self::O => "self_attn.o_proj",
-            Self::Gate => "mlp.gate_proj",
-            Self::Up => "mlp.up_proj",
-            Self::Down => "mlp.down_proj",
-        }
-    }
-    /// The site whose activations feed this linear.
-    #[must_use]
-    pub fn site(self) -> Site {
-        match self {
-            Self::Q | Self::K | Self::V => Site::AttentionInput,
-            Self::O => Site::AttentionOutput,
-            Self::Gate | Self::Up => Site::MlpInput,
-            Self::Down => Site::MlpActivation,
-        }
-    }
-    /// Loaders fuse these into one matrix, so they must have one quantisation type.
-    #[must_use]
-    pub fn fused_with(self) -> &'static [Self] {
-        self.site().stage().linears
-    }
-}
-
-/// A place in the block where activations enter one or more linears.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Site {
-    /// After the input norm; feeds q, k, v. Width: hidden.
-    AttentionInput,
-    /// The attention result before its output projection. Width: heads · head_dim.
-    AttentionOutput,
-    /// After the post-attention norm; feeds gate and up. Width: hidden.
-    MlpInput,
-    /// `silu(gate) · up`; feeds down. Width: intermediate.
-    MlpActivation,
-}
-
-impl Site {
-    /// All sites in execution order.
-    pub const ALL: [Self; 4] =
-        [Self::AttentionInput, Self::AttentionOutput, Self::MlpInput, Self::MlpActivation];
-
-    /// The stage that starts here.
-    #[must_use]
-    pub fn stage(self) -> &'static Stage {
-        &STAGES[self as usize]
-    }
-}
-
-/// Linears that share an input: one Hessian, one set of activation parameters, one quantisation type.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Stage {
-    /// Where the input is.
-    pub site: Site,
-    /// The linears fed by it.
-    pub linears: &'static [Role],
-}
-
-/// The stages of a block in execution order (the `true-sequential` order of GPTQ).
-pub static STAGES: [Stage; 4] = [
-    Stage { site: Site::AttentionInput, linears: &[Role::Q, Role::K, Role::V] },
-    Stage { site: Site::AttentionOutput, linears: &[Role::O] },
-    Stage { site: Site::MlpInput, linears: &[Role::Gate, Role::Up] },
-    Stage { site: Site::MlpActivation, linears: &[Role::Down] },
-];
-
-/// A per-channel scale can be divided out of `norm` and multiplied into every linear at `site`, changing nothing.
-#[derive(Debug, PartialEq, Eq)]
-pub struct ScaleEdge {
-    /// The norm whose weight is divided.
-    pub norm: Norm,
-    /// The site whose linears' columns are multiplied.
-    pub site: Site,
-}
-
-/// The norm-to-linear edges of a pre-norm block (SmoothQuant's pairs).
-pub static SCALE_EDGES: [ScaleEdge; 2] = [
-    ScaleEdge { norm: Norm::Input, site: Site::AttentionInput },
-    ScaleEdge { norm: Norm::PostAttention, site: Site::MlpInput },
-];
-
-/// A norm weight of a block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Norm {
-    /// Before attention, `[hidden]`.
-    Input,
-    /// Before the MLP, `[hidden]`.
-    PostAttention,
-    /// Per-head query norm before rope, `[head_dim]`.
-    Query,
-    /// Per-head key norm before rope, `[head_dim]`.
-    Key,
-}
-
-impl Norm {
-    /// Module name inside a block.
-    #[must_use]
-    pub fn module(self) -> &'static str {
-        match self {
-            Self::Input => "input_layernorm",
-            Self::PostAttention => "post_attention_layernorm",
-            Self::Query => "self_attn.q_norm",
-            Self::Key => "self_attn.k_norm",
-        }
-    }
-}
-
-/// One linear of a block: shape `[outputs, inputs]` and whether it has a bias `[outputs]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LinearSpec {
-    /// What it does.
-    pub role: Role,
-    /// Rows of the weight.
-    pub outputs: usize,
-    /// Columns of the weight.
-    pub inputs: usize,
-    /// Whether it has a bias.
-    pub bias: bool,
-}
 
 /// How rotary frequencies are adapted to longer contexts (`config.json`: `rope_scaling`).
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -258,6 +107,9 @@ pub struct ModelSpec {
     pub qk_norm: bool,
     /// Sliding window of every block; none is full attention.
     pub windows: Vec<Option<usize>>,
+    /// How its checkpoints spell and store a block.
+    #[serde(skip)]
+    pub layout: &'static BlockLayout,
     /// The type the checkpoint declares for its tensors.
     pub dtype: FloatType,
 }
@@ -276,16 +128,6 @@ impl ModelSpec {
     #[must_use]
     pub fn block_prefix(&self, index: usize) -> String {
         format!("model.layers.{index}")
-    }
-    /// Full module name of a linear.
-    #[must_use]
-    pub fn module(&self, index: usize, role: Role) -> String {
-        format!("{}.{}", self.block_prefix(index), role.module())
-    }
-    /// Full tensor name of a norm weight.
-    #[must_use]
-    pub fn norm(&self, index: usize, norm: Norm) -> String {
-        format!("{}.{}.weight", self.block_prefix(index), norm.module())
     }
     /// `heads · head_dim`.
     #[must_use]
@@ -306,17 +148,25 @@ impl ModelSpec {
             Site::MlpActivation => self.intermediate,
         }
     }
-    /// Shape and bias of a linear.
+    /// The topology of block `index`: its linears, what feeds them, and where scales can move.
     #[must_use]
-    pub fn linear(&self, role: Role) -> LinearSpec {
-        let (outputs, bias) = match role {
-            Role::Q => (self.query_width(), self.qkv_bias),
-            Role::K | Role::V => (self.kv_width(), self.qkv_bias),
-            Role::O => (self.hidden, self.o_bias),
-            Role::Gate | Role::Up => (self.intermediate, self.mlp_bias),
-            Role::Down => (self.hidden, self.mlp_bias),
-        };
-        LinearSpec { role, outputs, inputs: self.site_width(role.site()), bias }
+    pub fn block(&self, index: usize) -> BlockSpec {
+        BlockSpec::new(self, index)
+    }
+    /// A linear of block `index`; none if the block has no such linear.
+    #[must_use]
+    pub fn linear(&self, index: usize, id: LinearId) -> Option<LinearSpec> {
+        self.block(index).linears.into_iter().find(|linear| linear.id == id)
+    }
+    /// Full module name of a linear.
+    #[must_use]
+    pub fn module(&self, index: usize, id: LinearId) -> String {
+        format!("{}.{}", self.block_prefix(index), self.layout.module(id))
+    }
+    /// Full tensor name of a norm weight.
+    #[must_use]
+    pub fn norm(&self, index: usize, norm: Norm) -> String {
+        format!("{}.{}.weight", self.block_prefix(index), self.layout.norm(norm))
     }
     /// The norms a block has and their widths.
     #[must_use]
@@ -330,20 +180,15 @@ impl ModelSpec {
     /// Weights of one block, in elements (norms and biases included).
     #[must_use]
     pub fn block_parameters(&self) -> usize {
-        let linears: usize = Role::ALL
-            .iter()
-            .map(|&role| self.linear(role))
-            .map(|l| l.outputs * l.inputs + if l.bias { l.outputs } else { 0 })
-            .sum();
-        linears + self.norms().iter().map(|(_, width)| width).sum::<usize>()
+        self.block(0).parameters()
     }
     /// Every tensor of one block in file order: per linear weight then bias, then the norms.
     #[must_use]
     pub fn block_tensors(&self, index: usize) -> Vec<TensorSpec> {
         let mut tensors = Vec::new();
-        for role in Role::ALL {
-            let linear = self.linear(role);
-            let module = self.module(index, role);
+        let block = self.block(index);
+        for linear in &block.linears {
+            let module = &linear.module;
             tensors.push(TensorSpec {
                 name: format!("{module}.weight"),
                 shape: vec![linear.outputs, linear.inputs],
@@ -352,7 +197,7 @@ impl ModelSpec {
                 tensors.push(TensorSpec { name: format!("{module}.bias"), shape: vec![linear.outputs] });
             }
         }
-        for (norm, width) in self.norms() {
+        for (norm, width) in block.norms {
             tensors.push(TensorSpec { name: self.norm(index, norm), shape: vec![width] });
         }
         tensors

@@ -114,6 +114,13 @@ impl Hessian {
         n * n * size_of::<f32>()
     }
 
+    /// Bytes of that buffer that are ever touched: the pages of its lower triangle.
+    #[must_use]
+    pub fn touched_bytes(n: usize) -> usize {
+        const PAGE: usize = 4096;
+        size_of::<f32>() * n * n / 2 + n * PAGE / 2
+    }
+
     /// The factor `2/N` from the stored sum to `H`.
     pub(crate) fn scale(&self) -> Result<f64, HessianError> {
         if self.sequences == 0 {

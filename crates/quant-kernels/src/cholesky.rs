@@ -41,7 +41,10 @@ fn factor_slice<T: Element + faer::traits::RealField>(
     n: usize,
     par: Par,
 ) -> Result<(), PivotError> {
-    let par = par.faer();
+    let par = match par {
+        Par::Seq => faer::Par::Seq,
+        Par::Threads(count) => faer::Par::rayon(count.get()),
+    };
     let params: Spec<factor::LltParams, T> = Spec::new(Auto::<T>::auto());
     let mut memory = MemBuffer::new(factor::cholesky_in_place_scratch::<T>(n, par, params));
     factor::cholesky_in_place(

@@ -1,4 +1,5 @@
 use quant_core::CoreError;
+use quant_graph::ForwardError;
 use quant_hessian::HessianError;
 use thiserror::Error;
 
@@ -19,6 +20,20 @@ pub enum MethodError {
         method: &'static str,
         /// The statistic.
         what: &'static str,
+    },
+    /// A statistic that does not follow a scaling of the channels, and that a transform scaled under it.
+    #[error(
+        "second moments and ranges of the float model must be gathered behind the transforms that scale its channels"
+    )]
+    Unscalable,
+    /// A part of the block that could not be run.
+    #[error(transparent)]
+    Forward(#[from] ForwardError),
+    /// A state that another method prepared: an error of the caller.
+    #[error("{method} was handed what another method prepared")]
+    Prepared {
+        /// Registry id.
+        method: &'static str,
     },
     /// Arrays that do not fit together.
     #[error("{method}: {what} has {found} channels, expected {expected}")]

@@ -1,16 +1,17 @@
 //! The methods this crate has, as data.
 
 use crate::{Field, Rounding, Settings, SettingsError, Transform, gptq, rtn, smoothquant};
-use std::fmt::{self, Debug, Formatter};
 use std::sync::Arc;
 
-/// What a method does to a block, and how it is made from its section of a recipe.
-#[derive(Clone, Copy)]
+/// What a method does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Rewrites a float block without changing its function.
-    Transform(fn(&Settings) -> Result<Arc<dyn Transform>, SettingsError>),
+    Transform,
     /// Turns weights into integer levels.
-    Rounding(fn(&Settings) -> Result<Arc<dyn Rounding>, SettingsError>),
+    Rounding,
+    /// Rewrites the block, and with a scheme of its own turns the weights into levels as well.
+    Both,
 }
 
 impl Kind {
@@ -18,15 +19,37 @@ impl Kind {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
-            Self::Transform(_) => "transform",
-            Self::Rounding(_) => "rounding",
+            Self::Transform => "transform",
+            Self::Rounding => "rounding",
+            Self::Both => "transform and rounding",
         }
+    }
+    /// Whether it can be the rounding of a recipe.
+    #[must_use]
+    pub fn rounds(self) -> bool {
+        self != Self::Transform
     }
 }
 
-impl Debug for Kind {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+/// What a section of a recipe makes: what happens to a block before rounding, how weights are rounded, or both.
+#[derive(Clone, Debug, Default)]
+pub struct Modifier {
+    /// Comes before any rounding.
+    pub transform: Option<Arc<dyn Transform>>,
+    /// Rounds every linear without an override.
+    pub rounding: Option<Arc<dyn Rounding>>,
+}
+
+impl Modifier {
+    /// One that only transforms.
+    #[must_use]
+    pub fn transform(transform: impl Transform + 'static) -> Self {
+        Self { transform: Some(Arc::new(transform)), rounding: None }
+    }
+    /// One that only rounds.
+    #[must_use]
+    pub fn rounding(rounding: impl Rounding + 'static) -> Self {
+        Self { transform: None, rounding: Some(Arc::new(rounding)) }
     }
 }
 
@@ -39,8 +62,10 @@ pub struct Method {
     pub summary: &'static str,
     /// Where it was published.
     pub source: &'static str,
-    /// Transform or rounding.
+    /// Transform, rounding, or both.
     pub kind: Kind,
+    /// Makes it from its section.
+    pub build: fn(&Settings) -> Result<Modifier, SettingsError>,
     /// The keys of its section.
     pub fields: &'static [Field],
     /// 1: golden-tested against the official code and exported; 2: golden-tested; 3: experimental.
@@ -92,17 +117,18 @@ mod tests {
             assert_eq!(resolved.as_object().unwrap().len(), m.fields.len(), "{}", m.id);
             // What is echoed into reports is a section again.
             Settings::new(m.id, resolved, m.fields).unwrap();
-            match m.kind {
-                Kind::Transform(build) => assert_eq!(build(&settings).unwrap().method().id, m.id),
-                Kind::Rounding(build) => {
-                    let rounding = build(&settings).unwrap();
-                    assert_eq!(rounding.method().id, m.id);
-                    for inputs in [1, 32, 100] {
-                        let planned = rounding.plan(inputs, quant_core::FloatType::F32).unwrap().unwrap();
-                        assert_eq!(planned.quantizer.method().id, m.id);
-                        assert_eq!(planned.weight.group, (inputs > 32).then_some(32), "{}", m.id);
-                    }
-                }
+            let modifier = (m.build)(&settings).unwrap();
+            assert_eq!(modifier.rounding.is_some(), m.kind.rounds(), "{}", m.id);
+            assert_eq!(modifier.transform.is_some(), m.kind != Kind::Rounding, "{}", m.id);
+            if let Some(transform) = modifier.transform {
+                assert_eq!(transform.method().id, m.id);
+            }
+            let Some(rounding) = modifier.rounding else { continue };
+            assert_eq!(rounding.method().id, m.id);
+            for inputs in [1, 32, 100] {
+                let planned = rounding.plan(inputs, quant_core::FloatType::F32).unwrap().unwrap();
+                assert_eq!(planned.solver.method().id, m.id);
+                assert_eq!(planned.weight.group, (inputs > 32).then_some(32), "{}", m.id);
             }
         }
     }

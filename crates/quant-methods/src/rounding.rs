@@ -1,15 +1,10 @@
-//! The interface of methods that turn weights into levels: a modifier of a recipe, what it plans for one linear, and the
-//! quantiser that works on a bare matrix.
+//! The interface of methods that turn weights into levels, as a modifier of a recipe: its settings, and what it plans for one
+//! linear.
 
 use crate::settings::FieldKind;
-use crate::{Field, Method, MethodError, Settings, SettingsError};
-use ndarray::ArrayView2;
-use quant_core::{
-    ActOrder, ClipSearch, Convention, CoreError, FloatType, Grid, QuantizedMatrix, Scheme, Variant,
-};
+use crate::{Field, Method, Settings, SettingsError, Solver};
+use quant_core::{ActOrder, ClipSearch, Convention, CoreError, FloatType, Grid, Scheme, Variant};
 use quant_graph::WeightScheme;
-use quant_hessian::{Factor, FactorSettings};
-use quant_kernels::Par;
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -36,10 +31,10 @@ pub trait Rounding: Debug + Send + Sync {
 pub struct PlannedRounding {
     /// How the result is stored.
     pub weight: WeightScheme,
+    /// How a group gets its parameters: what a transform before it prepares the weight for.
+    pub grid: Grid,
     /// What makes it.
-    pub quantizer: Arc<dyn WeightQuantizer>,
-    /// How the factor of its input's Hessian is prepared; none for methods that need no Hessian.
-    pub factor: Option<FactorSettings>,
+    pub solver: Arc<dyn Solver>,
 }
 
 /// What every rounding modifier says.
@@ -157,46 +152,3 @@ pub const VARIANT: Field = Field {
     help: "exact: the mathematics; official: the published code with its quirks",
     run_wide: false,
 };
-
-/// A rounded weight and what the method knows about it.
-#[derive(Clone, Debug)]
-pub struct Rounded {
-    /// Levels, scales, zeros, groups.
-    pub matrix: QuantizedMatrix,
-    /// `½ Σ ((w − q)/U_ii)²` of second-order methods.
-    pub loss: Option<f64>,
-}
-
-/// A rounding method on one weight.
-pub trait WeightQuantizer: Debug + Send + Sync {
-    /// Its registry line.
-    fn method(&self) -> &'static Method;
-    /// Rounds `weight` `[out, in]`, using the factor of its input's Hessian if the method needs one.
-    ///
-    /// # Errors
-    /// A NaN in the weight, a missing factor, shapes that do not fit.
-    fn quantize(
-        &self,
-        weight: ArrayView2<'_, f32>,
-        factor: Option<&Factor>,
-        par: Par,
-    ) -> Result<Rounded, MethodError>;
-    /// A weight `(out, in)` to be rounded as its rows arrive; none for methods that want all of it, or statistics.
-    fn by_rows(&self, shape: (usize, usize)) -> Option<Box<dyn RowRounding>> {
-        let _ = shape;
-        None
-    }
-}
-
-/// A weight that is rounded some rows at a time: no row needs to know another.
-pub trait RowRounding: Send {
-    /// Rounds `rows` `[rows, in]`, the first of which is row `first` of the weight.
-    ///
-    /// # Errors
-    /// A NaN or infinity, named by the row of the weight and the column; rows outside the weight.
-    fn rows(&mut self, first: usize, rows: ArrayView2<'_, f32>, par: Par) -> Result<(), MethodError>;
-    /// The weight so far; rows that have not arrived are zero.
-    fn matrix(&self) -> &QuantizedMatrix;
-    /// The weight, when all rows have arrived.
-    fn finish(self: Box<Self>) -> QuantizedMatrix;
-}

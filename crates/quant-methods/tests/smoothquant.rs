@@ -5,11 +5,9 @@
 use ndarray::{Array1, Array2, ArrayView2, Axis};
 use proptest::prelude::*;
 use quant_core::{ActQuant, ActRule, Bits, ChannelMaxima, ClipSearch, Convention, FloatType, Grid, Variant};
-use quant_hessian::{FactorSettings, GptqConfig, Hessian, prepare};
+use quant_hessian::{FactorSettings, GptqConfig, Hessian, gptq, prepare};
 use quant_kernels::Par;
-use quant_methods::WeightQuantizer;
-use quant_methods::gptq::Gptq;
-use quant_methods::rtn::Rtn;
+use quant_methods::rtn::{Rtn, round};
 use quant_methods::smoothquant::{SmoothQuant, apply, factors};
 use quant_testkit::Numbers;
 
@@ -132,9 +130,9 @@ fn w8_gptq_of_an_identity_is_rtn() {
     for clip in [None, Some(ClipSearch::default())] {
         let grid =
             Grid::new(Convention::QSym, Bits::new(8).unwrap(), Variant::Exact, FloatType::F32).unwrap();
-        let gptq = Gptq { config: GptqConfig { clip, ..GptqConfig::new(grid) } };
-        let second_order = gptq.quantize(weight.view(), Some(&factor), Par::Seq).unwrap().matrix;
-        let nearest = Rtn { grid, group: None, clip }.quantize(weight.view(), None, Par::Seq).unwrap().matrix;
+        let config = GptqConfig { clip, ..GptqConfig::new(grid) };
+        let second_order = gptq(weight.view(), &factor, &config, Par::Seq).unwrap().matrix;
+        let nearest = round(&Rtn { grid, group: None, clip }, weight.view(), Par::Seq).unwrap();
         assert_eq!(second_order, nearest);
     }
 }

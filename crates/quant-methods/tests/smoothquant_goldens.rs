@@ -7,7 +7,7 @@ use ndarray::Axis;
 use quant_core::{ChannelMaxima, FloatType, Variant};
 use quant_kernels::{Compute, Par, rms_norm};
 use quant_methods::smoothquant::{SmoothQuant, apply, factors};
-use quant_model::{Block, RopeTable, model_spec};
+use quant_model::{Block, KvCache, RopeTable, model_spec};
 use quant_testkit::{Golden, Tensors, block_from_tensors};
 
 fn close(ours: &[f32], theirs: &[f32], what: &str) {
@@ -103,7 +103,7 @@ fn block_maxima(golden: &Golden, family: &str, architecture: &str) {
     for sequence in x.axis_chunks_iter(Axis(0), length) {
         let mut h = sequence.to_owned();
         let input = block.attention_input(h.view(), Par::Seq).unwrap();
-        let output = block.attention(input.view(), &rope, None, Par::Seq).unwrap();
+        let output = block.attention(input.view(), &rope, &mut KvCache::new(), Par::Seq).unwrap();
         h += &block.attention_output(output.view(), Par::Seq).unwrap();
         let mlp = block.mlp_input(h.view(), Par::Seq).unwrap();
         let activation = block.mlp_activation(mlp.view(), Par::Seq).unwrap();

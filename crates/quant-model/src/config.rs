@@ -103,6 +103,7 @@ pub fn read_model_config(config: &Value) -> Result<Reading, ModelError> {
         mlp_bias: bias(&fields, family.mlp_bias, &mut warnings)?,
         qk_norm: family.qk_norm,
         windows: windows(&fields, family, layers, &mut warnings)?,
+        layout: family.layout,
         dtype: dtype(&fields)?.unwrap_or(FloatType::F32),
     };
     unread(&fields, family, &mut warnings)?;

@@ -1,6 +1,6 @@
 //! What can be wrong with a config or an input.
 
-use quant_graph::{Role, SourceError};
+use quant_graph::SourceError;
 use thiserror::Error;
 
 /// Why a model cannot be described, built or run.
@@ -74,12 +74,12 @@ pub enum ModelError {
         problem: &'static str,
     },
     /// A stage was run before its linear was set.
-    #[error("block {block}: {} has no weight yet; set_linear it before running its stage", role.module())]
+    #[error("block {block}: {module} has no weight yet; set_linear it before running its stage")]
     MissingLinear {
         /// Index of the block.
         block: usize,
-        /// Which linear.
-        role: Role,
+        /// Full module name of the linear.
+        module: String,
     },
     /// A rope table shorter than the sequence.
     #[error("rope table holds {available} positions, {needed} are needed")]

@@ -24,15 +24,16 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
-mod attention;
 mod block;
 mod config;
 mod error;
 pub mod families;
 mod fields;
+mod in_memory;
+mod kv;
 mod linear;
-mod memory;
 mod model;
+mod ops;
 mod parallel;
 mod rope;
 mod rope_config;
@@ -44,13 +45,15 @@ pub use ndarray;
 pub use quant_graph::{BlockParams, BlockSource, ModelSpec};
 pub use quant_kernels::{Compute, Par};
 
-pub use attention::attention_workspace_bytes;
-pub use block::{Block, KvObserver, MLP_ROWS};
+pub use block::{Block, BlockRunner, MLP_ROWS, Output, StageScratch, Walk};
 pub use config::{Reading, declared_dtype, model_spec, read_model_config};
 pub use error::ModelError;
 pub use families::{FAMILIES, Family};
+pub use in_memory::InMemoryModel;
+pub use kv::{KvCache, KvStore};
 pub use linear::{FakeQuantLinear, FloatLinear, LinearOp, linear_op};
-pub use memory::InMemoryModel;
+
 pub use model::{EncodeProgress, NonFinite, StreamedModel, spilled_rows_at_once};
+pub use ops::attention::attention_workspace_bytes;
 pub use rope::{RopeTable, RopeTables, inverse_frequencies};
 pub use row_store::{RowStore, StoreError};

@@ -1,7 +1,7 @@
 //! A linear layer as an object: float, or with its input quantised and dequantised first.
 
-use crate::parallel::for_rows;
-use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2};
+use crate::ops::project::fake_quantized;
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayViewMut2};
 use quant_core::ActQuant;
 use quant_graph::{LinearParams, LinearWeight};
 use quant_kernels::{Compute, Element, Par, PreparedWeight, vectorized};
@@ -18,6 +18,8 @@ pub trait LinearOp<T: Element>: Debug + Send + Sync {
     fn out_features(&self) -> usize;
     /// What happens to the input before the product.
     fn input_quant(&self) -> Option<&ActQuant>;
+    /// What is added after the product, `[out]`.
+    fn bias(&self) -> Option<ArrayView1<'_, T>>;
     /// The product and bias alone: `x` `[tokens, in]` is taken as it is; `out` `[tokens, out]` is written, its old content
     /// not read.
     ///
@@ -68,6 +70,18 @@ impl<T: Element> FloatLinear<T> {
     }
 }
 
+impl FloatLinear<f32> {
+    /// A weight `[out, in]` with a bias `[out]`.
+    pub(crate) fn of_view(
+        weight: ArrayView2<'_, f32>,
+        bias: Option<Array1<f32>>,
+        compute: Compute,
+        par: Par,
+    ) -> Self {
+        Self { weight: PreparedWeight::new(weight, compute, par), bias }
+    }
+}
+
 impl<T: Element> LinearOp<T> for FloatLinear<T> {
     fn in_features(&self) -> usize {
         self.weight.in_features()
@@ -77,6 +91,9 @@ impl<T: Element> LinearOp<T> for FloatLinear<T> {
     }
     fn input_quant(&self) -> Option<&ActQuant> {
         None
+    }
+    fn bias(&self) -> Option<ArrayView1<'_, T>> {
+        self.bias.as_ref().map(|b| b.view())
     }
     fn product_into(&self, x: ArrayView2<'_, T>, out: ArrayViewMut2<'_, T>, par: Par) {
         self.weight.forward_into(x, self.bias.as_ref().map(|b| b.view()), out, par);
@@ -101,6 +118,9 @@ impl<T: Element> LinearOp<T> for FakeQuantLinear<T> {
     fn input_quant(&self) -> Option<&ActQuant> {
         Some(&self.input)
     }
+    fn bias(&self) -> Option<ArrayView1<'_, T>> {
+        self.float.bias()
+    }
     fn product_into(&self, x: ArrayView2<'_, T>, out: ArrayViewMut2<'_, T>, par: Par) {
         self.float.product_into(x, out, par);
     }
@@ -114,39 +134,4 @@ pub fn linear_op<T: Element>(params: &LinearParams, compute: Compute, par: Par) 
         None => Box::new(float),
         Some(input) => Box::new(FakeQuantLinear::new(float, input)),
     }
-}
-
-/// Outputs of linears with one input `[tokens, in]`; every distinct quantiser among them runs once.
-pub(crate) fn forward_shared<'o, T: Element>(
-    linears: &[&dyn LinearOp<T>],
-    x: ArrayView2<'_, T>,
-    outputs: impl IntoIterator<Item = ArrayViewMut2<'o, T>>,
-    par: Par,
-) {
-    let mut quantized: Vec<(ActQuant, Array2<T>)> = Vec::new();
-    for (linear, out) in linears.iter().zip(outputs) {
-        match linear.input_quant() {
-            None => linear.product_into(x, out, par),
-            Some(quant) => {
-                let known = quantized.iter().position(|(q, _)| q == quant).unwrap_or_else(|| {
-                    quantized.push((*quant, fake_quantized(quant, x, par)));
-                    quantized.len() - 1
-                });
-                linear.product_into(quantized[known].1.view(), out, par);
-            }
-        }
-    }
-}
-
-fn fake_quantized<T: Element>(quant: &ActQuant, x: ArrayView2<'_, T>, par: Par) -> Array2<T> {
-    // Row-major whatever x is: the quantiser works on contiguous rows.
-    let mut copy = Array2::zeros(x.dim());
-    copy.assign(&x);
-    for_rows(copy.view_mut(), par, |_, rows| {
-        vectorized(
-            #[inline(always)]
-            || quant.fake_quantize(rows),
-        );
-    });
-    copy
 }

@@ -1,6 +1,6 @@
 //! Evaluation of a whole model with one block in memory at a time.
 
-use crate::block::normed;
+use crate::ops::norm::normed;
 use crate::parallel::for_each;
 use crate::{Block, ModelError, RopeTables, RowStore, views};
 use ndarray::{Array2, ArrayViewMut2, Axis, CowArray, Ix2};

@@ -5,12 +5,13 @@
 mod common;
 
 use common::{config_with, spec};
-use ndarray::{Array1, Array2, ArrayView2, concatenate};
+use ndarray::{Array1, Array2, concatenate};
 use proptest::prelude::*;
+use quant_core::activation::KvSide;
 use quant_core::{ActQuant, ActRule, Bits, KvQuant, QParams};
-use quant_graph::{BlockParams, LinearWeight, ModelSpec, Norm, Role};
+use quant_graph::{BlockParams, LinearId, LinearWeight, ModelSpec, Norm};
 use quant_kernels::{Compute, Element, Par};
-use quant_model::{Block, KvObserver, ModelError, RopeTable, model_spec};
+use quant_model::{Block, KvCache, KvStore, ModelError, RopeTable, model_spec};
 use quant_testkit::{Numbers, random_block};
 use serde_json::json;
 
@@ -87,7 +88,7 @@ proptest! {
         let h = numbers.matrix(tokens, spec.hidden, 2.0);
         let par = Par::new(threads);
         let x = block.attention_input(h.view(), par).unwrap();
-        let a = block.attention(x.view(), &rope, None, par).unwrap();
+        let a = block.attention(x.view(), &rope, &mut KvCache::new(), par).unwrap();
         prop_assert_eq!(a.dim(), (tokens, spec.query_width()));
         let h1 = &h + &block.attention_output(a.view(), par).unwrap();
         let x = block.mlp_input(h1.view(), par).unwrap();
@@ -106,7 +107,7 @@ fn grouped_heads_equal_repeated_weights() {
     let params = random_block(&grouped, &mut numbers);
     let mut repeated = params.clone();
     let rows: Vec<usize> = (0..32).map(|r| r / 8 / 2 * 8 + r % 8).collect();
-    for role in [Role::K, Role::V] {
+    for role in [LinearId::K, LinearId::V] {
         let linear = repeated.linears.get_mut(&role).unwrap();
         if let LinearWeight::Float(w) = &mut linear.weight {
             *w = w.select(ndarray::Axis(0), &rows);
@@ -157,14 +158,14 @@ fn eight_bit_inputs_stay_close_and_shared_inputs_are_quantised_alike() {
     // Each of q, k, v alone sees what it sees with the others.
     let quant = ActQuant::Static { bits: bits(8), params: QParams { scale: 0.03, zero: 128.0 } };
     let mut params = float;
-    for role in [Role::Q, Role::K, Role::V] {
+    for role in [LinearId::Q, LinearId::K, LinearId::V] {
         params.linears.get_mut(&role).unwrap().input = Some(quant);
     }
     let block = block::<f64>(&spec, &params);
     let x = h.mapv(f64::from);
     let mut quantised = x.clone();
     quant.fake_quantize(quantised.view_mut());
-    for role in [Role::Q, Role::K, Role::V] {
+    for role in [LinearId::Q, LinearId::K, LinearId::V] {
         let linear = block.linear(role).unwrap();
         assert_eq!(linear.input_quant(), Some(&quant));
         let mut product = Array2::from_elem((x.nrows(), linear.out_features()), f64::NAN);
@@ -179,10 +180,10 @@ fn a_quantiser_on_the_grid_of_its_input_changes_nothing() {
     let mut numbers = Numbers::new(8);
     let mut params = random_block(&spec, &mut numbers);
     let x = numbers.matrix(20, spec.hidden, 100.0).mapv(|v| v.round() / 64.0);
-    let float = block::<f32>(&spec, &params).linear(Role::Gate).unwrap().forward(x.view(), Par::Seq);
-    params.linears.get_mut(&Role::Gate).unwrap().input =
+    let float = block::<f32>(&spec, &params).linear(LinearId::GATE).unwrap().forward(x.view(), Par::Seq);
+    params.linears.get_mut(&LinearId::GATE).unwrap().input =
         Some(ActQuant::Static { bits: bits(8), params: QParams { scale: 1.0 / 64.0, zero: 128.0 } });
-    let fake = block::<f32>(&spec, &params).linear(Role::Gate).unwrap().forward(x.view(), Par::Seq);
+    let fake = block::<f32>(&spec, &params).linear(LinearId::GATE).unwrap().forward(x.view(), Par::Seq);
     assert_eq!(float, fake);
 }
 
@@ -198,7 +199,7 @@ fn quantised_weights_multiply_as_their_dequantised_values() {
         scale_type: quant_core::FloatType::F32,
     };
     let (mut quantised, mut values) = (params.clone(), params);
-    for role in Role::ALL {
+    for role in spec.layout.ids() {
         let linear = quantised.linears.get_mut(&role).unwrap();
         let LinearWeight::Float(w) = &linear.weight else { panic!("float") };
         let q =
@@ -210,36 +211,29 @@ fn quantised_weights_multiply_as_their_dequantised_values() {
     assert_eq!(forward::<f32>(&spec, &quantised, &h), forward::<f32>(&spec, &values, &h));
 }
 
-/// Keeps what it sees.
-#[derive(Default)]
-struct Keep(Vec<(Array2<f64>, Array2<f64>)>);
-
-impl KvObserver<f64> for Keep {
-    fn observe(&mut self, keys: ArrayView2<'_, f64>, values: ArrayView2<'_, f64>) {
-        self.0.push((keys.to_owned(), values.to_owned()));
-    }
-}
-
 #[test]
-fn kv_quantisation_sits_after_rope_and_after_the_observer() {
+fn kv_quantisation_sits_after_rope_and_before_the_cache() {
     let spec = spec(QWEN3);
     let mut numbers = Numbers::new(11);
     let params = random_block(&spec, &mut numbers);
     let mut block = block::<f64>(&spec, &params);
     let x = numbers.matrix(30, spec.hidden, 1.0).mapv(f64::from);
     let rope = table(&spec, 30);
-    let mut seen = Keep::default();
-    let float = block.attention(x.view(), &rope, Some(&mut seen), Par::Seq).unwrap();
-    let (keys, values) = seen.0[0].clone();
+    let mut seen = KvCache::new();
+    let float = block.attention(x.view(), &rope, &mut seen, Par::Seq).unwrap();
+    let (keys, values) = (seen.keys().to_owned(), seen.values().to_owned());
     assert_eq!((keys.dim(), values.dim()), ((30, 16), (30, 16)));
     // Rope keeps the length of each key, which the key norm fixes up to its weight; position 0 is not rotated at all.
-    let plain = block.linear(Role::V).unwrap().forward(x.view(), Par::Seq);
+    let plain = block.linear(LinearId::V).unwrap().forward(x.view(), Par::Seq);
     assert_eq!(values, plain);
 
     block.set_kv(Some(KvQuant::TokenHead { bits: bits(8), rule: ActRule::Asymmetric })).unwrap();
-    let mut again = Keep::default();
-    let dynamic = block.attention(x.view(), &rope, Some(&mut again), Par::Seq).unwrap();
-    assert_eq!(again.0[0], seen.0[0], "the observer sees what is not yet quantised");
+    let mut held = KvCache::new();
+    let dynamic = block.attention(x.view(), &rope, &mut held, Par::Seq).unwrap();
+    for (side, mut float) in [(KvSide::Key, keys.clone()), (KvSide::Value, values.clone())] {
+        block.kv().unwrap().fake_quantize(side, spec.head_dim, float.view_mut());
+        assert_eq!(float, if side == KvSide::Key { held.keys() } else { held.values() });
+    }
     let error = largest(&dynamic - &float);
     assert!(error > 0.0 && error < 0.05, "{error}");
 
@@ -248,7 +242,7 @@ fn kv_quantisation_sits_after_rope_and_after_the_observer() {
     };
     let fixed = KvQuant::Channel { bits: bits(8), key: scales(&keys), value: scales(&values) };
     block.set_kv(Some(fixed)).unwrap();
-    let error = largest(block.attention(x.view(), &rope, None, Par::Seq).unwrap() - &float);
+    let error = largest(block.attention(x.view(), &rope, &mut KvCache::new(), Par::Seq).unwrap() - &float);
     assert!(error > 0.0 && error < 0.05, "{error}");
     let short = KvQuant::Channel { bits: bits(8), key: Array1::ones(8), value: Array1::ones(16) };
     assert!(matches!(block.set_kv(Some(short)), Err(ModelError::Shape { .. })));
@@ -259,14 +253,14 @@ fn a_zero_value_vector_survives_kv_quantisation() {
     let spec = spec(PANGU);
     let mut numbers = Numbers::new(12);
     let mut params = random_block(&spec, &mut numbers);
-    let v = params.linears.get_mut(&Role::V).unwrap();
+    let v = params.linears.get_mut(&LinearId::V).unwrap();
     v.weight = LinearWeight::Float(Array2::zeros((16, 32)));
     v.bias = Some(Array1::zeros(16));
     for rule in [ActRule::Asymmetric, ActRule::Symmetric, ActRule::SymmetricFull] {
         params.kv = Some(KvQuant::TokenHead { bits: bits(4), rule });
         let block = block::<f32>(&spec, &params);
         let x = numbers.matrix(10, 32, 1.0);
-        let a = block.attention(x.view(), &table(&spec, 10), None, Par::Seq).unwrap();
+        let a = block.attention(x.view(), &table(&spec, 10), &mut KvCache::new(), Par::Seq).unwrap();
         assert!(a.iter().all(|&v| v == 0.0));
     }
 }
@@ -283,8 +277,8 @@ fn linears_are_replaced_in_place() {
     let rope = table(&spec, 9);
     let x = block.attention_input(h.view(), Par::Seq).unwrap();
     assert!(matches!(
-        block.attention(x.view(), &rope, None, Par::Seq),
-        Err(ModelError::MissingLinear { block: 0, role: Role::Q })
+        block.attention(x.view(), &rope, &mut KvCache::new(), Par::Seq),
+        Err(ModelError::MissingLinear { block: 0, ref module }) if module == "model.layers.0.self_attn.q_proj"
     ));
     for (role, linear) in &first.linears {
         block.set_linear(*role, linear, Par::Seq).unwrap();
@@ -293,8 +287,8 @@ fn linears_are_replaced_in_place() {
         assert_eq!(block.norm(*norm).unwrap(), weight.view());
     }
     assert_eq!(block.forward(h.clone(), &rope, Par::Seq).unwrap(), forward::<f32>(&spec, &first, &h));
-    block.clear_linear(Role::O);
-    assert!(block.linear(Role::O).is_none());
+    block.clear_linear(LinearId::O);
+    assert!(block.linear(LinearId::O).is_none());
 }
 
 #[test]
@@ -307,11 +301,14 @@ fn what_does_not_fit_is_named() {
     };
 
     let mut wrong = params.clone();
-    wrong.linears.get_mut(&Role::Down).unwrap().weight = LinearWeight::Float(Array2::zeros((48, 32)));
+    wrong.linears.get_mut(&LinearId::DOWN).unwrap().weight = LinearWeight::Float(Array2::zeros((48, 32)));
     let message = build(wrong);
-    assert!(message.contains("block 1: mlp.down_proj") && message.contains("[32, 48]"), "{message}");
+    assert!(
+        message.contains("block 1: model.layers.1.mlp.down_proj") && message.contains("[32, 48]"),
+        "{message}"
+    );
     let mut wrong = params.clone();
-    wrong.linears.get_mut(&Role::K).unwrap().bias = None;
+    wrong.linears.get_mut(&LinearId::K).unwrap().bias = None;
     assert!(build(wrong).contains("self_attn.k_proj.bias is missing"));
     let mut wrong = params.clone();
     wrong.norms.remove(&Norm::PostAttention);

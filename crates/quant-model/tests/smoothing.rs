@@ -7,10 +7,10 @@ use common::{random_model, relative, spec};
 use ndarray::{Array1, Array2};
 use proptest::prelude::*;
 use quant_core::{FloatType, Variant};
-use quant_graph::{BlockParams, BlockSource, LinearWeight, ModelSpec, SCALE_EDGES, Site};
+use quant_graph::{BlockParams, BlockSource, LinearWeight, ModelSpec, Site};
 use quant_kernels::{Compute, Par};
 use quant_methods::smoothquant::{SmoothQuant, apply, factors};
-use quant_model::{Block, InMemoryModel, RopeTable, StreamedModel};
+use quant_model::{Block, InMemoryModel, KvCache, RopeTable, StreamedModel};
 use quant_testkit::{Numbers, random_block};
 use std::ops::ControlFlow;
 
@@ -27,7 +27,7 @@ fn site_inputs(spec: &ModelSpec, params: &BlockParams, h: &Array2<f32>) -> [(Sit
     let block = Block::<f32>::new(spec, 0, params.clone(), Compute::F32, Par::Seq).unwrap();
     let rope = RopeTable::<f32>::new(&spec.rope, spec.head_dim, spec.max_position_embeddings, h.nrows());
     let x = block.attention_input(h.view(), Par::Seq).unwrap();
-    let a = block.attention(x.view(), &rope, None, Par::Seq).unwrap();
+    let a = block.attention(x.view(), &rope, &mut KvCache::new(), Par::Seq).unwrap();
     let after = h + &block.attention_output(a.view(), Par::Seq).unwrap();
     let m = block.mlp_input(after.view(), Par::Seq).unwrap();
     [(Site::AttentionInput, x), (Site::MlpInput, m)]
@@ -38,9 +38,10 @@ fn smoothed(spec: &ModelSpec, params: &BlockParams, h: &Array2<f32>, alpha: f32)
     let mut out = params.clone();
     let settings = SmoothQuant { alpha, variant: Variant::Exact };
     let inputs = site_inputs(spec, params, h);
-    for edge in &SCALE_EDGES {
-        let x = &inputs.iter().find(|(site, _)| *site == edge.site).unwrap().1;
-        let roles = edge.site.stage().linears;
+    let block = spec.block(0);
+    for (norm, to) in block.norm_edges() {
+        let x = &inputs.iter().find(|(site, _)| *site == to).unwrap().1;
+        let roles = block.at(to);
         let mut weights: Vec<Array2<f32>> = Vec::new();
         for role in roles {
             weights.push(out.linears[role].weight.clone().into_values());
@@ -48,7 +49,7 @@ fn smoothed(spec: &ModelSpec, params: &BlockParams, h: &Array2<f32>, alpha: f32)
         let views: Vec<_> = weights.iter().map(|w| w.view()).collect();
         let c = factors(&settings, largest(x).view(), &views).unwrap();
         assert!(c.iter().any(|c| (c - 1.0).abs() > 0.05), "nothing to move");
-        let norm = out.norms.get_mut(&edge.norm).unwrap();
+        let norm = out.norms.get_mut(&norm).unwrap();
         let mut refs: Vec<_> = weights.iter_mut().collect();
         apply(c.view(), norm, &mut refs, FloatType::F32).unwrap();
         for (role, weight) in roles.iter().zip(weights) {
@@ -98,12 +99,13 @@ fn logits_of_a_smoothed_model_are_those_of_the_model() {
 
 /// The identity itself, where the f32 of stored parameters does not blur it: `c` that are powers of two fold into them
 /// without rounding, so a block in f64 must give the same output but for the rounding of f64 sums.
-fn folded_by_powers_of_two(params: &BlockParams, numbers: &mut Numbers) -> BlockParams {
+fn folded_by_powers_of_two(spec: &ModelSpec, params: &BlockParams, numbers: &mut Numbers) -> BlockParams {
     let mut out = params.clone();
-    for edge in &SCALE_EDGES {
-        let norm = out.norms.get_mut(&edge.norm).unwrap();
+    let block = spec.block(0);
+    for (norm, to) in block.norm_edges() {
+        let norm = out.norms.get_mut(&norm).unwrap();
         let c = Array1::from_shape_simple_fn(norm.len(), || 2.0_f32.powi((numbers.uniform() * 6.0) as i32));
-        let roles = edge.site.stage().linears;
+        let roles = block.at(to);
         let mut weights: Vec<_> =
             roles.iter().map(|role| params.linears[role].weight.clone().into_values()).collect();
         let mut refs: Vec<_> = weights.iter_mut().collect();
@@ -144,7 +146,7 @@ proptest! {
         let mut numbers = Numbers::new(seed);
         let params = random_block(&spec, &mut numbers);
         let h = stream(&mut numbers, tokens, &spec).mapv(f64::from);
-        let folded = folded_by_powers_of_two(&params, &mut numbers);
+        let folded = folded_by_powers_of_two(&spec, &params, &mut numbers);
         prop_assert!(folded != params);
         let rope = RopeTable::<f64>::new(&spec.rope, spec.head_dim, spec.max_position_embeddings, tokens);
         let run = |params: BlockParams| {

@@ -6,7 +6,7 @@ mod common;
 
 use common::{config_with, head, random_model, spec};
 use ndarray::{Array1, Array2, s};
-use quant_graph::{BlockParams, BlockSource, LinearWeight, ModelSpec, Role, Rows, SourceError};
+use quant_graph::{BlockParams, BlockSource, LinearId, LinearWeight, ModelSpec, Rows, SourceError};
 use quant_kernels::{Compute, Par, linear, rms_norm};
 use quant_model::{Block, InMemoryModel, ModelError, NonFinite, RopeTable, StreamedModel, model_spec};
 use serde_json::json;
@@ -112,7 +112,7 @@ fn positions_that_were_not_encoded() {
 fn a_collapsed_model_reports_where() {
     let spec = spec(QWEN2);
     let mut source = random_model(&spec, 5);
-    let down = source.blocks_mut()[1].linears.get_mut(&Role::Down).unwrap();
+    let down = source.blocks_mut()[1].linears.get_mut(&LinearId::DOWN).unwrap();
     down.weight = LinearWeight::Float(Array2::from_elem((32, 48), f32::MAX));
     let mut model = StreamedModel::new(source.clone(), Compute::F32, Par::new(2));
     model.encode(&sequences(), &mut quiet).unwrap();

@@ -4,7 +4,6 @@ use crate::PipelineError;
 use crate::open::OpenFolder;
 use crate::plan::Plan;
 use quant_checkpoint::{DEFAULT_SHARD_BYTES, ShardPlan, TensorSpec, side_files};
-use quant_graph::Role;
 use serde::Serialize;
 
 /// Disk a job needs, in bytes, all of it on the file system of the output.
@@ -29,7 +28,7 @@ impl DiskPlan {
         let dir = folder.checkpoint.path();
         let copied = side_files(dir)?.copied;
         let copied = copied.into_iter().filter_map(|name| dir.join(name).metadata().ok()).map(|m| m.len());
-        let linears = (plan.spec.layers * Role::ALL.len()) as u64;
+        let linears = plan.scheme.linears().count() as u64;
         Ok(Self {
             weights: shard_plan(folder, plan)?.shards().iter().map(|s| s.bytes).sum(),
             files: copied.sum::<u64>() + WORDS * (linears + 16),

@@ -5,7 +5,7 @@ use crate::memory::{BASE, F32, READING, STREAMS, THREAD, bound};
 use quant_checkpoint::{CheckpointError, Disk, Storage};
 use quant_core::Bytes;
 use quant_eval::{CHUNK, panel_bytes};
-use quant_graph::{ModelSpec, Role};
+use quant_graph::ModelSpec;
 use quant_kernels::{Compute, PreparedWeight};
 use quant_model::{MLP_ROWS, RopeTables, attention_workspace_bytes, spilled_rows_at_once};
 use serde::Serialize;
@@ -54,8 +54,8 @@ impl EvalMemory {
     ) -> Self {
         let tokens = lengths.iter().sum::<usize>();
         let tables = specs.iter().map(|(s, _)| RopeTables::bytes(s, lengths.iter().copied()) as u64).max();
-        let weights = |r: Role, s: &ModelSpec| (s.linear(r).outputs * s.linear(r).inputs) as u64;
-        let largest = specs.iter().flat_map(|(s, _)| Role::ALL.map(|r| weights(r, s))).max().unwrap_or(0);
+        let weights = |s: &ModelSpec| s.block(0).linears.into_iter().map(|l| l.weights() as u64);
+        let largest = specs.iter().flat_map(|(s, _)| weights(s)).max().unwrap_or(0);
         // Pieces of a float weight are there as bytes and as floats; levels are read as they are.
         let reading = if specs.iter().any(|(_, is_float)| *is_float) { 3 * F32 * largest } else { largest };
         Self {

@@ -3,16 +3,14 @@
 use crate::plan::Plan;
 use crate::quantize::Prepared;
 use ndarray::Array2;
-use quant_graph::{ModelSpec, STAGES};
+use quant_graph::ModelSpec;
 use quant_kernels::{Compute, Par, PreparedWeight};
 use serde::Serialize;
 use std::time::Instant;
 
 /// Bytes per second and thread at which rows are read, rounded, hashed and written (measured on Zen 4 and Zen 5).
 const BYTES_PER_SECOND: f64 = 0.35e9;
-/// A factorisation in operations of a product, over `n³`: half the work at the full rate (measured, as the next).
-const FACTOR: f64 = 0.5;
-/// Share of the product rate that the column loops of a solver reach.
+/// Share of the product rate that the column loops of a solver reach (measured).
 const COLUMNS: f64 = 0.78;
 /// Share of the product rate that is left for products beside norms, attention and copies.
 const FORWARD: f64 = 0.85;
@@ -55,13 +53,14 @@ impl Plan {
     pub fn bits_per_weight(&self) -> f64 {
         let float = 8.0 * self.norm_type.size() as f64;
         let (mut bits, mut weights) = (0.0, 0.0);
-        for (_, role, scheme) in self.scheme.linears() {
-            let linear = self.spec.linear(role);
-            let each = scheme.weight.map_or(float, |w| {
-                w.bits_per_weight((linear.outputs, linear.inputs), 8 * self.scale_type.size())
-            });
-            let size = (linear.outputs * linear.inputs) as f64;
-            (bits, weights) = (bits + each * size, weights + size);
+        for (index, schemes) in self.scheme.blocks.iter().enumerate() {
+            for linear in self.spec.block(index).linears {
+                let weight = schemes.get(&linear.id).and_then(|scheme| scheme.weight);
+                let each =
+                    weight.map_or(float, |w| w.bits_per_weight(linear.shape(), 8 * self.scale_type.size()));
+                let size = linear.weights() as f64;
+                (bits, weights) = (bits + each * size, weights + size);
+            }
         }
         bits / f64::max(weights, 1.0)
     }
@@ -70,22 +69,32 @@ impl Plan {
 /// Floating-point operations of calibration and rounding, each weighted by how far below the rate of a product it runs.
 fn operations(plan: &Plan, lengths: &[usize]) -> f64 {
     let spec = &plan.spec;
-    let tokens = lengths.iter().sum::<usize>() as f64;
-    let streams =
-        f64::from(u8::from(plan.needs.channel_max)) + f64::from(u8::from(plan.needs.quantized_stream()));
-    let again = f64::from(u8::from(plan.needs.quantized_stream() && !plan.true_sequential()));
-    let forward =
-        (streams + again) * (2.0 * tokens * spec.block_parameters() as f64 + attention(spec, lengths));
+    let tokens = lengths.iter().sum::<usize>();
+    // The float stream passes a block once more where it is looked at before the transforms and goes on behind them.
+    let statistics = |i: usize| spec.block(i).stages.iter().any(|s| !plan.needs_at(i, s).float.is_empty());
+    let again = usize::from(plan.streams.deployed && !plan.true_sequential())
+        + usize::from(plan.streams.together && statistics(0));
+    let once = 2.0 * tokens as f64 * spec.block_parameters() as f64 + attention(spec, lengths);
+    let forward = (plan.streams.count() + again) as f64 * once;
     let mut all = spec.layers as f64 * forward / FORWARD;
     for index in 0..spec.layers {
-        for stage in &STAGES {
-            if plan.factor_at(index, stage.site).is_none() {
-                continue;
+        let block = spec.block(index);
+        for transform in plan.recipe.transforms() {
+            all += transform.operations(&block, tokens) / FORWARD;
+        }
+        for stage in &block.stages {
+            let needs = plan.needs_at(index, stage);
+            let gathered =
+                needs.float.iter().chain(&needs.deployed).map(|s| s.operations(tokens, stage.width));
+            all += gathered.sum::<f64>();
+            let mut shared = 0.0_f64;
+            for linear in stage.linears.iter().filter_map(|id| block.linear(*id)) {
+                let Some(solver) = plan.blocks[index][&linear.id].solver() else { continue };
+                let of = solver.operations(linear.shape());
+                shared = shared.max(of.prepare);
+                all += of.round / COLUMNS;
             }
-            let inputs = spec.site_width(stage.site) as f64;
-            let rows = |role| spec.linear(role).outputs as f64;
-            let outputs: f64 = stage.linears.iter().map(|&role| rows(role)).sum();
-            all += tokens * inputs * inputs + FACTOR * inputs.powi(3) + outputs * inputs * inputs / COLUMNS;
+            all += shared;
         }
     }
     all

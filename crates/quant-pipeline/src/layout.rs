@@ -40,6 +40,10 @@ impl Layout {
     pub(crate) fn rows_of(&self, chunk: &Range<usize>) -> Range<usize> {
         self.starts[chunk.start]..self.starts[chunk.end]
     }
+    /// First row of every sequence of a chunk, and the row after its last.
+    pub(crate) fn starts_of(&self, chunk: &Range<usize>) -> &[usize] {
+        &self.starts[chunk.start..=chunk.end]
+    }
     /// Rows of the longest sequence.
     pub(crate) fn longest(&self) -> usize {
         self.lengths().max().unwrap_or(0)

@@ -13,7 +13,7 @@
 //! # let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/tiny-reasoner");
 //! let recipe = Recipe::from_preset("w8a8-ascend")?;
 //! let plan = Plan::new(&recipe, &folder_spec(model.as_ref())?)?;
-//! assert!(!plan.needs.calibration());
+//! assert!(!plan.streams.calibration());
 //! assert_eq!(plan.blocks.len(), plan.spec.layers);
 //! # Ok(())
 //! # }
@@ -50,7 +50,7 @@ pub use events::{Event, Events, Silent};
 pub use forecast::Forecast;
 pub use manifest::{Card, ServeCommand};
 pub use open::{OpenFolder, Scored, folder_spec, open_folder, with_threads};
-pub use plan::{LinearPlan, Plan, StreamNeeds};
+pub use plan::{LinearPlan, Plan, StageNeeds, Streams};
 pub use quantize::{
     Prepared, QuantizeJob, QuantizeOutcome, ReadSeconds, WriteSeconds, prepare, quantize, read_recipe,
 };

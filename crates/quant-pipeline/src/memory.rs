@@ -1,10 +1,10 @@
 //! Predicting the peak of resident memory from a plan.
 
 use crate::layout::Layout;
-use crate::plan::Plan;
-use quant_graph::{Role, Site};
-use quant_hessian::{Factor, FactorSettings};
-use quant_kernels::{Par, PreparedWeight};
+use crate::plan::{MEASURED, Plan};
+use quant_graph::{BlockSpec, Site, StageSpec};
+use quant_kernels::PreparedWeight;
+use quant_methods::{Gathered, Workspace};
 use quant_model::{RopeTables, attention_workspace_bytes};
 use serde::Serialize;
 
@@ -23,11 +23,9 @@ const HEAP: u64 = 32 << 20;
 /// What a thread holds besides its tasks: the used part of its stack and of its own heap.
 pub(crate) const THREAD: u64 = 320 << 10;
 /// Rows of a weight that a thread measures at a time.
-const MEASURED: u64 = crate::run::MEASURED_ROWS as u64;
+const MEASURED_ROWS: u64 = crate::run::MEASURED_ROWS as u64;
 /// A measured peak is at most this many hundredths of the predicted one.
 const TOLERANCE: u64 = 15;
-/// Bytes of a page.
-const PAGE: u64 = 4096;
 /// Bytes of an f32.
 pub(crate) const F32: u64 = 4;
 
@@ -113,103 +111,165 @@ impl MemoryPlan {
 pub fn predict(plan: &Plan, lengths: &[usize], text_bytes: u64, threads: usize) -> MemoryPlan {
     let layout = Layout::new(lengths.iter().copied());
     let sizes = Sizes::new(plan, &layout);
+    let calibration = plan.streams.calibration();
     let mut phases = Vec::new();
     if text_bytes > 0 {
         let chunk = quant_data::tokenising_bytes(text_bytes);
         phases.push(PhaseMemory { chunk, activations: 0, ..sizes.phase("tokenise") });
     }
-    if plan.needs.calibration() || !plan.recipe.transforms().is_empty() {
+    if calibration || !plan.recipe.transforms().is_empty() {
         // Reading converts a tensor wave by wave; the floats of the whole block stay.
         phases.push(PhaseMemory { weights: F32 * sizes.block + sizes.in_flight(), ..sizes.phase("read") });
     }
-    if plan.needs.channel_max {
+    if plan.streams.float {
         phases.push(PhaseMemory {
             weights: (F32 + sizes.prepared) * sizes.block,
+            solver: sizes.stages.iter().map(|s| s.float).sum(),
             chunk: sizes.step,
             ..sizes.phase("float statistics")
         });
     }
-    if plan.needs.quantized_stream() {
+    let runs = plan.recipe.transforms().iter().filter(|t| t.runs_block());
+    for transform in runs {
+        phases.push(PhaseMemory {
+            weights: (F32 + sizes.prepared) * sizes.block,
+            solver: sizes.stages.iter().map(|s| s.float).sum::<u64>() + transform.workspace(&sizes.spec),
+            ..sizes.phase(transform.method().id)
+        });
+    }
+    if plan.streams.deployed {
         if !plan.true_sequential() {
             phases.push(PhaseMemory {
                 weights: (F32 + sizes.prepared) * sizes.block,
-                solver: Site::ALL.into_iter().map(|site| sizes.hessian(site)).sum(),
-                chunk: sizes.step,
-                activations: sizes.activations + sizes.residual,
+                solver: sizes.stages.iter().map(|s| s.float + s.deployed).sum(),
+                chunk: sizes.step + F32 * sizes.chunk * plan.spec.hidden as u64 + sizes.beside,
                 ..sizes.phase("statistics of the float block")
             });
         }
         let mut done = 0;
-        for site in Site::ALL {
-            stage_phases(&sizes, site, &mut done, &mut phases);
+        for at in 0..sizes.stages.len() {
+            stage_phases(&sizes, at, &mut done, &mut phases);
         }
     } else {
         // Every weight gives up its floats, or never has them, for levels a quarter their size.
         let weights = sizes.floats_alone + sizes.levels + sizes.in_flight();
-        phases.push(PhaseMemory { weights, ..sizes.phase("round") });
+        let solver = sizes.stages.iter().map(|s| s.float).sum::<u64>()
+            + sizes.stages.iter().map(|s| s.workspace.prepared.max(s.workspace.prepare)).max().unwrap_or(0);
+        phases.push(PhaseMemory { weights, solver, ..sizes.phase("round") });
     }
     // Between a writer that is done with the block before (113 MB measured, of a job) and one that lags (145 MB).
     let weights = sizes.levels + sizes.encoded + sizes.in_flight() / 4;
     phases.push(PhaseMemory { weights, ..sizes.phase("write") });
-    let retry = Site::ALL.into_iter().map(|site| sizes.factor(site, true) - sizes.factor(site, false));
     MemoryPlan {
         base: BASE
             + THREAD * threads as u64
-            + if plan.needs.calibration() { STREAMS + sizes.tables } else { 0 }
+            + if calibration { STREAMS + sizes.tables } else { 0 }
             + (3 * F32 * sizes.largest).min(READING),
         // Of what passed through, an eighth finds a hole that fits.
-        retained: match plan.needs {
-            needs if needs.quantized_stream() => {
+        retained: match &plan.streams {
+            streams if streams.deployed => {
                 sizes.passing_through() * 7 / 8 + sizes.per_thread() * threads as u64
             }
-            needs if needs.calibration() => sizes.per_thread() * threads as u64,
+            streams if streams.calibration() => sizes.per_thread() * threads as u64,
             _ => 0,
         },
         spilled: sizes.spilled,
-        retry: retry.max().unwrap_or(0),
+        retry: sizes.stages.iter().map(|s| s.workspace.retry).max().unwrap_or(0),
         phases,
     }
 }
 
-/// The phases of one stage on the quantised stream. `done` counts the weights rounded so far.
-fn stage_phases(sizes: &Sizes<'_>, site: Site, done: &mut u64, phases: &mut Vec<PhaseMemory>) {
-    let stage: u64 = site.stage().linears.iter().map(|r| sizes.linear(*r)).sum();
-    let largest = site.stage().linears.iter().map(|r| sizes.linear(*r)).max().unwrap_or(0);
-    let waiting = if sizes.plan.true_sequential() {
-        0
-    } else {
-        Site::ALL.into_iter().filter(|s| *s > site).map(|s| sizes.hessian(s)).sum()
-    };
+/// The phases of one stage on the deployed stream. `done` counts the weights rounded so far.
+fn stage_phases(sizes: &Sizes<'_>, at: usize, done: &mut u64, phases: &mut Vec<PhaseMemory>) {
+    let stage = &sizes.stages[at];
+    let after = &sizes.stages[at + 1..];
+    let waiting: u64 =
+        after.iter().map(|s| s.float + if sizes.plan.true_sequential() { 0 } else { s.deployed }).sum();
     let held = |done: u64| F32 * (sizes.block - done) + done;
-    let width = sizes.plan.spec.site_width(site);
-    if sizes.uses_hessian(site) {
-        let packed = F32 * sizes.chunk * width as u64;
+    if stage.workspace.prepare > 0 {
+        let packed = F32 * sizes.chunk * stage.width;
         phases.push(PhaseMemory {
             weights: held(*done),
-            solver: sizes.factor(site, false) + waiting,
+            solver: stage.workspace.prepare + waiting,
             chunk: packed.min(PACKED),
             ..sizes.phase("factor")
         });
     }
-    let panels = if sizes.uses_hessian(site) { F32 * (width * width / 2) as u64 } else { 0 };
     // The linear at work has its floats and its levels at once; it is measured after it was rounded.
     phases.push(PhaseMemory {
-        weights: held(*done) + largest,
-        solver: panels + sizes.sampled(site) + waiting,
+        weights: held(*done) + stage.largest,
+        solver: stage.workspace.prepared + stage.sampled() + stage.float + waiting,
         ..sizes.phase("round")
     });
-    *done += stage;
+    if sizes.plan.streams.together {
+        // The float stream goes through the stage before its floats are gone.
+        phases.push(PhaseMemory {
+            weights: held(*done) + sizes.prepared * stage.weights,
+            solver: stage.float + stage.deployed + waiting,
+            chunk: sizes.step,
+            ..sizes.phase("float forward")
+        });
+    }
+    *done += stage.weights;
     phases.push(PhaseMemory {
-        weights: held(*done) + sizes.prepared * stage,
+        weights: held(*done) + sizes.prepared * stage.weights,
         solver: waiting,
         chunk: sizes.step,
         ..sizes.phase("forward")
     });
 }
 
+/// A stage in bytes, the most over all blocks; its linears in weights.
+struct Stage {
+    width: u64,
+    /// Weights of its linears, and of the largest.
+    weights: u64,
+    largest: u64,
+    /// What is gathered of the two streams.
+    float: u64,
+    deployed: u64,
+    /// What its solver holds.
+    workspace: Workspace,
+}
+
+impl Stage {
+    fn new(plan: &Plan, spec: &BlockSpec, stage: &StageSpec, starts: &[usize]) -> Self {
+        let linears = || stage.linears.iter().filter_map(|id| spec.linear(*id)).map(|l| l.weights() as u64);
+        let (mut float, mut deployed, mut workspace) = (0, 0, Workspace::default());
+        for (index, block) in plan.blocks.iter().enumerate() {
+            let needs = plan.needs_at(index, stage);
+            float = float.max(Gathered::bytes(&needs.float, stage.width, starts) as u64);
+            deployed = deployed.max(Gathered::bytes(&needs.deployed, stage.width, starts) as u64);
+            for solver in stage.linears.iter().filter_map(|id| block.get(id)?.solver()) {
+                let one = solver.workspace(stage.width);
+                workspace = Workspace {
+                    prepare: workspace.prepare.max(one.prepare),
+                    retry: workspace.retry.max(one.retry),
+                    prepared: workspace.prepared.max(one.prepared),
+                    thread: workspace.thread.max(one.thread),
+                };
+            }
+        }
+        Self {
+            width: stage.width as u64,
+            weights: linears().sum(),
+            largest: linears().max().unwrap_or(0),
+            float,
+            deployed,
+            workspace,
+        }
+    }
+    /// The sampled tokens on which a linear is measured: as they came, in float and quantised.
+    fn sampled(&self) -> u64 {
+        4 * F32 * MEASURED.count(usize::MAX) as u64 * self.width
+    }
+}
+
 /// What the phases are made of, in bytes; linears and blocks in weights.
 struct Sizes<'a> {
     plan: &'a Plan,
+    spec: BlockSpec,
+    stages: Vec<Stage>,
     /// Weights of a block, and of its largest linear.
     block: u64,
     largest: u64,
@@ -225,12 +285,12 @@ struct Sizes<'a> {
     chunk: u64,
     /// Temporaries of a chunk.
     step: u64,
+    /// A chunk of the float stream at all sites, where both streams are looked at in one pass.
+    beside: u64,
     /// What a thread holds of attention.
     attention: u64,
     /// Rotary tables and token ids.
     tables: u64,
-    /// One stream of all tokens between blocks.
-    residual: u64,
     /// All activations of all tokens.
     activations: u64,
     /// What is in memory instead when they are on disk.
@@ -240,17 +300,15 @@ struct Sizes<'a> {
 impl<'a> Sizes<'a> {
     fn new(plan: &'a Plan, layout: &Layout) -> Self {
         let spec = &plan.spec;
+        let topology = spec.block(0);
         let (tokens, chunk) = (layout.rows() as u64, layout.largest_chunk() as u64);
         let width = |site: Site| spec.site_width(site) as u64;
         let (hidden, wide) = (spec.hidden as u64, width(Site::MlpActivation));
         let block = spec.block_parameters() as u64;
-        let levels = plan.blocks.first().map_or(0, |linears| {
-            let bytes = |(role, plan): (&Role, &crate::plan::LinearPlan)| {
-                let linear = spec.linear(*role);
-                let size = if plan.rounding.is_some() { 1 } else { F32 };
-                size * (linear.outputs * linear.inputs) as u64
-            };
-            linears.iter().map(bytes).sum()
+        let levels = topology.linears.iter().map(|linear| {
+            let rounded =
+                plan.blocks.first().and_then(|b| b.get(&linear.id)).is_some_and(|l| l.rounding.is_some());
+            if rounded { linear.weights() as u64 } else { F32 * linear.weights() as u64 }
         });
         let declared = plan.recipe.format().declare(spec, &plan.scheme, &|_| None);
         let prefix = format!("{}.", spec.block_prefix(0));
@@ -259,46 +317,46 @@ impl<'a> Sizes<'a> {
             .filter(|t| t.name.starts_with(&prefix))
             .map(|t| (t.shape.iter().product::<usize>() * t.dtype.bitsize()).div_ceil(8) as u64)
             .sum();
-        let needs = plan.needs;
+        let streams = &plan.streams;
         let longest = layout.longest();
-        let streams = u64::from(needs.channel_max) + u64::from(needs.quantized_stream());
         let residual = F32 * tokens * hidden;
-        // The inputs of o and down keep their memory from block to block.
-        let inside =
-            if needs.quantized_stream() { F32 * tokens * (width(Site::AttentionOutput) + wide) } else { 0 };
-        // What up computes stays too, and the input of down on the float stream; the rest comes and goes.
-        let kept = F32 * chunk * wide * (1 + u64::from(needs.channel_max));
+        // The inputs of o and down keep their memory from block to block, of every stream that goes stage by stage.
+        let staged = u64::from(streams.deployed) + u64::from(streams.together && plan.true_sequential());
+        let inside = staged * F32 * tokens * (width(Site::AttentionOutput) + wide);
+        // What up computes stays too, and the input of down where a whole block is passed at once; the rest comes and goes.
+        let kept = F32 * chunk * wide * (1 + u64::from(streams.float));
         let heads = (spec.query_width() + 2 * spec.kv_width()) as u64;
         let passing = F32 * chunk * (3 * hidden + heads);
         let transformed = !plan.recipe.transforms().is_empty();
         Self {
             plan,
+            stages: topology
+                .stages
+                .iter()
+                .map(|stage| Stage::new(plan, &topology, stage, &layout.starts))
+                .collect(),
             block,
-            largest: Role::ALL
-                .into_iter()
-                .map(|r| spec.linear(r))
-                .map(|l| (l.outputs * l.inputs) as u64)
-                .max()
-                .unwrap_or(0),
-            levels,
+            largest: topology.linears.iter().map(|l| l.weights() as u64).max().unwrap_or(0),
+            levels: levels.sum(),
             floats_alone: if transformed { F32 * block } else { 0 },
             encoded,
             prepared: PreparedWeight::<f32>::element_bytes(plan.recipe.compute()) as u64,
             chunk,
             step: kept + passing + (F32 * chunk * wide).min(PACKED),
+            beside: if streams.together {
+                F32 * chunk * Site::ALL.into_iter().map(width).sum::<u64>()
+            } else {
+                0
+            },
             attention: attention_workspace_bytes(spec.head_dim, longest) as u64,
             tables: RopeTables::bytes(spec, layout.lengths()) as u64 + F32 * tokens,
-            residual,
-            activations: residual * streams + inside,
+            activations: residual * streams.count() as u64 + inside,
             spilled: F32 * chunk * (wide + 2 * hidden),
+            spec: topology,
         }
     }
     fn phase(&self, phase: &'static str) -> PhaseMemory {
         PhaseMemory { phase, weights: 0, solver: 0, chunk: 0, activations: self.activations }
-    }
-    fn linear(&self, role: Role) -> u64 {
-        let l = self.plan.spec.linear(role);
-        (l.outputs * l.inputs) as u64
     }
     /// What is left of the block before on its way to the writer.
     fn in_flight(&self) -> u64 {
@@ -309,44 +367,15 @@ impl<'a> Sizes<'a> {
     fn passing_through(&self) -> u64 {
         let small = |bytes: u64| if bytes < HEAP { bytes } else { 0 };
         let linears: u64 =
-            Role::ALL.into_iter().map(|r| self.linear(r)).map(|n| small(F32 * n) + small(n)).sum();
-        let square = |site: Site| F32 * (self.plan.spec.site_width(site) as u64).pow(2);
-        let squares: u64 =
-            Site::ALL.into_iter().filter(|s| self.uses_hessian(*s)).map(|s| 2 * small(square(s))).sum();
+            self.spec.linears.iter().map(|l| l.weights() as u64).map(|n| small(F32 * n) + small(n)).sum();
+        let squares = self.stages.iter().filter(|s| s.workspace.prepared > 0);
+        let squares: u64 = squares.map(|s| 2 * small(F32 * s.width.pow(2))).sum();
         linears + small(self.encoded) + squares
     }
     /// What one thread has held at some time in a block and its part of the heap keeps: tiles of the column loops, of the
     /// measured change and its packed form, of attention.
     fn per_thread(&self) -> u64 {
-        let of = |site: &Site| {
-            let width = self.plan.spec.site_width(*site);
-            let tiles = if self.uses_hessian(*site) {
-                quant_hessian::workspace_bytes(width, Par::Seq) as u64
-            } else {
-                0
-            };
-            tiles + 2 * F32 * MEASURED * width as u64
-        };
-        Site::ALL.iter().map(of).max().unwrap_or(0) + self.attention
-    }
-    /// The sampled tokens on which a linear is measured: as they came, in float and quantised.
-    fn sampled(&self, site: Site) -> u64 {
-        4 * F32 * (crate::run::SAMPLED_TOKENS * self.plan.spec.site_width(site)) as u64
-    }
-    fn uses_hessian(&self, site: Site) -> bool {
-        (0..self.plan.spec.layers).any(|i| self.plan.hessian_at(i, site))
-    }
-    /// The accumulated Hessian: the pages that its lower triangle touches.
-    fn hessian(&self, site: Site) -> u64 {
-        let n = self.plan.spec.site_width(site) as u64;
-        if self.uses_hessian(site) { F32 * n * n / 2 + n * PAGE / 2 } else { 0 }
-    }
-    /// Hessian and factor together.
-    fn factor(&self, site: Site, retry: bool) -> u64 {
-        let settings = (0..self.plan.spec.layers).find_map(|i| self.plan.factor_at(i, site));
-        settings.map_or(0, |settings| {
-            let settings = FactorSettings { f64_retry: retry && settings.f64_retry, ..*settings };
-            Factor::peak_bytes(self.plan.spec.site_width(site), &settings) as u64
-        })
+        let of = |stage: &Stage| stage.workspace.thread + 2 * F32 * MEASURED_ROWS * stage.width;
+        self.stages.iter().map(of).max().unwrap_or(0) + self.attention
     }
 }

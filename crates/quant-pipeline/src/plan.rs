@@ -4,9 +4,10 @@ use crate::PipelineError;
 use crate::recipe::{Recipe, RecipeError};
 use quant_checkpoint::formats::{FORMATS, Format, Unsupported};
 use quant_core::{ActRule, Bits, FloatType, KvGranularity};
-use quant_graph::{InputScheme, KvScheme, LinearScheme, ModelScheme, ModelSpec, Role, STAGES, Site};
-use quant_hessian::FactorSettings;
-use quant_methods::{PlannedRounding, Rounding};
+use quant_graph::{
+    InputScheme, KvScheme, LinearId, LinearScheme, LinearSpec, ModelScheme, ModelSpec, StageSpec,
+};
+use quant_methods::{Need, PlannedRounding, Rounding, Solver, Spacing, Statistic, Stream};
 use std::collections::BTreeMap;
 
 /// What happens to one linear.
@@ -21,37 +22,49 @@ pub struct LinearPlan {
 }
 
 impl LinearPlan {
-    /// How the factor of its input's Hessian is prepared, if its rounding needs one.
+    /// What rounds its weight, if anything does.
     #[must_use]
-    pub fn factor(&self) -> Option<&FactorSettings> {
-        self.rounding.as_ref()?.factor.as_ref()
+    pub fn solver(&self) -> Option<&dyn Solver> {
+        self.rounding.as_ref().map(|r| &*r.solver)
     }
 }
 
-/// Statistics a run gathers, and so which activation streams it carries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct StreamNeeds {
-    /// Second moments of the inputs in the quantised stream.
-    pub hessian: bool,
-    /// Channel maxima in the float stream.
-    pub channel_max: bool,
-    /// Ranges of the inputs in the quantised stream.
-    pub static_inputs: bool,
-    /// Ranges of keys and values in the quantised stream.
-    pub static_kv: bool,
+/// The sample of every input on which the error of an output is measured.
+pub(crate) const MEASURED: Spacing = Spacing::AtMost(128);
+
+/// Which activations a run carries from block to block.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Streams {
+    /// Those of the float model.
+    pub float: bool,
+    /// Those of the model with the weights it will be deployed with.
+    pub deployed: bool,
+    /// Whether statistics look at both at once, so that they go through the transformed block together.
+    pub together: bool,
+    /// What they are good for, for the person who has to give calibration data.
+    pub reasons: Vec<&'static str>,
 }
 
-impl StreamNeeds {
-    /// Whether the stream of the quantised model is carried.
-    #[must_use]
-    pub fn quantized_stream(&self) -> bool {
-        self.hessian || self.static_inputs || self.static_kv
-    }
+impl Streams {
     /// Whether any calibration data is needed.
     #[must_use]
     pub fn calibration(&self) -> bool {
-        self.quantized_stream() || self.channel_max
+        self.float || self.deployed
     }
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        usize::from(self.float) + usize::from(self.deployed)
+    }
+}
+
+/// Everything a run gathers at the input of one stage.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct StageNeeds {
+    /// Of the float stream.
+    pub float: Vec<Statistic>,
+    /// Of the deployed stream.
+    pub deployed: Vec<Statistic>,
 }
 
 /// A legal job: recipe and model resolved against each other.
@@ -64,9 +77,9 @@ pub struct Plan {
     /// Storage of every linear and the cache.
     pub scheme: ModelScheme,
     /// Per block, every linear.
-    pub blocks: Vec<BTreeMap<Role, LinearPlan>>,
-    /// Statistics to gather.
-    pub needs: StreamNeeds,
+    pub blocks: Vec<BTreeMap<LinearId, LinearPlan>>,
+    /// Activations to carry.
+    pub streams: Streams,
     /// Type the target's loader holds scales in.
     pub scale_type: FloatType,
     /// Type the target stores norms in.
@@ -95,43 +108,43 @@ impl Plan {
     fn resolve(recipe: &Recipe, spec: &ModelSpec) -> Result<Self, PipelineError> {
         let format = recipe.format();
         let (scale_type, norm_type) = (format.scale_type(spec), format.float_type(spec));
-        let modules: Vec<(usize, Role, String)> =
-            (0..spec.layers).flat_map(|i| Role::ALL.map(|role| (i, role, spec.module(i, role)))).collect();
+        let block = |i| spec.block(i).linears.into_iter().map(move |linear| (i, linear));
+        let modules: Vec<(usize, LinearSpec)> = (0..spec.layers).flat_map(block).collect();
         for (glob, _) in recipe.overrides() {
-            if !modules.iter().any(|(_, _, name)| glob.matches(name)) {
-                let problem =
-                    format!("it matches no linear of this model (they are called like {})", modules[0].2);
+            if !modules.iter().any(|(_, l)| glob.matches(&l.module)) {
+                let like = modules.first().map_or("", |(_, l)| l.module.as_str());
+                let problem = format!("it matches no linear of this model (they are called like {like})");
                 return Err(RecipeError::conflict(format!("overrides.{:?}", glob.pattern()), problem).into());
             }
         }
         let mut warnings = Vec::new();
         for glob in recipe.ignore() {
             let head = glob.matches(ModelSpec::HEAD_MODULE);
-            if !head && !modules.iter().any(|(_, _, name)| glob.matches(name)) {
+            if !head && !modules.iter().any(|(_, l)| glob.matches(&l.module)) {
                 warnings.push(format!("ignore: {:?} matches nothing in this model", glob.pattern()));
             }
         }
         let mut blocks = vec![BTreeMap::new(); spec.layers];
-        for (index, role, module) in modules {
-            let ignored = recipe.ignore().iter().any(|glob| glob.matches(&module));
-            let linear = if ignored {
-                LinearPlan { module, scheme: LinearScheme::default(), rounding: None }
+        for (index, linear) in modules {
+            let ignored = recipe.ignore().iter().any(|glob| glob.matches(&linear.module));
+            let planned = if ignored {
+                LinearPlan { module: linear.module, scheme: LinearScheme::default(), rounding: None }
             } else {
-                plan_linear(recipe, spec, recipe.rounding_of(&module), role, module)?
+                plan_linear(recipe, spec, recipe.rounding_of(&linear.module), &linear)?
             };
-            blocks[index].insert(role, linear);
+            blocks[index].insert(linear.id, planned);
         }
         let kv = plan_kv(recipe)?;
         let scheme = ModelScheme {
             blocks: blocks
                 .iter()
-                .map(|block| block.iter().map(|(role, linear)| (*role, linear.scheme)).collect())
+                .map(|block| block.iter().map(|(id, linear)| (*id, linear.scheme)).collect())
                 .collect(),
             kv,
         };
         format.supports(spec, &scheme)?;
-        check_shared_factors(&blocks)?;
-        let needs = stream_needs(recipe, &blocks, kv);
+        check_shared(spec, &blocks)?;
+        let streams = streams(recipe, spec, &blocks, kv);
         if scheme.linears().all(|(_, _, s)| s.is_float()) && kv.is_none() {
             warnings
                 .push("the scheme leaves everything in 16 bits: the output is a copy of the model".into());
@@ -141,7 +154,7 @@ impl Plan {
             recipe: recipe.clone(),
             scheme,
             blocks,
-            needs,
+            streams,
             scale_type,
             norm_type,
             warnings,
@@ -154,16 +167,35 @@ impl Plan {
         self.recipe.rounding().true_sequential()
     }
 
-    /// Whether any linear fed from this site of any block is rounded with a Hessian.
+    /// Everything that is gathered at the input of a stage of a block.
     #[must_use]
-    pub fn hessian_at(&self, block: usize, site: Site) -> bool {
-        self.factor_at(block, site).is_some()
+    pub fn needs_at(&self, block: usize, stage: &StageSpec) -> StageNeeds {
+        let mut needs = StageNeeds::default();
+        let linears = || stage.linears.iter().filter_map(|id| self.blocks.get(block)?.get(id));
+        for (stream, statistic) in linears().filter_map(LinearPlan::solver).flat_map(Solver::needs) {
+            needs.of_mut(stream).push(statistic);
+        }
+        let spec = self.spec.block(block);
+        let transforms = self.recipe.transforms().iter().flat_map(|t| t.needs(&spec));
+        for need in transforms.filter(|need| need.site == stage.site) {
+            needs.of_mut(need.stream).push(need.statistic);
+        }
+        if self.streams.deployed {
+            if linears().any(|l| l.scheme.input.is_some_and(|i| !i.dynamic)) {
+                needs.deployed.push(Statistic::Range(self.recipe.activations().observer));
+            }
+            needs.deployed.push(Statistic::Sample(MEASURED));
+        }
+        needs
     }
+}
 
-    /// How the factor of a site's Hessian is prepared: the linears fed from it agree.
-    #[must_use]
-    pub fn factor_at(&self, block: usize, site: Site) -> Option<&FactorSettings> {
-        site.stage().linears.iter().find_map(|role| self.blocks[block][role].factor())
+impl StageNeeds {
+    fn of_mut(&mut self, stream: Stream) -> &mut Vec<Statistic> {
+        match stream {
+            Stream::Float => &mut self.float,
+            Stream::Deployed => &mut self.deployed,
+        }
     }
 }
 
@@ -185,14 +217,13 @@ fn plan_linear(
     recipe: &Recipe,
     spec: &ModelSpec,
     rounding: &dyn Rounding,
-    role: Role,
-    module: String,
+    linear: &LinearSpec,
 ) -> Result<LinearPlan, PipelineError> {
     let bits = rounding.weights().scheme.activations;
     let input = bits.map(|bits| plan_input(recipe, bits)).transpose()?;
-    let rounding = rounding.plan(spec.linear(role).inputs, recipe.format().scale_type(spec))?;
+    let rounding = rounding.plan(linear.inputs, recipe.format().scale_type(spec))?;
     let weight = rounding.as_ref().map(|r| r.weight);
-    Ok(LinearPlan { module, scheme: LinearScheme { weight, input }, rounding })
+    Ok(LinearPlan { module: linear.module.clone(), scheme: LinearScheme { weight, input }, rounding })
 }
 
 fn plan_input(recipe: &Recipe, bits: Bits) -> Result<InputScheme, Unsupported> {
@@ -213,13 +244,15 @@ fn plan_kv(recipe: &Recipe) -> Result<Option<KvScheme>, RecipeError> {
     Ok(Some(KvScheme { bits, rule, granularity }))
 }
 
-/// Linears with a common input share one factor, so they must agree on how it is made.
-fn check_shared_factors(blocks: &[BTreeMap<Role, LinearPlan>]) -> Result<(), RecipeError> {
-    for block in blocks {
-        for stage in &STAGES {
-            let mut linears = stage.linears.iter().map(|role| &block[role]).filter(|l| l.factor().is_some());
-            let Some(first) = linears.next() else { continue };
-            if let Some(other) = linears.find(|l| l.factor() != first.factor()) {
+/// Linears with a common input share what is prepared of its statistics, so they must agree on how that is made.
+fn check_shared(spec: &ModelSpec, blocks: &[BTreeMap<LinearId, LinearPlan>]) -> Result<(), RecipeError> {
+    for (index, block) in blocks.iter().enumerate() {
+        for stage in spec.block(index).stages {
+            let planned = stage.linears.iter().filter_map(|id| block.get(id));
+            let mut sharing =
+                planned.filter_map(|l| Some((l, l.solver()?.sharing_key()))).filter(|l| !l.1.is_empty());
+            let Some((first, key)) = sharing.next() else { continue };
+            if let Some((other, _)) = sharing.find(|(_, other)| *other != key) {
                 return Err(RecipeError::conflict(
                     "overrides",
                     format!(
@@ -233,12 +266,39 @@ fn check_shared_factors(blocks: &[BTreeMap<Role, LinearPlan>]) -> Result<(), Rec
     Ok(())
 }
 
-fn stream_needs(recipe: &Recipe, blocks: &[BTreeMap<Role, LinearPlan>], kv: Option<KvScheme>) -> StreamNeeds {
+/// Which activations have to be carried, and what for.
+fn streams(
+    recipe: &Recipe,
+    spec: &ModelSpec,
+    blocks: &[BTreeMap<LinearId, LinearPlan>],
+    kv: Option<KvScheme>,
+) -> Streams {
     let linears = || blocks.iter().flat_map(BTreeMap::values);
-    StreamNeeds {
-        hessian: linears().any(|l| l.factor().is_some()),
-        channel_max: recipe.transforms().iter().any(|t| t.needs().channel_max),
-        static_inputs: linears().any(|l| l.scheme.input.is_some_and(|i| !i.dynamic)),
-        static_kv: kv.is_some_and(|kv| kv.granularity == KvGranularity::ChannelStatic),
+    let mut streams = Streams::default();
+    let mut need = |stream: Stream, reason: &'static str| {
+        match stream {
+            Stream::Float => streams.float = true,
+            Stream::Deployed => streams.deployed = true,
+        }
+        if !streams.reasons.contains(&reason) {
+            streams.reasons.push(reason);
+        }
+    };
+    let of_solvers: Vec<_> = linears().filter_map(LinearPlan::solver).flat_map(Solver::needs).collect();
+    for (stream, statistic) in &of_solvers {
+        need(*stream, statistic.reason());
     }
+    let block = spec.block(0);
+    for Need { stream, statistic, .. } in recipe.transforms().iter().flat_map(|t| t.needs(&block)) {
+        need(stream, statistic.reason());
+    }
+    if linears().any(|l| l.scheme.input.is_some_and(|i| !i.dynamic)) {
+        need(Stream::Deployed, Statistic::Range(recipe.activations().observer).reason());
+    }
+    if kv.is_some_and(|kv| kv.granularity == KvGranularity::ChannelStatic) {
+        need(Stream::Deployed, "a static KV cache needs its range");
+    }
+    streams.together = of_solvers.iter().any(|(_, s)| matches!(s, Statistic::CrossGram { .. }));
+    streams.float |= streams.together;
+    streams
 }

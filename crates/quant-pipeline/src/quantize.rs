@@ -194,7 +194,7 @@ pub fn prepare(job: &QuantizeJob) -> Result<Prepared, PipelineError> {
     let verdicts = judge_plan(&plan.spec, &plan.scheme, plan.recipe.format());
     warnings.extend(check_targets(&verdicts, &plan, job)?);
     let tokens = match &job.calibration {
-        Some(_) if !plan.needs.calibration() => {
+        Some(_) if !plan.streams.calibration() => {
             warnings.push("this recipe needs no calibration data; --calibration is not read".into());
             None
         }
@@ -265,7 +265,7 @@ fn check_targets(
 fn too_few_tokens(plan: &Plan, tokens: usize) -> Option<String> {
     let rounded = plan.blocks.iter().flatten().filter(|(_, linear)| linear.rounding.is_some());
     let (inputs, module) = rounded
-        .map(|(role, linear)| (plan.spec.linear(*role).inputs, linear.module.as_str()))
+        .map(|(id, linear)| (plan.spec.site_width(id.site()), linear.module.as_str()))
         .reduce(|widest, next| if next.0 > widest.0 { next } else { widest })?;
     (tokens < inputs).then(|| {
         format!(

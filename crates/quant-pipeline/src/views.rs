@@ -1,12 +1,7 @@
 //! Row ranges of matrices. (`ndarray::s!` expands to a lint attribute that `forbid(unsafe_code)` refuses.)
 
-use ndarray::{ArrayBase, ArrayView2, ArrayViewMut2, Axis, Data, DataMut, Ix2, Slice};
+use ndarray::{ArrayBase, ArrayViewMut2, Axis, DataMut, Ix2, Slice};
 use std::ops::Range;
-
-/// Rows `range` of a matrix.
-pub(crate) fn rows<S: Data<Elem = f32>>(x: &ArrayBase<S, Ix2>, range: Range<usize>) -> ArrayView2<'_, f32> {
-    x.slice_axis(Axis(0), Slice::from(range))
-}
 
 /// Rows `range` of a matrix, to be written.
 pub(crate) fn rows_mut<S: DataMut<Elem = f32>>(

@@ -79,8 +79,8 @@ pub(super) fn factor(recipe: &Recipe) -> Option<String> {
     let overrides = recipe.overrides().iter().map(|(_, rounding)| &**rounding);
     let roundings = std::iter::once(recipe.rounding()).chain(overrides);
     // The same for weights of any width.
-    let planned = roundings.filter_map(|r| r.plan(1, FloatType::F32).ok().flatten()?.factor);
-    let names: BTreeSet<String> = planned.map(|f| f.precision.to_string()).collect();
+    let planned = roundings.filter_map(|r| r.plan(1, FloatType::F32).ok().flatten()?.solver.precision());
+    let names: BTreeSet<String> = planned.map(|precision| precision.to_string()).collect();
     (!names.is_empty()).then(|| names.into_iter().collect::<Vec<_>>().join(", "))
 }
 

@@ -4,7 +4,7 @@ use super::job::{JobArgs, arithmetic, factor};
 use super::progress::seconds;
 use super::{Failure, Table, human, print_json, print_line, say};
 use quant_core::{ActRule, KvGranularity};
-use quant_graph::{LinearScheme, Role, WeightScheme};
+use quant_graph::{LinearId, LinearScheme, ModelSpec, WeightScheme};
 use quant_pipeline::{Forecast, Plan, prepare, with_threads};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -39,7 +39,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             "model": plan.spec, "format": plan.recipe.format().id(), "methods": methods(plan),
             "blocks": groups, "kv_cache": plan.scheme.kv, "float": stays_float(plan),
             "compute": plan.recipe.compute(), "factor": factor(&plan.recipe),
-            "needs_calibration": plan.needs.calibration(),
+            "needs_calibration": plan.streams.calibration(),
             "calibration_tokens": tokens.map(quant_data::TokenSet::tokens),
             "forecast": forecast,
             "memory": {"peak": prepared.memory.peak(prepared.spill), "peak_spilled": prepared.memory.peak(true),
@@ -64,7 +64,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     print_line(format_args!("method: {}", methods(plan).join(", then ")))?;
     let mut table = Table::new(&["blocks", "linears", "scheme"]);
     for group in &groups {
-        for (scheme, roles) in by_scheme(group.linears) {
+        for (scheme, roles) in by_scheme(&plan.spec, group.linears) {
             table.row(vec![group.range(), roles.join(" "), scheme]);
         }
     }
@@ -84,7 +84,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     print_line(format_args!("arithmetic: {}", arithmetic(&plan.recipe)))?;
     match tokens {
         Some(tokens) => print_line(format_args!("calibration: {}", tokens.describe()))?,
-        None if plan.needs.calibration() => {
+        None if plan.streams.calibration() => {
             print_line("calibration: needed, not given; memory and time below are without it")?;
         }
         None => print_line("calibration: not needed")?,
@@ -110,7 +110,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             spilled => format!(", {} of activations during the run", human(spilled)),
         }
     ))?;
-    let least = if tokens.is_none() && plan.needs.calibration() { "at least " } else { "" };
+    let least = if tokens.is_none() && plan.streams.calibration() { "at least " } else { "" };
     let time = seconds(forecast.seconds);
     print_line(format_args!("estimated time: {least}{time} on {} threads", job.threads))?;
     Ok(())
@@ -121,7 +121,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
 struct EqualBlocks<'a> {
     first: usize,
     last: usize,
-    linears: &'a BTreeMap<Role, LinearScheme>,
+    linears: &'a BTreeMap<LinearId, LinearScheme>,
 }
 
 impl EqualBlocks<'_> {
@@ -142,10 +142,14 @@ fn equal_blocks(plan: &Plan) -> Vec<EqualBlocks<'_>> {
 }
 
 /// The linears of a block by how they are stored, in order of execution.
-fn by_scheme(linears: &BTreeMap<Role, LinearScheme>) -> Vec<(String, Vec<&'static str>)> {
+fn by_scheme(
+    spec: &ModelSpec,
+    linears: &BTreeMap<LinearId, LinearScheme>,
+) -> Vec<(String, Vec<&'static str>)> {
     let mut schemes: Vec<(String, Vec<&'static str>)> = Vec::new();
-    for (role, scheme) in linears {
-        let name = role.module().rsplit('.').next().unwrap_or_default().trim_end_matches("_proj");
+    for (id, scheme) in linears {
+        let module = spec.layout.module(*id);
+        let name = module.rsplit('.').next().unwrap_or_default().trim_end_matches("_proj");
         let text = describe(scheme);
         match schemes.iter_mut().find(|(known, _)| *known == text) {
             Some((_, roles)) => roles.push(name),

@@ -2,7 +2,8 @@
 
 use quant_core::{ActQuant, FloatType, Groups, KvGranularity, KvQuant};
 use quant_graph::{
-    ActOrder, BlockParams, InputScheme, LinearParams, LinearScheme, ModelScheme, ModelSpec, Role,
+    ActOrder, BlockParams, InputScheme, LinearId, LinearParams, LinearScheme, LinearSpec, ModelScheme,
+    ModelSpec,
 };
 
 use crate::error::{CheckpointError, Result};
@@ -23,8 +24,8 @@ pub(crate) fn not_encodable(
 }
 
 /// The scheme of a linear; float where the scheme has no such block.
-pub(crate) fn linear_scheme(scheme: &ModelScheme, index: usize, role: Role) -> LinearScheme {
-    scheme.blocks.get(index).and_then(|b| b.get(&role)).copied().unwrap_or_default()
+pub(crate) fn linear_scheme(scheme: &ModelScheme, index: usize, id: LinearId) -> LinearScheme {
+    scheme.blocks.get(index).and_then(|b| b.get(&id)).copied().unwrap_or_default()
 }
 
 /// Checks all shapes, widths, groups and quantisers of a block, and that the scales that the loader holds are exact in
@@ -40,12 +41,11 @@ pub(crate) fn check(
     block: &BlockParams,
     scale_type: FloatType,
 ) -> Result<()> {
-    for role in Role::ALL {
-        let module = spec.module(index, role);
-        let Some(params) = block.linears.get(&role) else {
-            return Err(not_encodable(format, module, "a linear", "none in the block"));
+    for linear in spec.block(index).linears {
+        let Some(params) = block.linears.get(&linear.id) else {
+            return Err(not_encodable(format, linear.module, "a linear", "none in the block"));
         };
-        check_linear(format, spec, &module, role, linear_scheme(scheme, index, role), params, scale_type)?;
+        check_linear(format, &linear, linear_scheme(scheme, index, linear.id), params, scale_type)?;
     }
     for (norm, width) in spec.norms() {
         let found = block.norms.get(&norm).map(ndarray::ArrayBase::len);
@@ -88,15 +88,12 @@ pub(crate) fn check(
 
 fn check_linear(
     format: &'static str,
-    spec: &ModelSpec,
-    module: &str,
-    role: Role,
+    linear: &LinearSpec,
     scheme: LinearScheme,
     params: &LinearParams,
     scale_type: FloatType,
 ) -> Result<()> {
-    let linear = spec.linear(role);
-    let shape = (linear.outputs, linear.inputs);
+    let (module, shape) = (linear.module.as_str(), linear.shape());
     let wrong = |expected: String, found: String| Err(not_encodable(format, module, expected, found));
     if params.weight.dim() != shape {
         return wrong(format!("a weight of shape {shape:?}"), format!("{:?}", params.weight.dim()));

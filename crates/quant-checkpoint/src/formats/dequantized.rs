@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use ndarray::Array1;
 use quant_core::{ActQuant, ActRule, Bits, FloatType, KvGranularity, KvQuant, QParams};
 use quant_graph::{
-    ActOrder, BlockParams, InputScheme, KvScheme, LinearScheme, LinearWeight, ModelScheme, ModelSpec, Role,
-    WeightScheme,
+    ActOrder, BlockParams, InputScheme, KvScheme, LinearId, LinearScheme, LinearWeight, ModelScheme,
+    ModelSpec, WeightScheme,
 };
 use rayon::prelude::*;
 use safetensors::Dtype;
@@ -140,7 +140,7 @@ impl SchemeFile {
         }
         for (index, block) in parsed.blocks.iter().enumerate() {
             for module in block.linears.keys() {
-                if !Role::ALL.iter().any(|r| r.module() == module) {
+                if !spec.layout.linears.iter().any(|(_, known)| known == module) {
                     let subject = format!("{FILE}: block {index}");
                     return Err(bad(subject, "the linears of a block", module.clone()));
                 }
@@ -148,11 +148,11 @@ impl SchemeFile {
         }
         Ok(parsed)
     }
-    fn linear(&self, index: usize, role: Role) -> Option<&LinearEntry> {
-        self.blocks.get(index)?.linears.get(role.module())
+    fn linear(&self, spec: &ModelSpec, index: usize, id: LinearId) -> Option<&LinearEntry> {
+        self.blocks.get(index)?.linears.get(spec.layout.module(id))
     }
-    fn scheme(&self, index: usize, role: Role) -> Result<LinearScheme> {
-        let Some(entry) = self.linear(index, role) else { return Ok(LinearScheme::default()) };
+    fn scheme(&self, spec: &ModelSpec, index: usize, id: LinearId) -> Result<LinearScheme> {
+        let Some(entry) = self.linear(spec, index, id) else { return Ok(LinearScheme::default()) };
         let weight = entry.weight.as_ref().map(|w| WeightScheme {
             bits: w.bits,
             symmetric: w.symmetric,
@@ -166,13 +166,15 @@ impl SchemeFile {
         });
         Ok(LinearScheme { weight, input: input.transpose()? })
     }
-    fn input(&self, index: usize, role: Role) -> Result<Option<ActQuant>> {
-        let Some(entry) = self.linear(index, role).and_then(|l| l.input.as_ref()) else { return Ok(None) };
+    fn input(&self, spec: &ModelSpec, index: usize, id: LinearId) -> Result<Option<ActQuant>> {
+        let Some(entry) = self.linear(spec, index, id).and_then(|l| l.input.as_ref()) else {
+            return Ok(None);
+        };
         if entry.dynamic {
-            return Ok(self.scheme(index, role)?.input.and_then(|i| i.dynamic()));
+            return Ok(self.scheme(spec, index, id)?.input.and_then(|i| i.dynamic()));
         }
         let Some(params) = entry.params else {
-            let subject = format!("{FILE}: block {index}, {}", role.module());
+            let subject = format!("{FILE}: block {index}, {}", spec.layout.module(id));
             return Err(bad(subject, "params of a static input", "none"));
         };
         let scale = number("scale", params.scale, true)?;
@@ -198,13 +200,13 @@ impl SchemeFile {
     }
 }
 
-fn write_scheme(scheme: &ModelScheme, blocks: &[BlockSideData]) -> Vec<u8> {
-    let input = |role: &Role, input: InputScheme, data: Option<&BlockSideData>| InputEntry {
+fn write_scheme(spec: &ModelSpec, scheme: &ModelScheme, blocks: &[BlockSideData]) -> Vec<u8> {
+    let input = |id: &LinearId, input: InputScheme, data: Option<&BlockSideData>| InputEntry {
         bits: input.bits,
         rule: input.rule,
         dynamic: input.dynamic,
         clip_ratio: input.clip_ratio.into(),
-        params: match data.and_then(|d| d.inputs.get(role)) {
+        params: match data.and_then(|d| d.inputs.get(id)) {
             Some(ActQuant::Static { params, .. }) => {
                 Some(Params { scale: params.scale.into(), zero: params.zero.into() })
             }
@@ -212,9 +214,9 @@ fn write_scheme(scheme: &ModelScheme, blocks: &[BlockSideData]) -> Vec<u8> {
         },
     };
     let wide = |values: &Array1<f32>| values.iter().map(|&v| f64::from(v)).collect();
-    let block = |(index, linears): (usize, &BTreeMap<Role, LinearScheme>)| {
+    let block = |(index, linears): (usize, &BTreeMap<LinearId, LinearScheme>)| {
         let data = blocks.get(index);
-        let linear = |(role, s): (&Role, &LinearScheme)| {
+        let linear = |(id, s): (&LinearId, &LinearScheme)| {
             let weight = s.weight.map(|w| WeightEntry {
                 bits: w.bits,
                 symmetric: w.symmetric,
@@ -222,7 +224,8 @@ fn write_scheme(scheme: &ModelScheme, blocks: &[BlockSideData]) -> Vec<u8> {
                 act_order: w.act_order,
                 binary: w.binary,
             });
-            (role.module().to_owned(), LinearEntry { weight, input: s.input.map(|i| input(role, i, data)) })
+            let entry = LinearEntry { weight, input: s.input.map(|i| input(id, i, data)) };
+            (spec.layout.module(*id).to_owned(), entry)
         };
         let kv_scales = match data.and_then(|d| d.kv.as_ref()) {
             Some(KvQuant::Channel { key, value, .. }) => {
@@ -245,11 +248,10 @@ fn write_scheme(scheme: &ModelScheme, blocks: &[BlockSideData]) -> Vec<u8> {
 
 fn slots(spec: &ModelSpec, index: usize) -> Vec<Slot> {
     let mut slots = Vec::new();
-    for role in Role::ALL {
-        let (linear, module) = (spec.linear(role), spec.module(index, role));
-        slots.push(Part::new("weight", Dtype::F32, [linear.outputs, linear.inputs]).slot(&module, role));
+    for linear in spec.block(index).linears {
+        slots.push(Part::new("weight", Dtype::F32, [linear.outputs, linear.inputs]).slot(&linear));
         if linear.bias {
-            slots.push(Part::new("bias", Dtype::F32, [linear.outputs]).slot(&module, role));
+            slots.push(Part::new("bias", Dtype::F32, [linear.outputs]).slot(&linear));
         }
     }
     slots.extend(
@@ -316,10 +318,8 @@ impl Format for Dequantized {
                 float_bytes(ID, &decl.name, values, FloatType::F32, Loss::None)
             };
             let bytes = match slot.item {
-                Item::Linear(role, "bias") => {
-                    floats(&mut block.linears[&role].bias.iter().flatten().copied())?
-                }
-                Item::Linear(role, _) => match &block.linears[&role].weight {
+                Item::Linear(id, "bias") => floats(&mut block.linears[&id].bias.iter().flatten().copied())?,
+                Item::Linear(id, _) => match &block.linears[&id].weight {
                     LinearWeight::Float(values) => floats(&mut values.iter().copied())?,
                     LinearWeight::Quantized(matrix) => dequantized_bytes(matrix),
                 },
@@ -340,12 +340,12 @@ impl Format for Dequantized {
     }
     fn side_files(
         &self,
-        _: &ModelSpec,
+        spec: &ModelSpec,
         scheme: &ModelScheme,
         _: &[TensorDecl],
         blocks: &[BlockSideData],
     ) -> Vec<(String, Vec<u8>)> {
-        vec![(FILE.to_owned(), write_scheme(scheme, blocks))]
+        vec![(FILE.to_owned(), write_scheme(spec, scheme, blocks))]
     }
 
     fn detect(&self, checkpoint: &Checkpoint) -> bool {
@@ -353,7 +353,10 @@ impl Format for Dequantized {
     }
     fn scheme(&self, checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<ModelScheme> {
         let file = SchemeFile::read(checkpoint, spec)?;
-        let block = |index| Role::ALL.into_iter().map(|role| Ok((role, file.scheme(index, role)?))).collect();
+        let block = |index| {
+            let linears = spec.block(index).linears.into_iter();
+            linears.map(|linear| Ok((linear.id, file.scheme(spec, index, linear.id)?))).collect()
+        };
         let blocks = (0..spec.layers).map(block).collect::<Result<_>>()?;
         let kv = file.kv.map(|kv| KvScheme { bits: kv.bits, rule: kv.rule, granularity: kv.granularity });
         Ok(ModelScheme { blocks, kv })
@@ -370,8 +373,8 @@ impl Format for Dequantized {
 impl Decoder for SchemeFile {
     fn block(&self, checkpoint: &Checkpoint, spec: &ModelSpec, index: usize) -> Result<BlockParams> {
         let mut block = super::plain::read_block(checkpoint, spec, index, None)?;
-        for (role, linear) in &mut block.linears {
-            linear.input = self.input(index, *role)?;
+        for (id, linear) in &mut block.linears {
+            linear.input = self.input(spec, index, *id)?;
         }
         block.kv = self.kv(spec, index)?;
         Ok(block)

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use quant_core::activation::KvSide;
-use quant_graph::{ModelSpec, Norm, Role};
+use quant_graph::{LinearId, LinearSpec, ModelSpec, Norm};
 use safetensors::Dtype;
 
 use crate::error::CheckpointError;
@@ -18,7 +18,7 @@ pub(crate) const FLOATS: &[Dtype] = &[Dtype::F32, Dtype::F16, Dtype::BF16];
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Item {
     /// A tensor of a linear, by what follows the module name.
-    Linear(Role, &'static str),
+    Linear(LinearId, &'static str),
     /// A norm weight.
     Norm(Norm),
     /// Static cache scales.
@@ -47,9 +47,9 @@ impl Part {
         Self { suffix, dtype, shape: shape.into() }
     }
     /// As a slot of a block.
-    pub(crate) fn slot(self, module: &str, role: Role) -> Slot {
-        let decl = TensorDecl::new(format!("{module}.{}", self.suffix), self.dtype, self.shape);
-        Slot { decl, item: Item::Linear(role, self.suffix) }
+    pub(crate) fn slot(self, linear: &LinearSpec) -> Slot {
+        let decl = TensorDecl::new(format!("{}.{}", linear.module, self.suffix), self.dtype, self.shape);
+        Slot { decl, item: Item::Linear(linear.id, self.suffix) }
     }
 }
 
@@ -181,7 +181,8 @@ pub(crate) fn faults(
     faults
 }
 
-/// Modules of all linears of a model with their block and role.
-pub(crate) fn modules(spec: &ModelSpec) -> BTreeMap<String, (usize, Role)> {
-    (0..spec.layers).flat_map(|i| Role::ALL.map(|role| (spec.module(i, role), (i, role)))).collect()
+/// Modules of all linears of a model with their block and id.
+pub(crate) fn modules(spec: &ModelSpec) -> BTreeMap<String, (usize, LinearId)> {
+    let block = |i| spec.block(i).linears.into_iter().map(move |linear| (linear.module, (i, linear.id)));
+    (0..spec.layers).flat_map(block).collect()
 }

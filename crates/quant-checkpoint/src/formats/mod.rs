@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use quant_core::{ActQuant, ActRule, FloatType, KvGranularity, KvQuant};
-use quant_graph::{BlockParams, ModelScheme, ModelSpec, Role};
+use quant_graph::{BlockParams, LinearId, ModelScheme, ModelSpec};
 use safetensors::Dtype;
 use serde_json::{Map, Value};
 
@@ -106,7 +106,7 @@ impl Default for ConfigNotes {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct BlockSideData {
     /// Quantisers of the linears' inputs.
-    pub inputs: BTreeMap<Role, ActQuant>,
+    pub inputs: BTreeMap<LinearId, ActQuant>,
     /// Quantiser of the cache.
     pub kv: Option<KvQuant>,
 }

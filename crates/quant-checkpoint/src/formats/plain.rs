@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ndarray::Array1;
 use quant_graph::{
-    BlockFrame, BlockParams, BoxError, LinearParams, LinearWeight, ModelSpec, Role, RowVisitor,
+    BlockFrame, BlockParams, BoxError, LinearParams, LinearSpec, LinearWeight, ModelSpec, RowVisitor,
 };
 
 use crate::error::Result;
@@ -30,29 +30,16 @@ pub(crate) fn read_norms(
 }
 
 /// A float linear, without hashes.
-pub(crate) fn read_linear(
-    checkpoint: &Checkpoint,
-    spec: &ModelSpec,
-    index: usize,
-    role: Role,
-) -> Result<LinearParams> {
-    let linear = spec.linear(role);
-    let module = spec.module(index, role);
-    let name = format!("{module}.weight");
+pub(crate) fn read_linear(checkpoint: &Checkpoint, linear: &LinearSpec) -> Result<LinearParams> {
+    let name = format!("{}.weight", linear.module);
     checkpoint.tensor_shaped(&name, &[linear.outputs, linear.inputs])?;
     let weight = LinearWeight::Float(checkpoint.read_matrix_f32(&name)?);
-    Ok(LinearParams { weight, bias: read_bias(checkpoint, spec, index, role)?, input: None })
+    Ok(LinearParams { weight, bias: read_bias(checkpoint, linear)?, input: None })
 }
 
 /// The bias of a linear, if the model has one there.
-pub(crate) fn read_bias(
-    checkpoint: &Checkpoint,
-    spec: &ModelSpec,
-    index: usize,
-    role: Role,
-) -> Result<Option<Array1<f32>>> {
-    let linear = spec.linear(role);
-    let name = format!("{}.bias", spec.module(index, role));
+pub(crate) fn read_bias(checkpoint: &Checkpoint, linear: &LinearSpec) -> Result<Option<Array1<f32>>> {
+    let name = format!("{}.bias", linear.module);
     linear.bias.then(|| read_vector(checkpoint, &name, linear.outputs)).transpose()
 }
 
@@ -77,20 +64,18 @@ impl Reader<'_> {
         for (norm, width) in self.spec.norms() {
             frame.norms.insert(norm, self.vector(self.spec.norm(index, norm), width)?);
         }
-        for role in Role::ALL {
-            let linear = self.spec.linear(role);
+        for linear in self.spec.block(index).linears {
             if linear.bias {
-                let name = format!("{}.bias", self.spec.module(index, role));
-                frame.biases.insert(role, self.vector(name, linear.outputs)?);
+                let name = format!("{}.bias", linear.module);
+                frame.biases.insert(linear.id, self.vector(name, linear.outputs)?);
             }
         }
         Ok(frame)
     }
 
     /// The name of a weight whose shape is right.
-    fn weight(&self, index: usize, role: Role) -> Result<String> {
-        let linear = self.spec.linear(role);
-        let name = format!("{}.weight", self.spec.module(index, role));
+    fn weight(&self, linear: &LinearSpec) -> Result<String> {
+        let name = format!("{}.weight", linear.module);
         self.checkpoint.tensor_shaped(&name, &[linear.outputs, linear.inputs])?;
         Ok(name)
     }
@@ -106,8 +91,8 @@ pub(crate) fn read_block(
     let mut reader = Reader { checkpoint, spec, hashes };
     let BlockFrame { norms, mut biases } = reader.frame(index)?;
     let mut linears = BTreeMap::new();
-    for role in Role::ALL {
-        let name = reader.weight(index, role)?;
+    for linear in spec.block(index).linears {
+        let name = reader.weight(&linear)?;
         let values = match &mut reader.hashes {
             None => checkpoint.read_matrix_f32(&name)?,
             Some(hashes) => {
@@ -117,7 +102,8 @@ pub(crate) fn read_block(
             }
         };
         let weight = LinearWeight::Float(values);
-        linears.insert(role, LinearParams { weight, bias: biases.remove(&role), input: None });
+        let bias = biases.remove(&linear.id);
+        linears.insert(linear.id, LinearParams { weight, bias, input: None });
     }
     Ok(BlockParams { linears, norms, kv: None })
 }
@@ -132,10 +118,10 @@ pub(crate) fn visit_block(
 ) -> std::result::Result<BlockFrame, BoxError> {
     let mut reader = Reader { checkpoint, spec, hashes };
     let frame = reader.frame(index)?;
-    for role in Role::ALL {
-        let name = reader.weight(index, role)?;
+    for linear in spec.block(index).linears {
+        let name = reader.weight(&linear)?;
         let hash = reader.hashes.is_some();
-        let hash = checkpoint.visit_rows_f32(&name, hash, |first, rows| visit(role, first, rows))?;
+        let hash = checkpoint.visit_rows_f32(&name, hash, |first, rows| visit(linear.id, first, rows))?;
         if let (Some(hashes), Some(hash)) = (&mut reader.hashes, hash) {
             hashes.insert(name, hash);
         }

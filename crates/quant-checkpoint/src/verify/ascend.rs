@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use quant_graph::{ModelSpec, Role, STAGES};
+use quant_graph::{LinearId, LinearSpec, ModelSpec};
 use serde_json::Value;
 
 use super::judge::Stored;
@@ -95,9 +95,9 @@ fn dynamic_offsets(
 fn fused_layers(description: &Description, spec: &ModelSpec, checks: &mut Checks) {
     let mut problems = Vec::new();
     for index in 0..spec.layers {
-        for stage in &STAGES {
-            let kind = |role: &Role| {
-                let name = format!("{}.weight", spec.module(index, *role));
+        for stage in spec.block(index).stages {
+            let kind = |id: &LinearId| {
+                let name = format!("{}.weight", spec.module(index, *id));
                 description.entries.get(&name).cloned().ok_or(name)
             };
             match stage.linears.iter().map(kind).collect::<std::result::Result<Vec<_>, _>>() {
@@ -181,9 +181,9 @@ fn cache(description: &Description, checkpoint: &Checkpoint, spec: &ModelSpec, c
     let mut float = Vec::new();
     if declared == Some(C8) || entries > 0 {
         for index in 0..spec.layers {
-            let module = |role| spec.module(index, role);
-            let names = [Role::K, Role::V].map(|role| {
-                ["kv_cache_scale", "kv_cache_offset"].map(|suffix| format!("{}.{suffix}", module(role)))
+            let names = [LinearId::K, LinearId::V].map(|id| {
+                let module = spec.module(index, id);
+                ["kv_cache_scale", "kv_cache_offset"].map(|suffix| format!("{module}.{suffix}"))
             });
             let names = names.as_flattened();
             // A block without any of it has a float cache, which is allowed block by block.
@@ -218,16 +218,16 @@ fn cache_tensor(checkpoint: &Checkpoint, spec: &ModelSpec, name: &str) -> std::r
 fn static_inputs(description: &Description, checkpoint: &Checkpoint, spec: &ModelSpec, checks: &mut Checks) {
     let (mut problems, mut count) = (Vec::new(), 0);
     for index in 0..spec.layers {
-        for stage in &STAGES {
+        let block = spec.block(index);
+        for stage in &block.stages {
             let mut inputs = BTreeMap::new();
-            for &role in stage.linears {
-                let module = spec.module(index, role);
-                let kind = description.kind(&module).ok().filter(|k| k.has_static_input());
+            for linear in stage.linears.iter().filter_map(|id| block.linear(*id)) {
+                let kind = description.kind(&linear.module).ok().filter(|k| k.has_static_input());
                 let Some(kind) = kind else { continue };
                 count += 1;
-                match static_linear(checkpoint, spec, &module, role, kind) {
+                match static_linear(checkpoint, linear, kind) {
                     Ok(input) => {
-                        inputs.insert(module, input);
+                        inputs.insert(linear.module.as_str(), input);
                     }
                     Err(problem) => problems.push(problem),
                 }
@@ -247,14 +247,13 @@ fn static_inputs(description: &Description, checkpoint: &Checkpoint, spec: &Mode
 /// Scale and offset of a linear's input, once its other static tensors are found to follow from them.
 fn static_linear(
     checkpoint: &Checkpoint,
-    spec: &ModelSpec,
-    module: &str,
-    role: Role,
+    linear: &LinearSpec,
     kind: Kind,
 ) -> std::result::Result<(f32, f32), String> {
+    let module = linear.module.as_str();
     let read = || -> Result<Option<String>> {
         let input = ascend_description::static_input(checkpoint, module)?;
-        let rows = spec.linear(role).outputs;
+        let rows = linear.outputs;
         let deq = ascend_description::deq_scales(checkpoint, module, rows)?;
         // Compares deq_scale with the product it must be, where both factors are stored.
         ascend_description::weight_scales(checkpoint, module, kind, rows)?;

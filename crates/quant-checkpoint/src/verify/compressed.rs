@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use quant_graph::{ModelSpec, Role, STAGES};
+use quant_graph::{LinearId, ModelSpec};
 use serde_json::Value;
 
 use super::Severity;
@@ -33,7 +33,7 @@ pub(super) fn check(
     checks.rule("quantization-config", Vec::new(), passed);
     dtype(checks, checkpoint);
     formats(&config, set, &layouts, checks);
-    let stored = Stored::Layouts(by_role(spec, &layouts));
+    let stored = Stored::Layouts(by_id(spec, &layouts));
     stored.checks(set, spec, checks);
     if set.fuses {
         fused_layers(spec, &layouts, checks);
@@ -78,7 +78,7 @@ fn cache_scales(spec: &ModelSpec, index: usize) -> [String; 2] {
     ["k_scale", "v_scale"].map(|s| format!("{}.self_attn.{s}", spec.block_prefix(index)))
 }
 
-fn by_role(spec: &ModelSpec, layouts: &Layouts) -> BTreeMap<(usize, Role), Layout> {
+fn by_id(spec: &ModelSpec, layouts: &Layouts) -> BTreeMap<(usize, LinearId), Layout> {
     let places = crate::formats::layout_modules(spec);
     layouts.iter().filter_map(|(module, layout)| Some((*places.get(module)?, *layout))).collect()
 }
@@ -123,8 +123,8 @@ fn formats(config: &Config, set: &RuleSet, layouts: &Layouts, checks: &mut Check
 fn fused_layers(spec: &ModelSpec, layouts: &Layouts, checks: &mut Checks) {
     let mut problems = Vec::new();
     for index in 0..spec.layers {
-        for stage in &STAGES {
-            let layout = |role: &Role| layouts.get(&spec.module(index, *role));
+        for stage in spec.block(index).stages {
+            let layout = |id: &LinearId| layouts.get(&spec.module(index, *id));
             let first = layout(&stage.linears[0]);
             if let Some(other) = stage.linears.iter().find(|r| layout(r) != first) {
                 let (first, other) = (spec.module(index, stage.linears[0]), spec.module(index, *other));

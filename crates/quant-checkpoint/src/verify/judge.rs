@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use quant_core::{ActRule, FloatType};
-use quant_graph::{ActOrder, LinearScheme, ModelScheme, ModelSpec, Role};
+use quant_graph::{ActOrder, LinearId, LinearScheme, ModelScheme, ModelSpec};
 use serde::Serialize;
 
 use super::Severity;
@@ -154,9 +154,9 @@ pub(super) enum Stored {
     /// Floats.
     Float,
     /// compressed-tensors; absent is float.
-    Layouts(BTreeMap<(usize, Role), Layout>),
+    Layouts(BTreeMap<(usize, LinearId), Layout>),
     /// msmodelslim's layout: the types, and whether the cache is C8.
-    Types(BTreeMap<(usize, Role), String>, bool),
+    Types(BTreeMap<(usize, LinearId), String>, bool),
 }
 
 impl Stored {
@@ -170,11 +170,11 @@ impl Stored {
                 }
                 Some(layout)
             };
-            let layouts = scheme.linears().filter_map(|(i, role, l)| Some(((i, role), layout(l)?)));
+            let layouts = scheme.linears().filter_map(|(i, id, l)| Some(((i, id), layout(l)?)));
             return Self::Layouts(layouts.collect());
         }
         if format.id() == VllmAscend.id() {
-            let types = scheme.linears().map(|(i, role, l)| ((i, role), Kind::of(l).name().to_owned()));
+            let types = scheme.linears().map(|(i, id, l)| ((i, id), Kind::of(l).name().to_owned()));
             return Self::Types(types.filter(|((i, _), _)| *i < spec.layers).collect(), scheme.kv.is_some());
         }
         Self::Float
@@ -185,14 +185,14 @@ impl Stored {
         match self {
             Self::Float => {}
             Self::Layouts(layouts) => {
-                for (&(index, role), layout) in layouts {
-                    let module = spec.module(index, role);
-                    packed_or_int8(set, spec, role, layout, &mut |remark| say(&module, remark));
+                for (&(index, id), layout) in layouts {
+                    let module = spec.module(index, id);
+                    packed_or_int8(set, spec, id, layout, &mut |remark| say(&module, remark));
                 }
             }
             Self::Types(types, cache) => {
-                for (&(index, role), kind) in types {
-                    let module = spec.module(index, role);
+                for (&(index, id), kind) in types {
+                    let module = spec.module(index, id);
                     ascend_type(set, kind, &mut |remark| say(&module, remark));
                 }
                 if *cache {
@@ -261,17 +261,23 @@ fn fits(kernel: &Kernel, spec: &ModelSpec, layout: &Layout) -> bool {
 }
 
 /// Whether a kernel also has the shape of a linear on one of `n` devices.
-pub(super) fn takes(kernel: &Kernel, spec: &ModelSpec, role: Role, layout: &Layout, n: usize) -> bool {
-    let (inputs, outputs) = partition(spec, role, n);
+pub(super) fn takes(kernel: &Kernel, spec: &ModelSpec, id: LinearId, layout: &Layout, n: usize) -> bool {
+    let (inputs, outputs) = partition(spec, id, n);
     fits(kernel, spec, layout)
         && inputs.is_multiple_of(kernel.inputs)
         && outputs.is_multiple_of(kernel.outputs)
 }
 
 /// A linear of compressed-tensors.
-fn packed_or_int8(set: &RuleSet, spec: &ModelSpec, role: Role, layout: &Layout, say: &mut dyn FnMut(Remark)) {
+fn packed_or_int8(
+    set: &RuleSet,
+    spec: &ModelSpec,
+    id: LinearId,
+    layout: &Layout,
+    say: &mut dyn FnMut(Remark),
+) {
     let weight = layout.weight;
-    let (columns, bits) = (spec.linear(role).inputs, weight.bits.get());
+    let (columns, bits) = (spec.site_width(id.site()), weight.bits.get());
     order(set, layout, say);
     if let Some(group) = weight.group.filter(|g| !columns.is_multiple_of(*g)) {
         return say(Remark::rule(
@@ -294,10 +300,10 @@ fn packed_or_int8(set: &RuleSet, spec: &ModelSpec, role: Role, layout: &Layout, 
     let symmetry = if weight.symmetric { "symmetric" } else { "asymmetric" };
     let group = weight.group.map_or_else(|| "whole channels".to_owned(), |g| format!("groups of {g}"));
     let (name, versions) = (kernel_owner(set), set.versions());
-    let Some(kernel) = kernels.iter().find(|k| takes(k, spec, role, layout, 1)) else {
+    let Some(kernel) = kernels.iter().find(|k| takes(k, spec, id, layout, 1)) else {
         let text = match kernels.iter().find(|k| fits(k, spec, layout)) {
             Some(kernel) => {
-                let (inputs, outputs) = partition(spec, role, 1);
+                let (inputs, outputs) = partition(spec, id, 1);
                 format!(
                     "{} of {name} {versions} wants inputs in multiples of {} and fused outputs in multiples of {}; found {inputs} and {outputs}",
                     kernel.name, kernel.inputs, kernel.outputs

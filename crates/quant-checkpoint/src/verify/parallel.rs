@@ -1,6 +1,6 @@
 //! Whether a folder loads on several devices by tensor parallelism.
 
-use quant_graph::{ModelSpec, Role};
+use quant_graph::{LinearId, ModelSpec, Role};
 
 use super::judge::{Stored, takes};
 use super::targets::{Packed, RuleSet};
@@ -34,57 +34,61 @@ impl Stored {
         }
         let Self::Layouts(layouts) = self else { return Ok(()) };
         // Blocks are alike in shape, so every kind of linear is looked at once.
-        let mut kinds: Vec<(Role, &Layout)> = Vec::new();
-        for (&(index, role), layout) in layouts {
-            if kinds.contains(&(role, layout)) {
+        let mut kinds: Vec<(LinearId, &Layout)> = Vec::new();
+        for (&(index, id), layout) in layouts {
+            if kinds.contains(&(id, layout)) {
                 continue;
             }
-            kinds.push((role, layout));
-            cut(set, spec, role, layout, n).map_err(|why| format!("{}: {why}", spec.module(index, role)))?;
+            kinds.push((id, layout));
+            cut(set, spec, id, layout, n).map_err(|why| format!("{}: {why}", spec.module(index, id)))?;
         }
         Ok(())
     }
 }
 
 /// Whether the linear is cut along its inputs.
-fn row_parallel(role: Role) -> bool {
-    matches!(role, Role::O | Role::Down)
+fn row_parallel(id: LinearId) -> bool {
+    matches!(id.role, Role::O | Role::Down)
 }
 
 /// Inputs of a linear and outputs of its fused layer, on one of `n` devices.
-pub(super) fn partition(spec: &ModelSpec, role: Role, n: usize) -> (usize, usize) {
-    let linear = spec.linear(role);
-    if row_parallel(role) {
-        return (linear.inputs / n, linear.outputs);
+pub(super) fn partition(spec: &ModelSpec, id: LinearId, n: usize) -> (usize, usize) {
+    // Blocks are alike in shape.
+    let block = spec.block(0);
+    let inputs = spec.site_width(id.site());
+    if row_parallel(id) {
+        return (inputs / n, block.linear(id).map_or(0, |l| l.outputs));
     }
-    let outputs = |r: &Role| match r {
+    let outputs = |(role, rows): &(Role, std::ops::Range<usize>)| match role {
         // Heads of keys are repeated where there are fewer than devices.
         Role::K | Role::V => (spec.kv_heads / n).max(1) * spec.head_dim,
-        r => spec.linear(*r).outputs / n,
+        _ => rows.len() / n,
     };
-    (linear.inputs, role.fused_with().iter().map(outputs).sum())
+    let fused = block.loaded_with(id).iter().filter_map(|other| block.linear(*other));
+    (inputs, fused.flat_map(|l| &l.parts).map(outputs).sum())
 }
 
 /// Why a packed linear cannot be cut for `n` devices.
-fn cut(set: &RuleSet, spec: &ModelSpec, role: Role, layout: &Layout, n: usize) -> Result<(), String> {
-    let (linear, bits) = (spec.linear(role), layout.weight.bits.get() as usize);
+fn cut(set: &RuleSet, spec: &ModelSpec, id: LinearId, layout: &Layout, n: usize) -> Result<(), String> {
+    let Some(linear) = spec.linear(0, id) else { return Ok(()) };
+    let bits = layout.weight.bits.get() as usize;
     if layout.scheme.input.is_some() {
         return Ok(());
     }
-    let (inputs, _) = partition(spec, role, n);
+    let (inputs, _) = partition(spec, id, n);
     if let Some(group) = layout.weight.group.filter(|g| !inputs.is_multiple_of(*g)) {
         return Err(format!("groups of {group} do not divide {} / {n} inputs", linear.inputs));
     }
-    if row_parallel(role) && !(inputs * bits).is_multiple_of(32) {
+    if row_parallel(id) && !(inputs * bits).is_multiple_of(32) {
         return Err(format!("{} / {n} inputs of {bits} bits are not whole words", linear.inputs));
     }
     // Zero points are packed along the outputs.
     let rows = linear.outputs / n;
-    if !row_parallel(role) && !layout.weight.symmetric && !(rows * bits).is_multiple_of(32) {
+    if !row_parallel(id) && !layout.weight.symmetric && !(rows * bits).is_multiple_of(32) {
         return Err(format!("zero points of {} / {n} outputs are not whole words", linear.outputs));
     }
     match set.packed {
-        Packed::Kernels(kernels) if !kernels.iter().any(|k| takes(k, spec, role, layout, n)) => {
+        Packed::Kernels(kernels) if !kernels.iter().any(|k| takes(k, spec, id, layout, n)) => {
             Err(format!("no kernel for its shape on {n} devices"))
         }
         _ => Ok(()),

@@ -162,10 +162,10 @@ pub(super) fn block_values(
         };
         match block {
             Ok(block) => {
-                for (role, linear) in block.linears {
+                for (id, linear) in block.linears {
                     linears += 1;
                     if !is_finite(&linear.weight) {
-                        problems.push(format!("{}: a value overflows", spec.module(index, role)));
+                        problems.push(format!("{}: a value overflows", spec.module(index, id)));
                     }
                 }
             }

@@ -11,8 +11,8 @@ use quant_core::{
     ActQuant, ActRule, Bits, FloatType, Groups, KvGranularity, KvQuant, QParams, QuantizedMatrix,
 };
 use quant_graph::{
-    ActOrder, BlockParams, InputScheme, LinearParams, LinearScheme, LinearWeight, ModelScheme, ModelSpec,
-    Role, RopeScaling, RopeSpec, WeightScheme,
+    ActOrder, BlockLayout, BlockParams, InputScheme, LinearParams, LinearScheme, LinearWeight, ModelScheme,
+    ModelSpec, RopeScaling, RopeSpec, WeightScheme,
 };
 use serde_json::{Value, json};
 
@@ -38,6 +38,7 @@ pub(crate) fn spec(dtype: FloatType, tied: bool, full: bool) -> ModelSpec {
         mlp_bias: full,
         qk_norm: full,
         windows: vec![None; 2],
+        layout: &BlockLayout::SEPARATE,
         dtype,
     }
 }
@@ -87,7 +88,7 @@ pub(crate) fn linear(weight: Option<WeightScheme>, input: Option<InputScheme>) -
 
 /// The same scheme for every linear.
 pub(crate) fn uniform(spec: &ModelSpec, scheme: LinearScheme) -> ModelScheme {
-    let block: BTreeMap<_, _> = Role::ALL.into_iter().map(|role| (role, scheme)).collect();
+    let block: BTreeMap<_, _> = spec.layout.ids().map(|id| (id, scheme)).collect();
     ModelScheme { blocks: vec![block; spec.layers], kv: None }
 }
 
@@ -133,9 +134,9 @@ pub(crate) fn block(
     let (scale_type, float_type) = (format.scale_type(spec), format.float_type(spec));
     let mut linears = BTreeMap::new();
     let mut inputs: BTreeMap<_, ActQuant> = BTreeMap::new();
-    for role in Role::ALL {
-        let (shape, linear) = (spec.linear(role), scheme.blocks[index][&role]);
-        let dim = (shape.outputs, shape.inputs);
+    for shape in spec.block(index).linears {
+        let (id, dim) = (shape.id, shape.shape());
+        let linear = scheme.blocks[index][&id];
         let weight = match linear.weight {
             Some(w) => LinearWeight::Quantized(matrix(w, dim, scale_type, &mut numbers)),
             None => LinearWeight::Float(Array2::from_shape_simple_fn(dim, || numbers.value(float_type))),
@@ -155,9 +156,9 @@ pub(crate) fn block(
         let input = linear.input.map(|i| {
             let fresh = i.dynamic().unwrap_or(ActQuant::Static { bits: i.bits, params });
             // Linears that share an input and its scheme share its parameters.
-            *inputs.entry((role.site(), format!("{i:?}"))).or_insert(fresh)
+            *inputs.entry((id.site(), format!("{i:?}"))).or_insert(fresh)
         });
-        linears.insert(role, LinearParams { weight, bias, input });
+        linears.insert(id, LinearParams { weight, bias, input });
     }
     let norms = spec.norms().into_iter().map(|(n, width)| (n, numbers.values(width, float_type))).collect();
     let kv = scheme.kv.map(|kv| match kv.granularity {

@@ -2,13 +2,12 @@
 
 use crate::rounding::{CONVENTION, MSE_CLIP, SCHEME, SYMMETRIC, VARIANT};
 use crate::{
-    Kind, Method, MethodError, PlannedRounding, Rounded, Rounding, RowRounding, WeightQuantizer,
+    Kind, Method, MethodError, Modifier, PlannedRounding, Prepared, Rounded, Rounding, RowRounding, Solver,
     WeightSettings,
 };
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, Slice};
 use quant_core::matrix::{check_finite, check_scales, round_row};
 use quant_core::{ActOrder, ClipSearch, CoreError, FloatType, Grid, Groups, QuantizedMatrix};
-use quant_hessian::Factor;
 use quant_kernels::{Par, vectorized};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -18,18 +17,19 @@ pub static METHOD: Method = Method {
     id: "rtn",
     summary: "round to nearest, optionally with a clip search per group; needs no data",
     source: "the baseline of every PTQ paper; grids of GPTQ (arXiv 2210.17323) and QuaRot (arXiv 2404.00456) code",
-    kind: Kind::Rounding(|settings| Ok(Arc::new(Modifier { weights: WeightSettings::read(settings)? }))),
+    kind: Kind::Rounding,
+    build: |settings| Ok(Modifier::rounding(Rounds { weights: WeightSettings::read(settings)? })),
     fields: &[SCHEME, SYMMETRIC, CONVENTION, MSE_CLIP, VARIANT],
     tier: 1,
 };
 
 /// The modifier of a recipe.
 #[derive(Debug)]
-struct Modifier {
+struct Rounds {
     weights: WeightSettings,
 }
 
-impl Rounding for Modifier {
+impl Rounding for Rounds {
     fn method(&self) -> &'static Method {
         &METHOD
     }
@@ -40,8 +40,8 @@ impl Rounding for Modifier {
         let stored = self.weights.stored(inputs, scale_type, ActOrder::None)?;
         Ok(stored.map(|(grid, weight)| PlannedRounding {
             weight,
-            quantizer: Arc::new(Rtn { grid, group: weight.group, clip: self.weights.clip }),
-            factor: None,
+            grid,
+            solver: Arc::new(Rtn { grid, group: weight.group, clip: self.weights.clip }),
         }))
     }
 }
@@ -165,17 +165,12 @@ impl RowRounding for ByRows {
 type Tile<'a> =
     (((ArrayView2<'a, f32>, ArrayViewMut2<'a, u8>), ArrayViewMut2<'a, f32>), ArrayViewMut2<'a, f32>);
 
-impl WeightQuantizer for Rtn {
+impl Solver for Rtn {
     fn method(&self) -> &'static Method {
         &METHOD
     }
-    fn quantize(
-        &self,
-        weight: ArrayView2<'_, f32>,
-        _: Option<&Factor>,
-        par: Par,
-    ) -> Result<Rounded, MethodError> {
-        Ok(Rounded { matrix: round(self, weight, par)?, loss: None })
+    fn round(&self, weight: ArrayView2<'_, f32>, _: &Prepared, par: Par) -> Result<Rounded, MethodError> {
+        Ok(Rounded::levels(round(self, weight, par)?))
     }
     fn by_rows(&self, shape: (usize, usize)) -> Option<Box<dyn RowRounding>> {
         Some(Box::new(ByRows::new(self.clone(), shape)))

@@ -5,22 +5,27 @@
 
 use crate::rounding::VARIANT;
 use crate::settings::FieldKind;
-use crate::{BlockContext, Field, Kind, Method, MethodError, Needs, Statistics, Transform};
+use crate::{
+    BlockContext, Field, Kind, Method, MethodError, Modifier, Need, Scaled, SiteStatistics, Statistic,
+    Stream, Transform,
+};
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
 use quant_core::elementary::pow_f32;
 use quant_core::{FloatType, Variant};
-use quant_graph::{BlockParams, LinearScheme, LinearWeight, SCALE_EDGES};
-use std::sync::Arc;
+use quant_graph::{BlockParams, BlockSpec, LinearScheme, LinearWeight, Site};
+use std::collections::BTreeMap;
 
 /// Registry line.
 pub static METHOD: Method = Method {
     id: "smoothquant",
     summary: "divides norm weights and multiplies the linears after them so that activation outliers shrink",
     source: "arXiv 2211.10438",
-    kind: Kind::Transform(|settings| {
+    kind: Kind::Transform,
+    build: |settings| {
         let alpha = settings.number("alpha")? as f32;
-        Ok(Arc::new(SmoothQuant { alpha, variant: settings.word("variant")?.unwrap_or_default() }))
-    }),
+        let variant = settings.word("variant")?.unwrap_or_default();
+        Ok(Modifier::transform(SmoothQuant { alpha, variant }))
+    },
     fields: &[
         Field {
             name: "alpha",
@@ -57,36 +62,39 @@ impl Transform for SmoothQuant {
     fn describe(&self) -> String {
         format!("alpha {}", self.alpha)
     }
-    fn needs(&self) -> Needs {
-        Needs { channel_max: true }
+    fn needs(&self, block: &BlockSpec) -> Vec<Need> {
+        let need = |(_, site)| Need { site, stream: Stream::Float, statistic: Statistic::ChannelMax };
+        block.norm_edges().map(need).collect()
     }
     fn apply(
         &self,
         block: &mut BlockParams,
-        statistics: &Statistics,
+        statistics: &BTreeMap<Site, SiteStatistics>,
         context: BlockContext<'_>,
-    ) -> Result<(), MethodError> {
-        for edge in &SCALE_EDGES {
-            let roles = edge.site.stage().linears;
+    ) -> Result<Scaled, MethodError> {
+        let mut scaled = Scaled::new();
+        for (norm, site) in context.block.norm_edges() {
+            let fed = context.block.at(site);
             // Nothing to gain where the linears stay float.
-            if roles.iter().all(|role| context.scheme.get(role).is_none_or(LinearScheme::is_float)) {
+            if fed.iter().all(|id| context.scheme.get(id).is_none_or(LinearScheme::is_float)) {
                 continue;
             }
             let missing = |what| MethodError::MissingStatistic { method: METHOD.id, what };
-            let absmax = statistics.channel_max.get(&edge.site).ok_or_else(|| missing("channel maxima"))?;
-            let norm = block.norms.get_mut(&edge.norm).ok_or_else(|| missing("the norm before it"))?;
+            let absmax = statistics.get(&site).and_then(|s| s.float.channel_max());
+            let absmax = absmax.ok_or_else(|| missing("channel maxima"))?;
+            let norm = block.norms.get_mut(&norm).ok_or_else(|| missing("the norm before it"))?;
             let mut weights: Vec<&mut Array2<f32>> = Vec::new();
-            for (role, linear) in &mut block.linears {
-                if let (true, LinearWeight::Float(w)) = (roles.contains(role), &mut linear.weight) {
+            for (id, linear) in &mut block.linears {
+                if let (true, LinearWeight::Float(w)) = (fed.contains(id), &mut linear.weight) {
                     weights.push(w);
                 }
             }
             let views: Vec<_> = weights.iter().map(|w| w.view()).collect();
             let factors = factors(self, absmax.view(), &views)?;
             drop(views);
-            apply(factors.view(), norm, &mut weights, context.norm_type)?;
+            scaled.insert(site, apply(factors.view(), norm, &mut weights, context.norm_type)?);
         }
-        Ok(())
+        Ok(scaled)
     }
 }
 
@@ -141,7 +149,7 @@ pub fn factors(
 ///
 /// `norm_type` is what the folder will store norms in. The divided norm is rounded to it first and the columns take the
 /// factor that rounding really produced, `γ / γ'`, so the block's function is kept however coarse the type. A norm entry
-/// that would leave the type's range keeps its channel unscaled.
+/// that would leave the type's range keeps its channel unscaled. Gives the factors that the columns really took, `[in]`.
 ///
 /// # Errors
 /// Channel counts that differ.
@@ -150,7 +158,7 @@ pub fn apply(
     norm: &mut Array1<f32>,
     weights: &mut [&mut Array2<f32>],
     norm_type: FloatType,
-) -> Result<(), MethodError> {
+) -> Result<Array1<f32>, MethodError> {
     let n = factors.len();
     let wrong = |what: &str, found| MethodError::Channels {
         method: METHOD.id,
@@ -184,5 +192,5 @@ pub fn apply(
             row *= &columns;
         }
     }
-    Ok(())
+    Ok(columns)
 }

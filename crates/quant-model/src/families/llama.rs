@@ -1,6 +1,6 @@
 //! Llama 2, 3, 3.1, 3.2 and models published under its architecture.
 
-use super::{BiasRule, Defaults, Family, SlidingRule, Tier};
+use super::{BiasRule, BlockLayout, Defaults, Family, SlidingRule, Tier};
 
 pub(super) static FAMILY: Family = Family {
     id: "llama",
@@ -27,6 +27,7 @@ pub(super) static FAMILY: Family = Family {
     o_bias: BiasRule::key(&["attention_bias"]),
     mlp_bias: BiasRule::key(&["mlp_bias"]),
     qk_norm: false,
+    layout: &BlockLayout::SEPARATE,
     sliding: SlidingRule::Never,
     refusals: &[],
 };

@@ -1,5 +1,7 @@
 //! The registry of model families: one file each, one line in [`FAMILIES`] each.
 
+use quant_graph::BlockLayout;
+
 mod llama;
 mod openpangu;
 mod qwen2;
@@ -150,6 +152,8 @@ pub struct Family {
     pub mlp_bias: BiasRule,
     /// Per-head norms on queries and keys before rope.
     pub qk_norm: bool,
+    /// Which matrices its checkpoints hold, and their names.
+    pub layout: &'static BlockLayout,
     /// Sliding windows.
     pub sliding: SlidingRule,
     /// Keys that mean a different model, besides [`COMMON_REFUSALS`].

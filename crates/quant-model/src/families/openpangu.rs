@@ -1,6 +1,6 @@
 //! openPangu-Embedded (dense): a Llama with attention biases.
 
-use super::{BiasRule, Defaults, Family, Refusal, SlidingRule, Tier};
+use super::{BiasRule, BlockLayout, Defaults, Family, Refusal, SlidingRule, Tier};
 
 /// The R releases keep the architecture name and change the attention.
 const PARTIAL: &str =
@@ -36,6 +36,7 @@ pub(super) static FAMILY: Family = Family {
     o_bias: BiasRule::Config { overriding: None, keys: &["attention_bias", "bias"], default: true },
     mlp_bias: BiasRule::key(&["mlp_bias"]),
     qk_norm: false,
+    layout: &BlockLayout::SEPARATE,
     sliding: SlidingRule::Never,
     refusals: &[
         Refusal { key: "param_sink_number", reason: PARTIAL },

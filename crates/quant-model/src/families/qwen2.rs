@@ -1,6 +1,6 @@
 //! Qwen2, Qwen2.5, QwQ, DeepSeek-R1-Distill-Qwen.
 
-use super::{BiasRule, Defaults, Family, SlidingRule, Tier};
+use super::{BiasRule, BlockLayout, Defaults, Family, SlidingRule, Tier};
 
 pub(super) static FAMILY: Family = Family {
     id: "qwen2",
@@ -28,6 +28,7 @@ pub(super) static FAMILY: Family = Family {
     o_bias: BiasRule::Never,
     mlp_bias: BiasRule::Never,
     qk_norm: false,
+    layout: &BlockLayout::SEPARATE,
     sliding: SlidingRule::QWEN,
     refusals: &[],
 };

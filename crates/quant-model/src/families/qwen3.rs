@@ -1,6 +1,6 @@
 //! Qwen3 dense.
 
-use super::{BiasRule, Defaults, Family, SlidingRule, Tier};
+use super::{BiasRule, BlockLayout, Defaults, Family, SlidingRule, Tier};
 
 pub(super) static FAMILY: Family = Family {
     id: "qwen3",
@@ -28,6 +28,7 @@ pub(super) static FAMILY: Family = Family {
     o_bias: BiasRule::key(&["attention_bias"]),
     mlp_bias: BiasRule::Never,
     qk_norm: true,
+    layout: &BlockLayout::SEPARATE,
     sliding: SlidingRule::QWEN,
     refusals: &[],
 };

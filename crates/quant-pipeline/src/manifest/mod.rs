@@ -15,7 +15,6 @@ use crate::quantize::{QuantizeJob, QuantizeOutcome};
 use crate::report::LinearReport;
 use quant_checkpoint::TensorHash;
 use quant_data::TokenSet;
-use quant_graph::Role;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
@@ -28,11 +27,8 @@ pub(crate) fn pretty(value: &Value) -> Vec<u8> {
 
 /// Elements of a linear's weight.
 pub(crate) fn linear_size(plan: &Plan, report: &LinearReport) -> f64 {
-    let role = Role::ALL.into_iter().find(|r| report.module.ends_with(r.module()));
-    role.map_or(0.0, |role| {
-        let linear = plan.spec.linear(role);
-        (linear.outputs * linear.inputs) as f64
-    })
+    let linears = plan.spec.block(report.block).linears.into_iter();
+    linears.filter(|l| l.module == report.module).map(|l| l.weights() as f64).sum()
 }
 
 /// Everything the self-description is made from.
@@ -84,7 +80,7 @@ impl Provenance<'_> {
         json!({
             "compute": self.job.recipe.compute().to_string(),
             // Of the first factorisation; overrides are in the recipe, attempts in the list of factors.
-            "factor": self.plan.blocks.iter().flat_map(|b| b.values()).find_map(|l| l.factor()).map(|f| f.precision),
+            "factor": self.plan.blocks.iter().flat_map(|b| b.values()).find_map(|l| l.solver()?.precision()),
             "scale_type": self.plan.scale_type,
             "convention": self.job.recipe.rounding().weights().convention.name(),
             "variant": self.job.recipe.rounding().weights().variant,

@@ -15,7 +15,7 @@ use quant_core::{Foreign, ForeignKind, KvGranularity, ObserverKind};
 use quant_graph::ModelSpec;
 use quant_kernels::Compute;
 use quant_methods::settings::{nearest, one_of, unknown_key};
-use quant_methods::{Kind as MethodKind, METHODS, Method, Rounding, Settings, SettingsError, Transform};
+use quant_methods::{METHODS, Method, Modifier, Rounding, Settings, SettingsError, Transform};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -349,24 +349,27 @@ fn parse_modifiers(value: Value) -> Result<Modifiers, RecipeError> {
             let method = quant_methods::method(&name).ok_or_else(|| unknown_key(&path, &name, known()))?;
             let settings = Settings::new(&format!("{path}.{name}"), value.clone(), method.fields)?;
             resolved.push((method.id, settings.resolved()));
-            match method.kind {
-                MethodKind::Transform(_) if rounding.is_some() => {
-                    return Err(conflict("a transform must stand before the rounding it prepares"));
-                }
-                MethodKind::Transform(_) if transforms.iter().any(|t| t.method().id == method.id) => {
+            let Modifier { transform, rounding: rounds } = (method.build)(&settings)?;
+            if transform.is_some() && rounding.is_some() {
+                return Err(conflict("a transform must stand before the rounding it prepares"));
+            }
+            if rounds.is_some() && rounding.is_some() {
+                return Err(conflict("there are two rounding modifiers; use overrides for exceptions"));
+            }
+            if let Some(transform) = transform {
+                if transforms.iter().any(|t| t.method().id == method.id) {
                     let problem = format!("{name} appears twice; its scales would undo each other");
                     return Err(conflict(&problem));
                 }
-                MethodKind::Transform(build) => transforms.push(build(&settings)?),
-                MethodKind::Rounding(_) if rounding.is_some() => {
-                    return Err(conflict("there are two rounding modifiers; use overrides for exceptions"));
-                }
-                MethodKind::Rounding(build) => rounding = Some((value, build(&settings)?)),
+                transforms.push(transform);
+            }
+            if let Some(rounds) = rounds {
+                rounding = Some((value, rounds));
             }
         }
     }
     let (written, rounding) = rounding.ok_or_else(|| {
-        let roundings = METHODS.iter().filter(|m| matches!(m.kind, MethodKind::Rounding(_)));
+        let roundings = METHODS.iter().filter(|m| m.kind.rounds());
         let ids: Vec<_> = roundings.map(|m| m.id).collect();
         conflict(&format!("there is no rounding modifier; add {} with a scheme", ids.join(" or ")))
     })?;
@@ -400,10 +403,8 @@ fn parse_override(
     }
     merged.extend(changes);
     let settings = Settings::new(path, Value::Object(merged), method.fields)?;
-    match method.kind {
-        MethodKind::Rounding(build) => Ok(build(&settings)?),
-        MethodKind::Transform(_) => Err(RecipeError::conflict(path, "only roundings have exceptions")),
-    }
+    let rounding = (method.build)(&settings)?.rounding;
+    rounding.ok_or_else(|| RecipeError::conflict(path, "only roundings have exceptions"))
 }
 
 fn parse_activations(value: Value) -> Result<ActivationSpec, RecipeError> {

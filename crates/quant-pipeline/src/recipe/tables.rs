@@ -1,8 +1,8 @@
 //! The keys of every section of a recipe, and the JSON schema made from them.
 
 use quant_checkpoint::formats;
+use quant_methods::METHODS;
 use quant_methods::settings::{self, Field, FieldKind as Kind};
-use quant_methods::{Kind as MethodKind, METHODS};
 use serde_json::{Map, Value, json};
 
 pub(super) static ACTIVATIONS: &[Field] = &[
@@ -74,7 +74,7 @@ pub fn schema() -> Value {
             json!({"type": "object", "additionalProperties": false, "properties": properties, "required": [m.id]})
         })
         .collect();
-    let roundings = METHODS.iter().filter(|m| matches!(m.kind, MethodKind::Rounding(_)));
+    let roundings = METHODS.iter().filter(|m| m.kind.rounds());
     let override_schema = settings::override_schema(roundings.flat_map(|m| m.fields));
     let formats: Vec<&str> = formats::FORMATS.iter().map(|f| f.id()).collect();
     json!({

@@ -233,7 +233,7 @@ mod tests {
         }
         let mut in_parts = Measure::new(Some(x.view()), None, Par::Seq);
         for first in [0, 64, 128] {
-            let rows = crate::views::rows(&w, first..(first + 64).min(150));
+            let rows = w.slice_axis(Axis(0), ndarray::Slice::from(first..(first + 64).min(150)));
             in_parts.rows(first, rows, Some(&rounded), Par::new(2));
         }
         let whole = errors(w.view(), Some(&rounded), Some(x.view()), None, Par::Seq);

@@ -1,18 +1,22 @@
 //! The loop over the blocks: the only one. Activations flow, methods are called, finished blocks go to a sink.
 //!
-//! Two streams of activations may be carried. The *float* stream feeds statistics of the unquantised model (SmoothQuant);
-//! the *quantised* stream runs through the blocks with the weights they will be deployed with (activations are
-//! rounded only if the recipe says so, the cache never: its quantiser is found here and first applied by the target), so that every block is calibrated on what it will really see. Within a block the quantised stream advances stage by stage: statistics of a stage's input, rounding of
-//! the linears fed by it, then the stage itself with the rounded weights, so that each token goes through a block once.
+//! Two streams of activations may be carried. The *float* stream feeds statistics of the unquantised model; the *deployed*
+//! stream runs through the blocks with the weights they will be deployed with (activations are rounded only if the recipe says
+//! so, the cache never: its quantiser is found here and first applied by the target), so that every block is calibrated on
+//! what it will really see. Per block: statistics of the float block from one pass, where a method asks for them; transforms;
+//! then stage by stage on the deployed stream the statistics of a stage's input, rounding of the linears fed by it, and the
+//! stage itself with the rounded weights, so that each token goes through a block once. Where a statistic looks at both
+//! streams at once, the float stream goes through the *transformed* float block in step: its activations are then scaled
+//! like those of the deployed stream.
 
-mod float_pass;
 mod linears;
 mod measure;
+mod observe;
 mod stages;
 mod stats;
+mod stream;
 
 pub(crate) use measure::TILE as MEASURED_ROWS;
-pub(crate) use stats::SAMPLE as SAMPLED_TOKENS;
 
 use crate::PipelineError;
 use crate::events::{Event, Events};
@@ -23,11 +27,11 @@ use ndarray::{ArrayView2, Axis};
 use quant_data::TokenSet;
 use quant_graph::{BlockParams, BlockSource};
 use quant_kernels::{Par, return_freed_memory};
-use quant_methods::Statistics;
-use quant_model::{RopeTables, RowStore};
+use quant_model::{RopeTables, RowStore, StageScratch};
 use rayon::prelude::*;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+use stream::ActivationStream;
 
 /// Where finished blocks go: a folder writer, a model in memory.
 pub trait BlockSink: Send {
@@ -55,7 +59,7 @@ struct Run<'a> {
     options: &'a RunOptions,
     report: RunReport,
     events: &'a mut dyn Events,
-    wide: stages::Wide,
+    scratch: StageScratch<f32>,
 }
 
 /// Quantises every block of `source` by the plan and hands it to `sink`.
@@ -72,7 +76,7 @@ pub fn run(
     options: &RunOptions,
 ) -> Result<RunReport, PipelineError> {
     check_calibration(plan, calibration)?;
-    let tokens = calibration.filter(|_| plan.needs.calibration());
+    let tokens = calibration.filter(|_| plan.streams.calibration());
     let layout = Layout::new(tokens.iter().flat_map(|t| t.sequences.iter().map(Vec::len)));
     let spec = &plan.spec;
     let mut run = Run {
@@ -82,26 +86,26 @@ pub fn run(
         report: RunReport { calibration_tokens: layout.rows(), ..RunReport::default() },
         layout,
         events,
-        wide: stages::Wide::default(),
+        scratch: StageScratch::default(),
     };
-    let mut float = None;
-    let mut quantized = None;
+    let (mut float, mut deployed) = (None, None);
     if let Some(tokens) = tokens {
         let started = Instant::now();
         let embedded = run.embed(source, &tokens.sequences)?;
-        if plan.needs.channel_max && plan.needs.quantized_stream() {
-            float = Some(run.copy_of(&embedded)?);
-            quantized = Some(embedded);
-        } else if plan.needs.channel_max {
-            float = Some(embedded);
+        if plan.streams.float && plan.streams.deployed {
+            float = Some(ActivationStream::new(run.copy_of(&embedded)?));
+        }
+        let stream = Some(ActivationStream::new(embedded));
+        if plan.streams.deployed {
+            deployed = stream
         } else {
-            quantized = Some(embedded);
+            float = stream
         }
         run.spent("read", started);
     }
     for index in 0..spec.layers {
         let began = Instant::now();
-        if plan.needs.calibration() {
+        if plan.streams.calibration() {
             // What the block before left: its arrays came and went in many orders.
             return_freed_memory();
         }
@@ -110,17 +114,9 @@ pub fn run(
             run.quantize_by_rows(index, source, pending)?
         } else {
             run.phase("read")?;
-            let mut block = source.block(index)?;
+            let block = source.block(index)?;
             run.spent("read", began);
-            let statistics = match &mut float {
-                Some(stream) => run.float_pass(index, &block, stream)?,
-                None => Statistics::default(),
-            };
-            run.transform(index, &mut block, &statistics)?;
-            match &mut quantized {
-                Some(stream) => run.quantize_in_stream(index, block, stream)?,
-                None => run.quantize_alone(index, block)?,
-            }
+            run.quantize(index, block, float.as_mut(), deployed.as_mut())?
         };
         let started = Instant::now();
         run.phase("write")?;
@@ -133,29 +129,44 @@ pub fn run(
 
 /// Refuses a plan that needs calibration data and has none.
 pub(crate) fn check_calibration(plan: &Plan, calibration: Option<&TokenSet>) -> Result<(), PipelineError> {
-    if !plan.needs.calibration() || calibration.is_some() {
+    if !plan.streams.calibration() || calibration.is_some() {
         return Ok(());
     }
     Err(PipelineError::Usage(format!(
         "this recipe needs calibration data ({}): give --calibration FILE or FILE.safetensors:TENSOR",
-        needs_in_words(plan)
+        plan.streams.reasons.join(", ")
     )))
-}
-
-fn needs_in_words(plan: &Plan) -> String {
-    let needs = plan.needs;
-    let words = [
-        (needs.hessian, "rounding against a Hessian reads the inputs of every linear"),
-        (needs.channel_max, "the transform reads the largest activations"),
-        (needs.static_inputs, "static activations need their range"),
-        (needs.static_kv, "a static KV cache needs its range"),
-    ];
-    words.iter().filter(|(on, _)| *on).map(|(_, what)| *what).collect::<Vec<_>>().join(", ")
 }
 
 impl Run<'_> {
     fn par(&self) -> Par {
         self.options.par
+    }
+    /// Quantises a block whose weights were read whole.
+    fn quantize(
+        &mut self,
+        index: usize,
+        mut block: BlockParams,
+        mut float: Option<&mut ActivationStream>,
+        deployed: Option<&mut ActivationStream>,
+    ) -> Result<BlockParams, PipelineError> {
+        let (plan, spec) = (self.plan, self.plan.spec.block(index));
+        let mut statistics = self.statistics_of(index, &spec);
+        let mut runner = None;
+        if let Some(stream) = &mut float {
+            let whole = self.float_block(index, &block)?;
+            self.observe(index, &whole, stream, &mut statistics, plan.streams.together)?;
+            // Kept for a transform that runs it, and freed before the floats are rewritten otherwise.
+            runner = plan.recipe.transforms().first().filter(|t| t.runs_block()).map(|_| whole);
+        }
+        self.transform(index, &mut block, runner, &mut statistics)?;
+        match deployed {
+            Some(deployed) => {
+                let float = float.filter(|_| plan.streams.together);
+                self.quantize_in_stream(index, block, deployed, float, statistics)
+            }
+            None => self.quantize_alone(index, block, statistics),
+        }
     }
     /// Announces a part of the work, unless it is not to be done any more.
     fn phase(&mut self, what: &'static str) -> Result<(), PipelineError> {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ndarray::{Array2, ArrayD, Ix2};
 use quant_core::packing::{pack_columns, pack_rows, unpack_columns, unpack_rows};
 use quant_core::{ActQuant, Bits, FloatType, Groups, QParams, QuantizedMatrix};
-use quant_graph::{ActOrder, BlockParams, LinearParams, LinearWeight, ModelScheme, ModelSpec, Role};
+use quant_graph::{ActOrder, BlockParams, LinearParams, LinearSpec, LinearWeight, ModelScheme, ModelSpec};
 use rayon::prelude::*;
 use safetensors::Dtype;
 
@@ -202,38 +202,31 @@ fn static_params(checkpoint: &Checkpoint, module: &str, symmetric: bool, bits: B
     Ok(QParams { scale, zero: zero as f32 + bits.mid_level() })
 }
 
-fn linear(
-    checkpoint: &Checkpoint,
-    spec: &ModelSpec,
-    index: usize,
-    role: Role,
-    config: &Config,
-) -> Result<LinearParams> {
-    let module = spec.module(index, role);
-    let layout = match config.group(&module) {
+fn linear(checkpoint: &Checkpoint, linear: &LinearSpec, config: &Config) -> Result<LinearParams> {
+    let module = &linear.module;
+    let layout = match config.group(module) {
         Some(group) => group.layout()?,
         None => None,
     };
-    let Some(layout) = layout else { return read_linear(checkpoint, spec, index, role) };
-    let linear = spec.linear(role);
-    let weight = matrix(checkpoint, &module, &layout, (linear.outputs, linear.inputs))?;
+    let Some(layout) = layout else { return read_linear(checkpoint, linear) };
+    let weight = matrix(checkpoint, module, &layout, linear.shape())?;
     let input = match layout.scheme.input {
         None => None,
         Some(input) if input.dynamic => input.dynamic(),
         Some(input) => {
             let symmetric = input.rule != quant_core::ActRule::Asymmetric;
-            let params = static_params(checkpoint, &module, symmetric, input.bits)?;
+            let params = static_params(checkpoint, module, symmetric, input.bits)?;
             Some(ActQuant::Static { bits: input.bits, params })
         }
     };
-    let bias = read_bias(checkpoint, spec, index, role)?;
+    let bias = read_bias(checkpoint, linear)?;
     Ok(LinearParams { weight: LinearWeight::Quantized(weight), bias, input })
 }
 
 impl Decoder for Config {
     fn block(&self, checkpoint: &Checkpoint, spec: &ModelSpec, index: usize) -> Result<BlockParams> {
-        let linears =
-            Role::ALL.into_iter().map(|role| Ok((role, linear(checkpoint, spec, index, role, self)?)));
+        let linears = spec.block(index).linears;
+        let linears = linears.iter().map(|l| Ok((l.id, linear(checkpoint, l, self)?)));
         let linears = linears.collect::<Result<BTreeMap<_, _>>>()?;
         Ok(BlockParams { linears, norms: read_norms(checkpoint, spec, index)?, kv: None })
     }

@@ -86,7 +86,7 @@ impl Layout {
         quant_core::Groups::from_size(self.weight.group).count(columns)
     }
     /// The tensors of the linear.
-    pub(crate) fn parts(&self, linear: LinearSpec, model: FloatType) -> Vec<Part> {
+    pub(crate) fn parts(&self, linear: &LinearSpec, model: FloatType) -> Vec<Part> {
         let (out, columns) = (linear.outputs, linear.inputs);
         let (float, groups) = (float_dtype(model), self.groups(columns));
         let words = |count| quant_core::packing::words(count, self.weight.bits);

@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 
 use quant_core::{ActRule, FloatType, KvGranularity};
 use quant_graph::{
-    ActOrder, BlockParams, InputScheme, LinearScheme, ModelScheme, ModelSpec, Role, WeightScheme,
+    ActOrder, BlockParams, InputScheme, LinearId, LinearScheme, ModelScheme, ModelSpec, WeightScheme,
 };
 use safetensors::Dtype;
 use serde_json::Value;
@@ -45,13 +45,12 @@ fn unsupported(what: impl Into<String>, alternatives: impl Into<String>) -> Unsu
 }
 
 /// Everything a block stores.
-fn slots(spec: &ModelSpec, index: usize, layout: impl Fn(Role) -> Option<Layout>) -> Vec<Slot> {
+fn slots(spec: &ModelSpec, index: usize, layout: impl Fn(LinearId) -> Option<Layout>) -> Vec<Slot> {
     let float = float_dtype(spec.dtype);
     let mut slots = Vec::new();
-    for role in Role::ALL {
-        let (linear, module) = (spec.linear(role), spec.module(index, role));
-        let parts = match layout(role) {
-            Some(layout) => layout.parts(linear, spec.dtype),
+    for linear in spec.block(index).linears {
+        let parts = match layout(linear.id) {
+            Some(layout) => layout.parts(&linear, spec.dtype),
             None => {
                 let mut parts =
                     vec![super::layout::Part::new("weight", float, [linear.outputs, linear.inputs])];
@@ -61,7 +60,7 @@ fn slots(spec: &ModelSpec, index: usize, layout: impl Fn(Role) -> Option<Layout>
                 parts
             }
         };
-        slots.extend(parts.into_iter().map(|p| p.slot(&module, role)));
+        slots.extend(parts.into_iter().map(|p| p.slot(&linear)));
     }
     slots.extend(spec.norms().into_iter().map(|(norm, width)| norm_slot(spec, index, norm, width, float)));
     slots
@@ -175,20 +174,20 @@ impl Format for CompressedTensors {
                 "drop the KV part, or export to vllm-ascend (KV8 per channel) or dequantized",
             ));
         }
-        for (index, role, linear) in scheme.linears() {
-            let module = spec.module(index, role);
+        for (index, id, linear) in scheme.linears() {
+            let module = spec.module(index, id);
             if let Some(weight) = linear.weight {
-                check_weight(&module, spec.linear(role).inputs, weight)?;
+                check_weight(&module, spec.site_width(id.site()), weight)?;
             }
             if let Some(input) = linear.input {
                 check_input(&module, linear.weight, input)?;
             }
         }
-        if let Some((index, role, other)) = scheme.unequal_fusion() {
+        if let Some((index, id, other)) = scheme.unequal_fusion(spec) {
             return Err(unsupported(
                 format!(
                     "different schemes in the fused layer of {} and {}",
-                    spec.module(index, role),
+                    spec.module(index, id),
                     spec.module(index, other)
                 ),
                 "give q, k and v one scheme, and gate and up one scheme",
@@ -242,16 +241,16 @@ impl Format for CompressedTensors {
     }
     fn scheme(&self, checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<ModelScheme> {
         let layouts = Config::read(checkpoint)?.layouts(spec)?;
-        let linear = |index, role| {
-            layouts.get(&spec.module(index, role)).map_or_else(LinearScheme::default, |layout| layout.scheme)
+        let scheme = |module: &str| layouts.get(module).map_or_else(LinearScheme::default, |l| l.scheme);
+        let block = |index| {
+            let linears = spec.block(index).linears.into_iter();
+            linears.map(|linear| (linear.id, scheme(&linear.module))).collect::<BTreeMap<_, _>>()
         };
-        let block =
-            |index| Role::ALL.into_iter().map(|role| (role, linear(index, role))).collect::<BTreeMap<_, _>>();
         Ok(ModelScheme { blocks: (0..spec.layers).map(block).collect(), kv: None })
     }
     fn expected(&self, checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<Vec<ExpectedTensor>> {
         let layouts = Config::read(checkpoint)?.layouts(spec)?;
-        let block = |index| slots(spec, index, |role| layouts.get(&spec.module(index, role)).copied());
+        let block = |index| slots(spec, index, |id| layouts.get(&spec.module(index, id)).copied());
         let tensor = |slot: Slot| match slot.item {
             // The library widens them.
             Item::Linear(_, "input_zero_point") => {

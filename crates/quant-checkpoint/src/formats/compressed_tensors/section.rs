@@ -54,8 +54,8 @@ fn args(
 pub(super) fn write(spec: &ModelSpec, scheme: &ModelScheme, notes: &ConfigNotes) -> Value {
     let mut kinds: Vec<(LinearScheme, Vec<String>)> = Vec::new();
     let mut ignore = Vec::new();
-    for (index, role, linear) in scheme.linears() {
-        let module = spec.module(index, role);
+    for (index, id, linear) in scheme.linears() {
+        let module = spec.module(index, id);
         if linear.weight.is_none() {
             ignore.push(module);
         } else if let Some((_, modules)) = kinds.iter_mut().find(|(known, _)| known == linear) {

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use ndarray::{Array1, Array2};
 use quant_core::{ActQuant, ActRule, Bits, Groups, KvGranularity, KvQuant, QParams, QuantizedMatrix};
 use quant_graph::{
-    ActOrder, BlockParams, InputScheme, KvScheme, LinearParams, LinearScheme, LinearWeight, ModelScheme,
-    ModelSpec, Role, WeightScheme,
+    ActOrder, BlockParams, InputScheme, KvScheme, LinearId, LinearParams, LinearScheme, LinearSpec,
+    LinearWeight, ModelScheme, ModelSpec, WeightScheme,
 };
 use safetensors::Dtype;
 
@@ -94,22 +94,16 @@ pub(crate) fn weight_scales(
     Ok(deq.iter().zip(&stored).map(executed).collect())
 }
 
-fn linear(
-    checkpoint: &Checkpoint,
-    spec: &ModelSpec,
-    index: usize,
-    role: Role,
-    description: &Description,
-) -> Result<LinearParams> {
-    let module = spec.module(index, role);
-    let kind = description.kind(&module)?;
+fn linear(checkpoint: &Checkpoint, linear: &LinearSpec, description: &Description) -> Result<LinearParams> {
+    let module = &linear.module;
+    let kind = description.kind(module)?;
     if kind == Kind::Float {
-        return read_linear(checkpoint, spec, index, role);
+        return read_linear(checkpoint, linear);
     }
-    let shape = (spec.linear(role).outputs, spec.linear(role).inputs);
+    let shape = linear.shape();
     let bits = eight()?;
     let levels = read_levels(ID, checkpoint, &format!("{module}.weight"), shape, bits)?;
-    let scales = weight_scales(checkpoint, &module, kind, shape.0)?;
+    let scales = weight_scales(checkpoint, module, kind, shape.0)?;
     let offsets = format!("{module}.weight_offset");
     if checkpoint.get(&offsets).is_some() && checkpoint.read_f32(&offsets)?.iter().any(|&o| o != 0.0) {
         return Err(bad(offsets, "zeros (symmetric weights)", "another offset"));
@@ -117,15 +111,15 @@ fn linear(
     let scales = Array2::from_shape_fn((shape.0, 1), |(row, _)| scales[row]);
     let zeros = Array2::from_elem((shape.0, 1), bits.mid_level());
     let matrix = QuantizedMatrix::new(bits, levels, scales, zeros, Groups::Channel)
-        .map_err(|e| bad(&module, "a quantised matrix", e.to_string()))?;
+        .map_err(|e| bad(module, "a quantised matrix", e.to_string()))?;
     let input = match kind {
-        Kind::W8A8 => Some(ActQuant::Static { bits, params: static_input(checkpoint, &module)? }),
+        Kind::W8A8 => Some(ActQuant::Static { bits, params: static_input(checkpoint, module)? }),
         Kind::W8A8Dynamic | Kind::W8A8Mix => {
             Some(ActQuant::Dynamic { bits, rule: ActRule::Symmetric, clip_ratio: 1.0 })
         }
         Kind::Float | Kind::W8A16 => None,
     };
-    let bias = read_bias(checkpoint, spec, index, role)?;
+    let bias = read_bias(checkpoint, linear)?;
     Ok(LinearParams { weight: LinearWeight::Quantized(matrix), bias, input })
 }
 
@@ -136,8 +130,8 @@ pub(crate) fn cache_shaped(checkpoint: &Checkpoint, name: &str, width: usize) ->
 }
 
 /// One side of a C8 cache.
-fn kv_side(checkpoint: &Checkpoint, spec: &ModelSpec, index: usize, role: Role) -> Result<Array1<f32>> {
-    let module = spec.module(index, role);
+fn kv_side(checkpoint: &Checkpoint, spec: &ModelSpec, index: usize, id: LinearId) -> Result<Array1<f32>> {
+    let module = spec.module(index, id);
     let offset = format!("{module}.kv_cache_offset");
     cache_shaped(checkpoint, &offset, spec.kv_width())?;
     if let Some(bad_offset) = checkpoint.read_f32(&offset)?.iter().find(|o| **o != 0.0) {
@@ -154,12 +148,12 @@ fn kv_side(checkpoint: &Checkpoint, spec: &ModelSpec, index: usize, role: Role) 
 
 impl Decoder for Description {
     fn block(&self, checkpoint: &Checkpoint, spec: &ModelSpec, index: usize) -> Result<BlockParams> {
-        let linears =
-            Role::ALL.into_iter().map(|role| Ok((role, linear(checkpoint, spec, index, role, self)?)));
+        let linears = spec.block(index).linears;
+        let linears = linears.iter().map(|l| Ok((l.id, linear(checkpoint, l, self)?)));
         let linears = linears.collect::<Result<BTreeMap<_, _>>>()?;
         let kv = if self.has_kv(spec, index) {
-            let key = kv_side(checkpoint, spec, index, Role::K)?;
-            let value = kv_side(checkpoint, spec, index, Role::V)?;
+            let key = kv_side(checkpoint, spec, index, LinearId::K)?;
+            let value = kv_side(checkpoint, spec, index, LinearId::V)?;
             Some(KvQuant::Channel { bits: eight()?, key, value })
         } else {
             None
@@ -176,8 +170,7 @@ pub(super) fn scheme(checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<ModelS
     let mut blocks = Vec::with_capacity(spec.layers);
     for index in 0..spec.layers {
         let mut block = BTreeMap::new();
-        for role in Role::ALL {
-            let module = spec.module(index, role);
+        for LinearSpec { id, module, .. } in spec.block(index).linears {
             let kind = description.kind(&module)?;
             let input = match kind {
                 Kind::Float | Kind::W8A16 => None,
@@ -189,7 +182,7 @@ pub(super) fn scheme(checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<ModelS
                 Kind::W8A8 => Some((false, ActRule::Asymmetric)),
             };
             let input = input.map(|(dynamic, rule)| InputScheme { bits, rule, dynamic, clip_ratio: 1.0 });
-            block.insert(role, LinearScheme { weight: (kind != Kind::Float).then_some(weight), input });
+            block.insert(id, LinearScheme { weight: (kind != Kind::Float).then_some(weight), input });
         }
         blocks.push(block);
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use quant_core::FloatType;
-use quant_graph::{LinearScheme, LinearSpec, ModelScheme, ModelSpec, Role};
+use quant_graph::{LinearId, LinearScheme, LinearSpec, ModelScheme, ModelSpec};
 use safetensors::Dtype;
 use serde::Serialize as _;
 use serde_json::{Map, Value, json};
@@ -110,7 +110,7 @@ impl Kind {
         matches!(self, Self::W8A8 | Self::W8A8Mix)
     }
     /// The tensors of a linear of this type, in msmodelslim's order.
-    pub(crate) fn parts(self, linear: LinearSpec, model: FloatType) -> Vec<Part> {
+    pub(crate) fn parts(self, linear: &LinearSpec, model: FloatType) -> Vec<Part> {
         let (out, columns) = (linear.outputs, linear.inputs);
         let (float, per_channel) = (float_dtype(model), [out, 1]);
         if self == Self::Float {
@@ -209,7 +209,7 @@ impl Description {
     }
     /// Whether a block's cache is stored in 8 bits: whether its key projection has cache scales.
     pub(crate) fn has_kv(&self, spec: &ModelSpec, index: usize) -> bool {
-        let key = format!("{}.kv_cache_scale", spec.module(index, Role::K));
+        let key = format!("{}.kv_cache_scale", spec.module(index, LinearId::K));
         self.entries.get(&key).is_some_and(|kind| kind == C8)
     }
 }

@@ -3,7 +3,7 @@
 use ndarray::Array1;
 use quant_core::activation::KvSide;
 use quant_core::{ActQuant, FloatType, KvQuant, QParams, QuantizedMatrix};
-use quant_graph::{BlockParams, LinearParams, LinearWeight, ModelScheme, ModelSpec, Role};
+use quant_graph::{BlockParams, LinearId, LinearParams, LinearWeight, ModelScheme, ModelSpec};
 use rayon::prelude::*;
 use safetensors::Dtype;
 
@@ -17,7 +17,7 @@ use crate::formats::layout::{Item, Slot};
 
 /// The tensors of a block of a scheme.
 pub(super) fn slots_of(spec: &ModelSpec, scheme: &ModelScheme, index: usize) -> Vec<Slot> {
-    slots(spec, index, |role| Kind::of(&linear_scheme(scheme, index, role)), scheme.kv.is_some())
+    slots(spec, index, |id| Kind::of(&linear_scheme(scheme, index, id)), scheme.kv.is_some())
 }
 
 /// All tensors of a block, each made on its own.
@@ -28,13 +28,14 @@ pub(super) fn block(
     block: &BlockParams,
 ) -> Result<Vec<Encoded>> {
     check(ID, spec, scheme, index, block, held_type(spec.dtype))?;
-    for role in Role::ALL {
-        check_shared_input(spec, index, role, block)?;
+    let topology = spec.block(index);
+    for linear in &topology.linears {
+        check_shared_input(spec, index, topology.loaded_with(linear.id), linear.id, block)?;
     }
     let encode = |slot: Slot| {
         let decl = slot.decl;
         let bytes = match slot.item {
-            Item::Linear(role, suffix) => part(spec, &decl.name, suffix, &block.linears[&role])?,
+            Item::Linear(id, suffix) => part(spec, &decl.name, suffix, &block.linears[&id])?,
             Item::Norm(norm) => {
                 float_bytes(ID, &decl.name, block.norms[&norm].iter().copied(), spec.dtype, Loss::Rounding)?
             }
@@ -59,12 +60,18 @@ fn kv_scales(block: &BlockParams, side: KvSide) -> Option<&Array1<f32>> {
 }
 
 /// The loader quantises the input of a fused layer once, with the parameters of its last shard.
-fn check_shared_input(spec: &ModelSpec, index: usize, role: Role, block: &BlockParams) -> Result<()> {
-    let input = block.linears[&role].input;
-    match role.fused_with().iter().find(|other| block.linears[other].input != input) {
+fn check_shared_input(
+    spec: &ModelSpec,
+    index: usize,
+    fused: &[LinearId],
+    id: LinearId,
+    block: &BlockParams,
+) -> Result<()> {
+    let input = block.linears[&id].input;
+    match fused.iter().find(|other| block.linears[other].input != input) {
         Some(other) => Err(not_encodable(
             ID,
-            spec.module(index, role),
+            spec.module(index, id),
             format!("the input parameters of {}", spec.module(index, *other)),
             format!("{input:?}"),
         )),

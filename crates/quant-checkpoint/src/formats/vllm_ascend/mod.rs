@@ -25,7 +25,9 @@ pub(crate) mod description;
 mod encode;
 
 use quant_core::{ActRule, FloatType, KvGranularity};
-use quant_graph::{BlockParams, InputScheme, LinearScheme, ModelScheme, ModelSpec, Norm, Role, WeightScheme};
+use quant_graph::{
+    BlockParams, InputScheme, LinearId, LinearScheme, ModelScheme, ModelSpec, Norm, WeightScheme,
+};
 use safetensors::Dtype;
 use serde_json::Value;
 
@@ -52,15 +54,13 @@ fn unsupported(what: impl Into<String>, alternatives: impl Into<String>) -> Unsu
 }
 
 /// Everything a block stores, in msmodelslim's order.
-fn slots(spec: &ModelSpec, index: usize, kind: impl Fn(Role) -> Kind, kv: bool) -> Vec<Slot> {
+fn slots(spec: &ModelSpec, index: usize, kind: impl Fn(LinearId) -> Kind, kv: bool) -> Vec<Slot> {
     let float = float_dtype(spec.dtype);
     let mut slots = Vec::new();
-    for role in Role::ALL {
-        let module = spec.module(index, role);
-        slots.extend(
-            kind(role).parts(spec.linear(role), spec.dtype).into_iter().map(|p| p.slot(&module, role)),
-        );
-        if role == Role::O {
+    for linear in spec.block(index).linears {
+        let parts = kind(linear.id).parts(&linear, spec.dtype);
+        slots.extend(parts.into_iter().map(|p| p.slot(&linear)));
+        if linear.id == LinearId::O {
             for (norm, width) in
                 spec.norms().into_iter().filter(|(n, _)| matches!(n, Norm::Query | Norm::Key))
             {
@@ -84,8 +84,8 @@ fn kv_slots(spec: &ModelSpec, index: usize) -> Vec<Slot> {
     use quant_core::activation::KvSide;
     let dtype = float_dtype(spec.dtype);
     let mut slots = Vec::new();
-    for (role, side) in [(Role::K, KvSide::Key), (Role::V, KvSide::Value)] {
-        let module = spec.module(index, role);
+    for (id, side) in [(LinearId::K, KvSide::Key), (LinearId::V, KvSide::Value)] {
+        let module = spec.module(index, id);
         for (suffix, item) in
             [("kv_cache_scale", Item::KvScale(side)), ("kv_cache_offset", Item::KvOffset(side))]
         {
@@ -194,8 +194,15 @@ impl Format for VllmAscend {
                 ));
             }
         }
-        for (index, role, linear) in scheme.linears() {
-            let module = spec.module(index, role);
+        if let Some(linear) = spec.block(0).linears.iter().find(|l| l.parts.len() > 1) {
+            let what = format!("a fused linear ({})", linear.module);
+            return Err(unsupported(
+                what,
+                "its loader reads q, k, v, gate and up apart; export to compressed-tensors or dequantized",
+            ));
+        }
+        for (index, id, linear) in scheme.linears() {
+            let module = spec.module(index, id);
             if let Some(weight) = linear.weight {
                 check_weight(&module, weight)?;
             }
@@ -205,18 +212,21 @@ impl Format for VllmAscend {
         }
         // Rounding order is no property of the file, so it may differ inside a fused layer.
         let stored = |l: &LinearScheme| (Kind::of(l), l.input.map(|i| i.rule));
-        for (index, role, linear) in scheme.linears() {
-            let differs =
-                |other: &&Role| scheme.blocks[index].get(*other).is_none_or(|o| stored(o) != stored(linear));
-            if let Some(other) = role.fused_with().iter().find(differs) {
-                return Err(unsupported(
-                    format!(
-                        "different types in the fused layer of {} and {}",
-                        spec.module(index, role),
-                        spec.module(index, *other)
-                    ),
-                    "give q, k and v one scheme, and gate and up one scheme",
-                ));
+        for (index, linears) in scheme.blocks.iter().enumerate() {
+            let block = spec.block(index);
+            for (id, linear) in linears {
+                let differs =
+                    |other: &&LinearId| linears.get(*other).is_none_or(|o| stored(o) != stored(linear));
+                if let Some(other) = block.loaded_with(*id).iter().find(differs) {
+                    return Err(unsupported(
+                        format!(
+                            "different types in the fused layer of {} and {}",
+                            spec.module(index, *id),
+                            spec.module(index, *other)
+                        ),
+                        "give q, k and v one scheme, and gate and up one scheme",
+                    ));
+                }
             }
         }
         Ok(())
@@ -273,21 +283,21 @@ impl Format for VllmAscend {
         let kinds = description.kinds(spec)?;
         let mut expected = Vec::new();
         for index in 0..spec.layers {
-            let kind = |role| kinds.get(&spec.module(index, role)).copied().unwrap_or(Kind::Float);
+            let kind = |id| kinds.get(&spec.module(index, id)).copied().unwrap_or(Kind::Float);
             let slots = slots(spec, index, kind, description.has_kv(spec, index));
             for slot in &slots {
                 let optional = match slot.item {
-                    Item::Linear(role, "weight_scale") => kind(role) == Kind::W8A8,
+                    Item::Linear(id, "weight_scale") => kind(id) == Kind::W8A8,
                     // Dense paths of the dynamic type do not use them.
-                    Item::Linear(role, "weight_offset") => {
-                        matches!(kind(role), Kind::W8A8 | Kind::W8A8Dynamic)
+                    Item::Linear(id, "weight_offset") => {
+                        matches!(kind(id), Kind::W8A8 | Kind::W8A8Dynamic)
                     }
                     _ => false,
                 };
                 let mut tensor = ExpectedTensor { optional, ..ExpectedTensor::of(&slot.decl) };
                 match slot.item {
                     // The loader converts what it is given.
-                    Item::Linear(role, "weight") if kind(role) != Kind::Float => {
+                    Item::Linear(id, "weight") if kind(id) != Kind::Float => {
                         tensor.dtypes = INT8_OR_FLOAT;
                     }
                     Item::KvScale(_) | Item::KvOffset(_) => {
@@ -298,16 +308,11 @@ impl Format for VllmAscend {
                 expected.push(tensor);
             }
             // Either of the two in a static linear, in every type of model.
-            for role in
-                Role::ALL.into_iter().filter(|r| kind(*r) == Kind::W8A8 && spec.dtype != FloatType::F32)
-            {
+            let linears = spec.block(index).linears.into_iter();
+            for linear in linears.filter(|l| kind(l.id) == Kind::W8A8 && spec.dtype != FloatType::F32) {
                 for suffix in ["weight_scale", "weight_offset"] {
-                    let name = format!("{}.{suffix}", spec.module(index, role));
-                    expected.push(ExpectedTensor::optional(
-                        name,
-                        super::FLOATS,
-                        &[spec.linear(role).outputs, 1],
-                    ));
+                    let name = format!("{}.{suffix}", linear.module);
+                    expected.push(ExpectedTensor::optional(name, super::FLOATS, &[linear.outputs, 1]));
                 }
             }
         }

@@ -27,6 +27,17 @@ pub(crate) struct AttentionShape {
     pub(crate) window: Option<usize>,
 }
 
+impl AttentionShape {
+    /// `heads · head_dim`.
+    pub(crate) fn query_width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+    /// `kv_heads · head_dim`.
+    pub(crate) fn kv_width(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+}
+
 /// `softmax(q k^T / sqrt(head_dim) + mask) v` per head (Vaswani et al. 2017), key head `h / (heads / kv_heads)` serving
 /// query head `h` (Ainslie et al. 2023).
 ///

@@ -34,13 +34,6 @@ impl Par {
             Self::Threads(count) => count.get(),
         }
     }
-
-    pub(crate) fn faer(self) -> faer::Par {
-        match self {
-            Self::Seq => faer::Par::Seq,
-            Self::Threads(count) => faer::Par::rayon(count.get()),
-        }
-    }
 }
 
 impl fmt::Display for Par {

@@ -1,0 +1,494 @@
+//! The shape of a decoder block as data: its linears and how they are stored, what feeds them, where scales can move.
+//!
+//! A family says by a [`BlockLayout`] which matrices its checkpoints hold and what they are called; [`BlockSpec`] is that
+//! layout met by the sizes of one model. Whoever works on a block iterates over it and names no family: a matrix that holds
+//! queries, keys and values in one is a [`LinearSpec`] with three parts, an expert of a mixture is a [`LinearId`] with a
+//! number.
+
+use crate::ModelSpec;
+use serde::{Serialize, Serializer};
+use std::fmt;
+use std::ops::Range;
+
+/// What a linear of a decoder block computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Query projection.
+    Q,
+    /// Key projection.
+    K,
+    /// Value projection.
+    V,
+    /// Queries, keys and values stored as one matrix.
+    Qkv,
+    /// Attention output projection.
+    O,
+    /// Gate projection of the MLP.
+    Gate,
+    /// Up projection of the MLP.
+    Up,
+    /// Gate and up stored as one matrix.
+    GateUp,
+    /// Down projection of the MLP.
+    Down,
+}
+
+impl Role {
+    /// In one word, for people and as a key.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Q => "q",
+            Self::K => "k",
+            Self::V => "v",
+            Self::Qkv => "qkv",
+            Self::O => "o",
+            Self::Gate => "gate",
+            Self::Up => "up",
+            Self::GateUp => "gateup",
+            Self::Down => "down",
+        }
+    }
+    /// The site whose activations feed this linear.
+    #[must_use]
+    pub fn site(self) -> Site {
+        match self {
+            Self::Q | Self::K | Self::V | Self::Qkv => Site::AttentionInput,
+            Self::O => Site::AttentionOutput,
+            Self::Gate | Self::Up | Self::GateUp => Site::MlpInput,
+            Self::Down => Site::MlpActivation,
+        }
+    }
+    /// The roles whose rows a matrix of this role holds, in their order; of a matrix that is not fused, itself.
+    #[must_use]
+    pub fn parts(self) -> &'static [Self] {
+        match self {
+            Self::Q => &[Self::Q],
+            Self::K => &[Self::K],
+            Self::V => &[Self::V],
+            Self::Qkv => &[Self::Q, Self::K, Self::V],
+            Self::O => &[Self::O],
+            Self::Gate => &[Self::Gate],
+            Self::Up => &[Self::Up],
+            Self::GateUp => &[Self::Gate, Self::Up],
+            Self::Down => &[Self::Down],
+        }
+    }
+}
+
+/// Which linear of a block: the key of everything that is kept per linear.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinearId {
+    /// What it computes.
+    pub role: Role,
+    /// Which expert of a mixture it belongs to; none in a dense block.
+    pub expert: Option<u16>,
+}
+
+impl LinearId {
+    /// The query projection of a dense block, as the next ones.
+    pub const Q: Self = Self::dense(Role::Q);
+    /// The key projection.
+    pub const K: Self = Self::dense(Role::K);
+    /// The value projection.
+    pub const V: Self = Self::dense(Role::V);
+    /// Queries, keys and values in one.
+    pub const QKV: Self = Self::dense(Role::Qkv);
+    /// The attention output projection.
+    pub const O: Self = Self::dense(Role::O);
+    /// The gate projection.
+    pub const GATE: Self = Self::dense(Role::Gate);
+    /// The up projection.
+    pub const UP: Self = Self::dense(Role::Up);
+    /// Gate and up in one.
+    pub const GATE_UP: Self = Self::dense(Role::GateUp);
+    /// The down projection.
+    pub const DOWN: Self = Self::dense(Role::Down);
+
+    /// The only linear of that role in a block without experts.
+    #[must_use]
+    pub const fn dense(role: Role) -> Self {
+        Self { role, expert: None }
+    }
+    /// The site whose activations feed it.
+    #[must_use]
+    pub fn site(self) -> Site {
+        self.role.site()
+    }
+}
+
+impl fmt::Display for LinearId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.expert {
+            None => f.write_str(self.role.name()),
+            Some(expert) => write!(f, "{}.{expert}", self.role.name()),
+        }
+    }
+}
+
+impl Serialize for LinearId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// A place in the block where activations enter one or more linears.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Site {
+    /// After the input norm; feeds q, k, v. Width: hidden.
+    AttentionInput,
+    /// The attention result before its output projection. Width: heads · head_dim.
+    AttentionOutput,
+    /// After the post-attention norm; feeds gate and up. Width: hidden.
+    MlpInput,
+    /// `silu(gate) · up`; feeds down. Width: intermediate.
+    MlpActivation,
+}
+
+impl Site {
+    /// All sites in execution order.
+    pub const ALL: [Self; 4] =
+        [Self::AttentionInput, Self::AttentionOutput, Self::MlpInput, Self::MlpActivation];
+}
+
+/// A norm weight of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Norm {
+    /// Before attention, `[hidden]`.
+    Input,
+    /// Before the MLP, `[hidden]`.
+    PostAttention,
+    /// Per-head query norm before rope, `[head_dim]`.
+    Query,
+    /// Per-head key norm before rope, `[head_dim]`.
+    Key,
+}
+
+/// How the checkpoints of a family store a block: which matrices there are and the module names of matrices and norms.
+#[derive(Debug, PartialEq, Eq)]
+pub struct BlockLayout {
+    /// The stored matrices in execution order, with their module names inside a block.
+    pub linears: &'static [(Role, &'static str)],
+    /// Module names of the norms inside a block.
+    pub norms: &'static [(Norm, &'static str)],
+}
+
+/// The names that most families share.
+const NORMS: &[(Norm, &str)] = &[
+    (Norm::Input, "input_layernorm"),
+    (Norm::PostAttention, "post_attention_layernorm"),
+    (Norm::Query, "self_attn.q_norm"),
+    (Norm::Key, "self_attn.k_norm"),
+];
+
+impl BlockLayout {
+    /// Seven matrices, as Llama and most models after it store them.
+    pub const SEPARATE: Self = Self {
+        linears: &[
+            (Role::Q, "self_attn.q_proj"),
+            (Role::K, "self_attn.k_proj"),
+            (Role::V, "self_attn.v_proj"),
+            (Role::O, "self_attn.o_proj"),
+            (Role::Gate, "mlp.gate_proj"),
+            (Role::Up, "mlp.up_proj"),
+            (Role::Down, "mlp.down_proj"),
+        ],
+        norms: NORMS,
+    };
+    /// Four matrices, as Phi-3 stores them: queries, keys and values in one, gate and up in one.
+    pub const FUSED: Self = Self {
+        linears: &[
+            (Role::Qkv, "self_attn.qkv_proj"),
+            (Role::O, "self_attn.o_proj"),
+            (Role::GateUp, "mlp.gate_up_proj"),
+            (Role::Down, "mlp.down_proj"),
+        ],
+        norms: NORMS,
+    };
+
+    /// The linears of a dense block, in execution order.
+    pub fn ids(&self) -> impl Iterator<Item = LinearId> + '_ {
+        self.linears.iter().map(|(role, _)| LinearId::dense(*role))
+    }
+    /// Module name of a linear inside a block; of one that this layout does not have, the word for its role.
+    #[must_use]
+    pub fn module(&self, id: LinearId) -> &'static str {
+        let named = self.linears.iter().find(|(role, _)| *role == id.role);
+        named.map_or_else(|| id.role.name(), |(_, module)| module)
+    }
+    /// Module name of a norm inside a block.
+    #[must_use]
+    pub fn norm(&self, norm: Norm) -> &'static str {
+        let named = self.norms.iter().chain(NORMS).find(|(known, _)| *known == norm);
+        named.map_or("norm", |(_, module)| module)
+    }
+    /// Whether any matrix holds the rows of several roles.
+    #[must_use]
+    pub fn is_fused(&self) -> bool {
+        self.linears.iter().any(|(role, _)| role.parts().len() > 1)
+    }
+}
+
+/// One stored matrix of a block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinearSpec {
+    /// Which linear it is.
+    pub id: LinearId,
+    /// Full module name, the tensor's name without `.weight`.
+    pub module: String,
+    /// Rows of the weight.
+    pub outputs: usize,
+    /// Columns of the weight.
+    pub inputs: usize,
+    /// Whether it has a bias `[outputs]`.
+    pub bias: bool,
+    /// The rows of every role it holds; one entry unless it is fused.
+    pub parts: Vec<(Role, Range<usize>)>,
+}
+
+impl LinearSpec {
+    /// `(outputs, inputs)`.
+    #[must_use]
+    pub fn shape(&self) -> (usize, usize) {
+        (self.outputs, self.inputs)
+    }
+    /// Weights, without the bias.
+    #[must_use]
+    pub fn weights(&self) -> usize {
+        self.outputs * self.inputs
+    }
+}
+
+/// Linears that share an input: one Hessian, one set of activation parameters, and, because loaders multiply them as one
+/// matrix, one quantisation type.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StageSpec {
+    /// Where the input is.
+    pub site: Site,
+    /// Features there.
+    pub width: usize,
+    /// The linears fed by it, in execution order.
+    pub linears: Vec<LinearId>,
+}
+
+/// What a per-channel scale is divided out of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EdgeSource {
+    /// A norm weight.
+    Norm(Norm),
+    /// The rows of a linear, and its bias, from row `first` on.
+    Rows {
+        /// The linear.
+        linear: LinearId,
+        /// The first row.
+        first: usize,
+    },
+}
+
+/// A per-channel scale can be divided out of `from` and multiplied into the columns of every linear at `to`, changing
+/// nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScaleEdge {
+    /// What is divided.
+    pub from: EdgeSource,
+    /// The site whose linears' columns are multiplied.
+    pub to: Site,
+    /// `(query heads, key/value heads)` where a channel of `from` feeds the same channel of several heads of `to`; a scale
+    /// must then be equal over those heads.
+    pub heads: Option<(usize, usize)>,
+}
+
+/// One decoder block: everything in execution order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockSpec {
+    /// Its stored matrices.
+    pub linears: Vec<LinearSpec>,
+    /// What shares an input (the `true-sequential` order of GPTQ).
+    pub stages: Vec<StageSpec>,
+    /// Its norms and their widths.
+    pub norms: Vec<(Norm, usize)>,
+    /// Where scales can move.
+    pub edges: Vec<ScaleEdge>,
+    /// Sliding window; none is full attention.
+    pub window: Option<usize>,
+}
+
+impl BlockSpec {
+    pub(crate) fn new(spec: &ModelSpec, index: usize) -> Self {
+        let prefix = spec.block_prefix(index);
+        let rows = |role: Role| match role {
+            Role::Q => (spec.query_width(), spec.qkv_bias),
+            Role::K | Role::V => (spec.kv_width(), spec.qkv_bias),
+            Role::Gate | Role::Up => (spec.intermediate, spec.mlp_bias),
+            Role::O => (spec.hidden, spec.o_bias),
+            _ => (spec.hidden, spec.mlp_bias),
+        };
+        let linears: Vec<LinearSpec> = spec
+            .layout
+            .linears
+            .iter()
+            .map(|&(role, module)| {
+                let mut outputs = 0;
+                let parts = role.parts().iter().map(|&part| {
+                    let first = outputs;
+                    outputs += rows(part).0;
+                    (part, first..outputs)
+                });
+                let parts = parts.collect();
+                LinearSpec {
+                    id: LinearId::dense(role),
+                    module: format!("{prefix}.{module}"),
+                    outputs,
+                    inputs: spec.site_width(role.site()),
+                    bias: rows(role.parts()[0]).1,
+                    parts,
+                }
+            })
+            .collect();
+        let stages = Site::ALL.into_iter().map(|site| StageSpec {
+            site,
+            width: spec.site_width(site),
+            linears: linears.iter().map(|l| l.id).filter(|id| id.site() == site).collect(),
+        });
+        let stages = stages.collect();
+        let source = |part: Role| {
+            linears.iter().find_map(|l| {
+                let (_, rows) = l.parts.iter().find(|(role, _)| *role == part)?;
+                Some(EdgeSource::Rows { linear: l.id, first: rows.start })
+            })
+        };
+        let norm = |norm, to| ScaleEdge { from: EdgeSource::Norm(norm), to, heads: None };
+        let mut edges = vec![norm(Norm::Input, Site::AttentionInput)];
+        let grouped = (spec.heads != spec.kv_heads).then_some((spec.heads, spec.kv_heads));
+        edges.extend(source(Role::V).map(|from| ScaleEdge {
+            from,
+            to: Site::AttentionOutput,
+            heads: grouped,
+        }));
+        edges.push(norm(Norm::PostAttention, Site::MlpInput));
+        edges.extend(source(Role::Up).map(|from| ScaleEdge { from, to: Site::MlpActivation, heads: None }));
+        Self {
+            linears,
+            stages,
+            norms: spec.norms(),
+            edges,
+            window: spec.windows.get(index).copied().flatten(),
+        }
+    }
+
+    /// One of its linears.
+    #[must_use]
+    pub fn linear(&self, id: LinearId) -> Option<&LinearSpec> {
+        self.linears.iter().find(|linear| linear.id == id)
+    }
+    /// The linears fed from a site.
+    #[must_use]
+    pub fn at(&self, site: Site) -> &[LinearId] {
+        self.stages.iter().find(|stage| stage.site == site).map_or(&[], |stage| &stage.linears)
+    }
+    /// The linears that loaders multiply as one matrix with this one, itself among them: they must have one quantisation
+    /// type and one rule of scales.
+    #[must_use]
+    pub fn loaded_with(&self, id: LinearId) -> &[LinearId] {
+        self.at(id.site())
+    }
+    /// The edges that start at a norm.
+    pub fn norm_edges(&self) -> impl Iterator<Item = (Norm, Site)> + '_ {
+        self.edges.iter().filter_map(|edge| match edge.from {
+            EdgeSource::Norm(norm) => Some((norm, edge.to)),
+            EdgeSource::Rows { .. } => None,
+        })
+    }
+    /// Numbers in the block: weights, biases and norms.
+    #[must_use]
+    pub fn parameters(&self) -> usize {
+        let linears: usize =
+            self.linears.iter().map(|l| l.weights() + if l.bias { l.outputs } else { 0 }).sum();
+        linears + self.norms.iter().map(|(_, width)| width).sum::<usize>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{RopeScaling, RopeSpec};
+    use quant_core::FloatType;
+
+    fn spec(layout: &'static BlockLayout) -> ModelSpec {
+        ModelSpec {
+            family: "test".into(),
+            architecture: "TestForCausalLM".into(),
+            model_type: "test".into(),
+            hidden: 12,
+            intermediate: 20,
+            layers: 2,
+            heads: 3,
+            kv_heads: 1,
+            head_dim: 4,
+            vocab: 10,
+            norm_eps: 1e-6,
+            rope: RopeSpec { theta: 1e4, scaling: RopeScaling::Default },
+            max_position_embeddings: 16,
+            tied: true,
+            qkv_bias: true,
+            o_bias: false,
+            mlp_bias: false,
+            qk_norm: false,
+            windows: vec![None, Some(8)],
+            layout,
+            dtype: FloatType::F32,
+        }
+    }
+
+    /// A fused layout is the separate one with rows put together: the same stages, numbers and edges by other linears.
+    #[test]
+    fn fused_linears_hold_the_rows_of_their_parts() {
+        let (separate, fused) = (spec(&BlockLayout::SEPARATE), spec(&BlockLayout::FUSED));
+        let (one, two) = (separate.block(1), fused.block(1));
+        assert_eq!(one.parameters(), two.parameters());
+        assert_eq!(one.window, Some(8));
+        let qkv = two.linear(LinearId::QKV).unwrap();
+        assert_eq!(qkv.shape(), (12 + 4 + 4, 12));
+        assert_eq!(qkv.parts, [(Role::Q, 0..12), (Role::K, 12..16), (Role::V, 16..20)]);
+        assert_eq!(qkv.module, "model.layers.1.self_attn.qkv_proj");
+        assert!(qkv.bias && !two.linear(LinearId::GATE_UP).unwrap().bias);
+        for (a, b) in one.stages.iter().zip(&two.stages) {
+            let rows = |block: &BlockSpec, ids: &[LinearId]| {
+                ids.iter().map(|id| block.linear(*id).unwrap().outputs).sum::<usize>()
+            };
+            assert_eq!((a.site, a.width), (b.site, b.width));
+            assert_eq!(rows(&one, &a.linears), rows(&two, &b.linears));
+        }
+        let from =
+            |block: &BlockSpec| block.edges.iter().map(|e| (e.from, e.to, e.heads)).collect::<Vec<_>>();
+        let rows = |linear, first| EdgeSource::Rows { linear, first };
+        assert_eq!(
+            from(&two),
+            [
+                (EdgeSource::Norm(Norm::Input), Site::AttentionInput, None),
+                (rows(LinearId::QKV, 16), Site::AttentionOutput, Some((3, 1))),
+                (EdgeSource::Norm(Norm::PostAttention), Site::MlpInput, None),
+                (rows(LinearId::GATE_UP, 20), Site::MlpActivation, None),
+            ]
+        );
+        assert_eq!(from(&one)[1].0, rows(LinearId::V, 0));
+        assert!(BlockLayout::FUSED.is_fused() && !BlockLayout::SEPARATE.is_fused());
+        let names = |spec: &ModelSpec| spec.tensors().into_iter().map(|t| t.name).collect::<Vec<_>>();
+        assert!(names(&fused).contains(&"model.layers.0.mlp.gate_up_proj.weight".to_owned()));
+        assert_eq!(names(&separate).iter().filter(|n| n.ends_with(".bias")).count(), 6);
+    }
+
+    #[test]
+    fn a_linear_is_told_by_role_and_expert() {
+        let expert = LinearId { role: Role::Down, expert: Some(3) };
+        assert_ne!(expert, LinearId::DOWN);
+        assert_eq!((expert.to_string(), expert.site()), ("down.3".into(), Site::MlpActivation));
+        assert_eq!(serde_json::to_string(&LinearId::GATE_UP).unwrap(), "\"gateup\"");
+        for role in [Role::Qkv, Role::GateUp] {
+            assert!(role.parts().iter().all(|part| part.site() == role.site()));
+        }
+    }
+}

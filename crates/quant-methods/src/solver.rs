@@ -1,0 +1,146 @@
+//! The interface of methods that turn weights into levels, at work: what they ask for, what the linears of a stage share,
+//! and the rounding itself.
+
+use crate::{Method, MethodError, SiteStatistics, Statistic, Stream};
+use ndarray::{Array1, ArrayView2};
+use quant_graph::LinearWeight;
+use quant_hessian::{FactorReport, Precision};
+use quant_kernels::Par;
+use std::any::Any;
+use std::fmt::{self, Debug, Formatter};
+
+/// A rounded weight and what the method knows about it.
+#[derive(Clone, Debug)]
+pub struct Rounded {
+    /// The stored form.
+    pub weight: LinearWeight,
+    /// `½ Σ ((w − q)/U_ii)²` of second-order methods.
+    pub loss: Option<f64>,
+    /// What is to be added to the linear's bias, `[out]`: a correction of the mean error.
+    pub bias: Option<Array1<f32>>,
+}
+
+impl Rounded {
+    /// Levels, and nothing more to say.
+    #[must_use]
+    pub fn levels(matrix: quant_core::QuantizedMatrix) -> Self {
+        Self { weight: LinearWeight::Quantized(matrix), loss: None, bias: None }
+    }
+}
+
+/// What the statistics of a site became, ready for every linear that is fed from it.
+#[derive(Default)]
+pub struct Prepared {
+    state: Option<Box<dyn Any + Send + Sync>>,
+    /// What happened while a Hessian was factorised.
+    pub factor: Option<FactorReport>,
+}
+
+impl Debug for Prepared {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Prepared").field("factor", &self.factor).finish_non_exhaustive()
+    }
+}
+
+impl Prepared {
+    /// A state of the method's own.
+    #[must_use]
+    pub fn new(state: impl Any + Send + Sync, factor: Option<FactorReport>) -> Self {
+        Self { state: Some(Box::new(state)), factor }
+    }
+    /// The state, for the method that made it.
+    ///
+    /// # Errors
+    /// [`MethodError::Prepared`] if another has.
+    pub fn state<T: Any>(&self, method: &'static Method) -> Result<&T, MethodError> {
+        let state = self.state.as_ref().and_then(|state| state.downcast_ref());
+        state.ok_or(MethodError::Prepared { method: method.id })
+    }
+}
+
+/// Bytes that a solver holds besides the statistics it asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Workspace {
+    /// While it prepares, the statistics it consumes included.
+    pub prepare: u64,
+    /// What repeating that in wider numbers takes beyond, should it fail.
+    pub retry: u64,
+    /// What it has prepared, while the linears are rounded.
+    pub prepared: u64,
+    /// Of every thread that rounds.
+    pub thread: u64,
+}
+
+/// Floating-point operations of a solver, as far as they weigh.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Operations {
+    /// Products of preparing what the linears of a stage share.
+    pub prepare: f64,
+    /// Loops over columns, which run below the rate of a product.
+    pub round: f64,
+}
+
+/// A rounding method on the weights of one stage.
+pub trait Solver: Debug + Send + Sync {
+    /// Its registry line.
+    fn method(&self) -> &'static Method;
+    /// What it wants gathered of its input.
+    fn needs(&self) -> Vec<(Stream, Statistic)> {
+        Vec::new()
+    }
+    /// Linears of a stage with equal keys share what [`Self::prepare`] makes. Settings that change it are in the key; those
+    /// that concern one weight alone are not. Empty where nothing is prepared.
+    fn sharing_key(&self) -> String {
+        String::new()
+    }
+    /// Arithmetic of its factorisations, if it makes any.
+    fn precision(&self) -> Option<Precision> {
+        None
+    }
+    /// Bytes it holds for `inputs` columns.
+    fn workspace(&self, inputs: usize) -> Workspace {
+        let _ = inputs;
+        Workspace::default()
+    }
+    /// Operations on a weight `(out, in)`.
+    fn operations(&self, shape: (usize, usize)) -> Operations {
+        let _ = shape;
+        Operations::default()
+    }
+    /// Makes of the statistics what rounding needs; what is used up is taken out and freed on the way.
+    ///
+    /// # Errors
+    /// A statistic that was not gathered or is not finite, a Hessian that cannot be factorised.
+    fn prepare(&self, statistics: &mut SiteStatistics, par: Par) -> Result<Prepared, MethodError> {
+        let _ = (statistics, par);
+        Ok(Prepared::default())
+    }
+    /// Rounds `weight` `[out, in]`.
+    ///
+    /// # Errors
+    /// A NaN in the weight, a state that another method prepared, shapes that do not fit.
+    fn round(
+        &self,
+        weight: ArrayView2<'_, f32>,
+        prepared: &Prepared,
+        par: Par,
+    ) -> Result<Rounded, MethodError>;
+    /// A weight `(out, in)` to be rounded as its rows arrive; none for methods that want all of it, or statistics.
+    fn by_rows(&self, shape: (usize, usize)) -> Option<Box<dyn RowRounding>> {
+        let _ = shape;
+        None
+    }
+}
+
+/// A weight that is rounded some rows at a time: no row needs to know another.
+pub trait RowRounding: Send {
+    /// Rounds `rows` `[rows, in]`, the first of which is row `first` of the weight.
+    ///
+    /// # Errors
+    /// A NaN or infinity, named by the row of the weight and the column; rows outside the weight.
+    fn rows(&mut self, first: usize, rows: ArrayView2<'_, f32>, par: Par) -> Result<(), MethodError>;
+    /// The weight so far; rows that have not arrived are zero.
+    fn matrix(&self) -> &quant_core::QuantizedMatrix;
+    /// The weight, when all rows have arrived.
+    fn finish(self: Box<Self>) -> quant_core::QuantizedMatrix;
+}

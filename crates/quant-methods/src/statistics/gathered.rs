@@ -1,0 +1,182 @@
+//! The statistics of one stream at one site.
+
+use super::sample::{Sample, Sequences};
+use super::{Spacing, Statistic};
+use crate::MethodError;
+use ndarray::{ArrayView1, ArrayView2};
+use quant_core::{ChannelMaxima, ChannelMeans, Observer};
+use quant_hessian::{CrossGram, Hessian, HessianError};
+use quant_kernels::{Compute, Par, vectorized};
+
+/// What was asked for of one stream at one site, as far as it has come.
+#[derive(Debug, Default)]
+pub struct Gathered {
+    max: Option<ChannelMaxima>,
+    means: Option<ChannelMeans>,
+    range: Option<Observer>,
+    gram: Option<Hessian>,
+    cross: Option<CrossGram>,
+    samples: Vec<Sample>,
+    sequences: Vec<Sequences>,
+}
+
+impl Gathered {
+    /// Room for these statistics of activations `[tokens, width]` of sequences with the first rows `starts` (and the number of
+    /// rows at the end). Statistics that are asked for twice are gathered once.
+    #[must_use]
+    pub fn new(statistics: &[Statistic], width: usize, starts: &[usize]) -> Self {
+        let tokens = starts.last().copied().unwrap_or(0);
+        let mut all = Self::default();
+        for (i, statistic) in statistics.iter().enumerate() {
+            if statistics[..i].contains(statistic) {
+                continue;
+            }
+            match *statistic {
+                Statistic::ChannelMax => all.max = Some(ChannelMaxima::new(width)),
+                Statistic::ChannelMeanAbs => all.means = Some(ChannelMeans::new(width)),
+                Statistic::Range(kind) => all.range = Some(Observer::new(kind)),
+                Statistic::Gram => all.gram = Some(Hessian::new(width)),
+                Statistic::CrossGram { below } => {
+                    // Who needs less is served by more.
+                    let below = below || statistics.contains(&Statistic::CrossGram { below: true });
+                    all.cross = Some(CrossGram::new(width, below));
+                }
+                Statistic::Sample(spacing) => all.samples.push(Sample::new(spacing, tokens, width)),
+                Statistic::Sequences { tokens } => all.sequences.push(Sequences::new(tokens, starts, width)),
+            }
+        }
+        all
+    }
+
+    /// Bytes that [`Self::new`] of the same arguments holds when all tokens have passed.
+    #[must_use]
+    pub fn bytes(statistics: &[Statistic], width: usize, starts: &[usize]) -> usize {
+        const F32: usize = size_of::<f32>();
+        let tokens = starts.last().copied().unwrap_or(0);
+        let of = |statistic: &Statistic| match *statistic {
+            Statistic::ChannelMax => F32 * width,
+            Statistic::ChannelMeanAbs => size_of::<f64>() * width,
+            Statistic::Range(_) => 0,
+            Statistic::Gram => Hessian::touched_bytes(width),
+            Statistic::CrossGram { below } => CrossGram::bytes_for(width, below),
+            Statistic::Sample(spacing) => F32 * width * spacing.count(tokens),
+            Statistic::Sequences { tokens } => F32 * width * Sequences::count(tokens, starts),
+        };
+        let first = |(i, s): &(usize, &Statistic)| !statistics[..*i].contains(s);
+        statistics.iter().enumerate().filter(first).map(|(_, s)| of(s)).sum()
+    }
+
+    /// Whether anything is gathered.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.max.is_none()
+            && self.means.is_none()
+            && self.range.is_none()
+            && self.gram.is_none()
+            && self.cross.is_none()
+            && self.samples.is_empty()
+            && self.sequences.is_empty()
+    }
+
+    /// Takes in the next tokens `x` `[tokens, width]`, of that many whole sequences, and beside them the same tokens of the
+    /// float model, where both are looked at together.
+    ///
+    /// # Errors
+    /// Activations of another width than was said; a cross statistic without the float tokens.
+    pub fn add(
+        &mut self,
+        x: ArrayView2<'_, f32>,
+        float: Option<ArrayView2<'_, f32>>,
+        sequences: usize,
+        compute: Compute,
+        par: Par,
+    ) -> Result<(), HessianError> {
+        if let Some(max) = &mut self.max {
+            vectorized(
+                #[inline(always)]
+                || max.observe(x),
+            );
+        }
+        if let Some(means) = &mut self.means {
+            vectorized(
+                #[inline(always)]
+                || means.observe(x),
+            );
+        }
+        if let Some(gram) = &mut self.gram {
+            gram.add(x, sequences, compute, par)?;
+        }
+        if let Some(cross) = &mut self.cross {
+            let float = float.ok_or_else(|| HessianError::Shape {
+                what: "activations of the float model",
+                expected: format!("{:?}", x.dim()),
+                found: "none".to_owned(),
+            })?;
+            cross.add(float, x, sequences, compute, par)?;
+        }
+        if let Some(range) = &mut self.range {
+            range.observe(x);
+        }
+        self.samples.iter_mut().for_each(|sample| sample.add(x));
+        self.sequences.iter_mut().for_each(|kept| kept.add(x));
+        Ok(())
+    }
+
+    /// What the statistics are when every channel of the activations is divided by its factor, `[width]`.
+    ///
+    /// # Errors
+    /// [`MethodError::Unscalable`] for a statistic that does not follow: it has to be gathered again.
+    pub fn divide(&mut self, factors: ArrayView1<'_, f32>) -> Result<(), MethodError> {
+        if self.range.is_some() || self.gram.is_some() || self.cross.is_some() {
+            return Err(MethodError::Unscalable);
+        }
+        if let Some(max) = &mut self.max {
+            max.divide(factors);
+        }
+        if let Some(means) = &mut self.means {
+            means.divide(factors);
+        }
+        self.samples.iter_mut().for_each(|sample| sample.divide(factors));
+        self.sequences.iter_mut().for_each(|kept| kept.divide(factors));
+        Ok(())
+    }
+
+    /// Largest `|x|` of every channel, if it was asked for.
+    #[must_use]
+    pub fn channel_max(&self) -> Option<&ChannelMaxima> {
+        self.max.as_ref()
+    }
+    /// Mean `|x|` of every channel, if it was asked for.
+    #[must_use]
+    pub fn channel_means(&self) -> Option<&ChannelMeans> {
+        self.means.as_ref()
+    }
+    /// The range of the tensor, if it was asked for.
+    #[must_use]
+    pub fn range(&self) -> Option<&Observer> {
+        self.range.as_ref()
+    }
+    /// Takes the second moments out, if they were asked for: whoever factorises them frees them on the way.
+    pub fn take_gram(&mut self) -> Option<Hessian> {
+        self.gram.take()
+    }
+    /// Takes the cross moments out, if they were asked for.
+    pub fn take_cross(&mut self) -> Option<CrossGram> {
+        self.cross.take()
+    }
+    /// Sampled tokens `[tokens, width]`, if this sample was asked for.
+    #[must_use]
+    pub fn sample(&self, spacing: Spacing) -> Option<ArrayView2<'_, f32>> {
+        self.samples.iter().find(|s| s.spacing() == spacing).map(Sample::view)
+    }
+    /// Any sampled tokens.
+    #[must_use]
+    pub fn any_sample(&self) -> Option<ArrayView2<'_, f32>> {
+        self.samples.first().map(Sample::view)
+    }
+    /// Beginnings of sequences, if that many tokens of them were asked for.
+    #[must_use]
+    pub fn sequences(&self, tokens: usize) -> Option<&Sequences> {
+        self.sequences.iter().find(|s| s.limit() == tokens)
+    }
+}

@@ -1,0 +1,418 @@
+//! How activations flow through a block: the four stages, what each reads and where its result goes.
+
+use super::Block;
+use crate::kv::{KvCache, KvStore};
+use crate::ops::attention::causal_attention_into;
+use crate::ops::mlp::gated;
+use crate::ops::norm::{norm_heads, normed};
+use crate::ops::project::forward_shared;
+use crate::parallel::for_rows;
+use crate::{ModelError, RopeTable, views};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, CowArray, Ix2};
+use quant_core::activation::KvSide;
+use quant_graph::{LinearSpec, Norm, Role, Site};
+use quant_kernels::{Element, Par, rope_in_place, vectorized};
+use std::fmt::{self, Debug, Formatter};
+use std::ops::ControlFlow;
+
+/// Tokens that go through the MLP together in a forward of the whole block.
+pub const MLP_ROWS: usize = 256;
+
+/// Where the result of a stage goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// It is the input of the next stage.
+    Next(Site),
+    /// It is added to the residual stream.
+    Residual,
+}
+
+impl Output {
+    /// Of the stage that starts at `site`.
+    #[must_use]
+    pub fn of(site: Site) -> Self {
+        match site {
+            Site::AttentionInput => Self::Next(Site::AttentionOutput),
+            Site::MlpInput => Self::Next(Site::MlpActivation),
+            Site::AttentionOutput | Site::MlpActivation => Self::Residual,
+        }
+    }
+}
+
+/// What rows of activations are: whole sequences one after the other, each alone from its first position on.
+#[derive(Clone, Copy)]
+pub struct Walk<'a, T> {
+    /// First row of every sequence, and the number of rows at the end.
+    pub starts: &'a [usize],
+    /// The rotary table of a sequence of that many positions.
+    pub rope: &'a (dyn Fn(usize) -> &'a RopeTable<T> + Sync + 'a),
+}
+
+/// Wide temporaries of the stages. They are worth keeping from chunk to chunk: fresh pages cost more than the numbers
+/// written to them.
+#[derive(Clone, Debug, Default)]
+pub struct StageScratch<T> {
+    /// What up computes.
+    up: Vec<T>,
+    /// Input of down, where it is kept nowhere else.
+    activation: Vec<T>,
+}
+
+impl<T> Debug for Walk<'_, T> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Walk").field("starts", &self.starts).finish_non_exhaustive()
+    }
+}
+
+impl<T: Element> Block<T> {
+    /// The input of the stage at `site` `[tokens, features]`: the norm of `residual` `[tokens, hidden]`, or `wide`, what
+    /// the stage before has written.
+    ///
+    /// # Errors
+    /// [`ModelError::Shape`] if `residual` is not `[tokens, hidden]`.
+    pub fn input<'x>(
+        &self,
+        site: Site,
+        residual: ArrayView2<'_, T>,
+        wide: ArrayView2<'x, T>,
+        par: Par,
+    ) -> Result<CowArray<'x, T, Ix2>, ModelError> {
+        Ok(match site {
+            Site::AttentionInput => self.attention_input(residual, par)?.into(),
+            Site::MlpInput => self.mlp_input(residual, par)?.into(),
+            Site::AttentionOutput | Site::MlpActivation => wide.into(),
+        })
+    }
+
+    /// Runs the stage at `site` on its input `x` `[tokens, features]`. Where its [`Output`] is the next stage's input, `out`
+    /// `[tokens, features of the next]` is written and its old content not read; otherwise the result is added to `out`
+    /// `[tokens, hidden]`, the residual stream. `caches`, one of every sequence, are looked at by attention alone; without
+    /// them every sequence begins here and nobody needs its keys afterwards.
+    ///
+    /// # Errors
+    /// [`ModelError::MissingLinear`], [`ModelError::Shape`], [`ModelError::Positions`].
+    pub fn advance(
+        &self,
+        site: Site,
+        x: ArrayView2<'_, T>,
+        walk: &Walk<'_, T>,
+        mut caches: Option<&mut [KvCache<T>]>,
+        mut out: ArrayViewMut2<'_, T>,
+        scratch: &mut StageScratch<T>,
+        par: Par,
+    ) -> Result<(), ModelError> {
+        match site {
+            Site::AttentionInput => {
+                let first = walk.starts.first().copied().unwrap_or(0);
+                for (i, ends) in walk.starts.windows(2).enumerate() {
+                    let rows = ends[0] - first..ends[1] - first;
+                    let (x, out) = (views::rows(x, rows.clone()), views::rows_mut(&mut out, rows.clone()));
+                    let mut fresh = KvCache::new();
+                    let cache = caches.as_mut().and_then(|c| c.get_mut(i)).unwrap_or(&mut fresh);
+                    let rope = (walk.rope)(cache.past() + rows.len());
+                    self.attention_into(x, rope, cache, out, par)?;
+                }
+                Ok(())
+            }
+            Site::MlpInput => self.mlp_activation_into(x, out, &mut scratch.up, par),
+            Site::AttentionOutput => {
+                add(out, self.attention_output(x, par)?.view(), par);
+                Ok(())
+            }
+            Site::MlpActivation => {
+                add(out, self.mlp_output(x, par)?.view(), par);
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes the residual stream `h` `[tokens, hidden]` through the block in place. `see` is shown the input of every stage
+    /// before it runs, `[rows, features]` of some rows after the other; after `Break` the rest of the block is left out for
+    /// those rows. The MLP goes through `mlp_rows` rows at a time.
+    ///
+    /// # Errors
+    /// As the stages, and the first error of `see`.
+    pub fn walk<E: From<ModelError>>(
+        &self,
+        mut h: ArrayViewMut2<'_, T>,
+        walk: &Walk<'_, T>,
+        mlp_rows: usize,
+        scratch: &mut StageScratch<T>,
+        see: &mut dyn FnMut(Site, ArrayView2<'_, T>) -> Result<ControlFlow<()>, E>,
+        par: Par,
+    ) -> Result<(), E> {
+        let mut attended = Array2::zeros((h.nrows(), self.shape.query_width()));
+        let half = (Site::AttentionInput, h.view_mut(), attended.view_mut());
+        if self.half(half, walk, scratch, see, par)?.is_break() {
+            return Ok(());
+        }
+        drop(attended);
+        let mut buffer = std::mem::take(&mut scratch.activation);
+        for rows in h.axis_chunks_iter_mut(Axis(0), mlp_rows.max(1)) {
+            let wide = scratched(&mut buffer, (rows.nrows(), self.intermediate))?;
+            // Whether these rows went through or stopped, nothing comes after.
+            let _ends = self.half((Site::MlpInput, rows, wide), walk, scratch, see, par)?;
+        }
+        scratch.activation = buffer;
+        Ok(())
+    }
+
+    /// A stage that fills `wide` and the one after it, which adds to `h`.
+    fn half<E: From<ModelError>>(
+        &self,
+        (site, mut h, mut wide): (Site, ArrayViewMut2<'_, T>, ArrayViewMut2<'_, T>),
+        walk: &Walk<'_, T>,
+        scratch: &mut StageScratch<T>,
+        see: &mut dyn FnMut(Site, ArrayView2<'_, T>) -> Result<ControlFlow<()>, E>,
+        par: Par,
+    ) -> Result<ControlFlow<()>, E> {
+        {
+            let x = self.input(site, h.view(), wide.view(), par)?.into_owned();
+            if see(site, x.view())?.is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+            self.advance(site, x.view(), walk, None, wide.view_mut(), scratch, par)?;
+        }
+        if let Output::Next(next) = Output::of(site) {
+            if see(next, wide.view())?.is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+            self.advance(next, wide.view(), walk, None, h.view_mut(), scratch, par)?;
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// The whole block on the residual stream `h` `[tokens, hidden]` of one sequence.
+    ///
+    /// # Errors
+    /// As the stages.
+    pub fn forward(&self, h: Array2<T>, rope: &RopeTable<T>, par: Par) -> Result<Array2<T>, ModelError> {
+        self.forward_while(h, rope, &|| Ok(()), par)
+    }
+    /// [`Self::forward`] that asks `go_on` between its parts, none of which takes more than a fraction of a second on a core;
+    /// the MLP, the largest, goes through some hundred tokens at a time.
+    ///
+    /// # Errors
+    /// As the stages, and the first error of `go_on`.
+    pub fn forward_while(
+        &self,
+        mut h: Array2<T>,
+        rope: &RopeTable<T>,
+        go_on: &dyn Fn() -> Result<(), ModelError>,
+        par: Par,
+    ) -> Result<Array2<T>, ModelError> {
+        let (starts, rope) = ([0, h.nrows()], |_| rope);
+        let walk = Walk { starts: &starts, rope: &rope };
+        let mut see = |_: Site, _: ArrayView2<'_, T>| go_on().map(ControlFlow::Continue);
+        self.walk(h.view_mut(), &walk, MLP_ROWS, &mut StageScratch::default(), &mut see, par)?;
+        Ok(h)
+    }
+
+    /// The input norm: `h` `[tokens, hidden]` to [`Site::AttentionInput`].
+    ///
+    /// # Errors
+    /// [`ModelError::Shape`] if `h` is not `[tokens, hidden]`.
+    pub fn attention_input(&self, h: ArrayView2<'_, T>, par: Par) -> Result<Array2<T>, ModelError> {
+        self.normed(Norm::Input, h, par)
+    }
+    /// From [`Site::AttentionInput`] `[tokens, hidden]` to [`Site::AttentionOutput`] `[tokens, heads · head_dim]` of one
+    /// sequence: q, k, v, their norms, rope, KV quantisation, causal attention. The new tokens stand behind those of `cache`,
+    /// which takes in theirs.
+    ///
+    /// # Errors
+    /// As [`Self::attention_into`].
+    pub fn attention(
+        &self,
+        x: ArrayView2<'_, T>,
+        rope: &RopeTable<T>,
+        cache: &mut dyn KvStore<T>,
+        par: Par,
+    ) -> Result<Array2<T>, ModelError> {
+        let mut out = Array2::zeros((x.nrows(), self.shape.query_width()));
+        self.attention_into(x, rope, cache, out.view_mut(), par)?;
+        Ok(out)
+    }
+    /// [`Self::attention`] into `out` `[tokens, heads · head_dim]`, whose old content is not read.
+    ///
+    /// # Errors
+    /// [`ModelError::MissingLinear`], [`ModelError::Shape`], or [`ModelError::Positions`] if `rope` is too short.
+    pub fn attention_into(
+        &self,
+        x: ArrayView2<'_, T>,
+        rope: &RopeTable<T>,
+        cache: &mut dyn KvStore<T>,
+        out: ArrayViewMut2<'_, T>,
+        par: Par,
+    ) -> Result<(), ModelError> {
+        let (past, tokens) = (cache.past(), x.nrows());
+        self.check("attention output", &[tokens, self.shape.query_width()], out.shape())?;
+        self.check_positions(rope, past + tokens)?;
+        let (q, kv) = (self.shape.query_width(), self.shape.kv_width());
+        let parts = [(Role::Q, q), (Role::K, kv), (Role::V, kv)];
+        let [mut q, mut k, mut v] = self.project(Site::AttentionInput, parts, x, par)?;
+        self.place(&mut q, Norm::Query, rope, past, par);
+        self.place(&mut k, Norm::Key, rope, past, par);
+        if let Some(kv) = &self.kv {
+            for (side, x) in [(KvSide::Key, &mut k), (KvSide::Value, &mut v)] {
+                for_rows(x.view_mut(), par, |_, rows| {
+                    vectorized(
+                        #[inline(always)]
+                        || kv.fake_quantize(side, self.shape.head_dim, rows),
+                    );
+                });
+            }
+        }
+        cache.extend(k, v);
+        self.check("keys in the cache", &[past + tokens, self.shape.kv_width()], cache.keys().shape())?;
+        self.check("values in the cache", &[past + tokens, self.shape.kv_width()], cache.values().shape())?;
+        causal_attention_into(q.view(), cache.keys(), cache.values(), &self.shape, past, out, par);
+        Ok(())
+    }
+    /// The output projection: `a` `[tokens, heads · head_dim]` to `[tokens, hidden]`, to be added to the residual stream.
+    ///
+    /// # Errors
+    /// [`ModelError::MissingLinear`] or [`ModelError::Shape`].
+    pub fn attention_output(&self, a: ArrayView2<'_, T>, par: Par) -> Result<Array2<T>, ModelError> {
+        let [y] = self.project(Site::AttentionOutput, [(Role::O, self.hidden)], a, par)?;
+        Ok(y)
+    }
+    /// The second norm: `h` `[tokens, hidden]` to [`Site::MlpInput`].
+    ///
+    /// # Errors
+    /// [`ModelError::Shape`] if `h` is not `[tokens, hidden]`.
+    pub fn mlp_input(&self, h: ArrayView2<'_, T>, par: Par) -> Result<Array2<T>, ModelError> {
+        self.normed(Norm::PostAttention, h, par)
+    }
+    /// `silu(gate(x)) · up(x)`: [`Site::MlpInput`] `[tokens, hidden]` to [`Site::MlpActivation`]
+    /// `[tokens, intermediate]`.
+    ///
+    /// # Errors
+    /// [`ModelError::MissingLinear`] or [`ModelError::Shape`].
+    pub fn mlp_activation(&self, x: ArrayView2<'_, T>, par: Par) -> Result<Array2<T>, ModelError> {
+        let mut out = Array2::zeros((x.nrows(), self.intermediate));
+        self.mlp_activation_into(x, out.view_mut(), &mut Vec::new(), par)?;
+        Ok(out)
+    }
+    /// [`Self::mlp_activation`] into `out` `[tokens, intermediate]`, whose old content is not read. `scratch` holds what
+    /// up computes: the widest temporary of a block, worth keeping from chunk to chunk.
+    ///
+    /// # Errors
+    /// [`ModelError::MissingLinear`] or [`ModelError::Shape`].
+    pub fn mlp_activation_into(
+        &self,
+        x: ArrayView2<'_, T>,
+        mut out: ArrayViewMut2<'_, T>,
+        scratch: &mut Vec<T>,
+        par: Par,
+    ) -> Result<(), ModelError> {
+        let shape = (x.nrows(), self.intermediate);
+        self.check("MLP activation", &[shape.0, shape.1], out.shape())?;
+        let mut up = scratched(scratch, shape)?;
+        let parts = [(Role::Gate, out.view_mut()), (Role::Up, up.view_mut())];
+        self.project_into(Site::MlpInput, parts, x, par)?;
+        gated(out, up.view(), par);
+        Ok(())
+    }
+    /// The down projection: `m` `[tokens, intermediate]` to `[tokens, hidden]`, to be added to the residual stream.
+    ///
+    /// # Errors
+    /// [`ModelError::MissingLinear`] or [`ModelError::Shape`].
+    pub fn mlp_output(&self, m: ArrayView2<'_, T>, par: Par) -> Result<Array2<T>, ModelError> {
+        let [y] = self.project(Site::MlpActivation, [(Role::Down, self.hidden)], m, par)?;
+        Ok(y)
+    }
+
+    /// The parts of a site, each of its width, from their common input.
+    fn project<const N: usize>(
+        &self,
+        site: Site,
+        parts: [(Role, usize); N],
+        x: ArrayView2<'_, T>,
+        par: Par,
+    ) -> Result<[Array2<T>; N], ModelError> {
+        let mut outputs = parts.map(|(_, width)| Array2::zeros((x.nrows(), width)));
+        let mut at = parts.iter().map(|(role, _)| *role);
+        let views = outputs.each_mut().map(|y| (at.next().unwrap_or(Role::Q), y.view_mut()));
+        self.project_into(site, views, x, par)?;
+        Ok(outputs)
+    }
+    /// [`Self::project`] into arrays `[tokens, rows of the part]`, whose old content is not read.
+    fn project_into<const N: usize>(
+        &self,
+        site: Site,
+        parts: [(Role, ArrayViewMut2<'_, T>); N],
+        x: ArrayView2<'_, T>,
+        par: Par,
+    ) -> Result<(), ModelError> {
+        let linears: Vec<&LinearSpec> = self.spec.linears.iter().filter(|l| l.id.site() == site).collect();
+        let mut ops = Vec::with_capacity(linears.len());
+        for linear in &linears {
+            self.check(&linear.module, &[x.nrows(), linear.inputs], x.shape())?;
+            let missing = || ModelError::MissingLinear { block: self.index, module: linear.module.clone() };
+            ops.push(self.linear(linear.id).ok_or_else(missing)?);
+        }
+        // Rows of a fused matrix are computed side by side and taken apart afterwards.
+        let fused = |l: &LinearSpec| l.parts.len() > 1;
+        if !linears.iter().any(|l| fused(l)) {
+            forward_shared(&ops, x, parts.into_iter().map(|(_, out)| out), par);
+            return Ok(());
+        }
+        let mut whole: Vec<Array2<T>> =
+            linears.iter().map(|l| Array2::zeros((x.nrows(), l.outputs))).collect();
+        forward_shared(&ops, x, whole.iter_mut().map(|y| y.view_mut()), par);
+        for (role, mut out) in parts {
+            for (linear, y) in linears.iter().zip(&whole) {
+                if let Some((_, rows)) = linear.parts.iter().find(|(part, _)| *part == role) {
+                    out.assign(&views::columns(y.view(), rows.clone()));
+                }
+            }
+        }
+        Ok(())
+    }
+    /// Per-head norm where the model has one, then rope, on queries or keys `[tokens, n · head_dim]` of the positions from
+    /// `past` on.
+    fn place(&self, x: &mut Array2<T>, norm: Norm, rope: &RopeTable<T>, past: usize, par: Par) {
+        let head_dim = self.shape.head_dim;
+        let weight = self.norm(norm);
+        for_rows(x.view_mut(), par, |first, mut rows| {
+            if let Some(weight) = weight {
+                norm_heads(rows.view_mut(), weight, self.eps);
+            }
+            let (tokens, width) = rows.dim();
+            let first = past + first;
+            rope_in_place(rows, width / head_dim, rope.cos(first, tokens), rope.sin(first, tokens));
+        });
+    }
+    fn normed(&self, norm: Norm, h: ArrayView2<'_, T>, par: Par) -> Result<Array2<T>, ModelError> {
+        let Some(weight) = self.norm(norm) else {
+            return Err(ModelError::Part {
+                block: self.index,
+                what: format!("{norm:?} norm"),
+                problem: "is missing",
+            });
+        };
+        self.check("residual stream", &[h.nrows(), weight.len()], h.shape())?;
+        Ok(normed(h, weight, self.eps, par))
+    }
+}
+
+/// The first numbers of a buffer as a matrix; what stands there is whatever was left.
+fn scratched<T: Element>(
+    buffer: &mut Vec<T>,
+    (rows, columns): (usize, usize),
+) -> Result<ArrayViewMut2<'_, T>, ModelError> {
+    buffer.resize(rows * columns, T::zero());
+    ArrayViewMut2::from_shape((rows, columns), buffer.as_mut_slice()).map_err(|_| ModelError::Shape {
+        what: "MLP scratch".into(),
+        expected: vec![rows, columns],
+        found: vec![0],
+    })
+}
+
+/// `h += y`, rows in parallel.
+fn add<T: Element>(h: ArrayViewMut2<'_, T>, y: ArrayView2<'_, T>, par: Par) {
+    for_rows(h, par, |first, mut rows| {
+        let y = views::rows(y, first..first + rows.nrows());
+        rows += &y;
+    });
+}
