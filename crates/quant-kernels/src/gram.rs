@@ -1,4 +1,4 @@
-//! Gram matrices `X^T X`.
+//! Gram matrices `X^T X`, and the triangle of a product `A^T B`.
 
 use ndarray::{ArrayView2, ArrayViewMut2};
 
@@ -22,6 +22,28 @@ pub fn gram_lower<T: Element>(
     let n = x.ncols();
     assert_eq!(h.dim(), (n, n), "a Gram matrix of [tokens, {n}] activations is [{n}, {n}]");
     arch::product(Level::detect(), h, Region::Lower, true, alpha, x.reversed_axes(), x, compute, par);
+}
+
+/// `D[n, n] += alpha * A^T B` for `A` and `B` `[tokens, n]`, lower triangle only: elements `(i, j)` with `i < j` are
+/// neither read nor written. [`gram_lower`] of two matrices, for products whose upper half nobody needs: half the
+/// operations of [`matmul_nn`](crate::matmul_nn), and with `alpha = 1` the same bits in that half.
+///
+/// Sums run over tokens in the element type of `D`. Any strides are accepted; row-major operands are the fast layout.
+///
+/// # Panics
+/// If `a` and `b` differ in shape, or `d` is not square with their column count.
+pub fn cross_gram_lower<T: Element>(
+    d: ArrayViewMut2<'_, T>,
+    alpha: T,
+    a: ArrayView2<'_, T>,
+    b: ArrayView2<'_, T>,
+    compute: Compute,
+    par: Par,
+) {
+    let n = a.ncols();
+    assert_eq!(a.dim(), b.dim(), "both operands are [tokens, n]");
+    assert_eq!(d.dim(), (n, n), "a cross product of [tokens, {n}] activations is [{n}, {n}]");
+    arch::product(Level::detect(), d, Region::Lower, true, alpha, a.reversed_axes(), b, compute, par);
 }
 
 /// Copies the strict lower triangle of a square matrix onto its upper triangle, in cache-sized blocks.

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | products | [`matmul_nt`], [`matmul_nn`], [`linear`], [`linear_into`] |
 //! | a weight used for many chunks of tokens | [`PreparedWeight`] |
-//! | Hessians | [`gram_lower`], [`mirror_lower`], [`cholesky_lower_in_place`] |
+//! | Hessians | [`gram_lower`], [`cross_gram_lower`], [`mirror_lower`], [`cholesky_lower_in_place`] |
 //! | row operations | [`rms_norm`], [`softmax_rows_causal`], [`CausalSoftmax`], [`silu_mul`], [`rope_in_place`] |
 //! | logits of a wide vocabulary, piece by piece | [`OnlineSoftmax`], [`OnlineDivergence`] |
 //! | settings | [`Compute`] (which arithmetic), [`Par`] (how many threads) |
@@ -80,7 +80,7 @@ pub use compute::{Compute, UnknownCompute};
 pub use element::Element;
 pub use error::PivotError;
 pub use exp::exp_f32;
-pub use gram::{gram_lower, mirror_lower};
+pub use gram::{cross_gram_lower, gram_lower, mirror_lower};
 pub use logits::{OnlineDivergence, OnlineSoftmax};
 pub use norm::rms_norm;
 pub use par::Par;

@@ -3,8 +3,8 @@
 use ndarray::{Array1, Array2, ArrayView2, s};
 use proptest::prelude::*;
 use quant_kernels::{
-    Compute, Element, Par, PreparedWeight, gram_lower, linear, linear_into, matmul_nn, matmul_nt,
-    mirror_lower,
+    Compute, Element, Par, PreparedWeight, cross_gram_lower, gram_lower, linear, linear_into, matmul_nn,
+    matmul_nt, mirror_lower,
 };
 use quant_testkit::Numbers;
 
@@ -215,6 +215,36 @@ fn gram_matrices() {
     for (tokens, n) in [(1, 1), (17, 3), (3, 17), (900, 45), (160, 172), (40, 700), (0, 5), (5, 0)] {
         check_gram::<f32>(tokens, n);
         check_gram::<f64>(tokens, n);
+    }
+}
+
+fn check_cross_gram<T: Element>(tokens: usize, n: usize) {
+    let (a, b) = (random::<T>(tokens, n, 9), random::<T>(tokens, n, 10));
+    for compute in COMPUTE {
+        let start = random::<T>(n, n, 8);
+        let mut full = start.clone();
+        matmul_nn(full.view_mut(), true, T::one(), a.t(), b.view(), compute, Par::Seq);
+        let want = Array2::from_shape_fn((n, n), |at| if at.0 < at.1 { start[at] } else { full[at] });
+        for par in [Par::Seq, Par::new(2), Par::new(3)] {
+            let mut d = start.clone();
+            cross_gram_lower(d.view_mut(), T::one(), a.view(), b.view(), compute, par);
+            assert_eq!(d, want, "{par}");
+        }
+        let (mut twice, mut gram) = (start.clone(), start);
+        cross_gram_lower(twice.view_mut(), T::from_f64(0.5), a.view(), a.view(), compute, Par::Seq);
+        gram_lower(gram.view_mut(), T::from_f64(0.5), a.view(), compute, Par::Seq);
+        assert_eq!(twice, gram, "of one matrix it is the Gram matrix");
+    }
+}
+
+/// The lower triangle of the whole product, bit for bit.
+#[test]
+fn triangles_of_two_operands() {
+    for (tokens, n) in
+        [(1, 1), (17, 3), (3, 17), (900, 45), (160, 172), (40, 700), (0, 5), (5, 0), (24, 2300)]
+    {
+        check_cross_gram::<f32>(tokens, n);
+        check_cross_gram::<f64>(tokens, n);
     }
 }
 
