@@ -36,6 +36,19 @@ pub enum HessianError {
         /// The diagonal entry.
         value: f32,
     },
+    /// A NaN or an infinity in the accumulated cross product `D` of the two activation streams.
+    #[error(
+        "cross product of activations: the entry of float-model channel {row} and channel {column} is {value}; the \
+         calibration activations of one of them contain NaN or infinity, or their products overflow f32"
+    )]
+    NotFiniteCross {
+        /// The input channel the difference is of.
+        row: usize,
+        /// The input channel of the quantised model.
+        column: usize,
+        /// The entry.
+        value: f32,
+    },
     /// A setting outside its range.
     #[error("setting `{name}` is {value}: expected {expected}")]
     Setting {

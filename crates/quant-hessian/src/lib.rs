@@ -28,6 +28,7 @@
 
 mod accumulate;
 mod cholesky;
+mod cross;
 mod error;
 mod factor;
 mod gptq;
@@ -42,6 +43,7 @@ mod tests;
 mod views;
 
 pub use accumulate::Hessian;
+pub use cross::CrossGram;
 pub use error::HessianError;
 pub use factor::{Attempt, Factor, FactorBackend, FactorReport, FactorSettings, Outcome, Precision, prepare};
 pub use gptq::{GptqConfig, GptqResult, gptq, workspace_bytes};
