@@ -132,7 +132,7 @@ impl Correction {
         if act_order { cross + Self::bytes_for(n) } else { cross.max(Self::bytes_for(n)) }
     }
 
-    fn asymmetry(&self) -> Option<Asymmetry<'_, f32>> {
+    pub(crate) fn asymmetry(&self) -> Option<Asymmetry<'_, f32>> {
         self.coupling.as_ref().map(|coupling| Asymmetry { coupling, variant: self.variant })
     }
 
