@@ -80,12 +80,19 @@ impl Correction {
         let scale = alpha * cross.scale()?;
         let whole = cross.is_whole();
         let mut sum = cross.into_transposed_sum();
-        for (k, row) in sum.chunks(n.max(1)).enumerate() {
-            let read = if whole { row } else { &row[..=k] };
-            if let Some(j) = read.iter().position(|x| !x.is_finite()) {
-                return Err(HessianError::NotFiniteCross { row: j, column: k, value: row[j] });
-            }
-        }
+        let rows = sum.chunks(n.max(1)).enumerate();
+        tasks::for_each(
+            rows,
+            par,
+            || (),
+            |(), (k, row)| {
+                let read = if whole { row } else { &row[..=k] };
+                match read.iter().position(|x| !x.is_finite()) {
+                    Some(j) => Err(HessianError::NotFiniteCross { row: j, column: k, value: row[j] }),
+                    None => Ok(()),
+                }
+            },
+        )?;
         sum = in_processing_order(sum, factor, par);
         let zero = alpha == 0.0
             || sum.chunks(n.max(1)).enumerate().all(|(k, row)| row[..k].iter().all(|&x| x == 0.0));
