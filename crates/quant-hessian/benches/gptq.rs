@@ -1,7 +1,8 @@
-//! Times `prepare` and `gptq` on the two shapes that bound a 1.5B-parameter block, on one and two threads.
+//! Times `prepare` and `gptq`, and beside them what GPTAQ takes, on the two shapes that bound a 1.5B-parameter block, on one and
+//! two threads.
 //!
 //! `cargo bench -p quant-hessian --bench gptq [-- WHAT]`, where WHAT is `wide` (in = 8960), `narrow` (in = 1536) or both, and
-//! `one` for one thread only, `plain` without clip search and act-order.
+//! `one` for one thread only, `plain` without clip search and act-order, `statistics` with the accumulation over 4096 tokens.
 //! Rates count `n³/3` operations for the factorisation and `out · n²` for the column loop, and are compared with an f32
 //! product measured in the same run. The Hessian is a diagonal plus a few rank-one terms: timing does not depend on it.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a measurement program fails by panicking")]
@@ -10,7 +11,9 @@ use std::time::Instant;
 
 use ndarray::Array2;
 use quant_core::{Bits, ClipSearch, Convention, FloatType, Grid, Variant};
-use quant_hessian::{ActOrder, FactorSettings, GptqConfig, Hessian, gptq, prepare};
+use quant_hessian::{
+    ActOrder, Correction, CrossGram, FactorSettings, GptaqConfig, GptqConfig, Hessian, gptaq, gptq, prepare,
+};
 use quant_kernels::{Compute, Par, matmul_nt};
 use quant_testkit::Numbers;
 
@@ -56,13 +59,32 @@ fn product_rate(par: Par) -> f64 {
     2.0 * 1024.0 * 1536.0 * 1536.0 / best / 1e9
 }
 
-fn shape(n: usize, out: usize, threads: &[usize], plain_only: bool) {
+/// Seconds that the sums of GPTQ and those of GPTAQ beside them take, with the triangle of `D` and with all of it.
+fn statistics(n: usize, par: Par) -> [f64; 3] {
+    let (x, float) = (random(TOKENS, n, 5), random(TOKENS, n, 6));
+    let gram = || {
+        let mut h = Hessian::new(n);
+        timed(par, || h.add(x.view(), 2, Compute::F32, par).unwrap()).0
+    };
+    let cross = |all| {
+        let mut d = CrossGram::new(n, all);
+        timed(par, || d.add(float.view(), x.view(), 2, Compute::F32, par).unwrap()).0
+    };
+    [gram(), cross(false), cross(true)]
+}
+
+/// Tokens of [`statistics`].
+const TOKENS: usize = 4096;
+/// Tokens of a usual calibration, 128 sequences of 2048.
+const CALIBRATION: f64 = 262_144.0;
+
+fn shape(n: usize, out: usize, threads: &[usize], plain_only: bool, with_statistics: bool) {
     let weight = random(out, n, 3);
     let grid = Grid::new(Convention::QAsym, Bits::new(4).unwrap(), Variant::Exact, FloatType::F32).unwrap();
     let plain = GptqConfig { group: Some(128), ..GptqConfig::new(grid) };
     let clipped = GptqConfig { clip: Some(ClipSearch::default()), ..plain.clone() };
-    let mut results = Vec::new();
-    let mut one = [0.0; 3];
+    let (mut results, mut asymmetric) = (Vec::new(), Vec::new());
+    let mut one = [0.0; 7];
     for &threads in threads {
         let par = Par::new(threads);
         let rate = product_rate(par);
@@ -72,7 +94,7 @@ fn shape(n: usize, out: usize, threads: &[usize], plain_only: bool) {
             let scaling =
                 if threads == 1 { String::new() } else { format!(", {:.2}x one thread", one[at] / seconds) };
             println!(
-                "  {what:24} {seconds:7.3} s  {gflops:6.1} GFLOP/s  {:3.0} % of the product{scaling}",
+                "  {what:26} {seconds:7.3} s  {gflops:6.1} GFLOP/s  {:3.0} % of the product{scaling}",
                 100.0 * gflops / rate
             );
             if threads == 1 {
@@ -80,12 +102,42 @@ fn shape(n: usize, out: usize, threads: &[usize], plain_only: bool) {
             }
         };
         let h = hessian(n);
-        let (seconds, factor) = timed(par, || prepare(h, &FactorSettings::default(), par).unwrap());
-        report("prepare", 0, seconds, (n as f64).powi(3) / 3.0);
+        let cube = (n as f64).powi(3) / 3.0;
+        let (prepared, factor) = timed(par, || prepare(h, &FactorSettings::default(), par).unwrap());
+        report("prepare", 0, prepared, cube);
         let flops = out as f64 * (n as f64).powi(2);
-        let (seconds, result) = timed(par, || gptq(weight.view(), &factor, &plain, par).unwrap());
-        report("gptq 4 bit g128", 1, seconds, flops);
+        let (solved, result) = timed(par, || gptq(weight.view(), &factor, &plain, par).unwrap());
+        report("gptq 4 bit g128", 1, solved, flops);
         results.push(result);
+        let sums = with_statistics.then(|| statistics(n, par));
+        if let Some([gram, half, all]) = sums {
+            println!(
+                "  statistics, {TOKENS} tokens: H {gram:.3} s, D above the diagonal {half:.3} s, all of D {all:.3} s"
+            );
+        }
+        let mut cross = CrossGram::new(n, false);
+        let (x, float) = (random(64, n, 5), random(64, n, 6));
+        cross.add(float.view(), x.view(), 2, Compute::F32, par).unwrap();
+        for (i, variant) in [Variant::Exact, Variant::Official].into_iter().enumerate() {
+            let cross = cross.clone();
+            let (corrected, correction) =
+                timed(par, || Correction::new(cross, &factor, 0.25, variant, par).unwrap());
+            report(&format!("correction, {variant:?}"), 3 + 2 * i, corrected, cube * (1 + i) as f64);
+            let config = GptaqConfig { variant, ..GptaqConfig::new(plain.clone()) };
+            let (seconds, result) =
+                timed(par, || gptaq(weight.view(), &factor, &correction, &config, par).unwrap());
+            report(&format!("gptaq 4 bit g128, {variant:?}"), 4 + 2 * i, seconds, 2.0 * flops);
+            let (ours, theirs) = (prepared + corrected + seconds, prepared + solved);
+            println!("  {:.2}x gptq for prepare and solve", ours / theirs);
+            if let Some([gram, half, _]) = sums {
+                let times = CALIBRATION / TOKENS as f64;
+                let ratio = (ours + times * (gram + half)) / (theirs + times * gram);
+                println!("  {ratio:.2}x gptq with the statistics of {CALIBRATION} tokens");
+            }
+            if i == 0 {
+                asymmetric.push(result);
+            }
+        }
         if n < 4096 && !plain_only {
             let (seconds, _) = timed(par, || gptq(weight.view(), &factor, &clipped, par).unwrap());
             report("gptq 4 bit g128 + clip", 2, seconds, flops);
@@ -98,10 +150,10 @@ fn shape(n: usize, out: usize, threads: &[usize], plain_only: bool) {
             println!("  gptq, act-order static   {seconds:7.3} s");
         }
     }
-    assert!(
-        results.windows(2).all(|pair| pair[0] == pair[1]),
-        "one and two threads must give the same result"
-    );
+    for results in [results, asymmetric] {
+        let same = results.windows(2).all(|pair| pair[0] == pair[1]);
+        assert!(same, "one and two threads must give the same result");
+    }
 }
 
 fn main() {
@@ -110,9 +162,9 @@ fn main() {
     let wanted = |name: &str| given(name) || !(given("wide") || given("narrow"));
     let threads: &[usize] = if given("one") { &[1] } else { &[1, 2] };
     if wanted("narrow") {
-        shape(1536, 8960, threads, given("plain"));
+        shape(1536, 8960, threads, given("plain"), given("statistics"));
     }
     if wanted("wide") {
-        shape(8960, 1536, threads, given("plain"));
+        shape(8960, 1536, threads, given("plain"), given("statistics"));
     }
 }

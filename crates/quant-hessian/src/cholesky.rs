@@ -50,16 +50,24 @@ pub(crate) fn cholesky<T: Element>(lower: &mut [T], n: usize, par: Par) -> Resul
     Ok(())
 }
 
-/// `X ← X L⁻ᵀ` for the rows below a diagonal block `L` `[width, width]`.
-fn solve_below<T: Element>(mut x: ArrayViewMut2<'_, T>, l: &[T], width: usize, par: Par) {
+/// `X ← X L⁻ᵀ` for the rows of `X` `[rows, width]`, such as those below the diagonal block `L` `[width, width]` of a
+/// factorisation. Any strides are accepted; no row knows of the others.
+pub(crate) fn solve_below<T: Element>(mut x: ArrayViewMut2<'_, T>, l: &[T], width: usize, par: Par) {
     let sub_blocks: Vec<SubBlock<T>> =
         (0..width).step_by(SUB).map(|start| SubBlock::new(l, width, start)).collect();
+    let column_major = x.strides()[0] == 1;
     tasks::run(x.axis_chunks_iter_mut(Axis(0), ROWS), par, |mut rows| {
         // Transposed, so that every column operation runs over consecutive rows.
         let mut lanes = vec![[T::zero(); ROWS]; width];
-        for (r, row) in rows.rows().into_iter().enumerate() {
-            for (lanes, &x) in lanes.iter_mut().zip(row) {
-                lanes[r] = x;
+        if column_major {
+            for (lanes, column) in lanes.iter_mut().zip(rows.columns()) {
+                column.iter().zip(lanes).for_each(|(&x, lane)| *lane = x);
+            }
+        } else {
+            for (r, row) in rows.rows().into_iter().enumerate() {
+                for (lanes, &x) in lanes.iter_mut().zip(row) {
+                    lanes[r] = x;
+                }
             }
         }
         for sub in &sub_blocks {
@@ -85,9 +93,15 @@ fn solve_below<T: Element>(mut x: ArrayViewMut2<'_, T>, l: &[T], width: usize, p
                 },
             );
         }
-        for (r, mut row) in rows.rows_mut().into_iter().enumerate() {
-            for (lanes, x) in lanes.iter().zip(&mut row) {
-                *x = lanes[r];
+        if column_major {
+            for (lanes, mut column) in lanes.iter().zip(rows.columns_mut()) {
+                column.iter_mut().zip(lanes).for_each(|(x, &lane)| *x = lane);
+            }
+        } else {
+            for (r, mut row) in rows.rows_mut().into_iter().enumerate() {
+                for (lanes, x) in lanes.iter().zip(&mut row) {
+                    *x = lanes[r];
+                }
             }
         }
     });

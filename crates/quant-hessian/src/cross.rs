@@ -19,7 +19,7 @@ const ROWS: usize = 64;
 /// correction into an error. As in [`Hessian`](crate::Hessian), the plain sum is kept, `2/N` is applied when it is read, and
 /// N counts **sequences**. The differences are formed in f32 before any rounding of operands.
 ///
-/// Without act-order, only entries above the diagonal enter the solver, so only those are summed
+/// Without act-order, only entries above the diagonal enter [`Correction`](crate::Correction), so only those are summed
 /// (with the diagonal, which shows NaN): half the operations and half the memory, with the same bits.
 ///
 /// ```

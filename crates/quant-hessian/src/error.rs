@@ -3,7 +3,7 @@ use thiserror::Error;
 
 use crate::factor::Attempt;
 
-/// What can be wrong with a Hessian, its factorisation or a GPTQ problem.
+/// What can be wrong with a Hessian, its factorisation or a GPTQ or GPTAQ problem.
 #[derive(Debug, Error, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum HessianError {
@@ -34,6 +34,19 @@ pub enum HessianError {
         /// The input channel.
         column: usize,
         /// The diagonal entry.
+        value: f32,
+    },
+    /// A NaN or an infinity in the accumulated cross product `D` of the two activation streams.
+    #[error(
+        "cross product of activations: the entry of float-model channel {row} and channel {column} is {value}; the \
+         calibration activations of one of them contain NaN or infinity, or their products overflow f32"
+    )]
+    NotFiniteCross {
+        /// The input channel the difference is of.
+        row: usize,
+        /// The input channel of the quantised model.
+        column: usize,
+        /// The entry.
         value: f32,
     },
     /// A setting outside its range.
@@ -67,6 +80,23 @@ pub enum HessianError {
         factor: bool,
         /// Whether the configuration wants one.
         asked: bool,
+    },
+    /// Act-order permutes both axes of the cross product, so that its entries below the diagonal are needed too.
+    #[error(
+        "the factor was prepared with act_order, which needs the whole cross product of its {columns} inputs, but only \
+         the entries above the diagonal were summed: use CrossGram::new({columns}, true)"
+    )]
+    HalfCross {
+        /// Side of the cross product.
+        columns: usize,
+    },
+    /// The correction of a GPTAQ problem was prepared for another one.
+    #[error("GPTAQ correction: expected {expected}, but it was prepared with {found}")]
+    Correction {
+        /// What the factor or the configuration asks for.
+        expected: String,
+        /// What the correction has.
+        found: String,
     },
     /// The weight holds a NaN or an infinity, or a quantiser part does not fit.
     #[error("GPTQ weight: {0}")]

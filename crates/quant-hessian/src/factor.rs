@@ -246,20 +246,20 @@ impl Factor {
     #[must_use]
     pub fn peak_bytes(n: usize, settings: &FactorSettings) -> usize {
         let double = settings.precision == Precision::F64 || settings.f64_retry;
-        let lower = triangle_bytes(n, if double { size_of::<f64>() } else { size_of::<f32>() });
+        let lower = triangle_bytes(n, if double { size_of::<f64>() } else { size_of::<f32>() }, BLOCK);
         // The Hessian is freed before the factor is packed.
-        lower + triangle_bytes(n, size_of::<f32>()).max(Panels::<f32>::bytes_for(n))
+        lower + triangle_bytes(n, size_of::<f32>(), BLOCK).max(Panels::<f32>::bytes_for(n))
     }
 }
 
-/// Bytes of the pages of a row-major `[n, n]` buffer that hold an element on or below the diagonal. The factorisation
-/// writes whole diagonal blocks of its own width; those entries above the diagonal are counted too.
-fn triangle_bytes(n: usize, element: usize) -> usize {
+/// Bytes of the pages of a row-major `[n, n]` buffer that hold an element on or below the diagonal, where whole diagonal
+/// blocks of `block` columns are written: their entries above the diagonal are counted too.
+pub(crate) fn triangle_bytes(n: usize, element: usize, block: usize) -> usize {
     const PAGE: usize = 4096;
     let mut counted = 0;
     let mut pages = 0;
     for row in 0..n {
-        let last = ((row / BLOCK + 1) * BLOCK).min(n);
+        let last = ((row / block + 1) * block).min(n);
         let (first, end) = (row * n * element / PAGE, ((row * n + last) * element).div_ceil(PAGE));
         pages += end.saturating_sub(first.max(counted));
         counted = counted.max(end);

@@ -5,13 +5,13 @@ use quant_core::{ActOrder, ClipSearch, Grid, Groups, QuantizedMatrix, matrix::ch
 use quant_kernels::{Element, Par};
 
 use crate::panels::Panels;
-use crate::solve::{Plan, Problem, SUPER, TileOut};
+use crate::solve::{Asymmetry, Plan, Problem, SUPER, TileOut};
 use crate::{Factor, HessianError, tasks};
 
 /// Columns of a block in the published code.
 const BLOCK: usize = 128;
 /// Rows of the highest tile.
-const WIDEST_TILE: usize = 256;
+pub(crate) const WIDEST_TILE: usize = 256;
 
 /// What [`gptq`] does to one linear.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,7 +70,8 @@ impl GptqConfig {
 pub struct GptqResult {
     /// Levels, scales, zeros and groups, columns in original order.
     pub matrix: QuantizedMatrix,
-    /// `Σ (w̃ − q)²/U_kk² / 2` by row, `[out]`: the loss the published code prints, before its sum.
+    /// `Σ (w̃ − q)²/U_kk² / 2` by row, `[out]`: the loss the published code prints, before its sum. For
+    /// [`gptaq`](crate::gptaq) as well, whose print leaves out what the asymmetry costs.
     pub row_losses: Vec<f64>,
 }
 
@@ -80,7 +81,8 @@ impl GptqResult {
     pub fn loss(&self) -> f64 {
         self.row_losses.iter().sum()
     }
-    /// `tr((W − Ŵ) H_d (W − Ŵ)ᵀ) = ‖E‖²`, twice the loss, for the weight with dead columns zeroed.
+    /// `tr((W − Ŵ) H_d (W − Ŵ)ᵀ) = ‖E‖²`, twice the loss, for the weight with dead columns zeroed. Of [`gptq`] only: with
+    /// an asymmetry `Ŵ` answers another target, and this is twice the loss and no more.
     #[must_use]
     pub fn weighted_error(&self) -> f64 {
         2.0 * self.loss()
@@ -108,6 +110,16 @@ pub fn gptq(
     config: &GptqConfig,
     par: Par,
 ) -> Result<GptqResult, HessianError> {
+    check_factor(weight, factor, config)?;
+    solve(weight, &factor.panels, None, factor.order.as_deref(), &factor.dead, config, par)
+}
+
+/// Whether a weight and a configuration fit a factor.
+pub(crate) fn check_factor(
+    weight: ArrayView2<'_, f32>,
+    factor: &Factor,
+    config: &GptqConfig,
+) -> Result<(), HessianError> {
     if weight.ncols() != factor.n() {
         return Err(HessianError::Shape {
             what: "GPTQ weight",
@@ -119,13 +131,14 @@ pub fn gptq(
     if permuted != asked {
         return Err(HessianError::Order { factor: permuted, asked });
     }
-    solve(weight, &factor.panels, factor.order.as_deref(), &factor.dead, config, par)
+    Ok(())
 }
 
-/// [`gptq`] in the arithmetic of `T`; f64 serves the property tests.
+/// [`gptq`], or with an asymmetry [`gptaq`](crate::gptaq), in the arithmetic of `T`; f64 serves the property tests.
 pub(crate) fn solve<T: Element>(
     weight: ArrayView2<'_, f32>,
     panels: &Panels<T>,
+    asymmetry: Option<Asymmetry<'_, T>>,
     order: Option<&[u32]>,
     dead: &[bool],
     config: &GptqConfig,
@@ -138,6 +151,7 @@ pub(crate) fn solve<T: Element>(
     let problem = Problem {
         weight,
         panels,
+        asymmetry,
         order,
         dead,
         grid: config.grid,

@@ -1,4 +1,4 @@
-//! Hessian accumulation, damping, factorisation and the GPTQ solver.
+//! Hessian accumulation, damping, factorisation and the GPTQ and GPTAQ solvers.
 //!
 //! Three steps, each usable alone on bare matrices:
 //!
@@ -6,6 +6,9 @@
 //! 2. [`prepare`] turns it into a [`Factor`]: dead columns, act-order, damping with documented escalation, one Cholesky
 //!    factorisation, a residual check. Linears that share an input share the factor.
 //! 3. [`gptq`] quantises a weight `[out, in]` against the factor.
+//!
+//! [`gptaq`] quantises towards the outputs of the float model instead, with a [`CrossGram`] of both models' inputs summed beside
+//! the Hessian and a [`Correction`] prepared beside the factor.
 //!
 //! ```
 //! use quant_hessian::ndarray::Array2;
@@ -28,8 +31,11 @@
 
 mod accumulate;
 mod cholesky;
+mod coupling;
+mod cross;
 mod error;
 mod factor;
+mod gptaq;
 mod gptq;
 #[cfg(feature = "lapack")]
 mod lapack;
@@ -42,8 +48,10 @@ mod tests;
 mod views;
 
 pub use accumulate::Hessian;
+pub use cross::CrossGram;
 pub use error::HessianError;
 pub use factor::{Attempt, Factor, FactorBackend, FactorReport, FactorSettings, Outcome, Precision, prepare};
+pub use gptaq::{Correction, GptaqConfig, gptaq, gptaq_workspace_bytes};
 pub use gptq::{GptqConfig, GptqResult, gptq, workspace_bytes};
 /// The arrays of the functions here.
 pub use ndarray;

@@ -17,16 +17,19 @@
 use std::ops::Range;
 
 use ndarray::ArrayView2;
-use quant_core::{ClipSearch, CoreError, Grid, QParams};
+use quant_core::{ClipSearch, CoreError, Grid, QParams, Variant};
 use quant_kernels::{Element, vectorized};
 
 use crate::HessianError;
 use crate::panels::{PANEL, Panels};
 
+mod asymmetry;
 mod column;
 mod feedback;
 mod params;
 
+pub(crate) use asymmetry::Asymmetry;
+use asymmetry::{EXACT, OFFICIAL, PLAIN, couple_column};
 use column::Column;
 pub(crate) use feedback::add_feedback;
 
@@ -59,6 +62,8 @@ impl Plan {
 pub(crate) struct Problem<'a, T> {
     pub(crate) weight: ArrayView2<'a, f32>,
     pub(crate) panels: &'a Panels<T>,
+    /// What GPTAQ adds; none is GPTQ.
+    pub(crate) asymmetry: Option<Asymmetry<'a, T>>,
     /// Column at every processing position.
     pub(crate) order: Option<&'a [u32]>,
     pub(crate) dead: &'a [bool],
@@ -88,7 +93,7 @@ pub(crate) struct Scratch<T, const L: usize> {
     diff: Vec<[T; L]>,
     /// `w̃` of the current super-block.
     block: Vec<[T; L]>,
-    /// Original weights of the current super-block.
+    /// Original weights of the current super-block; `v` of the published GPTAQ.
     origin: Vec<[T; L]>,
     /// Weights from the block's start to the end of its last group, as the finished blocks left them.
     outer: Vec<[T; L]>,
@@ -102,6 +107,12 @@ pub(crate) struct Scratch<T, const L: usize> {
     row: Vec<f32>,
     /// `Ũ` of a sub-block, `[k][j]`.
     feedback: Vec<[T; SUB]>,
+    /// GPTAQ only, by processing position: what finished positions are to later ones, `w̃` or `q`.
+    values: Vec<[T; L]>,
+    /// What those add to the positions of one block, where it has two places to go.
+    delta: Vec<[T; L]>,
+    /// `M̃` or `P` of a sub-block, `[k][j]`.
+    coefficients: Vec<[T; SUB]>,
 }
 
 /// A block of positions inside the super-block that starts at `left`.
@@ -143,6 +154,7 @@ impl<T: Element> Problem<'_, T> {
         let block = self.super_block().min(n);
         let groups = self.plan.groups(n);
         let zero = [T::zero(); L];
+        let variant = self.asymmetry.map(|a| a.variant);
         Scratch {
             diff: vec![zero; n],
             block: vec![zero; block],
@@ -154,6 +166,9 @@ impl<T: Element> Problem<'_, T> {
             zeros: vec![[0.0; L]; groups],
             row: Vec::new(),
             feedback: vec![[T::zero(); SUB]; SUB],
+            values: vec![zero; if variant.is_some() { n } else { 0 }],
+            delta: vec![zero; if variant == Some(Variant::Official) { block } else { 0 }],
+            coefficients: vec![[T::zero(); SUB]; SUB],
         }
     }
 
@@ -178,15 +193,22 @@ impl<T: Element> Problem<'_, T> {
             scratch.block[..width].copy_from_slice(&scratch.origin[..width]);
             let solved = &scratch.diff[..left];
             self.feed_back(&mut scratch.block[..width], left..right, T::one(), solved, 0..left);
+            self.couple(scratch, left, left..right, 0..left);
             for start in (left..right).step_by(self.block) {
                 let here = Span { left, columns: start..(start + self.block).min(right) };
                 let solved = &scratch.diff[left..start];
                 let target = &mut scratch.block[here.local()];
                 self.feed_back(target, here.columns.clone(), T::one(), solved, left..start);
+                self.couple(scratch, left, here.columns.clone(), left..start);
                 if let Plan::Dynamic(size) = self.plan {
                     self.dynamic_params(scratch, size, &here, out.first_row, rows);
                 }
-                let losses = self.solve_block(scratch, &here);
+                let losses = match self.asymmetry.map(|a| a.variant) {
+                    None => self.solve_block::<L, PLAIN>(scratch, &here),
+                    Some(Variant::Exact) => self.solve_block::<L, EXACT>(scratch, &here),
+                    Some(Variant::Official) => self.solve_block::<L, OFFICIAL>(scratch, &here),
+                };
+                self.close_block(scratch, &here);
                 for (row, loss) in losses[..rows].iter().enumerate() {
                     if !loss.is_finite() {
                         return Err(self.failure(scratch, &here, out.first_row, row));
@@ -232,25 +254,43 @@ impl<T: Element> Problem<'_, T> {
     }
 
     /// Quantises the columns of a block in order; returns `Σ e²` over the block, by row.
-    fn solve_block<const L: usize>(&self, scratch: &mut Scratch<T, L>, span: &Span) -> [T; L] {
-        let Scratch { diff, block, origin, levels, scales, zeros, feedback, .. } = scratch;
+    fn solve_block<const L: usize, const MODE: u8>(
+        &self,
+        scratch: &mut Scratch<T, L>,
+        span: &Span,
+    ) -> [T; L] {
         let positions = span.columns.clone();
         let mut losses = [T::zero(); L];
         let mut start = positions.start;
         while start < positions.end {
             let end = (start + SUB).min(positions.end);
             let local = start - span.left..end - span.left;
-            let solved = &diff[positions.start..start];
-            self.feed_back(&mut block[local.clone()], start..end, T::one(), solved, positions.start..start);
+            let solved = &scratch.diff[positions.start..start];
+            let target = &mut scratch.block[local.clone()];
+            self.feed_back(target, start..end, T::one(), solved, positions.start..start);
+            if MODE != PLAIN {
+                self.couple(scratch, span.left, start..end, positions.start..start);
+            }
+            let Scratch {
+                diff, block, origin, levels, scales, zeros, feedback, values, coefficients, ..
+            } = &mut *scratch;
             self.load_feedback(feedback, start..end, T::one());
+            if let Some(asymmetry) = self.asymmetry {
+                asymmetry.load(coefficients, start..end);
+            }
             let (block, origin, levels) =
-                (&mut block[local.clone()], &origin[local.clone()], &mut levels[local]);
+                (&mut block[local.clone()], &mut origin[local.clone()], &mut levels[local]);
             vectorized(
                 #[inline(always)]
                 || {
                     for i in 0..end - start {
                         let (solved, rest) = diff[start..end].split_at_mut(i);
                         add_feedback(&mut block[i], solved, &feedback[i][..i]);
+                        if MODE != PLAIN {
+                            let values = &mut values[start..=start + i];
+                            let coefficients = &coefficients[i][..i];
+                            couple_column::<T, L, MODE>(&mut block[i], &mut origin[i], values, coefficients);
+                        }
                         let g = self.group(start + i);
                         let pivot = self.panels.diagonal()[start + i];
                         let column = Column {

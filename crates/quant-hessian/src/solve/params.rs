@@ -1,6 +1,6 @@
 //! Scales and zero levels of groups: from the original weight, or from what finished blocks made of it.
 
-use quant_core::QParams;
+use quant_core::{QParams, Variant};
 use quant_kernels::{Element, vectorized};
 
 use super::feedback::add_feedback;
@@ -45,6 +45,10 @@ impl<T: Element> Problem<'_, T> {
     /// a block back only when it is finished. That weight is `W_F + δ`, where S are the finished positions, F the others and
     /// `δ = −E_S U_SF = D_S R_SF R_FF⁻¹`; column by column, `δ_k = Σ_{j∈S} d_j Ũ_jk − Σ_{j∈F, j<k} δ_j Ũ_jk`. The first sum
     /// is what the block already received, the second is a forward substitution.
+    ///
+    /// With GPTAQ `E_S = D_S R_SS + α W̃_S M_SS` and `W_F` also gains `W̃_S P_SF = α W̃_S (M_SS U_SF + M_SF U_FF)`. The terms with
+    /// `M_SS` cancel, so `δ = (D_S R_SF + α W̃_S M_SF) R_FF⁻¹`: the first sum gains `Σ_{j∈S} w̃_j M̃_jk`, which the block has
+    /// received too. The published GPTAQ is GPTQ with v for w: `W_F` becomes `V_F`, what S passed on, the rest stays.
     pub(super) fn dynamic_params<const L: usize>(
         &self,
         scratch: &mut Scratch<T, L>,
@@ -62,7 +66,8 @@ impl<T: Element> Problem<'_, T> {
             return;
         }
         let reach = (last + size).min(n).max(positions.end);
-        let Scratch { diff, block, origin, outer, update, scales, zeros, row, feedback, .. } = scratch;
+        let Scratch { diff, block, origin, outer, update, scales, zeros, row, feedback, values, .. } =
+            scratch;
         let (block, origin) = (&block[span.local()], &origin[span.local()]);
         outer.resize(reach - begin, [T::zero(); L]);
         outer[..width].copy_from_slice(origin);
@@ -76,7 +81,14 @@ impl<T: Element> Problem<'_, T> {
                 }
             }
             let beyond = positions.end..reach;
-            self.feed_back(&mut update[width..], beyond, T::one(), &diff[..begin], 0..begin);
+            self.feed_back(&mut update[width..], beyond.clone(), T::one(), &diff[..begin], 0..begin);
+            if let Some(asymmetry) = self.asymmetry {
+                let target = match asymmetry.variant {
+                    Variant::Exact => &mut update[width..],
+                    Variant::Official => &mut outer[width..],
+                };
+                asymmetry.add(target, beyond, &values[..begin], 0..begin);
+            }
             for start in (0..reach - begin).step_by(SUB) {
                 let end = (start + SUB).min(reach - begin);
                 let here = begin + start..begin + end;

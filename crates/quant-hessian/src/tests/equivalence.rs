@@ -13,7 +13,7 @@ use quant_testkit::Numbers;
 
 fn ours(weight: &Array2<f32>, problem: &Prepared, config: &GptqConfig) -> GptqResult {
     let order = problem.order.as_deref();
-    solve(weight.view(), &problem.panels(), order, &problem.dead, config, Par::Seq).unwrap()
+    solve(weight.view(), &problem.panels(), None, order, &problem.dead, config, Par::Seq).unwrap()
 }
 
 fn conventions() -> impl Strategy<Value = (Convention, u32, bool)> {

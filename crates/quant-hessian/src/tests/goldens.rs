@@ -11,7 +11,7 @@ use crate::{ActOrder, Factor, FactorSettings, GptqConfig, Hessian, Precision, gp
 
 const SUBSET: &[u8] = include_bytes!("../../tests/data/gptq_subset.safetensors");
 
-fn hessian(golden: &Golden) -> Hessian {
+pub(super) fn hessian(golden: &Golden) -> Hessian {
     let sequences = golden.tensor("X").shape[0];
     let x = golden.matrix("X");
     let mut hessian = Hessian::new(x.ncols());
@@ -21,7 +21,7 @@ fn hessian(golden: &Golden) -> Hessian {
     hessian
 }
 
-fn frobenius<'a>(a: impl IntoIterator<Item = &'a f32>) -> f64 {
+pub(super) fn frobenius<'a>(a: impl IntoIterator<Item = &'a f32>) -> f64 {
     a.into_iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt()
 }
 
@@ -31,25 +31,25 @@ fn proxy(d: &Array2<f32>, h: &Array2<f32>) -> f64 {
     (&d.dot(&h) * &d).sum()
 }
 
-fn close(what: &str, got: f64, want: f64, tolerance: f64) -> f64 {
+pub(super) fn close(what: &str, got: f64, want: f64, tolerance: f64) -> f64 {
     let relative = (got - want).abs() / want.abs().max(f64::MIN_POSITIVE);
     assert!(relative <= tolerance, "{what}: {got} instead of {want}, relative difference {relative:e}");
     relative
 }
 
 /// A case as this crate's settings.
-struct Case<'a> {
+pub(super) struct Case<'a> {
     name: &'a str,
     golden: &'a Golden,
-    bits: Bits,
+    pub(super) bits: Bits,
     /// What lies between our unsigned levels and the codes of the file.
-    offset: f32,
-    settings: FactorSettings,
-    config: GptqConfig,
+    pub(super) offset: f32,
+    pub(super) settings: FactorSettings,
+    pub(super) config: GptqConfig,
 }
 
 impl<'a> Case<'a> {
-    fn new(golden: &'a Golden, name: &'a str, precision: Precision) -> Self {
+    pub(super) fn new(golden: &'a Golden, name: &'a str, precision: Precision) -> Self {
         let case = &golden.cases()[name];
         let flag = |key: &str| case[key].as_bool().unwrap_or(false);
         let number = |key: &str| case[key].as_f64();
@@ -85,13 +85,13 @@ impl<'a> Case<'a> {
         }
     }
 
-    fn matrix(&self, part: &str) -> Array2<f32> {
+    pub(super) fn matrix(&self, part: &str) -> Array2<f32> {
         self.golden.matrix(&format!("{}.{part}", self.name))
     }
-    fn has(&self, part: &str) -> bool {
+    pub(super) fn has(&self, part: &str) -> bool {
         self.golden.has(&format!("{}.{part}", self.name))
     }
-    fn number(&self, key: &str) -> f64 {
+    pub(super) fn number(&self, key: &str) -> f64 {
         self.golden.cases()[self.name][key].as_f64().unwrap()
     }
 

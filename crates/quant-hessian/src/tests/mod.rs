@@ -1,8 +1,10 @@
-//! Properties of `gptq.md` section 7, and the published formulation as a reference.
+//! Properties of `gptq.md` and `gptaq.md` section 7, and the published formulation as a reference.
 
 mod equivalence;
 mod factor;
 mod goldens;
+mod gptaq;
+mod gptaq_goldens;
 mod properties;
 mod reference;
 

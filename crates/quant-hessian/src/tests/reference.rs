@@ -1,8 +1,9 @@
-//! GPTQ as it is published, in f64 with the inverse formed explicitly, and the OBQ elimination it is derived from.
+//! GPTQ and GPTAQ as they are published, in f64 with the inverse formed explicitly, and the OBQ elimination GPTQ is derived from.
 
 use ndarray::Array2;
-use quant_core::{Grid, QParams};
+use quant_core::{Grid, QParams, Variant};
 
+use crate::coupling::Coupling;
 use crate::factor::descending;
 use crate::panels::Panels;
 use crate::{ActOrder, GptqConfig};
@@ -81,6 +82,25 @@ impl Prepared {
     pub(super) fn upper_of_inverse(&self) -> Array2<f64> {
         cholesky(&inverse(&self.h)).reversed_axes()
     }
+    /// `D` in processing order, columns of dead channels zeroed.
+    pub(super) fn cross(&self, d: &Array2<f32>) -> Array2<f64> {
+        Array2::from_shape_fn(d.dim(), |(i, j)| {
+            let (i, j) = (self.column(i), self.column(j));
+            if self.dead[j] { 0.0 } else { f64::from(d[(i, j)]) }
+        })
+    }
+    /// `P = α striu(D Uᵀ) U` from [`Self::cross`], as it is published.
+    pub(super) fn p(&self, cross: &Array2<f64>, alpha: f64) -> Array2<f64> {
+        let u = self.upper_of_inverse();
+        let mut m = cross.dot(&u.t()) * alpha;
+        m.indexed_iter_mut().filter(|((j, k), _)| j >= k).for_each(|(_, x)| *x = 0.0);
+        m.dot(&u)
+    }
+    /// What the solver works on besides [`Self::panels`], in f64.
+    pub(super) fn coupling(&self, cross: &Array2<f64>, alpha: f64, variant: Variant) -> Coupling<f64> {
+        let transposed = cross.t().iter().copied().collect();
+        Coupling::new(transposed, alpha, &self.panels(), variant, quant_kernels::Par::Seq)
+    }
     /// What the solver works on, in f64.
     pub(super) fn panels(&self) -> Panels<f64> {
         let n = self.h.nrows();
@@ -96,6 +116,16 @@ pub(super) struct Answer {
     pub(super) zeros: Array2<f32>,
     /// `e`, by processing position.
     pub(super) errors: Array2<f64>,
+    /// `w̃`, the weight when it was rounded.
+    pub(super) updated: Array2<f64>,
+}
+
+/// What GPTAQ adds to the published loop.
+pub(super) struct Asymmetric<'a> {
+    /// `P = α striu(D Uᵀ) U`, in processing order.
+    pub(super) p: &'a Array2<f64>,
+    /// Whether later blocks receive `q P` ([`Variant::Official`]) or `w̃ P`.
+    pub(super) variant: Variant,
 }
 
 fn params(grid: &Grid, config: &GptqConfig, values: impl Iterator<Item = f64>) -> QParams {
@@ -105,6 +135,16 @@ fn params(grid: &Grid, config: &GptqConfig, values: impl Iterator<Item = f64>) -
 
 /// Step 7 of the specification, literally: lazy blocks, an outer buffer, the rows of `U`.
 pub(super) fn published(weight: &Array2<f32>, problem: &Prepared, config: &GptqConfig) -> Answer {
+    published_with(weight, problem, None, config)
+}
+
+/// The same with the update of `gptaq.md` section 2 step 3.
+pub(super) fn published_with(
+    weight: &Array2<f32>,
+    problem: &Prepared,
+    asymmetric: Option<&Asymmetric<'_>>,
+    config: &GptqConfig,
+) -> Answer {
     let (out, n) = weight.dim();
     let u = problem.upper_of_inverse();
     let grid = config.grid;
@@ -116,6 +156,7 @@ pub(super) fn published(weight: &Array2<f32>, problem: &Prepared, config: &GptqC
         scales: Array2::zeros((out, groups)),
         zeros: Array2::zeros((out, groups)),
         errors: Array2::zeros((out, n)),
+        updated: Array2::zeros((out, n)),
     };
     for row in 0..out {
         let mut store = |g: usize, p: QParams| {
@@ -139,6 +180,7 @@ pub(super) fn published(weight: &Array2<f32>, problem: &Prepared, config: &GptqC
         for i1 in (0..n).step_by(config.block) {
             let i2 = (i1 + config.block).min(n);
             let mut inner = outer[i1..i2].to_vec();
+            let mut passed = vec![0.0; i2 - i1];
             for k in i1..i2 {
                 let g = match (config.group, is_static) {
                     (None, _) => 0,
@@ -153,13 +195,21 @@ pub(super) fn published(weight: &Array2<f32>, problem: &Prepared, config: &GptqC
                 let level = grid.level(w as f32, current[g]);
                 let e = (w - f64::from(current[g].value(level))) / u[(k, k)];
                 for j in k..i2 {
-                    inner[j - i1] -= e * u[(k, j)];
+                    inner[j - i1] -= e * u[(k, j)] - asymmetric.map_or(0.0, |a| w * a.p[(k, j)]);
                 }
+                passed[k - i1] = match asymmetric.map(|a| a.variant) {
+                    Some(Variant::Official) => f64::from(current[g].value(level)),
+                    _ => w,
+                };
+                answer.updated[(row, problem.column(k))] = w;
                 answer.levels[(row, problem.column(k))] = level as u8;
                 answer.errors[(row, k)] = e;
             }
             for j in i2..n {
                 outer[j] -= (i1..i2).map(|k| answer.errors[(row, k)] * u[(k, j)]).sum::<f64>();
+                if let Some(a) = asymmetric {
+                    outer[j] += (i1..i2).map(|k| passed[k - i1] * a.p[(k, j)]).sum::<f64>();
+                }
             }
         }
     }
