@@ -102,11 +102,9 @@ pub fn divide_rows(
 fn check(scales: ArrayView1<'_, f32>) -> Result<(), MethodError> {
     match scales.iter().enumerate().find(|(_, c)| !(c.is_finite() && **c > 0.0)) {
         None => Ok(()),
-        Some((channel, &value)) if value.is_finite() => Err(refused(
-            "scales of AWQ",
-            "positive numbers",
-            format!("{value} in channel {channel}"),
-        )),
+        Some((channel, &value)) if value.is_finite() => {
+            Err(refused("scales of AWQ", "positive numbers", format!("{value} in channel {channel}")))
+        }
         Some((channel, &value)) => {
             Err(MethodError::NotFinite { method: ID, what: "the scale", channel, value })
         }

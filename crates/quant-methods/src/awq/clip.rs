@@ -84,10 +84,8 @@ pub fn clip_ranges(
     check_finite(tokens)?;
     let groups = Groups::from_size(clip.group);
     let (size, count) = (groups.size(n), groups.count(n));
-    let energies: Vec<Energy> = tokens
-        .axis_chunks_iter(Axis(1), size)
-        .map(|x| Energy::new(x, out * factors.len(), par))
-        .collect();
+    let energies: Vec<Energy> =
+        tokens.axis_chunks_iter(Axis(1), size).map(|x| Energy::new(x, out * factors.len(), par)).collect();
     let weight = weight.as_standard_layout();
     // Whole rows per channel are wide: fewer at a time keep their differences in the cache.
     let tile = if size > 1024 { TILE / 4 } else { TILE };
@@ -196,7 +194,11 @@ pub fn clamp_to(
     let expected = (out, groups.count(n));
     if ranges.dim() != expected {
         let found = format!("{:?}", ranges.dim());
-        return Err(refused("clipped ranges of AWQ", format!("{expected:?} for a weight {out} x {n}"), found));
+        return Err(refused(
+            "clipped ranges of AWQ",
+            format!("{expected:?} for a weight {out} x {n}"),
+            found,
+        ));
     }
     if let Some(((row, group), t)) = ranges.indexed_iter().find(|(_, t)| t.is_nan() || **t < 0.0) {
         let found = format!("{t} in row {row}, group {group}");

@@ -57,7 +57,7 @@ mod tiles;
 pub use apply::{divide_norm, divide_rows};
 pub use clip::{Clip, clamp_to, clip_ranges, every_token};
 pub use scales::{HeadTie, candidate};
-pub use search::{FoundScales, Forward, Loss, Search, search_scales};
+pub use search::{Forward, FoundScales, Loss, Search, search_scales};
 
 use crate::MethodError;
 use quant_core::CoreError;
