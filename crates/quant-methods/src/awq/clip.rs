@@ -1,11 +1,10 @@
 //! The search for clipped ranges on the error of a group's share of the output.
 
 use super::energy::Energy;
-use super::round::round_group;
+use super::round::clipped_differences;
 use super::{channels, refused, tiles};
 use crate::MethodError;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, Slice};
-use quant_core::convention::min_max;
 use quant_core::matrix::check_finite;
 use quant_core::{Grid, Groups};
 use quant_kernels::{Par, vectorized};
@@ -133,7 +132,7 @@ fn tile_ranges(
             || {
                 for (row, to) in group.rows().into_iter().zip(buffer.chunks_mut(count * width)) {
                     if let Some(row) = row.to_slice() {
-                        differences(&clip.grid, factors, row, to);
+                        clipped_differences(&clip.grid, factors, row, to);
                     }
                 }
             },
@@ -155,29 +154,6 @@ fn tile_ranges(
         }
     }
     Ok(best)
-}
-
-/// `Q(clip(w, −t, t)) − w` of one group for every candidate, `[candidates, width]` in `out`.
-#[inline(always)]
-fn differences(grid: &Grid, factors: &[f32], group: &[f32], out: &mut [f32]) {
-    let (min, max) = min_max(group);
-    let largest = max.max(-min);
-    for (&factor, out) in factors.iter().zip(out.chunks_mut(group.len())) {
-        let t = largest * factor;
-        for (out, &w) in out.iter_mut().zip(group) {
-            *out = w.max(-t).min(t);
-        }
-        let params = if grid.is_binary() {
-            grid.params(out, None)
-        } else {
-            // The extremes of a clipped group are the clipped extremes.
-            grid.from_range(min.max(-t).min(t), max.max(-t).min(t))
-        };
-        round_group(grid, params, out);
-        for (out, &w) in out.iter_mut().zip(group) {
-            *out -= w;
-        }
-    }
 }
 
 /// Clips every group of `weight` `[out, in]` to `±ranges` `[out, groups]`.
