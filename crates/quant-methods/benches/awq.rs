@@ -2,7 +2,8 @@
 //!
 //! `cargo bench -p quant-methods --bench awq [-- one]`, where `one` is one thread only. A rate counts the multiplications and
 //! additions that the form taken needs (all of a product with tokens, half of one with a Gram matrix); what is lost
-//! against the product is the rounding of candidates. "rounding" is the search with one token, which is all but free of products.
+//! against the product is rounding and packing. "one token" is the same search with one token: all of the rounding, and a product
+//! as narrow as a register tile.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a measurement program fails by panicking")]
 
 use ndarray::{Array1, Array2, Axis};
@@ -70,14 +71,14 @@ fn scales(name: &str, (out, n): (usize, usize), by_gram: bool, peak: f64, par: P
     report(name, 2.0 * 20.0 * (out * n) as f64 * form, run(TOKENS), run(1), peak);
 }
 
-fn report(name: &str, operations: f64, seconds: f64, rounding: f64, peak: f64) {
+fn report(name: &str, operations: f64, seconds: f64, one: f64, peak: f64) {
     let rate = operations / seconds / 1e9;
     println!(
-        "  {name:<24} {:8.1} ms  {rate:6.0} GF/s ({:.2} of the product)  rounding {:6.1} ms ({:.2})",
+        "  {name:<24} {:8.1} ms  {rate:6.0} GF/s ({:.2} of the product)  one token {:6.1} ms ({:.2})",
         1e3 * seconds,
         rate / peak,
-        1e3 * rounding,
-        rounding / seconds,
+        1e3 * one,
+        one / seconds,
     );
 }
 

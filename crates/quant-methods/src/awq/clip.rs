@@ -123,6 +123,7 @@ fn tile_ranges(
     let mut best = Array2::zeros((rows.nrows(), energies.len()));
     let mut buffer = vec![0.0; rows.nrows() * count * size.min(rows.ncols())];
     let (mut scratch, mut errors) = (Vec::new(), vec![0.0; rows.nrows() * count]);
+    let mut largest = vec![0.0; rows.nrows()];
     for (k, (group, energy)) in rows.axis_chunks_iter(Axis(1), size).zip(energies).enumerate() {
         let width = group.ncols();
         let length = rows.nrows() * count * width;
@@ -130,9 +131,10 @@ fn tile_ranges(
             // Without it the loops are compiled for the baseline instruction set.
             #[inline(always)]
             || {
-                for (row, to) in group.rows().into_iter().zip(buffer.chunks_mut(count * width)) {
+                let rows = group.rows().into_iter().zip(buffer.chunks_mut(count * width));
+                for ((row, to), largest) in rows.zip(&mut largest) {
                     if let Some(row) = row.to_slice() {
-                        clipped_differences(&clip.grid, factors, row, to);
+                        *largest = clipped_differences(&clip.grid, factors, row, to);
                     }
                 }
             },
@@ -150,7 +152,7 @@ fn tile_ranges(
                     at = s;
                 }
             }
-            best[(i, k)] = group.row(i).iter().fold(0.0_f32, |m, w| m.max(w.abs())) * factors[at];
+            best[(i, k)] = largest[i] * factors[at];
         }
     }
     Ok(best)
