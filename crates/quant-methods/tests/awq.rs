@@ -11,6 +11,7 @@ use quant_methods::awq::{
     Clip, FoundScales, HeadTie, Loss, Search, candidate, clamp_to, clip_ranges, search_scales,
 };
 use quant_testkit::Numbers;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 fn grid(bits: u32) -> Grid {
     Grid::new(Convention::QAwq, Bits::new(bits).unwrap(), Variant::Exact, FloatType::F32).unwrap()
@@ -290,13 +291,14 @@ fn what_cannot_be_searched_is_refused() {
     let mut bad = x.clone();
     bad[(7, 5)] = f32::NAN;
     refused(&search, &mean, &w, Loss::Tokens(bad.view()), "row 7, column 5");
-    // Ratios from 0.3 on give a NaN.
-    let run = |w: &[ArrayView2<'_, f32>], _: Par| -> Result<Array2<f32>, MethodError> {
-        let largest = w[0].iter().fold(0.0_f32, |m, w| m.max(w.abs()));
-        Ok(Array2::from_elem((2, 2), if largest == 1.0 { 0.0 } else { f32::NAN }))
+    // The first call is for the original weights, the eighth for ratio 0.3.
+    let calls = AtomicUsize::new(0);
+    let run = |_: &[ArrayView2<'_, f32>], _: Par| -> Result<Array2<f32>, MethodError> {
+        let call = calls.fetch_add(1, Ordering::Relaxed);
+        Ok(Array2::from_elem((2, 2), if call == 7 { f32::NAN } else { 1.0 }))
     };
     let one = Array2::ones((4, 6));
-    refused(&search, &mean, &one, Loss::Forward(&run), "a finite number at ratio 0");
+    refused(&search, &mean, &one, Loss::Forward(&run), "a finite number at ratio 0.3, found NaN");
     let shape = |w: &[ArrayView2<'_, f32>], _: Par| -> Result<Array2<f32>, MethodError> {
         Ok(Array2::zeros((2, if w[0][(0, 0)] == 1.0 { 2 } else { 3 })))
     };
