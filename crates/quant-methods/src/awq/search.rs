@@ -1,0 +1,272 @@
+//! The search for scales on the output error.
+
+use super::energy::{Energy, dot};
+use super::round::scaled_rows;
+use super::{HeadTie, candidate, channels, refused, tiles};
+use crate::MethodError;
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayViewMut2, Axis, Slice};
+use quant_core::matrix::check_finite;
+use quant_core::{Grid, Groups};
+use quant_kernels::{Par, vectorized};
+use rayon::prelude::*;
+use std::borrow::Cow;
+use std::fmt;
+
+/// Runs a unit with substituted weights, see [`Loss::Forward`].
+pub type Forward<'a> = dyn Fn(&[ArrayView2<'_, f32>], Par) -> Result<Array2<f32>, MethodError> + Sync + 'a;
+
+/// What a candidate costs: how the output error of a unit is computed.
+///
+/// It is always the mean of the squared difference over all tokens and outputs.
+#[derive(Clone, Copy)]
+pub enum Loss<'a> {
+    /// The unit is its linears (o alone, down alone), with these inputs `[tokens, in]`.
+    ///
+    /// The product with the tokens or their Gram matrix, whichever is cheaper for this number of candidates; beside the
+    /// tokens it holds a packed copy of them, or the Gram matrix and a packed copy of its triangle.
+    Tokens(ArrayView2<'a, f32>),
+    /// The same from the Gram matrix of the inputs.
+    Gram {
+        /// `XᵀX`, `[in, in]`, not divided by the number of tokens; only the lower triangle is read.
+        gram: ArrayView2<'a, f32>,
+        /// Tokens it was summed over, for the mean.
+        tokens: usize,
+    },
+    /// The unit is not linear (attention, MLP): runs that part of the block with these weights in place of its own, in the
+    /// order of the unit's linears, and gives its output `[tokens, hidden]`.
+    ///
+    /// It is called once with the original weights and once for every candidate, always from the calling thread.
+    Forward(&'a Forward<'a>),
+}
+
+impl fmt::Debug for Loss<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tokens(x) => write!(f, "Tokens {:?}", x.dim()),
+            Self::Gram { gram, tokens } => write!(f, "Gram {:?} of {tokens} tokens", gram.dim()),
+            Self::Forward(_) => f.write_str("Forward"),
+        }
+    }
+}
+
+/// Settings of the search for scales.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Search {
+    /// Ratios tried: `k / n_grid` for `k = 0..n_grid`. 20 in the published code.
+    pub n_grid: usize,
+    /// How a group is rounded while it is measured: the grid the weights are rounded to afterwards.
+    pub grid: Grid,
+    /// Columns per group; none is one group per output channel.
+    pub group: Option<usize>,
+    /// Query heads whose scales are equal, for the unit v to o of grouped-query attention.
+    pub tie: Option<HeadTie>,
+}
+
+/// What the search found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FoundScales {
+    /// The scales `c` of the best ratio, `[in]`; with a tie, equal over the query heads of a value head.
+    pub scales: Array1<f32>,
+    /// The best ratio.
+    pub ratio: f32,
+    /// The mean squared error of every ratio in order, `[n_grid]`; the first is that of rounding without scales.
+    pub losses: Vec<f64>,
+}
+
+/// Weight rows measured together; a fixed number, so that sums never depend on the thread count. A multiple of the 14 rows
+/// of an AVX-512 tile.
+const TILE: usize = 56;
+
+/// The scales of one unit: all linears that read the same input.
+///
+/// `mean_abs` `[in]` is the mean `|x_j|` of every input channel, `weights` are the unit's linears, each `[out, in]`. For every
+/// ratio, `Ŵ = Q(W diag(c)) diag(1/c)` with `c` of [`candidate`]; the least `loss` wins, and of equal ones the smallest
+/// ratio. So the result is never worse, by this loss, than rounding without scales.
+///
+/// # Errors
+/// No weights, tokens or ratios; channel counts that differ; a mean, weight, input or loss that is not finite, by its
+/// place or ratio; whatever a [`Loss::Forward`] returns.
+pub fn search_scales(
+    search: &Search,
+    mean_abs: ArrayView1<'_, f32>,
+    weights: &[ArrayView2<'_, f32>],
+    loss: Loss<'_>,
+    par: Par,
+) -> Result<FoundScales, MethodError> {
+    let n = mean_abs.len();
+    if search.n_grid == 0 {
+        return Err(refused("ratios of AWQ's search for scales", "at least 1", "0"));
+    }
+    if weights.iter().all(|w| w.is_empty()) {
+        return Err(refused("weights of AWQ's search for scales", "at least one with elements", "none"));
+    }
+    if let Some(weight) = weights.iter().find(|w| w.ncols() != n) {
+        return Err(channels("a weight", n, weight.ncols()));
+    }
+    for weight in weights {
+        check_finite(*weight)?;
+    }
+    let ratios: Vec<f32> = (0..search.n_grid).map(|k| (k as f64 / search.n_grid as f64) as f32).collect();
+    let candidates: Vec<Array1<f32>> =
+        ratios.iter().map(|&ratio| candidate(mean_abs, ratio, search.tie)).collect::<Result<_, _>>()?;
+    let weights: Vec<_> = weights.iter().map(|w| w.as_standard_layout()).collect();
+
+    let losses = match loss {
+        Loss::Tokens(x) => {
+            if x.ncols() != n {
+                return Err(channels("the inputs", n, x.ncols()));
+            }
+            check_finite(x)?;
+            let rows: usize = weights.iter().map(|w| w.nrows()).sum();
+            let energy = Energy::new(x, search.n_grid * rows, par);
+            linear_losses(search, &candidates, &weights, &energy, x.nrows(), par)?
+        }
+        Loss::Gram { gram, tokens } => {
+            if gram.dim() != (n, n) {
+                let found = if gram.nrows() == n { gram.ncols() } else { gram.nrows() };
+                return Err(channels("the Gram matrix of the inputs", n, found));
+            }
+            linear_losses(search, &candidates, &weights, &Energy::of_gram(gram, par), tokens, par)?
+        }
+        Loss::Forward(forward) => forward_losses(search, &candidates, &weights, forward, par)?,
+    };
+    if let Some(k) = losses.iter().position(|loss| !loss.is_finite()) {
+        return Err(refused(
+            "output error of AWQ's search for scales",
+            format!("a finite number at ratio {}", ratios[k]),
+            format!("{}; the calibration activations or a scale overflowed", losses[k]),
+        ));
+    }
+    let mut best = 0;
+    for (k, loss) in losses.iter().enumerate() {
+        if *loss < losses[best] {
+            best = k;
+        }
+    }
+    Ok(FoundScales { scales: candidates[best].clone(), ratio: ratios[best], losses })
+}
+
+/// Losses of a unit that is its linears: `Σ_i e(ŵ_i − w_i)` over the rows of all weights.
+fn linear_losses(
+    search: &Search,
+    candidates: &[Array1<f32>],
+    weights: &[ndarray::CowArray<'_, f32, ndarray::Ix2>],
+    energy: &Energy,
+    tokens: usize,
+    par: Par,
+) -> Result<Vec<f64>, MethodError> {
+    if tokens == 0 {
+        return Err(refused("inputs of AWQ's search for scales", "at least one token", "none"));
+    }
+    let n = candidates[0].len();
+    let size = Groups::from_size(search.group).size(n);
+    let tiles: Vec<ArrayView2<'_, f32>> =
+        weights.iter().flat_map(|w| w.axis_chunks_iter(Axis(0), TILE)).collect();
+    // All candidates of a tile together: its rows and buffers stay in the cache.
+    let sums = tiles::map(par, tiles.len(), |tile| {
+        let rows = tiles[tile];
+        let mut differences = Array2::zeros(rows.dim());
+        let (mut scratch, mut energies) = (Vec::new(), vec![0.0; rows.nrows()]);
+        let measure = |scales: &Array1<f32>| -> f64 {
+            let scales = slice(scales);
+            vectorized(
+                // Without it the loops are compiled for the baseline instruction set.
+                #[inline(always)]
+                || scaled_rows(&search.grid, size, rows, &scales, differences.view_mut(), true),
+            );
+            energy.of_rows(differences.view(), &mut scratch, &mut energies);
+            energies.iter().sum()
+        };
+        candidates.iter().map(measure).collect::<Vec<f64>>()
+    });
+    let outputs: usize = weights.iter().map(|w| w.nrows()).sum();
+    let elements = tokens as f64 * outputs as f64;
+    Ok((0..candidates.len()).map(|k| sums.iter().map(|tile| tile[k]).sum::<f64>() / elements).collect())
+}
+
+/// Losses of a unit that the caller runs.
+fn forward_losses(
+    search: &Search,
+    candidates: &[Array1<f32>],
+    weights: &[ndarray::CowArray<'_, f32, ndarray::Ix2>],
+    forward: &Forward<'_>,
+    par: Par,
+) -> Result<Vec<f64>, MethodError> {
+    let originals: Vec<_> = weights.iter().map(|w| w.view()).collect();
+    let reference = forward(&originals, par)?;
+    if reference.is_empty() {
+        return Err(refused("output of a unit in AWQ's search for scales", "at least one element", "none"));
+    }
+    let mut substitutes: Vec<Array2<f32>> = weights.iter().map(|w| Array2::zeros(w.dim())).collect();
+    let mut losses = Vec::with_capacity(candidates.len());
+    for scales in candidates {
+        for (weight, substitute) in originals.iter().zip(&mut substitutes) {
+            substitute_weight(search, *weight, &slice(scales), substitute.view_mut(), par);
+        }
+        let views: Vec<_> = substitutes.iter().map(|w| w.view()).collect();
+        let output = forward(&views, par)?;
+        if output.dim() != reference.dim() {
+            return Err(refused(
+                "output of a unit in AWQ's search for scales",
+                format!("{:?} as with the original weights", reference.dim()),
+                format!("{:?}", output.dim()),
+            ));
+        }
+        losses.push(mean_square(&reference, &output, par));
+    }
+    Ok(losses)
+}
+
+/// `out = Q(W diag(c)) diag(1/c)`, `[out, in]`.
+fn substitute_weight(
+    search: &Search,
+    weight: ArrayView2<'_, f32>,
+    scales: &[f32],
+    mut out: ArrayViewMut2<'_, f32>,
+    par: Par,
+) {
+    let size = Groups::from_size(search.group).size(weight.ncols());
+    let round = |(weight, out): (ArrayView2<'_, f32>, ArrayViewMut2<'_, f32>)| {
+        vectorized(
+            #[inline(always)]
+            || scaled_rows(&search.grid, size, weight, scales, out, false),
+        );
+    };
+    let tiles: Vec<_> =
+        weight.axis_chunks_iter(Axis(0), TILE).zip(out.axis_chunks_iter_mut(Axis(0), TILE)).collect();
+    match par {
+        Par::Seq => tiles.into_iter().for_each(round),
+        Par::Threads(_) => tiles.into_par_iter().for_each(round),
+    }
+}
+
+/// The mean of `(a − b)²`, summed in f64.
+fn mean_square(a: &Array2<f32>, b: &Array2<f32>, par: Par) -> f64 {
+    /// Rows summed by one task.
+    const ROWS: usize = 256;
+    let sums = tiles::map(par, a.nrows().div_ceil(ROWS), |tile| {
+        let rows = Slice::from(tile * ROWS..((tile + 1) * ROWS).min(a.nrows()));
+        let (a, b) = (a.slice_axis(Axis(0), rows), b.slice_axis(Axis(0), rows));
+        let mut difference = vec![0.0; a.ncols()];
+        vectorized(
+            #[inline(always)]
+            || {
+                let mut sum = 0.0;
+                for (a, b) in a.rows().into_iter().zip(b.rows()) {
+                    // In f32, as the published code subtracts.
+                    for ((to, &a), &b) in difference.iter_mut().zip(a).zip(b) {
+                        *to = a - b;
+                    }
+                    sum += dot(&difference, &difference);
+                }
+                sum
+            },
+        )
+    });
+    sums.iter().sum::<f64>() / a.len() as f64
+}
+
+/// The elements in order.
+fn slice(values: &Array1<f32>) -> Cow<'_, [f32]> {
+    values.as_slice().map_or_else(|| Cow::Owned(values.to_vec()), Cow::Borrowed)
+}
