@@ -8,7 +8,7 @@ use quant_core::{Bits, Convention, FloatType, Grid, Groups, Variant};
 use quant_kernels::{Compute, Par, matmul_nt};
 use quant_methods::MethodError;
 use quant_methods::awq::{
-    Clip, FoundScales, HeadTie, Loss, Search, candidate, clamp_to, clip_ranges, search_scales,
+    Clip, FoundScales, HeadTie, Loss, Search, candidate, clamp_to, clip_ranges, every_token, search_scales,
 };
 use quant_testkit::Numbers;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -254,6 +254,21 @@ fn silent_channels_and_empty_groups_are_no_obstacle() {
 }
 
 #[test]
+fn strides_are_nothing_to_a_result() {
+    let mut numbers = Numbers::new(13);
+    let (x, w) = (numbers.activations(80, 40), numbers.matrix(9, 40, 0.3));
+    let every = every_token(x.view(), 26);
+    assert_eq!(every.dim(), (27, 40));
+    let (dense, columns) = (every.to_owned(), w.t().as_standard_layout().into_owned());
+    let turned = columns.t();
+    let (search, clip, mean) = (search(3, Some(16)), clip(3, Some(16)), mean_abs(&dense));
+    let scales = |x, w| search_scales(&search, mean.view(), &[w], Loss::Tokens(x), Par::Seq).unwrap();
+    assert_eq!(scales(every, turned), scales(dense.view(), w.view()));
+    let ranges = |x, w| clip_ranges(&clip, w, x, Par::Seq).unwrap();
+    assert_eq!(ranges(every, turned), ranges(dense.view(), w.view()));
+}
+
+#[test]
 fn what_cannot_be_searched_is_refused() {
     let mut numbers = Numbers::new(11);
     let (x, w) = (numbers.matrix(8, 6, 1.0), numbers.matrix(4, 6, 1.0));
@@ -315,7 +330,11 @@ fn what_cannot_be_searched_is_refused() {
     let clip = clip(4, Some(4));
     refused(&clip, &w, &Array2::zeros((8, 5)), "the inputs has 5 channels, expected 6");
     refused(&clip, &w, &Array2::zeros((0, 6)), "at least one token");
-    refused(&Clip { max_shrink: 0.0, ..clip }, &w, &x, "n_grid · max_shrink of at least 1, found 20 · 0");
+    for (max_shrink, found) in
+        [(0.0, "0 · 20"), (f32::NAN, "NaN · 20"), (f32::INFINITY, "inf · 20"), (1.5, "1.5 · 20")]
+    {
+        refused(&Clip { max_shrink, ..clip }, &w, &x, &format!("of at least 1, found {found}"));
+    }
     let mut bad = w.clone();
     bad[(3, 0)] = f32::NAN;
     refused(&clip, &bad, &x, "row 3, column 0");

@@ -29,9 +29,16 @@ const TILE: usize = 28;
 
 impl Clip {
     /// The factors `1 − s/n_grid`; in f64 until rounded once, as the published code has them.
-    fn factors(&self) -> Vec<f32> {
+    fn factors(&self) -> Result<Vec<f32>, MethodError> {
         let count = (self.max_shrink * self.n_grid as f32) as usize;
-        (0..count).map(|s| (1.0 - s as f64 / self.n_grid as f64) as f32).collect()
+        if count == 0 || self.max_shrink > 1.0 {
+            return Err(refused(
+                "candidates of AWQ's search for ranges",
+                "max_shrink up to 1 and max_shrink · n_grid of at least 1",
+                format!("{} · {}", self.max_shrink, self.n_grid),
+            ));
+        }
+        Ok((0..count).map(|s| (1.0 - s as f64 / self.n_grid as f64) as f32).collect())
     }
 }
 
@@ -56,6 +63,9 @@ pub fn every_token(mut tokens: ArrayView2<'_, f32>, count: usize) -> ArrayView2<
 /// with the parameters of `Q` from the clipped group; terms between groups are left out. The least error wins, and of equal
 /// ones the largest range. Nothing is clipped here, see [`clamp_to`].
 ///
+/// Clip and round the very bits that were searched: a group clipped on both sides has the range `±t`, whose zero point
+/// `−round(−t/s)` under `q-awq` is a tie between two integers that one unit in the last place decides.
+///
 /// # Errors
 /// No tokens or candidates; channel counts that differ; weights, inputs or an error that are not finite, by their place.
 pub fn clip_ranges(
@@ -71,14 +81,7 @@ pub fn clip_ranges(
     if tokens.is_empty() {
         return Err(refused("inputs of AWQ's search for ranges", "at least one token and channel", "none"));
     }
-    let factors = clip.factors();
-    if factors.is_empty() {
-        return Err(refused(
-            "candidates of AWQ's search for ranges",
-            "n_grid · max_shrink of at least 1",
-            format!("{} · {}", clip.n_grid, clip.max_shrink),
-        ));
-    }
+    let factors = clip.factors()?;
     check_finite(weight)?;
     check_finite(tokens)?;
     let groups = Groups::from_size(clip.group);
@@ -198,9 +201,9 @@ mod tests {
     #[test]
     fn candidates_are_those_of_the_published_code() {
         let clip = Clip { n_grid: 20, max_shrink: 0.5, grid: Grid::int4_asym(), group: None };
-        let factors = clip.factors();
+        let factors = clip.factors().unwrap();
         assert_eq!(factors, [1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55]);
-        assert_eq!(Clip { max_shrink: 0.7, ..clip }.factors().len(), 14);
+        assert_eq!(Clip { max_shrink: 0.7, ..clip }.factors().unwrap().len(), 14);
     }
 
     #[test]

@@ -132,14 +132,15 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f64 {
     for (lane, (&a, &b)) in lanes.iter_mut().zip(a_tail.iter().zip(b_tail)) {
         *lane += f64::from(a) * f64::from(b);
     }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for l in 0..width {
-            lanes[l] += lanes[l + width];
-        }
-        width /= 2;
-    }
-    lanes[0]
+    fold(lanes, |a, b| a + b)
+}
+
+/// The lanes folded as a balanced tree, in arrays of fixed sizes that never leave the registers.
+#[inline(always)]
+pub(super) fn fold<T: Copy>(lanes: [T; 16], f: impl Fn(T, T) -> T) -> T {
+    let eight: [T; 8] = std::array::from_fn(|l| f(lanes[l], lanes[l + 8]));
+    let four: [T; 4] = std::array::from_fn(|l| f(eight[l], eight[l + 4]));
+    f(f(four[0], four[2]), f(four[1], four[3]))
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! The loops are over zipped slices of one length and nothing else: an index with its check, or a fold across lanes one by
 //! one, would cost more than the arithmetic.
 
+use super::energy::fold;
 use ndarray::{ArrayView2, ArrayViewMut2};
 use quant_core::{Grid, QParams};
 
@@ -40,15 +41,7 @@ fn write_with_extremes(a: &[f32], b: &[f32], out: &mut [f32], value: impl Fn(f32
         *lo = lesser(*lo, *out);
         *hi = greater(*hi, *out);
     }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for l in 0..width {
-            lo[l] = lesser(lo[l], lo[l + width]);
-            hi[l] = greater(hi[l], hi[l + width]);
-        }
-        width /= 2;
-    }
-    (lo[0], hi[0])
+    (fold(lo, lesser), fold(hi, greater))
 }
 
 /// `finish(Q(v), a, b)` in place of every `v` of a group under given parameters, with the elements of two more slices.
