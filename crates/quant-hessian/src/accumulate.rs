@@ -1,6 +1,6 @@
 //! Streaming accumulation of `H = (2/N) Σ XᵀX`.
 
-use ndarray::{Array1, Array2, ArrayView2};
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
 use quant_kernels::{Compute, Par, gram_lower, mirror_lower};
 
 use crate::HessianError;
@@ -119,6 +119,25 @@ impl Hessian {
     pub fn touched_bytes(n: usize) -> usize {
         const PAGE: usize = 4096;
         size_of::<f32>() * n * n / 2 + n * PAGE / 2
+    }
+
+    /// The plain sum `Σ XᵀX`, `[n, n]`; what lies above the diagonal means nothing.
+    #[must_use]
+    pub fn moments(&self) -> ArrayView2<'_, f32> {
+        self.sum.view()
+    }
+
+    /// The moments of activations whose channels are divided by `factors` `[n]`.
+    ///
+    /// # Panics
+    /// If there is another number of factors.
+    pub fn divide(&mut self, factors: ArrayView1<'_, f32>) {
+        assert_eq!(factors.len(), self.n(), "factors and channels");
+        for (i, mut row) in self.sum.rows_mut().into_iter().enumerate() {
+            for (value, &c) in row.iter_mut().zip(factors).take(i + 1) {
+                *value /= c * factors[i];
+            }
+        }
     }
 
     /// The factor `2/N` from the stored sum to `H`.

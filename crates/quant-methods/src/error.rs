@@ -23,7 +23,7 @@ pub enum MethodError {
     },
     /// A statistic that does not follow a scaling of the channels, and that a transform scaled under it.
     #[error(
-        "second moments and ranges of the float model must be gathered behind the transforms that scale its channels"
+        "ranges and cross moments must be gathered behind the transforms that scale the channels of the float model"
     )]
     Unscalable,
     /// A part of the block that could not be run.

@@ -28,6 +28,7 @@
 
 pub mod awq;
 mod error;
+pub mod gptaq;
 pub mod gptq;
 mod registry;
 pub mod rounding;

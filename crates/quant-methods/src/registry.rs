@@ -1,6 +1,6 @@
 //! The methods this crate has, as data.
 
-use crate::{Field, Rounding, Settings, SettingsError, Transform, gptq, rtn, smoothquant};
+use crate::{Field, Rounding, Settings, SettingsError, Transform, awq, gptaq, gptq, rtn, smoothquant};
 use std::sync::Arc;
 
 /// What a method does.
@@ -73,7 +73,8 @@ pub struct Method {
 }
 
 /// All methods, alphabetical.
-pub static METHODS: &[&Method] = &[&gptq::METHOD, &rtn::METHOD, &smoothquant::METHOD];
+pub static METHODS: &[&Method] =
+    &[&awq::METHOD, &gptaq::METHOD, &gptq::METHOD, &rtn::METHOD, &smoothquant::METHOD];
 
 /// The method of that name.
 #[must_use]
@@ -126,7 +127,15 @@ mod tests {
             let Some(rounding) = modifier.rounding else { continue };
             assert_eq!(rounding.method().id, m.id);
             for inputs in [1, 32, 100] {
-                let planned = rounding.plan(inputs, quant_core::FloatType::F32).unwrap().unwrap();
+                let linear = quant_graph::LinearSpec {
+                    id: quant_graph::LinearId::DOWN,
+                    module: "model.layers.0.mlp.down_proj".into(),
+                    outputs: 1,
+                    inputs,
+                    bias: false,
+                    parts: Vec::new(),
+                };
+                let planned = rounding.plan(&linear, quant_core::FloatType::F32).unwrap().unwrap();
                 assert_eq!(planned.solver.method().id, m.id);
                 assert_eq!(planned.weight.group, (inputs > 32).then_some(32), "{}", m.id);
             }

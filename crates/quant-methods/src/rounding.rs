@@ -4,7 +4,7 @@
 use crate::settings::FieldKind;
 use crate::{Field, Method, Settings, SettingsError, Solver};
 use quant_core::{ActOrder, ClipSearch, Convention, CoreError, FloatType, Grid, Scheme, Variant};
-use quant_graph::WeightScheme;
+use quant_graph::{LinearSpec, WeightScheme};
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -18,12 +18,12 @@ pub trait Rounding: Debug + Send + Sync {
     fn true_sequential(&self) -> bool {
         true
     }
-    /// What it will do to a weight of `inputs` columns whose scales the target's loader holds in `scale_type`; none where
-    /// the scheme leaves weights alone.
+    /// What it will do to the weight of a linear whose scales the target's loader holds in `scale_type`; none where the scheme
+    /// leaves weights alone.
     ///
     /// # Errors
     /// A convention that has no grid at this bit width.
-    fn plan(&self, inputs: usize, scale_type: FloatType) -> Result<Option<PlannedRounding>, CoreError>;
+    fn plan(&self, linear: &LinearSpec, scale_type: FloatType) -> Result<Option<PlannedRounding>, CoreError>;
 }
 
 /// What happens to one weight.
@@ -56,6 +56,21 @@ impl WeightSettings {
     /// # Errors
     /// A scheme that is not understood, a convention that contradicts the symmetry or has no grid at these bits.
     pub fn read(settings: &Settings) -> Result<Self, SettingsError> {
+        let clip = settings.bool("mse_clip")?.then(ClipSearch::default);
+        Self::read_without_clip(settings, Convention::QSym, Convention::QAsym)
+            .map(|weights| Self { clip, ..weights })
+    }
+
+    /// The same without [`MSE_CLIP`], for a method whose weights are rounded by `usual` where nothing is said of symmetry, and
+    /// by `asymmetric` where they are to be asymmetric.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_without_clip(
+        settings: &Settings,
+        usual: Convention,
+        asymmetric: Convention,
+    ) -> Result<Self, SettingsError> {
         let conflict =
             |problem: String| SettingsError::Conflict { path: settings.path().to_owned(), problem };
         let text = settings.text("scheme")?;
@@ -75,15 +90,15 @@ impl WeightSettings {
                 )));
             }
             (_, Some(c)) => c,
-            (Some(false), None) => Convention::QAsym,
-            (_, None) => Convention::QSym,
+            (Some(false), None) => asymmetric,
+            (Some(true), None) => Convention::QSym,
+            (None, None) => usual,
         };
         let variant: Variant = settings.word("variant")?.unwrap_or_default();
         if let Some(bits) = scheme.weights {
             Grid::new(convention, bits, variant, FloatType::F32).map_err(|e| conflict(e.to_string()))?;
         }
-        let clip = settings.bool("mse_clip")?.then(ClipSearch::default);
-        Ok(Self { scheme, convention, clip, variant })
+        Ok(Self { scheme, convention, clip: None, variant })
     }
 
     /// The grid of a weight of `inputs` columns and how it is stored, by a method that takes the columns in `act_order`.

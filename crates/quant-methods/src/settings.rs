@@ -58,6 +58,8 @@ pub enum FieldKind {
     Number(f64, f64),
     /// A whole number in a closed range.
     Integer(u64, u64),
+    /// A whole number in a closed range, or the word `all`.
+    IntegerOrAll(u64, u64),
     /// One of these words.
     Choice(&'static [&'static str]),
     /// A scheme string.
@@ -71,6 +73,7 @@ impl FieldKind {
             Self::Bool => "true or false".into(),
             Self::Number(lo, hi) => format!("a number from {lo} to {hi}"),
             Self::Integer(lo, hi) => format!("a whole number from {lo} to {hi}"),
+            Self::IntegerOrAll(lo, hi) => format!("a whole number from {lo} to {hi}, or all"),
             Self::Choice(words) => one_of(words, found),
             Self::Scheme => "a scheme like W4A16g128 or W8A8KV8".into(),
         }
@@ -80,6 +83,9 @@ impl FieldKind {
             Self::Bool => value.is_boolean(),
             Self::Number(lo, hi) => value.as_f64().is_some_and(|v| (lo..=hi).contains(&v)),
             Self::Integer(lo, hi) => value.as_u64().is_some_and(|v| (lo..=hi).contains(&v)),
+            Self::IntegerOrAll(lo, hi) => {
+                value.as_u64().is_some_and(|v| (lo..=hi).contains(&v)) || value.as_str() == Some("all")
+            }
             Self::Choice(words) => value.as_str().is_some_and(|v| words.contains(&v)),
             Self::Scheme => value.is_string(),
         }
@@ -89,6 +95,8 @@ impl FieldKind {
             Self::Bool => json!({"type": "boolean"}),
             Self::Number(lo, hi) => json!({"type": "number", "minimum": lo, "maximum": hi}),
             Self::Integer(lo, hi) => json!({"type": "integer", "minimum": lo, "maximum": hi}),
+            Self::IntegerOrAll(lo, hi) => json!({"anyOf": [
+                {"type": "integer", "minimum": lo, "maximum": hi}, {"const": "all"}]}),
             Self::Choice(words) => json!({"enum": words}),
             Self::Scheme => json!({"type": "string",
                 "pattern": "^[Ww](1|2|3|4|5|6|7|8|16)([Aa](4|8|16))?([Gg][1-9][0-9]*)?(KV(4|8|16))?([Gg][1-9][0-9]*)?$"}),
@@ -248,6 +256,13 @@ impl Settings {
     /// [`SettingsError::MissingKey`].
     pub fn integer(&self, key: &str) -> Result<usize, SettingsError> {
         Ok(self.value(key)?.as_u64().unwrap_or_default() as usize)
+    }
+    /// A whole number, or [`usize::MAX`] for all.
+    ///
+    /// # Errors
+    /// [`SettingsError::MissingKey`].
+    pub fn integer_or_all(&self, key: &str) -> Result<usize, SettingsError> {
+        Ok(self.value(key)?.as_u64().map_or(usize::MAX, |v| v as usize))
     }
     /// A text.
     ///

@@ -49,9 +49,9 @@ pub trait Transform: Debug + Send + Sync {
     fn runs_block(&self) -> bool {
         false
     }
-    /// Bytes it holds at its peak besides the statistics and the block.
-    fn workspace(&self, block: &BlockSpec) -> u64 {
-        let _ = block;
+    /// Bytes it holds at its peak besides the statistics and the block, given the calibration tokens.
+    fn workspace(&self, block: &BlockSpec, tokens: usize) -> u64 {
+        let _ = (block, tokens);
         0
     }
     /// Floating-point operations on one block, given the calibration tokens, as far as they weigh.

@@ -5,11 +5,11 @@ use ndarray::{Array1, Array2, ArrayView2, Axis};
 use proptest::prelude::*;
 use quant_core::matrix::round_matrix;
 use quant_core::{Bits, Convention, FloatType, Grid, Groups, Variant};
-use quant_graph::{BlockParams, LinearWeight, ModelSpec, Norm, Role};
+use quant_graph::{BlockParams, LinearId, LinearWeight, ModelSpec, Norm};
 use quant_kernels::{Compute, Element, Par};
 use quant_methods::MethodError;
 use quant_methods::awq::{HeadTie, Loss, Search, divide_norm, divide_rows, search_scales};
-use quant_model::{Block, RopeTable, model_spec};
+use quant_model::{Block, KvCache, RopeTable, model_spec};
 use quant_testkit::{Numbers, random_block};
 use serde_json::json;
 
@@ -45,20 +45,21 @@ fn forward<T: Element>(spec: &ModelSpec, params: &BlockParams, h: &Array2<T>) ->
     block.forward(h.clone(), &rope(spec, h.nrows()), Par::Seq).unwrap()
 }
 
-fn float(params: &BlockParams, role: Role) -> Array2<f32> {
+fn float(params: &BlockParams, role: LinearId) -> Array2<f32> {
     params.linears[&role].weight.clone().into_values()
 }
 
-fn set(params: &mut BlockParams, role: Role, weight: Array2<f32>) {
+fn set(params: &mut BlockParams, role: LinearId, weight: Array2<f32>) {
     params.linears.get_mut(&role).unwrap().weight = LinearWeight::Float(weight);
 }
 
 /// Folds scales into all four edges of a block: norm to q, k, v; v to o with tied heads; norm to gate, up; up to down.
 fn folded(spec: &ModelSpec, params: &BlockParams, scale: &mut dyn FnMut() -> f32) -> BlockParams {
     let mut out = params.clone();
-    for (norm, roles) in
-        [(Norm::Input, &[Role::Q, Role::K, Role::V][..]), (Norm::PostAttention, &[Role::Gate, Role::Up])]
-    {
+    for (norm, roles) in [
+        (Norm::Input, &[LinearId::Q, LinearId::K, LinearId::V][..]),
+        (Norm::PostAttention, &[LinearId::GATE, LinearId::UP]),
+    ] {
         let mut weights: Vec<_> = roles.iter().map(|role| float(&out, *role)).collect();
         let c = Array1::from_shape_simple_fn(spec.hidden, &mut *scale);
         let norm = out.norms.get_mut(&norm).unwrap();
@@ -68,7 +69,9 @@ fn folded(spec: &ModelSpec, params: &BlockParams, scale: &mut dyn FnMut() -> f32
             set(&mut out, *role, weight);
         }
     }
-    for (previous, next, tie) in [(Role::V, Role::O, Some(tie(spec))), (Role::Up, Role::Down, None)] {
+    for (previous, next, tie) in
+        [(LinearId::V, LinearId::O, Some(tie(spec))), (LinearId::UP, LinearId::DOWN, None)]
+    {
         let (mut before, mut after) = (float(&out, previous), float(&out, next));
         let c = Array1::from_shape_simple_fn(before.nrows(), &mut *scale);
         let c = tie.map_or_else(|| c.clone(), |tie| tie.expand(c.view()).unwrap());
@@ -126,7 +129,7 @@ fn attention_with_a_loud_channel() {
     let mut params = random_block(&spec, &mut numbers);
     params.norms.get_mut(&Norm::Input).unwrap()[5] *= 50.0;
     // Loud, but not the only thing heard: otherwise the softmax sees nothing else.
-    for role in [Role::Q, Role::K, Role::V] {
+    for role in [LinearId::Q, LinearId::K, LinearId::V] {
         let mut weight = float(&params, role);
         weight.column_mut(5).mapv_inplace(|w| 0.1 * w);
         set(&mut params, role, weight);
@@ -135,7 +138,7 @@ fn attention_with_a_loud_channel() {
     let h = numbers.normals(48, spec.hidden);
     let x = block.attention_input(h.view(), Par::Seq).unwrap();
     let rope = rope(&spec, h.nrows());
-    let roles = [Role::Q, Role::K, Role::V];
+    let roles = [LinearId::Q, LinearId::K, LinearId::V];
     let run = |weights: &[ArrayView2<'_, f32>], par: Par| -> Result<Array2<f32>, MethodError> {
         let mut params = params.clone();
         for (role, weight) in roles.iter().zip(weights) {

@@ -6,14 +6,14 @@
 use ndarray::{Array1, Array2, ArrayView2, Axis, concatenate};
 use quant_core::matrix::round_matrix;
 use quant_core::{Bits, Convention, FloatType, Grid, Groups, QuantizedMatrix, Variant};
-use quant_graph::{BlockParams, LinearWeight, ModelSpec, Norm, Role};
+use quant_graph::{BlockLayout, BlockParams, LinearId, LinearWeight, ModelSpec, Norm};
 use quant_kernels::{Compute, Par, rms_norm};
 use quant_methods::MethodError;
 use quant_methods::awq::{
     Clip, FoundScales, Loss, Search, candidate, clamp_to, clip_ranges, divide_norm, divide_rows, every_token,
     search_scales,
 };
-use quant_model::{Block, RopeTable, model_spec};
+use quant_model::{Block, KvCache, RopeTable, model_spec};
 use quant_testkit::{Golden, Tensors, block_from_tensors};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -34,7 +34,7 @@ struct Layer<'a> {
 }
 
 /// The inputs of the linears, all samples, `[tokens, in]`.
-type Inputs = BTreeMap<Role, Array2<f32>>;
+type Inputs = BTreeMap<LinearId, Array2<f32>>;
 
 impl<'a> Layer<'a> {
     fn new(golden: &'a Golden, case: &'a str, meta: &'a Value) -> Self {
@@ -67,7 +67,7 @@ impl<'a> Layer<'a> {
     fn block(&self, params: &BlockParams) -> Block<f32> {
         Block::new(&self.spec, 0, params.clone(), Compute::F32, Par::Seq).unwrap()
     }
-    fn weight<'p>(&self, params: &'p BlockParams, role: Role) -> &'p Array2<f32> {
+    fn weight<'p>(&self, params: &'p BlockParams, role: LinearId) -> &'p Array2<f32> {
         match &params.linears[&role].weight {
             LinearWeight::Float(w) => w,
             LinearWeight::Quantized(_) => panic!("{role:?} is rounded already"),
@@ -79,7 +79,7 @@ impl<'a> Layer<'a> {
         concatenate(Axis(0), &outputs.iter().map(|y| y.view()).collect::<Vec<_>>()).unwrap()
     }
     fn attention(&self, block: &Block<f32>, x: &Array2<f32>) -> Array2<f32> {
-        self.by_sample(x, |x| block.attention(x, &self.rope, None, Par::Seq).unwrap())
+        self.by_sample(x, |x| block.attention(x, &self.rope, &mut KvCache::new(), Par::Seq).unwrap())
     }
     /// The inputs of all linears in the float layer.
     fn inputs(&self) -> Inputs {
@@ -90,23 +90,23 @@ impl<'a> Layer<'a> {
         let m = block.mlp_input(h.view(), Par::Seq).unwrap();
         let activation = block.mlp_activation(m.view(), Par::Seq).unwrap();
         let mut inputs = Inputs::new();
-        for role in [Role::Q, Role::K, Role::V] {
+        for role in [LinearId::Q, LinearId::K, LinearId::V] {
             inputs.insert(role, x.clone());
         }
-        inputs.insert(Role::O, a);
-        inputs.insert(Role::Gate, m.clone());
-        inputs.insert(Role::Up, m);
-        inputs.insert(Role::Down, activation);
+        inputs.insert(LinearId::O, a);
+        inputs.insert(LinearId::GATE, m.clone());
+        inputs.insert(LinearId::UP, m);
+        inputs.insert(LinearId::DOWN, activation);
         inputs
     }
     /// The unit's output with these weights in place of its own.
-    fn run(&self, roles: &[Role], weights: &[ArrayView2<'_, f32>], x: &Array2<f32>) -> Array2<f32> {
+    fn run(&self, roles: &[LinearId], weights: &[ArrayView2<'_, f32>], x: &Array2<f32>) -> Array2<f32> {
         let mut params = self.params.clone();
         for (role, weight) in roles.iter().zip(weights) {
             params.linears.get_mut(role).unwrap().weight = LinearWeight::Float(weight.to_owned());
         }
         let block = self.block(&params);
-        if roles[0] == Role::Q {
+        if roles[0] == LinearId::Q {
             let a = self.attention(&block, x);
             block.attention_output(a.view(), Par::Seq).unwrap()
         } else {
@@ -115,8 +115,8 @@ impl<'a> Layer<'a> {
         }
     }
     /// The search of one unit, compared with the official one; gives the official choice of scales.
-    fn search(&self, roles: &[Role], inputs: &Inputs) -> Array1<f32> {
-        let module = roles[0].module();
+    fn search(&self, roles: &[LinearId], inputs: &Inputs) -> Array1<f32> {
+        let module = BlockLayout::SEPARATE.module(roles[0]);
         let name = |what: &str| format!("{}.scale.{module}.{what}", self.case);
         let x = &inputs[&roles[0]];
         let mean = x.fold_axis(Axis(0), 0.0_f64, |sum, &v| sum + f64::from(v.abs()));
@@ -175,20 +175,20 @@ impl<'a> Layer<'a> {
         }
     }
     /// Folds the scales of all units into `params`, and divides the stored inputs.
-    fn apply(&self, found: &[(Vec<Role>, Array1<f32>)], params: &mut BlockParams, inputs: &mut Inputs) {
+    fn apply(&self, found: &[(Vec<LinearId>, Array1<f32>)], params: &mut BlockParams, inputs: &mut Inputs) {
         for (roles, scales) in found {
             let mut next: Vec<_> = roles.iter().map(|role| self.weight(params, *role).clone()).collect();
             let mut targets: Vec<_> = next.iter_mut().collect();
             let norm = match roles[0] {
-                Role::Q => Some(Norm::Input),
-                Role::Gate => Some(Norm::PostAttention),
+                LinearId::Q => Some(Norm::Input),
+                LinearId::GATE => Some(Norm::PostAttention),
                 _ => None,
             };
             if let Some(norm) = norm {
                 let norm = params.norms.get_mut(&norm).unwrap();
                 divide_norm(scales.view(), norm, &mut targets, FloatType::F32).unwrap();
             } else {
-                let role = if roles[0] == Role::O { Role::V } else { Role::Up };
+                let role = if roles[0] == LinearId::O { LinearId::V } else { LinearId::UP };
                 let mut previous = self.weight(params, role).clone();
                 let rows = 0..previous.nrows();
                 divide_rows(scales.view(), None, previous.view_mut(), rows, None, &mut targets).unwrap();
@@ -201,14 +201,14 @@ impl<'a> Layer<'a> {
         }
     }
     /// Clips all linears but q and k; gives which groups took the official range.
-    fn clip(&self, params: &mut BlockParams, inputs: &Inputs) -> BTreeMap<Role, Array2<bool>> {
+    fn clip(&self, params: &mut BlockParams, inputs: &Inputs) -> BTreeMap<LinearId, Array2<bool>> {
         let clip = Clip { n_grid: 20, max_shrink: 0.5, grid: self.grid, group: Some(self.group) };
         let mut agreed = BTreeMap::new();
-        for role in [Role::V, Role::O, Role::Gate, Role::Up, Role::Down] {
+        for role in [LinearId::V, LinearId::O, LinearId::GATE, LinearId::UP, LinearId::DOWN] {
             let mut weight = self.weight(params, role).clone();
             let tokens = every_token(inputs[&role].view(), 512);
             let ranges = clip_ranges(&clip, weight.view(), tokens, Par::new(2)).unwrap();
-            let name = format!("{}.clip.{}", self.case, role.module());
+            let name = format!("{}.clip.{}", self.case, BlockLayout::SEPARATE.module(role));
             let official = self.golden.vector(&name);
             let official = official.into_shape_with_order(ranges.dim()).unwrap();
             let largest = range_of(&weight, self.group);
@@ -228,17 +228,17 @@ impl<'a> Layer<'a> {
         agreed
     }
     /// Rounds all linears and compares what became of the layer.
-    fn finish(&self, mut params: BlockParams, agreed: &BTreeMap<Role, Array2<bool>>) {
+    fn finish(&self, mut params: BlockParams, agreed: &BTreeMap<LinearId, Array2<bool>>) {
         for (norm, module) in
             [(Norm::Input, "input_layernorm"), (Norm::PostAttention, "post_attention_layernorm")]
         {
             let name = format!("{}.final.{module}.weight", self.case);
             close(&params.norms[&norm], &self.golden.vector(&name), 1e-5, &name);
         }
-        for role in Role::ALL {
+        for role in BlockLayout::SEPARATE.ids() {
             let weight = self.weight(&params, role);
             let rounded = round_matrix(&self.grid, None, Groups::Size(self.group), weight.view()).unwrap();
-            let name = format!("{}.final.{}.weight", self.case, role.module());
+            let name = format!("{}.final.{}.weight", self.case, BlockLayout::SEPARATE.module(role));
             if self.golden.has(&name) {
                 compare_weights(&rounded, &self.golden.matrix(&name), agreed.get(&role), &name);
             }
@@ -311,12 +311,12 @@ fn official_results() {
         println!("== {case}");
         let layer = Layer::new(&golden, case, meta);
         let mut inputs = layer.inputs();
-        let mut units = vec![vec![Role::Q, Role::K, Role::V]];
+        let mut units = vec![vec![LinearId::Q, LinearId::K, LinearId::V]];
         // Value rows and inputs of o are the same channels only without grouped queries.
         if layer.spec.kv_heads == layer.spec.heads {
-            units.push(vec![Role::O]);
+            units.push(vec![LinearId::O]);
         }
-        units.extend([vec![Role::Gate, Role::Up], vec![Role::Down]]);
+        units.extend([vec![LinearId::GATE, LinearId::UP], vec![LinearId::DOWN]]);
         assert_eq!(units.len(), meta["groups"].as_array().unwrap().len());
         let found: Vec<_> = units
             .into_iter()

@@ -133,7 +133,8 @@ pub fn predict(plan: &Plan, lengths: &[usize], text_bytes: u64, threads: usize) 
     for transform in runs {
         phases.push(PhaseMemory {
             weights: (F32 + sizes.prepared) * sizes.block,
-            solver: sizes.stages.iter().map(|s| s.float).sum::<u64>() + transform.workspace(&sizes.spec),
+            solver: sizes.stages.iter().map(|s| s.float).sum::<u64>()
+                + transform.workspace(&sizes.spec, layout.rows()),
             ..sizes.phase(transform.method().id)
         });
     }

@@ -221,7 +221,7 @@ fn plan_linear(
 ) -> Result<LinearPlan, PipelineError> {
     let bits = rounding.weights().scheme.activations;
     let input = bits.map(|bits| plan_input(recipe, bits)).transpose()?;
-    let rounding = rounding.plan(linear.inputs, recipe.format().scale_type(spec))?;
+    let rounding = rounding.plan(linear, recipe.format().scale_type(spec))?;
     let weight = rounding.as_ref().map(|r| r.weight);
     Ok(LinearPlan { module: linear.module.clone(), scheme: LinearScheme { weight, input }, rounding })
 }

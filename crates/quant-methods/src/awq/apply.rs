@@ -9,7 +9,7 @@ use std::ops::Range;
 /// Norm to linears: `γ ← γ/c`, `W ← W · c` per column. `scales` and `norm` are `[in]`, `weights` `[out, in]`.
 ///
 /// As [`smoothquant::apply`]: the divided norm is rounded to the type the folder stores norms in, and the columns take the
-/// factor that rounding really produced.
+/// factor that rounding really produced, which is given back, `[in]`: the inputs of the linears were divided by it.
 ///
 /// # Errors
 /// Channel counts that differ; a scale that is not a positive finite number.
@@ -18,7 +18,7 @@ pub fn divide_norm(
     norm: &mut Array1<f32>,
     weights: &mut [&mut Array2<f32>],
     norm_type: FloatType,
-) -> Result<(), MethodError> {
+) -> Result<Array1<f32>, MethodError> {
     check(scales)?;
     smoothquant::apply(scales, norm, weights, norm_type).map_err(|error| match error {
         MethodError::Channels { what, expected, found, .. } => channels(what, expected, found),

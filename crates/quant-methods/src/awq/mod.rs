@@ -49,20 +49,24 @@
 mod apply;
 mod clip;
 mod energy;
+mod method;
 mod round;
+mod rounds;
 mod scales;
 mod search;
 mod tiles;
 
 pub use apply::{divide_norm, divide_rows};
 pub use clip::{Clip, clamp_to, clip_ranges, every_token};
+pub use method::{Awq, METHOD};
+pub use rounds::AwqRounding;
 pub use scales::{HeadTie, candidate};
-pub use search::{Forward, FoundScales, Loss, Search, search_scales};
+pub use search::{Forward, FoundScales, Loss, Search, Target, search_scales, search_targets};
 
 use crate::MethodError;
 use quant_core::CoreError;
 
-/// The method's name in errors.
+/// The method's name.
 const ID: &str = "awq";
 
 /// Arrays whose channels do not fit together.

@@ -62,6 +62,17 @@ pub struct Search {
     pub tie: Option<HeadTie>,
 }
 
+/// A linear of a unit and how it will be rounded.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    /// `[out, in]`.
+    pub weight: ArrayView2<'a, f32>,
+    /// How a group is rounded.
+    pub grid: Grid,
+    /// Columns per group; none is one group per output channel.
+    pub group: Option<usize>,
+}
+
 /// What the search found.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FoundScales {
@@ -93,23 +104,41 @@ pub fn search_scales(
     loss: Loss<'_>,
     par: Par,
 ) -> Result<FoundScales, MethodError> {
+    let Search { n_grid, grid, group, tie } = *search;
+    let targets: Vec<Target<'_>> = weights.iter().map(|&weight| Target { weight, grid, group }).collect();
+    search_targets((n_grid, tie), mean_abs, &targets, loss, par)
+}
+
+/// [`search_scales`] where the linears of a unit are rounded in different ways; `(n_grid, tie)` as of [`Search`].
+///
+/// # Errors
+/// As [`search_scales`].
+pub fn search_targets(
+    (n_grid, tie): (usize, Option<HeadTie>),
+    mean_abs: ArrayView1<'_, f32>,
+    weights: &[Target<'_>],
+    loss: Loss<'_>,
+    par: Par,
+) -> Result<FoundScales, MethodError> {
     let n = mean_abs.len();
-    if search.n_grid == 0 {
+    if n_grid == 0 {
         return Err(refused("ratios of AWQ's search for scales", "at least 1", "0"));
     }
-    if weights.iter().all(|w| w.is_empty()) {
+    if weights.iter().all(|w| w.weight.is_empty()) {
         return Err(refused("weights of AWQ's search for scales", "at least one with elements", "none"));
     }
-    if let Some(weight) = weights.iter().find(|w| w.ncols() != n) {
-        return Err(channels("a weight", n, weight.ncols()));
+    if let Some(weight) = weights.iter().find(|w| w.weight.ncols() != n) {
+        return Err(channels("a weight", n, weight.weight.ncols()));
     }
     for weight in weights {
-        check_finite(*weight)?;
+        check_finite(weight.weight)?;
     }
-    let ratios: Vec<f32> = (0..search.n_grid).map(|k| (k as f64 / search.n_grid as f64) as f32).collect();
+    let ratios: Vec<f32> = (0..n_grid).map(|k| (k as f64 / n_grid as f64) as f32).collect();
     let candidates: Vec<Array1<f32>> =
-        ratios.iter().map(|&ratio| candidate(mean_abs, ratio, search.tie)).collect::<Result<_, _>>()?;
-    let weights: Vec<_> = weights.iter().map(|w| w.as_standard_layout()).collect();
+        ratios.iter().map(|&ratio| candidate(mean_abs, ratio, tie)).collect::<Result<_, _>>()?;
+    let layouts: Vec<_> = weights.iter().map(|w| w.weight.as_standard_layout()).collect();
+    let weights: Vec<Target<'_>> =
+        weights.iter().zip(&layouts).map(|(t, weight)| Target { weight: weight.view(), ..*t }).collect();
 
     let losses = match loss {
         Loss::Tokens(x) => {
@@ -117,18 +146,18 @@ pub fn search_scales(
                 return Err(channels("the inputs", n, x.ncols()));
             }
             check_finite(x)?;
-            let rows: usize = weights.iter().map(|w| w.nrows()).sum();
-            let energy = Energy::new(x, search.n_grid * rows, par);
-            linear_losses(search, &candidates, &weights, &energy, x.nrows(), par)?
+            let rows: usize = weights.iter().map(|w| w.weight.nrows()).sum();
+            let energy = Energy::new(x, n_grid * rows, par);
+            linear_losses(&candidates, &weights, &energy, x.nrows(), par)?
         }
         Loss::Gram { gram, tokens } => {
             if gram.dim() != (n, n) {
                 let found = if gram.nrows() == n { gram.ncols() } else { gram.nrows() };
                 return Err(channels("the Gram matrix of the inputs", n, found));
             }
-            linear_losses(search, &candidates, &weights, &Energy::of_gram(gram, par), tokens, par)?
+            linear_losses(&candidates, &weights, &Energy::of_gram(gram, par), tokens, par)?
         }
-        Loss::Forward(forward) => forward_losses(search, &candidates, &weights, forward, par)?,
+        Loss::Forward(forward) => forward_losses(&candidates, &weights, forward, par)?,
     };
     if let Some(k) = losses.iter().position(|loss| !loss.is_finite()) {
         return Err(refused(
@@ -148,9 +177,8 @@ pub fn search_scales(
 
 /// Losses of a unit that is its linears: `Σ_i e(ŵ_i − w_i)` over the rows of all weights.
 fn linear_losses(
-    search: &Search,
     candidates: &[Array1<f32>],
-    weights: &[ndarray::CowArray<'_, f32, ndarray::Ix2>],
+    weights: &[Target<'_>],
     energy: &Energy,
     tokens: usize,
     par: Par,
@@ -159,12 +187,14 @@ fn linear_losses(
         return Err(refused("inputs of AWQ's search for scales", "at least one token", "none"));
     }
     let n = candidates[0].len();
-    let size = Groups::from_size(search.group).size(n);
-    let tiles: Vec<ArrayView2<'_, f32>> =
-        weights.iter().flat_map(|w| w.axis_chunks_iter(Axis(0), TILE)).collect();
+    let tiles: Vec<Target<'_>> = weights
+        .iter()
+        .flat_map(|t| t.weight.axis_chunks_iter(Axis(0), TILE).map(|weight| Target { weight, ..*t }))
+        .collect();
     // All candidates of a tile together: its rows and buffers stay in the cache.
     let sums = tiles::map(par, tiles.len(), |tile| {
-        let rows = tiles[tile];
+        let Target { weight: rows, grid, group } = tiles[tile];
+        let size = Groups::from_size(group).size(n);
         let mut differences = Array2::zeros(rows.dim());
         let (mut scratch, mut energies) = (Vec::new(), vec![0.0; rows.nrows()]);
         let measure = |scales: &Array1<f32>| -> f64 {
@@ -172,36 +202,35 @@ fn linear_losses(
             vectorized(
                 // Without it the loops are compiled for the baseline instruction set.
                 #[inline(always)]
-                || scaled_rows(&search.grid, size, rows, &scales, differences.view_mut(), true),
+                || scaled_rows(&grid, size, rows, &scales, differences.view_mut(), true),
             );
             energy.of_rows(differences.view(), &mut scratch, &mut energies);
             energies.iter().sum()
         };
         candidates.iter().map(measure).collect::<Vec<f64>>()
     });
-    let outputs: usize = weights.iter().map(|w| w.nrows()).sum();
+    let outputs: usize = weights.iter().map(|w| w.weight.nrows()).sum();
     let elements = tokens as f64 * outputs as f64;
     Ok((0..candidates.len()).map(|k| sums.iter().map(|tile| tile[k]).sum::<f64>() / elements).collect())
 }
 
 /// Losses of a unit that the caller runs.
 fn forward_losses(
-    search: &Search,
     candidates: &[Array1<f32>],
-    weights: &[ndarray::CowArray<'_, f32, ndarray::Ix2>],
+    weights: &[Target<'_>],
     forward: &Forward<'_>,
     par: Par,
 ) -> Result<Vec<f64>, MethodError> {
-    let originals: Vec<_> = weights.iter().map(|w| w.view()).collect();
+    let originals: Vec<_> = weights.iter().map(|w| w.weight).collect();
     let reference = forward(&originals, par)?;
     if reference.is_empty() {
         return Err(refused("output of a unit in AWQ's search for scales", "at least one element", "none"));
     }
-    let mut substitutes: Vec<Array2<f32>> = weights.iter().map(|w| Array2::zeros(w.dim())).collect();
+    let mut substitutes: Vec<Array2<f32>> = weights.iter().map(|w| Array2::zeros(w.weight.dim())).collect();
     let mut losses = Vec::with_capacity(candidates.len());
     for scales in candidates {
-        for (weight, substitute) in originals.iter().zip(&mut substitutes) {
-            substitute_weight(search, *weight, &slice(scales), substitute.view_mut(), par);
+        for (weight, substitute) in weights.iter().zip(&mut substitutes) {
+            substitute_weight(weight, &slice(scales), substitute.view_mut(), par);
         }
         let views: Vec<_> = substitutes.iter().map(|w| w.view()).collect();
         let output = forward(&views, par)?;
@@ -218,18 +247,13 @@ fn forward_losses(
 }
 
 /// `out = Q(W diag(c)) diag(1/c)`, `[out, in]`.
-fn substitute_weight(
-    search: &Search,
-    weight: ArrayView2<'_, f32>,
-    scales: &[f32],
-    mut out: ArrayViewMut2<'_, f32>,
-    par: Par,
-) {
-    let size = Groups::from_size(search.group).size(weight.ncols());
+fn substitute_weight(target: &Target<'_>, scales: &[f32], mut out: ArrayViewMut2<'_, f32>, par: Par) {
+    let Target { weight, grid, group } = *target;
+    let size = Groups::from_size(group).size(weight.ncols());
     let round = |(weight, out): (ArrayView2<'_, f32>, ArrayViewMut2<'_, f32>)| {
         vectorized(
             #[inline(always)]
-            || scaled_rows(&search.grid, size, weight, scales, out, false),
+            || scaled_rows(&grid, size, weight, scales, out, false),
         );
     };
     let tiles: Vec<_> =

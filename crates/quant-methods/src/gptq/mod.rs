@@ -10,6 +10,7 @@ use crate::{
 };
 use ndarray::ArrayView2;
 use quant_core::{ActOrder, CoreError, FloatType};
+use quant_graph::{LinearSpec, WeightScheme};
 use quant_hessian::{Factor, FactorSettings, GptqConfig, Precision, gptq, prepare};
 use quant_kernels::Par;
 use std::sync::Arc;
@@ -25,60 +26,70 @@ pub static METHOD: Method = Method {
         SCHEME,
         SYMMETRIC,
         CONVENTION,
-        Field {
-            name: "actorder",
-            kind: FieldKind::Choice(&["none", "static", "dynamic"]),
-            default: "\"none\"",
-            help: "round columns by descending Hessian diagonal, with groups in memory order (static) or in that order (dynamic)",
-            run_wide: false,
-        },
+        ACTORDER,
         MSE_CLIP,
-        Field {
-            name: "true_sequential",
-            kind: FieldKind::Bool,
-            default: "true",
-            help: "later linears of a block see the already quantised earlier ones",
-            run_wide: true,
-        },
-        Field {
-            name: "damping",
-            kind: FieldKind::Number(0.0, 0.9999),
-            default: "0.01",
-            help: "fraction of the mean Hessian diagonal added to the diagonal; raised by 0.0015 steps if the factorisation fails",
-            run_wide: false,
-        },
-        Field {
-            name: "block_size",
-            kind: FieldKind::Integer(1, 4096),
-            default: "128",
-            help: "columns whose updates are applied together; changes rounding only in the last bits, and stale dynamic groups",
-            run_wide: false,
-        },
-        Field {
-            name: "factor",
-            kind: FieldKind::Choice(&["f32", "f64"]),
-            default: "\"f32\"",
-            help: "precision of the factorisation; f32 is checked by a residual and retried in f64",
-            run_wide: false,
-        },
+        TRUE_SEQUENTIAL,
+        DAMPING,
+        BLOCK_SIZE,
+        FACTOR_PRECISION,
         VARIANT,
     ],
     tier: 1,
 };
+/// Column order.
+pub(crate) const ACTORDER: Field = Field {
+    name: "actorder",
+    kind: FieldKind::Choice(&["none", "static", "dynamic"]),
+    default: "\"none\"",
+    help: "round columns by descending Hessian diagonal, with groups in memory order (static) or in that order (dynamic)",
+    run_wide: false,
+};
+/// Whether later linears see earlier ones quantised.
+pub(crate) const TRUE_SEQUENTIAL: Field = Field {
+    name: "true_sequential",
+    kind: FieldKind::Bool,
+    default: "true",
+    help: "later linears of a block see the already quantised earlier ones",
+    run_wide: true,
+};
+/// Damping of the Hessian.
+pub(crate) const DAMPING: Field = Field {
+    name: "damping",
+    kind: FieldKind::Number(0.0, 0.9999),
+    default: "0.01",
+    help: "fraction of the mean Hessian diagonal added to the diagonal; raised by 0.0015 steps if the factorisation fails",
+    run_wide: false,
+};
+/// Columns of a block.
+pub(crate) const BLOCK_SIZE: Field = Field {
+    name: "block_size",
+    kind: FieldKind::Integer(1, 4096),
+    default: "128",
+    help: "columns whose updates are applied together; changes rounding only in the last bits, and stale dynamic groups",
+    run_wide: false,
+};
+/// Arithmetic of the factorisation.
+pub(crate) const FACTOR_PRECISION: Field = Field {
+    name: "factor",
+    kind: FieldKind::Choice(&["f32", "f64"]),
+    default: "\"f32\"",
+    help: "precision of the factorisation; f32 is checked by a residual and retried in f64",
+    run_wide: false,
+};
 
 /// The modifier of a recipe.
 #[derive(Debug)]
-struct Rounds {
-    weights: WeightSettings,
-    act_order: ActOrder,
-    true_sequential: bool,
+pub(crate) struct Rounds {
+    pub(crate) weights: WeightSettings,
+    pub(crate) act_order: ActOrder,
+    pub(crate) true_sequential: bool,
     damping: f64,
     block_size: usize,
     precision: Precision,
 }
 
 impl Rounds {
-    fn read(settings: &Settings) -> Result<Self, SettingsError> {
+    pub(crate) fn read(settings: &Settings) -> Result<Self, SettingsError> {
         Ok(Self {
             weights: WeightSettings::read(settings)?,
             act_order: settings.word("actorder")?.unwrap_or_default(),
@@ -90,18 +101,14 @@ impl Rounds {
     }
 }
 
-impl Rounding for Rounds {
-    fn method(&self) -> &'static Method {
-        &METHOD
-    }
-    fn weights(&self) -> &WeightSettings {
-        &self.weights
-    }
-    fn true_sequential(&self) -> bool {
-        self.true_sequential
-    }
-    fn plan(&self, inputs: usize, scale_type: FloatType) -> Result<Option<PlannedRounding>, CoreError> {
-        let stored = self.weights.stored(inputs, scale_type, self.act_order)?;
+impl Rounds {
+    /// How the weight of a linear is stored, and the settings of solver and factor.
+    pub(crate) fn solver_of(
+        &self,
+        linear: &LinearSpec,
+        scale_type: FloatType,
+    ) -> Result<Option<(WeightScheme, GptqConfig, FactorSettings)>, CoreError> {
+        let stored = self.weights.stored(linear.inputs, scale_type, self.act_order)?;
         Ok(stored.map(|(grid, weight)| {
             let config = GptqConfig {
                 group: weight.group,
@@ -116,7 +123,27 @@ impl Rounding for Rounds {
                 precision: self.precision,
                 ..FactorSettings::default()
             };
-            PlannedRounding { weight, grid, solver: Arc::new(Gptq { config, factor }) }
+            (weight, config, factor)
+        }))
+    }
+}
+
+impl Rounding for Rounds {
+    fn method(&self) -> &'static Method {
+        &METHOD
+    }
+    fn weights(&self) -> &WeightSettings {
+        &self.weights
+    }
+    fn true_sequential(&self) -> bool {
+        self.true_sequential
+    }
+    fn plan(&self, linear: &LinearSpec, scale_type: FloatType) -> Result<Option<PlannedRounding>, CoreError> {
+        let solver = self.solver_of(linear, scale_type)?;
+        Ok(solver.map(|(weight, config, factor)| PlannedRounding {
+            weight,
+            grid: config.grid,
+            solver: Arc::new(Gptq { config, factor }),
         }))
     }
 }

@@ -8,6 +8,7 @@ use crate::{
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, Slice};
 use quant_core::matrix::{check_finite, check_scales, round_row};
 use quant_core::{ActOrder, ClipSearch, CoreError, FloatType, Grid, Groups, QuantizedMatrix};
+use quant_graph::LinearSpec;
 use quant_kernels::{Par, vectorized};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -36,8 +37,8 @@ impl Rounding for Rounds {
     fn weights(&self) -> &WeightSettings {
         &self.weights
     }
-    fn plan(&self, inputs: usize, scale_type: FloatType) -> Result<Option<PlannedRounding>, CoreError> {
-        let stored = self.weights.stored(inputs, scale_type, ActOrder::None)?;
+    fn plan(&self, linear: &LinearSpec, scale_type: FloatType) -> Result<Option<PlannedRounding>, CoreError> {
+        let stored = self.weights.stored(linear.inputs, scale_type, ActOrder::None)?;
         Ok(stored.map(|(grid, weight)| PlannedRounding {
             weight,
             grid,

@@ -127,8 +127,11 @@ impl Gathered {
     /// # Errors
     /// [`MethodError::Unscalable`] for a statistic that does not follow: it has to be gathered again.
     pub fn divide(&mut self, factors: ArrayView1<'_, f32>) -> Result<(), MethodError> {
-        if self.range.is_some() || self.gram.is_some() || self.cross.is_some() {
+        if self.range.is_some() || self.cross.is_some() {
             return Err(MethodError::Unscalable);
+        }
+        if let Some(gram) = &mut self.gram {
+            gram.divide(factors);
         }
         if let Some(max) = &mut self.max {
             max.divide(factors);
@@ -155,6 +158,11 @@ impl Gathered {
     #[must_use]
     pub fn range(&self) -> Option<&Observer> {
         self.range.as_ref()
+    }
+    /// The second moments, if they were asked for.
+    #[must_use]
+    pub fn gram(&self) -> Option<&Hessian> {
+        self.gram.as_ref()
     }
     /// Takes the second moments out, if they were asked for: whoever factorises them frees them on the way.
     pub fn take_gram(&mut self) -> Option<Hessian> {

@@ -1,0 +1,367 @@
+//! AWQ as a modifier of a recipe: the searches over the edges of a block, and what is folded where.
+
+use super::rounds::Rounds;
+use super::{HeadTie, ID, Loss, Target, divide_norm, divide_rows, search_targets};
+use crate::rounding::{CONVENTION, VARIANT};
+use crate::settings::FieldKind;
+use crate::{
+    BlockContext, Field, Kind, Method, MethodError, Modifier, Need, Scaled, Settings, SettingsError,
+    SiteStatistics, Spacing, Statistic, Stream, Transform, WeightSettings,
+};
+use ndarray::{Array1, ArrayView2};
+use quant_core::{Convention, Variant};
+use quant_graph::{BlockParams, BlockSpec, EdgeSource, LinearId, LinearWeight, Part, ScaleEdge, Site};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Tokens the published clip search looks at, at least.
+const CLIP_TOKENS: usize = 512;
+
+/// Registry line.
+pub static METHOD: Method = Method {
+    id: ID,
+    summary: "scales channels by a search on the output error, clips groups, rounds to nearest; weights only",
+    source: "arXiv 2306.00978",
+    kind: Kind::Both,
+    build,
+    fields: &[
+        Field {
+            name: "scheme",
+            kind: FieldKind::Scheme,
+            default: "null",
+            help: "bits of weights and the group size, W4A16g128; left out, AWQ only scales, for the grid of the rounding after it",
+            run_wide: false,
+        },
+        Field {
+            name: "symmetric",
+            kind: FieldKind::Bool,
+            default: "false",
+            help: "whether the zero level of weights is fixed in the middle; follows `convention` where that is given",
+            run_wide: false,
+        },
+        Field {
+            default: "null",
+            help: "how scale and zero point follow from a group's range; default q-awq, or q-sym when symmetric",
+            ..CONVENTION
+        },
+        Field {
+            name: "n_grid",
+            kind: FieldKind::Integer(1, 1000),
+            default: "20",
+            help: "ratios the search for scales tries",
+            run_wide: true,
+        },
+        Field {
+            name: "clip",
+            kind: FieldKind::Bool,
+            default: "true",
+            help: "search the range of every group by the error of its share of the output; never of q and k",
+            run_wide: false,
+        },
+        Field {
+            name: "search_tokens",
+            kind: FieldKind::IntegerOrAll(1, 1 << 24),
+            default: "512",
+            help: "calibration tokens the searches look at; official: all",
+            run_wide: true,
+        },
+        Field {
+            name: "gqa",
+            kind: FieldKind::Bool,
+            default: "false",
+            help: "scale o under grouped-query attention too, equally over the heads that share a value head",
+            run_wide: true,
+        },
+        VARIANT,
+    ],
+    tier: 1,
+};
+
+fn build(settings: &Settings) -> Result<Modifier, SettingsError> {
+    let conflict = |key: &str, problem: &str| SettingsError::Conflict {
+        path: format!("{}.{key}", settings.path()),
+        problem: problem.into(),
+    };
+    let variant: Variant = settings.word("variant")?.unwrap_or_default();
+    let official = variant == Variant::Official;
+    let (gqa, tokens) = (settings.bool("gqa")?, settings.integer_or_all("search_tokens")?);
+    if official && gqa {
+        return Err(conflict(
+            "gqa",
+            "the official code has no scales of o under grouped-query attention; use variant: exact",
+        ));
+    }
+    if official && settings.given("search_tokens").is_some() && tokens != usize::MAX {
+        return Err(conflict(
+            "search_tokens",
+            "the official code searches on all tokens; use variant: exact",
+        ));
+    }
+    let tokens = if official { usize::MAX } else { tokens };
+    let transform = Awq { n_grid: settings.integer("n_grid")?, tokens, gqa, variant };
+    let mut modifier = Modifier::transform(transform);
+    if settings.given("scheme").is_none() {
+        let given = |key: &&str| settings.given(key).is_some();
+        if let Some(key) = ["symmetric", "convention", "clip"].iter().find(|key| given(key)) {
+            let problem =
+                "it says how AWQ rounds, and without a scheme AWQ only scales; give a scheme or drop it";
+            return Err(conflict(key, problem));
+        }
+        return Ok(modifier);
+    }
+    let weights = WeightSettings::read_without_clip(settings, Convention::QAwq, Convention::QAwq)?;
+    let spacing = if official {
+        Spacing::AtLeast(CLIP_TOKENS)
+    } else {
+        Spacing::AtMost(if tokens == usize::MAX { CLIP_TOKENS } else { tokens })
+    };
+    let clip = settings.bool("clip")?.then_some(spacing);
+    modifier.rounding = Some(Arc::new(Rounds { weights, clip }));
+    Ok(modifier)
+}
+
+/// The search for scales over the edges of a block.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Awq {
+    /// Ratios tried.
+    pub n_grid: usize,
+    /// Calibration tokens looked at; [`usize::MAX`] is all.
+    pub tokens: usize,
+    /// Whether o takes scales under grouped-query attention.
+    pub gqa: bool,
+    /// `official` leaves o alone wherever v has another shape.
+    pub variant: Variant,
+}
+
+impl Awq {
+    /// Whether an edge is searched.
+    fn takes(&self, block: &BlockSpec, edge: &ScaleEdge) -> bool {
+        let EdgeSource::Rows { linear, .. } = edge.from else { return true };
+        if edge.to != Site::AttentionOutput {
+            return true;
+        }
+        match self.variant {
+            // One stored matrix for values that has the shape of o's.
+            Variant::Official => {
+                let shape = |id| block.linear(id).map(quant_graph::LinearSpec::shape);
+                let fed = block.at(edge.to).first().copied();
+                linear == LinearId::V && fed.is_some_and(|o| shape(o) == shape(linear))
+            }
+            Variant::Exact => edge.heads.is_none() || self.gqa,
+        }
+    }
+    /// What is run to measure a candidate for the linears at a site; none where they are a unit by themselves.
+    fn part(site: Site) -> Option<Part> {
+        match site {
+            Site::AttentionInput => Some(Part::Attention),
+            Site::MlpInput => Some(Part::Mlp),
+            Site::AttentionOutput | Site::MlpActivation => None,
+        }
+    }
+    /// What the error of a candidate at a site is measured on.
+    fn measured_on(&self, site: Site) -> Statistic {
+        match site {
+            Site::AttentionInput => Statistic::Sequences { tokens: self.tokens },
+            // All tokens of a linear unit are in their Gram matrix.
+            Site::AttentionOutput | Site::MlpActivation if self.tokens == usize::MAX => Statistic::Gram,
+            _ => Statistic::Sample(Spacing::AtMost(self.tokens)),
+        }
+    }
+}
+
+/// The scales found for an edge.
+struct Found {
+    edge: ScaleEdge,
+    scales: Array1<f32>,
+    tie: Option<HeadTie>,
+}
+
+impl Transform for Awq {
+    fn method(&self) -> &'static Method {
+        &METHOD
+    }
+    fn describe(&self) -> String {
+        let tokens = if self.tokens == usize::MAX { "all".to_owned() } else { self.tokens.to_string() };
+        format!("{} ratios on {tokens} tokens", self.n_grid)
+    }
+    fn needs(&self, block: &BlockSpec) -> Vec<Need> {
+        let edges = block.edges.iter().filter(|edge| self.takes(block, edge));
+        let need = |edge: &ScaleEdge| {
+            let of = |statistic| Need { site: edge.to, stream: Stream::Float, statistic };
+            [of(Statistic::ChannelMeanAbs), of(self.measured_on(edge.to))]
+        };
+        edges.flat_map(need).collect()
+    }
+    fn runs_block(&self) -> bool {
+        true
+    }
+    fn workspace(&self, block: &BlockSpec, tokens: usize) -> u64 {
+        const F32: usize = size_of::<f32>();
+        let tokens = tokens.min(self.tokens);
+        let of = |stage: &quant_graph::StageSpec| {
+            let linears = stage.linears.iter().filter_map(|id| block.linear(*id));
+            let (weights, outputs) = linears.fold((0, 0), |(w, o), l| (w + l.weights(), o + l.outputs));
+            match Self::part(stage.site) {
+                // Substituted weights as floats and ready for products; the outputs of the part and what is inside it.
+                Some(_) => F32 * (2 * weights + tokens * (2 * outputs + 3 * stage.width)),
+                None => F32 * 2 * stage.width * tokens.min(stage.width),
+            }
+        };
+        block.stages.iter().map(of).max().unwrap_or(0) as u64
+    }
+    fn operations(&self, block: &BlockSpec, tokens: usize) -> f64 {
+        let tokens = tokens.min(self.tokens) as f64;
+        let candidates = self.n_grid as f64 + 1.0;
+        let of = |edge: &ScaleEdge| {
+            let part = Self::part(edge.to);
+            // The part's output linear is run with every candidate too.
+            let next = match part {
+                Some(Part::Attention) => Some(Site::AttentionOutput),
+                Some(Part::Mlp) => Some(Site::MlpActivation),
+                None => None,
+            };
+            let sites = [Some(edge.to), next];
+            let ids = sites.into_iter().flatten().flat_map(|site| block.at(site));
+            let weights: usize =
+                ids.filter_map(|id| block.linear(*id)).map(quant_graph::LinearSpec::weights).sum();
+            2.0 * candidates * tokens * weights as f64
+        };
+        block.edges.iter().filter(|edge| self.takes(block, edge)).map(of).sum()
+    }
+    fn apply(
+        &self,
+        block: &mut BlockParams,
+        statistics: &BTreeMap<Site, SiteStatistics>,
+        context: BlockContext<'_>,
+    ) -> Result<Scaled, MethodError> {
+        // Every search sees the block as it was; what they found is folded in afterwards.
+        let mut found = Vec::new();
+        for edge in context.block.edges.iter().filter(|edge| self.takes(context.block, edge)) {
+            found.extend(self.search(*edge, block, statistics, &context)?);
+        }
+        let mut scaled = Scaled::new();
+        for found in found {
+            let site = found.edge.to;
+            scaled.insert(site, fold(found, block, &context)?);
+        }
+        Ok(scaled)
+    }
+}
+
+impl Awq {
+    fn search(
+        &self,
+        edge: ScaleEdge,
+        block: &BlockParams,
+        statistics: &BTreeMap<Site, SiteStatistics>,
+        context: &BlockContext<'_>,
+    ) -> Result<Option<Found>, MethodError> {
+        let missing = |what| MethodError::MissingStatistic { method: ID, what };
+        // Linears that stay float are exact whatever the scales are.
+        let mut ids = Vec::new();
+        let mut targets = Vec::new();
+        for id in context.block.at(edge.to) {
+            let linear = block.linears.get(id).map(|l| &l.weight);
+            if let (Some(LinearWeight::Float(weight)), Some(&(grid, group))) = (linear, context.grids.get(id))
+            {
+                ids.push(*id);
+                targets.push(Target { weight: weight.view(), grid, group });
+            }
+        }
+        if targets.is_empty() {
+            return Ok(None);
+        }
+        let seen = &statistics.get(&edge.to).ok_or_else(|| missing("statistics of a site"))?.float;
+        let means = seen.channel_means().ok_or_else(|| missing("mean activations"))?.means();
+        let tie =
+            edge.heads.map(|(heads, kv_heads)| HeadTie { heads, kv_heads, head_dim: means.len() / heads });
+        let run = (self.n_grid, tie);
+        let found = match (Self::part(edge.to), self.measured_on(edge.to)) {
+            (Some(part), statistic) => {
+                let forward = context.forward.ok_or_else(|| missing("a runnable block"))?;
+                let whole;
+                let (x, starts) = match statistic {
+                    Statistic::Sequences { tokens } => {
+                        let kept = seen.sequences(tokens).ok_or_else(|| missing("sampled sequences"))?;
+                        (kept.view(), kept.starts())
+                    }
+                    Statistic::Sample(spacing) => {
+                        let x = seen.sample(spacing).ok_or_else(|| missing("sampled tokens"))?;
+                        whole = [0, x.nrows()];
+                        (x, &whole[..])
+                    }
+                    _ => return Err(missing("sampled tokens")),
+                };
+                let run_part = |weights: &[ArrayView2<'_, f32>], par| {
+                    let with = ids.iter().copied().zip(weights.iter().copied()).collect();
+                    Ok(forward.part(part, x, starts, &with, par)?)
+                };
+                search_targets(run, means.view(), &targets, Loss::Forward(&run_part), context.par)?
+            }
+            (None, Statistic::Gram) => {
+                let gram = seen.gram().ok_or_else(|| missing("second moments"))?;
+                let loss = Loss::Gram { gram: gram.moments(), tokens: gram.tokens() };
+                search_targets(run, means.view(), &targets, loss, context.par)?
+            }
+            (None, Statistic::Sample(spacing)) => {
+                let x = seen.sample(spacing).ok_or_else(|| missing("sampled tokens"))?;
+                search_targets(run, means.view(), &targets, Loss::Tokens(x), context.par)?
+            }
+            _ => return Err(missing("sampled tokens")),
+        };
+        Ok(Some(Found { edge, scales: found.scales, tie }))
+    }
+}
+
+/// Folds the scales of an edge into what is before it and the linears after it; gives what the inputs there were divided by.
+fn fold(
+    found: Found,
+    block: &mut BlockParams,
+    context: &BlockContext<'_>,
+) -> Result<Array1<f32>, MethodError> {
+    let missing = |what| MethodError::MissingStatistic { method: ID, what };
+    let Found { edge, scales, tie } = found;
+    let fed = context.block.at(edge.to);
+    match edge.from {
+        EdgeSource::Norm(norm) => {
+            let norm = block.norms.get_mut(&norm).ok_or_else(|| missing("the norm before a site"))?;
+            let mut weights = floats(&mut block.linears, fed);
+            divide_norm(scales.view(), norm, &mut weights, context.norm_type)
+        }
+        EdgeSource::Rows { linear, first } => {
+            let mut before =
+                block.linears.remove(&linear).ok_or_else(|| missing("the linear before a site"))?;
+            let rows = tie.map_or(scales.len(), |tie| tie.kv_heads * tie.head_dim);
+            let result = match &mut before.weight {
+                LinearWeight::Float(weight) => {
+                    let bias = before.bias.as_mut().map(|b| b.view_mut());
+                    let mut weights = floats(&mut block.linears, fed);
+                    divide_rows(
+                        scales.view(),
+                        tie,
+                        weight.view_mut(),
+                        first..first + rows,
+                        bias,
+                        &mut weights,
+                    )
+                }
+                LinearWeight::Quantized(_) => Err(missing("a float weight before a site")),
+            };
+            block.linears.insert(linear, before);
+            result.map(|()| scales)
+        }
+    }
+}
+
+/// The float weights of some linears.
+fn floats<'b>(
+    linears: &'b mut BTreeMap<LinearId, quant_graph::LinearParams>,
+    fed: &[LinearId],
+) -> Vec<&'b mut ndarray::Array2<f32>> {
+    let of = linears.iter_mut().filter(|(id, _)| fed.contains(id));
+    of.filter_map(|(_, linear)| match &mut linear.weight {
+        LinearWeight::Float(weight) => Some(weight),
+        LinearWeight::Quantized(_) => None,
+    })
+    .collect()
+}
