@@ -98,9 +98,10 @@ fn check(case: &Case<'_>, golden: &Golden, name: &str, weight: &Array2<f32>) {
         }
     }
     println!(
-        "{name:24} {} bits, {different} of {} codes, loss {loss:.1e}, output {output:.1e}",
+        "{name:24} {} bits, {different} of {} codes in {} rows, loss {loss:.1e}, output {output:.1e}",
         case.bits.get(),
-        codes.len()
+        codes.len(),
+        weight.nrows() - clean.len()
     );
 }
 
