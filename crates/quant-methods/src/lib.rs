@@ -48,5 +48,5 @@ pub use registry::{Kind, METHODS, Method, Modifier, method};
 pub use rounding::{PlannedRounding, Rounding, WeightSettings};
 pub use settings::{Field, Settings, SettingsError};
 pub use solver::{Operations, Prepared, Rounded, RowRounding, Solver, Workspace};
-pub use statistics::{Gathered, Need, SiteStatistics, Spacing, Statistic, Stream};
+pub use statistics::{Batch, Gathered, Need, SiteStatistics, Spacing, Statistic, Stream};
 pub use transform::{BlockContext, Scaled, Transform};

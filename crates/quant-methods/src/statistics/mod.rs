@@ -7,7 +7,7 @@
 mod gathered;
 mod sample;
 
-pub use gathered::Gathered;
+pub use gathered::{Batch, Gathered};
 pub use sample::{Sample, Sequences, Spacing};
 
 use quant_core::ObserverKind;
