@@ -37,7 +37,7 @@ pub use params::{
 };
 pub use quant_core::{ActOrder, ActQuant, Bits, FloatType, KvQuant, QuantizedMatrix, Real};
 pub use scheme::{InputScheme, KvScheme, LinearScheme, ModelScheme, WeightScheme};
-pub use spec::{ModelSpec, RopeScaling, RopeSpec, TensorSpec};
+pub use spec::{ModelSpec, Outer, RopeScaling, RopeSpec, TensorSpec};
 pub use topology::{
     BlockLayout, BlockSpec, EdgeSource, LinearId, LinearSpec, Norm, Role, ScaleEdge, Site, StageSpec,
 };

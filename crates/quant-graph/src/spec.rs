@@ -57,6 +57,29 @@ pub struct RopeSpec {
     pub scaling: RopeScaling,
 }
 
+/// A part of a model outside its blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Outer {
+    /// The embedding, `[vocab, hidden]`.
+    Embedding,
+    /// The weight of the final norm, `[hidden]`.
+    FinalNorm,
+    /// The head, `[vocab, hidden]`; a tied model has none of its own.
+    Head,
+}
+
+impl Outer {
+    /// Name of its tensor.
+    #[must_use]
+    pub fn tensor(self) -> &'static str {
+        match self {
+            Self::Embedding => ModelSpec::EMBEDDING,
+            Self::FinalNorm => ModelSpec::FINAL_NORM,
+            Self::Head => ModelSpec::HEAD,
+        }
+    }
+}
+
 /// Name and shape a checkpoint of this model must contain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorSpec {
@@ -209,18 +232,20 @@ impl ModelSpec {
         tensors.extend(self.outer_tensors());
         tensors
     }
-    /// The tensors outside the blocks: embedding, final norm, and the head unless it is tied.
+    /// The parts outside the blocks: embedding, final norm, and the head unless it is tied.
+    #[must_use]
+    pub fn outer(&self) -> &'static [Outer] {
+        const ALL: [Outer; 3] = [Outer::Embedding, Outer::FinalNorm, Outer::Head];
+        if self.tied { &ALL[..2] } else { &ALL }
+    }
+    /// The tensors outside the blocks.
     #[must_use]
     pub fn outer_tensors(&self) -> Vec<TensorSpec> {
-        let table = vec![self.vocab, self.hidden];
-        let mut tensors = vec![
-            TensorSpec { name: Self::EMBEDDING.into(), shape: table.clone() },
-            TensorSpec { name: Self::FINAL_NORM.into(), shape: vec![self.hidden] },
-        ];
-        if !self.tied {
-            tensors.push(TensorSpec { name: Self::HEAD.into(), shape: table });
-        }
-        tensors
+        let shape = |what: Outer| match what {
+            Outer::FinalNorm => vec![self.hidden],
+            Outer::Embedding | Outer::Head => vec![self.vocab, self.hidden],
+        };
+        self.outer().iter().map(|&o| TensorSpec { name: o.tensor().into(), shape: shape(o) }).collect()
     }
     /// Tensors some releases carry that hold nothing a loader needs: rotary buffers (`rotary_emb.inv_freq`, `cos_cached`,
     /// `sin_cached`), which loaders compute.
