@@ -301,11 +301,15 @@ fn windows(
     warnings: &mut Vec<String>,
 ) -> Result<Vec<Option<usize>>, ModelError> {
     let types = layer_types(fields, layers)?;
-    let SlidingRule::Qwen { window, from } = family.sliding else {
-        if types.is_some_and(|t| t.contains(&true)) {
-            return Err(fields.unsupported("layer_types", "this family has no sliding windows"));
+    let (window, from) = match family.sliding {
+        SlidingRule::Qwen { window, from } => (window, from),
+        SlidingRule::Every { window } => return every_window(fields, window, layers, types.as_deref()),
+        SlidingRule::Never => {
+            if types.is_some_and(|t| t.contains(&true)) {
+                return Err(fields.unsupported("layer_types", "this family has no sliding windows"));
+            }
+            return Ok(vec![None; layers]);
         }
-        return Ok(vec![None; layers]);
     };
     let on = fields.flag("use_sliding_window")?.unwrap_or(false);
     let window = match on {
@@ -344,6 +348,31 @@ fn windows(
         }
     };
     Ok(sliding.into_iter().map(|s| s.then_some(window)).collect())
+}
+
+/// One window for all layers. The classes of these families read neither of the two other keys, vLLM reads both.
+fn every_window(
+    fields: &Fields<'_>,
+    default: Option<usize>,
+    layers: usize,
+    types: Option<&[bool]>,
+) -> Result<Vec<Option<usize>>, ModelError> {
+    let window = match fields.stated_count("sliding_window", 1..=MAX_POSITIONS)? {
+        Stated::Missing => default,
+        Stated::Null => None,
+        Stated::Value(window) => Some(window),
+    };
+    let disagree = |key| {
+        let advice = "transformers does not read the first and gives every layer the second, vLLM reads both; correct one of them";
+        Err(fields.conflict(key, "sliding_window", advice))
+    };
+    if types.is_some_and(|types| types.iter().any(|&slides| slides != window.is_some())) {
+        return disagree("layer_types");
+    }
+    if window.is_some() && fields.flag("use_sliding_window")? == Some(false) {
+        return disagree("use_sliding_window");
+    }
+    Ok(vec![window; layers])
 }
 
 /// Per layer whether its attention slides; none if the config does not say.

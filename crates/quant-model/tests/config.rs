@@ -26,6 +26,7 @@ fn mentions(message: &str, words: &[&str]) {
 }
 
 const LLAMA: &str = "LlamaForCausalLM";
+const MISTRAL: &str = "MistralForCausalLM";
 const QWEN2: &str = "Qwen2ForCausalLM";
 const QWEN3: &str = "Qwen3ForCausalLM";
 const PANGU: &str = "PanguEmbeddedForCausalLM";
@@ -34,6 +35,7 @@ const PANGU: &str = "PanguEmbeddedForCausalLM";
 fn families_differ_only_in_their_table_rows() {
     let flags = |s: &ModelSpec| (s.qkv_bias, s.o_bias, s.mlp_bias, s.qk_norm);
     assert_eq!(flags(&spec(LLAMA)), (false, false, false, false));
+    assert_eq!(flags(&spec(MISTRAL)), (false, false, false, false));
     assert_eq!(flags(&spec(QWEN2)), (true, false, false, false));
     assert_eq!(flags(&spec(QWEN3)), (false, false, false, true));
     assert_eq!(flags(&spec(PANGU)), (true, true, false, false));
@@ -86,7 +88,7 @@ fn bias_keys() {
 #[test]
 fn unknown_architectures_list_the_known_ones() {
     let message = refused(LLAMA, json!({ "architectures": ["BertModel"] }));
-    mentions(&message, &["BertModel", LLAMA, QWEN2, QWEN3, PANGU]);
+    mentions(&message, &["BertModel", LLAMA, MISTRAL, QWEN2, QWEN3, PANGU]);
     mentions(&refused(LLAMA, json!({ "architectures": [] })), &["architectures", LLAMA]);
     mentions(&refused(LLAMA, json!({ "architectures": "LlamaForCausalLM" })), &["architectures", "a list"]);
     mentions(&model_spec(&json!([1, 2])).unwrap_err().to_string(), &["an object", "[1,2]"]);
@@ -251,6 +253,8 @@ fn genuine_configs_are_accepted() {
     let llama = json!({ "attention_bias": false, "attention_dropout": 0.0, "bos_token_id": 128000,
         "eos_token_id": [128001, 128008, 128009], "initializer_range": 0.02, "mlp_bias": false, "pretraining_tp": 1,
         "transformers_version": "4.45.0", "use_cache": true, "pad_token_id": null, "_name_or_path": "x" });
+    let mistral = json!({ "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.02,
+        "sliding_window": null, "model_type": "mistral", "transformers_version": "4.42.0.dev0", "use_cache": true });
     let qwen2 = json!({ "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151643,
         "max_window_layers": 28, "sliding_window": 4096, "use_sliding_window": false, "use_mrope": false,
         "use_cache": true, "initializer_range": 0.02, "dual_chunk_attention_config": { "chunk_size": 262144 } });
@@ -258,7 +262,9 @@ fn genuine_configs_are_accepted() {
         "use_sliding_window": false, "eos_token_id": 151645 });
     let pangu = json!({ "auto_map": { "AutoConfig": "configuration_openpangu_dense.PanguEmbeddedConfig" },
         "bias": true, "bos_token_id": 1, "eos_token_id": 45892, "pad_token_id": 0, "model_type": "PanguEmbedded" });
-    for (architecture, keys) in [(LLAMA, llama), (QWEN2, qwen2), (QWEN3, qwen3), (PANGU, pangu)] {
+    for (architecture, keys) in
+        [(LLAMA, llama), (MISTRAL, mistral), (QWEN2, qwen2), (QWEN3, qwen3), (PANGU, pangu)]
+    {
         model_spec(&config_with(architecture, keys)).unwrap_or_else(|e| panic!("{architecture}: {e}"));
     }
 }

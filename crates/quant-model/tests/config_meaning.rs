@@ -23,6 +23,7 @@ enum Means {
 use Means::{Is, Refused, Warns};
 
 const LLAMA: &str = "LlamaForCausalLM";
+const MISTRAL: &str = "MistralForCausalLM";
 const QWEN2: &str = "Qwen2ForCausalLM";
 const QWEN3: &str = "Qwen3ForCausalLM";
 const PANGU: &str = "PanguEmbeddedForCausalLM";
@@ -134,14 +135,24 @@ fn missing_keys_have_the_defaults_of_the_class() {
         ),
         (
             PANGU,
-            sizes,
+            sizes.clone(),
             Warns(filled, |s| {
                 shape(s) == [153_376, 4096, 12_800, 34, 32, 8, 128, 32_768]
                     && rest(s) == (1e-5, 1.6e7, false, FloatType::F32)
                     && (s.qkv_bias, s.o_bias, s.mlp_bias) == (true, true, false)
             }),
         ),
+        (
+            MISTRAL,
+            sizes.clone(),
+            Warns(filled, |s| {
+                shape(s) == [32_000, 4096, 14_336, 32, 32, 8, 128, 131_072]
+                    && rest(s) == (1e-6, 1e4, false, FloatType::F32)
+                    && s.windows == [Some(4096); 32]
+            }),
+        ),
         (LLAMA, json!({ "num_key_value_heads": "-" }), Is(|s| s.kv_heads == 4)),
+        (MISTRAL, json!({ "head_dim": "-" }), Is(|s| s.head_dim == 8)),
         // The Qwen classes have 32, not the number of heads.
         (QWEN2, json!({ "num_key_value_heads": "-" }), Refused(&["num_key_value_heads", "got 32 heads"])),
         (QWEN3, json!({ "head_dim": "-" }), Is(|s| s.head_dim == 128)),
@@ -155,6 +166,7 @@ fn null_is_not_missing() {
         (LLAMA, json!({ "num_key_value_heads": null }), Is(|s| s.kv_heads == 4)),
         (QWEN2, json!({ "num_key_value_heads": null }), Is(|s| s.kv_heads == 4)),
         (LLAMA, json!({ "head_dim": null }), Is(|s| s.head_dim == 8)),
+        (MISTRAL, json!({ "head_dim": null }), Is(|s| s.head_dim == 8)),
         (QWEN3, json!({ "head_dim": null }), Refused(&["head_dim", "Qwen3Config", "null"])),
         (
             LLAMA,
@@ -263,6 +275,49 @@ fn windows() {
             LLAMA,
             json!({ "sliding_window": null, "use_sliding_window": false }),
             Is(|s| s.windows == [None, None]),
+        ),
+    ]);
+}
+
+#[test]
+fn one_window_for_all_layers() {
+    check(vec![
+        (MISTRAL, json!({}), Is(|s| s.windows == [Some(4096); 2])),
+        (MISTRAL, json!({ "sliding_window": null }), Is(|s| s.windows == [None; 2])),
+        (MISTRAL, json!({ "sliding_window": 16 }), Is(|s| s.windows == [Some(16); 2])),
+        (MISTRAL, json!({ "sliding_window": 0 }), Refused(&["sliding_window", "found 0"])),
+        (MISTRAL, json!({ "sliding_window": 4096.5 }), Refused(&["sliding_window", "an integer"])),
+        // Keys of other families: fine where they say the same.
+        (MISTRAL, json!({ "use_sliding_window": true }), Is(|s| s.windows == [Some(4096); 2])),
+        (
+            MISTRAL,
+            json!({ "sliding_window": null, "use_sliding_window": false }),
+            Is(|s| s.windows == [None; 2]),
+        ),
+        (
+            MISTRAL,
+            json!({ "sliding_window": 16, "use_sliding_window": false }),
+            Refused(&["`use_sliding_window` = false", "`sliding_window` = 16", "vLLM"]),
+        ),
+        (
+            MISTRAL,
+            json!({ "sliding_window": 16, "layer_types": ["sliding_attention", "sliding_attention"] }),
+            Is(|s| s.windows == [Some(16); 2]),
+        ),
+        (
+            MISTRAL,
+            json!({ "sliding_window": null, "layer_types": ["full_attention", "full_attention"] }),
+            Is(|s| s.windows == [None; 2]),
+        ),
+        (
+            MISTRAL,
+            json!({ "sliding_window": 16, "layer_types": ["full_attention", "sliding_attention"] }),
+            Refused(&["`layer_types`", "`sliding_window` = 16"]),
+        ),
+        (
+            MISTRAL,
+            json!({ "sliding_window": null, "layer_types": ["full_attention", "sliding_attention"] }),
+            Refused(&["`layer_types`", "`sliding_window` = null"]),
         ),
     ]);
 }
@@ -440,9 +495,22 @@ fn names_and_types_and_biases() {
         ),
         (
             LLAMA,
+            json!({ "model_type": "gemma" }),
+            Warns(&["`model_type` = \"gemma\"", "`architectures`"], |s| {
+                s.family == "llama" && s.model_type == "gemma"
+            }),
+        ),
+        (
+            LLAMA,
             json!({ "model_type": "mistral" }),
-            Warns(&["`model_type` = \"mistral\"", "`architectures`"], |s| {
-                s.family == "llama" && s.model_type == "mistral"
+            Refused(&["`model_type` = \"mistral\"", "`architectures`"]),
+        ),
+        (MISTRAL, json!({ "model_type": "mistral" }), Is(|s| s.family == "mistral")),
+        (
+            MISTRAL,
+            json!({ "attention_bias": true, "mlp_bias": true }),
+            Warns(&["`attention_bias` = true", "`mlp_bias` = true", "MistralConfig"], |s| {
+                (s.qkv_bias, s.o_bias, s.mlp_bias) == (false, false, false)
             }),
         ),
         (PANGU, json!({ "model_type": "PanguEmbedded" }), Is(|s| s.family == "openpangu")),

@@ -1,12 +1,14 @@
 //! The registry of model families: one file each, one line in [`FAMILIES`] each.
 
 mod llama;
+mod mistral;
 mod openpangu;
 mod qwen2;
 mod qwen3;
 
 /// Every family, alphabetically.
-pub static FAMILIES: &[&Family] = &[&llama::FAMILY, &openpangu::FAMILY, &qwen2::FAMILY, &qwen3::FAMILY];
+pub static FAMILIES: &[&Family] =
+    &[&llama::FAMILY, &mistral::FAMILY, &openpangu::FAMILY, &qwen2::FAMILY, &qwen3::FAMILY];
 
 /// How a family's arithmetic was checked. Both claims name their evidence, a set of logits under `tests/data`, which the
 /// tests of this crate run.
@@ -72,6 +74,11 @@ impl BiasRule {
 pub enum SlidingRule {
     /// The family has none.
     Never,
+    /// `sliding_window`, on every layer; null is none.
+    Every {
+        /// `sliding_window` where the config has no such key.
+        window: Option<usize>,
+    },
     /// `sliding_window` if `use_sliding_window`, on the layers `layer_types` names or from `max_window_layers` on.
     Qwen {
         /// `sliding_window` where the config has no such key; null there means no window.
