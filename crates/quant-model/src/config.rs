@@ -83,6 +83,7 @@ pub fn read_model_config(config: &Value) -> Result<Reading, ModelError> {
     }
     let max_position_embeddings =
         fields.count("max_position_embeddings", 1..=MAX_POSITIONS, defaults.max_position_embeddings)?;
+    let head_dim = head_dim(&fields, family, hidden, heads)?;
     let spec = ModelSpec {
         family: family.id.into(),
         architecture: architecture.into(),
@@ -92,10 +93,10 @@ pub fn read_model_config(config: &Value) -> Result<Reading, ModelError> {
         layers,
         heads,
         kv_heads,
-        head_dim: head_dim(&fields, family, hidden, heads)?,
+        head_dim,
         vocab,
         norm_eps: fields.real("rms_norm_eps", 1e-30..=0.1, Some(defaults.norm_eps))?,
-        rope: rope_spec(&fields, defaults.rope_theta, max_position_embeddings, &mut warnings)?,
+        rope: rope_spec(&fields, defaults.rope_theta, max_position_embeddings, head_dim, &mut warnings)?,
         max_position_embeddings,
         tied: fields.flag("tie_word_embeddings")?.unwrap_or(defaults.tied),
         qkv_bias: bias(&fields, family.qkv_bias, &mut warnings)?,

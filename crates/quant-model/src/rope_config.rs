@@ -6,7 +6,7 @@ use quant_core::elementary::ln;
 use quant_graph::{RopeScaling, RopeSpec};
 use serde_json::Value;
 
-const SUPPORTED: &str = "default, linear, dynamic, yarn or llama3";
+const SUPPORTED: &str = "default, linear, dynamic, yarn, llama3 or longrope";
 const MAX_FACTOR: f64 = 1e6;
 const MAX_CONTEXT: f64 = 1e9;
 /// The length before scaling: in the block, or beside it as Phi-3 has it.
@@ -19,15 +19,16 @@ pub(crate) fn rope_spec(
     config: &Fields<'_>,
     default_theta: f64,
     max_position_embeddings: usize,
+    head_dim: usize,
     warnings: &mut Vec<String>,
 ) -> Result<RopeSpec, ModelError> {
     whole_head(config)?;
-    let outer = Outer { config, default_theta, max_position_embeddings };
+    let outer = Outer { config, default_theta, max_position_embeddings, head_dim };
     let new = block(config, "rope_parameters")?;
     let Some(old) = block(config, "rope_scaling")? else {
         return match new {
             Some(new) => read(&outer, &new, warnings),
-            None => Ok(RopeSpec { theta: outer.theta()?, scaling: RopeScaling::Default }),
+            None => Ok(RopeSpec { theta: outer.theta()?, scaling: RopeScaling::Default, rotary_dim: None }),
         };
     };
     let spec = read(&outer, &old, warnings)?;
@@ -57,6 +58,7 @@ struct Outer<'a, 'b> {
     config: &'b Fields<'a>,
     default_theta: f64,
     max_position_embeddings: usize,
+    head_dim: usize,
 }
 
 impl Outer<'_, '_> {
@@ -139,6 +141,7 @@ fn read(
         "dynamic" => (RopeScaling::Dynamic { factor: factor(rope)? }, &["factor"][..]),
         "llama3" => (llama3(outer, block, warnings)?, LLAMA3_KEYS),
         "yarn" => (yarn(outer, block, warnings)?, YARN_KEYS),
+        "longrope" => (longrope(outer, block, warnings)?, LONGROPE_KEYS),
         _ => {
             let key = if rope.get("rope_type").is_some() { "rope_type" } else { "type" };
             return Err(rope.unsupported(key, format!("rope type must be {SUPPORTED}")));
@@ -152,7 +155,7 @@ fn read(
             block.kind,
         ));
     }
-    Ok(RopeSpec { theta, scaling })
+    Ok(RopeSpec { theta, scaling, rotary_dim: None })
 }
 
 fn factor(rope: &Fields<'_>) -> Result<f64, ModelError> {
@@ -267,6 +270,58 @@ fn yarn(
         beta_fast,
         beta_slow,
         truncate: rope.flag("truncate")?.unwrap_or(true),
+        original_max_position_embeddings: original,
+    })
+}
+
+const LONGROPE_KEYS: &[&str] = &["short_factor", "long_factor", "factor", "attention_factor", ORIGINAL];
+
+fn longrope(
+    outer: &Outer<'_, '_>,
+    block: &Block<'_>,
+    warnings: &mut Vec<String>,
+) -> Result<RopeScaling, ModelError> {
+    let rope = &block.fields;
+    let divisors = |key| rope.reals(key, outer.head_dim / 2, 1e-6..=MAX_FACTOR);
+    let (short_factor, long_factor) = (divisors("short_factor")?, divisors("long_factor")?);
+    let original = original(outer, block, warnings)?;
+    let ratio = outer.max_position_embeddings as f64 / original;
+    let factor = match rope.stated_real("factor", 1e-6..=MAX_FACTOR)? {
+        Stated::Value(factor) => factor,
+        _ => ratio,
+    };
+    let attention_factor = match rope.stated_real("attention_factor", 1e-6..=MAX_FACTOR)? {
+        Stated::Value(factor) => factor,
+        _ if factor <= 1.0 => 1.0,
+        _ if original <= 1.0 => {
+            return Err(rope.wrong(ORIGINAL, "more than 1, because its logarithm divides"));
+        }
+        // LongRoPE's temperature.
+        _ => {
+            if factor != ratio {
+                warnings.push(format!(
+                    "config.json has {}, and max_position_embeddings / {ORIGINAL} = {ratio}; the first is used, as \
+                     transformers 5 does",
+                    rope.quote("factor"),
+                ));
+            }
+            (1.0 + ln(factor) / ln(original)).sqrt()
+        }
+    };
+    for key in ["short_mscale", "long_mscale"] {
+        if let Stated::Value(scale) = rope.stated_real(key, f64::MIN..=f64::MAX)?
+            && scale != attention_factor
+        {
+            return Err(rope.unsupported(
+                key,
+                format!("vLLM multiplies cosines and sines by it, transformers by {attention_factor}; take it out or make them one"),
+            ));
+        }
+    }
+    Ok(RopeScaling::LongRope {
+        short_factor,
+        long_factor,
+        attention_factor,
         original_max_position_embeddings: original,
     })
 }

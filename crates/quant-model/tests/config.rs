@@ -192,7 +192,7 @@ fn rope_in_both_spellings() {
 #[test]
 fn rope_refusals() {
     let rope = |scaling: Value| refused(LLAMA, json!({ "rope_scaling": scaling }));
-    mentions(&rope(json!({ "rope_type": "longrope" })), &["rope_scaling.rope_type", "longrope", "yarn"]);
+    mentions(&rope(json!({ "rope_type": "su" })), &["rope_scaling.rope_type", "su", "yarn", "longrope"]);
     mentions(&rope(json!({ "type": "mrope" })), &["rope_scaling.type", "mrope"]);
     mentions(&rope(json!({ "type": "linear" })), &["rope_scaling.factor", "found nothing"]);
     mentions(&rope(json!({ "type": "linear", "factor": 0.5 })), &["rope_scaling.factor", "found 0.5"]);

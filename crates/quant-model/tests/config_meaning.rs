@@ -478,6 +478,130 @@ fn rope_blocks() {
 }
 
 #[test]
+fn longrope() {
+    fn parts(s: &ModelSpec) -> (&[f64], &[f64], f64, f64) {
+        match &s.rope.scaling {
+            RopeScaling::LongRope {
+                short_factor,
+                long_factor,
+                attention_factor,
+                original_max_position_embeddings,
+            } => (short_factor, long_factor, *attention_factor, *original_max_position_embeddings),
+            other => panic!("{other:?}"),
+        }
+    }
+    fn attention(s: &ModelSpec) -> f64 {
+        parts(s).2
+    }
+    /// Of a factor of 4 over an original length of 32.
+    fn usual(s: &ModelSpec) -> bool {
+        attention(s) == (1.0 + 4.0_f64.ln() / 32.0_f64.ln()).sqrt()
+    }
+    let block = |more: Value| {
+        let mut block = json!({ "type": "longrope", "short_factor": [1, 1.5, 2, 2.5], "long_factor": [2, 3, 4, 5],
+            "original_max_position_embeddings": 32 });
+        for (key, value) in more.as_object().unwrap() {
+            match value.as_str() {
+                Some("-") => drop(block.as_object_mut().unwrap().remove(key)),
+                _ => block[key] = value.clone(),
+            }
+        }
+        json!({ "rope_scaling": block })
+    };
+    for family in [LLAMA, MISTRAL, QWEN2, QWEN3] {
+        check(vec![(
+            family,
+            block(json!({})),
+            Is(|s| {
+                let (short, long, _, original) = parts(s);
+                (short, long, original) == (&[1.0, 1.5, 2.0, 2.5], &[2.0, 3.0, 4.0, 5.0], 32.0) && usual(s)
+            }),
+        )]);
+    }
+    let missing = "-";
+    let mut beside = block(json!({}));
+    beside["original_max_position_embeddings"] = json!(64);
+    let mut nested = block(json!({ "rope_theta": 1e4 }));
+    nested = json!({ "rope_parameters": { "full_attention": nested["rope_scaling"] } });
+    check(vec![
+        // The length before scaling: as for yarn.
+        (
+            LLAMA,
+            beside,
+            Warns(&["`original_max_position_embeddings` = 64", "= 32; the first is used"], |s| {
+                parts(s).3 == 64.0 && attention(s) == (1.0 + 2.0_f64.ln() / 64.0_f64.ln()).sqrt()
+            }),
+        ),
+        (
+            LLAMA,
+            block(json!({ "original_max_position_embeddings": missing })),
+            Warns(&["max_position_embeddings = 128 is used"], |s| parts(s).3 == 128.0 && attention(s) == 1.0),
+        ),
+        (LLAMA, nested, Is(usual)),
+        // The factor is the ratio of the lengths unless it is given.
+        (LLAMA, block(json!({ "factor": null })), Is(usual)),
+        (LLAMA, block(json!({ "factor": 4 })), Is(usual)),
+        (
+            LLAMA,
+            block(json!({ "factor": 8.0 })),
+            Warns(&["`rope_scaling.factor` = 8.0", "= 4;", "transformers 5"], |s| {
+                attention(s) == (1.0 + 8.0_f64.ln() / 32.0_f64.ln()).sqrt()
+            }),
+        ),
+        (LLAMA, block(json!({ "factor": 0.5 })), Is(|s| attention(s) == 1.0)),
+        (LLAMA, block(json!({ "factor": 8.0, "attention_factor": 1.5 })), Is(|s| attention(s) == 1.5)),
+        (LLAMA, block(json!({ "attention_factor": null })), Is(usual)),
+        (LLAMA, block(json!({ "original_max_position_embeddings": 200 })), Is(|s| attention(s) == 1.0)),
+        (
+            LLAMA,
+            block(json!({ "original_max_position_embeddings": 1 })),
+            Refused(&["rope_scaling.original_max_position_embeddings", "more than 1"]),
+        ),
+        // Other names, other keys.
+        (LLAMA, block(json!({ "type": "su" })), Refused(&["rope_scaling.type", "su", "longrope"])),
+        (
+            LLAMA,
+            block(json!({ "short_mscale": 1.5, "attention_factor": 1.5 })),
+            Warns(&["short_mscale"], |_| true),
+        ),
+        (
+            LLAMA,
+            block(json!({ "long_mscale": 1.2 })),
+            Refused(&["`rope_scaling.long_mscale` = 1.2", "vLLM", "transformers by 1.18"]),
+        ),
+        (
+            LLAMA,
+            block(json!({ "finetuned": true })),
+            Warns(&["`rope_scaling.finetuned` = true", "longrope"], usual),
+        ),
+        // The lists.
+        (
+            LLAMA,
+            block(json!({ "short_factor": missing })),
+            Refused(&["short_factor", "4 numbers", "nothing"]),
+        ),
+        (LLAMA, block(json!({ "long_factor": [1, 2, 3] })), Refused(&["long_factor", "4 numbers", "not 3"])),
+        (LLAMA, block(json!({ "long_factor": [1, 2, 3, "4"] })), Refused(&["long_factor", "4 numbers"])),
+        (LLAMA, block(json!({ "long_factor": [1, 2, 3, 0] })), Refused(&["long_factor", "4 numbers"])),
+        (LLAMA, block(json!({ "long_factor": 2.0 })), Refused(&["long_factor", "a list"])),
+    ]);
+}
+
+/// The classes of these families rotate the whole head whatever this says, or fail at the first forward pass; vLLM rotates
+/// the part.
+#[test]
+fn part_of_a_head() {
+    let half = json!({ "partial_rotary_factor": 0.5 });
+    for family in [LLAMA, MISTRAL, QWEN2, QWEN3, PANGU] {
+        check(vec![
+            (family, half.clone(), Refused(&["partial_rotary_factor", "whole head"])),
+            (family, json!({ "rope_parameters": half }), Refused(&["rope_parameters.partial_rotary_factor"])),
+            (family, json!({ "partial_rotary_factor": 1.0 }), Is(|s| s.rope.rotary_dim.is_none())),
+        ]);
+    }
+}
+
+#[test]
 fn names_and_types_and_biases() {
     check(vec![
         (
