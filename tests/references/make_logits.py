@@ -47,6 +47,30 @@ SETS = {
         "prompts": [6, 40],
         "seed": 20,
     },
+    # Fused q, k, v and gate, up. Heads of 16 of which 12 channels are rotated; short factors for prompts up to 24 tokens, long
+    # ones for the rest. The window of 32 reaches further than the short prompts, so that they differ by their frequencies alone.
+    "phi3": {
+        "architecture": "Phi3ForCausalLM",
+        "config": {
+            "hidden_size": 48,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "max_position_embeddings": 192,
+            "original_max_position_embeddings": 24,
+            "resid_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+            "sliding_window": 32,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.75,
+                "short_factor": [1.0, 1.1, 1.25, 1.5, 1.75, 2.0],
+                "long_factor": [1.0, 1.5, 2.5, 4.0, 6.0, 8.0],
+            },
+        },
+        "prompts": [24, 25, 48],
+        "seed": 21,
+    },
 }
 
 
