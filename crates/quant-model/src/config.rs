@@ -96,7 +96,7 @@ pub fn read_model_config(config: &Value) -> Result<Reading, ModelError> {
         head_dim,
         vocab,
         norm_eps: fields.real("rms_norm_eps", 1e-30..=0.1, Some(defaults.norm_eps))?,
-        rope: rope_spec(&fields, defaults.rope_theta, max_position_embeddings, head_dim, &mut warnings)?,
+        rope: rope_spec(&fields, family, max_position_embeddings, head_dim, &mut warnings)?,
         max_position_embeddings,
         tied: fields.flag("tie_word_embeddings")?.unwrap_or(defaults.tied),
         qkv_bias: bias(&fields, family.qkv_bias, &mut warnings)?,

@@ -27,6 +27,7 @@ fn mentions(message: &str, words: &[&str]) {
 
 const LLAMA: &str = "LlamaForCausalLM";
 const MISTRAL: &str = "MistralForCausalLM";
+const PHI3: &str = "Phi3ForCausalLM";
 const QWEN2: &str = "Qwen2ForCausalLM";
 const QWEN3: &str = "Qwen3ForCausalLM";
 const PANGU: &str = "PanguEmbeddedForCausalLM";
@@ -88,7 +89,7 @@ fn bias_keys() {
 #[test]
 fn unknown_architectures_list_the_known_ones() {
     let message = refused(LLAMA, json!({ "architectures": ["BertModel"] }));
-    mentions(&message, &["BertModel", LLAMA, MISTRAL, QWEN2, QWEN3, PANGU]);
+    mentions(&message, &["BertModel", LLAMA, MISTRAL, PHI3, QWEN2, QWEN3, PANGU]);
     mentions(&refused(LLAMA, json!({ "architectures": [] })), &["architectures", LLAMA]);
     mentions(&refused(LLAMA, json!({ "architectures": "LlamaForCausalLM" })), &["architectures", "a list"]);
     mentions(&model_spec(&json!([1, 2])).unwrap_err().to_string(), &["an object", "[1,2]"]);
@@ -255,6 +256,10 @@ fn genuine_configs_are_accepted() {
         "transformers_version": "4.45.0", "use_cache": true, "pad_token_id": null, "_name_or_path": "x" });
     let mistral = json!({ "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.02,
         "sliding_window": null, "model_type": "mistral", "transformers_version": "4.42.0.dev0", "use_cache": true });
+    let phi3 = json!({ "attention_bias": false, "attention_dropout": 0.0, "auto_map": { "AutoConfig": "configuration_phi3.Phi3Config" },
+        "bos_token_id": 1, "embd_pdrop": 0.0, "eos_token_id": 32000, "initializer_range": 0.02, "model_type": "phi3",
+        "original_max_position_embeddings": 4096, "pad_token_id": 32000, "resid_pdrop": 0.0, "rope_scaling": null,
+        "sliding_window": 2047, "lm_head_bias": false, "mlp_bias": false, "full_attn_mod": 1, "use_cache": true });
     let qwen2 = json!({ "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151643,
         "max_window_layers": 28, "sliding_window": 4096, "use_sliding_window": false, "use_mrope": false,
         "use_cache": true, "initializer_range": 0.02, "dual_chunk_attention_config": { "chunk_size": 262144 } });
@@ -263,7 +268,7 @@ fn genuine_configs_are_accepted() {
     let pangu = json!({ "auto_map": { "AutoConfig": "configuration_openpangu_dense.PanguEmbeddedConfig" },
         "bias": true, "bos_token_id": 1, "eos_token_id": 45892, "pad_token_id": 0, "model_type": "PanguEmbedded" });
     for (architecture, keys) in
-        [(LLAMA, llama), (MISTRAL, mistral), (QWEN2, qwen2), (QWEN3, qwen3), (PANGU, pangu)]
+        [(LLAMA, llama), (MISTRAL, mistral), (PHI3, phi3), (QWEN2, qwen2), (QWEN3, qwen3), (PANGU, pangu)]
     {
         model_spec(&config_with(architecture, keys)).unwrap_or_else(|e| panic!("{architecture}: {e}"));
     }

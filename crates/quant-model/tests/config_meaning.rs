@@ -24,6 +24,7 @@ use Means::{Is, Refused, Warns};
 
 const LLAMA: &str = "LlamaForCausalLM";
 const MISTRAL: &str = "MistralForCausalLM";
+const PHI3: &str = "Phi3ForCausalLM";
 const QWEN2: &str = "Qwen2ForCausalLM";
 const QWEN3: &str = "Qwen3ForCausalLM";
 const PANGU: &str = "PanguEmbeddedForCausalLM";
@@ -149,6 +150,16 @@ fn missing_keys_have_the_defaults_of_the_class() {
                 shape(s) == [32_000, 4096, 14_336, 32, 32, 8, 128, 131_072]
                     && rest(s) == (1e-6, 1e4, false, FloatType::F32)
                     && s.windows == [Some(4096); 32]
+            }),
+        ),
+        (
+            PHI3,
+            sizes.clone(),
+            Warns(&["no `hidden_size`; 3072", "Phi3Config"], |s| {
+                shape(s) == [32_064, 3072, 8192, 32, 32, 32, 96, 4096]
+                    && rest(s) == (1e-5, 1e4, false, FloatType::F32)
+                    && s.windows == [None; 32]
+                    && s.rope.rotary_dim.is_none()
             }),
         ),
         (LLAMA, json!({ "num_key_value_heads": "-" }), Is(|s| s.kv_heads == 4)),
@@ -287,6 +298,9 @@ fn one_window_for_all_layers() {
         (MISTRAL, json!({ "sliding_window": 16 }), Is(|s| s.windows == [Some(16); 2])),
         (MISTRAL, json!({ "sliding_window": 0 }), Refused(&["sliding_window", "found 0"])),
         (MISTRAL, json!({ "sliding_window": 4096.5 }), Refused(&["sliding_window", "an integer"])),
+        (PHI3, json!({}), Is(|s| s.windows == [None; 2])),
+        (PHI3, json!({ "sliding_window": null }), Is(|s| s.windows == [None; 2])),
+        (PHI3, json!({ "sliding_window": 16 }), Is(|s| s.windows == [Some(16); 2])),
         // Keys of other families: fine where they say the same.
         (MISTRAL, json!({ "use_sliding_window": true }), Is(|s| s.windows == [Some(4096); 2])),
         (
@@ -528,7 +542,7 @@ fn longrope() {
         (
             LLAMA,
             beside,
-            Warns(&["`original_max_position_embeddings` = 64", "= 32; the first is used"], |s| {
+            Warns(&["`original_max_position_embeddings` = 64", "= 32; 64 is used"], |s| {
                 parts(s).3 == 64.0 && attention(s) == (1.0 + 2.0_f64.ln() / 64.0_f64.ln()).sqrt()
             }),
         ),
@@ -599,6 +613,96 @@ fn part_of_a_head() {
             (family, json!({ "partial_rotary_factor": 1.0 }), Is(|s| s.rope.rotary_dim.is_none())),
         ]);
     }
+}
+
+#[test]
+fn rope_of_phi3() {
+    fn parts(s: &ModelSpec) -> (Option<usize>, usize, f64, f64) {
+        match &s.rope.scaling {
+            RopeScaling::LongRope {
+                short_factor,
+                attention_factor,
+                original_max_position_embeddings,
+                ..
+            } => {
+                (s.rope.rotary_dim, short_factor.len(), *attention_factor, *original_max_position_embeddings)
+            }
+            _ => (s.rope.rotary_dim, 0, 1.0, 0.0),
+        }
+    }
+    /// Of a factor of 4 over an original length of 32.
+    fn usual(s: &ModelSpec) -> bool {
+        parts(s) == (None, 4, (1.0 + 4.0_f64.ln() / 32.0_f64.ln()).sqrt(), 32.0)
+    }
+    let block =
+        |kind: &str| json!({ "type": kind, "short_factor": [1, 1.5, 2, 2.5], "long_factor": [2, 3, 4, 5] });
+    let scaled = |block: &Value| json!({ "original_max_position_embeddings": 32, "rope_scaling": block });
+    let two_names = |new: &str, old: &str| {
+        let mut block = block(old);
+        block["rope_type"] = json!(new);
+        scaled(&block)
+    };
+    let mut inside = block("longrope");
+    inside["original_max_position_embeddings"] = json!(32);
+    let mut half = block("longrope");
+    (half["short_factor"], half["long_factor"]) = (json!([1, 2]), json!([3, 4]));
+    let part = |part: Value| json!({ "partial_rotary_factor": part });
+    check(vec![
+        // Every name it had.
+        (PHI3, scaled(&block("longrope")), Is(usual)),
+        (PHI3, scaled(&block("su")), Is(usual)),
+        (PHI3, scaled(&block("yarn")), Is(usual)),
+        (PHI3, two_names("longrope", "su"), Is(usual)),
+        (PHI3, two_names("default", "su"), Refused(&["rope_type", "`rope_scaling.type` = \"su\""])),
+        (PHI3, scaled(&json!({ "type": "yarn", "factor": 4.0 })), Refused(&["rope_scaling.short_factor"])),
+        (
+            PHI3,
+            json!({ "rope_scaling": { "type": "linear", "factor": 4.0 } }),
+            Refused(&["rope_scaling.type", "linear", "default, longrope"]),
+        ),
+        // The length before scaling stands beside the block, or is the default of the class.
+        (PHI3, json!({ "rope_scaling": block("longrope") }), Is(|s| parts(s) == (None, 4, 1.0, 4096.0))),
+        (
+            PHI3,
+            json!({ "rope_scaling": inside }),
+            Warns(&["no `original_max_position_embeddings`", "= 32; 4096 is used"], |s| parts(s).3 == 4096.0),
+        ),
+        (PHI3, scaled(&inside), Is(usual)),
+        (
+            PHI3,
+            json!({ "original_max_position_embeddings": null, "rope_scaling": block("longrope") }),
+            Refused(&["original_max_position_embeddings", "null"]),
+        ),
+        // Part of a head of 8.
+        (PHI3, part(json!(0.5)), Is(|s| s.rope.rotary_dim == Some(4))),
+        (PHI3, part(json!(0.55)), Is(|s| s.rope.rotary_dim == Some(4))),
+        (PHI3, part(json!(1.0)), Is(|s| s.rope.rotary_dim.is_none())),
+        (PHI3, json!({ "rope_parameters": part(json!(0.25)) }), Is(|s| s.rope.rotary_dim == Some(2))),
+        (
+            PHI3,
+            json!({ "partial_rotary_factor": 0.5, "rope_parameters": part(json!(0.25)) }),
+            Warns(
+                &["`partial_rotary_factor` = 0.5", "`rope_parameters.partial_rotary_factor` = 0.25"],
+                |s| s.rope.rotary_dim == Some(2),
+            ),
+        ),
+        (PHI3, part(json!(null)), Refused(&["partial_rotary_factor", "null"])),
+        (PHI3, part(json!(1.5)), Refused(&["partial_rotary_factor", "found 1.5"])),
+        (PHI3, part(json!(0.0)), Refused(&["partial_rotary_factor", "not 0"])),
+        (PHI3, part(json!(0.4)), Refused(&["partial_rotary_factor", "head_dim = 8", "even", "not 3"])),
+        // The lists have a factor per rotated pair.
+        (
+            PHI3,
+            json!({ "partial_rotary_factor": 0.5, "original_max_position_embeddings": 32, "rope_scaling": half }),
+            Is(|s| parts(s).0 == Some(4) && parts(s).1 == 2),
+        ),
+        (
+            PHI3,
+            json!({ "partial_rotary_factor": 0.5, "rope_scaling": block("longrope") }),
+            Refused(&["rope_scaling.short_factor", "2 numbers", "not 4"]),
+        ),
+        (PHI3, json!({ "lm_head_bias": true }), Refused(&["lm_head_bias", "bias"])),
+    ]);
 }
 
 #[test]

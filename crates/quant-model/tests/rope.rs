@@ -38,14 +38,11 @@ fn frequencies_and_turns_are_those_of_transformers() {
         let mut changes = case["config"].clone();
         let head_dim = usize::try_from(changes["head_dim"].as_u64().unwrap()).unwrap();
         changes["hidden_size"] = json!(4 * head_dim);
-        // Read as a Llama of heads as wide as the rotated part: no family here rotates less than the whole head.
-        let part = changes.as_object_mut().unwrap().remove("partial_rotary_factor");
-        let width = part.map(|part| (head_dim as f64 * part.as_f64().unwrap()) as usize);
-        if let Some(width) = width {
-            changes["head_dim"] = json!(width);
-        }
-        let mut spec = model_spec(&config_with("LlamaForCausalLM", changes)).unwrap();
-        spec.rope.rotary_dim = width;
+        let class = match changes.get("partial_rotary_factor") {
+            Some(_) => "Phi3ForCausalLM",
+            None => "LlamaForCausalLM",
+        };
+        let spec = model_spec(&config_with(class, changes)).unwrap();
         let length = usize::try_from(case["length"].as_u64().unwrap()).unwrap();
         let (ours, factor) = inverse_frequencies(&spec.rope, head_dim, spec.max_position_embeddings, length);
         let reference = floats(&case["bits"]);

@@ -1,6 +1,6 @@
 //! Mistral and Mistral-Nemo: a Llama whose layers all have a sliding window.
 
-use super::{BiasRule, Defaults, Family, SlidingRule, Tier};
+use super::{BiasRule, Defaults, Family, RopeRule, SlidingRule, Tier};
 
 pub(super) static FAMILY: Family = Family {
     id: "mistral",
@@ -23,6 +23,7 @@ pub(super) static FAMILY: Family = Family {
         head_dim: None,
         tied: false,
     },
+    rope: RopeRule::USUAL,
     qkv_bias: BiasRule::Never,
     o_bias: BiasRule::Never,
     mlp_bias: BiasRule::Never,
