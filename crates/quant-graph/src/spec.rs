@@ -41,6 +41,18 @@ pub enum RopeScaling {
         /// Context length before scaling.
         original_max_position_embeddings: f64,
     },
+    /// LongRoPE: every frequency divided by a factor of its own, one set of factors up to a length and one beyond, and a
+    /// factor on cos and sin.
+    LongRope {
+        /// Divisors for sequences within the context before scaling, one per frequency.
+        short_factor: Vec<f64>,
+        /// Divisors for longer sequences, one per frequency.
+        long_factor: Vec<f64>,
+        /// Multiplies cos and sin, at every length.
+        attention_factor: f64,
+        /// Context length before scaling: longer sequences take `long_factor` for all of their positions.
+        original_max_position_embeddings: f64,
+    },
     /// NTK-aware scaling that starts beyond `max_position_embeddings`; below it the default.
     Dynamic {
         /// Context extension.
@@ -55,6 +67,17 @@ pub struct RopeSpec {
     pub theta: f64,
     /// Adaptation to longer contexts.
     pub scaling: RopeScaling,
+    /// Channels at the beginning of each head that are rotated, an even number; the others pass. None is the whole head.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rotary_dim: Option<usize>,
+}
+
+impl RopeSpec {
+    /// Rotated channels of a head of `head_dim`: twice the number of frequencies.
+    #[must_use]
+    pub fn rotary_width(&self, head_dim: usize) -> usize {
+        self.rotary_dim.map_or(head_dim, |width| width.min(head_dim))
+    }
 }
 
 /// A part of a model outside its blocks.
