@@ -172,7 +172,7 @@ impl Run<'_> {
         deployed: Option<&mut ActivationStream>,
     ) -> Result<BlockParams, PipelineError> {
         let (plan, spec) = (self.plan, self.plan.spec.block(index));
-        let mut statistics = self.statistics_of(index, &spec);
+        let mut statistics = self.float_statistics(index, &spec);
         let mut runner = None;
         if let Some(stream) = &mut float {
             let whole = self.float_block(index, &block)?;

@@ -3,7 +3,6 @@
 use super::Run;
 use super::stream::ActivationStream;
 use crate::PipelineError;
-use crate::plan::StageNeeds;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 use quant_graph::{BlockParams, BlockSpec, LinearId, Site, StageSpec};
 use quant_methods::{Batch, BlockContext, Gathered, SiteStatistics};
@@ -16,14 +15,18 @@ use std::time::Instant;
 pub(super) type BlockStatistics = BTreeMap<Site, SiteStatistics>;
 
 impl Run<'_> {
-    /// Room for what is asked for at every site of a block.
-    pub(super) fn statistics_of(&self, index: usize, spec: &BlockSpec) -> BlockStatistics {
+    /// Room for what is asked for of the float stream at every site of a block.
+    pub(super) fn float_statistics(&self, index: usize, spec: &BlockSpec) -> BlockStatistics {
         let room = |stage: &StageSpec| {
-            let StageNeeds { float, deployed } = self.plan.needs_at(index, stage);
-            let room = |needs: &[_]| Gathered::new(needs, stage.width, &self.layout.starts);
-            (stage.site, SiteStatistics { float: room(&float), deployed: room(&deployed) })
+            let float = Gathered::new(&self.plan.needs_at(index, stage).float, stage.width, &self.layout.starts);
+            (stage.site, SiteStatistics { float, ..SiteStatistics::default() })
         };
         spec.stages.iter().map(room).collect()
+    }
+    /// Room for what is asked for of the deployed stream at one site: made when its tokens come, because second moments are
+    /// large.
+    pub(super) fn deployed_statistics(&self, index: usize, stage: &StageSpec) -> Gathered {
+        Gathered::new(&self.plan.needs_at(index, stage).deployed, stage.width, &self.layout.starts)
     }
 
     /// The block as it was read, its floats borrowed.
