@@ -494,7 +494,7 @@ pub enum CheckpointError {
     },
     /// A scheme, or a folder, that a format (or this program's reader of it) cannot hold.
     #[error(transparent)]
-    Unsupported(#[from] crate::formats::Unsupported),
+    Unsupported(#[from] quant_graph::Unsupported),
     /// The folder is quantised in a format that is not read here.
     #[error("{path}: quantised as {found:?}; start from the float model, or from {readable}")]
     ForeignQuantization {

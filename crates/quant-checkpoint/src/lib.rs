@@ -64,7 +64,9 @@ mod header;
 mod hints;
 mod index;
 mod json;
+mod listing;
 mod manifest;
+mod marker;
 mod names;
 mod read;
 mod scratch;
@@ -85,12 +87,13 @@ pub use crate::hash::TensorHash;
 pub use crate::header::{Header, HeaderEntry, MAX_DIMENSIONS, MAX_HEADER_BYTES, MAX_NAME_BYTES};
 pub use crate::index::ShardIndex;
 pub use crate::json::parse_strict_json;
+pub use crate::marker::MARKER;
 pub use crate::scratch::ReadStats;
 pub use crate::source::{Checkpoint, TensorInfo, read_config};
 pub use crate::verify::{
     Rules, Target, TargetVerdict, VerifyReport, judge_plan, open_as_loaded, verify, verify_all,
 };
 pub use crate::writer::{
-    DEFAULT_SHARD_BYTES, Disk, Finished, Leftover, MARKER, OutputFolder, OutputOptions, PlannedShard,
-    ShardNaming, ShardPlan, Storage, StorageFile, TensorSpec, WriteStats, WrittenFile,
+    DEFAULT_SHARD_BYTES, Disk, Finished, Leftover, OutputFolder, OutputOptions, PlannedShard, ShardNaming,
+    ShardPlan, Storage, StorageFile, TensorSpec, WriteStats, WrittenFile,
 };

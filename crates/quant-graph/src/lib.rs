@@ -28,7 +28,7 @@ mod scheme;
 mod spec;
 mod topology;
 
-pub use error::{BoxError, SourceError};
+pub use error::{BoxError, SourceError, Unsupported};
 pub use forward::{BlockForward, ForwardError, Part};
 /// The arrays of the types here.
 pub use ndarray;

@@ -1,9 +1,9 @@
 use crate::recipe::RecipeError;
-use quant_checkpoint::{CheckpointError, formats::Unsupported};
+use quant_checkpoint::CheckpointError;
 use quant_core::{Bytes, CoreError};
 use quant_data::DataError;
 use quant_eval::EvalError;
-use quant_graph::SourceError;
+use quant_graph::{SourceError, Unsupported};
 use quant_hessian::HessianError;
 use quant_methods::MethodError;
 use quant_model::{ModelError, StoreError};

@@ -11,13 +11,13 @@ use serde_json::{Map, Value, json};
 
 pub(crate) use super::C8;
 use super::ID;
-pub(crate) use super::decode::{cache_shaped, deq_scales, static_input, weight_scales};
 use crate::error::{CheckpointError, Result};
 use crate::formats::TensorDecl;
 use crate::formats::bytes::float_dtype;
 use crate::formats::layout::{Part, modules};
 use crate::json::{LARGE_JSON_BYTES, parse_strict_json, read_json_text};
-use crate::source::{Checkpoint, list_files};
+use crate::listing::list_files;
+use crate::source::Checkpoint;
 
 /// Name of the file.
 pub(crate) const FILE: &str = "quant_model_description.json";

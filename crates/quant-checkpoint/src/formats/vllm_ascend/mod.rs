@@ -23,6 +23,7 @@
 mod decode;
 pub(crate) mod description;
 mod encode;
+pub(crate) mod tensors;
 
 use quant_core::{ActRule, FloatType, KvGranularity};
 use quant_graph::{
