@@ -27,6 +27,7 @@
 mod block;
 mod config;
 mod error;
+mod fake_quant;
 pub mod families;
 mod fields;
 mod in_memory;

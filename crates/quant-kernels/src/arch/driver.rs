@@ -12,12 +12,20 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ndarray::{Array2, Axis, Slice};
 
-use crate::element::Region;
 use crate::{Par, vectorized};
 
 use super::buffer::Buffer;
 use super::kernel::{Kernel, MAX_TILE};
 use super::pack::{Source, pack_panels};
+
+/// Which part of a destination a product writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Region {
+    /// Every element.
+    Full,
+    /// Elements `(i, j)` with `i >= j`.
+    Lower,
+}
 
 /// Rows packed at a time, and their bytes over several blocks of the summed index: they are read as one stream per
 /// group of columns, so main memory will do.
@@ -391,7 +399,7 @@ unsafe fn run_block<K: Kernel>(
 ///
 /// # Safety
 /// `dst` describes writable elements.
-unsafe fn clear<T: crate::Element>(dst: Target<T>, region: Region) {
+unsafe fn clear<T: crate::scalar::Scalar>(dst: Target<T>, region: Region) {
     for i in 0..dst.rows {
         let cols = if region == Region::Lower { dst.cols.min(i + 1) } else { dst.cols };
         for j in 0..cols {
