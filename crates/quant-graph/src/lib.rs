@@ -40,6 +40,6 @@ pub use params::{
 };
 pub use quant_core::{ActOrder, ActQuant, Bits, FloatType, KvQuant, QuantizedMatrix, Real};
 pub use scheme::{InputScheme, KvScheme, LinearScheme, ModelScheme, WeightScheme};
-pub use spec::{ModelSpec, RopeScaling, RopeSpec};
+pub use spec::{ModelSpec, Outer, RopeScaling, RopeSpec};
 pub use tensors::TensorSpec;
 pub use topology::{BlockSpec, EdgeSource, LinearSpec, ScaleEdge, StageSpec};

@@ -41,6 +41,18 @@ pub enum RopeScaling {
         /// Context length before scaling.
         original_max_position_embeddings: f64,
     },
+    /// LongRoPE: every frequency divided by a factor of its own, one set of factors up to a length and one beyond, and a
+    /// factor on cos and sin.
+    LongRope {
+        /// Divisors for sequences within the context before scaling, one per frequency.
+        short_factor: Vec<f64>,
+        /// Divisors for longer sequences, one per frequency.
+        long_factor: Vec<f64>,
+        /// Multiplies cos and sin, at every length.
+        attention_factor: f64,
+        /// Context length before scaling: longer sequences take `long_factor` for all of their positions.
+        original_max_position_embeddings: f64,
+    },
     /// NTK-aware scaling that starts beyond `max_position_embeddings`; below it the default.
     Dynamic {
         /// Context extension.
@@ -55,6 +67,40 @@ pub struct RopeSpec {
     pub theta: f64,
     /// Adaptation to longer contexts.
     pub scaling: RopeScaling,
+    /// Channels at the beginning of each head that are rotated, an even number; the others pass. None is the whole head.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rotary_dim: Option<usize>,
+}
+
+impl RopeSpec {
+    /// Rotated channels of a head of `head_dim`: twice the number of frequencies.
+    #[must_use]
+    pub fn rotary_width(&self, head_dim: usize) -> usize {
+        self.rotary_dim.map_or(head_dim, |width| width.min(head_dim))
+    }
+}
+
+/// A part of a model outside its blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Outer {
+    /// The embedding, `[vocab, hidden]`.
+    Embedding,
+    /// The weight of the final norm, `[hidden]`.
+    FinalNorm,
+    /// The head, `[vocab, hidden]`; a tied model has none of its own.
+    Head,
+}
+
+impl Outer {
+    /// Name of its tensor.
+    #[must_use]
+    pub fn tensor(self) -> &'static str {
+        match self {
+            Self::Embedding => ModelSpec::EMBEDDING,
+            Self::FinalNorm => ModelSpec::FINAL_NORM,
+            Self::Head => ModelSpec::HEAD,
+        }
+    }
 }
 
 /// A dense pre-norm decoder with rotary grouped-query attention and a gated MLP, whatever its family is called.
@@ -157,6 +203,12 @@ impl ModelSpec {
             norms.extend([(Norm::Query, self.head_dim), (Norm::Key, self.head_dim)]);
         }
         norms
+    }
+    /// The parts outside the blocks: embedding, final norm, and the head unless it is tied.
+    #[must_use]
+    pub fn outer(&self) -> &'static [Outer] {
+        const ALL: [Outer; 3] = [Outer::Embedding, Outer::FinalNorm, Outer::Head];
+        if self.tied { &ALL[..2] } else { &ALL }
     }
     /// Tensors some releases carry that hold nothing a loader needs: rotary buffers (`rotary_emb.inv_freq`, `cos_cached`,
     /// `sin_cached`), which loaders compute.

@@ -1,6 +1,6 @@
 //! The tensors of a float checkpoint: names and shapes.
 
-use crate::spec::ModelSpec;
+use crate::spec::{ModelSpec, Outer};
 
 /// Name and shape a checkpoint of this model must contain.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,17 +39,13 @@ impl ModelSpec {
         tensors.extend(self.outer_tensors());
         tensors
     }
-    /// The tensors outside the blocks: embedding, final norm, and the head unless it is tied.
+    /// The tensors outside the blocks.
     #[must_use]
     pub fn outer_tensors(&self) -> Vec<TensorSpec> {
-        let table = vec![self.vocab, self.hidden];
-        let mut tensors = vec![
-            TensorSpec { name: Self::EMBEDDING.into(), shape: table.clone() },
-            TensorSpec { name: Self::FINAL_NORM.into(), shape: vec![self.hidden] },
-        ];
-        if !self.tied {
-            tensors.push(TensorSpec { name: Self::HEAD.into(), shape: table });
-        }
-        tensors
+        let shape = |what: Outer| match what {
+            Outer::FinalNorm => vec![self.hidden],
+            Outer::Embedding | Outer::Head => vec![self.vocab, self.hidden],
+        };
+        self.outer().iter().map(|&o| TensorSpec { name: o.tensor().into(), shape: shape(o) }).collect()
     }
 }

@@ -225,7 +225,7 @@ mod tests {
             head_dim: 4,
             vocab: 10,
             norm_eps: 1e-6,
-            rope: RopeSpec { theta: 1e4, scaling: RopeScaling::Default },
+            rope: RopeSpec { theta: 1e4, scaling: RopeScaling::Default, rotary_dim: None },
             max_position_embeddings: 16,
             tied: true,
             qkv_bias: true,

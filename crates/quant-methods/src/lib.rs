@@ -48,4 +48,4 @@ pub use quant_core::{ActOrder, Bits, ClipSearch, Convention, FloatType, Grid, Qu
 pub use quant_kernels::Par;
 pub use registry::{METHODS, method};
 pub use settings::{Field, Settings, SettingsError};
-pub use statistics::{Gathered, Need, SiteStatistics, Spacing, Statistic, Stream};
+pub use statistics::{Batch, Gathered, Need, SiteStatistics, Spacing, Statistic, Stream};

@@ -5,8 +5,9 @@ use ndarray::{Array2, ArrayView2};
 use quant_core::ActQuant;
 use quant_kernels::{Element, Par, vectorized};
 
-/// `x` quantised and dequantised by `quant`.
-pub(crate) fn fake_quantized<T: Element>(quant: &ActQuant, x: ArrayView2<'_, T>, par: Par) -> Array2<T> {
+/// `x` `[tokens, features]` quantised and dequantised by `quant`: what a linear behind it multiplies.
+#[must_use]
+pub fn fake_quantized<T: Element>(quant: &ActQuant, x: ArrayView2<'_, T>, par: Par) -> Array2<T> {
     // Row-major whatever x is: the quantiser works on contiguous rows.
     let mut copy = Array2::zeros(x.dim());
     copy.assign(&x);

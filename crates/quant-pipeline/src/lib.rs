@@ -28,6 +28,7 @@ mod error;
 mod eval_memory;
 mod evaluate;
 mod events;
+mod folder_sink;
 mod forecast;
 mod job;
 mod layout;

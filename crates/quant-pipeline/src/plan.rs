@@ -298,7 +298,7 @@ fn streams(
     if kv.is_some_and(|kv| kv.granularity == KvGranularity::ChannelStatic) {
         need(Stream::Deployed, "a static KV cache needs its range");
     }
-    streams.together = of_solvers.iter().any(|(_, s)| matches!(s, Statistic::CrossGram { .. }));
+    streams.together = of_solvers.iter().any(|(_, statistic)| statistic.of_both());
     streams.float |= streams.together;
     streams
 }

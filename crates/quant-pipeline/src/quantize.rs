@@ -3,6 +3,7 @@
 use crate::PipelineError;
 use crate::disk::{DiskPlan, declared, shard_plan};
 use crate::events::{Event, Events};
+use crate::folder_sink::FolderSink;
 use crate::job::{QuantizeJob, QuantizeOutcome, ReadSeconds, WriteSeconds};
 use crate::manifest::{self, CalibrationFacts, Origin, Provenance};
 use crate::memory::{self, MemoryPlan};
@@ -10,13 +11,13 @@ use crate::open::{OpenFolder, open_folder, with_threads};
 use crate::plan::Plan;
 use crate::recipe::{Recipe, preset};
 use crate::report::peak_memory;
-use crate::run::{BlockSink, RunOptions, check_calibration, run};
+use crate::run::{RunOptions, check_calibration, run};
 use crate::serving;
-use quant_checkpoint::formats::{BlockSideData, ConfigNotes};
+use quant_checkpoint::formats::ConfigNotes;
 use quant_checkpoint::{FolderSource, OutputFolder, OutputOptions, TargetVerdict, judge_plan, side_files};
 use quant_core::{Bytes, ObserverKind};
 use quant_data::{CalibrationSpec, LoadOptions, TokenSet};
-use quant_graph::{BlockParams, ModelSpec, Unsupported};
+use quant_graph::{ModelSpec, Unsupported};
 use quant_kernels::return_freed_memory;
 use std::path::Path;
 use std::time::Instant;
@@ -195,21 +196,14 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
     let input_bytes = checkpoint.total_bytes();
     let mut source = FolderSource::open(folder.reopen()?, plan.spec.clone())?;
     let run_options_spill = spill.then(|| output.partial().to_owned());
-    let mut writer = Writer { plan: &plan, output: &mut output, side: Vec::new() };
+    let mut sink = FolderSink::new(&plan, &mut output, checkpoint, &declared);
     let report = with_threads(job.threads, |par| {
         let options = RunOptions { par, spill: run_options_spill };
-        run(&plan, &mut source, tokens.as_ref(), &mut writer, events, &options)
+        run(&plan, &mut source, tokens.as_ref(), &mut sink, events, &options)
     })??;
-    let side = writer.side;
-    let mut outer_hashes = Vec::new();
+    let (side, copied) = sink.into_parts();
     let go_on =
         |events: &dyn Events| if events.cancelled() { Err(PipelineError::Interrupted) } else { Ok(()) };
-    events.event(Event::Phase("copy"));
-    for tensor in plan.spec.outer_tensors() {
-        go_on(events)?;
-        output.copy_tensor(checkpoint, &tensor.name, &tensor.name)?;
-        outer_hashes.push(tensor.name);
-    }
     let hashes = output.end_weights()?.clone();
     let beside = side_files(&job.model)?;
     for name in &beside.copied {
@@ -222,10 +216,10 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
     }
     let (read_from, mut input_hashes) = source.into_parts();
     let read = read_from.read_stats();
-    for name in outer_hashes {
-        if let Some(hash) = hashes.get(&name) {
+    for name in copied {
+        if let Some(hash) = hashes.get(name) {
             // Copied byte for byte, so the hash is the same on both sides.
-            input_hashes.insert(name, *hash);
+            input_hashes.insert(name.to_owned(), *hash);
         }
     }
     let weights: Vec<(f64, f64)> = report
@@ -293,24 +287,6 @@ fn notes(recipe: &Recipe) -> ConfigNotes {
         ObserverKind::Mse => "mse",
     };
     ConfigNotes { weight_observer: weights.into(), input_observer: inputs.into() }
-}
-
-/// Encodes finished blocks and streams them to the folder.
-struct Writer<'a> {
-    plan: &'a Plan,
-    output: &'a mut OutputFolder,
-    side: Vec<BlockSideData>,
-}
-
-impl BlockSink for Writer<'_> {
-    fn block(&mut self, index: usize, block: BlockParams) -> Result<(), PipelineError> {
-        let format = self.plan.recipe.format();
-        for tensor in format.encode_block(&self.plan.spec, &self.plan.scheme, index, &block)? {
-            self.output.tensor_owned(&tensor.name, tensor.dtype, &tensor.shape, tensor.bytes)?;
-        }
-        self.side.push(BlockSideData::of(&block));
-        Ok(())
-    }
 }
 
 /// Whether a path names a recipe file; otherwise it is a preset.

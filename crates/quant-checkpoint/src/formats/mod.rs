@@ -110,6 +110,20 @@ impl BlockSideData {
     }
 }
 
+/// The bytes of floats in an element type, for the parts of a model that no format changes: rounded to the nearest number it
+/// holds.
+///
+/// # Errors
+/// [`CheckpointError::NotEncodable`](crate::CheckpointError::NotEncodable) naming the first value that the type does not hold,
+/// [`CheckpointError::Unsupported`](crate::CheckpointError::Unsupported) for a type that is no float type.
+pub fn stored_floats(name: &str, values: impl IntoIterator<Item = f32>, dtype: Dtype) -> Result<Vec<u8>> {
+    let kinds = [FloatType::F32, FloatType::F16, FloatType::Bf16];
+    match kinds.into_iter().find(|kind| float_dtype(*kind) == dtype) {
+        Some(kind) => bytes::float_bytes("a folder", name, values, kind, bytes::Loss::Rounding),
+        None => Err(block::not_encodable("a folder", name, "a float type", dtype.to_string())),
+    }
+}
+
 /// An on-disk format.
 pub trait Format: Sync + Debug {
     /// The name in recipes.

@@ -23,6 +23,8 @@ pub static PRESETS: &[Preset] = &[
     Preset { name: "w3a16g128-research", text: include_str!("../../recipes/w3a16g128-research.yaml") },
     Preset { name: "w4a16g128", text: include_str!("../../recipes/w4a16g128.yaml") },
     Preset { name: "w4a16g128-asym", text: include_str!("../../recipes/w4a16g128-asym.yaml") },
+    Preset { name: "w4a16g128-awq", text: include_str!("../../recipes/w4a16g128-awq.yaml") },
+    Preset { name: "w4a16g128-gptaq", text: include_str!("../../recipes/w4a16g128-gptaq.yaml") },
     Preset { name: "w4a16g32", text: include_str!("../../recipes/w4a16g32.yaml") },
     Preset { name: "w4a4kv4-research", text: include_str!("../../recipes/w4a4kv4-research.yaml") },
     Preset { name: "w8a16-ascend", text: include_str!("../../recipes/w8a16-ascend.yaml") },

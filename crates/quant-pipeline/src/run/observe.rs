@@ -6,8 +6,8 @@ use crate::PipelineError;
 use crate::plan::StageNeeds;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 use quant_graph::{BlockParams, BlockSpec, LinearId, Site, StageSpec};
-use quant_methods::{BlockContext, Gathered, SiteStatistics};
-use quant_model::{Block, BlockRunner, StageScratch, Walk};
+use quant_methods::{Batch, BlockContext, Gathered, SiteStatistics};
+use quant_model::{Block, BlockRunner, StageScratch, Walk, fake_quantized};
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
 use std::time::Instant;
@@ -64,7 +64,7 @@ impl Run<'_> {
             let mut pass = |h: ArrayViewMut2<'_, f32>, scratch: &mut StageScratch<f32>| {
                 self.walk(index, block, chunk, h, scratch, &mut |site, x| {
                     if let Some(seen) = statistics.get_mut(&site) {
-                        self.gather(&mut seen.float, x, None, chunk.len(), index, site)?;
+                        self.gather(&mut seen.float, &Batch::new(x, chunk.len()), index, site)?;
                     }
                     Ok(if stay && Some(site) == last {
                         ControlFlow::Break(())
@@ -114,8 +114,13 @@ impl Run<'_> {
             let mut copy = deployed.residual.read(rows)?.into_owned();
             self.walk(index, block, chunk, copy.view_mut(), &mut scratch, &mut |site, x| {
                 if let Some(seen) = statistics.get_mut(&site) {
-                    let float = beside.get(&site).map(|x| x.view());
-                    self.gather(&mut seen.deployed, x, float, chunk.len(), index, site)?;
+                    let multiplied = self.multiplied(index, site, x);
+                    let batch = Batch {
+                        multiplied: multiplied.as_ref().map(|x| x.view()),
+                        float: beside.get(&site).map(|x| x.view()),
+                        ..Batch::new(x, chunk.len())
+                    };
+                    self.gather(&mut seen.deployed, &batch, index, site)?;
                 }
                 // What down computes is seen by nobody.
                 let ends = site == Site::MlpActivation;
@@ -145,18 +150,26 @@ impl Run<'_> {
         self.check_finite(h.view(), rows.start, &format!("the output of float block {index}"))
     }
 
+    /// What the linears at a site multiply, where calibration quantises their input on the way.
+    pub(super) fn multiplied(&self, index: usize, site: Site, x: ArrayView2<'_, f32>) -> Option<Array2<f32>> {
+        if !self.plan.recipe.activations().in_calibration {
+            return None;
+        }
+        let linears = self.plan.blocks[index].iter().filter(|(id, _)| id.site() == site);
+        let quant = linears.filter_map(|(_, linear)| linear.scheme.input?.dynamic()).next()?;
+        Some(fake_quantized(&quant, x, self.par()))
+    }
+
     /// Adds activations to what is gathered of them.
     pub(super) fn gather(
         &self,
         gathered: &mut Gathered,
-        x: ArrayView2<'_, f32>,
-        float: Option<ArrayView2<'_, f32>>,
-        sequences: usize,
+        batch: &Batch<'_>,
         index: usize,
         site: Site,
     ) -> Result<(), PipelineError> {
         gathered
-            .add(x, float, sequences, self.plan.recipe.compute(), self.par())
+            .add(batch, self.plan.recipe.compute(), self.par())
             .map_err(PipelineError::hessian(format!("block {index}, {site:?}")))
     }
 

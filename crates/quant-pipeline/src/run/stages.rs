@@ -7,7 +7,7 @@ use super::stream::ActivationStream;
 use crate::PipelineError;
 use quant_core::KvGranularity;
 use quant_graph::{BlockParams, Site, StageSpec};
-use quant_methods::Gathered;
+use quant_methods::{Batch, Gathered};
 use quant_model::Block;
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -100,8 +100,13 @@ impl Run<'_> {
             let x = deployed.input(self, stage.site, block, chunk)?;
             // Norms are no linears: both streams are looked at behind the same.
             let beside = float.map(|f| f.input(self, stage.site, block, chunk)).transpose()?;
-            let beside = beside.as_ref().map(|x| x.view());
-            self.gather(gathered, x.view(), beside, chunk.len(), index, stage.site)?;
+            let multiplied = self.multiplied(index, stage.site, x.view());
+            let batch = Batch {
+                multiplied: multiplied.as_ref().map(|x| x.view()),
+                float: beside.as_ref().map(|x| x.view()),
+                ..Batch::new(x.view(), chunk.len())
+            };
+            self.gather(gathered, &batch, index, stage.site)?;
         }
         self.spent("statistics", started);
         Ok(())
