@@ -28,13 +28,13 @@
 //!
 //! ```
 //! use quant_checkpoint::{Checkpoint, Dtype, OutputFolder, OutputOptions};
-//! use quant_checkpoint::{DEFAULT_SHARD_BYTES, ShardNaming, ShardPlan, TensorSpec};
+//! use quant_checkpoint::{DEFAULT_SHARD_BYTES, ShardNaming, ShardPlan, TensorDecl};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let parent = tempfile::tempdir()?;
 //! let dir = parent.path().join("model");
 //! let plan = ShardPlan::new(
-//!     vec![TensorSpec::new("norm.weight", Dtype::F32, [2])],
+//!     vec![TensorDecl::new("norm.weight", Dtype::F32, [2])],
 //!     &ShardNaming::hugging_face(),
 //!     DEFAULT_SHARD_BYTES,
 //! )?;
@@ -95,5 +95,5 @@ pub use crate::verify::{
 };
 pub use crate::writer::{
     DEFAULT_SHARD_BYTES, Disk, Finished, Leftover, OutputFolder, OutputOptions, PlannedShard, ShardNaming,
-    ShardPlan, Storage, StorageFile, TensorSpec, WriteStats, WrittenFile,
+    ShardPlan, Storage, StorageFile, TensorDecl, WriteStats, WrittenFile,
 };

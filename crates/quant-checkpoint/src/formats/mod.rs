@@ -35,8 +35,7 @@ pub use self::compressed_tensors::CompressedTensors;
 pub use self::dequantized::Dequantized;
 pub use self::layout::ExpectedTensor;
 pub use self::vllm_ascend::VllmAscend;
-/// A tensor a folder will hold: name, element type and shape.
-pub use crate::writer::TensorSpec as TensorDecl;
+pub use crate::writer::TensorDecl;
 pub use quant_graph::Unsupported;
 
 pub(crate) use self::bytes::{float_dtype, held_type, read_int8};

@@ -9,7 +9,7 @@ use super::rules::{Checks, block_values, dtype, exact_scales, outer_values, posi
 use super::stored::Stored;
 use super::targets::{Cache8, RuleSet};
 use crate::error::Result;
-use crate::formats::ascend_description::{self, C8, Description, Kind};
+use crate::formats::ascend_description::{self, AscendType, C8, Description};
 use crate::formats::{Format as _, VllmAscend, ascend_tensors, layout_modules, read_int8};
 use crate::source::Checkpoint;
 
@@ -84,7 +84,7 @@ fn dynamic_offsets(
 ) {
     let absent = |module: String| {
         let name = format!("{module}.weight_offset");
-        let dynamic = description.kind(&module).ok() == Some(Kind::W8A8Dynamic);
+        let dynamic = description.kind(&module).ok() == Some(AscendType::W8A8Dynamic);
         (dynamic && checkpoint.get(&name).is_none()).then(|| format!("no {name}; it is not used"))
     };
     let problems = layout_modules(spec).into_keys().filter_map(absent).collect();
@@ -248,7 +248,7 @@ fn static_inputs(description: &Description, checkpoint: &Checkpoint, spec: &Mode
 fn static_linear(
     checkpoint: &Checkpoint,
     linear: &LinearSpec,
-    kind: Kind,
+    kind: AscendType,
 ) -> std::result::Result<(f32, f32), String> {
     let module = linear.module.as_str();
     let read = || -> Result<Option<String>> {

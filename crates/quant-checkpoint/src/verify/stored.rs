@@ -9,7 +9,7 @@ use super::Severity;
 use super::cut::partition;
 use super::rules::Checks;
 use super::targets::{Cache8, Int8, Kernel, Packed, RuleSet, Target};
-use crate::formats::ascend_description::Kind;
+use crate::formats::ascend_description::AscendType;
 use crate::formats::compressed_tensors_config::Layout;
 use crate::formats::{CompressedTensors, Format, VllmAscend};
 
@@ -56,7 +56,7 @@ impl Stored {
             return Self::Layouts(layouts.collect());
         }
         if format.id() == VllmAscend.id() {
-            let types = scheme.linears().map(|(i, id, l)| ((i, id), Kind::of(l).name().to_owned()));
+            let types = scheme.linears().map(|(i, id, l)| ((i, id), AscendType::of(l).name().to_owned()));
             return Self::Types(types.filter(|((i, _), _)| *i < spec.layers).collect(), scheme.kv.is_some());
         }
         Self::Float

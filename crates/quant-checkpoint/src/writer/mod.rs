@@ -24,7 +24,7 @@ use safetensors::Dtype;
 use serde::Serialize;
 
 pub use self::pipeline::WriteStats;
-pub use self::plan::{DEFAULT_SHARD_BYTES, PlannedShard, ShardNaming, ShardPlan, TensorSpec};
+pub use self::plan::{DEFAULT_SHARD_BYTES, PlannedShard, ShardNaming, ShardPlan, TensorDecl};
 pub use self::storage::{Disk, Storage, StorageFile};
 pub use self::swap::Leftover;
 

@@ -20,7 +20,7 @@ pub const DEFAULT_SHARD_BYTES: u64 = 5_000_000_000;
 
 /// A tensor that will be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TensorSpec {
+pub struct TensorDecl {
     /// Full name.
     pub name: String,
     /// Element type.
@@ -29,7 +29,7 @@ pub struct TensorSpec {
     pub shape: Vec<usize>,
 }
 
-impl TensorSpec {
+impl TensorDecl {
     /// A tensor `name` of `dtype` and `shape`.
     pub fn new(name: impl Into<String>, dtype: Dtype, shape: impl Into<Vec<usize>>) -> Self {
         Self { name: name.into(), dtype, shape: shape.into() }
@@ -92,7 +92,7 @@ pub struct PlannedShard {
 /// Where a tensor goes.
 #[derive(Debug, Clone)]
 pub(crate) struct Place {
-    pub(crate) spec: TensorSpec,
+    pub(crate) spec: TensorDecl,
     pub(crate) shard: usize,
     /// Bytes in the file, counted from its start.
     pub(crate) range: Range<u64>,
@@ -119,8 +119,8 @@ impl ShardPlan {
     /// [`CheckpointError::PlanViolation`] for a name given twice; [`CheckpointError::BadTensorName`],
     /// [`CheckpointError::SizeOverflow`], [`CheckpointError::FractionalBytes`], [`CheckpointError::HeaderTooLarge`]
     /// for what the format cannot hold.
-    pub fn new(tensors: Vec<TensorSpec>, naming: &ShardNaming, max_shard_bytes: u64) -> Result<Self> {
-        let mut groups: Vec<Vec<(TensorSpec, u64)>> = vec![Vec::new()];
+    pub fn new(tensors: Vec<TensorDecl>, naming: &ShardNaming, max_shard_bytes: u64) -> Result<Self> {
+        let mut groups: Vec<Vec<(TensorDecl, u64)>> = vec![Vec::new()];
         let mut filled = 0_u64;
         for spec in tensors {
             check_name("output", &spec.name)?;
@@ -205,7 +205,7 @@ impl ShardPlan {
 }
 
 /// Length field and JSON header of a shard whose tensors follow each other in the order of `group`.
-fn header_bytes(file: &str, group: &[(TensorSpec, u64)]) -> Result<Vec<u8>> {
+fn header_bytes(file: &str, group: &[(TensorDecl, u64)]) -> Result<Vec<u8>> {
     let mut header = Map::new();
     header.insert("__metadata__".to_owned(), json!({"format": "pt"}));
     let mut at = 0_u64;
@@ -234,8 +234,8 @@ fn header_bytes(file: &str, group: &[(TensorSpec, u64)]) -> Result<Vec<u8>> {
 mod tests {
     use super::*;
 
-    fn spec(name: &str, dtype: Dtype, shape: &[usize]) -> TensorSpec {
-        TensorSpec::new(name, dtype, shape)
+    fn spec(name: &str, dtype: Dtype, shape: &[usize]) -> TensorDecl {
+        TensorDecl::new(name, dtype, shape)
     }
 
     #[test]

@@ -10,7 +10,7 @@ use quant_graph::{
 };
 
 use super::ID;
-use super::description::{Description, Kind, bad};
+use super::description::{AscendType, Description, bad};
 use super::tensors::{cache_shaped, static_input, weight_scales};
 use crate::error::Result;
 use crate::formats::Decoder;
@@ -25,7 +25,7 @@ fn eight() -> Result<Bits> {
 fn linear(checkpoint: &Checkpoint, linear: &LinearSpec, description: &Description) -> Result<LinearParams> {
     let module = &linear.module;
     let kind = description.kind(module)?;
-    if kind == Kind::Float {
+    if kind == AscendType::Float {
         return read_linear(checkpoint, linear);
     }
     let shape = linear.shape();
@@ -41,11 +41,11 @@ fn linear(checkpoint: &Checkpoint, linear: &LinearSpec, description: &Descriptio
     let matrix = QuantizedMatrix::new(bits, levels, scales, zeros, Groups::Channel)
         .map_err(|e| bad(module, "a quantised matrix", e.to_string()))?;
     let input = match kind {
-        Kind::W8A8 => Some(ActQuant::Static { bits, params: static_input(checkpoint, module)? }),
-        Kind::W8A8Dynamic | Kind::W8A8Mix => {
+        AscendType::W8A8 => Some(ActQuant::Static { bits, params: static_input(checkpoint, module)? }),
+        AscendType::W8A8Dynamic | AscendType::W8A8Mix => {
             Some(ActQuant::Dynamic { bits, rule: ActRule::Symmetric, clip_ratio: 1.0 })
         }
-        Kind::Float | Kind::W8A16 => None,
+        AscendType::Float | AscendType::W8A16 => None,
     };
     let bias = read_bias(checkpoint, linear)?;
     Ok(LinearParams { weight: LinearWeight::Quantized(matrix), bias, input })
@@ -95,16 +95,16 @@ pub(super) fn scheme(checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<ModelS
         for LinearSpec { id, module, .. } in spec.block(index).linears {
             let kind = description.kind(&module)?;
             let input = match kind {
-                Kind::Float | Kind::W8A16 => None,
-                Kind::W8A8Dynamic | Kind::W8A8Mix => Some((true, ActRule::Symmetric)),
+                AscendType::Float | AscendType::W8A16 => None,
+                AscendType::W8A8Dynamic | AscendType::W8A8Mix => Some((true, ActRule::Symmetric)),
                 // The file has parameters, not the rule that found them: an offset of zero is what symmetric means.
-                Kind::W8A8 if static_input(checkpoint, &module)?.zero == bits.mid_level() => {
+                AscendType::W8A8 if static_input(checkpoint, &module)?.zero == bits.mid_level() => {
                     Some((false, ActRule::Symmetric))
                 }
-                Kind::W8A8 => Some((false, ActRule::Asymmetric)),
+                AscendType::W8A8 => Some((false, ActRule::Asymmetric)),
             };
             let input = input.map(|(dynamic, rule)| InputScheme { bits, rule, dynamic, clip_ratio: 1.0 });
-            block.insert(id, LinearScheme { weight: (kind != Kind::Float).then_some(weight), input });
+            block.insert(id, LinearScheme { weight: (kind != AscendType::Float).then_some(weight), input });
         }
         blocks.push(block);
     }

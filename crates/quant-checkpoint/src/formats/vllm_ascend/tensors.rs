@@ -4,7 +4,7 @@ use quant_core::QParams;
 use safetensors::Dtype;
 
 use super::ID;
-use super::description::{Kind, bad};
+use super::description::{AscendType, bad};
 use crate::error::Result;
 use crate::formats::bytes::{read_scales, single};
 use crate::source::Checkpoint;
@@ -51,12 +51,12 @@ fn weight_scale(deq: f32, input: f32) -> f32 {
 pub(crate) fn weight_scales(
     checkpoint: &Checkpoint,
     module: &str,
-    kind: Kind,
+    kind: AscendType,
     rows: usize,
 ) -> Result<Vec<f32>> {
     let name = format!("{module}.weight_scale");
     let stored = match (kind, checkpoint.get(&name)) {
-        (Kind::W8A8, None) => None,
+        (AscendType::W8A8, None) => None,
         _ => Some(read_scales(ID, checkpoint, &name, &[rows, 1])?),
     };
     if !kind.has_static_input() {
@@ -75,7 +75,7 @@ pub(crate) fn weight_scales(
     }
     // The static path multiplies by deq_scale and never sees weight_scale.
     let executed = |(&d, &s): (&f32, &f32)| match kind {
-        Kind::W8A8 if s * input != d => weight_scale(d, input),
+        AscendType::W8A8 if s * input != d => weight_scale(d, input),
         _ => s,
     };
     Ok(deq.iter().zip(&stored).map(executed).collect())
