@@ -39,8 +39,8 @@ struct Modules(Vec<Module>);
 pub(crate) struct Circles {
     /// Modules in files of their own, the root with them.
     pub(crate) modules: usize,
-    /// Registries whose lines are set apart.
-    pub(crate) registries: usize,
+    /// Registries whose lines would close a circle, with what they name.
+    pub(crate) set_apart: Vec<String>,
     /// One for each set of siblings that use each other, and one for each import that hides what is used.
     pub(crate) faults: Vec<String>,
 }
@@ -51,14 +51,23 @@ type Edges = BTreeMap<(usize, usize), String>;
 /// Looks at the crate whose root file is `root`. `read` gives a file's text, or none if there is no such file.
 pub(crate) fn check(root: &Path, read: &dyn Fn(&Path) -> Option<String>) -> Result<Circles, String> {
     let modules = Modules::load(root, read)?;
-    let mut found = Circles {
-        modules: modules.0.len(),
-        registries: modules.0.iter().map(|m| m.scan.registries).sum(),
-        faults: modules.blind_imports(),
-    };
-    for (_, edges) in modules.edges() {
+    let mut found =
+        Circles { modules: modules.0.len(), set_apart: Vec::new(), faults: modules.blind_imports() };
+    let without = modules.edges(false);
+    for edges in without.values() {
+        found.faults.extend(circles(edges).iter().map(|circle| modules.describe(circle, edges)));
+    }
+    for (parent, edges) in modules.edges(true) {
+        let (names, known) = (|module: usize| modules.0[module].name.as_str(), without.get(&parent));
         for circle in circles(&edges) {
-            found.faults.push(modules.describe(&circle, &edges));
+            for from in &circle {
+                let inside = edges.keys().filter(|edge| edge.0 == *from && circle.contains(&edge.1));
+                let lines = inside.filter(|edge| known.is_none_or(|known| !known.contains_key(edge)));
+                let named: Vec<&str> = lines.map(|(_, to)| names(*to)).collect();
+                if !named.is_empty() {
+                    found.set_apart.push(format!("{} lists {}", names(*from), named.join(", ")));
+                }
+            }
         }
     }
     Ok(found)
@@ -114,12 +123,13 @@ impl Modules {
         found
     }
 
-    /// The edges among the children of each module.
-    fn edges(&self) -> BTreeMap<usize, Edges> {
+    /// The edges among the children of each module, those of registry lines among them or not.
+    fn edges(&self, registries: bool) -> BTreeMap<usize, Edges> {
         let mut found: BTreeMap<usize, Edges> = BTreeMap::new();
         for (from, module) in self.0.iter().enumerate() {
             let imports = module.scan.imports.iter().map(|(_, mention)| mention);
-            for mention in imports.chain(&module.scan.paths) {
+            let lines = module.scan.registry.iter().filter(|_| registries);
+            for mention in imports.chain(&module.scan.paths).chain(lines) {
                 for to in self.reached(from, mention) {
                     let Some((parent, edge)) = self.siblings(from, to) else { continue };
                     let place = || format!("{}:{}", module.file.display(), mention.line);
@@ -326,7 +336,7 @@ mod tests {
             ]
         };
         let spelt = found(&files("pub struct M; pub static ALL: &[&M] = &[&crate::one::ONE];"));
-        assert_eq!((spelt.registries, spelt.faults), (1, vec![]));
+        assert_eq!((spelt.set_apart, spelt.faults), (vec!["registry lists one".to_owned()], vec![]));
         let imported = found(&files("use crate::one; pub struct M; pub static ALL: &[&M] = &[&one::ONE];"));
         assert_eq!(imported.faults.len(), 1, "{imported:?}");
     }

@@ -20,8 +20,8 @@ pub(crate) struct Scan {
     pub(crate) imports: Vec<(String, Mention)>,
     /// Paths in code.
     pub(crate) paths: Vec<Mention>,
-    /// How many `static` slices the file has: registries, whose paths are not among `paths`.
-    pub(crate) registries: usize,
+    /// Paths in `static` slices at the top of a module: the lines of registries, which are not among `paths`.
+    pub(crate) registry: Vec<Mention>,
 }
 
 struct Token {
@@ -122,9 +122,9 @@ pub(crate) fn scan(source: &str) -> Option<Scan> {
     let tokens = tokens(source);
     let reader = Reader { tokens: &tokens };
     let mut found = Scan::default();
-    // Open braces, true for those of a module.
+    // Open braces, true for those of a module; the token after the registry that is being read.
     let mut open: Vec<bool> = Vec::new();
-    let mut i = 0;
+    let (mut i, mut registry) = (0, 0);
     while i < tokens.len() {
         let inside = open.iter().filter(|module| **module).count();
         match reader.text(i) {
@@ -157,9 +157,7 @@ pub(crate) fn scan(source: &str) -> Option<Scan> {
                 continue;
             }
             "static" if reader.is_slice(i) && open.iter().all(|module| *module) => {
-                found.registries += 1;
-                i = reader.end_of_item(i);
-                continue;
+                registry = reader.end_of_item(i)
             }
             "{" => open.push(false),
             "}" => drop(open.pop()),
@@ -173,7 +171,8 @@ pub(crate) fn scan(source: &str) -> Option<Scan> {
                 i += 2;
             }
             if segments.len() > 1 {
-                found.paths.push(Mention { segments, inside, line });
+                let list = if i < registry { &mut found.registry } else { &mut found.paths };
+                list.push(Mention { segments, inside, line });
             }
         }
         i += 1;
@@ -340,7 +339,8 @@ mod tests {
         let source = "pub static ALL: &[&dyn T] = &[&crate::a::A, &crate::b::B];\nstatic ONE: T = crate::c::C;\n\
                       const LIST: &[T] = &[crate::d::D];\nfn f() { static LOCAL: &[T] = &[crate::e::E]; }";
         assert_eq!(paths(source), ["crate::c::C", "crate::d::D", "crate::e::E"]);
-        assert_eq!(scan(source).unwrap().registries, 1);
+        let lines: Vec<_> = scan(source).unwrap().registry.iter().map(|m| m.segments.join("::")).collect();
+        assert_eq!(lines, ["crate::a::A", "crate::b::B"]);
     }
 
     #[test]
