@@ -81,7 +81,7 @@ pub use quant_graph::{BlockParams, BlockSource, ModelSpec, SourceError};
 pub use safetensors::Dtype;
 
 pub use crate::copy::{SideFiles, is_side_file, side_files};
-pub use crate::error::{CheckpointError, ErrorClass, Result};
+pub use crate::error::{CheckpointError, ErrorClass, HeaderError, Result};
 pub use crate::folder_source::{FolderSource, check_tensors, redundant_head_equals, stored_float_type};
 pub use crate::hash::TensorHash;
 pub use crate::header::{Header, HeaderEntry, MAX_DIMENSIONS, MAX_HEADER_BYTES, MAX_NAME_BYTES};

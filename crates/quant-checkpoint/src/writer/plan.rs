@@ -12,7 +12,7 @@ use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
 use crate::dtype::tensor_bytes;
-use crate::error::{CheckpointError, Result};
+use crate::error::{CheckpointError, HeaderError, Result};
 use crate::header::{MAX_HEADER_BYTES, check_name};
 
 /// Default limit of a shard, in bytes of tensor data: 5 GB, as `save_pretrained` has it.
@@ -116,8 +116,8 @@ impl ShardPlan {
     /// place need.
     ///
     /// # Errors
-    /// [`CheckpointError::PlanViolation`] for a name given twice; [`CheckpointError::BadTensorName`],
-    /// [`CheckpointError::SizeOverflow`], [`CheckpointError::FractionalBytes`], [`CheckpointError::HeaderTooLarge`]
+    /// [`CheckpointError::PlanViolation`] for a name given twice; [`HeaderError::BadTensorName`],
+    /// [`HeaderError::SizeOverflow`], [`HeaderError::FractionalBytes`], [`HeaderError::TooLarge`]
     /// for what the format cannot hold.
     pub fn new(tensors: Vec<TensorDecl>, naming: &ShardNaming, max_shard_bytes: u64) -> Result<Self> {
         let mut groups: Vec<Vec<(TensorDecl, u64)>> = vec![Vec::new()];
@@ -151,7 +151,7 @@ impl ShardPlan {
             let tensors = group.len();
             let mut at = header.len() as u64;
             for (spec, bytes) in group {
-                let end = at.checked_add(bytes).ok_or_else(|| CheckpointError::SizeOverflow {
+                let end = at.checked_add(bytes).ok_or_else(|| HeaderError::SizeOverflow {
                     file: file.clone(),
                     tensor: spec.name.clone(),
                     dtype: spec.dtype,
@@ -219,11 +219,9 @@ fn header_bytes(file: &str, group: &[(TensorDecl, u64)]) -> Result<Vec<u8>> {
     json.resize(json.len().next_multiple_of(8), b' ');
     let length = json.len() as u64;
     if length > MAX_HEADER_BYTES {
-        return Err(CheckpointError::HeaderTooLarge {
-            file: file.to_owned(),
-            limit: MAX_HEADER_BYTES,
-            found: length,
-        });
+        return Err(
+            HeaderError::TooLarge { file: file.to_owned(), limit: MAX_HEADER_BYTES, found: length }.into()
+        );
     }
     let mut out = length.to_le_bytes().to_vec();
     out.extend_from_slice(&json);
@@ -293,10 +291,19 @@ mod tests {
         ));
         assert!(matches!(ShardPlan::new(twice, &naming, 100), Err(CheckpointError::PlanViolation { .. })));
         let nameless = vec![spec("", Dtype::U8, &[1])];
-        assert!(matches!(ShardPlan::new(nameless, &naming, 1), Err(CheckpointError::BadTensorName { .. })));
+        assert!(matches!(
+            ShardPlan::new(nameless, &naming, 1),
+            Err(CheckpointError::Header(HeaderError::BadTensorName { .. }))
+        ));
         let huge = vec![spec("a", Dtype::F64, &[usize::MAX, 2])];
-        assert!(matches!(ShardPlan::new(huge, &naming, 1), Err(CheckpointError::SizeOverflow { .. })));
+        assert!(matches!(
+            ShardPlan::new(huge, &naming, 1),
+            Err(CheckpointError::Header(HeaderError::SizeOverflow { .. }))
+        ));
         let sum = vec![spec("a", Dtype::U8, &[usize::MAX - 7]), spec("b", Dtype::U8, &[usize::MAX - 7])];
-        assert!(matches!(ShardPlan::new(sum, &naming, u64::MAX), Err(CheckpointError::SizeOverflow { .. })));
+        assert!(matches!(
+            ShardPlan::new(sum, &naming, u64::MAX),
+            Err(CheckpointError::Header(HeaderError::SizeOverflow { .. }))
+        ));
     }
 }
