@@ -157,7 +157,7 @@ pub(crate) fn scan(source: &str) -> Option<Scan> {
                 continue;
             }
             "static" if reader.is_slice(i) && open.iter().all(|module| *module) => {
-                registry = reader.end_of_item(i)
+                registry = reader.end_of_item(i);
             }
             "{" => open.push(false),
             "}" => drop(open.pop()),
