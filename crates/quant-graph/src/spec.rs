@@ -1,6 +1,6 @@
 //! The shape of a model: sizes, rotary embedding, tensor names.
 
-use crate::topology::{BlockLayout, BlockSpec, LinearId, LinearSpec, Norm, Site};
+use crate::layout::{BlockLayout, LinearId, Norm, Site};
 use quant_core::FloatType;
 use serde::Serialize;
 
@@ -103,15 +103,6 @@ impl Outer {
     }
 }
 
-/// Name and shape a checkpoint of this model must contain.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TensorSpec {
-    /// Full tensor name.
-    pub name: String,
-    /// Shape, rows first.
-    pub shape: Vec<usize>,
-}
-
 /// A dense pre-norm decoder with rotary grouped-query attention and a gated MLP, whatever its family is called.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ModelSpec {
@@ -194,16 +185,6 @@ impl ModelSpec {
             Site::MlpActivation => self.intermediate,
         }
     }
-    /// The topology of block `index`: its linears, what feeds them, and where scales can move.
-    #[must_use]
-    pub fn block(&self, index: usize) -> BlockSpec {
-        BlockSpec::new(self, index)
-    }
-    /// A linear of block `index`; none if the block has no such linear.
-    #[must_use]
-    pub fn linear(&self, index: usize, id: LinearId) -> Option<LinearSpec> {
-        self.block(index).linears.into_iter().find(|linear| linear.id == id)
-    }
     /// Full module name of a linear.
     #[must_use]
     pub fn module(&self, index: usize, id: LinearId) -> String {
@@ -223,52 +204,11 @@ impl ModelSpec {
         }
         norms
     }
-    /// Weights of one block, in elements (norms and biases included).
-    #[must_use]
-    pub fn block_parameters(&self) -> usize {
-        self.block(0).parameters()
-    }
-    /// Every tensor of one block in file order: per linear weight then bias, then the norms.
-    #[must_use]
-    pub fn block_tensors(&self, index: usize) -> Vec<TensorSpec> {
-        let mut tensors = Vec::new();
-        let block = self.block(index);
-        for linear in &block.linears {
-            let module = &linear.module;
-            tensors.push(TensorSpec {
-                name: format!("{module}.weight"),
-                shape: vec![linear.outputs, linear.inputs],
-            });
-            if linear.bias {
-                tensors.push(TensorSpec { name: format!("{module}.bias"), shape: vec![linear.outputs] });
-            }
-        }
-        for (norm, width) in block.norms {
-            tensors.push(TensorSpec { name: self.norm(index, norm), shape: vec![width] });
-        }
-        tensors
-    }
-    /// Every tensor of a float checkpoint of this model.
-    #[must_use]
-    pub fn tensors(&self) -> Vec<TensorSpec> {
-        let mut tensors: Vec<_> = (0..self.layers).flat_map(|i| self.block_tensors(i)).collect();
-        tensors.extend(self.outer_tensors());
-        tensors
-    }
     /// The parts outside the blocks: embedding, final norm, and the head unless it is tied.
     #[must_use]
     pub fn outer(&self) -> &'static [Outer] {
         const ALL: [Outer; 3] = [Outer::Embedding, Outer::FinalNorm, Outer::Head];
         if self.tied { &ALL[..2] } else { &ALL }
-    }
-    /// The tensors outside the blocks.
-    #[must_use]
-    pub fn outer_tensors(&self) -> Vec<TensorSpec> {
-        let shape = |what: Outer| match what {
-            Outer::FinalNorm => vec![self.hidden],
-            Outer::Embedding | Outer::Head => vec![self.vocab, self.hidden],
-        };
-        self.outer().iter().map(|&o| TensorSpec { name: o.tensor().into(), shape: shape(o) }).collect()
     }
     /// Tensors some releases carry that hold nothing a loader needs: rotary buffers (`rotary_emb.inv_freq`, `cos_cached`,
     /// `sin_cached`), which loaders compute.

@@ -30,6 +30,7 @@ mod evaluate;
 mod events;
 mod folder_sink;
 mod forecast;
+mod job;
 mod layout;
 mod logits_file;
 mod manifest;
@@ -40,20 +41,21 @@ mod quantize;
 mod recipe;
 mod report;
 pub mod run;
-
+mod serving;
+mod version;
 mod views;
 
 pub use disk::DiskPlan;
-pub use error::PipelineError;
+pub use error::{PipelineError, RecipeError};
 pub use eval_memory::{EvalMemory, ModelMemory};
 pub use evaluate::{EvalData, EvalJob, EvalOutcome, eval_sequences, evaluate};
 pub use events::{Event, Events, Silent};
 pub use forecast::Forecast;
-pub use manifest::{Card, ServeCommand};
+pub use job::{QuantizeJob, QuantizeOutcome, ReadSeconds, WriteSeconds};
+pub use manifest::Card;
 pub use open::{OpenFolder, Scored, folder_spec, open_folder, with_threads};
 pub use plan::{LinearPlan, Plan, StageNeeds, Streams};
-pub use quantize::{
-    Prepared, QuantizeJob, QuantizeOutcome, ReadSeconds, WriteSeconds, prepare, quantize, read_recipe,
-};
-pub use recipe::{ActivationSpec, Glob, KvSpec, PRESETS, Preset, Recipe, RecipeError, preset, schema};
+pub use quantize::{PreparedJob, prepare, quantize, read_recipe};
+pub use recipe::{ActivationSpec, Glob, KvSpec, PRESETS, Preset, Recipe, preset, schema};
 pub use report::{LinearReport, RunReport, Seconds, StageFactor, peak_memory, reset_peak_memory};
+pub use serving::ServeCommand;
