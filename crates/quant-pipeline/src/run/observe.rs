@@ -18,7 +18,8 @@ impl Run<'_> {
     /// Room for what is asked for of the float stream at every site of a block.
     pub(super) fn float_statistics(&self, index: usize, spec: &BlockSpec) -> BlockStatistics {
         let room = |stage: &StageSpec| {
-            let float = Gathered::new(&self.plan.needs_at(index, stage).float, stage.width, &self.layout.starts);
+            let float =
+                Gathered::new(&self.plan.needs_at(index, stage).float, stage.width, &self.layout.starts);
             (stage.site, SiteStatistics { float, ..SiteStatistics::default() })
         };
         spec.stages.iter().map(room).collect()
