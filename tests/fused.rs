@@ -1,6 +1,6 @@
 //! A model whose linears are stored fused goes through every method and the formats that can hold it.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
 

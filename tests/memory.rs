@@ -13,7 +13,7 @@ const SMOOTH_GPTQ: &str =
     "modifiers: [smoothquant: {}, gptq: { scheme: W8A8KV8 }]\nexport: { format: vllm-ascend }";
 
 const GPTAQ: &str = "modifiers: [smoothquant: {}, gptaq: { scheme: W4A16g128 }]";
-const AWQ: &str = "modifiers: [awq: { scheme: W4A16g128 }]\nexport: { format: compressed-tensors }";
+const AWQ: &str = "modifiers: [awq: { scheme: W4A16g64 }]\nexport: { format: compressed-tensors }";
 const AWQ_ALL: &str = "modifiers: [awq: { search_tokens: all }, gptq: { scheme: W4A16g128 }]";
 
 const MIB: u64 = 1 << 20;
