@@ -21,6 +21,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
+mod catalogue;
 mod error;
 mod forward;
 mod params;
@@ -28,6 +29,7 @@ mod scheme;
 mod spec;
 mod topology;
 
+pub use catalogue::{Catalogue, Entry, Taken};
 pub use error::{BoxError, SourceError};
 pub use forward::{BlockForward, ForwardError, Part};
 /// The arrays of the types here.

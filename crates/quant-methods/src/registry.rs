@@ -1,6 +1,7 @@
 //! The methods this crate has, as data.
 
 use crate::{Field, Rounding, Settings, SettingsError, Transform, awq, gptaq, gptq, rtn, smoothquant};
+use quant_graph::{Catalogue, Entry};
 use std::sync::Arc;
 
 /// What a method does.
@@ -72,11 +73,24 @@ pub struct Method {
     pub tier: u8,
 }
 
-/// All methods, alphabetical.
+/// The methods that recipes may name: ours, and those a program adds.
+pub type Methods = Catalogue<Method>;
+
+impl Entry for Method {
+    const KIND: &'static str = "method";
+    fn ours() -> &'static [&'static Self] {
+        METHODS
+    }
+    fn id(&self) -> &'static str {
+        self.id
+    }
+}
+
+/// All methods of this crate, alphabetical.
 pub static METHODS: &[&Method] =
     &[&awq::METHOD, &gptaq::METHOD, &gptq::METHOD, &rtn::METHOD, &smoothquant::METHOD];
 
-/// The method of that name.
+/// The method of this crate of that name.
 #[must_use]
 pub fn method(id: &str) -> Option<&'static Method> {
     METHODS.iter().copied().find(|m| m.id == id)
