@@ -1,6 +1,8 @@
 //! Recipes that ship with the tool: the files of `recipes/` at the top of the repository.
 
-/// A shipped recipe.
+use quant_graph::Entry;
+
+/// A recipe with a name.
 #[derive(Debug)]
 pub struct Preset {
     /// Name on the command line.
@@ -18,22 +20,32 @@ impl Preset {
     }
 }
 
-/// All presets, alphabetical.
-pub static PRESETS: &[Preset] = &[
-    Preset { name: "w3a16g128-research", text: include_str!("../../recipes/w3a16g128-research.yaml") },
-    Preset { name: "w4a16g128", text: include_str!("../../recipes/w4a16g128.yaml") },
-    Preset { name: "w4a16g128-asym", text: include_str!("../../recipes/w4a16g128-asym.yaml") },
-    Preset { name: "w4a16g32", text: include_str!("../../recipes/w4a16g32.yaml") },
-    Preset { name: "w4a4kv4-research", text: include_str!("../../recipes/w4a4kv4-research.yaml") },
-    Preset { name: "w8a16-ascend", text: include_str!("../../recipes/w8a16-ascend.yaml") },
-    Preset { name: "w8a8", text: include_str!("../../recipes/w8a8.yaml") },
-    Preset { name: "w8a8-ascend", text: include_str!("../../recipes/w8a8-ascend.yaml") },
-    Preset { name: "w8a8-static-ascend", text: include_str!("../../recipes/w8a8-static-ascend.yaml") },
-    Preset { name: "w8a8kv8-ascend", text: include_str!("../../recipes/w8a8kv8-ascend.yaml") },
+impl Entry for Preset {
+    const KIND: &'static str = "preset";
+    fn ours() -> &'static [&'static Self] {
+        PRESETS
+    }
+    fn id(&self) -> &'static str {
+        self.name
+    }
+}
+
+/// All presets of this crate, alphabetical.
+pub static PRESETS: &[&Preset] = &[
+    &Preset { name: "w3a16g128-research", text: include_str!("../../recipes/w3a16g128-research.yaml") },
+    &Preset { name: "w4a16g128", text: include_str!("../../recipes/w4a16g128.yaml") },
+    &Preset { name: "w4a16g128-asym", text: include_str!("../../recipes/w4a16g128-asym.yaml") },
+    &Preset { name: "w4a16g32", text: include_str!("../../recipes/w4a16g32.yaml") },
+    &Preset { name: "w4a4kv4-research", text: include_str!("../../recipes/w4a4kv4-research.yaml") },
+    &Preset { name: "w8a16-ascend", text: include_str!("../../recipes/w8a16-ascend.yaml") },
+    &Preset { name: "w8a8", text: include_str!("../../recipes/w8a8.yaml") },
+    &Preset { name: "w8a8-ascend", text: include_str!("../../recipes/w8a8-ascend.yaml") },
+    &Preset { name: "w8a8-static-ascend", text: include_str!("../../recipes/w8a8-static-ascend.yaml") },
+    &Preset { name: "w8a8kv8-ascend", text: include_str!("../../recipes/w8a8kv8-ascend.yaml") },
 ];
 
-/// The preset of that name.
+/// The preset of this crate of that name.
 #[must_use]
 pub fn preset(name: &str) -> Option<&'static Preset> {
-    PRESETS.iter().find(|p| p.name == name)
+    PRESETS.iter().copied().find(|p| p.name == name)
 }
