@@ -1,7 +1,6 @@
 //! A format of another crate, which the functions that take [`Formats`] write, read and check as they do ours.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-#[allow(dead_code, reason = "shared with tests that need more of it")]
 mod folders;
 
 use folders::*;
