@@ -2,8 +2,9 @@
 
 #![allow(dead_code, reason = "every test binary uses its own part")]
 
+use ndarray::{Array2, ArrayView2, Axis};
 use ptq::data::{CalibrationSpec, LoadOptions, TokenSet};
-use ptq::graph::{BlockParams, BlockSource};
+use ptq::graph::{BlockParams, ModelSpec, Outer};
 use ptq::model::InMemoryModel;
 use ptq::pipeline::run::{BlockSink, RunOptions, run};
 use ptq::pipeline::{PipelineError, Plan, Recipe, RunReport, Silent, open_folder, with_threads};
@@ -61,13 +62,37 @@ pub(crate) fn few_windows(samples: usize, length: usize) -> TokenSet {
     ptq::data::load(&spec, &options, &tiny_reasoner()).unwrap()
 }
 
-/// Keeps finished blocks.
+/// Keeps a finished model.
 #[derive(Default)]
-pub(crate) struct Collect(pub(crate) Vec<BlockParams>);
+pub(crate) struct Collect {
+    pub(crate) blocks: Vec<BlockParams>,
+    outer: BTreeMap<Outer, Array2<f32>>,
+}
+
+impl Collect {
+    /// The model, when everything has come.
+    pub(crate) fn model(mut self, spec: ModelSpec) -> InMemoryModel {
+        let mut take = |what| self.outer.remove(&what);
+        let (embedding, norm) = (take(Outer::Embedding).unwrap(), take(Outer::FinalNorm).unwrap());
+        let head = take(Outer::Head);
+        InMemoryModel::new(spec, self.blocks, embedding, norm.row(0).to_owned(), head).unwrap()
+    }
+}
 
 impl BlockSink for Collect {
     fn block(&mut self, _: usize, block: BlockParams) -> Result<(), PipelineError> {
-        self.0.push(block);
+        self.blocks.push(block);
+        Ok(())
+    }
+    fn outer_rows(
+        &mut self,
+        what: Outer,
+        first: usize,
+        rows: ArrayView2<'_, f32>,
+    ) -> Result<(), PipelineError> {
+        let part = self.outer.entry(what).or_insert_with(|| Array2::zeros((0, rows.ncols())));
+        assert_eq!(part.nrows(), first, "rows come in order");
+        part.append(Axis(0), rows).unwrap();
         Ok(())
     }
 }
@@ -90,12 +115,7 @@ pub(crate) fn quantize_in_memory(
     })
     .unwrap()
     .unwrap_or_else(|e| panic!("{e}"));
-    let spec = plan.spec.clone();
-    let every: Vec<u32> = (0..spec.vocab as u32).collect();
-    let embedding = source.embed(&every).unwrap();
-    let norm = source.final_norm().unwrap();
-    let head = source.head(0..spec.vocab).unwrap();
-    (InMemoryModel::new(spec, blocks.0, embedding, norm, Some(head)).unwrap(), report)
+    (blocks.model(plan.spec.clone()), report)
 }
 
 /// Calibration data that comes with the embedded model.

@@ -2,6 +2,7 @@
 
 use crate::Findings;
 use crate::arrows::{self, Crate};
+use crate::circles::{self, Circles};
 use crate::files::{output_of, repository_files};
 use crate::package::{check_published, published};
 use serde_json::Value;
@@ -31,13 +32,21 @@ pub(crate) fn check_deps(root: &Path) -> Result<Findings, String> {
     let metadata: Value = serde_json::from_str(&text).map_err(|e| format!("cargo metadata: {e}"))?;
     let (edges, mut faults) = arrows::check(&metadata)?;
     let packages = metadata["packages"].as_array().ok_or("the metadata has no list of packages")?;
+    let mut notices = Vec::new();
+    let mut modules = 0;
     for package in packages {
         faults.extend(check_package(root, package)?);
+        let name = package["name"].as_str().unwrap_or_default();
+        for circles in check_circles(root, package)? {
+            modules += circles.modules;
+            let apart = circles.set_apart.into_iter();
+            notices.extend(apart.map(|line| format!("{name}: registry lines, no import circle: {line}")));
+            faults.extend(circles.faults);
+        }
     }
     faults.extend(published(&metadata).0.into_iter().flat_map(check_published));
     let read = |name: &str| read(&root.join(name));
     faults.extend(check_toolchain(&read("Cargo.toml")?, &read("rust-toolchain.toml")?));
-    let mut notices = Vec::new();
     let sources: Vec<String> = repository_files(root)?.into_iter().filter(|p| p.ends_with(".rs")).collect();
     for path in &sources {
         match read(path)?.lines().count() {
@@ -50,7 +59,11 @@ pub(crate) fn check_deps(root: &Path) -> Result<Findings, String> {
             _ => {}
         }
     }
-    let summary = format!("{} crates, {edges} arrows, {} source files", packages.len(), sources.len());
+    let summary = format!(
+        "{} crates, {edges} arrows, {modules} modules, {} source files",
+        packages.len(),
+        sources.len()
+    );
     Ok(Findings { summary, notices, faults })
 }
 
@@ -74,6 +87,20 @@ fn check_package(root: &Path, package: &Value) -> Result<Vec<String>, String> {
         }
     }
     Ok(faults)
+}
+
+/// Import circles in each library and program of one package.
+fn check_circles(root: &Path, package: &Value) -> Result<Vec<Circles>, String> {
+    let name = package["name"].as_str().unwrap_or_default();
+    let targets = package["targets"].as_array().into_iter().flatten().filter(|t| is_crate_root(t));
+    let check_one = |source: &str| {
+        let source = Path::new(source);
+        let shown = source.strip_prefix(root).unwrap_or(source);
+        let mut found = circles::check(shown, &|path| std::fs::read_to_string(root.join(path)).ok())?;
+        found.faults.iter_mut().for_each(|fault| *fault = format!("{name}: {fault}"));
+        Ok(found)
+    };
+    targets.filter_map(|target| target["src_path"].as_str()).map(check_one).collect()
 }
 
 /// Libraries and programs; tests, benches and examples reach nobody.

@@ -2,9 +2,11 @@
 #![forbid(unsafe_code)]
 
 mod arrows;
+mod circles;
 mod files;
 mod house;
 mod package;
+mod scan;
 mod text;
 
 use std::path::Path;
@@ -26,7 +28,11 @@ struct Findings {
 
 /// All commands with what they do.
 static COMMANDS: &[(&str, &str, Chore)] = &[
-    ("check-deps", "crate arrows, unsafe code, inherited settings, file sizes", house::check_deps),
+    (
+        "check-deps",
+        "crate arrows, import circles, unsafe code, inherited settings, file sizes",
+        house::check_deps,
+    ),
     ("package", "packs every published crate and builds it from its package, offline", package::package),
     ("check-text", "home paths and unfinished-work markers in tracked files", text::check_text),
 ];

@@ -1,7 +1,7 @@
 //! Checkpoints of random weights in the shape of real models, for measurements of speed and memory.
 
 use quant_checkpoint::{
-    DEFAULT_SHARD_BYTES, Dtype, OutputFolder, OutputOptions, ShardNaming, ShardPlan, TensorSpec,
+    DEFAULT_SHARD_BYTES, Dtype, OutputFolder, OutputOptions, ShardNaming, ShardPlan, TensorDecl,
 };
 use quant_graph::ModelSpec;
 use quant_pipeline::PipelineError;
@@ -61,7 +61,7 @@ pub fn synthesize(
     });
     let spec: ModelSpec = quant_model::model_spec(&config)?;
     let tensors = spec.tensors();
-    let declared = tensors.iter().map(|t| TensorSpec::new(&t.name, Dtype::BF16, t.shape.clone())).collect();
+    let declared = tensors.iter().map(|t| TensorDecl::new(&t.name, Dtype::BF16, t.shape.clone())).collect();
     let mut folder = OutputFolder::create(output, &OutputOptions { force, ..OutputOptions::default() })?;
     folder.begin_weights(ShardPlan::new(declared, &ShardNaming::hugging_face(), DEFAULT_SHARD_BYTES)?)?;
     let mut total = 0;

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::error::Result;
 use crate::json::{SMALL_JSON_BYTES, parse_strict_json, read_json_text};
-use crate::source::list_files;
+use crate::listing::list_files;
 
 /// Files of tokenizers, templates, generation settings and processors, by the names that clients look for.
 const BY_NAME: [&str; 27] = [

@@ -2,7 +2,7 @@
 
 use safetensors::Dtype;
 
-use crate::error::{CheckpointError, Result};
+use crate::error::{HeaderError, Result};
 
 /// Every dtype of the format with the name it has in a header.
 const NAMES: [(&str, Dtype); 22] = [
@@ -38,7 +38,7 @@ pub(crate) fn from_name(name: &str) -> Option<Dtype> {
 /// Bytes taken by a tensor: `product(shape) x bits / 8`, every step checked.
 ///
 /// # Errors
-/// [`CheckpointError::SizeOverflow`] when a product exceeds 64 bits, [`CheckpointError::FractionalBytes`] when a
+/// [`HeaderError::SizeOverflow`] when a product exceeds 64 bits, [`HeaderError::FractionalBytes`] when a
 /// sub-byte dtype does not fill whole bytes.
 pub(crate) fn tensor_bytes(file: &str, tensor: &str, dtype: Dtype, shape: &[usize]) -> Result<u64> {
     let bits = shape
@@ -46,19 +46,20 @@ pub(crate) fn tensor_bytes(file: &str, tensor: &str, dtype: Dtype, shape: &[usiz
         .try_fold(1_usize, |product, &d| product.checked_mul(d))
         .and_then(|elements| u64::try_from(elements).ok())
         .and_then(|elements| elements.checked_mul(dtype.bitsize() as u64))
-        .ok_or_else(|| CheckpointError::SizeOverflow {
+        .ok_or_else(|| HeaderError::SizeOverflow {
             file: file.to_owned(),
             tensor: tensor.to_owned(),
             dtype,
             shape: shape.to_vec(),
         })?;
     if bits % 8 != 0 {
-        return Err(CheckpointError::FractionalBytes {
+        return Err(HeaderError::FractionalBytes {
             file: file.to_owned(),
             tensor: tensor.to_owned(),
             dtype,
             shape: shape.to_vec(),
-        });
+        }
+        .into());
     }
     Ok(bits / 8)
 }
@@ -66,6 +67,7 @@ pub(crate) fn tensor_bytes(file: &str, tensor: &str, dtype: Dtype, shape: &[usiz
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::CheckpointError;
 
     #[test]
     fn names_match_the_safetensors_crate() {
@@ -84,12 +86,12 @@ mod tests {
         assert_eq!(tensor_bytes("f", "t", Dtype::F4, &[3, 2]).unwrap(), 3);
         assert!(matches!(
             tensor_bytes("f", "t", Dtype::F4, &[3]),
-            Err(CheckpointError::FractionalBytes { .. })
+            Err(CheckpointError::Header(HeaderError::FractionalBytes { .. }))
         ));
         for shape in [&[usize::MAX, 2][..], &[usize::MAX / 8][..], &[1 << 31, 1 << 31, 4]] {
             assert!(matches!(
                 tensor_bytes("f", "t", Dtype::F32, shape),
-                Err(CheckpointError::SizeOverflow { .. })
+                Err(CheckpointError::Header(HeaderError::SizeOverflow { .. }))
             ));
         }
     }

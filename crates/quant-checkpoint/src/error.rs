@@ -1,6 +1,7 @@
 //! One error type for reading untrusted checkpoints and writing output folders.
 
 mod class;
+mod header;
 
 use quant_core::Bytes;
 use std::io;
@@ -10,6 +11,7 @@ use safetensors::Dtype;
 
 use self::class::some;
 pub use self::class::{ErrorClass, Result};
+pub use self::header::HeaderError;
 
 /// Everything that can go wrong while reading a checkpoint or writing an output folder.
 ///
@@ -145,172 +147,9 @@ pub enum CheckpointError {
         /// The repeated key.
         key: String,
     },
-    /// The file is too short to hold the 8-byte header length.
-    #[error("{file}: {found} bytes, a safetensors file has at least 8 for its header length")]
-    TooShort {
-        /// File name.
-        file: String,
-        /// Size of the file in bytes.
-        found: u64,
-    },
-    /// The header length exceeds the limit of the format.
-    #[error("{file}: header of {found} bytes, the format allows at most {limit}")]
-    HeaderTooLarge {
-        /// File name.
-        file: String,
-        /// The format's limit in bytes.
-        limit: u64,
-        /// Length the file claims.
-        found: u64,
-    },
-    /// The header does not fit into the file.
-    #[error("{file}: header of {expected} bytes announced, only {found} follow")]
-    HeaderTruncated {
-        /// File name.
-        file: String,
-        /// Length the file claims.
-        expected: u64,
-        /// Bytes after the length field.
-        found: u64,
-    },
-    /// A tensor entry lacks a field.
-    #[error("{file}: tensor {tensor:?}: field {field:?} is missing")]
-    MissingField {
-        /// File name.
-        file: String,
-        /// Tensor name.
-        tensor: String,
-        /// The absent field.
-        field: &'static str,
-    },
-    /// A tensor entry has a field the format does not define.
-    #[error(
-        "{file}: tensor {tensor:?}: unknown field {found:?}, expected dtype, shape and data_offsets only"
-    )]
-    UnknownField {
-        /// File name.
-        file: String,
-        /// Tensor name.
-        tensor: String,
-        /// The extra field.
-        found: String,
-    },
-    /// A dtype name that the format does not define.
-    #[error("{file}: tensor {tensor:?}: unknown dtype {found:?}")]
-    UnknownDtype {
-        /// File name.
-        file: String,
-        /// Tensor name.
-        tensor: String,
-        /// The name found.
-        found: String,
-    },
-    /// A tensor name that is empty, far too long or holds control characters.
-    #[error("{file}: tensor name {tensor:?}: {reason}")]
-    BadTensorName {
-        /// File name.
-        file: String,
-        /// The name, cut to a printable length.
-        tensor: String,
-        /// What is wrong with it.
-        reason: &'static str,
-    },
-    /// More dimensions than any tensor has.
-    #[error("{file}: tensor {tensor:?}: more than {limit} dimensions")]
-    TooManyDimensions {
-        /// File name.
-        file: String,
-        /// Tensor name.
-        tensor: String,
-        /// Largest accepted rank.
-        limit: usize,
-    },
-    /// `shape x dtype` does not fit into 64 bits.
-    #[error(
-        "{file}: tensor {tensor:?}: {dtype} of shape {shape:?} overflows the size of anything addressable"
-    )]
-    SizeOverflow {
-        /// File name.
-        file: String,
-        /// Tensor name.
-        tensor: String,
-        /// Element type.
-        dtype: Dtype,
-        /// Claimed shape.
-        shape: Vec<usize>,
-    },
-    /// A sub-byte dtype whose elements do not fill whole bytes.
-    #[error("{file}: tensor {tensor:?}: {dtype} of shape {shape:?} does not fill whole bytes")]
-    FractionalBytes {
-        /// File name.
-        file: String,
-        /// Tensor name.
-        tensor: String,
-        /// Element type.
-        dtype: Dtype,
-        /// Claimed shape.
-        shape: Vec<usize>,
-    },
-    /// The end offset lies before the start offset.
-    #[error("{file}: tensor {tensor:?}: data offsets run backwards, from {start} to {end}")]
-    OffsetsReversed {
-        /// File name.
-        file: String,
-        /// Tensor name.
-        tensor: String,
-        /// Claimed start, in bytes after the header.
-        start: u64,
-        /// Claimed end.
-        end: u64,
-    },
-    /// The offsets span another number of bytes than the shape and dtype need.
-    #[error("{file}: tensor {tensor:?}: shape and dtype need {expected} bytes, the offsets span {found}")]
-    SizeMismatch {
-        /// File name.
-        file: String,
-        /// Tensor name.
-        tensor: String,
-        /// Bytes by shape and dtype.
-        expected: u64,
-        /// Bytes by offsets.
-        found: u64,
-    },
-    /// A tensor starts before the previous one ends.
-    #[error("{file}: tensor {tensor:?}: starts at {found}, inside the tensor that ends at {expected}")]
-    Overlap {
-        /// File name.
-        file: String,
-        /// Tensor name.
-        tensor: String,
-        /// End of the previous tensor.
-        expected: u64,
-        /// Start of this one.
-        found: u64,
-    },
-    /// Bytes between two tensors that belong to none.
-    #[error("{file}: tensor {tensor:?}: starts at {found}, leaving a hole after {expected}")]
-    Hole {
-        /// File name.
-        file: String,
-        /// Tensor name.
-        tensor: String,
-        /// End of the previous tensor.
-        expected: u64,
-        /// Start of this one.
-        found: u64,
-    },
-    /// The last tensor ends before or after the end of the file.
-    #[error(
-        "{file}: the header describes a file of {expected} bytes, it has {found} (truncated or with a tail)"
-    )]
-    FileSize {
-        /// File name.
-        file: String,
-        /// Size by the header.
-        expected: u64,
-        /// Size on disk.
-        found: u64,
-    },
+    /// The header of a safetensors file, read or about to be written.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
     /// An index entry is not the plain name of a safetensors file in the folder.
     #[error("{index}: tensor {tensor:?} points at {entry:?}: {reason}")]
     BadIndexEntry {
@@ -494,7 +333,7 @@ pub enum CheckpointError {
     },
     /// A scheme, or a folder, that a format (or this program's reader of it) cannot hold.
     #[error(transparent)]
-    Unsupported(#[from] crate::formats::Unsupported),
+    Unsupported(#[from] quant_graph::Unsupported),
     /// The folder is quantised in a format that is not read here.
     #[error("{path}: quantised as {found:?}; start from the float model, or from {readable}")]
     ForeignQuantization {

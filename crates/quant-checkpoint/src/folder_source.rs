@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use ndarray::{Array1, Array2};
 use quant_core::FloatType;
-use quant_graph::{BlockFrame, BlockParams, BlockSource, BoxError, ModelSpec, RowVisitor, Rows, SourceError};
+use quant_graph::{
+    BlockFrame, BlockParams, BlockSource, BoxError, ModelSpec, Outer, RowVisitor, Rows, SourceError,
+};
 use serde_json::Value;
 
 use crate::error::{CheckpointError, Result};
@@ -251,6 +253,9 @@ impl BlockSource for FolderSource {
                 .map_err(|e| self.failed(self.spec.block_prefix(index), e));
         }
         self.visit(index, visit).map_err(|e| self.failed(self.spec.block_prefix(index), e))
+    }
+    fn is_stored(&self, what: Outer) -> bool {
+        self.checkpoint.get(what.tensor()).is_some()
     }
     fn embed(&mut self, ids: &[u32]) -> std::result::Result<Array2<f32>, SourceError> {
         let rows = self.checkpoint.read_row_gather(ModelSpec::EMBEDDING, ids);

@@ -17,7 +17,7 @@ use safetensors::Dtype;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use crate::dtype::{from_name, tensor_bytes};
-use crate::error::{CheckpointError, Result};
+use crate::error::{CheckpointError, HeaderError, Result};
 use crate::json::{Fault, foreign_content};
 
 /// Largest header accepted, in bytes (the limit of the format).
@@ -64,7 +64,7 @@ impl Header {
         let json = bytes.get(8..).and_then(|rest| rest.get(..usize::try_from(length).ok()?));
         Self::from_json(
             file,
-            json.ok_or(CheckpointError::HeaderTruncated {
+            json.ok_or(HeaderError::Truncated {
                 file: file.to_owned(),
                 expected: length,
                 found: total.saturating_sub(8),
@@ -102,7 +102,7 @@ impl Header {
         let io = |e| CheckpointError::read(path, e);
         let total = file.metadata().map_err(io)?.len();
         if total < 8 {
-            return Err(too_short(name, total));
+            return Err(too_short(name, total).into());
         }
         let mut first = [0_u8; 8];
         file.read_exact_at(&mut first, 0).map_err(io)?;
@@ -133,8 +133,8 @@ impl Header {
     }
 }
 
-fn too_short(file: &str, found: u64) -> CheckpointError {
-    CheckpointError::TooShort { file: file.to_owned(), found }
+fn too_short(file: &str, found: u64) -> HeaderError {
+    HeaderError::TooShort { file: file.to_owned(), found }
 }
 
 /// Decodes the length field and checks it against the format's limit and the size of the file, in this order, so
@@ -142,19 +142,15 @@ fn too_short(file: &str, found: u64) -> CheckpointError {
 fn header_length(file: &str, first: &[u8; 8], total: u64) -> Result<u64> {
     let length = u64::from_le_bytes(*first);
     if length > MAX_HEADER_BYTES {
-        return Err(CheckpointError::HeaderTooLarge {
-            file: file.to_owned(),
-            limit: MAX_HEADER_BYTES,
-            found: length,
-        });
+        return Err(
+            HeaderError::TooLarge { file: file.to_owned(), limit: MAX_HEADER_BYTES, found: length }.into()
+        );
     }
     let available = total.saturating_sub(8);
     if length > available {
-        return Err(CheckpointError::HeaderTruncated {
-            file: file.to_owned(),
-            expected: length,
-            found: available,
-        });
+        return Err(
+            HeaderError::Truncated { file: file.to_owned(), expected: length, found: available }.into()
+        );
     }
     Ok(length)
 }
@@ -172,20 +168,21 @@ fn check_tiling(
     for (name, entry) in order {
         let (file, tensor) = (file.to_owned(), name.clone());
         if entry.start < position {
-            return Err(CheckpointError::Overlap { file, tensor, expected: position, found: entry.start });
+            return Err(HeaderError::Overlap { file, tensor, expected: position, found: entry.start }.into());
         }
         if entry.start > position {
-            return Err(CheckpointError::Hole { file, tensor, expected: position, found: entry.start });
+            return Err(HeaderError::Hole { file, tensor, expected: position, found: entry.start }.into());
         }
         position = entry.end;
     }
     match data_start.checked_add(position) {
         Some(expected) if expected == total => Ok(()),
-        expected => Err(CheckpointError::FileSize {
+        expected => Err(HeaderError::FileSize {
             file: file.to_owned(),
             expected: expected.unwrap_or(u64::MAX),
             found: total,
-        }),
+        }
+        .into()),
     }
 }
 
@@ -200,11 +197,8 @@ pub(crate) fn check_name(file: &str, name: &str) -> Result<()> {
     } else {
         return Ok(());
     };
-    Err(CheckpointError::BadTensorName {
-        file: file.to_owned(),
-        tensor: name.chars().take(80).collect(),
-        reason,
-    })
+    Err(HeaderError::BadTensorName { file: file.to_owned(), tensor: name.chars().take(80).collect(), reason }
+        .into())
 }
 
 /// Header contents with offsets still relative to the data.
@@ -300,24 +294,25 @@ impl EntrySeed<'_> {
     ) -> Result<HeaderEntry> {
         let (file, tensor) = (self.fault.file, self.tensor);
         let missing =
-            |field| CheckpointError::MissingField { file: file.to_owned(), tensor: tensor.to_owned(), field };
+            |field| HeaderError::MissingField { file: file.to_owned(), tensor: tensor.to_owned(), field };
         let dtype = dtype.ok_or_else(|| missing("dtype"))?;
         let shape = shape.ok_or_else(|| missing("shape"))?;
         let [start, end] = offsets.ok_or_else(|| missing("data_offsets"))?;
         let expected = tensor_bytes(file, tensor, dtype, &shape)?;
-        let found = end.checked_sub(start).ok_or_else(|| CheckpointError::OffsetsReversed {
+        let found = end.checked_sub(start).ok_or_else(|| HeaderError::OffsetsReversed {
             file: file.to_owned(),
             tensor: tensor.to_owned(),
             start,
             end,
         })?;
         if found != expected {
-            return Err(CheckpointError::SizeMismatch {
+            return Err(HeaderError::SizeMismatch {
                 file: file.to_owned(),
                 tensor: tensor.to_owned(),
                 expected,
                 found,
-            });
+            }
+            .into());
         }
         Ok(HeaderEntry { dtype, shape, start, end })
     }
@@ -346,7 +341,7 @@ impl<'de> Visitor<'de> for EntrySeed<'_> {
                 "dtype" => {
                     let name = map.next_value::<String>()?;
                     let value = from_name(&name).ok_or_else(|| {
-                        fault.raise(CheckpointError::UnknownDtype {
+                        fault.raise(HeaderError::UnknownDtype {
                             file: fault.file.to_owned(),
                             tensor: self.tensor.to_owned(),
                             found: name.chars().take(80).collect(),
@@ -359,7 +354,7 @@ impl<'de> Visitor<'de> for EntrySeed<'_> {
                 }
                 "data_offsets" => offsets.replace(map.next_value::<[u64; 2]>()?).is_some(),
                 _ => {
-                    return Err(fault.raise(CheckpointError::UnknownField {
+                    return Err(fault.raise(HeaderError::UnknownField {
                         file: fault.file.to_owned(),
                         tensor: self.tensor.to_owned(),
                         found: key.chars().take(80).collect(),
@@ -399,7 +394,7 @@ impl<'de> Visitor<'de> for ShapeSeed<'_> {
         let mut shape = Vec::new();
         while let Some(dimension) = seq.next_element::<usize>()? {
             if shape.len() == MAX_DIMENSIONS {
-                return Err(self.fault.raise(CheckpointError::TooManyDimensions {
+                return Err(self.fault.raise(HeaderError::TooManyDimensions {
                     file: self.fault.file.to_owned(),
                     tensor: self.tensor.to_owned(),
                     limit: MAX_DIMENSIONS,

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::source::list_files;
+use crate::listing::list_files;
 
 /// For a path that is no folder: how to get the model if it is the id of one on the hub.
 pub(crate) fn not_a_folder(path: &Path) -> String {

@@ -36,7 +36,8 @@ impl<'a> Fault<'a> {
     }
 
     /// Stores `error` and returns the placeholder that unwinds serde.
-    pub(crate) fn raise<E: de::Error>(&self, error: CheckpointError) -> E {
+    pub(crate) fn raise<E: de::Error>(&self, error: impl Into<CheckpointError>) -> E {
+        let error = error.into();
         let text = error.to_string();
         *self.slot.borrow_mut() = Some(error);
         E::custom(text)

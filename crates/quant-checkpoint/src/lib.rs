@@ -28,13 +28,13 @@
 //!
 //! ```
 //! use quant_checkpoint::{Checkpoint, Dtype, OutputFolder, OutputOptions};
-//! use quant_checkpoint::{DEFAULT_SHARD_BYTES, ShardNaming, ShardPlan, TensorSpec};
+//! use quant_checkpoint::{DEFAULT_SHARD_BYTES, ShardNaming, ShardPlan, TensorDecl};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let parent = tempfile::tempdir()?;
 //! let dir = parent.path().join("model");
 //! let plan = ShardPlan::new(
-//!     vec![TensorSpec::new("norm.weight", Dtype::F32, [2])],
+//!     vec![TensorDecl::new("norm.weight", Dtype::F32, [2])],
 //!     &ShardNaming::hugging_face(),
 //!     DEFAULT_SHARD_BYTES,
 //! )?;
@@ -64,7 +64,9 @@ mod header;
 mod hints;
 mod index;
 mod json;
+mod listing;
 mod manifest;
+mod marker;
 mod names;
 mod read;
 mod scratch;
@@ -79,7 +81,7 @@ pub use quant_graph::{BlockParams, BlockSource, ModelSpec, SourceError};
 pub use safetensors::Dtype;
 
 pub use crate::copy::{SideFiles, is_side_file, side_files};
-pub use crate::error::{CheckpointError, ErrorClass, Result};
+pub use crate::error::{CheckpointError, ErrorClass, HeaderError, Result};
 pub use crate::folder_source::{
     FolderSource, check_tensors, check_tensors_with, redundant_head_equals, stored_float_type,
 };
@@ -88,6 +90,7 @@ pub use crate::hash::TensorHash;
 pub use crate::header::{Header, HeaderEntry, MAX_DIMENSIONS, MAX_HEADER_BYTES, MAX_NAME_BYTES};
 pub use crate::index::ShardIndex;
 pub use crate::json::parse_strict_json;
+pub use crate::marker::MARKER;
 pub use crate::scratch::ReadStats;
 pub use crate::source::{Checkpoint, TensorInfo, read_config};
 pub use crate::verify::{
@@ -95,6 +98,6 @@ pub use crate::verify::{
     verify_all_with, verify_with,
 };
 pub use crate::writer::{
-    DEFAULT_SHARD_BYTES, Disk, Finished, Leftover, MARKER, OutputFolder, OutputOptions, PlannedShard,
-    ShardNaming, ShardPlan, Storage, StorageFile, TensorSpec, WriteStats, WrittenFile,
+    DEFAULT_SHARD_BYTES, Disk, Finished, Leftover, OutputFolder, OutputOptions, PlannedShard, ShardNaming,
+    ShardPlan, Storage, StorageFile, TensorDecl, WriteStats, WrittenFile,
 };

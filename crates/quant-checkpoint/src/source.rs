@@ -14,8 +14,9 @@ use crate::header::Header;
 use crate::hints;
 use crate::index::ShardIndex;
 use crate::json::{LARGE_JSON_BYTES, SMALL_JSON_BYTES, open_regular, parse_strict_json, read_json_text};
+use crate::listing::list_files;
+use crate::marker::MARKER;
 use crate::scratch::{Counters, WavePool};
-use crate::writer::MARKER;
 
 /// One tensor of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -328,19 +329,6 @@ pub(crate) fn shape_mismatch(info: &TensorInfo, expected: String) -> CheckpointE
         expected,
         found: info.shape.clone(),
     }
-}
-
-/// Names of the entries of a folder, sorted; names that are not UTF-8 are left out.
-pub(crate) fn list_files(dir: &Path) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(|e| CheckpointError::read(dir, e))? {
-        let entry = entry.map_err(|e| CheckpointError::read(dir, e))?;
-        if let Ok(name) = entry.file_name().into_string() {
-            names.push(name);
-        }
-    }
-    names.sort();
-    Ok(names)
 }
 
 /// `config.json` of a folder with its keys in their order; the weights are not looked at.

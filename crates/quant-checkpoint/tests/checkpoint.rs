@@ -9,7 +9,7 @@ use std::fs;
 use common::{Folder, index, one, open, valid};
 use ndarray::array;
 use proptest::prelude::*;
-use quant_checkpoint::{Checkpoint, CheckpointError as E, Dtype, ErrorClass, MARKER};
+use quant_checkpoint::{Checkpoint, CheckpointError as E, Dtype, ErrorClass, HeaderError as H, MARKER};
 
 const INDEX: &str = "model.safetensors.index.json";
 
@@ -287,7 +287,7 @@ fn links_are_followed_to_regular_files_only() {
 fn truncated_shard() {
     let mut bytes = one("w");
     bytes.pop();
-    assert_error!(open(&[("model.safetensors", &bytes)]), E::FileSize { .. });
+    assert_error!(open(&[("model.safetensors", &bytes)]), E::Header(H::FileSize { .. }));
 }
 
 proptest! {

@@ -5,7 +5,7 @@ mod common;
 
 use common::{raw, valid};
 use proptest::prelude::*;
-use quant_checkpoint::{CheckpointError as E, Dtype, ErrorClass, Header, MAX_HEADER_BYTES};
+use quant_checkpoint::{CheckpointError as E, Dtype, ErrorClass, Header, HeaderError as H, MAX_HEADER_BYTES};
 
 fn parse(bytes: &[u8]) -> Result<Header, E> {
     // Both entrances must agree: from memory and from a file.
@@ -58,7 +58,7 @@ fn scalars_have_one_element() {
 #[test]
 fn too_short_for_a_length() {
     for n in 0..8 {
-        assert_error!(parse(&vec![0; n]).unwrap_err(), E::TooShort { found, .. } if *found == n as u64);
+        assert_error!(parse(&vec![0; n]).unwrap_err(), E::Header(H::TooShort { found, .. }) if *found == n as u64);
     }
 }
 
@@ -68,7 +68,7 @@ fn header_too_large_is_refused_before_it_is_touched() {
         // The file has 8 bytes: had the length been used, the error would be another one or a huge allocation.
         assert_error!(
             parse(&claimed.to_le_bytes()).unwrap_err(),
-            E::HeaderTooLarge { found, limit, .. } if *found == claimed && *limit == MAX_HEADER_BYTES
+            E::Header(H::TooLarge { found, limit, .. }) if *found == claimed && *limit == MAX_HEADER_BYTES
         );
     }
 }
@@ -77,9 +77,9 @@ fn header_too_large_is_refused_before_it_is_touched() {
 fn header_beyond_the_end() {
     let mut bytes = 3_u64.to_le_bytes().to_vec();
     bytes.extend_from_slice(b"{}");
-    assert_error!(parse(&bytes).unwrap_err(), E::HeaderTruncated { expected: 3, found: 2, .. });
+    assert_error!(parse(&bytes).unwrap_err(), E::Header(H::Truncated { expected: 3, found: 2, .. }));
     let full = MAX_HEADER_BYTES.to_le_bytes();
-    assert_error!(parse(&full).unwrap_err(), E::HeaderTruncated { found: 0, .. });
+    assert_error!(parse(&full).unwrap_err(), E::Header(H::Truncated { found: 0, .. }));
 }
 
 #[test]
@@ -154,7 +154,7 @@ fn unknown_dtype_is_named() {
         let header = format!(r#"{{"t":{{"dtype":"{name}","shape":[1],"data_offsets":[0,4]}}}}"#);
         assert_error!(
             fails(&header, 4),
-            E::UnknownDtype { tensor, found, .. } if tensor == "t" && found == name
+            E::Header(H::UnknownDtype { tensor, found, .. }) if tensor == "t" && found == name
         );
     }
 }
@@ -166,14 +166,14 @@ fn missing_fields() {
         (r#"{"t":{"dtype":"F32","data_offsets":[0,4]}}"#, "shape"),
         (r#"{"t":{"dtype":"F32","shape":[1]}}"#, "data_offsets"),
     ] {
-        assert_error!(fails(header, 4), E::MissingField { field, .. } if *field == missing);
+        assert_error!(fails(header, 4), E::Header(H::MissingField { field, .. }) if *field == missing);
     }
 }
 
 #[test]
 fn unknown_field() {
     let header = r#"{"t":{"dtype":"F32","shape":[1],"data_offsets":[0,4],"strides":[1]}}"#;
-    assert_error!(fails(header, 4), E::UnknownField { found, .. } if found == "strides");
+    assert_error!(fails(header, 4), E::Header(H::UnknownField { found, .. }) if found == "strides");
 }
 
 #[test]
@@ -181,7 +181,7 @@ fn bad_names() {
     let long = "n".repeat(1025);
     for name in ["", "a\\u0000b", "a\\nb", long.as_str()] {
         let header = format!(r#"{{"{name}":{{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}}}"#);
-        assert_error!(fails(&header, 1), E::BadTensorName { .. });
+        assert_error!(fails(&header, 1), E::Header(H::BadTensorName { .. }));
     }
 }
 
@@ -189,14 +189,14 @@ fn bad_names() {
 fn too_many_dimensions() {
     let shape = vec!["1"; 1000].join(",");
     let header = format!(r#"{{"t":{{"dtype":"U8","shape":[{shape}],"data_offsets":[0,1]}}}}"#);
-    assert_error!(fails(&header, 1), E::TooManyDimensions { limit: 16, .. });
+    assert_error!(fails(&header, 1), E::Header(H::TooManyDimensions { limit: 16, .. }));
 }
 
 #[test]
 fn size_overflow() {
     for shape in ["18446744073709551615,2", "4294967296,4294967296", "2305843009213693952,4"] {
         let header = format!(r#"{{"t":{{"dtype":"F32","shape":[{shape}],"data_offsets":[0,4]}}}}"#);
-        assert_error!(fails(&header, 4), E::SizeOverflow { tensor, .. } if tensor == "t");
+        assert_error!(fails(&header, 4), E::Header(H::SizeOverflow { tensor, .. }) if tensor == "t");
     }
 }
 
@@ -204,7 +204,7 @@ fn size_overflow() {
 fn fractional_bytes() {
     assert_error!(
         fails(r#"{"t":{"dtype":"F4","shape":[3],"data_offsets":[0,2]}}"#, 2),
-        E::FractionalBytes { dtype: Dtype::F4, .. }
+        E::Header(H::FractionalBytes { dtype: Dtype::F4, .. })
     );
 }
 
@@ -212,7 +212,7 @@ fn fractional_bytes() {
 fn offsets_reversed() {
     assert_error!(
         fails(r#"{"t":{"dtype":"U8","shape":[1],"data_offsets":[1,0]}}"#, 1),
-        E::OffsetsReversed { start: 1, end: 0, .. }
+        E::Header(H::OffsetsReversed { start: 1, end: 0, .. })
     );
 }
 
@@ -220,10 +220,10 @@ fn offsets_reversed() {
 fn offsets_disagree_with_shape() {
     assert_error!(
         fails(r#"{"t":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}"#, 4),
-        E::SizeMismatch { expected: 8, found: 4, .. }
+        E::Header(H::SizeMismatch { expected: 8, found: 4, .. })
     );
     let far = format!(r#"{{"t":{{"dtype":"F32","shape":[2],"data_offsets":[0,{}]}}}}"#, u64::MAX);
-    assert_error!(fails(&far, 8), E::SizeMismatch { found: u64::MAX, .. });
+    assert_error!(fails(&far, 8), E::Header(H::SizeMismatch { found: u64::MAX, .. }));
 }
 
 const TWO: fn([u64; 4]) -> String = |[a, b, c, d]| {
@@ -238,20 +238,20 @@ const TWO: fn([u64; 4]) -> String = |[a, b, c, d]| {
 fn overlap() {
     assert_error!(
         fails(&TWO([0, 4, 3, 6]), 6),
-        E::Overlap { tensor, expected: 4, found: 3, .. } if tensor == "t"
+        E::Header(H::Overlap { tensor, expected: 4, found: 3, .. }) if tensor == "t"
     );
-    assert_error!(fails(&TWO([0, 4, 0, 4]), 4), E::Overlap { .. });
+    assert_error!(fails(&TWO([0, 4, 0, 4]), 4), E::Header(H::Overlap { .. }));
 }
 
 #[test]
 fn hole() {
     assert_error!(
         fails(&TWO([0, 4, 5, 6]), 6),
-        E::Hole { tensor, expected: 4, found: 5, .. } if tensor == "t"
+        E::Header(H::Hole { tensor, expected: 4, found: 5, .. }) if tensor == "t"
     );
-    assert_error!(fails(&TWO([1, 2, 2, 3]), 3), E::Hole { expected: 0, found: 1, .. });
+    assert_error!(fails(&TWO([1, 2, 2, 3]), 3), E::Header(H::Hole { expected: 0, found: 1, .. }));
     let far = u64::MAX - 1;
-    assert_error!(fails(&TWO([0, 1, far, far + 1]), 1), E::Hole { .. });
+    assert_error!(fails(&TWO([0, 1, far, far + 1]), 1), E::Header(H::Hole { .. }));
 }
 
 #[test]
@@ -261,11 +261,11 @@ fn truncated_data_and_a_tail() {
     for data in [0, 3, 5, 100] {
         assert_error!(
             fails(header, data),
-            E::FileSize { expected, found, .. }
+            E::Header(H::FileSize { expected, found, .. })
                 if *expected == size && *found == size - 4 + data as u64
         );
     }
-    assert_error!(fails("{}", 1), E::FileSize { .. });
+    assert_error!(fails("{}", 1), E::Header(H::FileSize { .. }));
 }
 
 /// Tensors of random dtypes and shapes, in a random order in the file.

@@ -14,7 +14,7 @@ use common::{Folder, entries, snapshot, valid};
 use proptest::prelude::*;
 use quant_checkpoint::{
     Checkpoint, CheckpointError as E, DEFAULT_SHARD_BYTES, Dtype, ErrorClass, Finished, MARKER, OutputFolder,
-    OutputOptions, ShardNaming, ShardPlan, Storage, StorageFile, TensorHash, TensorSpec,
+    OutputOptions, ShardNaming, ShardPlan, Storage, StorageFile, TensorDecl, TensorHash,
 };
 
 #[test]
@@ -65,7 +65,7 @@ fn index_text_is_in_declared_order() {
     let root = tempfile::tempdir().unwrap();
     let dir = root.path().join("out");
     let mut out = OutputFolder::create(&dir, &OutputOptions::default()).unwrap();
-    let specs = vec![TensorSpec::new("z", Dtype::U8, [1]), TensorSpec::new("a", Dtype::F32, [1])];
+    let specs = vec![TensorDecl::new("z", Dtype::U8, [1]), TensorDecl::new("a", Dtype::F32, [1])];
     out.begin_weights(ShardPlan::new(specs, &ShardNaming::msmodelslim(), 100).unwrap()).unwrap();
     out.tensor("z", Dtype::U8, &[1], &[0]).unwrap();
     out.tensor("a", Dtype::F32, &[1], &[0; 4]).unwrap();
@@ -294,7 +294,7 @@ proptest! {
         let root = tempfile::tempdir().unwrap();
         let dir: PathBuf = root.path().join("out");
         let naming = if slim { ShardNaming::msmodelslim() } else { ShardNaming::hugging_face() };
-        let specs = tensors.iter().map(|(n, d, s)| TensorSpec::new(n.as_str(), *d, s.as_slice())).collect();
+        let specs = tensors.iter().map(|(n, d, s)| TensorDecl::new(n.as_str(), *d, s.as_slice())).collect();
         let bytes = |i: usize| -> Vec<u8> {
             let (_, d, s) = &tensors[i];
             (0..s.iter().product::<usize>() * d.bitsize() / 8).map(|k| (k * 7 + i) as u8 ^ seed).collect()

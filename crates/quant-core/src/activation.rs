@@ -1,6 +1,5 @@
 //! Quantisers of activations and of the KV cache.
 
-use crate::observer::static_params;
 use crate::range::{ChannelMaxima, range_with_zero};
 use crate::{Bits, FloatType, QParams, Real};
 use ndarray::{Array1, ArrayViewMut2, Axis};
@@ -233,6 +232,31 @@ impl KvQuant {
     pub fn bits(&self) -> Bits {
         match self {
             Self::TokenHead { bits, .. } | Self::Channel { bits, .. } => *bits,
+        }
+    }
+}
+
+/// Parameters of a static quantiser on `[min, max]`, zero included (`rtn.md`, "Static activations").
+///
+/// An end that is NaN makes the scale NaN: a quantiser with it turns everything into NaN, and no format takes it.
+#[must_use]
+pub fn static_params(bits: Bits, rule: ActRule, scale_type: FloatType, min: f32, max: f32) -> QParams {
+    if min.is_nan() || max.is_nan() {
+        return QParams { scale: f32::NAN, zero: bits.mid_level() };
+    }
+    let (mn, mx) = (min.min(0.0), max.max(0.0));
+    let absmax = mx.max(-mn);
+    let (mid, top) = (bits.mid_level(), bits.max_level());
+    match rule {
+        ActRule::Asymmetric => {
+            let (mn, mx) = if absmax == 0.0 { (-1.0, 1.0) } else { (mn, mx) };
+            let scale = scale_type.round_scale((mx - mn) / top);
+            QParams { scale, zero: (-mn / scale).round_ties_even().clamp(0.0, top) }
+        }
+        ActRule::Symmetric | ActRule::SymmetricFull => {
+            let absmax = if absmax == 0.0 { 1.0 } else { absmax };
+            let divisor = if rule == ActRule::Symmetric && bits.get() > 1 { mid - 1.0 } else { top / 2.0 };
+            QParams { scale: scale_type.round_scale(absmax / divisor), zero: mid }
         }
     }
 }

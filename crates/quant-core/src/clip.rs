@@ -1,5 +1,6 @@
 //! The clip search: shrink the range of a group until the rounding error is smallest.
 
+use crate::convention::min_max;
 use crate::{Grid, QParams};
 use serde::Serialize;
 
@@ -71,6 +72,22 @@ impl ClipSearch {
             total += s;
         }
         total
+    }
+}
+
+impl Grid {
+    /// Parameters of one group of weights. The caller has checked that all are finite.
+    #[must_use]
+    #[inline(always)]
+    pub fn params(&self, group: &[f32], clip: Option<&ClipSearch>) -> QParams {
+        if self.is_binary() {
+            return self.binary(group);
+        }
+        let (min, max) = min_max(group);
+        match clip {
+            None => self.from_range(min, max),
+            Some(search) => search.params(self, group, min, max),
+        }
     }
 }
 

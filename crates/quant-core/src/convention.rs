@@ -289,20 +289,6 @@ impl Grid {
         self.shrunk(self.range(min, max), 1.0, true)
     }
 
-    /// Parameters of one group of weights. The caller has checked that all are finite.
-    #[must_use]
-    #[inline(always)]
-    pub fn params(&self, group: &[f32], clip: Option<&crate::ClipSearch>) -> QParams {
-        if self.is_binary() {
-            return self.binary(group);
-        }
-        let (min, max) = min_max(group);
-        match clip {
-            None => self.from_range(min, max),
-            Some(search) => search.params(self, group, min, max),
-        }
-    }
-
     /// The range the convention works on: both ends after the zero rule.
     #[inline(always)]
     pub(crate) fn range(&self, min: f32, max: f32) -> (f32, f32) {
@@ -358,7 +344,7 @@ impl Grid {
         }
     }
 
-    fn binary(&self, group: &[f32]) -> QParams {
+    pub(crate) fn binary(&self, group: &[f32]) -> QParams {
         let n = group.len().max(1) as f64;
         let mean = group.iter().map(|&w| f64::from(w)).sum::<f64>() / n;
         let spread = group.iter().map(|&w| (f64::from(w) - mean).abs()).sum::<f64>() / n;

@@ -1,5 +1,6 @@
 //! Observers: what a static quantiser learns about a tensor's range during calibration.
 
+use crate::activation::static_params;
 use crate::range::{all_finite, range_with_zero};
 use crate::{ActRule, Bits, FloatType, QParams};
 use ndarray::ArrayView2;
@@ -142,29 +143,4 @@ fn bin(x: f32) -> usize {
 #[inline(always)]
 fn value(bin: usize) -> f32 {
     f32::from_bits((bin as u32) << ROUNDED).clamp(-f32::MAX, f32::MAX)
-}
-
-/// Parameters of a static quantiser on `[min, max]`, zero included (`rtn.md`, "Static activations").
-///
-/// An end that is NaN makes the scale NaN: a quantiser with it turns everything into NaN, and no format takes it.
-#[must_use]
-pub fn static_params(bits: Bits, rule: ActRule, scale_type: FloatType, min: f32, max: f32) -> QParams {
-    if min.is_nan() || max.is_nan() {
-        return QParams { scale: f32::NAN, zero: bits.mid_level() };
-    }
-    let (mn, mx) = (min.min(0.0), max.max(0.0));
-    let absmax = mx.max(-mn);
-    let (mid, top) = (bits.mid_level(), bits.max_level());
-    match rule {
-        ActRule::Asymmetric => {
-            let (mn, mx) = if absmax == 0.0 { (-1.0, 1.0) } else { (mn, mx) };
-            let scale = scale_type.round_scale((mx - mn) / top);
-            QParams { scale, zero: (-mn / scale).round_ties_even().clamp(0.0, top) }
-        }
-        ActRule::Symmetric | ActRule::SymmetricFull => {
-            let absmax = if absmax == 0.0 { 1.0 } else { absmax };
-            let divisor = if rule == ActRule::Symmetric && bits.get() > 1 { mid - 1.0 } else { top / 2.0 };
-            QParams { scale: scale_type.round_scale(absmax / divisor), zero: mid }
-        }
-    }
 }

@@ -2,6 +2,9 @@
 
 use std::io;
 
+/// Longest text of one rendering in bytes, and longest value that is printed or written as JSON on the way.
+pub(crate) const MAX_TEXT: usize = 64 << 20;
+
 /// Collects bytes and fails once there would be more than its limit.
 pub(crate) struct Bounded {
     bytes: Vec<u8>,

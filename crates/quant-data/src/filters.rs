@@ -3,9 +3,9 @@
 use minijinja::value::{Kwargs, Rest, Value, ValueKind, from_args};
 use minijinja::{Environment, Error, ErrorKind, State};
 
+use crate::bounded::MAX_TEXT;
 use crate::python_json::{Style, dumps};
 use crate::python_value::{list, write_str};
-use crate::template::MAX_TEXT;
 
 /// Most columns or items that a width may ask for.
 const MAX_WIDTH: usize = 1000;

@@ -6,7 +6,7 @@ use minijinja::value::Value;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind};
 use serde_json::Map;
 
-use crate::bounded::Bounded;
+use crate::bounded::{Bounded, MAX_TEXT};
 use crate::clock::strftime;
 use crate::contain::contain;
 use crate::files::read_text;
@@ -28,8 +28,6 @@ const TEMPLATE_TIME: i64 = 1_721_952_000;
 const MAX_SOURCE: usize = 1 << 20;
 /// Steps of the template engine.
 const FUEL: u64 = 1_000_000;
-/// Longest text in bytes, and longest value that is printed or written as JSON on the way.
-pub(crate) const MAX_TEXT: usize = 64 << 20;
 /// Stack of the thread that renders. A step nests values by one level at most, and printing or dropping a level takes
 /// a few hundred bytes of stack, so the bound on steps bounds it. Only what is touched becomes resident.
 const STACK: usize = 1 << 30;

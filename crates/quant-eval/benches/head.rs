@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::time::Instant;
 
 use ndarray::{Array2, ArrayViewMut2, Axis, Slice};
-use quant_eval::{EncodeProgress, EvalOptions, LanguageModel, ModelError, evaluate};
+use quant_eval::{BoxError, EncodeProgress, EvalOptions, LanguageModel, evaluate};
 use quant_kernels::{Compute, Par, PreparedWeight};
 
 const HIDDEN: usize = 1536;
@@ -50,7 +50,7 @@ impl LanguageModel for Head {
     fn vocab_size(&self) -> usize {
         VOCABULARY
     }
-    fn encode(&mut self, _: &[Vec<u32>], _: &mut EncodeProgress<'_>) -> Result<(), ModelError> {
+    fn encode(&mut self, _: &[Vec<u32>], _: &mut EncodeProgress<'_>) -> Result<(), BoxError> {
         Ok(())
     }
     fn logits(
@@ -58,7 +58,7 @@ impl LanguageModel for Head {
         positions: Range<usize>,
         tokens: Range<usize>,
         out: ArrayViewMut2<'_, f32>,
-    ) -> Result<(), ModelError> {
+    ) -> Result<(), BoxError> {
         let x = self.hidden.slice_axis(Axis(0), Slice::from(positions));
         self.prepared(tokens).forward_into(x, None, out, self.par);
         Ok(())

@@ -1,6 +1,6 @@
 //! The one error type of this crate.
 
-use crate::{ModelError, Role};
+use crate::{BoxError, Side};
 
 /// Why an evaluation could not be carried out. Bad numbers are not errors: see [`crate::Outcome`].
 #[derive(Debug, thiserror::Error)]
@@ -48,14 +48,14 @@ pub enum EvalError {
     #[error("chunk is 0, expected at least one position per chunk")]
     ZeroChunk,
     /// A model failed.
-    #[error("the {role} failed while {stage}: {source}")]
+    #[error("the {side} failed while {stage}: {source}")]
     Model {
         /// Which model.
-        role: Role,
+        side: Side,
         /// What it was doing.
         stage: &'static str,
         /// Its own error.
-        source: ModelError,
+        source: BoxError,
     },
     /// The receiver of logits failed.
     #[error("logits of sequence {sequence}, position {position} could not be stored: {source}")]
@@ -65,7 +65,7 @@ pub enum EvalError {
         /// Position within it.
         position: usize,
         /// The receiver's own error.
-        source: ModelError,
+        source: BoxError,
     },
     /// The receiver of progress asked to stop.
     #[error("interrupted")]

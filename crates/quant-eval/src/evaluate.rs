@@ -6,7 +6,7 @@ use ndarray::{ArrayView2, ArrayViewMut2};
 use rayon::prelude::*;
 
 use crate::rows::{RowScore, Scoring};
-use crate::{Comparison, EvalError, EvalReport, LanguageModel, ModelError, Outcome, Protocol, Role};
+use crate::{BoxError, Comparison, EvalError, EvalReport, LanguageModel, Outcome, Protocol, Side};
 
 /// Tokens of the vocabulary whose logits exist at a time. Sums are cut here, so it is part of the protocol and no setting.
 const PANEL: usize = 2048;
@@ -17,7 +17,7 @@ pub const CHUNK: usize = 8192;
 /// Receives logits as they are computed: positions, counted through all sequences in reading order, tokens of the
 /// vocabulary, and the logits `[positions, tokens]`. Calls cover every position, those that predict nothing included.
 pub type LogitsSink<'a> =
-    dyn FnMut(Range<usize>, Range<usize>, ArrayView2<'_, f32>) -> Result<(), ModelError> + 'a;
+    dyn FnMut(Range<usize>, Range<usize>, ArrayView2<'_, f32>) -> Result<(), BoxError> + 'a;
 
 /// Bytes of the logits of one model that exist at a time, for `positions` in all scored in chunks of `chunk`.
 #[must_use]
@@ -33,7 +33,7 @@ pub type Progress<'a> = dyn FnMut(Phase, usize, usize) -> ControlFlow<()> + Send
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     /// Blocks of one of the models.
-    Encode(Role),
+    Encode(Side),
     /// Logits and scores, counted in positions; counts move after every panel of the head.
     Score,
 }
@@ -96,9 +96,9 @@ pub fn evaluate(
     let report: &mut Progress<'_> = progress.unwrap_or(&mut ignore);
 
     if let Some(reference) = reference.as_mut() {
-        encode(&mut **reference, Role::Reference, sequences, report)?;
+        encode(&mut **reference, Side::Reference, sequences, report)?;
     }
-    encode(model, Role::Model, sequences, report)?;
+    encode(model, Side::Model, sequences, report)?;
 
     let targets = targets(sequences);
     let all = targets.len();
@@ -113,7 +113,7 @@ pub fn evaluate(
             targets[positions.clone()].iter().map(|t| t.map(|id| Scoring::new(id, compared))).collect();
         for first in (0..vocab_size).step_by(PANEL) {
             let tokens = first..vocab_size.min(first + PANEL);
-            let logits = panel(model, Role::Model, &positions, &tokens, &mut own)?;
+            let logits = panel(model, Side::Model, &positions, &tokens, &mut own)?;
             if let Some(sink) = logits_sink.as_mut() {
                 sink(positions.clone(), tokens.clone(), logits.view()).map_err(|source| {
                     let (sequence, position) = place(sequences, start);
@@ -121,7 +121,7 @@ pub fn evaluate(
                 })?;
             }
             if let Some(reference) = reference.as_mut() {
-                panel(&mut **reference, Role::Reference, &positions, &tokens, &mut other)?;
+                panel(&mut **reference, Side::Reference, &positions, &tokens, &mut other)?;
             }
             let width = tokens.len();
             let (own, other) = (&own, &other);
@@ -163,13 +163,13 @@ fn place(sequences: &[Vec<u32>], position: usize) -> (usize, usize) {
 /// Logits of one panel, in the front of `buffer`.
 fn panel<'b>(
     model: &mut dyn LanguageModel,
-    role: Role,
+    side: Side,
     positions: &Range<usize>,
     tokens: &Range<usize>,
     buffer: &'b mut [f32],
 ) -> Result<ArrayViewMut2<'b, f32>, EvalError> {
     let shape = (positions.len(), tokens.len());
-    let failed = |source| EvalError::Model { role, stage: "computing logits", source };
+    let failed = |source| EvalError::Model { side, stage: "computing logits", source };
     let mut out =
         ArrayViewMut2::from_shape(shape, &mut buffer[..shape.0 * shape.1]).map_err(|e| failed(e.into()))?;
     model.logits(positions.clone(), tokens.clone(), out.view_mut()).map_err(failed)?;
@@ -223,20 +223,20 @@ fn check(
 
 fn encode(
     model: &mut dyn LanguageModel,
-    role: Role,
+    side: Side,
     sequences: &[Vec<u32>],
     report: &mut Progress<'_>,
 ) -> Result<(), EvalError> {
     let mut flow = ControlFlow::Continue(());
     let result = model.encode(sequences, &mut |done, all| {
         if flow.is_continue() {
-            flow = report(Phase::Encode(role), done, all);
+            flow = report(Phase::Encode(side), done, all);
         }
         flow
     });
     // First: a model that was told to stop says so by an error.
     go_on(flow)?;
-    result.map_err(|source| EvalError::Model { role, stage: "running the blocks", source })
+    result.map_err(|source| EvalError::Model { side, stage: "running the blocks", source })
 }
 
 fn go_on(flow: ControlFlow<()>) -> Result<(), EvalError> {
@@ -295,7 +295,7 @@ impl Totals {
         let reference_bad = self.compared && row.reference_nll.is_none();
         self.reference_bad |= reference_bad;
         if self.first_bad.is_none() && (row.nll.is_none() || reference_bad) {
-            let model = if row.nll.is_none() { Role::Model } else { Role::Reference };
+            let model = if row.nll.is_none() { Side::Model } else { Side::Reference };
             self.first_bad = Some(Outcome::NonFiniteLogits { sequence, position, model });
         }
     }

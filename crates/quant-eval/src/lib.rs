@@ -25,5 +25,5 @@ mod rows;
 
 pub use error::EvalError;
 pub use evaluate::{CHUNK, EvalOptions, LogitsSink, Phase, Progress, evaluate, panel_bytes};
-pub use model::{EncodeProgress, LanguageModel, ModelError};
-pub use report::{Comparison, EvalReport, Outcome, Protocol, Role, SequenceLength};
+pub use model::{BoxError, EncodeProgress, LanguageModel};
+pub use report::{Comparison, EvalReport, Outcome, Protocol, SequenceLength, Side};

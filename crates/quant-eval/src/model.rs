@@ -5,8 +5,8 @@ use std::ops::{ControlFlow, Range};
 
 use ndarray::ArrayViewMut2;
 
-/// Whatever went wrong inside a model; the message says what and where.
-pub type ModelError = Box<dyn Error + Send + Sync>;
+/// Whatever went wrong inside a model; the message says what and where. The same type as `quant_graph::BoxError`.
+pub type BoxError = Box<dyn Error + Send + Sync>;
 
 /// Told (steps done, steps in all) while a model encodes, and asked in between whether to go on; from any thread, but never
 /// from two at once.
@@ -29,8 +29,7 @@ pub trait LanguageModel {
     ///
     /// # Errors
     /// Unreadable weights and the like.
-    fn encode(&mut self, sequences: &[Vec<u32>], progress: &mut EncodeProgress<'_>)
-    -> Result<(), ModelError>;
+    fn encode(&mut self, sequences: &[Vec<u32>], progress: &mut EncodeProgress<'_>) -> Result<(), BoxError>;
 
     /// Writes the logits of the tokens `tokens` of the vocabulary at `positions` into `out`
     /// `[positions.len(), tokens.len()]`, whose old content is not read. Positions are counted through all
@@ -44,5 +43,5 @@ pub trait LanguageModel {
         positions: Range<usize>,
         tokens: Range<usize>,
         out: ArrayViewMut2<'_, f32>,
-    ) -> Result<(), ModelError>;
+    ) -> Result<(), BoxError>;
 }

@@ -7,14 +7,14 @@ use serde::Serialize;
 /// Which of two models.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Role {
+pub enum Side {
     /// The model under evaluation.
     Model,
     /// The model it is compared with.
     Reference,
 }
 
-impl fmt::Display for Role {
+impl fmt::Display for Side {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Model => "model",
@@ -38,7 +38,7 @@ pub enum Outcome {
         /// Position whose prediction has the bad logits.
         position: usize,
         /// The model that gave them.
-        model: Role,
+        model: Side,
     },
     /// All logits were finite but `exp(mean_nll)` is larger than any f64.
     PerplexityOverflow,

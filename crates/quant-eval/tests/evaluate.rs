@@ -8,8 +8,8 @@ use approx::assert_relative_eq;
 use ndarray::{Array3, ArrayViewMut2, s};
 use proptest::prelude::*;
 use quant_eval::{
-    EncodeProgress, EvalError, EvalOptions, EvalReport, LanguageModel, ModelError, Outcome, Phase, Role,
-    SequenceLength, evaluate,
+    BoxError, EncodeProgress, EvalError, EvalOptions, EvalReport, LanguageModel, Outcome, Phase,
+    SequenceLength, Side, evaluate,
 };
 
 /// Logits `[sequences, positions, vocabulary]` given outright.
@@ -41,11 +41,7 @@ impl LanguageModel for Table {
         self.logits.dim().2
     }
 
-    fn encode(
-        &mut self,
-        sequences: &[Vec<u32>],
-        progress: &mut EncodeProgress<'_>,
-    ) -> Result<(), ModelError> {
+    fn encode(&mut self, sequences: &[Vec<u32>], progress: &mut EncodeProgress<'_>) -> Result<(), BoxError> {
         if self.fail == Some("encode") {
             return Err("broken block".into());
         }
@@ -58,7 +54,7 @@ impl LanguageModel for Table {
         positions: Range<usize>,
         tokens: Range<usize>,
         mut out: ArrayViewMut2<'_, f32>,
-    ) -> Result<(), ModelError> {
+    ) -> Result<(), BoxError> {
         if self.fail == Some("logits") {
             return Err("broken head".into());
         }
@@ -204,7 +200,7 @@ fn bad_logits_are_a_stated_outcome() {
     model.logits[[2, 1, 6]] = f32::NAN;
     model.logits[[2, 2, 0]] = f32::INFINITY;
     let report = run(&mut model, &ragged(), 2);
-    assert_eq!(report.outcome, Outcome::NonFiniteLogits { sequence: 2, position: 1, model: Role::Model });
+    assert_eq!(report.outcome, Outcome::NonFiniteLogits { sequence: 2, position: 1, model: Side::Model });
     assert_eq!((report.perplexity, report.mean_nll, report.nll_per_sequence[2]), (None, None, None));
     assert!(report.nll_per_sequence[0].is_some());
     assert!(report.to_string().contains("sequence 2, position 1"), "{report}");
@@ -213,7 +209,7 @@ fn bad_logits_are_a_stated_outcome() {
     assert_eq!(json["outcome"]["state"], "non_finite_logits");
 
     let report = compare(&mut Table::noise((3, 9, 7), 1), &mut model, &ragged(), 2);
-    assert_eq!(report.outcome, Outcome::NonFiniteLogits { sequence: 2, position: 1, model: Role::Reference });
+    assert_eq!(report.outcome, Outcome::NonFiniteLogits { sequence: 2, position: 1, model: Side::Reference });
     assert!(report.perplexity.is_some(), "the model's own numbers exist");
     let comparison = report.comparison.unwrap();
     assert_eq!(
@@ -306,8 +302,8 @@ fn progress_runs_through_the_phases() {
     assert_eq!(
         seen,
         [
-            (Phase::Encode(Role::Reference), 1, 1),
-            (Phase::Encode(Role::Model), 1, 1),
+            (Phase::Encode(Side::Reference), 1, 1),
+            (Phase::Encode(Side::Model), 1, 1),
             (Phase::Score, 0, 15),
             (Phase::Score, 8, 15),
             (Phase::Score, 15, 15)
@@ -318,8 +314,8 @@ fn progress_runs_through_the_phases() {
 #[test]
 fn progress_can_stop_the_work_in_every_phase() {
     for last in [
-        (Phase::Encode(Role::Reference), 1, 1),
-        (Phase::Encode(Role::Model), 1, 1),
+        (Phase::Encode(Side::Reference), 1, 1),
+        (Phase::Encode(Side::Model), 1, 1),
         (Phase::Score, 0, 15),
         (Phase::Score, 8, 15),
     ] {

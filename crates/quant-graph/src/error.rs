@@ -1,4 +1,4 @@
-//! The error of whatever hands out a model.
+//! The errors of the vocabulary: of whatever hands out a model, and of whatever cannot hold one.
 
 use std::error::Error;
 use std::fmt;
@@ -69,3 +69,31 @@ impl Error for SourceError {
         Some(&*self.cause)
     }
 }
+
+/// What a format, or a program that loads it, cannot hold: found from a scheme or a description, before any weight is read.
+///
+/// ```
+/// let error = quant_graph::Unsupported {
+///     format: "vllm-ascend",
+///     what: "4-bit weights".to_owned(),
+///     alternatives: "use 8 bits".to_owned(),
+/// };
+/// assert_eq!(error.to_string(), "vllm-ascend cannot hold 4-bit weights; use 8 bits");
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unsupported {
+    /// Id of the format.
+    pub format: &'static str,
+    /// What was asked for, with the module if one is to blame.
+    pub what: String,
+    /// What to ask for instead.
+    pub alternatives: String,
+}
+
+impl fmt::Display for Unsupported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} cannot hold {}; {}", self.format, self.what, self.alternatives)
+    }
+}
+
+impl Error for Unsupported {}

@@ -24,14 +24,17 @@
 mod catalogue;
 mod error;
 mod forward;
+mod layout;
 mod params;
 mod scheme;
 mod spec;
+mod tensors;
 mod topology;
 
 pub use catalogue::{Catalogue, Entry, Taken};
-pub use error::{BoxError, SourceError};
+pub use error::{BoxError, SourceError, Unsupported};
 pub use forward::{BlockForward, ForwardError, Part};
+pub use layout::{BlockLayout, LinearId, Norm, Role, Site};
 /// The arrays of the types here.
 pub use ndarray;
 pub use params::{
@@ -39,7 +42,6 @@ pub use params::{
 };
 pub use quant_core::{ActOrder, ActQuant, Bits, FloatType, KvQuant, QuantizedMatrix, Real};
 pub use scheme::{InputScheme, KvScheme, LinearScheme, ModelScheme, WeightScheme};
-pub use spec::{ModelSpec, RopeScaling, RopeSpec, TensorSpec};
-pub use topology::{
-    BlockLayout, BlockSpec, EdgeSource, LinearId, LinearSpec, Norm, Role, ScaleEdge, Site, StageSpec,
-};
+pub use spec::{ModelSpec, Outer, RopeScaling, RopeSpec};
+pub use tensors::TensorSpec;
+pub use topology::{BlockSpec, EdgeSource, LinearSpec, ScaleEdge, StageSpec};

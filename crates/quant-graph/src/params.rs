@@ -1,6 +1,6 @@
 //! The numbers of a model on their way between reader, model, methods and writer.
 
-use crate::{BoxError, LinearId, ModelSpec, Norm, SourceError};
+use crate::{BoxError, LinearId, ModelSpec, Norm, Outer, SourceError};
 use ndarray::{Array1, Array2, ArrayView2};
 use quant_core::{ActQuant, FloatType, KvQuant, QuantizedMatrix, Real};
 use std::{collections::BTreeMap, ops::Range};
@@ -126,6 +126,12 @@ pub trait BlockSource: Send {
         visit_whole_weights(self.block(index)?, visit).map_err(|cause| {
             SourceError::new(self.spec().block_prefix(index), "the rows of a whole block", cause)
         })
+    }
+    /// Whether a part outside the blocks lies in a checkpoint as it is, so that whoever has that checkpoint may copy its bytes
+    /// instead of asking for its numbers.
+    fn is_stored(&self, what: Outer) -> bool {
+        let _ = what;
+        false
     }
     /// Embedding rows of `ids`, `[ids, hidden]`.
     ///

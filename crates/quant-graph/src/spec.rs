@@ -1,6 +1,6 @@
 //! The shape of a model: sizes, rotary embedding, tensor names.
 
-use crate::topology::{BlockLayout, BlockSpec, LinearId, LinearSpec, Norm, Site};
+use crate::layout::{BlockLayout, LinearId, Norm, Site};
 use quant_core::FloatType;
 use serde::Serialize;
 
@@ -41,6 +41,18 @@ pub enum RopeScaling {
         /// Context length before scaling.
         original_max_position_embeddings: f64,
     },
+    /// LongRoPE: every frequency divided by a factor of its own, one set of factors up to a length and one beyond, and a
+    /// factor on cos and sin.
+    LongRope {
+        /// Divisors for sequences within the context before scaling, one per frequency.
+        short_factor: Vec<f64>,
+        /// Divisors for longer sequences, one per frequency.
+        long_factor: Vec<f64>,
+        /// Multiplies cos and sin, at every length.
+        attention_factor: f64,
+        /// Context length before scaling: longer sequences take `long_factor` for all of their positions.
+        original_max_position_embeddings: f64,
+    },
     /// NTK-aware scaling that starts beyond `max_position_embeddings`; below it the default.
     Dynamic {
         /// Context extension.
@@ -55,15 +67,40 @@ pub struct RopeSpec {
     pub theta: f64,
     /// Adaptation to longer contexts.
     pub scaling: RopeScaling,
+    /// Channels at the beginning of each head that are rotated, an even number; the others pass. None is the whole head.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rotary_dim: Option<usize>,
 }
 
-/// Name and shape a checkpoint of this model must contain.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TensorSpec {
-    /// Full tensor name.
-    pub name: String,
-    /// Shape, rows first.
-    pub shape: Vec<usize>,
+impl RopeSpec {
+    /// Rotated channels of a head of `head_dim`: twice the number of frequencies.
+    #[must_use]
+    pub fn rotary_width(&self, head_dim: usize) -> usize {
+        self.rotary_dim.map_or(head_dim, |width| width.min(head_dim))
+    }
+}
+
+/// A part of a model outside its blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Outer {
+    /// The embedding, `[vocab, hidden]`.
+    Embedding,
+    /// The weight of the final norm, `[hidden]`.
+    FinalNorm,
+    /// The head, `[vocab, hidden]`; a tied model has none of its own.
+    Head,
+}
+
+impl Outer {
+    /// Name of its tensor.
+    #[must_use]
+    pub fn tensor(self) -> &'static str {
+        match self {
+            Self::Embedding => ModelSpec::EMBEDDING,
+            Self::FinalNorm => ModelSpec::FINAL_NORM,
+            Self::Head => ModelSpec::HEAD,
+        }
+    }
 }
 
 /// A dense pre-norm decoder with rotary grouped-query attention and a gated MLP, whatever its family is called.
@@ -148,16 +185,6 @@ impl ModelSpec {
             Site::MlpActivation => self.intermediate,
         }
     }
-    /// The topology of block `index`: its linears, what feeds them, and where scales can move.
-    #[must_use]
-    pub fn block(&self, index: usize) -> BlockSpec {
-        BlockSpec::new(self, index)
-    }
-    /// A linear of block `index`; none if the block has no such linear.
-    #[must_use]
-    pub fn linear(&self, index: usize, id: LinearId) -> Option<LinearSpec> {
-        self.block(index).linears.into_iter().find(|linear| linear.id == id)
-    }
     /// Full module name of a linear.
     #[must_use]
     pub fn module(&self, index: usize, id: LinearId) -> String {
@@ -177,50 +204,11 @@ impl ModelSpec {
         }
         norms
     }
-    /// Weights of one block, in elements (norms and biases included).
+    /// The parts outside the blocks: embedding, final norm, and the head unless it is tied.
     #[must_use]
-    pub fn block_parameters(&self) -> usize {
-        self.block(0).parameters()
-    }
-    /// Every tensor of one block in file order: per linear weight then bias, then the norms.
-    #[must_use]
-    pub fn block_tensors(&self, index: usize) -> Vec<TensorSpec> {
-        let mut tensors = Vec::new();
-        let block = self.block(index);
-        for linear in &block.linears {
-            let module = &linear.module;
-            tensors.push(TensorSpec {
-                name: format!("{module}.weight"),
-                shape: vec![linear.outputs, linear.inputs],
-            });
-            if linear.bias {
-                tensors.push(TensorSpec { name: format!("{module}.bias"), shape: vec![linear.outputs] });
-            }
-        }
-        for (norm, width) in block.norms {
-            tensors.push(TensorSpec { name: self.norm(index, norm), shape: vec![width] });
-        }
-        tensors
-    }
-    /// Every tensor of a float checkpoint of this model.
-    #[must_use]
-    pub fn tensors(&self) -> Vec<TensorSpec> {
-        let mut tensors: Vec<_> = (0..self.layers).flat_map(|i| self.block_tensors(i)).collect();
-        tensors.extend(self.outer_tensors());
-        tensors
-    }
-    /// The tensors outside the blocks: embedding, final norm, and the head unless it is tied.
-    #[must_use]
-    pub fn outer_tensors(&self) -> Vec<TensorSpec> {
-        let table = vec![self.vocab, self.hidden];
-        let mut tensors = vec![
-            TensorSpec { name: Self::EMBEDDING.into(), shape: table.clone() },
-            TensorSpec { name: Self::FINAL_NORM.into(), shape: vec![self.hidden] },
-        ];
-        if !self.tied {
-            tensors.push(TensorSpec { name: Self::HEAD.into(), shape: table });
-        }
-        tensors
+    pub fn outer(&self) -> &'static [Outer] {
+        const ALL: [Outer; 3] = [Outer::Embedding, Outer::FinalNorm, Outer::Head];
+        if self.tied { &ALL[..2] } else { &ALL }
     }
     /// Tensors some releases carry that hold nothing a loader needs: rotary buffers (`rotary_emb.inv_freq`, `cos_cached`,
     /// `sin_cached`), which loaders compute.

@@ -5,7 +5,7 @@ use quant_kernels::{
     Compute, Element, Par, PivotError, cholesky_lower_in_place, matmul_nn, matmul_nt, vectorized,
 };
 
-use crate::solve::add_feedback;
+use crate::feedback::add_feedback;
 use crate::{tasks, views};
 
 /// Columns of a block: the inner dimension of the triangular solves, which run slower than products do.

@@ -1,7 +1,7 @@
 use quant_core::CoreError;
 use thiserror::Error;
 
-use crate::factor::Attempt;
+use crate::attempt::Attempt;
 
 /// What can be wrong with a Hessian, its factorisation or a GPTQ or GPTAQ problem.
 #[derive(Debug, Error, Clone, PartialEq)]

@@ -2,32 +2,12 @@
 
 use quant_kernels::{Element, Par};
 use serde::{Deserialize, Serialize};
-use std::fmt;
 
+use crate::attempt::{Attempt, Outcome, Precision};
 use crate::cholesky::BLOCK;
 use crate::panels::Panels;
 use crate::residual::residual;
 use crate::{Hessian, HessianError, tasks};
-
-/// Arithmetic of the factorisation.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// f32, checked by its residual, repeated in f64 when the check fails.
-    #[default]
-    F32,
-    /// f64 throughout; the finished factor is rounded to f32 for the column loop.
-    F64,
-}
-
-impl fmt::Display for Precision {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::F64 => "f64",
-        })
-    }
-}
 
 /// Which library computes the Cholesky factor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -109,54 +89,6 @@ impl FactorSettings {
         }
         Ok(())
     }
-}
-
-/// How one factorisation ended.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Outcome {
-    /// The factor was accepted with this residual (units of the mean diagonal).
-    Accepted {
-        /// See [`FactorSettings::residual_tolerance`].
-        residual: f64,
-    },
-    /// A pivot was not positive.
-    Pivot {
-        /// Input channel of the pivot.
-        column: usize,
-    },
-    /// The factor does not reproduce its matrix well enough.
-    Residual {
-        /// See [`FactorSettings::residual_tolerance`].
-        residual: f64,
-        /// What was accepted at this damping.
-        tolerance: f64,
-    },
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Accepted { residual } => write!(f, "accepted, residual {residual:.1e}"),
-            Self::Pivot { column } => write!(f, "the pivot of input channel {column} was not positive"),
-            Self::Residual { residual, tolerance } => {
-                write!(f, "residual {residual:.1e}, at most {tolerance:.1e} is accepted")
-            }
-        }
-    }
-}
-
-/// One factorisation tried.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Attempt {
-    /// Fraction of the mean diagonal.
-    pub damping: f64,
-    /// What was added to the diagonal.
-    pub lambda: f64,
-    /// Arithmetic.
-    pub precision: Precision,
-    /// How it ended.
-    pub outcome: Outcome,
 }
 
 /// What happened while a factor was prepared.

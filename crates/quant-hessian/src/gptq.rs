@@ -5,7 +5,7 @@ use quant_core::{ActOrder, ClipSearch, Grid, Groups, QuantizedMatrix, matrix::ch
 use quant_kernels::{Element, Par};
 
 use crate::panels::Panels;
-use crate::solve::{Asymmetry, Plan, Problem, SUPER, TileOut};
+use crate::solve::{Asymmetry, GroupPlan, Problem, SUPER, TileOut};
 use crate::{Factor, HessianError, tasks};
 
 /// Columns of a block in the published code.
@@ -39,7 +39,7 @@ impl GptqConfig {
         Self { grid, group: None, clip: None, act_order: ActOrder::None, static_groups: false, block: BLOCK }
     }
 
-    fn plan(&self) -> Result<Plan, HessianError> {
+    fn plan(&self) -> Result<GroupPlan, HessianError> {
         if self.block == 0 {
             return Err(HessianError::Setting {
                 name: "block",
@@ -58,9 +58,11 @@ impl GptqConfig {
             Some(0) => {
                 Err(HessianError::Setting { name: "group", value: "0".to_owned(), expected: "at least 1" })
             }
-            None => Ok(Plan::Channel),
-            Some(size) if self.static_groups || self.act_order == ActOrder::Static => Ok(Plan::Static(size)),
-            Some(size) => Ok(Plan::Dynamic(size)),
+            None => Ok(GroupPlan::Channel),
+            Some(size) if self.static_groups || self.act_order == ActOrder::Static => {
+                Ok(GroupPlan::Static(size))
+            }
+            Some(size) => Ok(GroupPlan::Dynamic(size)),
         }
     }
 }
@@ -174,15 +176,15 @@ pub(crate) fn solve<T: Element>(
     }
     let (scales, zeros) = (shaped(scales, out, groups), shaped(zeros, out, groups));
     let groups = match (plan, order) {
-        (Plan::Channel, _) => Groups::Channel,
-        (Plan::Dynamic(size), Some(order)) => {
+        (GroupPlan::Channel, _) => Groups::Channel,
+        (GroupPlan::Dynamic(size), Some(order)) => {
             let mut of_column = vec![0; n];
             for (position, &column) in order.iter().enumerate() {
                 of_column[column as usize] = (position / size) as u32;
             }
             Groups::Index { size, of_column }
         }
-        (Plan::Static(size) | Plan::Dynamic(size), _) => Groups::Size(size),
+        (GroupPlan::Static(size) | GroupPlan::Dynamic(size), _) => Groups::Size(size),
     };
     let matrix = QuantizedMatrix::new(config.grid.bits, shaped(levels, out, n), scales, zeros, groups)?;
     Ok(GptqResult { matrix, row_losses })

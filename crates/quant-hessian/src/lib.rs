@@ -30,11 +30,13 @@
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 mod accumulate;
+mod attempt;
 mod cholesky;
 mod coupling;
 mod cross;
 mod error;
 mod factor;
+mod feedback;
 mod gptaq;
 mod gptq;
 #[cfg(feature = "lapack")]
@@ -48,9 +50,10 @@ mod tests;
 mod views;
 
 pub use accumulate::Hessian;
+pub use attempt::{Attempt, Outcome, Precision};
 pub use cross::CrossGram;
 pub use error::HessianError;
-pub use factor::{Attempt, Factor, FactorBackend, FactorReport, FactorSettings, Outcome, Precision, prepare};
+pub use factor::{Factor, FactorBackend, FactorReport, FactorSettings, prepare};
 pub use gptaq::{Correction, GptaqConfig, gptaq, gptaq_workspace_bytes};
 pub use gptq::{GptqConfig, GptqResult, gptq, workspace_bytes};
 /// The arrays of the functions here.

@@ -2,7 +2,8 @@
 
 use ndarray::{ArrayView2, ArrayViewMut2};
 
-use crate::element::{Element, Region};
+use crate::arch::Region;
+use crate::element::Element;
 use crate::{Compute, Level, Par, arch};
 
 /// `H[n, n] += alpha * X^T X` for activations `X` `[tokens, n]`, lower triangle only: elements `(i, j)` with

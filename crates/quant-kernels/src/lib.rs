@@ -59,6 +59,7 @@ mod compute;
 mod element;
 mod error;
 mod exp;
+mod factor;
 mod gram;
 mod logits;
 mod norm;
@@ -66,6 +67,7 @@ mod prepared;
 mod product;
 mod rope;
 mod rows;
+mod scalar;
 mod softmax;
 mod vectorize;
 

@@ -2,7 +2,8 @@
 
 use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut2};
 
-use crate::element::{Element, Region};
+use crate::arch::Region;
+use crate::element::Element;
 use crate::{Compute, Level, Par, arch};
 
 /// `dst[m, n] = alpha * a[m, k] * b[n, k]^T`, or `+=` with `accumulate`.

@@ -10,11 +10,12 @@ use crate::vectorized;
 /// (Su et al. 2021): with `x1`, `x2` the first and second half of a head,
 /// `x1 <- x1 cos - x2 sin` and `x2 <- x2 cos + x1 sin`.
 ///
-/// `cos` and `sin` are `[tokens, head_dim / 2]`, already at the position of each token. The inverse rotation, which a
-/// backward pass needs, is the same call with `sin` negated.
+/// `cos` and `sin` are `[tokens, rotary / 2]`, already at the position of each token. `rotary` is the width of a head, or
+/// less where only its first channels are rotated; the halves are those of the rotated part, and the rest passes. The
+/// inverse rotation, which a backward pass needs, is the same call with `sin` negated.
 ///
 /// # Panics
-/// If the columns of `x` are not `heads` heads of twice the columns of `cos` and `sin`, or the token counts differ.
+/// If the columns of `x` are not `heads` heads of at least twice the columns of `cos` and `sin`, or the token counts differ.
 pub fn rope_in_place<T: Element>(
     mut x: ArrayViewMut2<'_, T>,
     heads: usize,
@@ -24,10 +25,10 @@ pub fn rope_in_place<T: Element>(
     let half = cos.ncols();
     assert_eq!(cos.dim(), sin.dim(), "cos and sin must have one shape");
     assert_eq!(cos.nrows(), x.nrows(), "cos and sin must have one row per token");
-    assert_eq!(
-        x.ncols(),
-        heads * 2 * half,
-        "columns must be heads * head_dim, head_dim twice the columns of cos"
+    let head_dim = x.ncols() / heads.max(1);
+    assert!(
+        x.ncols() == heads * head_dim && (heads == 0 || 2 * half <= head_dim),
+        "columns must be heads * head_dim, head_dim at least twice the columns of cos"
     );
     if x.is_empty() {
         return;
@@ -40,8 +41,8 @@ pub fn rope_in_place<T: Element>(
                 with_row_mut(x, &mut x_scratch, |x| {
                     with_row(cos, &mut cos_scratch, |cos| {
                         with_row(sin, &mut sin_scratch, |sin| {
-                            for head in x.chunks_exact_mut(2 * half) {
-                                rotate(head, cos, sin);
+                            for head in x.chunks_exact_mut(head_dim) {
+                                rotate(&mut head[..2 * half], cos, sin);
                             }
                         });
                     });

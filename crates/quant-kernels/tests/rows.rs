@@ -191,6 +191,32 @@ fn check_rope<T: Element>() {
 }
 
 #[test]
+fn the_rest_of_a_partly_rotated_head_passes() {
+    let (tokens, heads, head_dim, half) = (5, 3, 14, 4);
+    let x = Array2::from_shape_fn((tokens, heads * head_dim), |(t, c)| (t * 7 + c * 3) as f32 * 0.1 - 2.0);
+    let turn =
+        |shift: f32| Array2::from_shape_fn((tokens, half), |(t, j)| ((t + j) as f32 * 0.3 + shift).sin());
+    let (cos, sin) = (turn(1.5), turn(0.0));
+    let mut y = x.clone();
+    rope_in_place(y.view_mut(), heads, cos.view(), sin.view());
+    for h in 0..heads {
+        let columns = |from: usize, to: usize| s![.., h * head_dim + from..h * head_dim + to];
+        // The rotated part is a head of its own width, bit for bit.
+        let mut part = x.slice(columns(0, 2 * half)).to_owned();
+        rope_in_place(part.view_mut(), 1, cos.view(), sin.view());
+        assert_eq!(y.slice(columns(0, 2 * half)), part);
+        assert_eq!(y.slice(columns(2 * half, head_dim)), x.slice(columns(2 * half, head_dim)));
+    }
+}
+
+#[test]
+#[should_panic(expected = "head_dim at least twice the columns of cos")]
+fn rope_wider_than_a_head() {
+    let turn = Array2::<f32>::zeros((2, 4));
+    rope_in_place(Array2::<f32>::zeros((2, 12)).view_mut(), 2, turn.view(), turn.view());
+}
+
+#[test]
 fn rope_in_both_types() {
     check_rope::<f32>();
     check_rope::<f64>();

@@ -30,23 +30,22 @@ pub mod awq;
 mod error;
 pub mod gptaq;
 pub mod gptq;
+mod method;
 mod registry;
-pub mod rounding;
 pub mod rtn;
 pub mod settings;
 pub mod smoothquant;
-mod solver;
 pub mod statistics;
-mod transform;
 
 pub use error::MethodError;
+pub use method::{
+    BlockContext, Method, MethodKind, Modifier, Operations, PlannedRounding, Prepared, Rounded, Rounding,
+    RowRounding, Scaled, Solver, Transform, WeightSettings, Workspace, rounding,
+};
 /// The arrays of the functions here.
 pub use ndarray;
 pub use quant_core::{ActOrder, Bits, ClipSearch, Convention, FloatType, Grid, QuantizedMatrix, Variant};
 pub use quant_kernels::Par;
-pub use registry::{Kind, METHODS, Method, Methods, Modifier, method};
-pub use rounding::{PlannedRounding, Rounding, WeightSettings};
+pub use registry::{METHODS, Methods, method};
 pub use settings::{Field, Settings, SettingsError};
-pub use solver::{Operations, Prepared, Rounded, RowRounding, Solver, Workspace};
-pub use statistics::{Gathered, Need, SiteStatistics, Spacing, Statistic, Stream};
-pub use transform::{BlockContext, Scaled, Transform};
+pub use statistics::{Batch, Gathered, Need, SiteStatistics, Spacing, Statistic, Stream};

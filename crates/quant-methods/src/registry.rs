@@ -1,77 +1,7 @@
 //! The methods this crate has, as data.
 
-use crate::{Field, Rounding, Settings, SettingsError, Transform, awq, gptaq, gptq, rtn, smoothquant};
+use crate::Method;
 use quant_graph::{Catalogue, Entry};
-use std::sync::Arc;
-
-/// What a method does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Rewrites a float block without changing its function.
-    Transform,
-    /// Turns weights into integer levels.
-    Rounding,
-    /// Rewrites the block, and with a scheme of its own turns the weights into levels as well.
-    Both,
-}
-
-impl Kind {
-    /// In one word.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Transform => "transform",
-            Self::Rounding => "rounding",
-            Self::Both => "transform and rounding",
-        }
-    }
-    /// Whether it can be the rounding of a recipe.
-    #[must_use]
-    pub fn rounds(self) -> bool {
-        self != Self::Transform
-    }
-}
-
-/// What a section of a recipe makes: what happens to a block before rounding, how weights are rounded, or both.
-#[derive(Clone, Debug, Default)]
-pub struct Modifier {
-    /// Comes before any rounding.
-    pub transform: Option<Arc<dyn Transform>>,
-    /// Rounds every linear without an override.
-    pub rounding: Option<Arc<dyn Rounding>>,
-}
-
-impl Modifier {
-    /// One that only transforms.
-    #[must_use]
-    pub fn transform(transform: impl Transform + 'static) -> Self {
-        Self { transform: Some(Arc::new(transform)), rounding: None }
-    }
-    /// One that only rounds.
-    #[must_use]
-    pub fn rounding(rounding: impl Rounding + 'static) -> Self {
-        Self { transform: None, rounding: Some(Arc::new(rounding)) }
-    }
-}
-
-/// One registry line.
-#[derive(Debug)]
-pub struct Method {
-    /// Name in recipes.
-    pub id: &'static str,
-    /// One line for help and tables.
-    pub summary: &'static str,
-    /// Where it was published.
-    pub source: &'static str,
-    /// Transform, rounding, or both.
-    pub kind: Kind,
-    /// Makes it from its section.
-    pub build: fn(&Settings) -> Result<Modifier, SettingsError>,
-    /// The keys of its section.
-    pub fields: &'static [Field],
-    /// 1: golden-tested against the official code and exported; 2: golden-tested; 3: experimental.
-    pub tier: u8,
-}
 
 /// The methods that recipes may name: ours, and those a program adds.
 pub type Methods = Catalogue<Method>;
@@ -87,8 +17,13 @@ impl Entry for Method {
 }
 
 /// All methods of this crate, alphabetical.
-pub static METHODS: &[&Method] =
-    &[&awq::METHOD, &gptaq::METHOD, &gptq::METHOD, &rtn::METHOD, &smoothquant::METHOD];
+pub static METHODS: &[&Method] = &[
+    &crate::awq::METHOD,
+    &crate::gptaq::METHOD,
+    &crate::gptq::METHOD,
+    &crate::rtn::METHOD,
+    &crate::smoothquant::METHOD,
+];
 
 /// The method of this crate of that name.
 #[must_use]
@@ -99,6 +34,7 @@ pub fn method(id: &str) -> Option<&'static Method> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{MethodKind, Settings};
 
     #[test]
     fn the_registry_is_sorted_unique_and_documented() {
@@ -134,7 +70,7 @@ mod tests {
             Settings::new(m.id, resolved, m.fields).unwrap();
             let modifier = (m.build)(&settings).unwrap();
             assert_eq!(modifier.rounding.is_some(), m.kind.rounds(), "{}", m.id);
-            assert_eq!(modifier.transform.is_some(), m.kind != Kind::Rounding, "{}", m.id);
+            assert_eq!(modifier.transform.is_some(), m.kind != MethodKind::Rounding, "{}", m.id);
             if let Some(transform) = modifier.transform {
                 assert_eq!(transform.method().id, m.id);
             }

@@ -145,7 +145,7 @@ fn attention_with_a_loud_channel() {
             set(&mut params, *role, weight.to_owned());
         }
         let block = Block::<f32>::new(&spec, 0, params, Compute::F32, par).unwrap();
-        let a = block.attention(x.view(), &rope, None, par).unwrap();
+        let a = block.attention(x.view(), &rope, &mut KvCache::new(), par).unwrap();
         Ok(block.attention_output(a.view(), par).unwrap())
     };
     let grid = Grid::new(Convention::QAwq, Bits::new(3).unwrap(), Variant::Exact, FloatType::F32).unwrap();

@@ -99,6 +99,7 @@ pub fn read_model_config_with(config: &Value, families: &Families) -> Result<Rea
     }
     let max_position_embeddings =
         fields.count("max_position_embeddings", 1..=MAX_POSITIONS, defaults.max_position_embeddings)?;
+    let head_dim = head_dim(&fields, family, hidden, heads)?;
     let spec = ModelSpec {
         family: family.id.into(),
         architecture: architecture.into(),
@@ -108,10 +109,10 @@ pub fn read_model_config_with(config: &Value, families: &Families) -> Result<Rea
         layers,
         heads,
         kv_heads,
-        head_dim: head_dim(&fields, family, hidden, heads)?,
+        head_dim,
         vocab,
         norm_eps: fields.real("rms_norm_eps", 1e-30..=0.1, Some(defaults.norm_eps))?,
-        rope: rope_spec(&fields, defaults.rope_theta, max_position_embeddings, &mut warnings)?,
+        rope: rope_spec(&fields, family, max_position_embeddings, head_dim, &mut warnings)?,
         max_position_embeddings,
         tied: fields.flag("tie_word_embeddings")?.unwrap_or(defaults.tied),
         qkv_bias: bias(&fields, family.qkv_bias, &mut warnings)?,
@@ -325,11 +326,15 @@ fn windows(
     warnings: &mut Vec<String>,
 ) -> Result<Vec<Option<usize>>, ModelError> {
     let types = layer_types(fields, layers)?;
-    let SlidingRule::Qwen { window, from } = family.sliding else {
-        if types.is_some_and(|t| t.contains(&true)) {
-            return Err(fields.unsupported("layer_types", "this family has no sliding windows"));
+    let (window, from) = match family.sliding {
+        SlidingRule::Qwen { window, from } => (window, from),
+        SlidingRule::Every { window } => return every_window(fields, window, layers, types.as_deref()),
+        SlidingRule::Never => {
+            if types.is_some_and(|t| t.contains(&true)) {
+                return Err(fields.unsupported("layer_types", "this family has no sliding windows"));
+            }
+            return Ok(vec![None; layers]);
         }
-        return Ok(vec![None; layers]);
     };
     let on = fields.flag("use_sliding_window")?.unwrap_or(false);
     let window = match on {
@@ -368,6 +373,31 @@ fn windows(
         }
     };
     Ok(sliding.into_iter().map(|s| s.then_some(window)).collect())
+}
+
+/// One window for all layers. The classes of these families read neither of the two other keys, vLLM reads both.
+fn every_window(
+    fields: &Fields<'_>,
+    default: Option<usize>,
+    layers: usize,
+    types: Option<&[bool]>,
+) -> Result<Vec<Option<usize>>, ModelError> {
+    let window = match fields.stated_count("sliding_window", 1..=MAX_POSITIONS)? {
+        Stated::Missing => default,
+        Stated::Null => None,
+        Stated::Value(window) => Some(window),
+    };
+    let disagree = |key| {
+        let advice = "transformers does not read the first and gives every layer the second, vLLM reads both; correct one of them";
+        Err(fields.conflict(key, "sliding_window", advice))
+    };
+    if types.is_some_and(|types| types.iter().any(|&slides| slides != window.is_some())) {
+        return disagree("layer_types");
+    }
+    if window.is_some() && fields.flag("use_sliding_window")? == Some(false) {
+        return disagree("use_sliding_window");
+    }
+    Ok(vec![window; layers])
 }
 
 /// Per layer whether its attention slides; none if the config does not say.

@@ -168,6 +168,29 @@ impl<'a> Fields<'a> {
             Some(_) => Err(self.wrong(key, "a list")),
         }
     }
+    /// `count` numbers, each in `range`; a missing key and null are refused.
+    pub(crate) fn reals(
+        &self,
+        key: &str,
+        count: usize,
+        range: RangeInclusive<f64>,
+    ) -> Result<Vec<f64>, ModelError> {
+        let list = self.list(key)?.unwrap_or_default();
+        let numbers: Vec<f64> =
+            list.iter().filter_map(Value::as_f64).filter(|number| range.contains(number)).collect();
+        if numbers.len() == list.len() && numbers.len() == count {
+            return Ok(numbers);
+        }
+        Err(self.wrong(
+            key,
+            format!(
+                "a list of {count} numbers in {:e}..={:e}, not {}",
+                range.start(),
+                range.end(),
+                list.len()
+            ),
+        ))
+    }
     /// Whether a key is there and null.
     pub(crate) fn is_null(&self, key: &str) -> bool {
         self.stated(key) == Stated::Null

@@ -27,6 +27,7 @@
 mod block;
 mod config;
 mod error;
+mod fake_quant;
 pub mod families;
 mod fields;
 mod in_memory;
@@ -55,6 +56,7 @@ pub use in_memory::InMemoryModel;
 pub use kv::{KvCache, KvStore};
 pub use linear::{FakeQuantLinear, FloatLinear, LinearOp, linear_op};
 
+pub use fake_quant::fake_quantized;
 pub use model::{EncodeProgress, NonFinite, StreamedModel, spilled_rows_at_once};
 pub use ops::attention::attention_workspace_bytes;
 pub use rope::{RopeTable, RopeTables, inverse_frequencies};

@@ -1,6 +1,6 @@
 //! A linear layer as an object: float, or with its input quantised and dequantised first.
 
-use crate::ops::project::fake_quantized;
+use crate::fake_quant::fake_quantized;
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayViewMut2};
 use quant_core::ActQuant;
 use quant_graph::{LinearParams, LinearWeight};

@@ -8,17 +8,20 @@ use quant_graph::{ModelSpec, RopeScaling, RopeSpec};
 use std::collections::{BTreeMap, BTreeSet};
 use std::f64::consts::PI;
 
-/// Inverse frequencies `f_i`, `i < head_dim / 2`, and the factor on cosines and sines.
+/// Inverse frequencies `f_i`, `i < d / 2`, and the factor on cosines and sines; `d` is the rotated width of a head
+/// ([`RopeSpec::rotary_width`]).
 ///
-/// Base frequencies are `theta^(-2i/head_dim)` (Su et al. 2021). `positions` is the length of the sequence: only
-/// [`RopeScaling::Dynamic`] depends on it, and only beyond `max_position_embeddings`.
+/// Base frequencies are `theta^(-2i/d)` (Su et al. 2021). `positions` is the length of the sequence:
+/// [`RopeScaling::Dynamic`] depends on it beyond `max_position_embeddings`, and [`RopeScaling::LongRope`] on whether it
+/// is beyond the context before scaling.
 ///
 /// - linear: `f / factor` (Chen et al. 2023);
 /// - dynamic: `theta' = theta (factor · n / max − (factor − 1))^(d/(d−2))` for a length `n > max` (NTK-aware);
 /// - llama3: with wavelength `w = 2π/f`, `f` if `w < L/high`, `f/factor` if `w > L/low`, else
 ///   `(1−t) f/factor + t f`, `t = (L/w − low)/(high − low)`;
 /// - yarn: `f/factor · r + f (1 − r)` with the ramp `r` between the dimensions that turn `beta_fast` and `beta_slow`
-///   times within the original context (Peng et al. 2023, equation 23).
+///   times within the original context (Peng et al. 2023, equation 23);
+/// - longrope: `f_i / factor_i`, with the short or the long factors (Ding et al. 2024).
 ///
 /// Every step is rounded to f32, in the order of transformers' `modeling_rope_utils`, because a model is served with those
 /// frequencies: the relative error of 6e-8 is an angle of 0.004 at position 65536. Only the powers go through f64, so that
@@ -30,22 +33,22 @@ pub fn inverse_frequencies(
     max_position_embeddings: usize,
     positions: usize,
 ) -> (Vec<f32>, f32) {
+    let width = rope.rotary_width(head_dim);
     // theta^(2i/d); its reciprocal is the base frequency.
-    let powers =
-        |theta: f32| (0..head_dim / 2).map(move |i| pow_f32(theta, (2 * i) as f32 / head_dim as f32));
+    let powers = |theta: f32| (0..width / 2).map(move |i| pow_f32(theta, (2 * i) as f32 / width as f32));
     let base = |theta: f32| powers(theta).map(f32::recip);
     let theta = rope.theta as f32;
-    match rope.scaling {
+    match &rope.scaling {
         RopeScaling::Default => (base(theta).collect(), 1.0),
-        RopeScaling::Linear { factor } => (base(theta).map(|f| f / factor as f32).collect(), 1.0),
-        RopeScaling::Dynamic { factor } => {
+        &RopeScaling::Linear { factor } => (base(theta).map(|f| f / factor as f32).collect(), 1.0),
+        &RopeScaling::Dynamic { factor } => {
             let theta = match positions > max_position_embeddings {
-                true => dynamic_theta(theta, factor, head_dim, max_position_embeddings, positions),
+                true => dynamic_theta(theta, factor, width, max_position_embeddings, positions),
                 false => theta,
             };
             (base(theta).collect(), 1.0)
         }
-        RopeScaling::Llama3 {
+        &RopeScaling::Llama3 {
             factor,
             low_freq_factor: low,
             high_freq_factor: high,
@@ -65,7 +68,7 @@ pub fn inverse_frequencies(
             };
             (base(theta).map(scale).collect(), 1.0)
         }
-        RopeScaling::Yarn {
+        &RopeScaling::Yarn {
             factor,
             attention_factor,
             beta_fast,
@@ -73,7 +76,7 @@ pub fn inverse_frequencies(
             truncate,
             original_max_position_embeddings: original,
         } => {
-            let dim = head_dim as f64;
+            let dim = width as f64;
             // The dimension that turns `rotations` times within the original context.
             let dimension =
                 |rotations: f64| dim * ln(original / (rotations * 2.0 * PI)) / (2.0 * ln(rope.theta));
@@ -89,21 +92,36 @@ pub fn inverse_frequencies(
             });
             (scaled.collect(), attention_factor as f32)
         }
+        RopeScaling::LongRope {
+            short_factor,
+            long_factor,
+            attention_factor,
+            original_max_position_embeddings: original,
+        } => {
+            let factors = if positions > longest_short(*original) { long_factor } else { short_factor };
+            let scaled = powers(theta).zip(factors).map(|(power, &factor)| (factor as f32 * power).recip());
+            (scaled.collect(), *attention_factor as f32)
+        }
     }
 }
 
+/// The longest sequence that takes the short factors of longrope.
+fn longest_short(original_max_position_embeddings: f64) -> usize {
+    original_max_position_embeddings as usize
+}
+
 /// The base for a sequence longer than the model's context. The length is a tensor in transformers, so all steps are f32.
-fn dynamic_theta(theta: f32, factor: f64, head_dim: usize, max: usize, positions: usize) -> f32 {
-    // A head of two has the single frequency 1, whatever the base.
-    if head_dim <= 2 {
+fn dynamic_theta(theta: f32, factor: f64, width: usize, max: usize, positions: usize) -> f32 {
+    // A width of two has the single frequency 1, whatever the base.
+    if width <= 2 {
         return theta;
     }
-    let dim = head_dim as f64;
+    let dim = width as f64;
     let stretch = factor as f32 * positions as f32 / max.max(1) as f32 - (factor - 1.0) as f32;
     theta * pow_f32(stretch, (dim / (dim - 2.0)) as f32)
 }
 
-/// Cosines and sines of every position, `[positions, head_dim / 2]` each.
+/// Cosines and sines of every position, `[positions, rotary width / 2]` each.
 ///
 /// Formed as transformers forms them, in f32 whatever `T` is: the angle is position times frequency, rounded to f32; its
 /// cosine and sine are rounded to f32, and multiplied by the factor in f32. The f64 block is the same model in wider
@@ -138,7 +156,7 @@ impl<T: Real> RopeTable<T> {
     pub fn positions(&self) -> usize {
         self.cos.nrows()
     }
-    /// Cosines of positions `start..start + tokens`, `[tokens, head_dim / 2]`.
+    /// Cosines of positions `start..start + tokens`, `[tokens, rotary width / 2]`.
     ///
     /// # Panics
     /// If the table is shorter.
@@ -146,7 +164,7 @@ impl<T: Real> RopeTable<T> {
     pub fn cos(&self, start: usize, tokens: usize) -> ArrayView2<'_, T> {
         views::rows(self.cos.view(), start..start + tokens)
     }
-    /// Sines of positions `start..start + tokens`, `[tokens, head_dim / 2]`.
+    /// Sines of positions `start..start + tokens`, `[tokens, rotary width / 2]`.
     ///
     /// # Panics
     /// If the table is shorter.
@@ -159,45 +177,71 @@ impl<T: Real> RopeTable<T> {
 /// The tables of sequences that each begin at position 0: one for all lengths, unless frequencies depend on the length.
 #[derive(Clone, Debug)]
 pub struct RopeTables {
+    /// Serves every length up to `limit`.
     shared: RopeTable<f32>,
-    /// By length, for lengths beyond the declared context under dynamic scaling.
-    own: BTreeMap<usize, RopeTable<f32>>,
+    limit: usize,
+    /// By the longest length that each serves, for lengths beyond `limit`.
+    beyond: BTreeMap<usize, RopeTable<f32>>,
 }
 
 impl RopeTables {
     /// The tables for sequences of these lengths.
     #[must_use]
     pub fn new(spec: &ModelSpec, lengths: impl IntoIterator<Item = usize>) -> Self {
-        let (shared, own) = Self::divide(spec, lengths);
+        let Division { limit, shared, beyond } = Division::new(spec, lengths);
         let build = |length| RopeTable::new(&spec.rope, spec.head_dim, spec.max_position_embeddings, length);
-        Self { shared: build(shared), own: own.into_iter().map(|length| (length, build(length))).collect() }
+        let beyond = beyond.into_iter().map(|length| (length, build(length))).collect();
+        Self { shared: build(shared), limit, beyond }
     }
     /// Bytes of the tables that [`Self::new`] makes.
     #[must_use]
     pub fn bytes(spec: &ModelSpec, lengths: impl IntoIterator<Item = usize>) -> usize {
-        let (shared, own) = Self::divide(spec, lengths);
-        let positions = shared + own.into_iter().sum::<usize>();
-        // Cosines and sines of half a head.
-        positions * (spec.head_dim / 2) * 2 * size_of::<f32>()
+        let Division { shared, beyond, .. } = Division::new(spec, lengths);
+        let positions = shared + beyond.into_iter().sum::<usize>();
+        // Cosines and sines of half the rotated width.
+        positions * (spec.rope.rotary_width(spec.head_dim) / 2) * 2 * size_of::<f32>()
     }
     /// The table of a sequence of `length` tokens, one of the lengths given to [`Self::new`].
     #[must_use]
     pub fn table(&self, length: usize) -> &RopeTable<f32> {
-        self.own.get(&length).unwrap_or(&self.shared)
+        if length <= self.limit {
+            return &self.shared;
+        }
+        self.beyond.range(length..).next().map_or(&self.shared, |(_, table)| table)
     }
-    /// The longest length that the shared table serves, and the lengths that have their own.
-    fn divide(spec: &ModelSpec, lengths: impl IntoIterator<Item = usize>) -> (usize, BTreeSet<usize>) {
-        let dynamic = matches!(spec.rope.scaling, RopeScaling::Dynamic { .. });
-        let limit = if dynamic { spec.max_position_embeddings } else { usize::MAX };
-        let (mut shared, mut own) = (0, BTreeSet::new());
+}
+
+/// Which lengths have tables of their own.
+struct Division {
+    /// Up to here frequencies do not depend on the length.
+    limit: usize,
+    /// The longest length that the shared table serves.
+    shared: usize,
+    /// The longest length of each other table.
+    beyond: BTreeSet<usize>,
+}
+
+impl Division {
+    fn new(spec: &ModelSpec, lengths: impl IntoIterator<Item = usize>) -> Self {
+        let (limit, each) = match spec.rope.scaling {
+            RopeScaling::Dynamic { .. } => (spec.max_position_embeddings, true),
+            RopeScaling::LongRope { original_max_position_embeddings: original, .. } => {
+                (longest_short(original), false)
+            }
+            _ => (usize::MAX, false),
+        };
+        let (mut shared, mut beyond) = (0, BTreeSet::new());
         for length in lengths {
             if length <= limit {
                 shared = shared.max(length);
             } else {
-                own.insert(length);
+                beyond.insert(length);
             }
         }
-        (shared, own)
+        if !each {
+            beyond = beyond.pop_last().into_iter().collect();
+        }
+        Self { limit, shared, beyond }
     }
 }
 
@@ -205,8 +249,12 @@ impl RopeTables {
 mod tests {
     use super::*;
 
+    fn rope(scaling: RopeScaling) -> RopeSpec {
+        RopeSpec { theta: 10_000.0, scaling, rotary_dim: None }
+    }
+
     fn frequencies(scaling: RopeScaling, positions: usize) -> Vec<f32> {
-        inverse_frequencies(&RopeSpec { theta: 10_000.0, scaling }, 64, 1024, positions).0
+        inverse_frequencies(&rope(scaling), 64, 1024, positions).0
     }
 
     #[test]
@@ -250,17 +298,14 @@ mod tests {
     #[test]
     fn yarn_ramps_between_the_betas() {
         let (scaled, factor) = inverse_frequencies(
-            &RopeSpec {
-                theta: 10_000.0,
-                scaling: RopeScaling::Yarn {
-                    factor: 4.0,
-                    attention_factor: 1.25,
-                    beta_fast: 32.0,
-                    beta_slow: 1.0,
-                    truncate: true,
-                    original_max_position_embeddings: 1024.0,
-                },
-            },
+            &rope(RopeScaling::Yarn {
+                factor: 4.0,
+                attention_factor: 1.25,
+                beta_fast: 32.0,
+                beta_slow: 1.0,
+                truncate: true,
+                original_max_position_embeddings: 1024.0,
+            }),
             64,
             4096,
             10,
@@ -272,8 +317,33 @@ mod tests {
     }
 
     #[test]
+    fn longrope_divides_by_the_factors_of_the_length() {
+        let scaling = RopeScaling::LongRope {
+            short_factor: vec![2.0; 32],
+            long_factor: vec![8.0; 32],
+            attention_factor: 1.5,
+            original_max_position_embeddings: 100.0,
+        };
+        let plain = frequencies(RopeScaling::Default, 10);
+        for (positions, divisor) in [(1, 2.0), (100, 2.0), (101, 8.0), (5000, 8.0)] {
+            let (scaled, factor) = inverse_frequencies(&rope(scaling.clone()), 64, 1024, positions);
+            assert_eq!(factor, 1.5);
+            assert!(scaled.iter().zip(&plain).all(|(s, p)| *s == p / divisor), "{positions}");
+        }
+    }
+
+    #[test]
+    fn part_of_a_head_has_the_frequencies_of_a_head_of_its_width() {
+        let partial = |width| RopeSpec { rotary_dim: Some(width), ..rope(RopeScaling::Default) };
+        let (part, _) = inverse_frequencies(&partial(48), 64, 1024, 10);
+        let (whole, _) = inverse_frequencies(&rope(RopeScaling::Default), 48, 1024, 10);
+        assert_eq!(part, whole);
+        assert_eq!(RopeTable::<f32>::new(&partial(48), 64, 1024, 10).cos(0, 10).dim(), (10, 24));
+    }
+
+    #[test]
     fn the_f64_table_is_the_widened_f32_table() {
-        let rope = RopeSpec { theta: 1e6, scaling: RopeScaling::Default };
+        let rope = RopeSpec { theta: 1e6, ..rope(RopeScaling::Default) };
         let narrow = RopeTable::<f32>::new(&rope, 16, 131_072, 131_072);
         let wide = RopeTable::<f64>::new(&rope, 16, 131_072, 131_072);
         assert!(narrow.cos.iter().zip(&wide.cos).all(|(n, w)| f64::from(*n) == *w));

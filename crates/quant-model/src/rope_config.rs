@@ -1,12 +1,12 @@
 //! The rotary embedding of a `config.json`, in the spellings of transformers 4 and 5.
 
 use crate::ModelError;
+use crate::families::{Family, RopeRule};
 use crate::fields::{Fields, Stated};
 use quant_core::elementary::ln;
 use quant_graph::{RopeScaling, RopeSpec};
 use serde_json::Value;
 
-const SUPPORTED: &str = "default, linear, dynamic, yarn or llama3";
 const MAX_FACTOR: f64 = 1e6;
 const MAX_CONTEXT: f64 = 1e9;
 /// The length before scaling: in the block, or beside it as Phi-3 has it.
@@ -17,17 +17,22 @@ const ORIGINAL: &str = "original_max_position_embeddings";
 /// Where both blocks stand, transformers 5 replaces the first by the second and 4 never looks at the first.
 pub(crate) fn rope_spec(
     config: &Fields<'_>,
-    default_theta: f64,
+    family: &'static Family,
     max_position_embeddings: usize,
+    head_dim: usize,
     warnings: &mut Vec<String>,
 ) -> Result<RopeSpec, ModelError> {
-    whole_head(config)?;
-    let outer = Outer { config, default_theta, max_position_embeddings };
-    let new = block(config, "rope_parameters")?;
-    let Some(old) = block(config, "rope_scaling")? else {
+    let (rule, default_theta) = (&family.rope, family.defaults.rope_theta);
+    let outer = Outer { config, rule, default_theta, max_position_embeddings, head_dim };
+    outer.part(config)?;
+    let new = block(&outer, "rope_parameters")?;
+    let Some(old) = block(&outer, "rope_scaling")? else {
         return match new {
             Some(new) => read(&outer, &new, warnings),
-            None => Ok(RopeSpec { theta: outer.theta()?, scaling: RopeScaling::Default }),
+            None => {
+                let rotary_dim = rotary_dim(&outer, None, warnings)?;
+                Ok(RopeSpec { theta: outer.theta()?, scaling: RopeScaling::Default, rotary_dim })
+            }
         };
     };
     let spec = read(&outer, &old, warnings)?;
@@ -55,14 +60,61 @@ struct Block<'a> {
 /// What stands around the blocks.
 struct Outer<'a, 'b> {
     config: &'b Fields<'a>,
+    rule: &'static RopeRule,
     default_theta: f64,
     max_position_embeddings: usize,
+    head_dim: usize,
 }
 
 impl Outer<'_, '_> {
     fn theta(&self) -> Result<f64, ModelError> {
         theta(self.config, self.default_theta)
     }
+    /// What one object says of the part of a head that is rotated.
+    fn part(&self, fields: &Fields<'_>) -> Result<Option<f64>, ModelError> {
+        const KEY: &str = "partial_rotary_factor";
+        match fields.stated_real(KEY, 0.0..=1.0)? {
+            Stated::Missing => Ok(None),
+            // The class cannot compute with null.
+            Stated::Null if self.rule.partial => Err(fields.wrong(KEY, "a number, or no such key")),
+            Stated::Null => Ok(None),
+            Stated::Value(part) if part < 1.0 && !self.rule.partial => {
+                Err(fields.unsupported(KEY, "the whole head is rotated here"))
+            }
+            Stated::Value(part) => Ok(Some(part)),
+        }
+    }
+}
+
+/// Rotated channels of a head, if not all. What the block says counts before what stands beside it.
+fn rotary_dim(
+    outer: &Outer<'_, '_>,
+    block: Option<&Fields<'_>>,
+    warnings: &mut Vec<String>,
+) -> Result<Option<usize>, ModelError> {
+    const KEY: &str = "partial_rotary_factor";
+    let (beside, inside) = (outer.part(outer.config)?, block.map(|b| outer.part(b)).transpose()?.flatten());
+    let says = if inside.is_some() { block.unwrap_or(outer.config) } else { outer.config };
+    if let (Some(beside), Some(inside)) = (beside, inside)
+        && beside != inside
+    {
+        warnings.push(format!(
+            "config.json has {} and {}; the second is used, as transformers 5 does",
+            outer.config.quote(KEY),
+            says.quote(KEY),
+        ));
+    }
+    let width = (outer.head_dim as f64 * inside.or(beside).unwrap_or(1.0)) as usize;
+    if width < 2 || !width.is_multiple_of(2) {
+        return Err(says.wrong(
+            KEY,
+            format!(
+                "a part of head_dim = {} that is an even number of channels, not {width}",
+                outer.head_dim
+            ),
+        ));
+    }
+    Ok((width < outer.head_dim).then_some(width))
 }
 
 fn theta(fields: &Fields<'_>, default: f64) -> Result<f64, ModelError> {
@@ -70,25 +122,19 @@ fn theta(fields: &Fields<'_>, default: f64) -> Result<f64, ModelError> {
     fields.real("rope_theta", 1.000_001..=1e15, Some(default))
 }
 
-fn whole_head(fields: &Fields<'_>) -> Result<(), ModelError> {
-    match fields.stated_real("partial_rotary_factor", 0.0..=1.0)? {
-        Stated::Value(part) if part < 1.0 => {
-            Err(fields.unsupported("partial_rotary_factor", "the whole head is rotated here"))
-        }
-        _ => Ok(()),
-    }
-}
-
 /// The block under a key, unless it is missing, null or empty.
-fn block<'a>(config: &Fields<'a>, key: &'static str) -> Result<Option<Block<'a>>, ModelError> {
+fn block<'a>(outer: &Outer<'a, '_>, key: &'static str) -> Result<Option<Block<'a>>, ModelError> {
+    let config = outer.config;
     let Some(value) = config.get(key) else { return Ok(None) };
     let (value, nested) = flat(config, key, value)?;
     let fields = Fields::new(value, key)?;
     if fields.is_empty() {
         return Ok(None);
     }
-    whole_head(&fields)?;
-    let kind = match (fields.text("rope_type")?, fields.text("type")?) {
+    outer.part(&fields)?;
+    // One name for what the class takes as one.
+    let one = |name| if outer.rule.longrope.contains(&name) { "longrope" } else { name };
+    let kind = match (fields.text("rope_type")?.map(one), fields.text("type")?.map(one)) {
         (Some(new), Some(old)) if new != old => {
             return Err(fields.conflict(
                 "rope_type",
@@ -133,16 +179,25 @@ fn read(
             rope.quote("rope_theta"),
         ));
     }
+    let rotary_dim = rotary_dim(outer, Some(rope), warnings)?;
+    let unknown = || {
+        let key = if rope.get("rope_type").is_some() { "rope_type" } else { "type" };
+        Err(rope.unsupported(key, format!("rope type must be one of: {}", outer.rule.kinds.join(", "))))
+    };
+    if !outer.rule.kinds.contains(&block.kind) {
+        return unknown();
+    }
     let (scaling, read) = match block.kind {
         "default" => (RopeScaling::Default, &[][..]),
         "linear" => (RopeScaling::Linear { factor: factor(rope)? }, &["factor"][..]),
         "dynamic" => (RopeScaling::Dynamic { factor: factor(rope)? }, &["factor"][..]),
         "llama3" => (llama3(outer, block, warnings)?, LLAMA3_KEYS),
         "yarn" => (yarn(outer, block, warnings)?, YARN_KEYS),
-        _ => {
-            let key = if rope.get("rope_type").is_some() { "rope_type" } else { "type" };
-            return Err(rope.unsupported(key, format!("rope type must be {SUPPORTED}")));
+        "longrope" => {
+            let width = rotary_dim.unwrap_or(outer.head_dim);
+            (longrope(outer, block, width, warnings)?, LONGROPE_KEYS)
         }
+        _ => return unknown(),
     };
     let common = ["rope_type", "type", "rope_theta", "partial_rotary_factor"];
     for (key, _) in rope.entries().filter(|(key, _)| !common.contains(key) && !read.contains(key)) {
@@ -152,7 +207,7 @@ fn read(
             block.kind,
         ));
     }
-    Ok(RopeSpec { theta, scaling })
+    Ok(RopeSpec { theta, scaling, rotary_dim })
 }
 
 fn factor(rope: &Fields<'_>) -> Result<f64, ModelError> {
@@ -163,15 +218,16 @@ fn factor(rope: &Fields<'_>) -> Result<f64, ModelError> {
 fn original(outer: &Outer<'_, '_>, block: &Block<'_>, warnings: &mut Vec<String>) -> Result<f64, ModelError> {
     let range = 1.0..=MAX_CONTEXT;
     let inside = block.fields.stated_real(ORIGINAL, range.clone())?;
-    let beside = match block.nested {
-        true => Stated::Missing,
-        false => outer.config.stated_real(ORIGINAL, range)?,
+    let beside = match (block.nested, outer.rule.original) {
+        (true, _) => Stated::Missing,
+        (false, None) => outer.config.stated_real(ORIGINAL, range)?,
+        (false, Some(default)) => Stated::Value(outer.config.real(ORIGINAL, range, Some(default as f64))?),
     };
     match (beside, inside) {
         (Stated::Value(beside), inside) => {
             if matches!(inside, Stated::Value(inside) if inside != beside) {
                 warnings.push(format!(
-                    "config.json has {} and {}; the first is used, as transformers 5 does",
+                    "config.json has {} and {}; {beside} is used, as transformers 5 does",
                     outer.config.quote(ORIGINAL),
                     block.fields.quote(ORIGINAL),
                 ));
@@ -267,6 +323,59 @@ fn yarn(
         beta_fast,
         beta_slow,
         truncate: rope.flag("truncate")?.unwrap_or(true),
+        original_max_position_embeddings: original,
+    })
+}
+
+const LONGROPE_KEYS: &[&str] = &["short_factor", "long_factor", "factor", "attention_factor", ORIGINAL];
+
+fn longrope(
+    outer: &Outer<'_, '_>,
+    block: &Block<'_>,
+    width: usize,
+    warnings: &mut Vec<String>,
+) -> Result<RopeScaling, ModelError> {
+    let rope = &block.fields;
+    let divisors = |key| rope.reals(key, width / 2, 1e-6..=MAX_FACTOR);
+    let (short_factor, long_factor) = (divisors("short_factor")?, divisors("long_factor")?);
+    let original = original(outer, block, warnings)?;
+    let ratio = outer.max_position_embeddings as f64 / original;
+    let factor = match rope.stated_real("factor", 1e-6..=MAX_FACTOR)? {
+        Stated::Value(factor) => factor,
+        _ => ratio,
+    };
+    let attention_factor = match rope.stated_real("attention_factor", 1e-6..=MAX_FACTOR)? {
+        Stated::Value(factor) => factor,
+        _ if factor <= 1.0 => 1.0,
+        _ if original <= 1.0 => {
+            return Err(rope.wrong(ORIGINAL, "more than 1, because its logarithm divides"));
+        }
+        // LongRoPE's temperature.
+        _ => {
+            if factor != ratio {
+                warnings.push(format!(
+                    "config.json has {}, and max_position_embeddings / {ORIGINAL} = {ratio}; the first is used, as \
+                     transformers 5 does",
+                    rope.quote("factor"),
+                ));
+            }
+            (1.0 + ln(factor) / ln(original)).sqrt()
+        }
+    };
+    for key in ["short_mscale", "long_mscale"] {
+        if let Stated::Value(scale) = rope.stated_real(key, f64::MIN..=f64::MAX)?
+            && scale != attention_factor
+        {
+            return Err(rope.unsupported(
+                key,
+                format!("vLLM multiplies cosines and sines by it, transformers by {attention_factor}; take it out or make them one"),
+            ));
+        }
+    }
+    Ok(RopeScaling::LongRope {
+        short_factor,
+        long_factor,
+        attention_factor,
         original_max_position_embeddings: original,
     })
 }

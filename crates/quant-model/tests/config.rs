@@ -26,6 +26,8 @@ fn mentions(message: &str, words: &[&str]) {
 }
 
 const LLAMA: &str = "LlamaForCausalLM";
+const MISTRAL: &str = "MistralForCausalLM";
+const PHI3: &str = "Phi3ForCausalLM";
 const QWEN2: &str = "Qwen2ForCausalLM";
 const QWEN3: &str = "Qwen3ForCausalLM";
 const PANGU: &str = "PanguEmbeddedForCausalLM";
@@ -34,6 +36,7 @@ const PANGU: &str = "PanguEmbeddedForCausalLM";
 fn families_differ_only_in_their_table_rows() {
     let flags = |s: &ModelSpec| (s.qkv_bias, s.o_bias, s.mlp_bias, s.qk_norm);
     assert_eq!(flags(&spec(LLAMA)), (false, false, false, false));
+    assert_eq!(flags(&spec(MISTRAL)), (false, false, false, false));
     assert_eq!(flags(&spec(QWEN2)), (true, false, false, false));
     assert_eq!(flags(&spec(QWEN3)), (false, false, false, true));
     assert_eq!(flags(&spec(PANGU)), (true, true, false, false));
@@ -86,7 +89,7 @@ fn bias_keys() {
 #[test]
 fn unknown_architectures_list_the_known_ones() {
     let message = refused(LLAMA, json!({ "architectures": ["BertModel"] }));
-    mentions(&message, &["BertModel", LLAMA, QWEN2, QWEN3, PANGU]);
+    mentions(&message, &["BertModel", LLAMA, MISTRAL, PHI3, QWEN2, QWEN3, PANGU]);
     mentions(&refused(LLAMA, json!({ "architectures": [] })), &["architectures", LLAMA]);
     mentions(&refused(LLAMA, json!({ "architectures": "LlamaForCausalLM" })), &["architectures", "a list"]);
     mentions(&model_spec(&json!([1, 2])).unwrap_err().to_string(), &["an object", "[1,2]"]);
@@ -190,7 +193,7 @@ fn rope_in_both_spellings() {
 #[test]
 fn rope_refusals() {
     let rope = |scaling: Value| refused(LLAMA, json!({ "rope_scaling": scaling }));
-    mentions(&rope(json!({ "rope_type": "longrope" })), &["rope_scaling.rope_type", "longrope", "yarn"]);
+    mentions(&rope(json!({ "rope_type": "su" })), &["rope_scaling.rope_type", "su", "yarn", "longrope"]);
     mentions(&rope(json!({ "type": "mrope" })), &["rope_scaling.type", "mrope"]);
     mentions(&rope(json!({ "type": "linear" })), &["rope_scaling.factor", "found nothing"]);
     mentions(&rope(json!({ "type": "linear", "factor": 0.5 })), &["rope_scaling.factor", "found 0.5"]);
@@ -251,6 +254,12 @@ fn genuine_configs_are_accepted() {
     let llama = json!({ "attention_bias": false, "attention_dropout": 0.0, "bos_token_id": 128000,
         "eos_token_id": [128001, 128008, 128009], "initializer_range": 0.02, "mlp_bias": false, "pretraining_tp": 1,
         "transformers_version": "4.45.0", "use_cache": true, "pad_token_id": null, "_name_or_path": "x" });
+    let mistral = json!({ "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.02,
+        "sliding_window": null, "model_type": "mistral", "transformers_version": "4.42.0.dev0", "use_cache": true });
+    let phi3 = json!({ "attention_bias": false, "attention_dropout": 0.0, "auto_map": { "AutoConfig": "configuration_phi3.Phi3Config" },
+        "bos_token_id": 1, "embd_pdrop": 0.0, "eos_token_id": 32000, "initializer_range": 0.02, "model_type": "phi3",
+        "original_max_position_embeddings": 4096, "pad_token_id": 32000, "resid_pdrop": 0.0, "rope_scaling": null,
+        "sliding_window": 2047, "lm_head_bias": false, "mlp_bias": false, "full_attn_mod": 1, "use_cache": true });
     let qwen2 = json!({ "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151643,
         "max_window_layers": 28, "sliding_window": 4096, "use_sliding_window": false, "use_mrope": false,
         "use_cache": true, "initializer_range": 0.02, "dual_chunk_attention_config": { "chunk_size": 262144 } });
@@ -258,7 +267,9 @@ fn genuine_configs_are_accepted() {
         "use_sliding_window": false, "eos_token_id": 151645 });
     let pangu = json!({ "auto_map": { "AutoConfig": "configuration_openpangu_dense.PanguEmbeddedConfig" },
         "bias": true, "bos_token_id": 1, "eos_token_id": 45892, "pad_token_id": 0, "model_type": "PanguEmbedded" });
-    for (architecture, keys) in [(LLAMA, llama), (QWEN2, qwen2), (QWEN3, qwen3), (PANGU, pangu)] {
+    for (architecture, keys) in
+        [(LLAMA, llama), (MISTRAL, mistral), (PHI3, phi3), (QWEN2, qwen2), (QWEN3, qwen3), (PANGU, pangu)]
+    {
         model_spec(&config_with(architecture, keys)).unwrap_or_else(|e| panic!("{architecture}: {e}"));
     }
 }

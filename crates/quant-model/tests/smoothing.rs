@@ -14,8 +14,13 @@ use quant_model::{Block, InMemoryModel, KvCache, RopeTable, StreamedModel};
 use quant_testkit::{Numbers, random_block};
 use std::ops::ControlFlow;
 
-const ARCHITECTURES: [&str; 4] =
-    ["LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "PanguEmbeddedForCausalLM"];
+const ARCHITECTURES: [&str; 5] = [
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "PanguEmbeddedForCausalLM",
+];
 
 /// `max |x_j|` of every channel.
 fn largest(x: &Array2<f32>) -> Array1<f32> {

@@ -8,7 +8,9 @@ use common::{config_with, head, random_model, spec};
 use ndarray::{Array1, Array2, s};
 use quant_graph::{BlockParams, BlockSource, LinearId, LinearWeight, ModelSpec, Rows, SourceError};
 use quant_kernels::{Compute, Par, linear, rms_norm};
-use quant_model::{Block, InMemoryModel, ModelError, NonFinite, RopeTable, StreamedModel, model_spec};
+use quant_model::{
+    Block, InMemoryModel, ModelError, NonFinite, RopeTable, RopeTables, StreamedModel, model_spec,
+};
 use serde_json::json;
 use std::ops::ControlFlow;
 
@@ -229,6 +231,32 @@ fn dynamic_rope_gives_long_sequences_their_own_frequencies() {
     assert_eq!(a[0], b[0]);
     assert_ne!(a[1], b[1]);
     assert_eq!(a[1], run(&dynamic, &ids[1..])[0]);
+}
+
+#[test]
+fn longrope_gives_long_sequences_the_long_factors() {
+    let changes = json!({ "max_position_embeddings": 64, "rope_scaling": { "type": "longrope",
+        "short_factor": [1, 1, 1, 1], "long_factor": [1, 2, 3, 4], "original_max_position_embeddings": 16 } });
+    let spec = model_spec(&config_with(QWEN2, changes)).unwrap();
+    let with = |factors: [f64; 4]| {
+        let mut spec = spec.clone();
+        if let quant_graph::RopeScaling::LongRope { short_factor, long_factor, .. } = &mut spec.rope.scaling {
+            (*short_factor, *long_factor) = (factors.to_vec(), factors.to_vec());
+        }
+        spec
+    };
+    let ids: Vec<Vec<u32>> = vec![(0..16).collect(), (0..40).collect(), (0..5).collect(), (0..17).collect()];
+    let run = |spec: &ModelSpec| {
+        let mut model = StreamedModel::new(random_model(spec, 8), Compute::F32, Par::Seq);
+        model.encode(&ids, &mut quiet).unwrap();
+        (0..ids.len()).map(|i| model.hidden(i).unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let (mixed, short, long) = (run(&spec), run(&with([1.0; 4])), run(&with([1.0, 2.0, 3.0, 4.0])));
+    assert_eq!([&mixed[0], &mixed[2]], [&short[0], &short[2]]);
+    assert_eq!([&mixed[1], &mixed[3]], [&long[1], &long[3]]);
+    assert!(short.iter().zip(&long).all(|(short, long)| short != long));
+    // Two tables: one for the lengths up to 16, one for all longer ones; 4 cosines and 4 sines a position.
+    assert_eq!(RopeTables::bytes(&spec, ids.iter().map(Vec::len)), (16 + 40) * 8 * 4);
 }
 
 /// A run ends where whoever watches wants no more: between sequences, and inside one.

@@ -3,7 +3,7 @@
 use crate::PipelineError;
 use crate::open::OpenFolder;
 use crate::plan::Plan;
-use quant_checkpoint::{DEFAULT_SHARD_BYTES, ShardPlan, TensorSpec, side_files};
+use quant_checkpoint::{DEFAULT_SHARD_BYTES, ShardPlan, TensorDecl, side_files};
 use serde::Serialize;
 
 /// Disk a job needs, in bytes, all of it on the file system of the output.
@@ -48,7 +48,7 @@ pub(crate) fn shard_plan(folder: &OpenFolder, plan: &Plan) -> Result<ShardPlan, 
 }
 
 /// The tensors that a plan writes.
-pub(crate) fn declared(folder: &OpenFolder, plan: &Plan) -> Vec<TensorSpec> {
+pub(crate) fn declared(folder: &OpenFolder, plan: &Plan) -> Vec<TensorDecl> {
     let dtype = |name: &str| folder.checkpoint.get(name).map(|t| t.dtype);
     plan.recipe.format().declare(&plan.spec, &plan.scheme, &dtype)
 }

@@ -1,14 +1,64 @@
-use crate::recipe::RecipeError;
-use quant_checkpoint::{CheckpointError, formats::Unsupported};
+use quant_checkpoint::CheckpointError;
 use quant_core::{Bytes, CoreError};
 use quant_data::DataError;
 use quant_eval::EvalError;
-use quant_graph::SourceError;
+use quant_graph::{SourceError, Unsupported};
 use quant_hessian::HessianError;
-use quant_methods::MethodError;
+use quant_methods::{MethodError, SettingsError};
 use quant_model::{ModelError, StoreError};
+use serde_json::Value;
 use std::path::PathBuf;
 use thiserror::Error;
+
+/// What is wrong with a recipe; exit code 2.
+#[derive(Debug, Error, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum RecipeError {
+    /// Not YAML.
+    #[error("the recipe is not valid YAML: {0}")]
+    Yaml(String),
+    /// A key or value that cannot stand where it stands.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// An error with the line of the text on which it stands, from 1.
+    #[error("line {line}: {problem}")]
+    At {
+        /// The line.
+        line: usize,
+        /// What is wrong there.
+        problem: Box<Self>,
+    },
+    /// An error in a file.
+    #[error("{}: {problem}", .file.display())]
+    In {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong in it, usually [`RecipeError::At`] a line.
+        problem: Box<Self>,
+    },
+    /// A name that is neither a file nor a preset.
+    #[error("{name:?} is neither a recipe file nor a preset{}; presets: {known}",
+        .nearest.as_ref().map_or_else(String::new, |n| format!(" (did you mean {n:?}?)")))]
+    NoSuchPreset {
+        /// The name as given.
+        name: String,
+        /// The closest preset.
+        nearest: Option<String>,
+        /// All presets.
+        known: String,
+    },
+}
+
+impl RecipeError {
+    /// Two parts of a recipe that contradict each other.
+    pub(crate) fn conflict(path: impl Into<String>, problem: impl Into<String>) -> Self {
+        SettingsError::Conflict { path: path.into(), problem: problem.into() }.into()
+    }
+    /// A value that is not what its key takes.
+    pub(crate) fn value(path: impl Into<String>, expected: impl Into<String>, found: &Value) -> Self {
+        SettingsError::Value { path: path.into(), expected: expected.into(), found: found.to_string() }.into()
+    }
+}
 
 /// What can stop a plan, a run or an evaluation.
 #[derive(Debug, Error)]

@@ -8,7 +8,7 @@ use crate::report::peak_memory;
 use crate::{PipelineError, Registry};
 use ndarray::ArrayView2;
 use quant_data::{CalibrationSpec, EvalLoadOptions, TokenSet, load_eval_text, load_eval_tokens};
-use quant_eval::{EvalError, EvalOptions, EvalReport, LogitsSink, Phase, Role};
+use quant_eval::{EvalError, EvalOptions, EvalReport, LogitsSink, Phase, Side};
 use quant_graph::ModelSpec;
 use quant_kernels::Compute;
 use std::ops::{ControlFlow, Range};
@@ -204,8 +204,8 @@ pub fn evaluate_with(
             events.event(match phase {
                 Phase::Encode(role) => Event::Evaluated {
                     what: match role {
-                        Role::Reference => "reference model, block",
-                        Role::Model => "model, block",
+                        Side::Reference => "reference model, block",
+                        Side::Model => "model, block",
                     },
                     done: done / sequences,
                     of: of / sequences,
@@ -243,7 +243,7 @@ pub fn evaluate_with(
         model: job.model.clone(),
         reference: job.reference.clone(),
         compute: job.compute.name(),
-        version: crate::manifest::tool(),
+        version: crate::version::tool(),
         predicted_memory: memory.peak(spilled),
         peak_memory: peak_memory(),
         spilled,

@@ -1,7 +1,7 @@
 //! What a plan will give and take, from shapes alone: bits, bytes, time.
 
 use crate::plan::Plan;
-use crate::quantize::Prepared;
+use crate::quantize::PreparedJob;
 use ndarray::Array2;
 use quant_graph::ModelSpec;
 use quant_kernels::{Compute, Par, PreparedWeight};
@@ -29,8 +29,8 @@ pub struct Forecast {
 impl Forecast {
     /// Of a job that was prepared, on this many threads.
     #[must_use]
-    pub fn new(prepared: &Prepared, threads: usize) -> Self {
-        let Prepared { folder, plan, tokens, disk, .. } = prepared;
+    pub fn new(prepared: &PreparedJob, threads: usize) -> Self {
+        let PreparedJob { folder, plan, tokens, disk, .. } = prepared;
         let lengths: Vec<usize> = tokens.iter().flat_map(|t| t.sequences.iter().map(Vec::len)).collect();
         let moved = (folder.checkpoint.total_bytes() + disk.weights) as f64;
         let operations = operations(plan, &lengths);

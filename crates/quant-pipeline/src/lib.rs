@@ -29,38 +29,40 @@ mod error;
 mod eval_memory;
 mod evaluate;
 mod events;
+mod folder_sink;
 mod forecast;
+mod job;
 mod layout;
 mod logits_file;
 mod manifest;
 pub mod memory;
 mod open;
 mod plan;
+mod presets;
 mod quantize;
 mod recipe;
 mod registry;
 mod report;
 pub mod run;
-
+mod serving;
+mod version;
 mod views;
 
 pub use disk::DiskPlan;
-pub use error::PipelineError;
+pub use error::{PipelineError, RecipeError};
 pub use eval_memory::{EvalMemory, ModelMemory};
 pub use evaluate::{EvalData, EvalJob, EvalOutcome, eval_sequences, evaluate, evaluate_with};
 pub use events::{Event, Events, Silent};
 pub use forecast::Forecast;
-pub use manifest::{Card, ServeCommand};
+pub use job::{QuantizeJob, QuantizeOutcome, ReadSeconds, WriteSeconds};
+pub use manifest::Card;
 pub use open::{
     OpenFolder, Scored, folder_spec, folder_spec_with, open_folder, open_folder_with, with_threads,
 };
 pub use plan::{LinearPlan, Plan, StageNeeds, Streams};
-pub use quantize::{
-    Prepared, QuantizeJob, QuantizeOutcome, ReadSeconds, WriteSeconds, prepare, quantize, read_recipe,
-    read_recipe_with,
-};
-pub use recipe::{
-    ActivationSpec, Glob, KvSpec, PRESETS, Preset, Recipe, RecipeError, preset, schema, schema_with,
-};
+pub use presets::{PRESETS, Preset, preset};
+pub use quantize::{PreparedJob, prepare, quantize, read_recipe, read_recipe_with};
+pub use recipe::{ActivationSpec, Glob, KvSpec, Recipe, schema, schema_with};
 pub use registry::{Presets, Registry};
 pub use report::{LinearReport, RunReport, Seconds, StageFactor, peak_memory, reset_peak_memory};
+pub use serving::ServeCommand;

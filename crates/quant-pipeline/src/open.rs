@@ -175,7 +175,7 @@ impl<S: quant_graph::BlockSource> quant_eval::LanguageModel for Scored<S> {
         &mut self,
         sequences: &[Vec<u32>],
         progress: &mut quant_eval::EncodeProgress<'_>,
-    ) -> Result<(), quant_eval::ModelError> {
+    ) -> Result<(), quant_eval::BoxError> {
         let encoded = self.0.encode(sequences, progress);
         // Of the last block and its temporaries, before logits take their place.
         quant_kernels::return_freed_memory();
@@ -186,7 +186,7 @@ impl<S: quant_graph::BlockSource> quant_eval::LanguageModel for Scored<S> {
         positions: Range<usize>,
         tokens: Range<usize>,
         out: ndarray::ArrayViewMut2<'_, f32>,
-    ) -> Result<(), quant_eval::ModelError> {
+    ) -> Result<(), quant_eval::BoxError> {
         Ok(self.0.logits_into(positions, tokens, out)?)
     }
 }

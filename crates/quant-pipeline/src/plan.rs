@@ -1,11 +1,11 @@
 //! From a recipe and a model to a plan: what happens to every linear, decided and checked before a weight is read.
 
-use crate::PipelineError;
-use crate::recipe::{Recipe, RecipeError};
-use quant_checkpoint::formats::{Format, Unsupported};
+use crate::error::{PipelineError, RecipeError};
+use crate::recipe::Recipe;
+use quant_checkpoint::formats::Format;
 use quant_core::{ActRule, Bits, FloatType, KvGranularity};
 use quant_graph::{
-    InputScheme, KvScheme, LinearId, LinearScheme, LinearSpec, ModelScheme, ModelSpec, StageSpec,
+    InputScheme, KvScheme, LinearId, LinearScheme, LinearSpec, ModelScheme, ModelSpec, StageSpec, Unsupported,
 };
 use quant_methods::{Need, PlannedRounding, Rounding, Solver, Spacing, Statistic, Stream};
 use std::collections::BTreeMap;
@@ -298,7 +298,7 @@ fn streams(
     if kv.is_some_and(|kv| kv.granularity == KvGranularity::ChannelStatic) {
         need(Stream::Deployed, "a static KV cache needs its range");
     }
-    streams.together = of_solvers.iter().any(|(_, s)| matches!(s, Statistic::CrossGram { .. }));
+    streams.together = of_solvers.iter().any(|(_, statistic)| statistic.of_both());
     streams.float |= streams.together;
     streams
 }

@@ -1,156 +1,31 @@
 //! From folder to folder: plan, run, write, describe.
 
 use crate::PipelineError;
-use crate::Registry;
 use crate::disk::{DiskPlan, declared, shard_plan};
 use crate::events::{Event, Events};
-use crate::manifest::{self, CalibrationFacts, Origin, Provenance, ServeCommand};
+use crate::folder_sink::FolderSink;
+use crate::job::{QuantizeJob, QuantizeOutcome, ReadSeconds, WriteSeconds};
+use crate::manifest::{self, CalibrationFacts, Origin, Provenance};
 use crate::memory::{self, MemoryPlan};
 use crate::open::{OpenFolder, open_folder_with, with_threads};
 use crate::plan::Plan;
 use crate::recipe::Recipe;
-use crate::report::{RunReport, peak_memory};
-use crate::run::{BlockSink, RunOptions, check_calibration, run};
-use quant_checkpoint::formats::{BlockSideData, ConfigNotes, Unsupported};
-use quant_checkpoint::{
-    FolderSource, OutputFolder, OutputOptions, TargetVerdict, WriteStats, judge_plan, side_files,
-};
+use crate::registry::Registry;
+use crate::report::peak_memory;
+use crate::run::{RunOptions, check_calibration, run};
+use crate::serving;
+use quant_checkpoint::formats::ConfigNotes;
+use quant_checkpoint::{FolderSource, OutputFolder, OutputOptions, TargetVerdict, judge_plan, side_files};
 use quant_core::{Bytes, ObserverKind};
 use quant_data::{CalibrationSpec, LoadOptions, TokenSet};
-use quant_graph::{BlockParams, ModelSpec};
+use quant_graph::{ModelSpec, Unsupported};
 use quant_kernels::return_freed_memory;
-use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
-
-/// What to quantise, how, and where to.
-#[derive(Clone, Debug)]
-pub struct QuantizeJob {
-    /// Float checkpoint.
-    pub model: PathBuf,
-    /// What to do.
-    pub recipe: Recipe,
-    /// Calibration data, if the recipe needs any.
-    pub calibration: Option<CalibrationSpec>,
-    /// Output folder.
-    pub output: PathBuf,
-    /// First rows of a tensor, or random windows of a text.
-    pub num_samples: Option<usize>,
-    /// Tokens per sequence.
-    pub max_seq_len: Option<usize>,
-    /// Seed of the random windows.
-    pub seed: u64,
-    /// Threads, at least 1.
-    pub threads: usize,
-    /// Memory budget in bytes: activations are spilled to disk to keep it.
-    pub memory: Option<u64>,
-    /// Replace an existing output.
-    pub force: bool,
-    /// Devices that a program which loads the output must be able to use by tensor parallelism.
-    pub tensor_parallel: Option<usize>,
-    /// Write a folder that no program listed for its format loads.
-    pub force_unsupported: bool,
-}
-
-impl QuantizeJob {
-    /// A job with everything else as `ptq quantize` has it: no calibration data, seed 0, as many threads as the machine
-    /// has, no memory budget, an existing output refused. Set the rest by name:
-    ///
-    /// ```no_run
-    /// use quant_pipeline::{QuantizeJob, Recipe, Silent, quantize};
-    ///
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let recipe = Recipe::from_preset("w8a8-ascend")?;
-    /// let job = QuantizeJob { threads: 4, ..QuantizeJob::new("Qwen2.5-7B-Instruct", recipe, "Qwen2.5-7B-w8a8") };
-    /// println!("{:.2} bits per weight", quantize(&job, &mut Silent)?.bits_per_weight);
-    /// # Ok(())
-    /// # }
-    /// ```
-    #[must_use]
-    pub fn new(model: impl Into<PathBuf>, recipe: Recipe, output: impl Into<PathBuf>) -> Self {
-        Self {
-            model: model.into(),
-            recipe,
-            calibration: None,
-            output: output.into(),
-            num_samples: None,
-            max_seq_len: None,
-            seed: 0,
-            threads: std::thread::available_parallelism().map_or(1, usize::from),
-            memory: None,
-            force: false,
-            tensor_parallel: None,
-            force_unsupported: false,
-        }
-    }
-}
-
-/// A finished job.
-#[derive(Clone, Debug, Serialize)]
-pub struct QuantizeOutcome {
-    /// The output folder.
-    pub output: PathBuf,
-    /// Registry id of the format.
-    pub format: &'static str,
-    /// Every linear, factorisation and where the time went.
-    pub run: RunReport,
-    /// Stored bits per weight over all linears of the blocks.
-    pub bits_per_weight: f64,
-    /// Bytes of the weight files.
-    pub bytes: u64,
-    /// Bytes of the input tensors.
-    pub input_bytes: u64,
-    /// Wall-clock seconds of everything.
-    pub seconds: f64,
-    /// Seconds of reading and of hashing what was read; they overlap with the rest and with each other.
-    pub read: ReadSeconds,
-    /// Seconds of writing, hashing and syncing; they overlap with the rest.
-    pub write: WriteSeconds,
-    /// Predicted peak memory in bytes.
-    pub predicted_memory: u64,
-    /// Measured peak memory in bytes, where the system tells.
-    pub peak_memory: Option<u64>,
-    /// Whether activations were kept on disk to stay within the memory budget.
-    pub spilled: bool,
-    /// What calibration data was used.
-    pub calibration: Option<String>,
-    /// Files of the input that were not copied: neither weights nor on the list of what belongs beside them.
-    pub not_copied: Vec<String>,
-    /// How to load the output, one line for every program whose rules it keeps.
-    pub serve: Vec<ServeCommand>,
-    /// What the person should know.
-    pub warnings: Vec<String>,
-}
-
-/// Time of reading the blocks.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
-pub struct ReadSeconds {
-    /// Reading and converting.
-    pub read: f64,
-    /// Hashing input tensors.
-    pub hash: f64,
-}
-
-/// Time of the writing thread.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
-pub struct WriteSeconds {
-    /// Handing bytes to the system.
-    pub write: f64,
-    /// Hashing output tensors.
-    pub hash: f64,
-    /// Waiting for the disk to confirm.
-    pub fsync: f64,
-}
-
-impl From<WriteStats> for WriteSeconds {
-    fn from(s: WriteStats) -> Self {
-        Self { write: s.write_s, hash: s.hash_s, fsync: s.fsync_s }
-    }
-}
 
 /// A job that has been checked: nothing has been written and no weight read.
 #[derive(Debug)]
-pub struct Prepared {
+pub struct PreparedJob {
     /// The input.
     pub folder: OpenFolder,
     /// What happens to every linear.
@@ -169,7 +44,7 @@ pub struct Prepared {
     pub warnings: Vec<String>,
 }
 
-impl Prepared {
+impl PreparedJob {
     /// Checks whether the output of `job`, from which this was prepared, can be written to its place, without creating
     /// anything.
     ///
@@ -184,7 +59,7 @@ impl Prepared {
 ///
 /// # Errors
 /// All of [`PipelineError`] but those of running.
-pub fn prepare(job: &QuantizeJob) -> Result<Prepared, PipelineError> {
+pub fn prepare(job: &QuantizeJob) -> Result<PreparedJob, PipelineError> {
     let folder = open_folder_with(&job.model, job.recipe.registry())?;
     if let Some(format) = folder.format {
         return Err(PipelineError::QuantisedAlready { path: job.model.clone(), format: format.id() });
@@ -223,7 +98,7 @@ pub fn prepare(job: &QuantizeJob) -> Result<Prepared, PipelineError> {
         _ => false,
     };
     let disk = DiskPlan::new(&folder, &plan, if spill { memory.spilled_to_disk() } else { 0 })?;
-    Ok(Prepared { folder, plan, verdicts, tokens, memory, disk, spill, warnings })
+    Ok(PreparedJob { folder, plan, verdicts, tokens, memory, disk, spill, warnings })
 }
 
 /// How the output of a job is made.
@@ -314,7 +189,7 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
     if prepared.spill {
         events.event(Event::Note("activations are kept on disk, to stay within the memory budget"));
     }
-    let Prepared { folder, plan, verdicts: _, tokens, memory, disk, spill, warnings } = prepared;
+    let PreparedJob { folder, plan, verdicts: _, tokens, memory, disk, spill, warnings } = prepared;
     check_calibration(&plan, tokens.as_ref())?;
     let mut output = OutputFolder::create(&job.output, &output_options(job, &disk))?;
     let format = job.recipe.format();
@@ -327,21 +202,14 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
     let mut source =
         FolderSource::open_with(folder.reopen()?, plan.spec.clone(), job.recipe.registry().formats())?;
     let run_options_spill = spill.then(|| output.partial().to_owned());
-    let mut writer = Writer { plan: &plan, output: &mut output, side: Vec::new() };
+    let mut sink = FolderSink::new(&plan, &mut output, checkpoint, &declared);
     let report = with_threads(job.threads, |par| {
         let options = RunOptions { par, spill: run_options_spill };
-        run(&plan, &mut source, tokens.as_ref(), &mut writer, events, &options)
+        run(&plan, &mut source, tokens.as_ref(), &mut sink, events, &options)
     })??;
-    let side = writer.side;
-    let mut outer_hashes = Vec::new();
+    let (side, copied) = sink.into_parts();
     let go_on =
         |events: &dyn Events| if events.cancelled() { Err(PipelineError::Interrupted) } else { Ok(()) };
-    events.event(Event::Phase("copy"));
-    for tensor in plan.spec.outer_tensors() {
-        go_on(events)?;
-        output.copy_tensor(checkpoint, &tensor.name, &tensor.name)?;
-        outer_hashes.push(tensor.name);
-    }
     let hashes = output.end_weights()?.clone();
     let beside = side_files(&job.model)?;
     for name in &beside.copied {
@@ -354,10 +222,10 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
     }
     let (read_from, mut input_hashes) = source.into_parts();
     let read = read_from.read_stats();
-    for name in outer_hashes {
-        if let Some(hash) = hashes.get(&name) {
+    for name in copied {
+        if let Some(hash) = hashes.get(name) {
             // Copied byte for byte, so the hash is the same on both sides.
-            input_hashes.insert(name, *hash);
+            input_hashes.insert(name.to_owned(), *hash);
         }
     }
     let weights: Vec<(f64, f64)> = report
@@ -386,7 +254,7 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
         spilled: spill,
         calibration: tokens.as_ref().map(TokenSet::describe),
         not_copied: beside.left,
-        serve: manifest::commands(&plan, &job.output.to_string_lossy(), custom_code),
+        serve: serving::commands(&plan, &job.output.to_string_lossy(), custom_code),
         warnings,
     };
     let provenance = Provenance {
@@ -425,24 +293,6 @@ fn notes(recipe: &Recipe) -> ConfigNotes {
         ObserverKind::Mse => "mse",
     };
     ConfigNotes { weight_observer: weights.into(), input_observer: inputs.into() }
-}
-
-/// Encodes finished blocks and streams them to the folder.
-struct Writer<'a> {
-    plan: &'a Plan,
-    output: &'a mut OutputFolder,
-    side: Vec<BlockSideData>,
-}
-
-impl BlockSink for Writer<'_> {
-    fn block(&mut self, index: usize, block: BlockParams) -> Result<(), PipelineError> {
-        let format = self.plan.recipe.format();
-        for tensor in format.encode_block(&self.plan.spec, &self.plan.scheme, index, &block)? {
-            self.output.tensor_owned(&tensor.name, tensor.dtype, &tensor.shape, tensor.bytes)?;
-        }
-        self.side.push(BlockSideData::of(&block));
-        Ok(())
-    }
 }
 
 /// Whether a path names a recipe file; otherwise it is a preset.

@@ -1,6 +1,6 @@
 //! What a program knows by name.
 
-use crate::recipe::Preset;
+use crate::presets::Preset;
 use quant_checkpoint::Formats;
 use quant_checkpoint::formats::Format;
 use quant_graph::{Catalogue, Taken};
@@ -107,14 +107,14 @@ mod tests {
     use super::*;
     use crate::{Recipe, schema, schema_with};
     use quant_checkpoint::formats::Dequantized;
-    use quant_methods::{Field, Kind, rounding, rtn, settings::FieldKind};
+    use quant_methods::{Field, MethodKind, rounding, rtn, settings::FieldKind};
 
     /// A method of another crate: ours under its own name, with one key more.
     static METHOD: Method = Method {
         id: "rtne",
         summary: "a method of another crate",
         source: "this test",
-        kind: Kind::Rounding,
+        kind: MethodKind::Rounding,
         build: rtn::METHOD.build,
         fields: &[
             rounding::SCHEME,

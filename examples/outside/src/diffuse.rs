@@ -19,7 +19,7 @@ use ptq::graph::LinearSpec;
 use ptq::methods::rounding::{CONVENTION, SCHEME, SYMMETRIC, VARIANT};
 use ptq::methods::settings::FieldKind;
 use ptq::methods::{
-    Convention, Field, Kind, Method, MethodError, Modifier, Par, PlannedRounding, Prepared, Rounded,
+    Convention, Field, Method, MethodError, MethodKind, Modifier, Par, PlannedRounding, Prepared, Rounded,
     Rounding, RowRounding, Solver, WeightSettings,
 };
 use ptq::ndarray::{Array2, ArrayView2, Axis, Slice};
@@ -30,7 +30,7 @@ pub static METHOD: Method = Method {
     id: "diffuse",
     summary: "round to nearest, handing a share of every error to the next column; needs no data",
     source: "error diffusion after Floyd and Steinberg 1976, along one axis",
-    kind: Kind::Rounding,
+    kind: MethodKind::Rounding,
     build: |settings| {
         let weights = WeightSettings::read_without_clip(settings, Convention::QSym, Convention::QAsym)?;
         Ok(Modifier::rounding(Diffuse { weights, strength: settings.number("strength")? as f32 }))

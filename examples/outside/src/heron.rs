@@ -2,7 +2,7 @@
 
 use ptq::graph::{BlockLayout, Norm, Role};
 use ptq::model::Family;
-use ptq::model::families::{BiasRule, Defaults, Refusal, SlidingRule, Tier};
+use ptq::model::families::{BiasRule, Defaults, Refusal, RopeRule, SlidingRule, Tier};
 
 /// `model.layers.0.attn.wq.weight` and so on: names in the manner of the first Llama's code.
 static LAYOUT: BlockLayout = BlockLayout {
@@ -46,6 +46,7 @@ pub static FAMILY: Family = Family {
         head_dim: None,
         tied: false,
     },
+    rope: RopeRule::USUAL,
     qkv_bias: BiasRule::key(&["attention_bias"]),
     o_bias: BiasRule::Never,
     mlp_bias: BiasRule::Never,

@@ -162,7 +162,7 @@ mod tests {
         let cause = CheckpointError::NoSuchTensor { path: "m".into(), tensor };
         let wrapped = ModelError::Source(quant_graph::SourceError::new("block 3", "m", cause));
         let error = PipelineError::Eval(EvalError::Model {
-            role: quant_eval::Role::Model,
+            side: quant_eval::Side::Model,
             stage: "encoding",
             source: wrapped.into(),
         });

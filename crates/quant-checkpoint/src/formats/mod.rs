@@ -35,14 +35,14 @@ pub use self::compressed_tensors::CompressedTensors;
 pub use self::dequantized::Dequantized;
 pub use self::layout::ExpectedTensor;
 pub use self::vllm_ascend::VllmAscend;
-/// A tensor a folder will hold: name, element type and shape.
-pub use crate::writer::TensorSpec as TensorDecl;
+pub use crate::writer::TensorDecl;
+pub use quant_graph::Unsupported;
 
 pub(crate) use self::bytes::{float_dtype, held_type, read_int8};
 pub(crate) use self::compressed_tensors::config as compressed_tensors_config;
 pub(crate) use self::layout::{FLOATS, faults, modules as layout_modules, plain_expected};
 pub(crate) use self::plain::{read_block as read_plain_block, visit_block as visit_plain_block};
-pub(crate) use self::vllm_ascend::description as ascend_description;
+pub(crate) use self::vllm_ascend::{description as ascend_description, tensors as ascend_tensors};
 
 /// Makes `config.json` name the type of the model. A loader that finds none takes the commonest type of the shards, and
 /// the f32 scales of a float16 model then make it run as another model. The key is `dtype` since transformers 5 and
@@ -73,18 +73,6 @@ pub struct Encoded {
     pub shape: Vec<usize>,
     /// Little-endian bytes.
     pub bytes: Vec<u8>,
-}
-
-/// A scheme that a format cannot hold, found before any weight is read.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{format} cannot hold {what}; {alternatives}")]
-pub struct Unsupported {
-    /// Id of the format.
-    pub format: &'static str,
-    /// What was asked for, with the module if one is to blame.
-    pub what: String,
-    /// What to ask for instead.
-    pub alternatives: String,
 }
 
 /// Names of the observers, which compressed-tensors records and no loader acts on.
@@ -118,6 +106,20 @@ impl BlockSideData {
         let inputs =
             block.linears.iter().filter_map(|(role, l)| l.input.map(|input| (*role, input))).collect();
         Self { inputs, kv: block.kv.clone() }
+    }
+}
+
+/// The bytes of floats in an element type, for the parts of a model that no format changes: rounded to the nearest number it
+/// holds.
+///
+/// # Errors
+/// [`CheckpointError::NotEncodable`](crate::CheckpointError::NotEncodable) naming the first value that the type does not hold,
+/// [`CheckpointError::Unsupported`](crate::CheckpointError::Unsupported) for a type that is no float type.
+pub fn stored_floats(name: &str, values: impl IntoIterator<Item = f32>, dtype: Dtype) -> Result<Vec<u8>> {
+    let kinds = [FloatType::F32, FloatType::F16, FloatType::Bf16];
+    match kinds.into_iter().find(|kind| float_dtype(*kind) == dtype) {
+        Some(kind) => bytes::float_bytes("a folder", name, values, kind, bytes::Loss::Rounding),
+        None => Err(block::not_encodable("a folder", name, "a float type", dtype.to_string())),
     }
 }
 

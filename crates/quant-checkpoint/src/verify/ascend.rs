@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use quant_graph::{LinearId, LinearSpec, ModelSpec};
 use serde_json::Value;
 
-use super::judge::Stored;
 use super::rules::{Checks, block_values, dtype, exact_scales, outer_values, positive_scales, tensors};
+use super::stored::Stored;
 use super::targets::{Cache8, RuleSet};
 use crate::error::Result;
-use crate::formats::ascend_description::{self, C8, Description, Kind};
-use crate::formats::{Format as _, VllmAscend, layout_modules, read_int8};
+use crate::formats::ascend_description::{self, AscendType, C8, Description};
+use crate::formats::{Format as _, VllmAscend, ascend_tensors, layout_modules, read_int8};
 use crate::source::Checkpoint;
 
 /// Applies the rules of a set, and says how the linears are stored if that can be read.
@@ -84,7 +84,7 @@ fn dynamic_offsets(
 ) {
     let absent = |module: String| {
         let name = format!("{module}.weight_offset");
-        let dynamic = description.kind(&module).ok() == Some(Kind::W8A8Dynamic);
+        let dynamic = description.kind(&module).ok() == Some(AscendType::W8A8Dynamic);
         (dynamic && checkpoint.get(&name).is_none()).then(|| format!("no {name}; it is not used"))
     };
     let problems = layout_modules(spec).into_keys().filter_map(absent).collect();
@@ -206,7 +206,7 @@ fn cache(description: &Description, checkpoint: &Checkpoint, spec: &ModelSpec, c
 }
 
 fn cache_tensor(checkpoint: &Checkpoint, spec: &ModelSpec, name: &str) -> std::result::Result<(), String> {
-    ascend_description::cache_shaped(checkpoint, name, spec.kv_width()).map_err(|e| e.to_string())?;
+    ascend_tensors::cache_shaped(checkpoint, name, spec.kv_width()).map_err(|e| e.to_string())?;
     let values = checkpoint.read_f32(name).map_err(|e| e.to_string())?;
     if name.ends_with("kv_cache_offset") && values.iter().any(|v| *v != 0.0) {
         return Err(format!("{name}: the loader dequantises with the scale only, offsets must be zero"));
@@ -248,15 +248,15 @@ fn static_inputs(description: &Description, checkpoint: &Checkpoint, spec: &Mode
 fn static_linear(
     checkpoint: &Checkpoint,
     linear: &LinearSpec,
-    kind: Kind,
+    kind: AscendType,
 ) -> std::result::Result<(f32, f32), String> {
     let module = linear.module.as_str();
     let read = || -> Result<Option<String>> {
-        let input = ascend_description::static_input(checkpoint, module)?;
+        let input = ascend_tensors::static_input(checkpoint, module)?;
         let rows = linear.outputs;
-        let deq = ascend_description::deq_scales(checkpoint, module, rows)?;
+        let deq = ascend_tensors::deq_scales(checkpoint, module, rows)?;
         // Compares deq_scale with the product it must be, where both factors are stored.
-        ascend_description::weight_scales(checkpoint, module, kind, rows)?;
+        ascend_tensors::weight_scales(checkpoint, module, kind, rows)?;
         let bias = format!("{module}.bias");
         let bias = match checkpoint.get(&bias) {
             Some(_) => checkpoint.read_f32(&bias)?.into_raw_vec_and_offset().0,
@@ -284,7 +284,7 @@ fn static_linear(
         Ok(Some(problem)) => Err(problem),
         Err(error) => Err(error.to_string()),
         Ok(None) => {
-            let input = ascend_description::static_input(checkpoint, module).map_err(|e| e.to_string())?;
+            let input = ascend_tensors::static_input(checkpoint, module).map_err(|e| e.to_string())?;
             Ok((input.scale, input.zero))
         }
     }

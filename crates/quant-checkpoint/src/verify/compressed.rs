@@ -6,8 +6,8 @@ use quant_graph::{LinearId, ModelSpec};
 use serde_json::Value;
 
 use super::Severity;
-use super::judge::Stored;
 use super::rules::{Checks, block_values, dtype, exact_scales, outer_values, positive_scales, tensors};
+use super::stored::Stored;
 use super::targets::{Packed, RuleSet};
 use crate::error::Result;
 use crate::formats::compressed_tensors_config::{Config, Layout, Storage};

@@ -10,10 +10,12 @@
 
 mod ascend;
 mod compressed;
+mod cut;
 mod judge;
 mod parallel;
 mod plain;
 mod rules;
+mod stored;
 pub mod targets;
 
 use std::path::Path;

@@ -4,8 +4,8 @@ use quant_graph::ModelSpec;
 use serde_json::Value;
 
 use super::Target;
-use super::judge::Stored;
 use super::rules::{Checks, block_values, dtype, outer_values, tensors};
+use super::stored::Stored;
 use crate::formats::{Format, plain_expected};
 use crate::source::Checkpoint;
 

@@ -6,6 +6,7 @@
 //! the marker. A run that fails removes its unfinished folder; a run that is killed leaves one that readers of this
 //! crate refuse and the next run replaces, and a swap that it had begun is undone or finished by the next run.
 
+mod paths;
 mod pipeline;
 mod place;
 mod plan;
@@ -23,16 +24,17 @@ use safetensors::Dtype;
 use serde::Serialize;
 
 pub use self::pipeline::WriteStats;
-pub use self::place::MARKER;
-pub use self::plan::{DEFAULT_SHARD_BYTES, PlannedShard, ShardNaming, ShardPlan, TensorSpec};
+pub use self::plan::{DEFAULT_SHARD_BYTES, PlannedShard, ShardNaming, ShardPlan, TensorDecl};
 pub use self::storage::{Disk, Storage, StorageFile};
 pub use self::swap::Leftover;
 
+use self::paths::sync_dir;
 use self::pipeline::{Outcome, PIECE_BYTES, Pipeline};
-use self::place::{Workplace, sync_dir};
+use self::place::Workplace;
 use crate::error::{CheckpointError, Result};
 use crate::hash::TensorHash;
 use crate::json::open_regular;
+use crate::marker::MARKER;
 use crate::source::Checkpoint;
 
 /// What an output folder may do and what it must stay away from.

@@ -6,16 +6,11 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use super::OutputOptions;
+use super::paths::{sibling, sync_dir};
 use super::swap::{self, Fate, Leftover};
 use crate::error::{CheckpointError, Result};
 use crate::manifest::Manifest;
-
-/// Name of the file that marks a folder as unfinished. It is the first file written and the last one removed.
-pub const MARKER: &str = "INCOMPLETE";
-
-/// How every marker begins.
-pub(super) const MARKER_TEXT: &str = "This folder is an unfinished output of a quantisation run. Do not load it. It is replaced by the next run with the \
-     same output, and may be deleted when no run is active.\n";
+use crate::marker::{MARKER, MARKER_TEXT};
 
 /// Final and working folders, both absolute, plus the locked marker.
 #[derive(Debug)]
@@ -94,11 +89,6 @@ fn check_room(target: &Path, options: &OutputOptions) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-/// Makes a folder's entries durable.
-pub(super) fn sync_dir(dir: &Path) -> Result<()> {
-    File::open(dir).and_then(|d| d.sync_all()).map_err(|e| CheckpointError::write(dir, e))
 }
 
 /// Folders made on the way to the output; removed again, while they are empty, unless kept.
@@ -241,11 +231,4 @@ fn claim(partial: &Path) -> Result<File> {
     }
     sync_dir(partial)?;
     Ok(file)
-}
-
-/// `{path}{suffix}` beside `path`.
-pub(super) fn sibling(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    PathBuf::from(name)
 }

@@ -12,7 +12,7 @@ use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
 use crate::dtype::tensor_bytes;
-use crate::error::{CheckpointError, Result};
+use crate::error::{CheckpointError, HeaderError, Result};
 use crate::header::{MAX_HEADER_BYTES, check_name};
 
 /// Default limit of a shard, in bytes of tensor data: 5 GB, as `save_pretrained` has it.
@@ -20,7 +20,7 @@ pub const DEFAULT_SHARD_BYTES: u64 = 5_000_000_000;
 
 /// A tensor that will be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TensorSpec {
+pub struct TensorDecl {
     /// Full name.
     pub name: String,
     /// Element type.
@@ -29,7 +29,7 @@ pub struct TensorSpec {
     pub shape: Vec<usize>,
 }
 
-impl TensorSpec {
+impl TensorDecl {
     /// A tensor `name` of `dtype` and `shape`.
     pub fn new(name: impl Into<String>, dtype: Dtype, shape: impl Into<Vec<usize>>) -> Self {
         Self { name: name.into(), dtype, shape: shape.into() }
@@ -92,7 +92,7 @@ pub struct PlannedShard {
 /// Where a tensor goes.
 #[derive(Debug, Clone)]
 pub(crate) struct Place {
-    pub(crate) spec: TensorSpec,
+    pub(crate) spec: TensorDecl,
     pub(crate) shard: usize,
     /// Bytes in the file, counted from its start.
     pub(crate) range: Range<u64>,
@@ -116,11 +116,11 @@ impl ShardPlan {
     /// place need.
     ///
     /// # Errors
-    /// [`CheckpointError::PlanViolation`] for a name given twice; [`CheckpointError::BadTensorName`],
-    /// [`CheckpointError::SizeOverflow`], [`CheckpointError::FractionalBytes`], [`CheckpointError::HeaderTooLarge`]
+    /// [`CheckpointError::PlanViolation`] for a name given twice; [`HeaderError::BadTensorName`],
+    /// [`HeaderError::SizeOverflow`], [`HeaderError::FractionalBytes`], [`HeaderError::TooLarge`]
     /// for what the format cannot hold.
-    pub fn new(tensors: Vec<TensorSpec>, naming: &ShardNaming, max_shard_bytes: u64) -> Result<Self> {
-        let mut groups: Vec<Vec<(TensorSpec, u64)>> = vec![Vec::new()];
+    pub fn new(tensors: Vec<TensorDecl>, naming: &ShardNaming, max_shard_bytes: u64) -> Result<Self> {
+        let mut groups: Vec<Vec<(TensorDecl, u64)>> = vec![Vec::new()];
         let mut filled = 0_u64;
         for spec in tensors {
             check_name("output", &spec.name)?;
@@ -151,7 +151,7 @@ impl ShardPlan {
             let tensors = group.len();
             let mut at = header.len() as u64;
             for (spec, bytes) in group {
-                let end = at.checked_add(bytes).ok_or_else(|| CheckpointError::SizeOverflow {
+                let end = at.checked_add(bytes).ok_or_else(|| HeaderError::SizeOverflow {
                     file: file.clone(),
                     tensor: spec.name.clone(),
                     dtype: spec.dtype,
@@ -205,7 +205,7 @@ impl ShardPlan {
 }
 
 /// Length field and JSON header of a shard whose tensors follow each other in the order of `group`.
-fn header_bytes(file: &str, group: &[(TensorSpec, u64)]) -> Result<Vec<u8>> {
+fn header_bytes(file: &str, group: &[(TensorDecl, u64)]) -> Result<Vec<u8>> {
     let mut header = Map::new();
     header.insert("__metadata__".to_owned(), json!({"format": "pt"}));
     let mut at = 0_u64;
@@ -219,11 +219,9 @@ fn header_bytes(file: &str, group: &[(TensorSpec, u64)]) -> Result<Vec<u8>> {
     json.resize(json.len().next_multiple_of(8), b' ');
     let length = json.len() as u64;
     if length > MAX_HEADER_BYTES {
-        return Err(CheckpointError::HeaderTooLarge {
-            file: file.to_owned(),
-            limit: MAX_HEADER_BYTES,
-            found: length,
-        });
+        return Err(
+            HeaderError::TooLarge { file: file.to_owned(), limit: MAX_HEADER_BYTES, found: length }.into()
+        );
     }
     let mut out = length.to_le_bytes().to_vec();
     out.extend_from_slice(&json);
@@ -234,8 +232,8 @@ fn header_bytes(file: &str, group: &[(TensorSpec, u64)]) -> Result<Vec<u8>> {
 mod tests {
     use super::*;
 
-    fn spec(name: &str, dtype: Dtype, shape: &[usize]) -> TensorSpec {
-        TensorSpec::new(name, dtype, shape)
+    fn spec(name: &str, dtype: Dtype, shape: &[usize]) -> TensorDecl {
+        TensorDecl::new(name, dtype, shape)
     }
 
     #[test]
@@ -293,10 +291,19 @@ mod tests {
         ));
         assert!(matches!(ShardPlan::new(twice, &naming, 100), Err(CheckpointError::PlanViolation { .. })));
         let nameless = vec![spec("", Dtype::U8, &[1])];
-        assert!(matches!(ShardPlan::new(nameless, &naming, 1), Err(CheckpointError::BadTensorName { .. })));
+        assert!(matches!(
+            ShardPlan::new(nameless, &naming, 1),
+            Err(CheckpointError::Header(HeaderError::BadTensorName { .. }))
+        ));
         let huge = vec![spec("a", Dtype::F64, &[usize::MAX, 2])];
-        assert!(matches!(ShardPlan::new(huge, &naming, 1), Err(CheckpointError::SizeOverflow { .. })));
+        assert!(matches!(
+            ShardPlan::new(huge, &naming, 1),
+            Err(CheckpointError::Header(HeaderError::SizeOverflow { .. }))
+        ));
         let sum = vec![spec("a", Dtype::U8, &[usize::MAX - 7]), spec("b", Dtype::U8, &[usize::MAX - 7])];
-        assert!(matches!(ShardPlan::new(sum, &naming, u64::MAX), Err(CheckpointError::SizeOverflow { .. })));
+        assert!(matches!(
+            ShardPlan::new(sum, &naming, u64::MAX),
+            Err(CheckpointError::Header(HeaderError::SizeOverflow { .. }))
+        ));
     }
 }

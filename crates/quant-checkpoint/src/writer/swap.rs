@@ -17,8 +17,9 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-use super::place::{MARKER, MARKER_TEXT, sibling, sync_dir};
+use super::paths::{sibling, sync_dir};
 use crate::error::{CheckpointError, Result};
+use crate::marker::{MARKER, MARKER_TEXT};
 
 /// How the line begins by which a folder is known to be complete.
 const COMPLETE: &str = "Complete";

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use quant_checkpoint::{
     CheckpointError, DEFAULT_SHARD_BYTES, Disk, Dtype, Finished, OutputFolder, OutputOptions, ShardNaming,
-    ShardPlan, Storage, StorageFile, TensorSpec,
+    ShardPlan, Storage, StorageFile, TensorDecl,
 };
 
 pub(crate) fn force() -> OutputOptions {
@@ -15,7 +15,7 @@ pub(crate) fn force() -> OutputOptions {
 }
 
 pub(crate) fn plan(tensors: &[(&str, Dtype, &[usize])], max: u64) -> ShardPlan {
-    let specs = tensors.iter().map(|(n, d, s)| TensorSpec::new(*n, *d, *s)).collect();
+    let specs = tensors.iter().map(|(n, d, s)| TensorDecl::new(*n, *d, *s)).collect();
     ShardPlan::new(specs, &ShardNaming::hugging_face(), max).unwrap()
 }
 

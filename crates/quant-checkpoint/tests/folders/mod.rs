@@ -30,7 +30,7 @@ pub(crate) fn spec(dtype: FloatType, tied: bool, full: bool) -> ModelSpec {
         head_dim: 6,
         vocab: 32,
         norm_eps: 1e-6,
-        rope: RopeSpec { theta: 1e4, scaling: RopeScaling::Default },
+        rope: RopeSpec { theta: 1e4, scaling: RopeScaling::Default, rotary_dim: None },
         max_position_embeddings: 64,
         tied,
         qkv_bias: true,

@@ -23,9 +23,9 @@ use std::ops::Range;
 use quant_core::{QParams, Variant};
 use quant_kernels::{Compute, Element, Par, matmul_nn};
 
-use super::feedback::add_feedback;
 use super::{Problem, SUB, Scratch, Span};
 use crate::coupling::Coupling;
+use crate::feedback::add_feedback;
 use crate::views;
 
 /// No asymmetric calibration.

@@ -21,6 +21,7 @@ use quant_core::{ClipSearch, CoreError, Grid, QParams, Variant};
 use quant_kernels::{Element, vectorized};
 
 use crate::HessianError;
+use crate::feedback::add_feedback;
 use crate::panels::{PANEL, Panels};
 
 mod asymmetry;
@@ -31,7 +32,6 @@ mod params;
 pub(crate) use asymmetry::Asymmetry;
 use asymmetry::{EXACT, OFFICIAL, PLAIN, couple_column};
 use column::Column;
-pub(crate) use feedback::add_feedback;
 
 /// Columns solved one by one between two products inside a block.
 const SUB: usize = 32;
@@ -40,7 +40,7 @@ pub(crate) const SUPER: usize = PANEL;
 
 /// When parameters are found, and from what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Plan {
+pub(crate) enum GroupPlan {
     /// One set per row, from the original row, dead columns included.
     Channel,
     /// Groups of consecutive original columns, from the weight with dead columns zeroed.
@@ -49,7 +49,7 @@ pub(crate) enum Plan {
     Dynamic(usize),
 }
 
-impl Plan {
+impl GroupPlan {
     pub(crate) fn groups(self, n: usize) -> usize {
         match self {
             Self::Channel => 1,
@@ -69,7 +69,7 @@ pub(crate) struct Problem<'a, T> {
     pub(crate) dead: &'a [bool],
     pub(crate) grid: Grid,
     pub(crate) clip: Option<ClipSearch>,
-    pub(crate) plan: Plan,
+    pub(crate) plan: GroupPlan,
     pub(crate) block: usize,
 }
 
@@ -143,9 +143,9 @@ impl<T: Element> Problem<'_, T> {
     #[inline(always)]
     fn group(&self, position: usize) -> usize {
         match self.plan {
-            Plan::Channel => 0,
-            Plan::Static(size) => self.column(position) / size,
-            Plan::Dynamic(size) => position / size,
+            GroupPlan::Channel => 0,
+            GroupPlan::Static(size) => self.column(position) / size,
+            GroupPlan::Dynamic(size) => position / size,
         }
     }
 
@@ -200,7 +200,7 @@ impl<T: Element> Problem<'_, T> {
                 let target = &mut scratch.block[here.local()];
                 self.feed_back(target, here.columns.clone(), T::one(), solved, left..start);
                 self.couple(scratch, left, here.columns.clone(), left..start);
-                if let Plan::Dynamic(size) = self.plan {
+                if let GroupPlan::Dynamic(size) = self.plan {
                     self.dynamic_params(scratch, size, &here, out.first_row, rows);
                 }
                 let losses = match self.asymmetry.map(|a| a.variant) {

@@ -3,8 +3,8 @@
 use quant_core::{QParams, Variant};
 use quant_kernels::{Element, vectorized};
 
-use super::feedback::add_feedback;
-use super::{Plan, Problem, SUB, Scratch, Span};
+use super::{GroupPlan, Problem, SUB, Scratch, Span};
+use crate::feedback::add_feedback;
 
 impl<T: Element> Problem<'_, T> {
     /// Parameters that do not depend on the column loop, from the original rows.
@@ -16,15 +16,15 @@ impl<T: Element> Problem<'_, T> {
     ) {
         let Scratch { scales, zeros, row: buffer, .. } = scratch;
         let size = match self.plan {
-            Plan::Channel => self.n().max(1),
-            Plan::Static(size) => size,
-            Plan::Dynamic(_) => return,
+            GroupPlan::Channel => self.n().max(1),
+            GroupPlan::Static(size) => size,
+            GroupPlan::Dynamic(_) => return,
         };
         for r in 0..rows {
             buffer.clear();
             buffer.extend(self.weight.row(first_row + r).iter().zip(self.dead).map(|(&w, &dead)| {
                 // The published per-channel search runs before dead columns are zeroed, the grouped one after.
-                if dead && self.plan != Plan::Channel { 0.0 } else { w }
+                if dead && self.plan != GroupPlan::Channel { 0.0 } else { w }
             }));
             vectorized(
                 #[inline(always)]

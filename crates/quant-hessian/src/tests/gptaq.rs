@@ -10,7 +10,7 @@ use super::reference::{Asymmetric, Prepared, published_with};
 use super::{factor, grid, hessian};
 use crate::coupling::Coupling;
 use crate::gptq::{run_tiles, solve};
-use crate::solve::{Asymmetry, Plan, Problem};
+use crate::solve::{Asymmetry, GroupPlan, Problem};
 use crate::{
     ActOrder, Correction, CrossGram, Factor, GptaqConfig, GptqConfig, GptqResult, HessianError, gptaq,
     gptaq_workspace_bytes, gptq, workspace_bytes,
@@ -357,7 +357,7 @@ fn a_row_does_not_know_threads_tiles_or_neighbours() {
         assert_eq!(some.matrix.levels, reference.matrix.levels.slice_axis(Axis(0), Slice::from(100..107)));
         assert_eq!(some.row_losses, reference.row_losses[100..107]);
 
-        let plan = Plan::Dynamic(48);
+        let plan = GroupPlan::Dynamic(48);
         let problem = Problem {
             weight: weight.view(),
             panels: &factor.panels,

@@ -8,7 +8,7 @@ use quant_kernels::{Compute, Par};
 use super::reference::Prepared;
 use super::{factor, grid, hessian};
 use crate::gptq::{run_tiles, solve};
-use crate::solve::{Plan, Problem};
+use crate::solve::{GroupPlan, Problem};
 use crate::{ActOrder, FactorSettings, GptqConfig, Hessian, HessianError, gptq, prepare};
 use quant_testkit::Numbers;
 
@@ -223,7 +223,7 @@ fn a_row_does_not_know_threads_tiles_or_neighbours() {
         assert_eq!(some.matrix.levels, reference.matrix.levels.slice_axis(Axis(0), Slice::from(100..107)));
         assert_eq!(some.row_losses, reference.row_losses[100..107]);
 
-        let plan = Plan::Dynamic(48);
+        let plan = GroupPlan::Dynamic(48);
         let problem = Problem {
             weight: weight.view(),
             panels: &one.panels,

@@ -2,14 +2,14 @@
 
 use ndarray::{ArrayView2, ArrayViewMut2};
 
-use super::driver::{Columns, Packed, Target, gemm, pack_all, pack_rows};
+use super::driver::{Columns, Packed, Region, Target, gemm, pack_all, pack_rows};
 use super::kernel::{Kernel, Rounded};
 use super::level::Level;
 use super::pack::Source;
 use super::portable::Portable;
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Avx2F32, Avx2F64, Avx512Bf16, Avx512F32, Avx512F64};
-use crate::element::{Element, Region};
+use crate::scalar::Scalar;
 use crate::{Compute, Par};
 
 /// Work that is generic over the kernel.
@@ -67,7 +67,7 @@ impl Dispatch for f64 {
 /// A kernel without bf16 instructions serves [`Compute::Bf16`] by rounding the operands.
 fn rounded_or_not<T, K, V>(kernel: K, compute: Compute, visitor: V) -> V::Output
 where
-    T: Element,
+    T: Scalar,
     K: Kernel<Elem = T, Word = T>,
     V: Visitor<T>,
 {
@@ -107,14 +107,14 @@ impl<T> PackedOperand<T> {
 }
 
 /// Packs `b` `[k, n]` for products on this level.
-pub(crate) fn pack_operand<T: Element>(
+pub(crate) fn pack_operand<T: Scalar + Dispatch>(
     level: Level,
     b: ArrayView2<'_, T>,
     compute: Compute,
     par: Par,
 ) -> PackedOperand<T> {
     struct Pack<'a, T>(ArrayView2<'a, T>, Par);
-    impl<T: Element> Visitor<T> for Pack<'_, T> {
+    impl<T: Scalar + Dispatch> Visitor<T> for Pack<'_, T> {
         type Output = Packed;
         fn visit<K: Kernel<Elem = T>>(self, _kernel: K) -> Packed {
             // SAFETY: the view is borrowed for the call.
@@ -127,9 +127,9 @@ pub(crate) fn pack_operand<T: Element>(
 }
 
 /// Bytes of one element of a packed operand on this level.
-pub(crate) fn packed_element_bytes<T: Element>(level: Level, compute: Compute) -> usize {
+pub(crate) fn packed_element_bytes<T: Scalar + Dispatch>(level: Level, compute: Compute) -> usize {
     struct Size;
-    impl<T: Element> Visitor<T> for Size {
+    impl<T: Scalar + Dispatch> Visitor<T> for Size {
         type Output = usize;
         fn visit<K: Kernel<Elem = T>>(self, _kernel: K) -> usize {
             size_of::<K::Word>() / K::PAIR
@@ -139,7 +139,7 @@ pub(crate) fn packed_element_bytes<T: Element>(level: Level, compute: Compute) -
 }
 
 /// Packs the right operand `[depth, columns]` whose columns `fill` writes one at a time.
-pub(crate) fn pack_columns<T: Element>(
+pub(crate) fn pack_columns<T: Scalar + Dispatch>(
     level: Level,
     (depth, cols): (usize, usize),
     compute: Compute,
@@ -152,7 +152,7 @@ pub(crate) fn pack_columns<T: Element>(
         par: Par,
         fill: &'a (dyn Fn(usize, &mut [T]) + Sync),
     }
-    impl<T: Element> Visitor<T> for Pack<'_, T> {
+    impl<T: Scalar + Dispatch> Visitor<T> for Pack<'_, T> {
         type Output = Packed;
         fn visit<K: Kernel<Elem = T>>(self, _kernel: K) -> Packed {
             pack_rows::<K>(self.lanes, self.depth, self.par, self.fill)
@@ -163,7 +163,7 @@ pub(crate) fn pack_columns<T: Element>(
 }
 
 /// `dst (=|+=) alpha * a[m, k] * b[k, n]` on a region of `dst`. Shapes were checked by the caller.
-pub(crate) fn product<T: Element>(
+pub(crate) fn product<T: Scalar + Dispatch>(
     level: Level,
     mut dst: ArrayViewMut2<'_, T>,
     region: Region,
@@ -188,7 +188,7 @@ pub(crate) fn product<T: Element>(
 }
 
 /// [`product`] with a right operand packed before, on the level and with the arithmetic it was packed for.
-pub(crate) fn product_packed<T: Element>(
+pub(crate) fn product_packed<T: Scalar + Dispatch>(
     dst: ArrayViewMut2<'_, T>,
     accumulate: bool,
     alpha: T,
@@ -214,7 +214,7 @@ struct Multiply<'a, T> {
     par: Par,
 }
 
-impl<T: Element> Multiply<'_, T> {
+impl<T: Scalar + Dispatch> Multiply<'_, T> {
     fn run(self, level: Level, compute: Compute, mut dst: ArrayViewMut2<'_, T>) {
         if has_adjacent_columns(&dst) {
             return T::dispatch(level, compute, Run { work: self, dst });
@@ -235,7 +235,7 @@ struct Run<'a, 'd, T> {
     dst: ArrayViewMut2<'d, T>,
 }
 
-impl<T: Element> Visitor<T> for Run<'_, '_, T> {
+impl<T: Scalar + Dispatch> Visitor<T> for Run<'_, '_, T> {
     type Output = ();
 
     fn visit<K: Kernel<Elem = T>>(mut self, kernel: K) {

@@ -12,12 +12,20 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ndarray::{Array2, Axis, Slice};
 
-use crate::element::Region;
 use crate::{Par, vectorized};
 
 use super::buffer::Buffer;
 use super::kernel::{Kernel, MAX_TILE};
 use super::pack::{Source, pack_panels};
+
+/// Which part of a destination a product writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Region {
+    /// Every element.
+    Full,
+    /// Elements `(i, j)` with `i >= j`.
+    Lower,
+}
 
 /// Rows packed at a time, and their bytes over several blocks of the summed index: they are read as one stream per
 /// group of columns, so main memory will do.
@@ -202,7 +210,7 @@ pub(super) unsafe fn gemm<K: Kernel>(
     }
     let par = if m.saturating_mul(n).saturating_mul(k) < SEQUENTIAL_WORK { Par::Seq } else { par };
 
-    let plan = Plan::new::<K>(m, n, k, matches!(b, Columns::Packed(_)), par);
+    let plan = Pieces::new::<K>(m, n, k, matches!(b, Columns::Packed(_)), par);
     let mut a_buffer = Buffer::new::<K::Word>(plan.row_group * k.min(plan.depth_group).div_ceil(K::PAIR));
     let mut b_buffer = Buffer::new::<K::Word>(plan.packed_columns * block_words::<K>(k));
     let a_packed = Shared(a_buffer.as_mut_ptr::<K::Word>());
@@ -279,7 +287,7 @@ fn pairs(rows: usize, row: usize, cols: usize, col: usize) -> impl Iterator<Item
 }
 
 /// How a product is cut into pieces. Nothing here is visible in the result.
-struct Plan {
+struct Pieces {
     /// Rows packed at a time, and the part of the summed index they are packed over: whole blocks of it.
     row_group: usize,
     depth_group: usize,
@@ -294,7 +302,7 @@ struct Plan {
     pack_panels: usize,
 }
 
-impl Plan {
+impl Pieces {
     fn new<K: Kernel>(m: usize, n: usize, k: usize, packed: bool, par: Par) -> Self {
         let word = size_of::<K::Word>();
         let lane_bytes = block_words::<K>(k) * word;
@@ -391,7 +399,7 @@ unsafe fn run_block<K: Kernel>(
 ///
 /// # Safety
 /// `dst` describes writable elements.
-unsafe fn clear<T: crate::Element>(dst: Target<T>, region: Region) {
+unsafe fn clear<T: crate::scalar::Scalar>(dst: Target<T>, region: Region) {
     for i in 0..dst.rows {
         let cols = if region == Region::Lower { dst.cols.min(i + 1) } else { dst.cols };
         for j in 0..cols {

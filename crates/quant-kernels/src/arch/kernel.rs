@@ -1,7 +1,6 @@
 //! The contract of a register tile.
 
-use crate::Element;
-use crate::element::sealed::Primitive as _;
+use crate::scalar::Scalar;
 
 /// The widest tile any kernel has, in elements: the size of the stack buffer for tiles that cross an edge.
 pub(super) const MAX_TILE: usize = 512;
@@ -23,7 +22,7 @@ pub(super) const STEP: usize = 16;
 /// An implementor must be constructible only where its instructions exist, because `tile` runs them.
 pub(crate) unsafe trait Kernel: Copy + Send + Sync {
     /// Element type of the operands and of the result.
-    type Elem: Element;
+    type Elem: Scalar;
     /// Storage of `PAIR` packed elements.
     type Word: Copy + Send + Sync;
 

@@ -5,10 +5,10 @@ use std::fmt;
 /// A level of SIMD instructions that this machine was seen to have: only detection makes one, so holding a value is
 /// the proof that its instructions may run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Level(Kind);
+pub struct Level(InstructionSet);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Kind {
+pub(super) enum InstructionSet {
     Scalar,
     Avx2,
     Avx512,
@@ -17,7 +17,7 @@ pub(super) enum Kind {
 
 impl Level {
     /// Portable code, the specification of the others. Available everywhere.
-    pub const SCALAR: Self = Self(Kind::Scalar);
+    pub const SCALAR: Self = Self(InstructionSet::Scalar);
 
     /// The best level of this machine.
     #[must_use]
@@ -26,10 +26,14 @@ impl Level {
         {
             use std::arch::is_x86_feature_detected as has;
             if has!("avx512f") && has!("avx2") && has!("fma") {
-                return Self(if has!("avx512bf16") { Kind::Avx512Bf16 } else { Kind::Avx512 });
+                return Self(if has!("avx512bf16") {
+                    InstructionSet::Avx512Bf16
+                } else {
+                    InstructionSet::Avx512
+                });
             }
             if has!("avx2") && has!("fma") {
-                return Self(Kind::Avx2);
+                return Self(InstructionSet::Avx2);
             }
         }
         Self::SCALAR
@@ -39,7 +43,7 @@ impl Level {
     #[must_use]
     pub fn available() -> Vec<Self> {
         let best = Self::detect();
-        [Kind::Scalar, Kind::Avx2, Kind::Avx512, Kind::Avx512Bf16]
+        [InstructionSet::Scalar, InstructionSet::Avx2, InstructionSet::Avx512, InstructionSet::Avx512Bf16]
             .into_iter()
             .map(Self)
             .filter(|level| *level <= best)
@@ -50,14 +54,14 @@ impl Level {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self.0 {
-            Kind::Scalar => "scalar",
-            Kind::Avx2 => "avx2",
-            Kind::Avx512 => "avx512",
-            Kind::Avx512Bf16 => "avx512_bf16",
+            InstructionSet::Scalar => "scalar",
+            InstructionSet::Avx2 => "avx2",
+            InstructionSet::Avx512 => "avx512",
+            InstructionSet::Avx512Bf16 => "avx512_bf16",
         }
     }
 
-    pub(super) fn kind(self) -> Kind {
+    pub(super) fn kind(self) -> InstructionSet {
         self.0
     }
 }

@@ -28,5 +28,6 @@ mod x86;
 pub(crate) use dispatch::{
     Dispatch, PackedOperand, pack_columns, pack_operand, packed_element_bytes, product, product_packed,
 };
+pub(crate) use driver::Region;
 pub use heap::return_freed_memory;
 pub use level::Level;

@@ -2,8 +2,8 @@
 
 use ndarray::{Array2, ArrayView2, s};
 
-use super::{Level, pack_columns, pack_operand, product, product_packed};
-use crate::element::{Element, Region};
+use super::{Level, Region, pack_columns, pack_operand, product, product_packed};
+use crate::element::Element;
 use crate::{Compute, Par};
 
 /// Values in [-1, 1) from a fixed linear congruential sequence.

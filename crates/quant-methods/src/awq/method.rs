@@ -1,12 +1,10 @@
 //! AWQ as a modifier of a recipe: the searches over the edges of a block, and what is folded where.
 
 use super::rounds::Rounds;
-use super::{HeadTie, ID, Loss, Target, divide_norm, divide_rows, search_targets};
-use crate::rounding::{CONVENTION, VARIANT};
-use crate::settings::FieldKind;
+use super::{HeadTie, ID, Loss, METHOD, Target, divide_norm, divide_rows, search_targets};
 use crate::{
-    BlockContext, Field, Kind, Method, MethodError, Modifier, Need, Scaled, Settings, SettingsError,
-    SiteStatistics, Spacing, Statistic, Stream, Transform, WeightSettings,
+    BlockContext, Method, MethodError, Modifier, Need, Scaled, Settings, SettingsError, SiteStatistics,
+    Spacing, Statistic, Stream, Transform, WeightSettings,
 };
 use ndarray::{Array1, ArrayView2};
 use quant_core::{Convention, Variant};
@@ -17,67 +15,8 @@ use std::sync::Arc;
 /// Tokens the published clip search looks at, at least.
 const CLIP_TOKENS: usize = 512;
 
-/// Registry line.
-pub static METHOD: Method = Method {
-    id: ID,
-    summary: "scales channels by a search on the output error, clips groups, rounds to nearest; weights only",
-    source: "arXiv 2306.00978",
-    kind: Kind::Both,
-    build,
-    fields: &[
-        Field {
-            name: "scheme",
-            kind: FieldKind::Scheme,
-            default: "null",
-            help: "bits of weights and the group size, W4A16g128; left out, AWQ only scales, for the grid of the rounding after it",
-            run_wide: false,
-        },
-        Field {
-            name: "symmetric",
-            kind: FieldKind::Bool,
-            default: "false",
-            help: "whether the zero level of weights is fixed in the middle; follows `convention` where that is given",
-            run_wide: false,
-        },
-        Field {
-            default: "null",
-            help: "how scale and zero point follow from a group's range; default q-awq, or q-sym when symmetric",
-            ..CONVENTION
-        },
-        Field {
-            name: "n_grid",
-            kind: FieldKind::Integer(1, 1000),
-            default: "20",
-            help: "ratios the search for scales tries",
-            run_wide: true,
-        },
-        Field {
-            name: "clip",
-            kind: FieldKind::Bool,
-            default: "true",
-            help: "search the range of every group by the error of its share of the output; never of q and k",
-            run_wide: false,
-        },
-        Field {
-            name: "search_tokens",
-            kind: FieldKind::IntegerOrAll(1, 1 << 24),
-            default: "512",
-            help: "calibration tokens the searches look at; official: all",
-            run_wide: true,
-        },
-        Field {
-            name: "gqa",
-            kind: FieldKind::Bool,
-            default: "false",
-            help: "scale o under grouped-query attention too, equally over the heads that share a value head",
-            run_wide: true,
-        },
-        VARIANT,
-    ],
-    tier: 1,
-};
-
-fn build(settings: &Settings) -> Result<Modifier, SettingsError> {
+/// The modifier of a section.
+pub(super) fn build(settings: &Settings) -> Result<Modifier, SettingsError> {
     let conflict = |key: &str, problem: &str| SettingsError::Conflict {
         path: format!("{}.{key}", settings.path()),
         problem: problem.into(),

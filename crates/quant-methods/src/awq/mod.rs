@@ -58,16 +58,78 @@ mod tiles;
 
 pub use apply::{divide_norm, divide_rows};
 pub use clip::{Clip, clamp_to, clip_ranges, every_token};
-pub use method::{Awq, METHOD};
+pub use method::Awq;
 pub use rounds::AwqRounding;
 pub use scales::{HeadTie, candidate};
 pub use search::{Forward, FoundScales, Loss, Search, Target, search_scales, search_targets};
 
-use crate::MethodError;
+use crate::rounding::{CONVENTION, VARIANT};
+use crate::settings::FieldKind;
+use crate::{Field, Method, MethodError, MethodKind};
 use quant_core::CoreError;
 
 /// The method's name.
 const ID: &str = "awq";
+
+/// Registry line.
+pub static METHOD: Method = Method {
+    id: ID,
+    summary: "scales channels by a search on the output error, clips groups, rounds to nearest; weights only",
+    source: "arXiv 2306.00978",
+    kind: MethodKind::Both,
+    build: method::build,
+    fields: &[
+        Field {
+            name: "scheme",
+            kind: FieldKind::Scheme,
+            default: "null",
+            help: "bits of weights and the group size, W4A16g128; left out, AWQ only scales, for the grid of the rounding after it",
+            run_wide: false,
+        },
+        Field {
+            name: "symmetric",
+            kind: FieldKind::Bool,
+            default: "false",
+            help: "whether the zero level of weights is fixed in the middle; follows `convention` where that is given",
+            run_wide: false,
+        },
+        Field {
+            default: "null",
+            help: "how scale and zero point follow from a group's range; default q-awq, or q-sym when symmetric",
+            ..CONVENTION
+        },
+        Field {
+            name: "n_grid",
+            kind: FieldKind::Integer(1, 1000),
+            default: "20",
+            help: "ratios the search for scales tries",
+            run_wide: true,
+        },
+        Field {
+            name: "clip",
+            kind: FieldKind::Bool,
+            default: "true",
+            help: "search the range of every group by the error of its share of the output; never of q and k",
+            run_wide: false,
+        },
+        Field {
+            name: "search_tokens",
+            kind: FieldKind::IntegerOrAll(1, 1 << 24),
+            default: "512",
+            help: "calibration tokens the searches look at; official: all",
+            run_wide: true,
+        },
+        Field {
+            name: "gqa",
+            kind: FieldKind::Bool,
+            default: "false",
+            help: "scale o under grouped-query attention too, equally over the heads that share a value head",
+            run_wide: true,
+        },
+        VARIANT,
+    ],
+    tier: 1,
+};
 
 /// Arrays whose channels do not fit together.
 fn channels(what: impl Into<String>, expected: usize, found: usize) -> MethodError {

@@ -1,7 +1,6 @@
 //! AWQ as the rounding of a recipe: clipped ranges, then round-to-nearest.
 
-use super::method::METHOD;
-use super::{Clip, clamp_to, clip_ranges};
+use super::{Clip, METHOD, clamp_to, clip_ranges};
 use crate::{
     Method, MethodError, Operations, PlannedRounding, Prepared, Rounded, Rounding, SiteStatistics, Solver,
     Spacing, Statistic, Stream, WeightSettings, rtn,

@@ -11,8 +11,8 @@ use crate::gptq::{
 use crate::rounding::{CONVENTION, MSE_CLIP, SCHEME, SYMMETRIC, VARIANT};
 use crate::settings::FieldKind;
 use crate::{
-    Field, Kind, Method, MethodError, Modifier, Operations, PlannedRounding, Prepared, Rounded, Rounding,
-    Settings, SettingsError, SiteStatistics, Solver, Statistic, Stream, WeightSettings, Workspace,
+    Field, Method, MethodError, MethodKind, Modifier, Operations, PlannedRounding, Prepared, Rounded,
+    Rounding, Settings, SettingsError, SiteStatistics, Solver, Statistic, Stream, WeightSettings, Workspace,
 };
 use ndarray::ArrayView2;
 use quant_core::{CoreError, FloatType};
@@ -28,7 +28,7 @@ pub static METHOD: Method = Method {
     id: "gptaq",
     summary: "GPTQ that also makes up for what earlier rounding did to its inputs, from float and quantised activations",
     source: "arXiv 2504.02692",
-    kind: Kind::Rounding,
+    kind: MethodKind::Rounding,
     build: |settings| Ok(Modifier::rounding(Rounds::read(settings)?)),
     fields: &[
         SCHEME,

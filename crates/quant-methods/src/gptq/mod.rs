@@ -5,8 +5,8 @@
 use crate::rounding::{CONVENTION, MSE_CLIP, SCHEME, SYMMETRIC, VARIANT};
 use crate::settings::FieldKind;
 use crate::{
-    Field, Kind, Method, MethodError, Modifier, Operations, PlannedRounding, Prepared, Rounded, Rounding,
-    Settings, SettingsError, SiteStatistics, Solver, Statistic, Stream, WeightSettings, Workspace,
+    Field, Method, MethodError, MethodKind, Modifier, Operations, PlannedRounding, Prepared, Rounded,
+    Rounding, Settings, SettingsError, SiteStatistics, Solver, Statistic, Stream, WeightSettings, Workspace,
 };
 use ndarray::ArrayView2;
 use quant_core::{ActOrder, CoreError, FloatType};
@@ -20,7 +20,7 @@ pub static METHOD: Method = Method {
     id: "gptq",
     summary: "rounds column by column with second-order error feedback from calibration activations",
     source: "arXiv 2210.17323",
-    kind: Kind::Rounding,
+    kind: MethodKind::Rounding,
     build: |settings| Ok(Modifier::rounding(Rounds::read(settings)?)),
     fields: &[
         SCHEME,

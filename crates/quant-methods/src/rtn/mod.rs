@@ -2,8 +2,8 @@
 
 use crate::rounding::{CONVENTION, MSE_CLIP, SCHEME, SYMMETRIC, VARIANT};
 use crate::{
-    Kind, Method, MethodError, Modifier, PlannedRounding, Prepared, Rounded, Rounding, RowRounding, Solver,
-    WeightSettings,
+    Method, MethodError, MethodKind, Modifier, PlannedRounding, Prepared, Rounded, Rounding, RowRounding,
+    Solver, WeightSettings,
 };
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, Slice};
 use quant_core::matrix::{check_finite, check_scales, round_row};
@@ -18,7 +18,7 @@ pub static METHOD: Method = Method {
     id: "rtn",
     summary: "round to nearest, optionally with a clip search per group; needs no data",
     source: "the baseline of every PTQ paper; grids of GPTQ (arXiv 2210.17323) and QuaRot (arXiv 2404.00456) code",
-    kind: Kind::Rounding,
+    kind: MethodKind::Rounding,
     build: |settings| Ok(Modifier::rounding(Rounds { weights: WeightSettings::read(settings)? })),
     fields: &[SCHEME, SYMMETRIC, CONVENTION, MSE_CLIP, VARIANT],
     tier: 1,

@@ -6,7 +6,7 @@
 use crate::rounding::VARIANT;
 use crate::settings::FieldKind;
 use crate::{
-    BlockContext, Field, Kind, Method, MethodError, Modifier, Need, Scaled, SiteStatistics, Statistic,
+    BlockContext, Field, Method, MethodError, MethodKind, Modifier, Need, Scaled, SiteStatistics, Statistic,
     Stream, Transform,
 };
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
@@ -20,7 +20,7 @@ pub static METHOD: Method = Method {
     id: "smoothquant",
     summary: "divides norm weights and multiplies the linears after them so that activation outliers shrink",
     source: "arXiv 2211.10438",
-    kind: Kind::Transform,
+    kind: MethodKind::Transform,
     build: |settings| {
         let alpha = settings.number("alpha")? as f32;
         let variant = settings.word("variant")?.unwrap_or_default();

@@ -8,6 +8,27 @@ use quant_core::{ChannelMaxima, ChannelMeans, Observer};
 use quant_hessian::{CrossGram, Hessian, HessianError};
 use quant_kernels::{Compute, Par, vectorized};
 
+/// The next tokens at a site, `[tokens, width]` of whole sequences.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch<'a> {
+    /// As they arrive.
+    pub x: ArrayView2<'a, f32>,
+    /// What the linears multiply, where that is something else: moments are of these.
+    pub multiplied: Option<ArrayView2<'a, f32>>,
+    /// The same tokens of the float model, where both are looked at together.
+    pub float: Option<ArrayView2<'a, f32>>,
+    /// How many sequences they are.
+    pub sequences: usize,
+}
+
+impl<'a> Batch<'a> {
+    /// Tokens that are multiplied as they arrive, and looked at alone.
+    #[must_use]
+    pub fn new(x: ArrayView2<'a, f32>, sequences: usize) -> Self {
+        Self { x, multiplied: None, float: None, sequences }
+    }
+}
+
 /// What was asked for of one stream at one site, as far as it has come.
 #[derive(Debug, Default)]
 pub struct Gathered {
@@ -78,19 +99,13 @@ impl Gathered {
             && self.sequences.is_empty()
     }
 
-    /// Takes in the next tokens `x` `[tokens, width]`, of that many whole sequences, and beside them the same tokens of the
-    /// float model, where both are looked at together.
+    /// Takes in the next tokens.
     ///
     /// # Errors
     /// Activations of another width than was said; a cross statistic without the float tokens.
-    pub fn add(
-        &mut self,
-        x: ArrayView2<'_, f32>,
-        float: Option<ArrayView2<'_, f32>>,
-        sequences: usize,
-        compute: Compute,
-        par: Par,
-    ) -> Result<(), HessianError> {
+    pub fn add(&mut self, batch: &Batch<'_>, compute: Compute, par: Par) -> Result<(), HessianError> {
+        let Batch { x, multiplied, float, sequences } = *batch;
+        let seen = multiplied.unwrap_or(x);
         if let Some(max) = &mut self.max {
             vectorized(
                 #[inline(always)]
@@ -104,7 +119,7 @@ impl Gathered {
             );
         }
         if let Some(gram) = &mut self.gram {
-            gram.add(x, sequences, compute, par)?;
+            gram.add(seen, sequences, compute, par)?;
         }
         if let Some(cross) = &mut self.cross {
             let float = float.ok_or_else(|| HessianError::Shape {
@@ -112,7 +127,7 @@ impl Gathered {
                 expected: format!("{:?}", x.dim()),
                 found: "none".to_owned(),
             })?;
-            cross.add(float, x, sequences, compute, par)?;
+            cross.add(float, seen, sequences, compute, par)?;
         }
         if let Some(range) = &mut self.range {
             range.observe(x);

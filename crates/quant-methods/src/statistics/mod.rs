@@ -7,7 +7,7 @@
 mod gathered;
 mod sample;
 
-pub use gathered::Gathered;
+pub use gathered::{Batch, Gathered};
 pub use sample::{Sample, Sequences, Spacing};
 
 use quant_core::ObserverKind;
@@ -50,6 +50,11 @@ pub enum Statistic {
 }
 
 impl Statistic {
+    /// Whether it looks at both streams at once.
+    #[must_use]
+    pub fn of_both(self) -> bool {
+        matches!(self, Self::CrossGram { .. })
+    }
     /// Floating-point operations of gathering it over so many tokens of that width, as far as they weigh.
     #[must_use]
     pub fn operations(self, tokens: usize, width: usize) -> f64 {

@@ -1,6 +1,6 @@
 //! Llama 2, 3, 3.1, 3.2 and models published under its architecture.
 
-use super::{BiasRule, BlockLayout, Defaults, Family, SlidingRule, Tier};
+use super::{BiasRule, BlockLayout, Defaults, Family, RopeRule, SlidingRule, Tier};
 
 pub(super) static FAMILY: Family = Family {
     id: "llama",
@@ -23,6 +23,7 @@ pub(super) static FAMILY: Family = Family {
         head_dim: None,
         tied: false,
     },
+    rope: RopeRule::USUAL,
     qkv_bias: BiasRule::key(&["attention_bias"]),
     o_bias: BiasRule::key(&["attention_bias"]),
     mlp_bias: BiasRule::key(&["mlp_bias"]),

@@ -3,12 +3,15 @@
 use quant_graph::{BlockLayout, Catalogue, Entry};
 
 mod llama;
+mod mistral;
 mod openpangu;
+mod phi3;
 mod qwen2;
 mod qwen3;
 
 /// Every family of this crate, alphabetically.
-pub static FAMILIES: &[&Family] = &[&llama::FAMILY, &openpangu::FAMILY, &qwen2::FAMILY, &qwen3::FAMILY];
+pub static FAMILIES: &[&Family] =
+    &[&llama::FAMILY, &mistral::FAMILY, &openpangu::FAMILY, &phi3::FAMILY, &qwen2::FAMILY, &qwen3::FAMILY];
 
 /// The families in which a config may be read: ours, and those a program adds.
 pub type Families = Catalogue<Family>;
@@ -95,6 +98,11 @@ impl BiasRule {
 pub enum SlidingRule {
     /// The family has none.
     Never,
+    /// `sliding_window`, on every layer; null is none.
+    Every {
+        /// `sliding_window` where the config has no such key.
+        window: Option<usize>,
+    },
     /// `sliding_window` if `use_sliding_window`, on the layers `layer_types` names or from `max_window_layers` on.
     Qwen {
         /// `sliding_window` where the config has no such key; null there means no window.
@@ -107,6 +115,30 @@ pub enum SlidingRule {
 impl SlidingRule {
     /// The rule with the defaults that the config classes of Qwen2 and Qwen3 share.
     pub const QWEN: Self = Self::Qwen { window: 4096, from: 28 };
+}
+
+/// What the config class makes of the keys of rope.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RopeRule {
+    /// Whether the model rotates the part of each head that `partial_rotary_factor` says; if not, less than 1 is refused.
+    pub partial: bool,
+    /// The rope types it takes.
+    pub kinds: &'static [&'static str],
+    /// Other names that mean longrope, whatever else they mean elsewhere.
+    pub longrope: &'static [&'static str],
+    /// `original_max_position_embeddings` where the config has no such key beside its rope block. A class with this default
+    /// does not look for the length inside the block.
+    pub original: Option<usize>,
+}
+
+impl RopeRule {
+    /// The rule of classes that have none of their own.
+    pub const USUAL: Self = Self {
+        partial: false,
+        kinds: &["default", "linear", "dynamic", "yarn", "llama3", "longrope"],
+        longrope: &[],
+        original: None,
+    };
 }
 
 /// A config key that announces another architecture under the same name.
@@ -165,6 +197,8 @@ pub struct Family {
     pub source: &'static str,
     /// Config class defaults.
     pub defaults: Defaults,
+    /// Rotary embedding.
+    pub rope: RopeRule,
     /// Biases of q, k and v.
     pub qkv_bias: BiasRule,
     /// Bias of o.

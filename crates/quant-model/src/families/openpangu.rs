@@ -1,6 +1,6 @@
 //! openPangu-Embedded (dense): a Llama with attention biases.
 
-use super::{BiasRule, BlockLayout, Defaults, Family, Refusal, SlidingRule, Tier};
+use super::{BiasRule, BlockLayout, Defaults, Family, Refusal, RopeRule, SlidingRule, Tier};
 
 /// The R releases keep the architecture name and change the attention.
 const PARTIAL: &str =
@@ -28,6 +28,7 @@ pub(super) static FAMILY: Family = Family {
         head_dim: None,
         tied: false,
     },
+    rope: RopeRule::USUAL,
     qkv_bias: BiasRule::Config {
         overriding: Some("qkv_bias"),
         keys: &["attention_bias", "bias"],

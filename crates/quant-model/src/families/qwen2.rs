@@ -1,6 +1,6 @@
 //! Qwen2, Qwen2.5, QwQ, DeepSeek-R1-Distill-Qwen.
 
-use super::{BiasRule, BlockLayout, Defaults, Family, SlidingRule, Tier};
+use super::{BiasRule, BlockLayout, Defaults, Family, RopeRule, SlidingRule, Tier};
 
 pub(super) static FAMILY: Family = Family {
     id: "qwen2",
@@ -23,6 +23,7 @@ pub(super) static FAMILY: Family = Family {
         head_dim: None,
         tied: false,
     },
+    rope: RopeRule::USUAL,
     // The implementation has these biases whatever the config says.
     qkv_bias: BiasRule::Always,
     o_bias: BiasRule::Never,

@@ -1,6 +1,6 @@
 //! Qwen3 dense.
 
-use super::{BiasRule, BlockLayout, Defaults, Family, SlidingRule, Tier};
+use super::{BiasRule, BlockLayout, Defaults, Family, RopeRule, SlidingRule, Tier};
 
 pub(super) static FAMILY: Family = Family {
     id: "qwen3",
@@ -24,6 +24,7 @@ pub(super) static FAMILY: Family = Family {
         head_dim: Some(128),
         tied: false,
     },
+    rope: RopeRule::USUAL,
     qkv_bias: BiasRule::key(&["attention_bias"]),
     o_bias: BiasRule::key(&["attention_bias"]),
     mlp_bias: BiasRule::Never,

@@ -1,10 +1,10 @@
 //! Products of linears with a common input.
 
-use crate::LinearOp;
-use crate::parallel::for_rows;
+use crate::fake_quant::fake_quantized;
+use crate::linear::LinearOp;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 use quant_core::ActQuant;
-use quant_kernels::{Element, Par, vectorized};
+use quant_kernels::{Element, Par};
 
 /// Outputs of linears with one input `[tokens, in]`; every distinct quantiser among them runs once.
 pub(crate) fn forward_shared<'o, T: Element>(
@@ -26,18 +26,4 @@ pub(crate) fn forward_shared<'o, T: Element>(
             }
         }
     }
-}
-
-/// `x` quantised and dequantised by `quant`.
-pub(crate) fn fake_quantized<T: Element>(quant: &ActQuant, x: ArrayView2<'_, T>, par: Par) -> Array2<T> {
-    // Row-major whatever x is: the quantiser works on contiguous rows.
-    let mut copy = Array2::zeros(x.dim());
-    copy.assign(&x);
-    for_rows(copy.view_mut(), par, |_, rows| {
-        vectorized(
-            #[inline(always)]
-            || quant.fake_quantize(rows),
-        );
-    });
-    copy
 }

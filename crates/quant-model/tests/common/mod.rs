@@ -5,7 +5,7 @@
 use ndarray::Array2;
 use quant_graph::{BlockSource, ModelSpec};
 use quant_model::{InMemoryModel, model_spec};
-use quant_testkit::{Numbers, block_from_tensors, load_safetensors, random_block};
+use quant_testkit::{Numbers, Tensors, block_from_tensors, load_safetensors, random_block};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -49,11 +49,15 @@ pub(crate) fn read_config(path: &Path) -> Value {
 /// A float checkpoint folder with one shard.
 pub(crate) fn load_model(dir: &Path) -> InMemoryModel {
     let spec = model_spec(&read_config(&dir.join("config.json"))).expect("a supported config");
-    let tensors = load_safetensors(&dir.join("model.safetensors"));
+    model_from(spec, &load_safetensors(&dir.join("model.safetensors")))
+}
+
+/// A model out of the tensors of its checkpoint.
+pub(crate) fn model_from(spec: ModelSpec, tensors: &Tensors) -> InMemoryModel {
     for tensor in spec.tensors() {
         assert_eq!(tensors[&tensor.name].shape, tensor.shape, "{}", tensor.name);
     }
-    let blocks = (0..spec.layers).map(|i| block_from_tensors(&spec, i, &tensors)).collect();
+    let blocks = (0..spec.layers).map(|i| block_from_tensors(&spec, i, tensors)).collect();
     let embedding = tensors[ModelSpec::EMBEDDING].matrix();
     let norm = tensors[ModelSpec::FINAL_NORM].vector();
     let head = (!spec.tied).then(|| tensors[ModelSpec::HEAD].matrix());

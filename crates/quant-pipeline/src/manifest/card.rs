@@ -1,8 +1,9 @@
 //! The model card of an output folder.
 
+use super::Provenance;
 use super::origin::Origin;
 use super::quality;
-use super::{Provenance, tool};
+use crate::version::tool;
 use quant_checkpoint::verify::loads_with;
 use quant_core::Bytes;
 use serde_yaml_ng::{Mapping, Value as Yaml};

@@ -3,16 +3,15 @@
 mod card;
 mod origin;
 mod quality;
-mod serving;
 
 pub(crate) use origin::Origin;
 pub use quality::Card;
-pub use serving::ServeCommand;
-pub(crate) use serving::commands;
 
+use crate::job::{QuantizeJob, QuantizeOutcome};
 use crate::plan::Plan;
-use crate::quantize::{QuantizeJob, QuantizeOutcome};
 use crate::report::LinearReport;
+use crate::serving::{ServeCommand, commands};
+use crate::version::tool;
 use quant_checkpoint::TensorHash;
 use quant_data::TokenSet;
 use serde_json::{Map, Value, json};
@@ -140,9 +139,4 @@ impl Provenance<'_> {
     fn serve_here(&self) -> Vec<ServeCommand> {
         commands(self.plan, ".", self.custom_code)
     }
-}
-
-/// The program and its version, as reports name them.
-pub(crate) fn tool() -> String {
-    format!("ptq {}", env!("CARGO_PKG_VERSION"))
 }

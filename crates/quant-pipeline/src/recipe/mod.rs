@@ -3,14 +3,13 @@
 mod glob;
 mod modifiers;
 mod place;
-mod presets;
 mod tables;
 
 pub use glob::Glob;
-pub use presets::{PRESETS, Preset, preset};
 pub use tables::{schema, schema_with};
 
-use crate::{PipelineError, Registry};
+use crate::error::{PipelineError, RecipeError};
+use crate::registry::Registry;
 use modifiers::{Modifiers, parse_modifiers, parse_override};
 use quant_checkpoint::Formats;
 use quant_checkpoint::formats::{Dequantized, Format};
@@ -23,7 +22,6 @@ use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tables::{ACTIVATIONS, KV_CACHE, TOP};
-use thiserror::Error;
 
 /// What to do about a file that is no recipe.
 fn recipe_advice(found: Foreign, file: &Path) -> String {
@@ -33,55 +31,6 @@ fn recipe_advice(found: Foreign, file: &Path) -> String {
         }
         ForeignKind::LfsPointer => "get the real one with: git lfs pull".into(),
         _ => "give a YAML file or the name of a preset (`ptq list`)".into(),
-    }
-}
-
-/// What is wrong with a recipe; exit code 2.
-#[derive(Debug, Error, Clone, PartialEq)]
-#[non_exhaustive]
-pub enum RecipeError {
-    /// Not YAML.
-    #[error("the recipe is not valid YAML: {0}")]
-    Yaml(String),
-    /// A key or value that cannot stand where it stands.
-    #[error(transparent)]
-    Settings(#[from] SettingsError),
-    /// An error with the line of the text on which it stands, from 1.
-    #[error("line {line}: {problem}")]
-    At {
-        /// The line.
-        line: usize,
-        /// What is wrong there.
-        problem: Box<Self>,
-    },
-    /// An error in a file.
-    #[error("{}: {problem}", .file.display())]
-    In {
-        /// The file.
-        file: PathBuf,
-        /// What is wrong in it, usually [`RecipeError::At`] a line.
-        problem: Box<Self>,
-    },
-    /// A name that is neither a file nor a preset.
-    #[error("{name:?} is neither a recipe file nor a preset{}; presets: {known}",
-        .nearest.as_ref().map_or_else(String::new, |n| format!(" (did you mean {n:?}?)")))]
-    NoSuchPreset {
-        /// The name as given.
-        name: String,
-        /// The closest preset.
-        nearest: Option<String>,
-        /// All presets.
-        known: String,
-    },
-}
-
-impl RecipeError {
-    /// Two parts of a recipe that contradict each other.
-    pub(crate) fn conflict(path: impl Into<String>, problem: impl Into<String>) -> Self {
-        SettingsError::Conflict { path: path.into(), problem: problem.into() }.into()
-    }
-    fn value(path: impl Into<String>, expected: impl Into<String>, found: &Value) -> Self {
-        SettingsError::Value { path: path.into(), expected: expected.into(), found: found.to_string() }.into()
     }
 }
 

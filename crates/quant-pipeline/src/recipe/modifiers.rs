@@ -1,6 +1,7 @@
 //! The list of modifiers: the methods of a recipe, made from their sections.
 
-use super::{RecipeError, mapping};
+use super::mapping;
+use crate::error::RecipeError;
 use quant_methods::settings::unknown_key;
 use quant_methods::{Method, Methods, Modifier, Rounding, Settings, Transform};
 use serde_json::{Map, Value};

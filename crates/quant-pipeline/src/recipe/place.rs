@@ -1,6 +1,6 @@
 //! Where in the text of a recipe an error stands.
 
-use super::RecipeError;
+use crate::error::RecipeError;
 use quant_methods::SettingsError;
 use saphyr::{LoadableYamlNode, MarkedYaml, YamlData};
 

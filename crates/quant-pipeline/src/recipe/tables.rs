@@ -1,41 +1,41 @@
 //! The keys of every section of a recipe, and the JSON schema made from them.
 
-use crate::Registry;
-use quant_methods::settings::{self, Field, FieldKind as Kind};
+use crate::registry::Registry;
+use quant_methods::settings::{self, Field, FieldKind};
 use serde_json::{Map, Value, json};
 
 pub(super) static ACTIVATIONS: &[Field] = &[
     Field {
         name: "symmetric",
-        kind: Kind::Bool,
+        kind: FieldKind::Bool,
         default: "null",
         help: "default: what the export target executes (vllm-ascend and compressed-tensors dynamic: true; otherwise false)",
         run_wide: true,
     },
     Field {
         name: "dynamic",
-        kind: Kind::Bool,
+        kind: FieldKind::Bool,
         default: "true",
         help: "scales per token at run time, or one scale per tensor from calibration",
         run_wide: true,
     },
     Field {
         name: "clip_ratio",
-        kind: Kind::Number(0.01, 1.0),
+        kind: FieldKind::Number(0.01, 1.0),
         default: "1.0",
         help: "factor on the range of dynamic activations",
         run_wide: true,
     },
     Field {
         name: "observer",
-        kind: Kind::Choice(&["minmax", "percentile", "mse"]),
+        kind: FieldKind::Choice(&["minmax", "percentile", "mse"]),
         default: "\"minmax\"",
         help: "range of static activations",
         run_wide: true,
     },
     Field {
         name: "in_calibration",
-        kind: Kind::Bool,
+        kind: FieldKind::Bool,
         default: "false",
         help: "quantise activations while calibrating, too",
         run_wide: true,
@@ -44,14 +44,14 @@ pub(super) static ACTIVATIONS: &[Field] = &[
 pub(super) static KV_CACHE: &[Field] = &[
     Field {
         name: "symmetric",
-        kind: Kind::Bool,
+        kind: FieldKind::Bool,
         default: "null",
         help: "default: true for channel_static, false for token_head",
         run_wide: true,
     },
     Field {
         name: "granularity",
-        kind: Kind::Choice(&["token_head", "channel_static"]),
+        kind: FieldKind::Choice(&["token_head", "channel_static"]),
         default: "null",
         help: "what shares a scale; default channel_static for vllm-ascend (C8), token_head otherwise",
         run_wide: true,

@@ -136,7 +136,11 @@ impl Run<'_> {
         let levels = rounded.as_ref().and_then(|r| r.weight.quantized());
         let errors = errors(float.view(), levels, sample, input.as_ref(), par);
         let (weight, loss, correction) = match rounded {
-            Some(rounded) => (rounded.weight, rounded.loss, rounded.bias),
+            Some(rounded) => {
+                // Before anything that stays is allocated above it.
+                drop(float);
+                (rounded.weight, rounded.loss, rounded.bias)
+            }
             None => (LinearWeight::Float(float), None, None),
         };
         let report = linear_report(plan, index, &weight, errors, loss, seconds, self);

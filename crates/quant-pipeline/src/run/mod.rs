@@ -25,7 +25,7 @@ use crate::plan::Plan;
 use crate::report::{RunReport, Seconds};
 use ndarray::{ArrayView2, Axis};
 use quant_data::TokenSet;
-use quant_graph::{BlockParams, BlockSource};
+use quant_graph::{BlockParams, BlockSource, Outer};
 use quant_kernels::{Par, return_freed_memory};
 use quant_model::{RopeTables, RowStore, StageScratch};
 use rayon::prelude::*;
@@ -40,6 +40,26 @@ pub trait BlockSink: Send {
     /// # Errors
     /// If it cannot be kept; [`PipelineError::Sink`] holds any error that is none of ours.
     fn block(&mut self, index: usize, block: BlockParams) -> Result<(), PipelineError>;
+    /// Copies a part outside the blocks that the source has stored as it is, or says that it wants its numbers. All parts
+    /// come after the blocks: embedding, final norm, and the head unless it is tied.
+    ///
+    /// # Errors
+    /// If it cannot be kept.
+    fn copy_stored(&mut self, what: Outer) -> Result<bool, PipelineError> {
+        let _ = what;
+        Ok(false)
+    }
+    /// Takes rows `[rows, hidden]` of a part outside the blocks, the first of which is row `first` of it; they come in order,
+    /// all of them, and the final norm is one row.
+    ///
+    /// # Errors
+    /// If they cannot be kept.
+    fn outer_rows(
+        &mut self,
+        what: Outer,
+        first: usize,
+        rows: ArrayView2<'_, f32>,
+    ) -> Result<(), PipelineError>;
 }
 
 /// Settings of a run that change neither plan nor result.
@@ -124,6 +144,7 @@ pub fn run(
         run.spent("write", started);
         run.events.event(Event::BlockDone { index, of: spec.layers, seconds: began.elapsed().as_secs_f64() });
     }
+    run.outer(source, sink)?;
     Ok(run.report)
 }
 
@@ -151,7 +172,7 @@ impl Run<'_> {
         deployed: Option<&mut ActivationStream>,
     ) -> Result<BlockParams, PipelineError> {
         let (plan, spec) = (self.plan, self.plan.spec.block(index));
-        let mut statistics = self.statistics_of(index, &spec);
+        let mut statistics = self.float_statistics(index, &spec);
         let mut runner = None;
         if let Some(stream) = &mut float {
             let whole = self.float_block(index, &block)?;
@@ -167,6 +188,37 @@ impl Run<'_> {
             }
             None => self.quantize_alone(index, block, statistics),
         }
+    }
+    /// Hands on what is outside the blocks, tables some rows at a time.
+    fn outer(&mut self, source: &mut dyn BlockSource, sink: &mut dyn BlockSink) -> Result<(), PipelineError> {
+        self.phase("copy")?;
+        let started = Instant::now();
+        let spec = &self.plan.spec;
+        // A few MB of a table at a time.
+        let step = ((4 << 20) / (size_of::<f32>() * spec.hidden.max(1))).max(1);
+        for &what in spec.outer() {
+            self.go_on()?;
+            if source.is_stored(what) && sink.copy_stored(what)? {
+                continue;
+            }
+            if what == Outer::FinalNorm {
+                sink.outer_rows(what, 0, source.final_norm()?.insert_axis(Axis(0)).view())?;
+                continue;
+            }
+            for first in (0..spec.vocab).step_by(step) {
+                self.go_on()?;
+                let rows = first..(first + step).min(spec.vocab);
+                let values = if what == Outer::Head {
+                    source.head(rows)?
+                } else {
+                    let ids: Vec<u32> = rows.filter_map(|id| u32::try_from(id).ok()).collect();
+                    source.embed(&ids)?
+                };
+                sink.outer_rows(what, first, values.view())?;
+            }
+        }
+        self.spent("write", started);
+        Ok(())
     }
     /// Announces a part of the work, unless it is not to be done any more.
     fn phase(&mut self, what: &'static str) -> Result<(), PipelineError> {

@@ -3,11 +3,10 @@
 use super::Run;
 use super::stream::ActivationStream;
 use crate::PipelineError;
-use crate::plan::StageNeeds;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 use quant_graph::{BlockParams, BlockSpec, LinearId, Site, StageSpec};
-use quant_methods::{BlockContext, Gathered, SiteStatistics};
-use quant_model::{Block, BlockRunner, StageScratch, Walk};
+use quant_methods::{Batch, BlockContext, Gathered, SiteStatistics};
+use quant_model::{Block, BlockRunner, StageScratch, Walk, fake_quantized};
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
 use std::time::Instant;
@@ -16,14 +15,19 @@ use std::time::Instant;
 pub(super) type BlockStatistics = BTreeMap<Site, SiteStatistics>;
 
 impl Run<'_> {
-    /// Room for what is asked for at every site of a block.
-    pub(super) fn statistics_of(&self, index: usize, spec: &BlockSpec) -> BlockStatistics {
+    /// Room for what is asked for of the float stream at every site of a block.
+    pub(super) fn float_statistics(&self, index: usize, spec: &BlockSpec) -> BlockStatistics {
         let room = |stage: &StageSpec| {
-            let StageNeeds { float, deployed } = self.plan.needs_at(index, stage);
-            let room = |needs: &[_]| Gathered::new(needs, stage.width, &self.layout.starts);
-            (stage.site, SiteStatistics { float: room(&float), deployed: room(&deployed) })
+            let float =
+                Gathered::new(&self.plan.needs_at(index, stage).float, stage.width, &self.layout.starts);
+            (stage.site, SiteStatistics { float, ..SiteStatistics::default() })
         };
         spec.stages.iter().map(room).collect()
+    }
+    /// Room for what is asked for of the deployed stream at one site: made when its tokens come, because second moments are
+    /// large.
+    pub(super) fn deployed_statistics(&self, index: usize, stage: &StageSpec) -> Gathered {
+        Gathered::new(&self.plan.needs_at(index, stage).deployed, stage.width, &self.layout.starts)
     }
 
     /// The block as it was read, its floats borrowed.
@@ -64,7 +68,7 @@ impl Run<'_> {
             let mut pass = |h: ArrayViewMut2<'_, f32>, scratch: &mut StageScratch<f32>| {
                 self.walk(index, block, chunk, h, scratch, &mut |site, x| {
                     if let Some(seen) = statistics.get_mut(&site) {
-                        self.gather(&mut seen.float, x, None, chunk.len(), index, site)?;
+                        self.gather(&mut seen.float, &Batch::new(x, chunk.len()), index, site)?;
                     }
                     Ok(if stay && Some(site) == last {
                         ControlFlow::Break(())
@@ -114,8 +118,13 @@ impl Run<'_> {
             let mut copy = deployed.residual.read(rows)?.into_owned();
             self.walk(index, block, chunk, copy.view_mut(), &mut scratch, &mut |site, x| {
                 if let Some(seen) = statistics.get_mut(&site) {
-                    let float = beside.get(&site).map(|x| x.view());
-                    self.gather(&mut seen.deployed, x, float, chunk.len(), index, site)?;
+                    let multiplied = self.multiplied(index, site, x);
+                    let batch = Batch {
+                        multiplied: multiplied.as_ref().map(|x| x.view()),
+                        float: beside.get(&site).map(|x| x.view()),
+                        ..Batch::new(x, chunk.len())
+                    };
+                    self.gather(&mut seen.deployed, &batch, index, site)?;
                 }
                 // What down computes is seen by nobody.
                 let ends = site == Site::MlpActivation;
@@ -145,18 +154,26 @@ impl Run<'_> {
         self.check_finite(h.view(), rows.start, &format!("the output of float block {index}"))
     }
 
+    /// What the linears at a site multiply, where calibration quantises their input on the way.
+    pub(super) fn multiplied(&self, index: usize, site: Site, x: ArrayView2<'_, f32>) -> Option<Array2<f32>> {
+        if !self.plan.recipe.activations().in_calibration {
+            return None;
+        }
+        let linears = self.plan.blocks[index].iter().filter(|(id, _)| id.site() == site);
+        let quant = linears.filter_map(|(_, linear)| linear.scheme.input?.dynamic()).next()?;
+        Some(fake_quantized(&quant, x, self.par()))
+    }
+
     /// Adds activations to what is gathered of them.
     pub(super) fn gather(
         &self,
         gathered: &mut Gathered,
-        x: ArrayView2<'_, f32>,
-        float: Option<ArrayView2<'_, f32>>,
-        sequences: usize,
+        batch: &Batch<'_>,
         index: usize,
         site: Site,
     ) -> Result<(), PipelineError> {
         gathered
-            .add(x, float, sequences, self.plan.recipe.compute(), self.par())
+            .add(batch, self.plan.recipe.compute(), self.par())
             .map_err(PipelineError::hessian(format!("block {index}, {site:?}")))
     }
 

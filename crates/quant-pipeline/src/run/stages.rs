@@ -7,7 +7,8 @@ use super::stream::ActivationStream;
 use crate::PipelineError;
 use quant_core::KvGranularity;
 use quant_graph::{BlockParams, Site, StageSpec};
-use quant_methods::Gathered;
+use quant_kernels::return_freed_memory;
+use quant_methods::{Batch, Gathered};
 use quant_model::Block;
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -34,6 +35,10 @@ impl Run<'_> {
         if !plan.true_sequential() {
             let block = self.float_block(index, &pending)?;
             let float = float.take();
+            for stage in &spec.stages {
+                let seen = statistics.entry(stage.site).or_default();
+                seen.deployed = self.deployed_statistics(index, stage);
+            }
             self.observe_ahead(index, &block, deployed, float, &mut statistics)?;
         }
         let mut block = self.block_without_linears(index, &pending)?;
@@ -42,6 +47,7 @@ impl Run<'_> {
             let mut seen = statistics.remove(&site).unwrap_or_default();
             if plan.true_sequential() {
                 let beside = float.as_deref();
+                seen.deployed = self.deployed_statistics(index, stage);
                 self.look(index, stage, &block, deployed, beside, &mut seen.deployed)?;
             }
             // The output of the last stage of the last block feeds nothing here.
@@ -95,13 +101,20 @@ impl Run<'_> {
     ) -> Result<(), PipelineError> {
         self.phase("statistics")?;
         let started = Instant::now();
+        // What is gathered and prepared next is large; what the stage before left must not lie beside it.
+        return_freed_memory();
         for chunk in &self.layout.chunks {
             self.go_on()?;
             let x = deployed.input(self, stage.site, block, chunk)?;
             // Norms are no linears: both streams are looked at behind the same.
             let beside = float.map(|f| f.input(self, stage.site, block, chunk)).transpose()?;
-            let beside = beside.as_ref().map(|x| x.view());
-            self.gather(gathered, x.view(), beside, chunk.len(), index, stage.site)?;
+            let multiplied = self.multiplied(index, stage.site, x.view());
+            let batch = Batch {
+                multiplied: multiplied.as_ref().map(|x| x.view()),
+                float: beside.as_ref().map(|x| x.view()),
+                ..Batch::new(x.view(), chunk.len())
+            };
+            self.gather(gathered, &batch, index, stage.site)?;
         }
         self.spent("statistics", started);
         Ok(())

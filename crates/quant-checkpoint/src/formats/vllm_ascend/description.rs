@@ -11,13 +11,13 @@ use serde_json::{Map, Value, json};
 
 pub(crate) use super::C8;
 use super::ID;
-pub(crate) use super::decode::{cache_shaped, deq_scales, static_input, weight_scales};
 use crate::error::{CheckpointError, Result};
 use crate::formats::TensorDecl;
 use crate::formats::bytes::float_dtype;
 use crate::formats::layout::{Part, modules};
 use crate::json::{LARGE_JSON_BYTES, parse_strict_json, read_json_text};
-use crate::source::{Checkpoint, list_files};
+use crate::listing::list_files;
+use crate::source::Checkpoint;
 
 /// Name of the file.
 pub(crate) const FILE: &str = "quant_model_description.json";
@@ -70,7 +70,7 @@ pub(crate) fn present(dir: &Path) -> bool {
 
 /// The type of a linear.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Kind {
+pub(crate) enum AscendType {
     Float,
     /// Static per-tensor input.
     W8A8,
@@ -82,7 +82,7 @@ pub(crate) enum Kind {
     W8A16,
 }
 
-impl Kind {
+impl AscendType {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Float => "FLOAT",
@@ -185,12 +185,12 @@ impl Description {
         Ok(Self { entries, meta })
     }
     /// The type of a linear.
-    pub(crate) fn kind(&self, module: &str) -> Result<Kind> {
+    pub(crate) fn kind(&self, module: &str) -> Result<AscendType> {
         let name = format!("{module}.weight");
         let Some(kind) = self.entries.get(&name) else {
             return Err(bad(FILE, format!("an entry {name}"), "none"));
         };
-        Kind::from_name(kind).ok_or_else(|| {
+        AscendType::from_name(kind).ok_or_else(|| {
             if is_loader_type(kind) {
                 let alternatives = "types read here are FLOAT, W8A8, W8A8_DYNAMIC, W8A8_MIX, W8A16 and C8";
                 CheckpointError::Unsupported(crate::formats::Unsupported {
@@ -204,7 +204,7 @@ impl Description {
         })
     }
     /// The types of all linears by module.
-    pub(crate) fn kinds(&self, spec: &ModelSpec) -> Result<BTreeMap<String, Kind>> {
+    pub(crate) fn kinds(&self, spec: &ModelSpec) -> Result<BTreeMap<String, AscendType>> {
         modules(spec).into_keys().map(|m| Ok((m.clone(), self.kind(&m)?))).collect()
     }
     /// Whether a block's cache is stored in 8 bits: whether its key projection has cache scales.
@@ -216,7 +216,7 @@ impl Description {
 
 /// Whether vLLM-Ascend has a type, whether or not this crate reads it.
 pub(crate) fn is_loader_type(name: &str) -> bool {
-    Kind::from_name(name).is_some() || name == C8 || OTHER_TYPES.contains(&name)
+    AscendType::from_name(name).is_some() || name == C8 || OTHER_TYPES.contains(&name)
 }
 
 pub(crate) fn bad(
@@ -238,7 +238,7 @@ pub(super) fn write(spec: &ModelSpec, scheme: &ModelScheme, declared: &[TensorDe
     let kind_of = |name: &str| {
         let (module, suffix) = name.rsplit_once('.')?;
         let (index, role) = modules.get(module)?;
-        let kind = Kind::of(&crate::formats::block::linear_scheme(scheme, *index, *role));
+        let kind = AscendType::of(&crate::formats::block::linear_scheme(scheme, *index, *role));
         match suffix {
             "kv_cache_scale" | "kv_cache_offset" => Some(C8),
             "bias" => None,
@@ -247,10 +247,11 @@ pub(super) fn write(spec: &ModelSpec, scheme: &ModelScheme, declared: &[TensorDe
     };
     let mut document = Map::new();
     for tensor in declared {
-        document.insert(tensor.name.clone(), json!(kind_of(&tensor.name).unwrap_or(Kind::Float.name())));
+        document
+            .insert(tensor.name.clone(), json!(kind_of(&tensor.name).unwrap_or(AscendType::Float.name())));
     }
     // The loader looks the head up even where it is the embedding.
-    document.entry(ModelSpec::HEAD).or_insert_with(|| json!(Kind::Float.name()));
+    document.entry(ModelSpec::HEAD).or_insert_with(|| json!(AscendType::Float.name()));
     if scheme.kv.is_some() {
         document.insert("kv_cache_type".to_owned(), json!(C8));
         document.insert("kv_quant_type".to_owned(), json!(C8));
@@ -271,12 +272,12 @@ pub(super) fn write(spec: &ModelSpec, scheme: &ModelScheme, declared: &[TensorDe
     out
 }
 
-/// The type most linears have; the first in the order of [`Kind`] among equals.
-fn model_type(scheme: &ModelScheme) -> Kind {
-    let mut counts: BTreeMap<Kind, usize> = BTreeMap::new();
+/// The type most linears have; the first in the order of [`AscendType`] among equals.
+fn model_type(scheme: &ModelScheme) -> AscendType {
+    let mut counts: BTreeMap<AscendType, usize> = BTreeMap::new();
     for (_, _, linear) in scheme.linears() {
-        *counts.entry(Kind::of(linear)).or_default() += 1;
+        *counts.entry(AscendType::of(linear)).or_default() += 1;
     }
-    counts.remove(&Kind::Float);
-    counts.into_iter().rev().max_by_key(|(_, count)| *count).map_or(Kind::Float, |(kind, _)| kind)
+    counts.remove(&AscendType::Float);
+    counts.into_iter().rev().max_by_key(|(_, count)| *count).map_or(AscendType::Float, |(kind, _)| kind)
 }

@@ -7,7 +7,7 @@ use quant_graph::{BlockParams, LinearId, LinearParams, LinearWeight, ModelScheme
 use rayon::prelude::*;
 use safetensors::Dtype;
 
-use super::description::Kind;
+use super::description::AscendType;
 use super::{ID, slots};
 use crate::error::Result;
 use crate::formats::Encoded;
@@ -17,7 +17,7 @@ use crate::formats::layout::{Item, Slot};
 
 /// The tensors of a block of a scheme.
 pub(super) fn slots_of(spec: &ModelSpec, scheme: &ModelScheme, index: usize) -> Vec<Slot> {
-    slots(spec, index, |id| Kind::of(&linear_scheme(scheme, index, id)), scheme.kv.is_some())
+    slots(spec, index, |id| AscendType::of(&linear_scheme(scheme, index, id)), scheme.kv.is_some())
 }
 
 /// All tensors of a block, each made on its own.

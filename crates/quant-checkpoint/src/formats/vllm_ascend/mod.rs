@@ -23,6 +23,7 @@
 mod decode;
 pub(crate) mod description;
 mod encode;
+pub(crate) mod tensors;
 
 use quant_core::{ActRule, FloatType, KvGranularity};
 use quant_graph::{
@@ -31,7 +32,7 @@ use quant_graph::{
 use safetensors::Dtype;
 use serde_json::Value;
 
-use self::description::{Description, Kind};
+use self::description::{AscendType, Description};
 use super::bytes::{float_dtype, held_type};
 use super::layout::{ExpectedTensor, Item, Slot, norm_slot, outer_decls, outer_expected};
 use super::{BlockSideData, ConfigNotes, Decoder, Encoded, Format, TensorDecl, Unsupported, declare_dtype};
@@ -54,7 +55,7 @@ fn unsupported(what: impl Into<String>, alternatives: impl Into<String>) -> Unsu
 }
 
 /// Everything a block stores, in msmodelslim's order.
-fn slots(spec: &ModelSpec, index: usize, kind: impl Fn(LinearId) -> Kind, kv: bool) -> Vec<Slot> {
+fn slots(spec: &ModelSpec, index: usize, kind: impl Fn(LinearId) -> AscendType, kv: bool) -> Vec<Slot> {
     let float = float_dtype(spec.dtype);
     let mut slots = Vec::new();
     for linear in spec.block(index).linears {
@@ -211,7 +212,7 @@ impl Format for VllmAscend {
             }
         }
         // Rounding order is no property of the file, so it may differ inside a fused layer.
-        let stored = |l: &LinearScheme| (Kind::of(l), l.input.map(|i| i.rule));
+        let stored = |l: &LinearScheme| (AscendType::of(l), l.input.map(|i| i.rule));
         for (index, linears) in scheme.blocks.iter().enumerate() {
             let block = spec.block(index);
             for (id, linear) in linears {
@@ -283,21 +284,21 @@ impl Format for VllmAscend {
         let kinds = description.kinds(spec)?;
         let mut expected = Vec::new();
         for index in 0..spec.layers {
-            let kind = |id| kinds.get(&spec.module(index, id)).copied().unwrap_or(Kind::Float);
+            let kind = |id| kinds.get(&spec.module(index, id)).copied().unwrap_or(AscendType::Float);
             let slots = slots(spec, index, kind, description.has_kv(spec, index));
             for slot in &slots {
                 let optional = match slot.item {
-                    Item::Linear(id, "weight_scale") => kind(id) == Kind::W8A8,
+                    Item::Linear(id, "weight_scale") => kind(id) == AscendType::W8A8,
                     // Dense paths of the dynamic type do not use them.
                     Item::Linear(id, "weight_offset") => {
-                        matches!(kind(id), Kind::W8A8 | Kind::W8A8Dynamic)
+                        matches!(kind(id), AscendType::W8A8 | AscendType::W8A8Dynamic)
                     }
                     _ => false,
                 };
                 let mut tensor = ExpectedTensor { optional, ..ExpectedTensor::of(&slot.decl) };
                 match slot.item {
                     // The loader converts what it is given.
-                    Item::Linear(id, "weight") if kind(id) != Kind::Float => {
+                    Item::Linear(id, "weight") if kind(id) != AscendType::Float => {
                         tensor.dtypes = INT8_OR_FLOAT;
                     }
                     Item::KvScale(_) | Item::KvOffset(_) => {
@@ -309,7 +310,7 @@ impl Format for VllmAscend {
             }
             // Either of the two in a static linear, in every type of model.
             let linears = spec.block(index).linears.into_iter();
-            for linear in linears.filter(|l| kind(l.id) == Kind::W8A8 && spec.dtype != FloatType::F32) {
+            for linear in linears.filter(|l| kind(l.id) == AscendType::W8A8 && spec.dtype != FloatType::F32) {
                 for suffix in ["weight_scale", "weight_offset"] {
                     let name = format!("{}.{suffix}", linear.module);
                     expected.push(ExpectedTensor::optional(name, super::FLOATS, &[linear.outputs, 1]));

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::tile::register_tile;
 use crate::arch::kernel::{KC_F32, KC_F64, Kernel};
-use crate::arch::level::{Kind, Level};
+use crate::arch::level::{InstructionSet, Level};
 
 register_tile! {
     /// 6 x 16 f32.

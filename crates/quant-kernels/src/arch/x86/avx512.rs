@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use super::tile::register_tile;
 use super::transpose::transpose_words;
 use crate::arch::kernel::{KC_F32, KC_F64, Kernel, STEP};
-use crate::arch::level::{Kind, Level};
+use crate::arch::level::{InstructionSet, Level};
 
 register_tile! {
     /// 14 x 32 f32.

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use super::tile::register_tile;
 use super::transpose::transpose_words;
 use crate::arch::kernel::{KC_F32, Kernel, STEP};
-use crate::arch::level::{Kind, Level};
+use crate::arch::level::{InstructionSet, Level};
 use crate::bf16;
 
 /// Two elements of the summed index, the earlier one in the low half.

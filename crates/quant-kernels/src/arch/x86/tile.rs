@@ -20,7 +20,7 @@ macro_rules! register_tile {
         impl $name {
             /// The kernel, if the level has its instructions.
             pub(in crate::arch) fn new(level: Level) -> Option<Self> {
-                (level.kind() >= Kind::$level).then_some(Self(()))
+                (level.kind() >= InstructionSet::$level).then_some(Self(()))
             }
 
             /// The tile for exactly `ROWS >= rows` rows of registers.

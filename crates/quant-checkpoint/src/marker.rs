@@ -1,0 +1,8 @@
+//! The mark of an unfinished output, which the writer sets and readers refuse.
+
+/// Name of the file that marks a folder as unfinished. It is the first file written and the last one removed.
+pub const MARKER: &str = "INCOMPLETE";
+
+/// How every marker begins.
+pub(crate) const MARKER_TEXT: &str = "This folder is an unfinished output of a quantisation run. Do not load it. It is replaced by the next run with the \
+     same output, and may be deleted when no run is active.\n";

@@ -1,0 +1,36 @@
+//! What the floats of the kernels can do by themselves.
+
+use std::fmt::{Debug, Display, LowerExp};
+
+use ndarray::ScalarOperand;
+use num_traits::{Float, NumAssign};
+use quant_core::Real;
+
+/// A float type with its arithmetic, below everything that is chosen for it: tiles and factorisations.
+pub trait Scalar:
+    Real + Float + NumAssign + ScalarOperand + Debug + Display + LowerExp + Default + Send + Sync + 'static
+{
+    /// `e^self` for the row operations, without branches where the type has a vectorisable version.
+    fn exp_element(self) -> Self;
+
+    /// This value rounded to bfloat16, halves to even.
+    fn round_to_bf16(self) -> Self;
+}
+
+macro_rules! scalar {
+    ($ty:ident, $exp:expr, $round:expr) => {
+        impl Scalar for $ty {
+            #[inline(always)]
+            fn exp_element(self) -> Self {
+                $exp(self)
+            }
+
+            #[inline(always)]
+            fn round_to_bf16(self) -> Self {
+                $round(self)
+            }
+        }
+    };
+}
+scalar!(f32, crate::exp::exp_f32, crate::bf16::round_f32);
+scalar!(f64, quant_core::elementary::exp, crate::bf16::round_f64);
