@@ -11,12 +11,12 @@ use serde_json::Value;
 
 use crate::error::{CheckpointError, Result};
 use crate::formats::{
-    self, Decoder, FORMATS, Format, faults, float_dtype, plain_expected, read_plain_block, visit_plain_block,
+    self, Decoder, Format, Formats, faults, float_dtype, plain_expected, read_plain_block, visit_plain_block,
 };
 use crate::hash::TensorHash;
 use crate::source::Checkpoint;
 
-/// A [`BlockSource`] over a folder: a float checkpoint, or any format of [`FORMATS`] with its activation and cache
+/// A [`BlockSource`] over a folder: a float checkpoint, or any format of [`Formats`] with its activation and cache
 /// quantisers applied. Reads one block at a time; every tensor of the folder is accounted for when it is opened.
 #[derive(Debug)]
 pub struct FolderSource {
@@ -34,7 +34,15 @@ impl FolderSource {
     /// # Errors
     /// As [`check_tensors`].
     pub fn open(checkpoint: Checkpoint, spec: ModelSpec) -> Result<Self> {
-        let format = check_tensors(&checkpoint, &spec)?;
+        Self::open_with(checkpoint, spec, &Formats::default())
+    }
+
+    /// The same for a folder of one of `formats`.
+    ///
+    /// # Errors
+    /// As [`check_tensors`].
+    pub fn open_with(checkpoint: Checkpoint, spec: ModelSpec, formats: &Formats) -> Result<Self> {
+        let format = check_tensors_with(&checkpoint, &spec, formats)?;
         let decoder = format.map(|f| f.decoder(&checkpoint, &spec)).transpose()?;
         Ok(Self { checkpoint, spec, format, decoder, hashes: BTreeMap::new(), hashing: true })
     }
@@ -138,8 +146,22 @@ impl FolderSource {
 /// [`CheckpointError::NoSuchTensor`], [`CheckpointError::UnexpectedTensor`], [`CheckpointError::ShapeMismatch`] or
 /// [`CheckpointError::DtypeMismatch`], for several [`CheckpointError::Tensors`].
 pub fn check_tensors(checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<Option<&'static dyn Format>> {
-    let format = formats::detect(checkpoint);
-    refuse_foreign(checkpoint, format)?;
+    check_tensors_with(checkpoint, spec, &Formats::default())
+}
+
+/// The same for a folder of one of `formats`.
+///
+/// # Errors
+/// As [`check_tensors`].
+pub fn check_tensors_with(
+    checkpoint: &Checkpoint,
+    spec: &ModelSpec,
+    formats: &Formats,
+) -> Result<Option<&'static dyn Format>> {
+    let format = formats::detect_with(checkpoint, formats);
+    if format.is_none() {
+        refuse_foreign(checkpoint, formats)?;
+    }
     let expected = match format {
         Some(format) => format.expected(checkpoint, spec)?,
         None => plain_expected(spec),
@@ -154,10 +176,7 @@ pub fn check_tensors(checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<Option
 
 /// Refuses a folder that announces a quantisation no format here claims: in its configuration, or by the names of its
 /// tensors alone, as early tools wrote them.
-fn refuse_foreign(checkpoint: &Checkpoint, format: Option<&'static dyn Format>) -> Result<()> {
-    if format.is_some() {
-        return Ok(());
-    }
+fn refuse_foreign(checkpoint: &Checkpoint, formats: &Formats) -> Result<()> {
     let section = checkpoint.config().get("quantization_config").filter(|s| !s.is_null());
     let found = match section {
         Some(section) => {
@@ -171,7 +190,7 @@ fn refuse_foreign(checkpoint: &Checkpoint, format: Option<&'static dyn Format>) 
     Err(CheckpointError::ForeignQuantization {
         path: checkpoint.path().to_path_buf(),
         found,
-        readable: FORMATS.iter().map(|f| f.id()).collect::<Vec<_>>().join(", "),
+        readable: formats.ids().join(", "),
     })
 }
 

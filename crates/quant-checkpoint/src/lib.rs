@@ -82,7 +82,10 @@ pub use safetensors::Dtype;
 
 pub use crate::copy::{SideFiles, is_side_file, side_files};
 pub use crate::error::{CheckpointError, ErrorClass, HeaderError, Result};
-pub use crate::folder_source::{FolderSource, check_tensors, redundant_head_equals, stored_float_type};
+pub use crate::folder_source::{
+    FolderSource, check_tensors, check_tensors_with, redundant_head_equals, stored_float_type,
+};
+pub use crate::formats::Formats;
 pub use crate::hash::TensorHash;
 pub use crate::header::{Header, HeaderEntry, MAX_DIMENSIONS, MAX_HEADER_BYTES, MAX_NAME_BYTES};
 pub use crate::index::ShardIndex;
@@ -92,6 +95,7 @@ pub use crate::scratch::ReadStats;
 pub use crate::source::{Checkpoint, TensorInfo, read_config};
 pub use crate::verify::{
     Rules, Target, TargetVerdict, VerifyReport, judge_plan, open_as_loaded, verify, verify_all,
+    verify_all_with, verify_with,
 };
 pub use crate::writer::{
     DEFAULT_SHARD_BYTES, Disk, Finished, Leftover, OutputFolder, OutputOptions, PlannedShard, ShardNaming,

@@ -21,6 +21,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
+mod catalogue;
 mod error;
 mod forward;
 mod layout;
@@ -30,6 +31,7 @@ mod spec;
 mod tensors;
 mod topology;
 
+pub use catalogue::{Catalogue, Entry, Taken};
 pub use error::{BoxError, SourceError, Unsupported};
 pub use forward::{BlockForward, ForwardError, Part};
 pub use layout::{BlockLayout, LinearId, Norm, Role, Site};

@@ -22,7 +22,7 @@
 //! ```
 //!
 //! [`METHODS`] is the registry: a line has the method's keys and makes it from a section of a recipe, so recipes, help and
-//! documentation tables know no method by name.
+//! documentation tables know no method by name. [`Methods`] is that registry as a value, to which another crate adds its own.
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
@@ -46,6 +46,6 @@ pub use method::{
 pub use ndarray;
 pub use quant_core::{ActOrder, Bits, ClipSearch, Convention, FloatType, Grid, QuantizedMatrix, Variant};
 pub use quant_kernels::Par;
-pub use registry::{METHODS, method};
+pub use registry::{METHODS, Methods, method};
 pub use settings::{Field, Settings, SettingsError};
 pub use statistics::{Batch, Gathered, Need, SiteStatistics, Spacing, Statistic, Stream};

@@ -1,8 +1,22 @@
 //! The methods this crate has, as data.
 
 use crate::Method;
+use quant_graph::{Catalogue, Entry};
 
-/// All methods, alphabetical.
+/// The methods that recipes may name: ours, and those a program adds.
+pub type Methods = Catalogue<Method>;
+
+impl Entry for Method {
+    const KIND: &'static str = "method";
+    fn ours() -> &'static [&'static Self] {
+        METHODS
+    }
+    fn id(&self) -> &'static str {
+        self.id
+    }
+}
+
+/// All methods of this crate, alphabetical.
 pub static METHODS: &[&Method] = &[
     &crate::awq::METHOD,
     &crate::gptaq::METHOD,
@@ -11,7 +25,7 @@ pub static METHODS: &[&Method] = &[
     &crate::smoothquant::METHOD,
 ];
 
-/// The method of that name.
+/// The method of this crate of that name.
 #[must_use]
 pub fn method(id: &str) -> Option<&'static Method> {
     METHODS.iter().copied().find(|m| m.id == id)

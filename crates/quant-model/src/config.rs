@@ -1,9 +1,9 @@
 //! `config.json` to [`ModelSpec`].
 
-use crate::families::{BiasRule, COMMON_REFUSALS, Family, SlidingRule, family_of, supported_architectures};
+use crate::families::{BiasRule, COMMON_REFUSALS, Family, SlidingRule, family_among};
 use crate::fields::{Fields, Stated};
 use crate::rope_config::rope_spec;
-use crate::{FAMILIES, ModelError};
+use crate::{Families, ModelError};
 use quant_core::FloatType;
 use quant_graph::ModelSpec;
 use serde_json::Value;
@@ -34,6 +34,14 @@ pub fn model_spec(config: &Value) -> Result<ModelSpec, ModelError> {
     read_model_config(config).map(|reading| reading.spec)
 }
 
+/// The same, of a model of one of `families`.
+///
+/// # Errors
+/// As [`read_model_config`].
+pub fn model_spec_with(config: &Value, families: &Families) -> Result<ModelSpec, ModelError> {
+    read_model_config_with(config, families).map(|reading| reading.spec)
+}
+
 /// Reads the shape of a model from its parsed `config.json`, as the family's config class in transformers reads it.
 ///
 /// The family is chosen by `architectures[0]` alone; its table row says how the remaining keys are read. Keys written by
@@ -57,11 +65,19 @@ pub fn model_spec(config: &Value) -> Result<ModelSpec, ModelError> {
 /// [`ModelError::Unsupported`] for values that ask for arithmetic this crate does not have; [`ModelError::Conflict`] for
 /// statements that contradict each other.
 pub fn read_model_config(config: &Value) -> Result<Reading, ModelError> {
+    read_model_config_with(config, &Families::default())
+}
+
+/// The same, of a model of one of `families`: ours by default, and those a program adds.
+///
+/// # Errors
+/// As [`read_model_config`].
+pub fn read_model_config_with(config: &Value, families: &Families) -> Result<Reading, ModelError> {
     let fields = Fields::new(config, "")?;
-    let (architecture, family) = architecture(&fields)?;
+    let (architecture, family) = architecture(&fields, families)?;
     refuse(&fields, family)?;
     let mut warnings = Vec::new();
-    let model_type = model_type(&fields, family, &mut warnings)?;
+    let model_type = model_type(&fields, family, families, &mut warnings)?;
 
     let defaults = &family.defaults;
     let mut size = |key, max, default| size(&fields, family, key, max, default, &mut warnings);
@@ -127,13 +143,14 @@ pub fn declared_dtype(config: &Value) -> Result<Option<FloatType>, ModelError> {
 fn model_type<'a>(
     fields: &Fields<'a>,
     family: &'static Family,
+    families: &Families,
     warnings: &mut Vec<String>,
 ) -> Result<&'a str, ModelError> {
     let Some(stated) = fields.text("model_type")? else { return Ok(family.model_type) };
     if stated == family.model_type {
         return Ok(stated);
     }
-    if FAMILIES.iter().any(|f| f.model_type == stated) {
+    if families.iter().any(|f| f.model_type == stated) {
         return Err(fields.conflict(
             "model_type",
             "architectures",
@@ -208,13 +225,19 @@ fn unread(fields: &Fields<'_>, family: &Family, warnings: &mut Vec<String>) -> R
     Ok(())
 }
 
-fn architecture<'a>(fields: &Fields<'a>) -> Result<(&'a str, &'static Family), ModelError> {
+fn architecture<'a>(
+    fields: &Fields<'a>,
+    families: &Families,
+) -> Result<(&'a str, &'static Family), ModelError> {
     let name = fields.list("architectures")?.and_then(<[Value]>::first).and_then(Value::as_str).ok_or_else(
-        || fields.wrong("architectures", format!("a list with one of: {}", supported_architectures())),
+        || {
+            let known: Vec<&str> = families.iter().flat_map(|f| f.architectures).copied().collect();
+            fields.wrong("architectures", format!("a list with one of: {}", known.join(", ")))
+        },
     )?;
-    let family = family_of(name).ok_or_else(|| ModelError::UnknownArchitecture {
+    let family = family_among(name, families).ok_or_else(|| ModelError::UnknownArchitecture {
         found: name.chars().take(80).collect(),
-        supported: FAMILIES
+        supported: families
             .iter()
             .map(|f| format!("{} ({})", f.architectures.join(", "), f.summary))
             .collect::<Vec<_>>()

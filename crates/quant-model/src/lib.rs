@@ -47,9 +47,11 @@ pub use quant_graph::{BlockParams, BlockSource, ModelSpec};
 pub use quant_kernels::{Compute, Par};
 
 pub use block::{Block, BlockRunner, MLP_ROWS, Output, See, StageScratch, Walk};
-pub use config::{Reading, declared_dtype, model_spec, read_model_config};
+pub use config::{
+    Reading, declared_dtype, model_spec, model_spec_with, read_model_config, read_model_config_with,
+};
 pub use error::ModelError;
-pub use families::{FAMILIES, Family};
+pub use families::{FAMILIES, Families, Family};
 pub use in_memory::InMemoryModel;
 pub use kv::{KvCache, KvStore};
 pub use linear::{FakeQuantLinear, FloatLinear, LinearOp, linear_op};

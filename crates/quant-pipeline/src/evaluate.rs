@@ -1,11 +1,11 @@
 //! Measuring a folder: perplexity, and divergence from a reference folder.
 
-use crate::PipelineError;
 use crate::eval_memory::EvalMemory;
 use crate::events::{Event, Events};
 use crate::logits_file::LogitsFile;
-use crate::open::{OpenFolder, Scored, open_folder, with_threads};
+use crate::open::{OpenFolder, Scored, open_folder_with, with_threads};
 use crate::report::peak_memory;
+use crate::{PipelineError, Registry};
 use ndarray::ArrayView2;
 use quant_data::{CalibrationSpec, EvalLoadOptions, TokenSet, load_eval_text, load_eval_tokens};
 use quant_eval::{EvalError, EvalOptions, EvalReport, LogitsSink, Phase, Side};
@@ -137,8 +137,20 @@ fn limited(tokens: &mut TokenSet, limit: usize) -> Result<String, PipelineError>
 /// Folders or data that cannot be read, vocabularies that differ, logits that cannot be written (whatever can be known of
 /// this beforehand is refused before anything is computed), [`PipelineError::Interrupted`].
 pub fn evaluate(job: &EvalJob, events: &mut dyn Events) -> Result<EvalOutcome, PipelineError> {
+    evaluate_with(job, events, &Registry::default())
+}
+
+/// Measures a folder whose model and format are in `registry`.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn evaluate_with(
+    job: &EvalJob,
+    events: &mut dyn Events,
+    registry: &Registry,
+) -> Result<EvalOutcome, PipelineError> {
     events.event(Event::Phase("reading the model and the data"));
-    let folder = open_folder(&job.model)?;
+    let folder = open_folder_with(&job.model, registry)?;
     let format = folder.format.map_or("float", |f| f.id());
     let mut tokens = eval_sequences(&job.data, job.seq_len, &folder.spec, &job.model)?;
     let description = match job.limit_tokens {
@@ -151,7 +163,7 @@ pub fn evaluate(job: &EvalJob, events: &mut dyn Events) -> Result<EvalOutcome, P
         events.event(Event::Warning(warning.clone()));
     }
     let vocabulary = folder.spec.vocab;
-    let reference = job.reference.as_deref().map(open_folder).transpose()?;
+    let reference = job.reference.as_deref().map(|dir| open_folder_with(dir, registry)).transpose()?;
     let specs: Vec<(&ModelSpec, bool)> =
         reference.iter().chain([&folder]).map(|f| (&f.spec, f.format.is_none())).collect();
     let lengths: Vec<usize> = tokens.sequences.iter().map(Vec::len).collect();

@@ -19,7 +19,8 @@
 //! # }
 //! ```
 //!
-//! [`QuantizeJob::new`] has the example that writes a folder.
+//! [`QuantizeJob::new`] has the example that writes a folder. A [`Registry`] is what recipes and folders may name: ours by default,
+//! and what a program adds; the functions that end in `_with` take one.
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
@@ -37,8 +38,10 @@ mod manifest;
 pub mod memory;
 mod open;
 mod plan;
+mod presets;
 mod quantize;
 mod recipe;
+mod registry;
 mod report;
 pub mod run;
 mod serving;
@@ -48,14 +51,18 @@ mod views;
 pub use disk::DiskPlan;
 pub use error::{PipelineError, RecipeError};
 pub use eval_memory::{EvalMemory, ModelMemory};
-pub use evaluate::{EvalData, EvalJob, EvalOutcome, eval_sequences, evaluate};
+pub use evaluate::{EvalData, EvalJob, EvalOutcome, eval_sequences, evaluate, evaluate_with};
 pub use events::{Event, Events, Silent};
 pub use forecast::Forecast;
 pub use job::{QuantizeJob, QuantizeOutcome, ReadSeconds, WriteSeconds};
 pub use manifest::Card;
-pub use open::{OpenFolder, Scored, folder_spec, open_folder, with_threads};
+pub use open::{
+    OpenFolder, Scored, folder_spec, folder_spec_with, open_folder, open_folder_with, with_threads,
+};
 pub use plan::{LinearPlan, Plan, StageNeeds, Streams};
-pub use quantize::{PreparedJob, prepare, quantize, read_recipe};
-pub use recipe::{ActivationSpec, Glob, KvSpec, PRESETS, Preset, Recipe, preset, schema};
+pub use presets::{PRESETS, Preset, preset};
+pub use quantize::{PreparedJob, prepare, quantize, read_recipe, read_recipe_with};
+pub use recipe::{ActivationSpec, Glob, KvSpec, Recipe, schema, schema_with};
+pub use registry::{Presets, Registry};
 pub use report::{LinearReport, RunReport, Seconds, StageFactor, peak_memory, reset_peak_memory};
 pub use serving::ServeCommand;

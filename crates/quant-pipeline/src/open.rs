@@ -1,14 +1,14 @@
 //! Opening a folder as a model: config, shapes, format.
 
-use crate::PipelineError;
-use quant_checkpoint::formats::{Format, detect};
+use crate::{PipelineError, Registry};
+use quant_checkpoint::formats::{Format, Formats, detect_with};
 use quant_checkpoint::{
-    Checkpoint, FolderSource, check_tensors, open_as_loaded, read_config, redundant_head_equals,
+    Checkpoint, FolderSource, check_tensors_with, open_as_loaded, read_config, redundant_head_equals,
     stored_float_type,
 };
 use quant_graph::ModelSpec;
 use quant_kernels::{Compute, Par};
-use quant_model::{StreamedModel, declared_dtype, read_model_config};
+use quant_model::{Families, StreamedModel, declared_dtype, read_model_config_with};
 use serde_json::Value;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -24,6 +24,8 @@ pub struct OpenFolder {
     pub format: Option<&'static dyn Format>,
     /// What the person should know.
     pub warnings: Vec<String>,
+    /// Those it was opened with.
+    formats: Formats,
 }
 
 /// Opens a float checkpoint or a quantised folder.
@@ -32,7 +34,15 @@ pub struct OpenFolder {
 /// Unreadable or lying files, an unknown architecture, a quantisation that is not read here, tensors that do not fit the
 /// config.
 pub fn open_folder(dir: &Path) -> Result<OpenFolder, PipelineError> {
-    open(dir).map_err(|error| in_folder(dir, error))
+    open_folder_with(dir, &Registry::default())
+}
+
+/// Opens a folder whose model and format are in `registry`.
+///
+/// # Errors
+/// As [`open_folder`].
+pub fn open_folder_with(dir: &Path, registry: &Registry) -> Result<OpenFolder, PipelineError> {
+    open(dir, registry).map_err(|error| in_folder(dir, error))
 }
 
 /// The error with the folder it speaks of, where it does not name it: two folders may be in play.
@@ -43,17 +53,18 @@ fn in_folder(dir: &Path, error: PipelineError) -> PipelineError {
     PipelineError::In { folder: dir.to_owned(), source: Box::new(error) }
 }
 
-fn open(dir: &Path) -> Result<OpenFolder, PipelineError> {
+fn open(dir: &Path, registry: &Registry) -> Result<OpenFolder, PipelineError> {
+    let formats = registry.formats();
     let mut checkpoint = Checkpoint::open(dir)?;
     let (mut warnings, mut renamed) = (Vec::new(), Vec::new());
     let config = checkpoint.config().clone();
     let stored = |spec: &ModelSpec| {
-        renamed = take_names(&mut checkpoint, spec);
+        renamed = take_names(&mut checkpoint, spec, formats);
         stored_float_type(&checkpoint, spec)
     };
-    let spec = spec_of(&config, stored, &mut warnings)?;
+    let spec = spec_of(&config, registry.families(), stored, &mut warnings)?;
     warnings.extend(renamed);
-    let format = check_tensors(&checkpoint, &spec)?;
+    let format = check_tensors_with(&checkpoint, &spec, formats)?;
     match redundant_head_equals(&checkpoint, &spec)? {
         None => {}
         Some(true) => warnings.push(
@@ -65,12 +76,12 @@ fn open(dir: &Path) -> Result<OpenFolder, PipelineError> {
                 .into(),
         ),
     }
-    Ok(OpenFolder { checkpoint, spec, format, warnings })
+    Ok(OpenFolder { checkpoint, spec, format, warnings, formats: formats.clone() })
 }
 
 /// Gives the tensors of a float checkpoint the model's names. Those of a quantised folder are named by its description.
-fn take_names(checkpoint: &mut Checkpoint, spec: &ModelSpec) -> Vec<String> {
-    if detect(checkpoint).is_some() { Vec::new() } else { checkpoint.take_names_of(spec) }
+fn take_names(checkpoint: &mut Checkpoint, spec: &ModelSpec, formats: &Formats) -> Vec<String> {
+    if detect_with(checkpoint, formats).is_some() { Vec::new() } else { checkpoint.take_names_of(spec) }
 }
 
 /// The shape of the model in a folder whose tensors may not fit it: what a verifier needs to say how they do not.
@@ -78,9 +89,17 @@ fn take_names(checkpoint: &mut Checkpoint, spec: &ModelSpec) -> Vec<String> {
 /// # Errors
 /// An unreadable `config.json`, an unknown architecture.
 pub fn folder_spec(dir: &Path) -> Result<ModelSpec, PipelineError> {
+    folder_spec_with(dir, &Registry::default())
+}
+
+/// The same for a model of a family in `registry`.
+///
+/// # Errors
+/// As [`folder_spec`].
+pub fn folder_spec_with(dir: &Path, registry: &Registry) -> Result<ModelSpec, PipelineError> {
     // Weights that cannot be opened say nothing of their type; the verifier names what is wrong with them.
     let stored = |spec: &ModelSpec| open_as_loaded(dir).ok().and_then(|c| stored_float_type(&c, spec));
-    let read = || spec_of(&read_config(dir)?, stored, &mut Vec::new());
+    let read = || spec_of(&read_config(dir)?, registry.families(), stored, &mut Vec::new());
     read().map_err(|error| in_folder(dir, error))
 }
 
@@ -88,10 +107,11 @@ pub fn folder_spec(dir: &Path) -> Result<ModelSpec, PipelineError> {
 /// person hears of it.
 fn spec_of(
     config: &Value,
+    families: &Families,
     stored: impl FnOnce(&ModelSpec) -> Option<quant_core::FloatType>,
     warnings: &mut Vec<String>,
 ) -> Result<ModelSpec, PipelineError> {
-    let quant_model::Reading { mut spec, warnings: read } = read_model_config(config)?;
+    let quant_model::Reading { mut spec, warnings: read } = read_model_config_with(config, families)?;
     warnings.extend(read);
     match (declared_dtype(config)?, stored(&spec)) {
         (None, Some(stored)) => spec.dtype = stored,
@@ -111,7 +131,7 @@ impl OpenFolder {
     /// As [`Checkpoint::open`].
     pub(crate) fn reopen(&self) -> Result<Checkpoint, PipelineError> {
         let mut checkpoint = Checkpoint::open(self.checkpoint.path())?;
-        take_names(&mut checkpoint, &self.spec);
+        take_names(&mut checkpoint, &self.spec, &self.formats);
         Ok(checkpoint)
     }
 
@@ -121,7 +141,7 @@ impl OpenFolder {
     /// Tensors of a quantised folder that are missing or of the wrong kind.
     pub fn into_source(self) -> Result<FolderSource, PipelineError> {
         // Hashes are for manifests; whoever only runs the model need not wait for them.
-        Ok(FolderSource::open(self.checkpoint, self.spec)?.without_hashes())
+        Ok(FolderSource::open_with(self.checkpoint, self.spec, &self.formats)?.without_hashes())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::error::{PipelineError, RecipeError};
 use crate::recipe::Recipe;
-use quant_checkpoint::formats::{FORMATS, Format};
+use quant_checkpoint::formats::Format;
 use quant_core::{ActRule, Bits, FloatType, KvGranularity};
 use quant_graph::{
     InputScheme, KvScheme, LinearId, LinearScheme, LinearSpec, ModelScheme, ModelSpec, StageSpec, Unsupported,
@@ -201,10 +201,10 @@ impl StageNeeds {
 
 /// What a recipe without a format gets, and which formats it could name.
 fn format_left_open(recipe: &Recipe, spec: &ModelSpec) -> String {
-    let holds = |format: &&&'static dyn Format| {
-        format.id() != recipe.format().id() && Plan::resolve(&recipe.with_format(**format), spec).is_ok()
+    let holds = |format: &&'static dyn Format| {
+        format.id() != recipe.format().id() && Plan::resolve(&recipe.with_format(*format), spec).is_ok()
     };
-    let others: Vec<&str> = FORMATS.iter().filter(holds).map(|f| f.id()).collect();
+    let others: Vec<&str> = recipe.registry().formats().iter().filter(holds).map(|f| f.id()).collect();
     let others = if others.is_empty() {
         "no other format holds what it asks for".to_owned()
     } else {

@@ -7,9 +7,10 @@ use crate::folder_sink::FolderSink;
 use crate::job::{QuantizeJob, QuantizeOutcome, ReadSeconds, WriteSeconds};
 use crate::manifest::{self, CalibrationFacts, Origin, Provenance};
 use crate::memory::{self, MemoryPlan};
-use crate::open::{OpenFolder, open_folder, with_threads};
+use crate::open::{OpenFolder, open_folder_with, with_threads};
 use crate::plan::Plan;
-use crate::recipe::{Recipe, preset};
+use crate::recipe::Recipe;
+use crate::registry::Registry;
 use crate::report::peak_memory;
 use crate::run::{RunOptions, check_calibration, run};
 use crate::serving;
@@ -59,7 +60,7 @@ impl PreparedJob {
 /// # Errors
 /// All of [`PipelineError`] but those of running.
 pub fn prepare(job: &QuantizeJob) -> Result<PreparedJob, PipelineError> {
-    let folder = open_folder(&job.model)?;
+    let folder = open_folder_with(&job.model, job.recipe.registry())?;
     if let Some(format) = folder.format {
         return Err(PipelineError::QuantisedAlready { path: job.model.clone(), format: format.id() });
     }
@@ -116,6 +117,10 @@ fn check_targets(
 ) -> Result<Vec<String>, PipelineError> {
     let format = plan.recipe.format();
     let all = || verdicts.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    if verdicts.is_empty() && job.tensor_parallel.is_none() {
+        // A format from outside has its own readers.
+        return Ok(vec![format!("no program whose rules are known here reads the format {}", format.id())]);
+    }
     if !job.force_unsupported && !verdicts.iter().any(TargetVerdict::passes) {
         let what = format!("this model by this recipe in a form that is loaded anywhere ({})", all());
         let alternatives =
@@ -194,7 +199,8 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
     let output_bytes = shards.total_bytes();
     output.begin_weights(shards)?;
     let input_bytes = checkpoint.total_bytes();
-    let mut source = FolderSource::open(folder.reopen()?, plan.spec.clone())?;
+    let mut source =
+        FolderSource::open_with(folder.reopen()?, plan.spec.clone(), job.recipe.registry().formats())?;
     let run_options_spill = spill.then(|| output.partial().to_owned());
     let mut sink = FolderSink::new(&plan, &mut output, checkpoint, &declared);
     let report = with_threads(job.threads, |par| {
@@ -294,12 +300,20 @@ fn notes(recipe: &Recipe) -> ConfigNotes {
 /// # Errors
 /// A file that cannot be read, or a recipe that is wrong.
 pub fn read_recipe(argument: &str) -> Result<Recipe, PipelineError> {
+    read_recipe_with(argument, &Registry::default())
+}
+
+/// The same for a recipe, or the name of one, that is read with `registry`.
+///
+/// # Errors
+/// As [`read_recipe`].
+pub fn read_recipe_with(argument: &str, registry: &Registry) -> Result<Recipe, PipelineError> {
     let path = Path::new(argument);
     if path.is_file() {
-        return Recipe::from_file(path);
+        return Recipe::from_file_with(path, registry);
     }
     // The name of a preset is one even where a folder is called the same.
-    if path.is_dir() && preset(argument).is_none() {
+    if path.is_dir() && registry.presets().get(argument).is_none() {
         return Err(PipelineError::Usage(format!(
             "--recipe {argument}: is a folder; give a YAML file or the name of a preset (`ptq list`)"
         )));
@@ -309,5 +323,5 @@ pub fn read_recipe(argument: &str) -> Result<Recipe, PipelineError> {
             "--recipe {argument}: the file is missing; give a YAML file that is there, or the name of a preset (`ptq list`)"
         )));
     }
-    Ok(Recipe::from_preset(argument)?)
+    Ok(Recipe::from_preset_with(argument, registry)?)
 }

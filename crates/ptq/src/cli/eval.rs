@@ -3,7 +3,7 @@
 use super::progress::{Progress, on_interrupt};
 use super::{Failure, bytes, count, default_threads, human, print_json, print_line, say, threads};
 use quant_data::CalibrationSpec;
-use quant_pipeline::{Card, EvalData, EvalJob, evaluate};
+use quant_pipeline::{Card, EvalData, EvalJob, Registry, evaluate_with};
 use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
@@ -53,7 +53,7 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(args: &Args) -> Result<(), Failure> {
+pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
     let data = match (&args.tokens, &args.text) {
         (Some(tokens), _) => EvalData::Tokens(CalibrationSpec::parse(tokens)?),
         (None, Some(text)) => EvalData::Text(text.clone()),
@@ -75,7 +75,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     // What cannot be written is said before anything is measured.
     let card = args.card.then(|| Card::open(&args.model)).transpose()?;
     let mut progress = Progress::new(on_interrupt()?);
-    let result = evaluate(&job, &mut progress);
+    let result = evaluate_with(&job, &mut progress, registry);
     progress.finish();
     let outcome = result?;
     if let Some(at) = &outcome.first_overflow {

@@ -1,7 +1,7 @@
 //! `ptq inspect`
 
 use super::{Failure, Table, human, print_json, print_line, say};
-use quant_pipeline::open_folder;
+use quant_pipeline::{Registry, open_folder_with};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -18,8 +18,8 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    let folder = open_folder(&args.folder)?;
+pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
+    let folder = open_folder_with(&args.folder, registry)?;
     let spec = &folder.spec;
     let checkpoint = &folder.checkpoint;
     let scheme = folder.format.map(|f| f.scheme(checkpoint, spec)).transpose()?;

@@ -4,7 +4,7 @@ use super::{Failure, bytes, count, default_threads, threads};
 use quant_core::FloatType;
 use quant_data::CalibrationSpec;
 use quant_graph::{LinearId, LinearSpec};
-use quant_pipeline::{QuantizeJob, Recipe, read_recipe};
+use quant_pipeline::{QuantizeJob, Recipe, Registry, read_recipe_with};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
@@ -54,13 +54,13 @@ pub(super) struct JobArgs {
 
 impl JobArgs {
     /// The job, with its recipe read.
-    pub(super) fn job(&self, output: PathBuf) -> Result<QuantizeJob, Failure> {
+    pub(super) fn job(&self, output: PathBuf, registry: &Registry) -> Result<QuantizeJob, Failure> {
         let (Some(model), Some(recipe)) = (&self.model, &self.recipe) else {
             return Err(Failure::usage("--model and --recipe are needed"));
         };
         Ok(QuantizeJob {
             model: model.clone(),
-            recipe: read_recipe(recipe)?,
+            recipe: read_recipe_with(recipe, registry)?,
             calibration: self.calibration.as_deref().map(CalibrationSpec::parse).transpose()?,
             output,
             num_samples: self.num_samples,

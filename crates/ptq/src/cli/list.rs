@@ -2,12 +2,9 @@
 
 use super::table::paragraph;
 use super::{Failure, print_json, print_line};
-use quant_checkpoint::formats::FORMATS;
 use quant_checkpoint::verify::targets::RuleSet;
 use quant_checkpoint::verify::{Rules, Target};
-use quant_methods::METHODS;
-use quant_model::FAMILIES;
-use quant_pipeline::PRESETS;
+use quant_pipeline::Registry;
 use serde_json::json;
 
 #[derive(Debug, clap::Args)]
@@ -17,50 +14,56 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    if args.json { print_json(&registries()) } else { print_text() }
+pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
+    if args.json { print_json(&registries(registry)) } else { print_text(registry) }
 }
 
 /// Everything that the text says, and the help of every key.
-fn registries() -> serde_json::Value {
-    let methods: Vec<_> = METHODS
+fn registries(registry: &Registry) -> serde_json::Value {
+    let methods: Vec<_> = registry
+        .methods()
         .iter()
         .map(|m| {
             json!({"id": m.id, "kind": m.kind.name(), "summary": m.summary, "source": m.source, "tier": m.tier,
                 "keys": quant_methods::settings::schema(m.fields)})
         })
         .collect();
-    let families: Vec<_> = FAMILIES
+    let families: Vec<_> = registry
+        .families()
         .iter()
         .map(|f| json!({"id": f.id, "summary": f.summary, "architectures": f.architectures, "tier": f.tier.name()}))
         .collect();
-    let formats: Vec<_> = FORMATS
+    let formats: Vec<_> = registry
+        .formats()
         .iter()
         .map(|f| {
             json!({"id": f.id(), "summary": f.summary(), "schemes": f.schemes(), "clients": f.clients(),
                 "tier": f.tier()})
         })
         .collect();
-    let presets: Vec<_> =
-        PRESETS.iter().map(|p| json!({"name": p.name, "summary": p.summary(), "recipe": p.text})).collect();
+    let presets: Vec<_> = registry
+        .presets()
+        .iter()
+        .map(|p| json!({"name": p.name, "summary": p.summary(), "recipe": p.text}))
+        .collect();
     json!({"methods": methods, "families": families, "formats": formats, "targets": targets(), "presets": presets})
 }
 
-fn print_text() -> Result<(), Failure> {
+fn print_text(registry: &Registry) -> Result<(), Failure> {
     print_line("Methods (tier 1: tested against the official code and exported)")?;
-    for m in METHODS {
+    for m in registry.methods().iter() {
         let keys: Vec<&str> = m.fields.iter().map(|f| f.name).collect();
         entry(m.id, &format!("{}, tier {}, {}", m.kind.name(), m.tier, m.source))?;
         more(m.summary)?;
         more(&format!("keys: {}", keys.join(", ")))?;
     }
     print_line("\nFamilies (reference: logits compared with transformers)")?;
-    for f in FAMILIES {
+    for f in registry.families().iter() {
         entry(f.id, &format!("{}, {}", f.tier.name(), f.architectures.join(", ")))?;
         more(f.summary)?;
     }
     print_line("\nFormats")?;
-    for f in FORMATS {
+    for f in registry.formats().iter() {
         entry(f.id(), &format!("tier {}, {}", f.tier(), f.summary()))?;
         more(&format!("holds: {}", f.schemes()))?;
         more(&format!("for: {}", f.clients().join(", ")))?;
@@ -72,7 +75,7 @@ fn print_text() -> Result<(), Failure> {
         more(&format!("versions with rules of their own: {}", versions.join(", ")))?;
     }
     print_line("\nPreset recipes")?;
-    for preset in PRESETS {
+    for preset in registry.presets().iter() {
         entry(preset.name, "")?;
         more(&preset.summary())?;
     }
@@ -97,4 +100,25 @@ fn targets() -> Vec<serde_json::Value> {
         json!({"id": target.name(), "versions": versions, "formats": Rules::newest(target).set().formats})
     };
     Target::ALL.into_iter().map(target).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quant_pipeline::Preset;
+
+    #[test]
+    fn what_a_program_adds_is_listed() {
+        static PRESET: Preset = Preset { name: "outside", text: "# Of another crate.\n" };
+        let presets = |registry: &Registry| {
+            let listed = registries(registry)["presets"].as_array().unwrap().clone();
+            listed
+                .into_iter()
+                .filter(|p| p["name"] == "outside")
+                .map(|p| p["summary"].clone())
+                .collect::<Vec<_>>()
+        };
+        assert!(presets(&Registry::default()).is_empty());
+        assert_eq!(presets(&Registry::default().with_preset(&PRESET).unwrap()), ["Of another crate."]);
+    }
 }

@@ -19,6 +19,7 @@ pub use table::Table;
 use output::{print_json, print_line, say, written};
 
 use clap::{Parser, Subcommand};
+use quant_pipeline::Registry;
 use std::process::ExitCode;
 
 /// Post-training quantisation of large language models for Ascend NPUs (vLLM-Ascend), vLLM and transformers
@@ -66,6 +67,13 @@ enum Command {
 /// Parses the process's arguments, runs the command, prints a failure, and returns the exit code.
 #[must_use]
 pub fn main() -> ExitCode {
+    main_with(&Registry::default())
+}
+
+/// The same program with the methods, families, formats and presets of `registry`: what another crate adds there, every
+/// command knows.
+#[must_use]
+pub fn main_with(registry: &Registry) -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -75,12 +83,12 @@ pub fn main() -> ExitCode {
         }
     };
     ended(match cli.command {
-        Command::Plan(args) => plan::run(&args),
-        Command::Quantize(args) => quantize::run(&args),
-        Command::Eval(args) => eval::run(&args),
-        Command::Verify(args) => verify::run(&args),
-        Command::Inspect(args) => inspect::run(&args),
-        Command::List(args) => list::run(&args),
+        Command::Plan(args) => plan::run(&args, registry),
+        Command::Quantize(args) => quantize::run(&args, registry),
+        Command::Eval(args) => eval::run(&args, registry),
+        Command::Verify(args) => verify::run(&args, registry),
+        Command::Inspect(args) => inspect::run(&args, registry),
+        Command::List(args) => list::run(&args, registry),
         Command::Synth(args) => synth::run(&args),
     })
 }

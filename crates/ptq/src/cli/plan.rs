@@ -5,7 +5,7 @@ use super::progress::seconds;
 use super::{Failure, Table, human, print_json, print_line, say};
 use quant_core::{ActRule, KvGranularity};
 use quant_graph::{LinearId, LinearScheme, ModelSpec, WeightScheme};
-use quant_pipeline::{Forecast, Plan, prepare, with_threads};
+use quant_pipeline::{Forecast, Plan, Registry, prepare, with_threads};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -18,11 +18,11 @@ pub(super) struct Args {
     output: Option<PathBuf>,
 }
 
-pub(super) fn run(args: &Args) -> Result<(), Failure> {
+pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
     if args.job.recipe_schema {
-        return print_json(&quant_pipeline::schema());
+        return print_json(&quant_pipeline::schema_with(registry));
     }
-    let job = args.job.job(args.output.clone().unwrap_or_default())?;
+    let job = args.job.job(args.output.clone().unwrap_or_default(), registry)?;
     let prepared = prepare(&job)?;
     if args.output.is_some() {
         prepared.check_output(&job)?;

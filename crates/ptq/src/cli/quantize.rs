@@ -3,7 +3,7 @@
 use super::job::{JobArgs, arithmetic, factor};
 use super::progress::{Progress, on_interrupt, seconds};
 use super::{Failure, Table, human, print_json, print_line};
-use quant_pipeline::{LinearReport, QuantizeOutcome, Recipe, quantize};
+use quant_pipeline::{LinearReport, QuantizeOutcome, Recipe, Registry, quantize};
 use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
@@ -15,12 +15,12 @@ pub(super) struct Args {
     output: Option<PathBuf>,
 }
 
-pub(super) fn run(args: &Args) -> Result<(), Failure> {
+pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
     if args.job.recipe_schema {
-        return print_json(&quant_pipeline::schema());
+        return print_json(&quant_pipeline::schema_with(registry));
     }
     let Some(output) = &args.output else { return Err(Failure::usage("--output is needed")) };
-    let job = args.job.job(output.clone())?;
+    let job = args.job.job(output.clone(), registry)?;
     let mut progress = Progress::new(on_interrupt()?);
     let result = quantize(&job, &mut progress);
     progress.finish();

@@ -1,8 +1,8 @@
 //! `ptq verify`
 
 use super::{Failure, count, print_json, print_line};
-use quant_checkpoint::verify::{Check, Rules, Severity, VerifyReport, loads_with, verify_all};
-use quant_pipeline::folder_spec;
+use quant_checkpoint::verify::{Check, Rules, Severity, VerifyReport, loads_with, verify_all_with};
+use quant_pipeline::{Registry, folder_spec_with};
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -23,10 +23,10 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(args: &Args) -> Result<(), Failure> {
+pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
     // Nothing is asked of the tensors here: what is wrong with them is for the rules to say.
-    let spec = folder_spec(&args.folder)?;
-    let reports = verify_all(&args.folder, &spec, args.target.as_slice(), args.tp)?;
+    let spec = folder_spec_with(&args.folder, registry)?;
+    let reports = verify_all_with(&args.folder, &spec, args.target.as_slice(), args.tp, registry.formats())?;
     let passed = reports.iter().any(VerifyReport::passed);
     if args.json {
         match (args.target, reports.as_slice()) {

@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use quant_core::{ActQuant, ActRule, FloatType, KvGranularity, KvQuant};
-use quant_graph::{BlockParams, LinearId, ModelScheme, ModelSpec};
+use quant_graph::{BlockParams, Catalogue, Entry, LinearId, ModelScheme, ModelSpec};
 use safetensors::Dtype;
 use serde_json::{Map, Value};
 
@@ -226,10 +226,23 @@ pub trait Decoder: Send + Sync + Debug {
     fn block(&self, checkpoint: &Checkpoint, spec: &ModelSpec, index: usize) -> Result<BlockParams>;
 }
 
-/// All formats, by id.
+/// All formats of this crate, by id.
 pub static FORMATS: &[&dyn Format] = &[&CompressedTensors, &Dequantized, &VllmAscend];
 
-/// The format called `id`.
+/// The formats that are read and written: ours, and those a program adds.
+pub type Formats = Catalogue<dyn Format>;
+
+impl Entry for dyn Format {
+    const KIND: &'static str = "format";
+    fn ours() -> &'static [&'static Self] {
+        FORMATS
+    }
+    fn id(&self) -> &'static str {
+        Format::id(self)
+    }
+}
+
+/// The format of this crate called `id`.
 #[must_use]
 pub fn format(id: &str) -> Option<&'static dyn Format> {
     FORMATS.iter().copied().find(|f| f.id() == id)
@@ -239,5 +252,13 @@ pub fn format(id: &str) -> Option<&'static dyn Format> {
 /// [`FolderSource::open`](crate::FolderSource::open) refuses).
 #[must_use]
 pub fn detect(checkpoint: &Checkpoint) -> Option<&'static dyn Format> {
-    FORMATS.iter().copied().find(|f| f.detect(checkpoint))
+    detect_with(checkpoint, &Formats::default())
+}
+
+/// The same among `formats`. Those from outside are asked first, so that one may refine a format of this crate.
+#[must_use]
+pub fn detect_with(checkpoint: &Checkpoint, formats: &Formats) -> Option<&'static dyn Format> {
+    let ours = |f: &&'static dyn Format| format(f.id()).is_some();
+    let outside = formats.iter().filter(|f| !ours(f));
+    outside.chain(formats.iter().filter(ours)).find(|f| f.detect(checkpoint))
 }

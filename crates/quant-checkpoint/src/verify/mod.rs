@@ -28,7 +28,7 @@ pub use self::parallel::TENSOR_PARALLEL;
 use self::rules::Checks;
 pub use self::targets::{Rules, Target, TargetError, UnknownTarget};
 use crate::error::Result;
-use crate::formats::{self, CompressedTensors, Dequantized, Format, VllmAscend, ascend_description};
+use crate::formats::{self, CompressedTensors, Dequantized, Format, Formats, VllmAscend, ascend_description};
 use crate::source::{Checkpoint, has_weights, older_prefix};
 
 /// What a failed check means.
@@ -98,7 +98,21 @@ impl VerifyReport {
 /// # Errors
 /// What [`Checkpoint::open`] can give; faults found after that are failed checks.
 pub fn verify(dir: impl AsRef<Path>, spec: &ModelSpec, rules: impl Into<Rules>) -> Result<VerifyReport> {
-    let folder = Folder::open(dir.as_ref(), spec)?;
+    verify_with(dir, spec, rules, &Formats::default())
+}
+
+/// The same for a folder of one of `formats`. What a loader thinks of a format from outside is that it does not read it; its
+/// tensors and blocks are checked all the same.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_with(
+    dir: impl AsRef<Path>,
+    spec: &ModelSpec,
+    rules: impl Into<Rules>,
+    formats: &Formats,
+) -> Result<VerifyReport> {
+    let folder = Folder::open(dir.as_ref(), spec, formats)?;
     Ok(folder.report(rules.into(), None, &folder.content()))
 }
 
@@ -113,12 +127,29 @@ pub fn verify_all(
     rules: &[Rules],
     tensor_parallel: Option<usize>,
 ) -> Result<Vec<VerifyReport>> {
-    let folder = Folder::open(dir.as_ref(), spec)?;
+    verify_all_with(dir, spec, rules, tensor_parallel, &Formats::default())
+}
+
+/// The same for a folder of one of `formats`, by every target where no target reads its format.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_all_with(
+    dir: impl AsRef<Path>,
+    spec: &ModelSpec,
+    rules: &[Rules],
+    tensor_parallel: Option<usize>,
+    formats: &Formats,
+) -> Result<Vec<VerifyReport>> {
+    let folder = Folder::open(dir.as_ref(), spec, formats)?;
     let content = folder.content();
-    let reading: Vec<Rules>;
+    let mut reading: Vec<Rules>;
     let rules = if rules.is_empty() {
         // A float folder is what a dequantised one is to its clients.
         reading = Rules::reading(folder.format.map_or(Dequantized.id(), |f| f.id())).collect();
+        if reading.is_empty() {
+            reading = Target::ALL.into_iter().map(Rules::newest).collect();
+        }
         &reading
     } else {
         rules
@@ -134,10 +165,14 @@ struct Folder<'a> {
 }
 
 impl<'a> Folder<'a> {
-    fn open(dir: &Path, spec: &'a ModelSpec) -> Result<Self> {
+    fn open(dir: &Path, spec: &'a ModelSpec, formats: &Formats) -> Result<Self> {
         let checkpoint = open_as_loaded(dir)?;
-        let format = formats::detect(&checkpoint);
+        let format = formats::detect_with(&checkpoint, formats);
         Ok(Self { checkpoint, spec, format })
+    }
+    /// Its format, if that is none of this crate.
+    fn outside(&self) -> Option<&'static dyn Format> {
+        self.format.filter(|f| formats::format(f.id()).is_none())
     }
     fn is(&self, format: &dyn Format) -> bool {
         self.format.is_some_and(|f| f.id() == format.id())
@@ -153,7 +188,7 @@ impl<'a> Folder<'a> {
         } else if self.is(&VllmAscend) {
             ascend::content(checkpoint, spec, &mut checks);
         } else {
-            plain::content(checkpoint, spec, &mut checks);
+            plain::content(checkpoint, spec, self.outside(), &mut checks);
         }
         rules::manifest(&mut checks, checkpoint);
         checks.finish()
@@ -163,7 +198,12 @@ impl<'a> Folder<'a> {
         let (checkpoint, spec, set) = (&self.checkpoint, self.spec, rules.set());
         let mut checks = Checks::default();
         let ascend = set.formats.contains(&VllmAscend.id());
-        let stored = if self.is(&CompressedTensors) {
+        let stored = if let Some(format) = self.outside() {
+            let problem = format!("the format {} is not read by {rules}", format.id());
+            checks.rule("format", vec![problem], "");
+            rules::tensors(&mut checks, checkpoint, spec, format.expected(checkpoint, spec));
+            None
+        } else if self.is(&CompressedTensors) {
             compressed::check(checkpoint, spec, set, &mut checks)
         } else if ascend {
             // Anything else is to have a description; that there is none is the first thing said.

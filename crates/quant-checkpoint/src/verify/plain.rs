@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::Target;
 use super::rules::{Checks, block_values, dtype, outer_values, tensors};
 use super::stored::Stored;
-use crate::formats::plain_expected;
+use crate::formats::{Format, plain_expected};
 use crate::source::Checkpoint;
 
 pub(super) fn check(
@@ -32,8 +32,13 @@ pub(super) fn check(
     Stored::Float
 }
 
-/// What is true of the numbers, whoever loads them.
-pub(super) fn content(checkpoint: &Checkpoint, spec: &ModelSpec, checks: &mut Checks) {
-    block_values(checks, checkpoint, spec, None);
+/// What is true of the numbers, whoever loads them; a format from outside gives its blocks itself.
+pub(super) fn content(
+    checkpoint: &Checkpoint,
+    spec: &ModelSpec,
+    outside: Option<&dyn Format>,
+    checks: &mut Checks,
+) {
+    block_values(checks, checkpoint, spec, outside);
     outer_values(checks, checkpoint, spec);
 }

@@ -1,6 +1,6 @@
 //! The registry of model families: one file each, one line in [`FAMILIES`] each.
 
-use quant_graph::BlockLayout;
+use quant_graph::{BlockLayout, Catalogue, Entry};
 
 mod llama;
 mod mistral;
@@ -9,12 +9,29 @@ mod phi3;
 mod qwen2;
 mod qwen3;
 
-/// Every family, alphabetically.
+/// Every family of this crate, alphabetically.
 pub static FAMILIES: &[&Family] =
     &[&llama::FAMILY, &mistral::FAMILY, &openpangu::FAMILY, &phi3::FAMILY, &qwen2::FAMILY, &qwen3::FAMILY];
 
-/// How a family's arithmetic was checked. Both claims name their evidence, a set of logits under `tests/data`, which the
-/// tests of this crate run.
+/// The families in which a config may be read: ours, and those a program adds.
+pub type Families = Catalogue<Family>;
+
+impl Entry for Family {
+    const KIND: &'static str = "family";
+    fn ours() -> &'static [&'static Self] {
+        FAMILIES
+    }
+    fn id(&self) -> &'static str {
+        self.id
+    }
+    fn claims(&self) -> Vec<(&'static str, &'static str)> {
+        let architectures = self.architectures.iter().map(|name| ("architecture", *name));
+        architectures.chain([("model_type", self.model_type)]).collect()
+    }
+}
+
+/// How a family's arithmetic was checked. Claims name their evidence, a set of logits under `tests/data`, which the tests of
+/// the family's crate run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tier {
     /// Logits agree with the family's own implementation in the reference library.
@@ -27,6 +44,8 @@ pub enum Tier {
         /// The set that model wrote.
         logits: &'static str,
     },
+    /// Nobody compared it with anything; none of this crate is so.
+    Unchecked,
 }
 
 impl Tier {
@@ -36,13 +55,15 @@ impl Tier {
         match self {
             Self::Reference { .. } => "reference",
             Self::Equivalent { .. } => "equivalent",
+            Self::Unchecked => "unchecked",
         }
     }
-    /// Name of the set of logits that the claim rests on.
+    /// Name of the set of logits that the claim rests on, if it makes one.
     #[must_use]
-    pub fn logits(self) -> &'static str {
+    pub fn logits(self) -> Option<&'static str> {
         match self {
-            Self::Reference { logits } | Self::Equivalent { logits } => logits,
+            Self::Reference { logits } | Self::Equivalent { logits } => Some(logits),
+            Self::Unchecked => None,
         }
     }
 }
@@ -67,7 +88,7 @@ pub enum BiasRule {
 
 impl BiasRule {
     /// One key, false when missing.
-    const fn key(keys: &'static [&'static str]) -> Self {
+    pub const fn key(keys: &'static [&'static str]) -> Self {
         Self::Config { overriding: None, keys, default: false }
     }
 }
@@ -93,7 +114,7 @@ pub enum SlidingRule {
 
 impl SlidingRule {
     /// The rule with the defaults that the config classes of Qwen2 and Qwen3 share.
-    const QWEN: Self = Self::Qwen { window: 4096, from: 28 };
+    pub const QWEN: Self = Self::Qwen { window: 4096, from: 28 };
 }
 
 /// What the config class makes of the keys of rope.
@@ -112,7 +133,7 @@ pub struct RopeRule {
 
 impl RopeRule {
     /// The rule of classes that have none of their own.
-    const USUAL: Self = Self {
+    pub const USUAL: Self = Self {
         partial: false,
         kinds: &["default", "linear", "dynamic", "yarn", "llama3", "longrope"],
         longrope: &[],
@@ -236,16 +257,16 @@ pub static COMMON_REFUSALS: &[Refusal] = &[
     Refusal { key: "use_mhc", reason: "multi-stream residuals" },
 ];
 
-/// The family of an architecture.
+/// The family of an architecture, among those of this crate.
 #[must_use]
 pub fn family_of(architecture: &str) -> Option<&'static Family> {
-    FAMILIES.iter().copied().find(|family| family.architectures.contains(&architecture))
+    family_among(architecture, &Families::default())
 }
 
-/// All supported architectures, comma-separated, in registry order.
+/// The family of an architecture, among `families`.
 #[must_use]
-pub fn supported_architectures() -> String {
-    FAMILIES.iter().flat_map(|f| f.architectures).copied().collect::<Vec<_>>().join(", ")
+pub(crate) fn family_among(architecture: &str, families: &Families) -> Option<&'static Family> {
+    families.iter().find(|family| family.architectures.contains(&architecture))
 }
 
 #[cfg(test)]
@@ -265,5 +286,38 @@ mod tests {
             assert!(family.architectures.iter().all(|a| family_of(a) == Some(family)));
             assert!(!family.summary.is_empty() && !family.source.is_empty());
         }
+    }
+
+    #[test]
+    fn a_family_from_outside_is_read_where_it_was_added() {
+        static OUTSIDE: Family = Family {
+            id: "outside",
+            summary: "a family of another crate",
+            architectures: &["OutsideForCausalLM"],
+            model_type: "outside",
+            config_class: "OutsideConfig",
+            tier: Tier::Unchecked,
+            ..llama::FAMILY
+        };
+        static THIEF: Family = Family { id: "thief", ..OUTSIDE };
+        let ours = Families::default();
+        let more = ours.with(&OUTSIDE).unwrap();
+        let taken = more.with(&THIEF).unwrap_err().to_string();
+        assert!(
+            taken.starts_with("the architecture \"OutsideForCausalLM\" belongs to the family"),
+            "{taken}"
+        );
+        let config = serde_json::json!({"architectures": ["OutsideForCausalLM"], "model_type": "outside"});
+        let refused = crate::model_spec_with(&config, &ours).unwrap_err().to_string();
+        assert!(refused.contains("LlamaForCausalLM") && !refused.contains("a family of another crate"));
+        assert_eq!(crate::model_spec_with(&config, &more).unwrap().family, "outside");
+        // What is added is offered, and its model_type is known for another family's.
+        let unknown = serde_json::json!({"architectures": ["NoSuchLM"]});
+        let offered = crate::model_spec_with(&unknown, &more).unwrap_err().to_string();
+        assert!(offered.contains("OutsideForCausalLM (a family of another crate)"), "{offered}");
+        let mixed = serde_json::json!({"architectures": ["LlamaForCausalLM"], "model_type": "outside"});
+        assert!(
+            crate::model_spec_with(&mixed, &ours).is_ok() && crate::model_spec_with(&mixed, &more).is_err()
+        );
     }
 }

@@ -1,21 +1,23 @@
 //! Recipes: what to do to a model, in the vocabulary of compressed-tensors users.
 
 mod glob;
+mod modifiers;
 mod place;
-mod presets;
 mod tables;
 
 pub use glob::Glob;
-pub use presets::{PRESETS, Preset, preset};
-pub use tables::schema;
+pub use tables::{schema, schema_with};
 
 use crate::error::{PipelineError, RecipeError};
-use quant_checkpoint::formats::{self, Dequantized, Format};
+use crate::registry::Registry;
+use modifiers::{Modifiers, parse_modifiers, parse_override};
+use quant_checkpoint::Formats;
+use quant_checkpoint::formats::{Dequantized, Format};
 use quant_core::{Foreign, ForeignKind, KvGranularity, ObserverKind};
 use quant_graph::ModelSpec;
 use quant_kernels::Compute;
 use quant_methods::settings::{nearest, one_of, unknown_key};
-use quant_methods::{METHODS, Method, Modifier, Rounding, Settings, SettingsError, Transform};
+use quant_methods::{Rounding, Settings, SettingsError, Transform};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -72,6 +74,7 @@ pub struct Recipe {
     format: Option<&'static dyn Format>,
     source: String,
     file: Option<PathBuf>,
+    registry: Registry,
 }
 
 impl Recipe {
@@ -80,7 +83,15 @@ impl Recipe {
     /// # Errors
     /// [`RecipeError`] naming section, key, what was expected and what was found.
     pub fn parse(text: &str) -> Result<Self, RecipeError> {
-        Self::read(text).map_err(|error| placed(text, None, error))
+        Self::parse_with(text, &Registry::default())
+    }
+
+    /// Reads a recipe that may name what is in `registry`, which it keeps.
+    ///
+    /// # Errors
+    /// As [`Recipe::parse`].
+    pub fn parse_with(text: &str, registry: &Registry) -> Result<Self, RecipeError> {
+        Self::read(text, registry).map_err(|error| placed(text, None, error))
     }
 
     /// Reads a recipe from a file.
@@ -88,6 +99,14 @@ impl Recipe {
     /// # Errors
     /// As [`Recipe::parse`], with the name of the file; a file that cannot be read is an I/O error.
     pub fn from_file(file: impl Into<PathBuf>) -> Result<Self, PipelineError> {
+        Self::from_file_with(file, &Registry::default())
+    }
+
+    /// Reads a recipe that may name what is in `registry` from a file.
+    ///
+    /// # Errors
+    /// As [`Recipe::from_file`].
+    pub fn from_file_with(file: impl Into<PathBuf>, registry: &Registry) -> Result<Self, PipelineError> {
         let file = file.into();
         let failed = |source| PipelineError::Io { path: file.clone(), source };
         let bytes = std::fs::read(&file).map_err(failed)?;
@@ -101,7 +120,7 @@ impl Recipe {
         let text = String::from_utf8(text).map_err(|e| {
             no_recipe(format!("it is not UTF-8 text ({}); convert it to UTF-8", e.utf8_error()))
         })?;
-        let recipe = Self::read(&text).map_err(|error| placed(&text, Some(&file), error))?;
+        let recipe = Self::read(&text, registry).map_err(|error| placed(&text, Some(&file), error))?;
         Ok(Self { file: Some(file), ..recipe })
     }
 
@@ -110,7 +129,7 @@ impl Recipe {
         placed(&self.source, self.file.as_deref(), error)
     }
 
-    fn read(text: &str) -> Result<Self, RecipeError> {
+    fn read(text: &str, registry: &Registry) -> Result<Self, RecipeError> {
         // Through the YAML value first: it refuses duplicate keys.
         let yaml: serde_yaml_ng::Value =
             serde_yaml_ng::from_str(text).map_err(|e| RecipeError::Yaml(e.to_string()))?;
@@ -131,7 +150,8 @@ impl Recipe {
             v if v.as_u64() == Some(1) => {}
             other => return Err(RecipeError::value("version", "1", &other)),
         }
-        let Modifiers { transforms, rounding, written, resolved } = parse_modifiers(take("modifiers"))?;
+        let Modifiers { transforms, rounding, written, resolved } =
+            parse_modifiers(take("modifiers"), registry.methods())?;
         let mut overrides = Vec::new();
         for (glob, value) in mapping("overrides", take("overrides"))? {
             let path = format!("overrides.{glob:?}");
@@ -146,7 +166,7 @@ impl Recipe {
             other => return Err(RecipeError::value("compute", one_of(&["f32", "bf16"], &other), &other)),
         };
         let ignore = parse_ignore(take("ignore"))?;
-        let format = parse_export(take("export"))?;
+        let format = parse_export(take("export"), registry.formats())?;
         Ok(Self {
             transforms,
             rounding,
@@ -159,6 +179,7 @@ impl Recipe {
             format,
             source: text.to_owned(),
             file: None,
+            registry: registry.clone(),
         })
     }
 
@@ -167,13 +188,23 @@ impl Recipe {
     /// # Errors
     /// [`RecipeError::NoSuchPreset`] naming the nearest one.
     pub fn from_preset(name: &str) -> Result<Self, RecipeError> {
-        let known: Vec<&str> = PRESETS.iter().map(|p| p.name).collect();
-        let preset = preset(name).ok_or_else(|| RecipeError::NoSuchPreset {
-            name: name.into(),
-            nearest: nearest(name, &known).map(str::to_owned),
-            known: known.join(", "),
+        Self::from_preset_with(name, &Registry::default())
+    }
+
+    /// Reads a preset of `registry` by name.
+    ///
+    /// # Errors
+    /// As [`Recipe::from_preset`].
+    pub fn from_preset_with(name: &str, registry: &Registry) -> Result<Self, RecipeError> {
+        let preset = registry.presets().get(name).ok_or_else(|| {
+            let known = registry.presets().ids();
+            RecipeError::NoSuchPreset {
+                name: name.into(),
+                nearest: nearest(name, &known).map(str::to_owned),
+                known: known.join(", "),
+            }
         })?;
-        Self::parse(preset.text)
+        Self::parse_with(preset.text, registry)
     }
 
     /// Transforms, in the order in which they are applied.
@@ -230,6 +261,11 @@ impl Recipe {
     pub(crate) fn with_format(&self, format: &'static dyn Format) -> Self {
         Self { format: Some(format), ..self.clone() }
     }
+    /// What it was read with, and what whoever carries it out goes by.
+    #[must_use]
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
     /// The text it was read from, for provenance.
     #[must_use]
     pub fn source(&self) -> &str {
@@ -267,94 +303,6 @@ fn refuse_non_finite(path: &str, value: &serde_yaml_ng::Value) -> Result<(), Rec
         }
         _ => Ok(()),
     }
-}
-
-/// What the list of modifiers says.
-struct Modifiers {
-    transforms: Vec<Arc<dyn Transform>>,
-    rounding: Arc<dyn Rounding>,
-    /// The rounding's section as written, for overrides to build on.
-    written: Value,
-    /// All sections with their defaults.
-    resolved: Vec<(&'static str, Value)>,
-}
-
-fn parse_modifiers(value: Value) -> Result<Modifiers, RecipeError> {
-    let Value::Array(modifiers) = value else {
-        let expected = "a list such as [smoothquant: {alpha: 0.5}, gptq: {scheme: W8A8}]";
-        return Err(RecipeError::value("modifiers", expected, &value));
-    };
-    let conflict = |problem: &str| RecipeError::conflict("modifiers", problem);
-    let (mut transforms, mut rounding) = (Vec::<Arc<dyn Transform>>::new(), None);
-    let mut resolved = Vec::new();
-    for (i, modifier) in modifiers.into_iter().enumerate() {
-        let path = format!("modifiers[{i}]");
-        // A bare word is a method with its defaults.
-        let entries = match modifier {
-            Value::String(name) => Map::from_iter([(name, Value::Null)]),
-            other => mapping(&path, other)?,
-        };
-        for (name, value) in entries {
-            let known = || METHODS.iter().map(|m| m.id);
-            let method = quant_methods::method(&name).ok_or_else(|| unknown_key(&path, &name, known()))?;
-            let settings = Settings::new(&format!("{path}.{name}"), value.clone(), method.fields)?;
-            resolved.push((method.id, settings.resolved()));
-            let Modifier { transform, rounding: rounds } = (method.build)(&settings)?;
-            if transform.is_some() && rounding.is_some() {
-                return Err(conflict("a transform must stand before the rounding it prepares"));
-            }
-            if rounds.is_some() && rounding.is_some() {
-                return Err(conflict("there are two rounding modifiers; use overrides for exceptions"));
-            }
-            if let Some(transform) = transform {
-                if transforms.iter().any(|t| t.method().id == method.id) {
-                    let problem = format!("{name} appears twice; its scales would undo each other");
-                    return Err(conflict(&problem));
-                }
-                transforms.push(transform);
-            }
-            if let Some(rounds) = rounds {
-                rounding = Some((value, rounds));
-            }
-        }
-    }
-    let (written, rounding) = rounding.ok_or_else(|| {
-        let roundings = METHODS.iter().filter(|m| m.kind.rounds());
-        let ids: Vec<_> = roundings.map(|m| m.id).collect();
-        conflict(&format!("there is no rounding modifier; add {} with a scheme", ids.join(" or ")))
-    })?;
-    Ok(Modifiers { transforms, rounding, written, resolved })
-}
-
-/// An override is the modifier with some keys replaced.
-fn parse_override(
-    path: &str,
-    method: &'static Method,
-    written: &Value,
-    value: Value,
-) -> Result<Arc<dyn Rounding>, RecipeError> {
-    Settings::new(path, value.clone(), method.fields)?;
-    let mut merged = mapping(path, written.clone())?;
-    let changes = mapping(path, value)?;
-    if let Some(field) = method.fields.iter().find(|f| f.run_wide && changes.contains_key(f.name)) {
-        let problem =
-            format!("{} is a setting of the whole run; write it in the modifier itself", field.name);
-        return Err(RecipeError::conflict(path, problem));
-    }
-    if changes.get("scheme").and_then(Value::as_str).is_some_and(|s| s.to_ascii_uppercase().contains("KV")) {
-        return Err(RecipeError::conflict(
-            path,
-            "the KV cache belongs to no linear and has one scheme for the model; write the KV part in the modifier's scheme",
-        ));
-    }
-    if changes.contains_key("symmetric") || changes.contains_key("convention") {
-        merged.remove("symmetric");
-        merged.remove("convention");
-    }
-    merged.extend(changes);
-    let settings = Settings::new(path, Value::Object(merged), method.fields)?;
-    let rounding = (method.build)(&settings)?.rounding;
-    rounding.ok_or_else(|| RecipeError::conflict(path, "only roundings have exceptions"))
 }
 
 fn parse_activations(value: Value) -> Result<ActivationSpec, RecipeError> {
@@ -403,16 +351,15 @@ fn parse_ignore(value: Value) -> Result<Vec<Glob>, RecipeError> {
 }
 
 /// None where the recipe leaves the format open.
-fn parse_export(value: Value) -> Result<Option<&'static dyn Format>, RecipeError> {
+fn parse_export(value: Value, formats: &Formats) -> Result<Option<&'static dyn Format>, RecipeError> {
     let mut map = mapping("export", value)?;
     let name = map.remove("format");
     if let Some(key) = map.keys().next() {
         return Err(unknown_key("export", key, ["format"].into_iter()).into());
     }
     let Some(name) = name.filter(|n| !n.is_null()) else { return Ok(None) };
-    let known: Vec<&str> = formats::FORMATS.iter().map(|f| f.id()).collect();
-    let format = name.as_str().and_then(formats::format);
-    format.map(Some).ok_or_else(|| RecipeError::value("export.format", one_of(&known, &name), &name))
+    let format = name.as_str().and_then(|id| formats.get(id));
+    format.map(Some).ok_or_else(|| RecipeError::value("export.format", one_of(&formats.ids(), &name), &name))
 }
 
 /// An error with its place in the text, and with the file.

@@ -1,7 +1,6 @@
 //! The keys of every section of a recipe, and the JSON schema made from them.
 
-use quant_checkpoint::formats;
-use quant_methods::METHODS;
+use crate::registry::Registry;
 use quant_methods::settings::{self, Field, FieldKind};
 use serde_json::{Map, Value, json};
 
@@ -64,7 +63,14 @@ pub(super) static TOP: &[&str] =
 /// The JSON schema of recipes, with every default.
 #[must_use]
 pub fn schema() -> Value {
-    let modifiers: Vec<Value> = METHODS
+    schema_with(&Registry::default())
+}
+
+/// The same for recipes that are read with `registry`.
+#[must_use]
+pub fn schema_with(registry: &Registry) -> Value {
+    let modifiers: Vec<Value> = registry
+        .methods()
         .iter()
         .map(|m| {
             let mut body = settings::schema(m.fields);
@@ -74,9 +80,9 @@ pub fn schema() -> Value {
             json!({"type": "object", "additionalProperties": false, "properties": properties, "required": [m.id]})
         })
         .collect();
-    let roundings = METHODS.iter().filter(|m| m.kind.rounds());
+    let roundings = registry.methods().iter().filter(|m| m.kind.rounds());
     let override_schema = settings::override_schema(roundings.flat_map(|m| m.fields));
-    let formats: Vec<&str> = formats::FORMATS.iter().map(|f| f.id()).collect();
+    let formats = registry.formats().ids();
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "ptq recipe",

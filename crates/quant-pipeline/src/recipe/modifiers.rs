@@ -1,0 +1,96 @@
+//! The list of modifiers: the methods of a recipe, made from their sections.
+
+use super::mapping;
+use crate::error::RecipeError;
+use quant_methods::settings::unknown_key;
+use quant_methods::{Method, Methods, Modifier, Rounding, Settings, Transform};
+use serde_json::{Map, Value};
+use std::sync::Arc;
+
+/// What the list of modifiers says.
+pub(super) struct Modifiers {
+    pub(super) transforms: Vec<Arc<dyn Transform>>,
+    pub(super) rounding: Arc<dyn Rounding>,
+    /// The rounding's section as written, for overrides to build on.
+    pub(super) written: Value,
+    /// All sections with their defaults.
+    pub(super) resolved: Vec<(&'static str, Value)>,
+}
+
+pub(super) fn parse_modifiers(value: Value, methods: &Methods) -> Result<Modifiers, RecipeError> {
+    let Value::Array(modifiers) = value else {
+        let expected = "a list such as [smoothquant: {alpha: 0.5}, gptq: {scheme: W8A8}]";
+        return Err(RecipeError::value("modifiers", expected, &value));
+    };
+    let conflict = |problem: &str| RecipeError::conflict("modifiers", problem);
+    let (mut transforms, mut rounding) = (Vec::<Arc<dyn Transform>>::new(), None);
+    let mut resolved = Vec::new();
+    for (i, modifier) in modifiers.into_iter().enumerate() {
+        let path = format!("modifiers[{i}]");
+        // A bare word is a method with its defaults.
+        let entries = match modifier {
+            Value::String(name) => Map::from_iter([(name, Value::Null)]),
+            other => mapping(&path, other)?,
+        };
+        for (name, value) in entries {
+            let known = || methods.iter().map(|m| m.id);
+            let method = methods.get(&name).ok_or_else(|| unknown_key(&path, &name, known()))?;
+            let settings = Settings::new(&format!("{path}.{name}"), value.clone(), method.fields)?;
+            resolved.push((method.id, settings.resolved()));
+            let Modifier { transform, rounding: rounds } = (method.build)(&settings)?;
+            if transform.is_some() && rounding.is_some() {
+                return Err(conflict("a transform must stand before the rounding it prepares"));
+            }
+            if rounds.is_some() && rounding.is_some() {
+                return Err(conflict("there are two rounding modifiers; use overrides for exceptions"));
+            }
+            if let Some(transform) = transform {
+                if transforms.iter().any(|t| t.method().id == method.id) {
+                    let problem = format!("{name} appears twice; its scales would undo each other");
+                    return Err(conflict(&problem));
+                }
+                transforms.push(transform);
+            }
+            if let Some(rounds) = rounds {
+                rounding = Some((value, rounds));
+            }
+        }
+    }
+    let (written, rounding) = rounding.ok_or_else(|| {
+        let roundings = methods.iter().filter(|m| m.kind.rounds());
+        let ids: Vec<_> = roundings.map(|m| m.id).collect();
+        conflict(&format!("there is no rounding modifier; add {} with a scheme", ids.join(" or ")))
+    })?;
+    Ok(Modifiers { transforms, rounding, written, resolved })
+}
+
+/// An override is the modifier with some keys replaced.
+pub(super) fn parse_override(
+    path: &str,
+    method: &'static Method,
+    written: &Value,
+    value: Value,
+) -> Result<Arc<dyn Rounding>, RecipeError> {
+    Settings::new(path, value.clone(), method.fields)?;
+    let mut merged = mapping(path, written.clone())?;
+    let changes = mapping(path, value)?;
+    if let Some(field) = method.fields.iter().find(|f| f.run_wide && changes.contains_key(f.name)) {
+        let problem =
+            format!("{} is a setting of the whole run; write it in the modifier itself", field.name);
+        return Err(RecipeError::conflict(path, problem));
+    }
+    if changes.get("scheme").and_then(Value::as_str).is_some_and(|s| s.to_ascii_uppercase().contains("KV")) {
+        return Err(RecipeError::conflict(
+            path,
+            "the KV cache belongs to no linear and has one scheme for the model; write the KV part in the modifier's scheme",
+        ));
+    }
+    if changes.contains_key("symmetric") || changes.contains_key("convention") {
+        merged.remove("symmetric");
+        merged.remove("convention");
+    }
+    merged.extend(changes);
+    let settings = Settings::new(path, Value::Object(merged), method.fields)?;
+    let rounding = (method.build)(&settings)?.rounding;
+    rounding.ok_or_else(|| RecipeError::conflict(path, "only roundings have exceptions"))
+}
