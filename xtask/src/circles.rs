@@ -2,7 +2,8 @@
 //!
 //! The rule. The modules that one file declares are siblings; each stands for its own file and all below it. A sibling
 //! uses another if any of its code, tests apart, names a path that leads into the other, directly or through an import:
-//! `use crate::Thing` uses the module that `Thing` is re-exported from. No set of siblings may use each other in a circle.
+//! `use crate::Thing` uses the module that `Thing` is re-exported from. A method call names
+//! no path and is not seen. No set of siblings may use each other in a circle.
 //!
 //! Two things are no edge, and nothing else:
 //!

@@ -46,7 +46,7 @@ pub use ndarray;
 pub use quant_graph::{BlockParams, BlockSource, ModelSpec};
 pub use quant_kernels::{Compute, Par};
 
-pub use block::{Block, BlockRunner, MLP_ROWS, Output, StageScratch, Walk};
+pub use block::{Block, BlockRunner, MLP_ROWS, Output, See, StageScratch, Walk};
 pub use config::{
     Reading, declared_dtype, model_spec, model_spec_with, read_model_config, read_model_config_with,
 };

@@ -166,12 +166,14 @@ pub fn predict(plan: &Plan, lengths: &[usize], text_bytes: u64, threads: usize) 
             + THREAD * threads as u64
             + if calibration { STREAMS + sizes.tables } else { 0 }
             + (3 * F32 * sizes.largest).min(READING),
-        // Of what passed through, an eighth finds a hole that fits.
+        // Of what passed through a stage half finds a hole that fits (measured, as the quarter of what a search leaves).
         retained: match &plan.streams {
-            streams if streams.deployed => {
-                sizes.passing_through() * 7 / 8 + sizes.per_thread() * threads as u64
+            streams if streams.deployed => sizes.passing_through() / 2 + sizes.per_thread() * threads as u64,
+            streams if streams.calibration() => {
+                let searches = plan.recipe.transforms().iter().any(|t| t.runs_block());
+                let left = if searches { sizes.passing_through() / 4 } else { 0 };
+                left + sizes.per_thread() * threads as u64
             }
-            streams if streams.calibration() => sizes.per_thread() * threads as u64,
             _ => 0,
         },
         spilled: sizes.spilled,

@@ -39,6 +39,9 @@ impl Output {
     }
 }
 
+/// Is shown the input of a stage before it runs: its site and some rows of it, `[rows, features]`; says whether to go on.
+pub type See<'a, T, E> = dyn FnMut(Site, ArrayView2<'_, T>) -> Result<ControlFlow<()>, E> + 'a;
+
 /// What rows of activations are: whole sequences one after the other, each alone from its first position on.
 #[derive(Clone, Copy)]
 pub struct Walk<'a, T> {
@@ -138,7 +141,7 @@ impl<T: Element> Block<T> {
         walk: &Walk<'_, T>,
         mlp_rows: usize,
         scratch: &mut StageScratch<T>,
-        see: &mut dyn FnMut(Site, ArrayView2<'_, T>) -> Result<ControlFlow<()>, E>,
+        see: &mut See<'_, T, E>,
         par: Par,
     ) -> Result<(), E> {
         let mut attended = Array2::zeros((h.nrows(), self.shape.query_width()));
@@ -163,7 +166,7 @@ impl<T: Element> Block<T> {
         (site, mut h, mut wide): (Site, ArrayViewMut2<'_, T>, ArrayViewMut2<'_, T>),
         walk: &Walk<'_, T>,
         scratch: &mut StageScratch<T>,
-        see: &mut dyn FnMut(Site, ArrayView2<'_, T>) -> Result<ControlFlow<()>, E>,
+        see: &mut See<'_, T, E>,
         par: Par,
     ) -> Result<ControlFlow<()>, E> {
         {

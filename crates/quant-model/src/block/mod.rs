@@ -3,7 +3,7 @@
 mod flow;
 mod run;
 
-pub use flow::{MLP_ROWS, Output, StageScratch, Walk};
+pub use flow::{MLP_ROWS, Output, See, StageScratch, Walk};
 pub use run::BlockRunner;
 
 use crate::linear::{LinearOp, linear_op};

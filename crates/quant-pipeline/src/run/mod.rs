@@ -117,9 +117,9 @@ pub fn run(
         }
         let stream = Some(ActivationStream::new(embedded));
         if plan.streams.deployed {
-            deployed = stream
+            deployed = stream;
         } else {
-            float = stream
+            float = stream;
         }
         run.spent("read", started);
     }

@@ -6,7 +6,7 @@ use crate::PipelineError;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 use quant_graph::{BlockParams, BlockSpec, LinearId, Site, StageSpec};
 use quant_methods::{Batch, BlockContext, Gathered, SiteStatistics};
-use quant_model::{Block, BlockRunner, StageScratch, Walk, fake_quantized};
+use quant_model::{Block, BlockRunner, See, StageScratch, Walk, fake_quantized};
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
 use std::time::Instant;
@@ -144,7 +144,7 @@ impl Run<'_> {
         chunk: &Range<usize>,
         mut h: ArrayViewMut2<'_, f32>,
         scratch: &mut StageScratch<f32>,
-        see: &mut dyn FnMut(Site, ArrayView2<'_, f32>) -> Result<ControlFlow<()>, PipelineError>,
+        see: &mut See<'_, f32, PipelineError>,
     ) -> Result<(), PipelineError> {
         let rows = self.layout.rows_of(chunk);
         let rope = &self.rope;
