@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Measures llm-compressor's GPTQ (or round to nearest) of one checkpoint on one CPU core; prints one JSON line.
+"""Measures llm-compressor's GPTQ, AWQ or round to nearest of one checkpoint on one CPU core; prints one JSON line.
 
 The job is the tool's own: the preset's arithmetic, ordering and defaults are not touched, the checkpoint is loaded in
 its own dtype (bf16), and calibration rows go in one at a time as they are in the token tensor. Times are seconds inside
 the process without imports; memory is the peak resident set of the whole process, imports included.
 
-Run it pinned: `taskset -c 0 python llmcompressor_gptq.py MODEL TOKENS.safetensors:TENSOR OUT`.
+Run it pinned: `taskset -c 0 python llmcompressor_job.py MODEL TOKENS.safetensors:TENSOR OUT`.
 """
 
 import argparse
@@ -36,6 +36,7 @@ from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from llmcompressor import oneshot  # noqa: E402
 from llmcompressor.modifiers.gptq import GPTQModifier  # noqa: E402
 from llmcompressor.modifiers.quantization import QuantizationModifier  # noqa: E402
+from llmcompressor.modifiers.transform.awq import AWQModifier  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
 
@@ -45,7 +46,9 @@ def parse_args():
     parser.add_argument("model", help="checkpoint folder")
     parser.add_argument("tokens", metavar="TOKENS.safetensors:TENSOR", help="calibration rows [sequences, length]")
     parser.add_argument("output", help="folder to write")
-    parser.add_argument("--rtn", action="store_true", help="round to nearest instead of GPTQ; rows are not used")
+    parser.add_argument(
+        "--method", choices=("gptq", "awq", "rtn"), default="gptq", help="default gptq; rtn does not use the rows"
+    )
     parser.add_argument("--bits", type=int, default=4, help="bits of a weight (default 4)")
     parser.add_argument("--group-size", type=int, default=128, help="inputs per scale, 0 per channel (default 128)")
     args = parser.parse_args()
@@ -64,13 +67,21 @@ def rows(spec):
     return tokens
 
 
-def modifier(args):
-    """The one modifier of the recipe; symmetric weights, float activations, lm_head left alone."""
+def recipe(args):
+    """The modifiers: float activations, lm_head left alone; symmetric weights, but for AWQ zero points (W4A16_ASYM)."""
     strategy = {"strategy": "group", "group_size": args.group_size} if args.group_size else {"strategy": "channel"}
-    weights = QuantizationArgs(num_bits=args.bits, type="int", symmetric=True, **strategy)
+    weights = QuantizationArgs(num_bits=args.bits, type="int", symmetric=args.method != "awq", **strategy)
     groups = {"group_0": QuantizationScheme(targets=["Linear"], weights=weights)}
-    kind = QuantizationModifier if args.rtn else GPTQModifier
-    return kind(config_groups=groups, ignore=["lm_head"])
+    kind = GPTQModifier if args.method == "gptq" else QuantizationModifier
+    rounding = kind(config_groups=groups, ignore=["lm_head"])
+    # The transform scales, the modifier after it rounds; mappings, grid and `duo_scaling` are the tool's defaults.
+    return [AWQModifier(), rounding] if args.method == "awq" else rounding
+
+
+def cpu_seconds():
+    """User and system seconds of the process so far."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime, usage.ru_stime
 
 
 def processor():
@@ -90,33 +101,39 @@ def main():
     if cores != 1:
         print(f"warning: {cores} cores allowed; pin to one (taskset -c 0) for a comparison", file=sys.stderr)
     tokens = rows(args.tokens)
+    if args.method == "awq":
+        # The tool pins what it caches, for which torch wants an accelerator.
+        torch.Tensor.pin_memory = lambda self, *_, **__: self
     imports_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
+    user, system = cpu_seconds()
     start = time.perf_counter()
     model = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype="auto", local_files_only=True)
     loaded = time.perf_counter()
     batches = [{"input_ids": row[None], "attention_mask": torch.ones_like(row[None])} for row in tokens]
-    data = {} if args.rtn else {
+    data = {} if args.method == "rtn" else {
         "dataset": DataLoader(batches, batch_size=None),
         "num_calibration_samples": len(tokens),
         "max_seq_length": tokens.shape[1],
     }
-    oneshot(model=model, recipe=modifier(args), **data)
+    oneshot(model=model, recipe=recipe(args), **data)
     quantised = time.perf_counter()
     model.save_pretrained(args.output, save_compressed=True)
     saved = time.perf_counter()
+    user, system = (after - before for after, before in zip(cpu_seconds(), (user, system)))
 
     print(
         json.dumps(
             {
                 "tool": "llm-compressor",
                 "versions": {p: version(p) for p in ("llmcompressor", "compressed-tensors", "transformers", "torch")},
-                "method": "rtn" if args.rtn else "gptq",
+                "method": args.method,
                 "scheme": f"W{args.bits}A16" + (f"g{args.group_size}" if args.group_size else ""),
+                "symmetric": args.method != "awq",
                 "dtype": str(model.dtype).removeprefix("torch."),
                 "layers": model.config.num_hidden_layers,
-                "sequences": 0 if args.rtn else len(tokens),
-                "length": 0 if args.rtn else tokens.shape[1],
+                "sequences": 0 if args.method == "rtn" else len(tokens),
+                "length": 0 if args.method == "rtn" else tokens.shape[1],
                 "processor": processor(),
                 "cores": cores,
                 "threads": torch.get_num_threads(),
@@ -124,6 +141,8 @@ def main():
                 "quantise_s": round(quantised - loaded, 3),
                 "save_s": round(saved - quantised, 3),
                 "total_s": round(saved - start, 3),
+                "user_s": round(user, 3),
+                "system_s": round(system, 3),
                 "imports_rss_bytes": imports_rss,
                 "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             }
