@@ -25,6 +25,23 @@ pub struct TokenSet {
 }
 
 impl TokenSet {
+    /// Token ids that a program has already; empty sequences are left out. `source` says in reports where they come from.
+    ///
+    /// ```
+    /// use quant_data::TokenSet;
+    ///
+    /// let tokens = TokenSet::from_sequences(vec![vec![1, 2, 3], vec![4, 5]], "two prompts");
+    /// assert_eq!((tokens.tokens(), tokens.max_length()), (5, 3));
+    /// ```
+    #[must_use]
+    pub fn from_sequences(mut sequences: Vec<Vec<u32>>, source: impl Into<String>) -> Self {
+        sequences.retain(|ids| !ids.is_empty());
+        let length = sequences.iter().map(Vec::len).max().unwrap_or(0);
+        let sampling = Sampling::Rows { rows: sequences.len(), length, stored_length: length };
+        let source = source.into();
+        Self { sequences, source, reading: None, longest_text: 0, sampling, warnings: Vec::new() }
+    }
+
     /// Number of tokens over all sequences.
     pub fn tokens(&self) -> usize {
         self.sequences.iter().map(Vec::len).sum()

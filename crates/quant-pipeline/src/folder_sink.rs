@@ -13,18 +13,18 @@ use quant_graph::{BlockParams, Outer};
 pub(crate) struct FolderSink<'a> {
     plan: &'a Plan,
     output: &'a mut OutputFolder,
-    input: &'a Checkpoint,
+    input: Option<&'a Checkpoint>,
     declared: &'a [TensorDecl],
     side: Vec<BlockSideData>,
     copied: Vec<&'static str>,
 }
 
 impl<'a> FolderSink<'a> {
-    /// `declared` are the tensors of the folder.
+    /// `declared` are the tensors of the folder, `input` the checkpoint the source reads, if it reads one.
     pub(crate) fn new(
         plan: &'a Plan,
         output: &'a mut OutputFolder,
-        input: &'a Checkpoint,
+        input: Option<&'a Checkpoint>,
         declared: &'a [TensorDecl],
     ) -> Self {
         Self { plan, output, input, declared, side: Vec::new(), copied: Vec::new() }
@@ -45,7 +45,8 @@ impl BlockSink for FolderSink<'_> {
         Ok(())
     }
     fn copy_stored(&mut self, what: Outer) -> Result<bool, PipelineError> {
-        self.output.copy_tensor(self.input, what.tensor(), what.tensor())?;
+        let Some(input) = self.input else { return Ok(false) };
+        self.output.copy_tensor(input, what.tensor(), what.tensor())?;
         self.copied.push(what.tensor());
         Ok(true)
     }
@@ -67,5 +68,59 @@ impl BlockSink for FolderSink<'_> {
             self.output.end_tensor()?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run::{RunOptions, run};
+    use crate::{Recipe, Silent};
+    use quant_checkpoint::{FolderSource, OutputOptions, ShardPlan};
+    use quant_graph::BlockSource;
+    use quant_kernels::Par;
+    use quant_model::{InMemoryModel, model_spec};
+    use quant_testkit::{Numbers, random_block};
+
+    /// A model that lies in no checkpoint becomes a folder too: every part of it comes as numbers, tables some rows at a time.
+    #[test]
+    fn a_model_in_memory_becomes_a_folder() {
+        let config = serde_json::json!({
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32, "intermediate_size": 48,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 70_000, "tie_word_embeddings": false,
+            "dtype": "float32",
+        });
+        let spec = model_spec(&config).unwrap();
+        let mut numbers = Numbers::new(5);
+        let blocks = (0..2).map(|_| random_block(&spec, &mut numbers)).collect();
+        let mut table = || numbers.matrix(spec.vocab, spec.hidden, 1.0);
+        let (embedding, head) = (table(), table());
+        let norm = numbers.vector(spec.hidden, 1.0, 0.1);
+        let model = InMemoryModel::new(spec.clone(), blocks, embedding, norm, Some(head)).unwrap();
+        let mut source = model.clone();
+        let recipe = Recipe::parse("version: 1\nmodifiers: [rtn: { scheme: W16A16 }]\n").unwrap();
+        let plan = Plan::new(&recipe, &spec).unwrap();
+
+        let work = tempfile::tempdir().unwrap();
+        let folder = work.path().join("out");
+        let declared = recipe.format().declare(&spec, &plan.scheme, &|_| None);
+        let mut output = OutputFolder::create(&folder, &OutputOptions::default()).unwrap();
+        let shards = ShardPlan::new(declared.clone(), &recipe.format().naming(), 4 << 20).unwrap();
+        output.begin_weights(shards).unwrap();
+        let mut sink = FolderSink::new(&plan, &mut output, None, &declared);
+        let options = RunOptions { par: Par::Seq, spill: None };
+        run(&plan, &mut source, None, &mut sink, &mut Silent, &options).unwrap();
+        let (side, copied) = sink.into_parts();
+        assert_eq!((side.len(), copied.len()), (2, 0));
+        output.end_weights().unwrap();
+        for (name, bytes) in recipe.format().side_files(&spec, &plan.scheme, &declared, &side) {
+            output.write_file(&name, &bytes).unwrap();
+        }
+        output.write_file("config.json", config.to_string().as_bytes()).unwrap();
+        output.finish().unwrap();
+
+        let mut read = FolderSource::open(Checkpoint::open(&folder).unwrap(), spec).unwrap();
+        assert!(read.is_stored(Outer::Embedding) && !source.is_stored(Outer::Embedding));
+        assert_eq!(InMemoryModel::load(&mut read).unwrap(), model);
     }
 }

@@ -202,7 +202,7 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
     let mut source =
         FolderSource::open_with(folder.reopen()?, plan.spec.clone(), job.recipe.registry().formats())?;
     let run_options_spill = spill.then(|| output.partial().to_owned());
-    let mut sink = FolderSink::new(&plan, &mut output, checkpoint, &declared);
+    let mut sink = FolderSink::new(&plan, &mut output, Some(checkpoint), &declared);
     let report = with_threads(job.threads, |par| {
         let options = RunOptions { par, spill: run_options_spill };
         run(&plan, &mut source, tokens.as_ref(), &mut sink, events, &options)
