@@ -23,7 +23,7 @@
 //!
 //! let weight = Array2::from_shape_fn((8, 256), |(i, j)| ((i * 37 + j * 11) % 101) as f32 / 50.0 - 1.0);
 //! let quantized = round_matrix(&Grid::int4_asym(), None, Groups::Size(128), weight.view())?;
-//! assert_eq!(pack_rows(quantized.levels.view(), quantized.bits).dim(), (8, 32));
+//! assert_eq!(pack_rows(quantized.levels().view(), quantized.bits()).dim(), (8, 32));
 //! # Ok::<(), ptq::core::CoreError>(())
 //! ```
 //!

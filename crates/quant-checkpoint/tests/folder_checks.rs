@@ -173,7 +173,7 @@ fn scales_that_the_loader_would_round_are_not_encoded() {
         let quant_graph::LinearWeight::Quantized(matrix) = &mut down.weight else { panic!("float") };
         match &mut down.input {
             Some(quant_core::ActQuant::Static { params, .. }) => params.scale = 0.012_345_678,
-            _ => matrix.scales[(0, 0)] = 0.012_345_678,
+            _ => matrix.fill_rows(0..1, |mut to| to.scales[(0, 0)] = 0.012_345_678).unwrap(),
         }
         let error = format.encode_block(&spec, &scheme, 0, &good).unwrap_err();
         assert!(
@@ -187,7 +187,7 @@ fn scales_that_the_loader_would_round_are_not_encoded() {
     let mut rough = block(&spec, &Dequantized, &scheme, 0, 5);
     let down = rough.linears.get_mut(&quant_graph::LinearId::DOWN).unwrap();
     let quant_graph::LinearWeight::Quantized(matrix) = &mut down.weight else { panic!("float") };
-    matrix.scales[(0, 0)] = 0.012_345_678;
+    matrix.fill_rows(0..1, |mut to| to.scales[(0, 0)] = 0.012_345_678).unwrap();
     assert!(Dequantized.encode_block(&spec, &scheme, 0, &rough).is_ok());
 }
 

@@ -35,7 +35,7 @@ fn decoded(name: &str) -> (BlockParams, f64, f32) {
         let matrix = linear.weight.quantized().unwrap();
         for ((row, column), value) in matrix.dequantize().indexed_iter() {
             let difference = value - whole[(row, column)];
-            worst = worst.max(difference.abs() / matrix.params(row, matrix.groups.of(column)).scale);
+            worst = worst.max(difference.abs() / matrix.params(row, matrix.groups().of(column)).scale);
             error += f64::from(difference).powi(2);
             size += f64::from(whole[(row, column)]).powi(2);
         }
@@ -58,7 +58,7 @@ fn llm_compressor() {
     // GPTQ leaves the nearest level to mend other weights, so only the whole is bounded.
     assert!(relative < 0.2, "{relative}");
     let matrix = block.linears[&LinearId::DOWN].weight.quantized().unwrap().clone();
-    assert_eq!((matrix.bits.get(), matrix.scales.dim()), (4, (192, 2)));
+    assert_eq!((matrix.bits().get(), matrix.scales().dim()), (4, (192, 2)));
     assert!(!matrix.is_symmetric());
 }
 

@@ -58,7 +58,7 @@ fn values_are_those_of_the_float_model() {
                 let values = matrix.dequantize();
                 let LinearWeight::Float(wanted) = &reference.weight else { panic!() };
                 for ((row, column), wanted) in wanted.indexed_iter() {
-                    let step = matrix.params(row, matrix.groups.of(column)).scale;
+                    let step = matrix.params(row, matrix.groups().of(column)).scale;
                     let error = values[(row, column)] - wanted;
                     worst = worst.max(error.abs() / step);
                     sum += f64::from(error).powi(2);

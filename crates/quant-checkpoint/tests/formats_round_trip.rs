@@ -233,9 +233,9 @@ fn dynamic_act_order_is_read() {
             read.linears[&role].weight.quantized().unwrap().clone(),
             blocks[index].linears[&role].weight.quantized().unwrap(),
         );
-        assert_eq!(read.levels, written.levels);
-        assert_eq!(read.params(1, read.groups.of(4)), written.params(1, groups[4] as usize));
-        assert_eq!(read.groups, quant_core::Groups::Index { size: 8, of_column: groups });
+        assert_eq!(read.levels(), written.levels());
+        assert_eq!(read.params(1, read.groups().of(4)), written.params(1, groups[4] as usize));
+        assert_eq!(*read.groups(), quant_core::Groups::Index { size: 8, of_column: groups });
     }
     let old: Rules = "vllm@0.28".parse().unwrap();
     assert!(verify(&edited, &spec, old).unwrap().passed());
@@ -337,11 +337,19 @@ fn numbers_that_a_file_would_change_are_refused() {
         CompressedTensors.encode_block(&spec, &scheme, 0, &bad).unwrap_err()
     };
     // Not a bf16 number.
-    let error = edit(LinearId::O, &|m| m.scales[(2, 0)] = 0.1);
+    let error = edit(LinearId::O, &|m| m.fill_rows(2..3, |mut to| to.scales[(0, 0)] = 0.1).unwrap());
     assert!(error.to_string().contains("o_proj.weight_scale, element 2"), "{error}");
     assert_eq!(error.class(), ErrorClass::Usage);
-    assert!(edit(LinearId::UP, &|m| m.zeros[(0, 0)] = 3.0).to_string().contains("up_proj"));
-    assert!(edit(LinearId::UP, &|m| m.scales[(0, 0)] = -1.0).to_string().contains("positive"));
+    assert!(
+        edit(LinearId::UP, &|m| m.fill_rows(0..1, |mut to| to.zeros[(0, 0)] = 3.0).unwrap())
+            .to_string()
+            .contains("up_proj")
+    );
+    assert!(
+        edit(LinearId::UP, &|m| m.fill_rows(0..1, |mut to| to.scales[(0, 0)] = -1.0).unwrap())
+            .to_string()
+            .contains("positive")
+    );
 
     let kv = KvScheme { bits: bits(8), rule: ActRule::Symmetric, granularity: KvGranularity::ChannelStatic };
     let scheme = ModelScheme {

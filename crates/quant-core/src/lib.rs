@@ -18,14 +18,14 @@
 //! let weight = Array2::from_shape_fn((8, 256), |(i, j)| ((i * 37 + j * 11) % 101) as f32 / 50.0 - 1.0);
 //! // A scale and a zero point for every 128 columns of a row.
 //! let quantized = round_matrix(&Grid::int4_asym(), None, Groups::Size(128), weight.view())?;
-//! assert_eq!((quantized.levels.dim(), quantized.scales.dim()), ((8, 256), (8, 2)));
+//! assert_eq!((quantized.levels().dim(), quantized.scales().dim()), ((8, 256), (8, 2)));
 //! // No value is further away than half a step.
 //! let error = &quantized.dequantize() - &weight;
-//! assert!(error.indexed_iter().all(|((i, j), e)| e.abs() <= 0.501 * quantized.scales[(i, j / 128)]));
+//! assert!(error.indexed_iter().all(|((i, j), e)| e.abs() <= 0.501 * quantized.scales()[(i, j / 128)]));
 //! // Eight levels to a word, and back.
-//! let words = pack_rows(quantized.levels.view(), quantized.bits);
+//! let words = pack_rows(quantized.levels().view(), quantized.bits());
 //! assert_eq!(words.dim(), (8, 32));
-//! assert_eq!(unpack_rows(words.view(), 256, quantized.bits)?, quantized.levels);
+//! assert_eq!(&unpack_rows(words.view(), 256, quantized.bits())?, quantized.levels());
 //! # Ok::<(), quant_core::CoreError>(())
 //! ```
 //!
@@ -66,7 +66,7 @@ pub use clip::ClipSearch;
 pub use convention::{Bits, Convention, FloatType, Grid, QParams, Variant};
 pub use error::CoreError;
 pub use foreign::{Foreign, ForeignKind};
-pub use matrix::{ActOrder, Groups, QuantizedMatrix};
+pub use matrix::{ActOrder, Groups, QuantizedMatrix, RowsMut};
 pub use observer::{Observer, ObserverKind};
 pub use par::Par;
 pub use range::{ChannelMaxima, ChannelMeans};

@@ -3,7 +3,8 @@
 use crate::convention::level_byte;
 use crate::range::all_finite;
 use crate::{Bits, ClipSearch, CoreError, FloatType, Grid, QParams, Real};
-use ndarray::{Array2, ArrayView2, Axis};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, Slice};
+use std::ops::Range;
 
 /// How the columns of a matrix are divided into groups that share parameters within a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,16 +98,22 @@ impl ActOrder {
 /// `Ŵ[i, j] = scale[i, g(j)] · (level[i, j] − zero[i, g(j)])`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantizedMatrix {
-    /// Bit width of the levels.
-    pub bits: Bits,
-    /// Unsigned levels `0..2^bits`, `[out, in]`.
-    pub levels: Array2<u8>,
-    /// Positive scales, `[out, groups]`, already rounded to the type the target's loader holds them in.
-    pub scales: Array2<f32>,
-    /// Zero levels, `[out, groups]`; integer-valued except under the binary rule.
-    pub zeros: Array2<f32>,
-    /// Which columns share parameters.
-    pub groups: Groups,
+    bits: Bits,
+    levels: Array2<u8>,
+    scales: Array2<f32>,
+    zeros: Array2<f32>,
+    groups: Groups,
+}
+
+/// Some rows of a [`QuantizedMatrix`], to be filled.
+#[derive(Debug)]
+pub struct RowsMut<'a> {
+    /// Levels, `[rows, in]`: at most [`Bits::max_level`].
+    pub levels: ArrayViewMut2<'a, u8>,
+    /// Scales, `[rows, groups]`.
+    pub scales: ArrayViewMut2<'a, f32>,
+    /// Zero levels, `[rows, groups]`.
+    pub zeros: ArrayViewMut2<'a, f32>,
 }
 
 impl QuantizedMatrix {
@@ -133,17 +140,80 @@ impl QuantizedMatrix {
             }
         }
         groups.check(columns)?;
-        let top = bits.max_level() as u8;
-        if let Some(bad) = levels.iter().find(|&&l| l > top) {
-            return Err(CoreError::Shape {
-                what: "weight levels",
-                expected: format!("0..={top} at {} bits", bits.get()),
-                found: bad.to_string(),
-            });
-        }
+        check_levels(levels.view(), bits)?;
         Ok(Self { bits, levels, scales, zeros, groups })
     }
 
+    /// A matrix `(out, in)` whose rows are still to be filled, in consecutive groups of that many columns or whole channels:
+    /// levels and zeros are 0, scales 1.
+    #[must_use]
+    pub fn unfilled(bits: Bits, (out, columns): (usize, usize), group: Option<usize>) -> Self {
+        let groups = Groups::from_size(group);
+        let count = groups.count(columns);
+        let (scales, zeros) = (Array2::ones((out, count)), Array2::zeros((out, count)));
+        Self { bits, levels: Array2::zeros((out, columns)), scales, zeros, groups }
+    }
+    /// Lets `fill` write rows `rows`, and checks the levels it leaves. A level above the top of the bit width is refused, and
+    /// those rows are then zero levels.
+    ///
+    /// # Errors
+    /// [`CoreError::Shape`] for such a level.
+    ///
+    /// # Panics
+    /// If there are no such rows.
+    pub fn fill_rows<R>(
+        &mut self,
+        rows: Range<usize>,
+        fill: impl FnOnce(RowsMut<'_>) -> R,
+    ) -> Result<R, CoreError> {
+        let span = Slice::from(rows);
+        let result = fill(RowsMut {
+            levels: self.levels.slice_axis_mut(Axis(0), span),
+            scales: self.scales.slice_axis_mut(Axis(0), span),
+            zeros: self.zeros.slice_axis_mut(Axis(0), span),
+        });
+        let mut levels = self.levels.slice_axis_mut(Axis(0), span);
+        let checked = check_levels(levels.view(), self.bits);
+        if checked.is_err() {
+            levels.fill(0);
+        }
+        checked.map(|()| result)
+    }
+    /// The parts, in the order in which [`Self::new`] takes and checks them.
+    #[must_use]
+    pub fn into_parts(self) -> (Bits, Array2<u8>, Array2<f32>, Array2<f32>, Groups) {
+        (self.bits, self.levels, self.scales, self.zeros, self.groups)
+    }
+    /// Bit width of the levels.
+    #[must_use]
+    #[inline(always)]
+    pub fn bits(&self) -> Bits {
+        self.bits
+    }
+    /// Unsigned levels `0..2^bits`, `[out, in]`.
+    #[must_use]
+    #[inline(always)]
+    pub fn levels(&self) -> &Array2<u8> {
+        &self.levels
+    }
+    /// Positive scales, `[out, groups]`, already rounded to the type the target's loader holds them in.
+    #[must_use]
+    #[inline(always)]
+    pub fn scales(&self) -> &Array2<f32> {
+        &self.scales
+    }
+    /// Zero levels, `[out, groups]`; integer-valued except under the binary rule.
+    #[must_use]
+    #[inline(always)]
+    pub fn zeros(&self) -> &Array2<f32> {
+        &self.zeros
+    }
+    /// Which columns share parameters.
+    #[must_use]
+    #[inline(always)]
+    pub fn groups(&self) -> &Groups {
+        &self.groups
+    }
     /// `(out, in)`.
     #[must_use]
     pub fn dim(&self) -> (usize, usize) {
@@ -226,6 +296,26 @@ impl QuantizedMatrix {
         let index = if matches!(self.groups, Groups::Index { .. }) { 32 * columns } else { 0 };
         (out * columns * self.bits.get() as usize + out * groups * per_group + index) as u64
     }
+}
+
+/// Refuses levels above the top of a bit width.
+fn check_levels(levels: ArrayView2<'_, u8>, bits: Bits) -> Result<(), CoreError> {
+    let top = bits.max_level() as u8;
+    if top == u8::MAX {
+        return Ok(());
+    }
+    let largest = match levels.as_slice() {
+        Some(levels) => levels.iter().fold(0, |largest, &l| largest.max(l)),
+        None => levels.iter().fold(0, |largest, &l| largest.max(l)),
+    };
+    if largest <= top {
+        return Ok(());
+    }
+    Err(CoreError::Shape {
+        what: "weight levels",
+        expected: format!("0..={top} at {} bits", bits.get()),
+        found: largest.to_string(),
+    })
 }
 
 /// Rounds one row to nearest: parameters per consecutive group, then levels. The round-to-nearest of `rtn.md` section 1.

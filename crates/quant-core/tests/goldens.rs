@@ -47,7 +47,7 @@ struct Weights<'a> {
 
 fn compare(name: &str, w: ArrayView2<'_, f32>, case: &Weights<'_>, codes: &Array2<f32>, tally: &mut Tally) {
     let q = round_matrix(&case.grid, case.clip.as_ref(), Groups::Size(case.size), w).unwrap();
-    let groups = q.scales.ncols();
+    let groups = q.scales().ncols();
     let top = case.grid.bits.max_level();
     let half = if case.signed { case.grid.bits.mid_level() } else { 0.0 };
     for i in 0..w.nrows() {
@@ -74,7 +74,7 @@ fn compare(name: &str, w: ArrayView2<'_, f32>, case: &Weights<'_>, codes: &Array
             }
             for (j, &x) in range.zip(&group) {
                 tally.codes += 1;
-                if f32::from(q.levels[(i, j)]) - half != codes[(i, j)] {
+                if f32::from(q.levels()[(i, j)]) - half != codes[(i, j)] {
                     tally.different += 1;
                     assert_tie(&format!("{name} ({i}, {j})"), x, theirs.scale);
                 }

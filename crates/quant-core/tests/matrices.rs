@@ -2,8 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use ndarray::{Array2, Axis};
+use proptest::prelude::*;
 use quant_core::matrix::round_matrix;
-use quant_core::{Bits, Convention, CoreError, FloatType, Grid, Groups, QuantizedMatrix, Variant};
+use quant_core::{Bits, Convention, CoreError, FloatType, Grid, Groups, QuantizedMatrix, RowsMut, Variant};
 use quant_testkit::Numbers;
 
 fn grid(convention: Convention, bits: u32, scale_type: FloatType) -> Grid {
@@ -24,8 +25,8 @@ fn a_group_index_is_honoured() {
         let index = Groups::Index { size: 4, of_column: of_column.clone() };
         let indexed = round_matrix(&grid, None, index, w.view()).unwrap();
         let sorted = round_matrix(&grid, None, Groups::Size(4), w.select(Axis(1), &order).view()).unwrap();
-        assert_eq!(indexed.levels.select(Axis(1), &order), sorted.levels);
-        assert_eq!((&indexed.scales, &indexed.zeros), (&sorted.scales, &sorted.zeros));
+        assert_eq!(indexed.levels().select(Axis(1), &order), sorted.levels());
+        assert_eq!((indexed.scales(), indexed.zeros()), (sorted.scales(), sorted.zeros()));
         assert_eq!(indexed.dequantize().select(Axis(1), &order), sorted.dequantize());
     }
 }
@@ -101,4 +102,51 @@ fn parts_that_do_not_fit_are_refused() {
     assert!(new(levels.clone(), part(2, 1), part(2, 2)).is_err());
     assert!(new(levels.clone(), part(2, 2), part(1, 2)).is_err());
     assert!(new(levels + 1, part(2, 2), part(2, 2)).is_err());
+}
+
+/// Rows that are filled one range after the other make the matrix that is made at once, and its parts make it again.
+#[test]
+fn a_matrix_filled_by_rows_is_the_matrix() {
+    let bits = Bits::new(3).unwrap();
+    let levels = Array2::from_shape_fn((5, 10), |(i, j)| ((i * 3 + j) % 8) as u8);
+    let scales = Array2::from_shape_fn((5, 3), |(i, g)| 1.0 + (i * 3 + g) as f32);
+    let zeros = Array2::from_shape_fn((5, 3), |(i, g)| ((i + g) % 8) as f32);
+    let whole =
+        QuantizedMatrix::new(bits, levels.clone(), scales.clone(), zeros.clone(), Groups::Size(4)).unwrap();
+    let mut filled = QuantizedMatrix::unfilled(bits, (5, 10), Some(4));
+    assert_eq!(filled.dim(), whole.dim());
+    for rows in [0..2, 2..3, 3..5] {
+        let part = ndarray::Slice::from(rows.clone());
+        let fill = |mut to: RowsMut<'_>| {
+            to.levels.assign(&levels.slice_axis(Axis(0), part));
+            to.scales.assign(&scales.slice_axis(Axis(0), part));
+            to.zeros.assign(&zeros.slice_axis(Axis(0), part));
+        };
+        filled.fill_rows(rows, fill).unwrap();
+    }
+    assert_eq!(filled, whole);
+    let (bits, levels, scales, zeros, groups) = filled.into_parts();
+    assert_eq!(QuantizedMatrix::new(bits, levels, scales, zeros, groups).unwrap(), whole);
+}
+
+proptest! {
+    /// However rows are filled, no level is above the top of its width afterwards.
+    #[test]
+    fn no_level_is_above_its_width(bits in 1_u32..=8, rows in 1_usize..6, columns in 1_usize..9, seed: u64) {
+        let bits = Bits::new(bits).unwrap();
+        let mut matrix = QuantizedMatrix::unfilled(bits, (rows, columns), None);
+        let mut numbers = Numbers::new(seed);
+        for row in 0..rows {
+            let wanted = Array2::from_shape_simple_fn((1, columns), || (numbers.uniform().abs() * 255.0) as u8);
+            let before = matrix.clone();
+            let filled = matrix.fill_rows(row..row + 1, |mut to| to.levels.assign(&wanted));
+            let top = bits.max_level() as u8;
+            prop_assert_eq!(filled.is_ok(), wanted.iter().all(|l| *l <= top));
+            prop_assert!(matrix.levels().iter().all(|l| *l <= top));
+            let others = |m: &QuantizedMatrix| (0..rows).filter(|r| *r != row).map(|r| m.levels().row(r).to_vec()).collect::<Vec<_>>();
+            prop_assert_eq!(others(&before), others(&matrix));
+        }
+        let (bits, levels, scales, zeros, groups) = matrix.into_parts();
+        prop_assert!(QuantizedMatrix::new(bits, levels, scales, zeros, groups).is_ok());
+    }
 }

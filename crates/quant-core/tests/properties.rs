@@ -38,7 +38,7 @@ proptest! {
         let q = round_matrix(&grid(c, bits), None, Groups::Size(g), w.view()).unwrap();
         let dq = q.dequantize();
         for ((i, j), &v) in w.indexed_iter() {
-            let step = q.scales[(i, j / g)];
+            let step = q.scales()[(i, j / g)];
             prop_assert!((dq[(i, j)] - v).abs() <= 0.5 * step * (1.0 + 1e-5) + 1e-7, "({i}, {j}): {v} -> {}", dq[(i, j)]);
         }
     }
@@ -53,12 +53,12 @@ proptest! {
         let mut outside = 0;
         for (i, row) in w.rows().into_iter().enumerate() {
             let (min, max) = (row.fold(0.0_f32, |a, &b| a.min(b)), row.fold(0.0_f32, |a, &b| a.max(b)));
-            let p = q.scales[(i, 0)] / grid.from_range(min, max).scale;
+            let p = q.scales()[(i, 0)] / grid.from_range(min, max).scale;
             prop_assert!((0.2..=1.0 + 1e-6).contains(&p), "{p}");
             let (lo, hi) = if c == Convention::QAsym { (min, max) } else { (-max.max(-min), max.max(-min)) };
             for (j, &v) in row.iter().enumerate() {
                 if (p * lo..=p * hi).contains(&v) {
-                    let bound = 0.5 * q.scales[(i, 0)] * (1.0 + 1e-5) + 1e-6;
+                    let bound = 0.5 * q.scales()[(i, 0)] * (1.0 + 1e-5) + 1e-6;
                     prop_assert!((dq[(i, j)] - v).abs() <= bound, "({i}, {j}): {v} -> {}, p = {p}", dq[(i, j)]);
                 } else {
                     outside += 1;
@@ -76,7 +76,7 @@ proptest! {
         let q = round_matrix(&grid, None, Groups::Size(16), w.view()).unwrap();
         for ((i, j), &v) in q.dequantize().indexed_iter() {
             let level = grid.level(v, q.params(i, j / 16));
-            prop_assert_eq!(level as u8, q.levels[(i, j)]);
+            prop_assert_eq!(level as u8, q.levels()[(i, j)]);
         }
     }
 
@@ -86,10 +86,10 @@ proptest! {
         let grid = grid(c, bits);
         let q = round_matrix(&grid, None, Groups::Channel, w.view()).unwrap();
         let scaled = round_matrix(&grid, None, Groups::Channel, (&w * 2.0_f32.powi(e)).view()).unwrap();
-        prop_assert_eq!(&scaled.levels, &q.levels);
+        prop_assert_eq!(scaled.levels(), q.levels());
         let swapped = w.select(Axis(0), &[2, 0, 3, 1]);
         let q2 = round_matrix(&grid, None, Groups::Channel, swapped.view()).unwrap();
-        prop_assert_eq!(q2.levels, q.levels.select(Axis(0), &[2, 0, 3, 1]));
+        prop_assert_eq!(q2.levels(), q.levels().select(Axis(0), &[2, 0, 3, 1]));
     }
 
     #[test]
@@ -117,7 +117,7 @@ proptest! {
         for scale_type in [FloatType::Bf16, FloatType::F16] {
             let grid = Grid { scale_type, ..grid(Convention::QSym, bits) };
             let q = round_matrix(&grid, None, Groups::Size(16), normals(seed, 2, 32).view()).unwrap();
-            for &s in &q.scales {
+            for &s in q.scales() {
                 prop_assert_eq!(scale_type.round(s), s);
             }
         }
@@ -273,17 +273,18 @@ fn mis_grouping_shows_in_the_noise() {
     for bits in [2, 3, 4, 6, 8] {
         let q = round_matrix(&grid(Convention::QAsym, bits), None, Groups::Size(128), w.view()).unwrap();
         let predicted =
-            q.scales.iter().map(|&s| f64::from(s).powi(2) / 12.0).sum::<f64>() / q.scales.len() as f64;
+            q.scales().iter().map(|&s| f64::from(s).powi(2) / 12.0).sum::<f64>() / q.scales().len() as f64;
         let noise = |q: &QuantizedMatrix| {
             let squares = q.dequantize().iter().zip(&w).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
             squares / w.len() as f64 / predicted
         };
         assert!((noise(&q) - 1.0).abs() < 0.01, "b={bits}: {}", noise(&q));
         // The same levels under the parameters of a neighbouring group, as a reader with an offset of one would take them.
-        let groups = q.scales.ncols();
+        let groups = q.scales().ncols();
         let next: Vec<usize> = (0..groups).map(|g| (g + 1) % groups).collect();
-        let (scales, zeros) = (q.scales.select(Axis(1), &next), q.zeros.select(Axis(1), &next));
-        let wrong = QuantizedMatrix { scales, zeros, ..q };
+        let (scales, zeros) = (q.scales().select(Axis(1), &next), q.zeros().select(Axis(1), &next));
+        let wrong =
+            QuantizedMatrix::new(q.bits(), q.levels().clone(), scales, zeros, q.groups().clone()).unwrap();
         assert!(noise(&wrong) > 1.2, "b={bits}: {}", noise(&wrong));
     }
 }

@@ -11,7 +11,7 @@
 //! let weight = Array2::from_shape_fn((4, 64), |(i, j)| ((i * 29 + j * 13) % 61) as f32 / 30.0 - 1.0);
 //! let settings = rtn::Rtn { grid: Grid::int8_sym(), group: None, clip: None };
 //! let rounded = rtn::round(&settings, weight.view(), Par::Seq)?;
-//! assert_eq!(rounded.scales.dim(), (4, 1));
+//! assert_eq!(rounded.scales().dim(), (4, 1));
 //!
 //! // A channel whose activations are large hands some of its size to its weights.
 //! let smooth = smoothquant::SmoothQuant { alpha: 0.5, variant: Variant::Exact };

@@ -174,8 +174,8 @@ proptest! {
         let once = round_matrix(&grid, None, Groups::Size(16), w.view()).unwrap();
         let values = once.dequantize();
         for ((i, j), &v) in values.indexed_iter() {
-            let params = once.params(i, once.groups.of(j));
-            prop_assert_eq!(params.level(v, grid.bits.max_level()), f32::from(once.levels[(i, j)]));
+            let params = once.params(i, once.groups().of(j));
+            prop_assert_eq!(params.level(v, grid.bits.max_level()), f32::from(once.levels()[(i, j)]));
             prop_assert_eq!(params.fake(v, grid.bits.max_level()), v);
         }
     }

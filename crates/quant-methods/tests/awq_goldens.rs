@@ -288,12 +288,12 @@ fn compare_weights(
     let ours = rounded.dequantize();
     let (mut off, mut all) = (0, 0);
     for ((i, j), &want) in official.indexed_iter() {
-        let group = rounded.groups.of(j);
+        let group = rounded.groups().of(j);
         if agreed.is_some_and(|agreed| !agreed[(i, group)]) {
             continue;
         }
         all += 1;
-        let (difference, step) = ((ours[(i, j)] - want).abs(), rounded.scales[(i, group)]);
+        let (difference, step) = ((ours[(i, j)] - want).abs(), rounded.scales()[(i, group)]);
         assert!(difference <= 1.01 * step, "{name} [{i}, {j}]: {} {want}, step {step}", ours[(i, j)]);
         if difference > 1e-3 * step {
             off += 1;

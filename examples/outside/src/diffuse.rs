@@ -14,7 +14,7 @@
 //! It needs no data and no row needs another, so weights are rounded as their rows are read.
 
 use ptq::core::matrix::{check_finite, check_scales};
-use ptq::core::{ActOrder, CoreError, FloatType, Grid, Groups, QuantizedMatrix};
+use ptq::core::{ActOrder, CoreError, FloatType, Grid, QuantizedMatrix};
 use ptq::graph::LinearSpec;
 use ptq::methods::rounding::{CONVENTION, SCHEME, SYMMETRIC, VARIANT};
 use ptq::methods::settings::FieldKind;
@@ -22,7 +22,7 @@ use ptq::methods::{
     Convention, Field, Method, MethodError, MethodKind, Modifier, Par, PlannedRounding, Prepared, Rounded,
     Rounding, RowRounding, Solver, WeightSettings,
 };
-use ptq::ndarray::{Array2, ArrayView2, Axis, Slice};
+use ptq::ndarray::{ArrayView2, Axis, Slice};
 use std::sync::Arc;
 
 /// The line of the registry: what `ptq list` and the schema say, and how a section of a recipe becomes a method.
@@ -115,16 +115,8 @@ struct Rows {
 }
 
 impl Rows {
-    fn new(settings: Diffusion, (out, columns): (usize, usize)) -> Self {
-        let groups = Groups::from_size(settings.group);
-        let count = groups.count(columns);
-        let matrix = QuantizedMatrix {
-            bits: settings.grid.bits,
-            levels: Array2::zeros((out, columns)),
-            scales: Array2::ones((out, count)),
-            zeros: Array2::zeros((out, count)),
-            groups,
-        };
+    fn new(settings: Diffusion, shape: (usize, usize)) -> Self {
+        let matrix = QuantizedMatrix::unfilled(settings.grid.bits, shape, settings.group);
         Self { settings, matrix }
     }
 }
@@ -143,24 +135,26 @@ impl RowRounding for Rows {
         }
         check_finite(rows).map_err(|error| error.in_rows_from(first))?;
         let Self { settings: Diffusion { grid, strength, .. }, matrix } = self;
-        let size = matrix.groups.size(columns);
-        for (i, row) in rows.rows().into_iter().enumerate() {
-            let row = row.to_vec();
-            let mut error = 0.0;
-            for (g, group) in row.chunks(size).enumerate() {
-                // The range is that of the weights; an error that leads out of it is clipped like any value.
-                let params = grid.params(group, None);
-                matrix.scales[(first + i, g)] = params.scale;
-                matrix.zeros[(first + i, g)] = params.zero;
-                for (j, &w) in group.iter().enumerate() {
-                    let wanted = w + *strength * error;
-                    let level = grid.level(wanted, params);
-                    matrix.levels[(first + i, g * size + j)] = level as u8;
-                    error = wanted - params.value(level);
+        let size = matrix.groups().size(columns);
+        matrix.fill_rows(first..end, |mut filled| {
+            for (i, row) in rows.rows().into_iter().enumerate() {
+                let row = row.to_vec();
+                let mut error = 0.0;
+                for (g, group) in row.chunks(size).enumerate() {
+                    // The range is that of the weights; an error that leads out of it is clipped like any value.
+                    let params = grid.params(group, None);
+                    filled.scales[(i, g)] = params.scale;
+                    filled.zeros[(i, g)] = params.zero;
+                    for (j, &w) in group.iter().enumerate() {
+                        let wanted = w + *strength * error;
+                        let level = grid.level(wanted, params);
+                        filled.levels[(i, g * size + j)] = level as u8;
+                        error = wanted - params.value(level);
+                    }
                 }
             }
-        }
-        let scales = matrix.scales.slice_axis(Axis(0), Slice::from(first..end));
+        })?;
+        let scales = matrix.scales().slice_axis(Axis(0), Slice::from(first..end));
         check_scales(scales, grid.scale_type).map_err(|error| error.in_rows_from(first))?;
         Ok(())
     }
@@ -206,7 +200,7 @@ mod tests {
         let full = Diffusion { grid: Grid::int4_asym(), group: None, strength: 1.0 };
         let matrix = full.round(bounded.view()).unwrap();
         let error = &bounded - &matrix.dequantize();
-        for (row, scales) in error.axis_iter(Axis(0)).zip(matrix.scales.rows()) {
+        for (row, scales) in error.axis_iter(Axis(0)).zip(matrix.scales().rows()) {
             let mut sum = 0.0_f32;
             for value in row {
                 sum += value;
@@ -217,7 +211,7 @@ mod tests {
         // Round-to-nearest is not bounded so.
         let nearest = Diffusion { strength: 0.0, ..full }.round(bounded.view()).unwrap();
         let sums = (&bounded - &nearest.dequantize()).sum_axis(Axis(1));
-        assert!(sums.iter().zip(nearest.scales.column(0)).any(|(sum, step)| sum.abs() > *step));
+        assert!(sums.iter().zip(nearest.scales().column(0)).any(|(sum, step)| sum.abs() > *step));
     }
 
     #[test]

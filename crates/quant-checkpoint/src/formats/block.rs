@@ -105,30 +105,30 @@ fn check_linear(
     match (scheme.weight, params.weight.quantized()) {
         (None, None) => {}
         (Some(want), Some(found)) => {
-            let groups = match (want.act_order, want.group, &found.groups) {
+            let groups = match (want.act_order, want.group, found.groups()) {
                 (ActOrder::Dynamic, Some(g), Groups::Index { size, .. }) => *size == g,
                 (ActOrder::None | ActOrder::Static, Some(g), Groups::Size(size)) => *size == g,
                 (_, None, Groups::Channel) => true,
                 _ => false,
             };
-            if want.bits != found.bits || !groups {
+            if want.bits != found.bits() || !groups {
                 return wrong(
                     format!("{want:?}"),
-                    format!("{} bits, {} groups", found.bits.get(), found.scales.ncols()),
+                    format!("{} bits, {} groups", found.bits().get(), found.scales().ncols()),
                 );
             }
             if want.symmetric && !want.binary && !found.is_symmetric() {
                 return wrong("symmetric levels".to_owned(), "a zero level off the middle".to_owned());
             }
-            if let Some(bad) = found.scales.iter().find(|s| !s.is_finite() || **s <= 0.0) {
+            if let Some(bad) = found.scales().iter().find(|s| !s.is_finite() || **s <= 0.0) {
                 return wrong("positive scales".to_owned(), bad.to_string());
             }
             // A static linear executes the product of its scales, which formats keep finer; where one stores the weight
             // scale all the same, making its bytes checks it.
             let held = !matches!(params.input, Some(ActQuant::Static { .. }));
-            if let Some(at) = found.scales.iter().position(|s| held && scale_type.round(*s) != *s) {
+            if let Some(at) = found.scales().iter().position(|s| held && scale_type.round(*s) != *s) {
                 let subject = format!("{module}.weight_scale, element {at}");
-                let rough = found.scales.iter().nth(at).copied().unwrap_or_default();
+                let rough = found.scales().iter().nth(at).copied().unwrap_or_default();
                 return Err(not_encodable(
                     format,
                     subject,

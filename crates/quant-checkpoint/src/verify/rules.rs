@@ -181,11 +181,11 @@ fn is_finite(weight: &LinearWeight) -> bool {
         LinearWeight::Float(_) => true,
         LinearWeight::Quantized(matrix) => {
             // The largest step of any level from any zero bounds every value of a group.
-            let top = matrix.bits.max_level();
+            let top = matrix.bits().max_level();
             matrix
-                .scales
+                .scales()
                 .iter()
-                .zip(&matrix.zeros)
+                .zip(matrix.zeros())
                 .all(|(s, z)| (s * z.abs().max((top - z).abs())).is_finite())
         }
     }

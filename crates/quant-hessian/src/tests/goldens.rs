@@ -152,7 +152,7 @@ impl<'a> Case<'a> {
         let name = self.name;
         let factor = prepare(hessian(self.golden), &self.settings, Par::Seq).unwrap();
         let result = gptq(weight.view(), &factor, &self.config, Par::Seq).unwrap();
-        let groups = &result.matrix.groups;
+        let groups = result.matrix.groups();
         for (column, &group) in self.golden.vector(&format!("{name}.g_idx")).iter().enumerate() {
             assert_eq!(groups.of(column), group as usize, "{name}: group of column {column}");
         }
@@ -164,7 +164,7 @@ impl<'a> Case<'a> {
             assert!(differ <= 2, "{name}: {differ} positions of the order differ");
         }
 
-        let codes = result.matrix.levels.mapv(|l| f32::from(l) - self.offset);
+        let codes = result.matrix.levels().mapv(|l| f32::from(l) - self.offset);
         let want = self.matrix("codes");
         let explain = self.explain(&factor, h, weight, groups);
         let (mut different, mut clean) = (0, Vec::new());
@@ -180,9 +180,9 @@ impl<'a> Case<'a> {
         assert!(different * 1000 <= codes.len(), "{name}: {different} of {} codes differ", codes.len());
 
         let want = self.matrix("scale");
-        let scale_error = frobenius(&(&result.matrix.scales - &want)) / frobenius(&want);
+        let scale_error = frobenius(&(result.matrix.scales() - &want)) / frobenius(&want);
         assert!(scale_error <= 1e-5, "{name}: scales differ by {scale_error:e}");
-        let (zeros, want) = (result.matrix.zeros.mapv(|z| z - self.offset), self.matrix("zero"));
+        let (zeros, want) = (result.matrix.zeros().mapv(|z| z - self.offset), self.matrix("zero"));
         assert_eq!(zeros, want, "{name}: zero levels");
 
         let loss = close(name, result.loss(), self.number("loss"), 1e-3);

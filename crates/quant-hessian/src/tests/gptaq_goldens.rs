@@ -45,19 +45,19 @@ fn check(case: &Case<'_>, golden: &Golden, name: &str, weight: &Array2<f32>) {
     let result = gptaq(weight.view(), &factor, &correction, &config, Par::Seq).unwrap();
 
     for (column, &group) in golden.vector(&format!("{name}.g_idx")).iter().enumerate() {
-        assert_eq!(result.matrix.groups.of(column), group as usize, "{name}: group of column {column}");
+        assert_eq!(result.matrix.groups().of(column), group as usize, "{name}: group of column {column}");
     }
     if case.has("perm") {
         let perm = golden.vector(&format!("{name}.perm"));
         assert!(factor.order().unwrap().iter().zip(&perm).all(|(&a, &b)| a as f32 == b), "{name}: order");
     }
-    let codes = result.matrix.levels.mapv(|l| f32::from(l) - case.offset);
+    let codes = result.matrix.levels().mapv(|l| f32::from(l) - case.offset);
     let want = case.matrix("codes");
     let wrong = |row: usize| codes.row(row).iter().zip(want.row(row)).filter(|(a, b)| a != b).count();
     let different: usize = (0..weight.nrows()).map(wrong).sum();
     assert!(different * 1000 <= codes.len(), "{name}: {different} of {} codes differ", codes.len());
-    same(&format!("{name}: scales"), &result.matrix.scales, &case.matrix("scale"), 1e-5);
-    let zeros = result.matrix.zeros.mapv(|z| z - case.offset);
+    same(&format!("{name}: scales"), result.matrix.scales(), &case.matrix("scale"), 1e-5);
+    let zeros = result.matrix.zeros().mapv(|z| z - case.offset);
     assert_eq!(zeros, case.matrix("zero"), "{name}: zero levels");
 
     let loss = close(name, result.loss(), case.number("loss"), 1e-3);
@@ -81,7 +81,7 @@ fn check(case: &Case<'_>, golden: &Golden, name: &str, weight: &Array2<f32>) {
         let first =
             (0..weight.ncols()).map(|k| problem.column(k)).find(|&c| codes[(row, c)] != want[(row, c)]);
         let column = first.unwrap();
-        let scale = result.matrix.scales[(row, result.matrix.groups.of(column))];
+        let scale = result.matrix.scales()[(row, result.matrix.groups().of(column))];
         let steps = reference.updated[(row, column)] / f64::from(scale);
         let distance = (steps - steps.floor() - 0.5).abs();
         assert!(distance < 1e-4, "{name} ({row}, {column}): {distance} of a step from a half step");

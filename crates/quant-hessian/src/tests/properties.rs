@@ -68,8 +68,8 @@ proptest! {
         };
         let (full, less) = (run(&weight, &full), run(&weight_less, &less));
         prop_assert!(full.dequantize().column(at).iter().all(|&w| w == 0.0));
-        prop_assert_eq!(full.levels.select(Axis(1), &keep), less.levels);
-        prop_assert_eq!((full.scales, full.zeros), (less.scales, less.zeros));
+        prop_assert_eq!(full.levels().select(Axis(1), &keep), less.levels());
+        prop_assert_eq!((full.scales(), full.zeros()), (less.scales(), less.zeros()));
 
         // The prepared factor names it.
         let factor = prepare(hessian(&x), &FactorSettings::default(), Par::Seq).unwrap();
@@ -137,7 +137,7 @@ impl Permuted {
             let p = Prepared::new(h, act_order, 0.01);
             let result =
                 solve(weight.view(), &p.panels(), None, p.order.as_deref(), &p.dead, &config, Par::Seq);
-            result.unwrap().matrix.levels
+            result.unwrap().matrix.levels().clone()
         };
         let moved = self.h.select(Axis(0), &self.order).select(Axis(1), &self.order);
         let plain = run(&self.weight, &self.h).select(Axis(1), &self.order);
@@ -180,10 +180,10 @@ fn better_than_rounding_and_nearly_blind_to_the_block_size() {
     }
     let base =
         GptqConfig { group: Some(96), static_groups: true, ..GptqConfig::new(grid(Convention::QAsym, 4)) };
-    let reference = gptq(weight.view(), &factor, &base, Par::Seq).unwrap().matrix.levels;
+    let reference = gptq(weight.view(), &factor, &base, Par::Seq).unwrap().matrix.levels().clone();
     for block in [1, 32, 384] {
         let config = GptqConfig { block, ..base.clone() };
-        let levels = gptq(weight.view(), &factor, &config, Par::Seq).unwrap().matrix.levels;
+        let levels = gptq(weight.view(), &factor, &config, Par::Seq).unwrap().matrix.levels().clone();
         let differ = levels.iter().zip(&reference).filter(|(a, b)| a != b).count();
         println!("block {block}: {differ} of {} codes differ", levels.len());
         assert!(differ * 1000 <= levels.len());
@@ -220,7 +220,10 @@ fn a_row_does_not_know_threads_tiles_or_neighbours() {
             );
         }
         let some = gptq(weight.slice_axis(Axis(0), Slice::from(100..107)), &one, &config, Par::Seq).unwrap();
-        assert_eq!(some.matrix.levels, reference.matrix.levels.slice_axis(Axis(0), Slice::from(100..107)));
+        assert_eq!(
+            some.matrix.levels(),
+            reference.matrix.levels().slice_axis(Axis(0), Slice::from(100..107))
+        );
         assert_eq!(some.row_losses, reference.row_losses[100..107]);
 
         let plan = GroupPlan::Dynamic(48);
@@ -246,7 +249,7 @@ fn a_row_does_not_know_threads_tiles_or_neighbours() {
                 _ => run_tiles::<f32, 256>(&problem, outputs, Par::Seq),
             }
             .unwrap();
-            assert_eq!(reference.matrix.levels.as_slice().unwrap(), levels, "tiles of {height}");
+            assert_eq!(reference.matrix.levels().as_slice().unwrap(), levels, "tiles of {height}");
             assert_eq!(reference.row_losses, losses, "tiles of {height}");
         }
     }
@@ -325,14 +328,14 @@ fn a_dead_column_at_one_bit_takes_the_side_of_zero() {
         };
         // A weight far beyond μ on the side away from zero would round the other way.
         let far = solve(0.25);
-        let g = far.groups.of(dead);
+        let g = far.groups().of(dead);
         for row in 0..rows {
             let params = far.params(row, g);
             let (low, high) = (params.value(0.0), params.value(1.0));
             let mean = (low + high) / 2.0;
             assert!(low != 0.0 && high != 0.0 && (mean > 0.0) == (row % 2 == 0), "row {row}: {low} {high}");
             let expected = u8::from(mean <= 0.0);
-            assert_eq!(far.levels[(row, dead)], expected, "row {row}, {group:?}");
+            assert_eq!(far.levels()[(row, dead)], expected, "row {row}, {group:?}");
             assert_eq!(
                 far.dequantize()[(row, dead)],
                 if expected == 1 { high } else { low },

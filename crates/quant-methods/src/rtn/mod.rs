@@ -5,9 +5,9 @@ use crate::{
     Method, MethodError, MethodKind, Modifier, PlannedRounding, Prepared, Rounded, Rounding, RowRounding,
     Solver, WeightSettings,
 };
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, Slice};
+use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice};
 use quant_core::matrix::{check_finite, check_scales, round_row};
-use quant_core::{ActOrder, ClipSearch, CoreError, FloatType, Grid, Groups, QuantizedMatrix};
+use quant_core::{ActOrder, ClipSearch, CoreError, FloatType, Grid, QuantizedMatrix, RowsMut};
 use quant_graph::LinearSpec;
 use quant_kernels::{Par, vectorized};
 use rayon::prelude::*;
@@ -80,16 +80,8 @@ struct ByRows {
 }
 
 impl ByRows {
-    fn new(rtn: Rtn, (out, columns): (usize, usize)) -> Self {
-        let groups = Groups::from_size(rtn.group);
-        let count = groups.count(columns);
-        let matrix = QuantizedMatrix {
-            bits: rtn.grid.bits,
-            levels: Array2::zeros((out, columns)),
-            scales: Array2::ones((out, count)),
-            zeros: Array2::zeros((out, count)),
-            groups,
-        };
+    fn new(rtn: Rtn, shape: (usize, usize)) -> Self {
+        let matrix = QuantizedMatrix::unfilled(rtn.grid.bits, shape, rtn.group);
         Self { rtn, matrix }
     }
 }
@@ -108,7 +100,7 @@ impl RowRounding for ByRows {
         }
         let rows = rows.as_standard_layout();
         let Self { rtn, matrix } = self;
-        let size = matrix.groups.size(columns);
+        let size = matrix.groups().size(columns);
         let round_tile = |(((rows, mut levels), mut scales), mut zeros): Tile<'_>| -> bool {
             vectorized(
                 // Without it the loops are compiled for the baseline instruction set.
@@ -133,24 +125,23 @@ impl RowRounding for ByRows {
             )
         };
         let span = Slice::from(first..end);
-        let mut levels = matrix.levels.slice_axis_mut(Axis(0), span);
-        let mut scales = matrix.scales.slice_axis_mut(Axis(0), span);
-        let mut zeros = matrix.zeros.slice_axis_mut(Axis(0), span);
-        let tiles: Vec<Tile<'_>> = rows
-            .axis_chunks_iter(Axis(0), TILE)
-            .zip(levels.axis_chunks_iter_mut(Axis(0), TILE))
-            .zip(scales.axis_chunks_iter_mut(Axis(0), TILE))
-            .zip(zeros.axis_chunks_iter_mut(Axis(0), TILE))
-            .collect();
-        let finite = match par {
-            Par::Seq => tiles.into_iter().all(round_tile),
-            Par::Threads(_) => tiles.into_par_iter().all(round_tile),
-        };
+        let finite = matrix.fill_rows(first..end, |RowsMut { mut levels, mut scales, mut zeros }| {
+            let tiles: Vec<Tile<'_>> = rows
+                .axis_chunks_iter(Axis(0), TILE)
+                .zip(levels.axis_chunks_iter_mut(Axis(0), TILE))
+                .zip(scales.axis_chunks_iter_mut(Axis(0), TILE))
+                .zip(zeros.axis_chunks_iter_mut(Axis(0), TILE))
+                .collect();
+            match par {
+                Par::Seq => tiles.into_iter().all(round_tile),
+                Par::Threads(_) => tiles.into_par_iter().all(round_tile),
+            }
+        })?;
         if !finite {
             // Tiles stop in any order; the error names the first place.
             check_finite(rows.view()).map_err(|error| error.in_rows_from(first))?;
         }
-        let scales = matrix.scales.slice_axis(Axis(0), span);
+        let scales = matrix.scales().slice_axis(Axis(0), span);
         check_scales(scales, rtn.grid.scale_type).map_err(|error| error.in_rows_from(first))?;
         Ok(())
     }

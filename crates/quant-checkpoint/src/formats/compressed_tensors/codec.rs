@@ -60,22 +60,22 @@ fn part(model: FloatType, name: &str, suffix: &str, linear: &LinearParams) -> Re
         LinearWeight::Quantized(matrix) => matrix,
     };
     match (suffix, linear.input) {
-        ("weight", _) => Ok(int8_bytes(matrix.levels.view())),
-        ("weight_packed", _) => Ok(word_bytes(pack_rows(matrix.levels.view(), matrix.bits))),
+        ("weight", _) => Ok(int8_bytes(matrix.levels().view())),
+        ("weight_packed", _) => Ok(word_bytes(pack_rows(matrix.levels().view(), matrix.bits()))),
         ("weight_shape", _) => {
             let (rows, columns) = matrix.dim();
             Ok([rows, columns].iter().flat_map(|&d| (d as u64).to_le_bytes()).collect())
         }
-        ("weight_scale", _) => float_bytes(ID, name, matrix.scales.iter().copied(), model, Loss::None),
+        ("weight_scale", _) => float_bytes(ID, name, matrix.scales().iter().copied(), model, Loss::None),
         ("weight_zero_point", input) => {
             if !matrix.has_integer_zeros() {
-                let expected = format!("integer zero levels of {} bits", matrix.bits.get());
+                let expected = format!("integer zero levels of {} bits", matrix.bits().get());
                 return Err(not_encodable(ID, name, expected, "another number"));
             }
-            let levels = matrix.zeros.mapv(|z| z as u8);
+            let levels = matrix.zeros().mapv(|z| z as u8);
             Ok(match input {
                 Some(_) => int8_bytes(levels.view()),
-                None => word_bytes(pack_columns(levels.view(), matrix.bits)),
+                None => word_bytes(pack_columns(levels.view(), matrix.bits())),
             })
         }
         ("input_scale", Some(ActQuant::Static { params, .. })) => {

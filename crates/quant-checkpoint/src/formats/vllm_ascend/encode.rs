@@ -91,9 +91,9 @@ fn part(spec: &ModelSpec, name: &str, suffix: &str, linear: &LinearParams) -> Re
         }
         LinearWeight::Quantized(matrix) => matrix,
     };
-    let scales = || matrix.scales.column(0).iter().copied().collect::<Vec<_>>();
+    let scales = || matrix.scales().column(0).iter().copied().collect::<Vec<_>>();
     match suffix {
-        "weight" => Ok(int8_bytes(matrix.levels.view())),
+        "weight" => Ok(int8_bytes(matrix.levels().view())),
         "weight_scale" => float_bytes(ID, name, scales(), FloatType::F32, Loss::None),
         "weight_offset" => Ok(vec![0; matrix.dim().0 * 4]),
         "bias" => float_bytes(ID, name, linear.bias.iter().flatten().copied(), FloatType::F32, Loss::None),
@@ -138,7 +138,7 @@ fn static_part(
         _ => {
             let products = deq_scales(name, matrix, input.scale)?;
             let mut words = Vec::with_capacity(products.len());
-            for (row, (levels, scale)) in matrix.levels.rows().into_iter().zip(products).enumerate() {
+            for (row, (levels, scale)) in matrix.levels().rows().into_iter().zip(products).enumerate() {
                 let sum: i64 = levels.iter().map(|&l| i64::from(l) - 128).sum();
                 words.push(quant_bias(name, row, bias.map_or(0.0, |b| b[row]), scale, offset, sum)?);
             }
@@ -168,7 +168,7 @@ fn deq_scales(name: &str, matrix: &QuantizedMatrix, input: f32) -> Result<Vec<f3
             Err(not_encodable(ID, name, "scales whose product is a normal f32", found))
         }
     };
-    matrix.scales.column(0).iter().map(product).collect()
+    matrix.scales().column(0).iter().map(product).collect()
 }
 
 /// `round(bias / deq_scale − input_offset · Σ w)`, half to even.
