@@ -170,6 +170,7 @@ impl RowRounding for Rows {
 mod tests {
     use super::*;
     use ptq::core::matrix::round_matrix;
+    use ptq::ndarray::Array2;
 
     /// Values in (−1, 1) that do not repeat within a row.
     fn weight(out: usize, columns: usize) -> Array2<f32> {
