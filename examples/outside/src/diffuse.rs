@@ -169,6 +169,7 @@ impl RowRounding for Rows {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ptq::core::Groups;
     use ptq::core::matrix::round_matrix;
     use ptq::ndarray::Array2;
 
