@@ -115,7 +115,8 @@ impl ModelMemory {
         let (tokens, hidden) = (lengths.iter().sum::<usize>(), spec.hidden as u64);
         let longest = lengths.iter().copied().max().unwrap_or(0);
         let at_once = if lengths.len() >= threads { threads } else { 1 } as u64;
-        let widths = 3 * hidden + 2 * (spec.query_width() + spec.kv_width()) as u64;
+        // A copy of the hidden states and their norm, queries, keys, values and what attention makes of them.
+        let widths = 2 * hidden + 2 * (spec.query_width() + spec.kv_width()) as u64;
         // What gate and up compute, and the packed input of down.
         let mlp = (MLP_ROWS.min(longest) as u64) * (2 * hidden + 3 * spec.intermediate as u64);
         // Arrays of a sequence come and go in many orders; its thread's part of the heap keeps a third more.
