@@ -71,9 +71,9 @@ fn operations(plan: &Plan, lengths: &[usize]) -> f64 {
     let spec = &plan.spec;
     let tokens = lengths.iter().sum::<usize>();
     // The float stream passes a block once more where it is looked at before the transforms and goes on behind them.
-    let statistics = |i: usize| spec.block(i).stages.iter().any(|s| !plan.needs_at(i, s).float.is_empty());
+    let looked_at = || spec.block(0).stages.iter().any(|stage| !plan.needs_at(0, stage).float.is_empty());
     let again = usize::from(plan.streams.deployed && !plan.true_sequential())
-        + usize::from(plan.streams.together && statistics(0));
+        + usize::from(plan.streams.together && looked_at());
     let once = 2.0 * tokens as f64 * spec.block_parameters() as f64 + attention(spec, lengths);
     let forward = (plan.streams.count() + again) as f64 * once;
     let mut all = spec.layers as f64 * forward / FORWARD;

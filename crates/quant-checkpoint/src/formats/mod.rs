@@ -114,7 +114,7 @@ impl BlockSideData {
 ///
 /// # Errors
 /// [`CheckpointError::NotEncodable`](crate::CheckpointError::NotEncodable) naming the first value that the type does not hold,
-/// [`CheckpointError::Unsupported`](crate::CheckpointError::Unsupported) for a type that is no float type.
+/// or a type that is no float type.
 pub fn stored_floats(name: &str, values: impl IntoIterator<Item = f32>, dtype: Dtype) -> Result<Vec<u8>> {
     let kinds = [FloatType::F32, FloatType::F16, FloatType::Bf16];
     match kinds.into_iter().find(|kind| float_dtype(*kind) == dtype) {

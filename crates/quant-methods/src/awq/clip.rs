@@ -3,7 +3,7 @@
 use super::energy::Energy;
 use super::round::clipped_differences;
 use super::{channels, refused, tiles};
-use crate::MethodError;
+use crate::{MethodError, Spacing};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, Slice};
 use quant_core::matrix::check_finite;
 use quant_core::{Grid, Groups};
@@ -46,7 +46,7 @@ impl Clip {
 /// fewer. The published code looks at 512 (to 1023) of them.
 #[must_use]
 pub fn every_token(mut tokens: ArrayView2<'_, f32>, count: usize) -> ArrayView2<'_, f32> {
-    let step = (tokens.nrows() / count.max(1)).max(1);
+    let step = Spacing::AtLeast(count).step(tokens.nrows());
     tokens.slice_axis_inplace(Axis(0), Slice::from(..).step_by(step as isize));
     tokens
 }

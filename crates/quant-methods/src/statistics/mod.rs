@@ -98,21 +98,3 @@ pub struct SiteStatistics {
     /// Of the deployed model.
     pub deployed: Gathered,
 }
-
-impl SiteStatistics {
-    /// What was gathered of one stream.
-    #[must_use]
-    pub fn of(&self, stream: Stream) -> &Gathered {
-        match stream {
-            Stream::Float => &self.float,
-            Stream::Deployed => &self.deployed,
-        }
-    }
-    /// The same, to add to it or to take from it.
-    pub fn of_mut(&mut self, stream: Stream) -> &mut Gathered {
-        match stream {
-            Stream::Float => &mut self.float,
-            Stream::Deployed => &mut self.deployed,
-        }
-    }
-}
