@@ -61,7 +61,7 @@ impl fmt::Display for Outcome {
 /// One factorisation tried.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Attempt {
-    /// Fraction of the mean diagonal.
+    /// Fraction of its unit, which [`FactorSettings::damping_unit`](crate::FactorSettings::damping_unit) names.
     pub damping: f64,
     /// What was added to the diagonal.
     pub lambda: f64,

@@ -185,8 +185,21 @@ impl CrossGram {
         Ok(2.0 / self.sequences as f64)
     }
     /// The transposed sum, row-major, `sum[k n + j] = N/2 · d_jk`; without [`Self::is_whole`], only for `j <= k`.
-    pub(crate) fn into_transposed_sum(self) -> Vec<f32> {
-        self.sum.into_raw_vec_and_offset().0
+    ///
+    /// # Errors
+    /// [`HessianError::NotFiniteCross`].
+    pub(crate) fn into_finite_transposed_sum(self, par: Par) -> Result<Vec<f32>, HessianError> {
+        let (n, all) = (self.n(), self.all);
+        let sum = self.sum.into_raw_vec_and_offset().0;
+        let check = |(k, row): (usize, &[f32])| {
+            let read = if all { row } else { &row[..=k] };
+            match read.iter().position(|x| !x.is_finite()) {
+                Some(j) => Err(HessianError::NotFiniteCross { row: j, column: k, value: row[j] }),
+                None => Ok(()),
+            }
+        };
+        tasks::for_each(sum.chunks(n.max(1)).enumerate(), par, || (), |(), row| check(row))?;
+        Ok(sum)
     }
 }
 

@@ -7,6 +7,7 @@ use crate::attempt::{Attempt, Outcome, Precision};
 use crate::cholesky::BLOCK;
 use crate::panels::Panels;
 use crate::residual::residual;
+use crate::triangle::largest_eigenvalue;
 use crate::{Hessian, HessianError, tasks};
 
 /// Which library computes the Cholesky factor.
@@ -22,13 +23,27 @@ pub enum FactorBackend {
     Lapack,
 }
 
+/// What a damping is a fraction of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DampingUnit {
+    /// The mean diagonal entry, after dead columns were set to 1: GPTQ.
+    #[default]
+    MeanDiagonal,
+    /// The largest eigenvalue of `H`, by power iteration: Qronos. A damping that fails is repeated with ten times as much.
+    LargestEigenvalue,
+}
+
 /// How [`prepare`] turns a Hessian into a factor.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct FactorSettings {
-    /// λ is this fraction of the mean diagonal (after dead columns were set to 1); `percdamp` of the published code.
+    /// λ is this fraction of [`damping_unit`](Self::damping_unit); `percdamp` of the published GPTQ.
     pub damping: f64,
-    /// Added to the fraction after every failure; 0.0015 in Quantized-Reasoning-Models. The sum must stay below 1.
+    /// What it is a fraction of.
+    pub damping_unit: DampingUnit,
+    /// Added to a fraction of the mean diagonal after every failure; 0.0015 in Quantized-Reasoning-Models. The sum must stay
+    /// below 1.
     pub damping_step: f64,
     /// Dampings tried at most.
     pub max_dampings: usize,
@@ -54,6 +69,7 @@ impl Default for FactorSettings {
     fn default() -> Self {
         Self {
             damping: 0.01,
+            damping_unit: DampingUnit::MeanDiagonal,
             damping_step: 0.0015,
             max_dampings: 32,
             act_order: false,
@@ -66,7 +82,16 @@ impl Default for FactorSettings {
 }
 
 impl FactorSettings {
-    /// The residual accepted at a damping; see [`residual_tolerance`](Self::residual_tolerance).
+    /// The fraction of the k-th try.
+    fn damping_at(&self, k: usize) -> f64 {
+        match self.damping_unit {
+            DampingUnit::MeanDiagonal => self.damping + self.damping_step * k as f64,
+            DampingUnit::LargestEigenvalue if k == 0 => self.damping,
+            DampingUnit::LargestEigenvalue => self.damping.max(1e-9) * 10_f64.powi(k as i32),
+        }
+    }
+
+    /// The residual accepted at a damping that is this fraction of the mean diagonal; see [`residual_tolerance`](Self::residual_tolerance).
     pub(crate) fn tolerance(&self, damping: f64) -> f64 {
         (0.1 * damping).max(1e-5).min(self.residual_tolerance)
     }
@@ -102,8 +127,11 @@ pub struct FactorReport {
     pub min_diagonal: f64,
     /// Largest diagonal entry.
     pub max_diagonal: f64,
-    /// Mean diagonal entry, the unit of the damping.
+    /// Mean diagonal entry, the unit of residuals and, unless the settings say otherwise, of the damping.
     pub mean_diagonal: f64,
+    /// Largest eigenvalue, where it is the unit of the damping.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub largest_eigenvalue: Option<f64>,
     /// Smallest and largest `R_kk²`: their ratio bounds the condition of `H_d` from below.
     pub pivot_range: (f64, f64),
 }
@@ -112,7 +140,7 @@ impl FactorReport {
     fn accepted(&self) -> Option<&Attempt> {
         self.attempts.last()
     }
-    /// The fraction of the mean diagonal that was added in the end.
+    /// The damping in the end, as a fraction of its unit.
     #[must_use]
     pub fn damping_used(&self) -> f64 {
         self.accepted().map_or(0.0, |a| a.damping)
@@ -146,6 +174,8 @@ pub struct Factor {
     pub(crate) panels: Panels<f32>,
     pub(crate) order: Option<Vec<u32>>,
     pub(crate) dead: Vec<bool>,
+    /// `H_jj` of the column that is processed first, before damping; 0 if it is dead.
+    pub(crate) first_diagonal: f64,
     report: FactorReport,
 }
 
@@ -265,15 +295,15 @@ impl Damped<'_> {
         out
     }
 
-    /// One factorisation: the accepted Cholesky factor with its residual, or why there is none.
+    /// One factorisation: the accepted Cholesky factor with its residual, or why there is none. `unit` is the mean diagonal.
     fn attempt<T: Backend>(
         &self,
-        damping: f64,
+        lambda: f64,
         unit: f64,
         settings: &FactorSettings,
         par: Par,
     ) -> (Outcome, Option<Vec<T>>) {
-        let (lambda, tolerance) = (damping * unit, settings.tolerance(damping));
+        let tolerance = settings.tolerance(lambda / unit);
         let n = self.n();
         let mut lower = self.reversed::<T>(lambda, par);
         if let Err(error) = T::factorise(&mut lower, n, settings.backend, par) {
@@ -344,7 +374,14 @@ pub fn prepare(hessian: Hessian, settings: &FactorSettings, par: Par) -> Result<
     let order = settings.act_order.then(|| descending(&diagonal));
     let mean = diagonal.iter().map(|&d| f64::from(d)).sum::<f64>() / n.max(1) as f64;
     let mut attempts = Vec::new();
-    let panels = factorise(hessian, &diagonal, order.as_deref(), mean, settings, &mut attempts, par);
+    let largest_eigenvalue = match settings.damping_unit {
+        DampingUnit::MeanDiagonal => None,
+        DampingUnit::LargestEigenvalue => {
+            Some(hessian.scale()? * largest_eigenvalue(hessian.lower_sum(), n, par))
+        }
+    };
+    let units = (largest_eigenvalue.unwrap_or(mean), mean);
+    let panels = factorise(hessian, &diagonal, order.as_deref(), units, settings, &mut attempts, par);
     let Some(panels) = panels? else {
         return Err(HessianError::NotPositiveDefinite { attempts });
     };
@@ -355,17 +392,22 @@ pub fn prepare(hessian: Hessian, settings: &FactorSettings, par: Par) -> Result<
         min_diagonal: f64::from(diagonal.iter().copied().fold(f32::INFINITY, f32::min)),
         max_diagonal: f64::from(diagonal.iter().copied().fold(0.0, f32::max)),
         mean_diagonal: mean,
+        largest_eigenvalue,
         pivot_range: squares.fold((f64::INFINITY, 0.0), |(lo, hi), s| (s.min(lo), s.max(hi))),
     };
-    Ok(Factor { panels, order, dead, report })
+    let first = order.as_ref().map_or(0, |order| order.first().map_or(0, |&column| column as usize));
+    let alive = dead.get(first).is_some_and(|dead| !dead);
+    let first_diagonal = if alive { f64::from(diagonal[first]) } else { 0.0 };
+    Ok(Factor { panels, order, dead, first_diagonal, report })
 }
 
-/// The escalation; takes the Hessian so that it is freed before the factor is packed.
+/// The escalation; takes the Hessian so that it is freed before the factor is packed. The units are that of the damping and
+/// the mean diagonal.
 fn factorise(
     hessian: Hessian,
     diagonal: &[f32],
     order: Option<&[u32]>,
-    mean: f64,
+    (unit, mean): (f64, f64),
     settings: &FactorSettings,
     attempts: &mut Vec<Attempt>,
     par: Par,
@@ -373,17 +415,17 @@ fn factorise(
     let n = diagonal.len();
     let scale = hessian.scale()?;
     for k in 0..settings.max_dampings {
-        let damping = settings.damping + settings.damping_step * k as f64;
+        let damping = settings.damping_at(k);
         if damping >= 1.0 {
             break;
         }
-        let lambda = damping * mean;
+        let lambda = damping * unit;
         let damped = Damped { sum: hessian.lower_sum(), scale, diagonal, order };
         let mut record = |precision, outcome| {
             attempts.push(Attempt { damping, lambda, precision, outcome });
         };
         if settings.precision == Precision::F32 {
-            let (outcome, lower) = damped.attempt::<f32>(damping, mean, settings, par);
+            let (outcome, lower) = damped.attempt::<f32>(lambda, mean, settings, par);
             record(Precision::F32, outcome);
             if let Some(lower) = lower {
                 drop(hessian);
@@ -391,7 +433,7 @@ fn factorise(
             }
         }
         if settings.precision == Precision::F64 || settings.f64_retry {
-            let (outcome, lower) = damped.attempt::<f64>(damping, mean, settings, par);
+            let (outcome, lower) = damped.attempt::<f64>(lambda, mean, settings, par);
             record(Precision::F64, outcome);
             if let Some(lower) = lower {
                 drop(hessian);

@@ -6,7 +6,7 @@ use quant_kernels::Par;
 
 use crate::coupling::Coupling;
 use crate::gptq::{WIDEST_TILE, check_factor, solve};
-use crate::solve::{Asymmetry, SUPER};
+use crate::solve::{Aim, Asymmetry, SUPER};
 use crate::{CrossGram, Factor, GptqConfig, GptqResult, HessianError, tasks, workspace_bytes};
 
 /// What [`gptaq`] does to one linear.
@@ -35,7 +35,7 @@ impl GptaqConfig {
 /// factor of the inverse, or for [`Variant::Official`] `P = α striu(D Uᵀ) U`; nothing where that is zero.
 #[derive(Clone, Debug)]
 pub struct Correction {
-    coupling: Option<Coupling<f32>>,
+    pub(crate) coupling: Option<Coupling<f32>>,
     n: usize,
     /// Column order of the factor.
     order: Option<Vec<u32>>,
@@ -78,22 +78,7 @@ impl Correction {
             return Err(HessianError::HalfCross { columns: n });
         }
         let scale = alpha * cross.scale()?;
-        let whole = cross.is_whole();
-        let mut sum = cross.into_transposed_sum();
-        let rows = sum.chunks(n.max(1)).enumerate();
-        tasks::for_each(
-            rows,
-            par,
-            || (),
-            |(), (k, row)| {
-                let read = if whole { row } else { &row[..=k] };
-                match read.iter().position(|x| !x.is_finite()) {
-                    Some(j) => Err(HessianError::NotFiniteCross { row: j, column: k, value: row[j] }),
-                    None => Ok(()),
-                }
-            },
-        )?;
-        sum = in_processing_order(sum, factor, par);
+        let sum = in_processing_order(cross.into_finite_transposed_sum(par)?, factor, par);
         let zero = alpha == 0.0
             || sum.chunks(n.max(1)).enumerate().all(|(k, row)| row[..k].iter().all(|&x| x == 0.0));
         let coupling = (!zero).then(|| Coupling::new(sum, scale, &factor.panels, variant, par));
@@ -139,8 +124,9 @@ impl Correction {
         if act_order { cross + Self::bytes_for(n) } else { cross.max(Self::bytes_for(n)) }
     }
 
-    pub(crate) fn asymmetry(&self) -> Option<Asymmetry<'_, f32>> {
-        self.coupling.as_ref().map(|coupling| Asymmetry { coupling, variant: self.variant })
+    pub(crate) fn aim(&self) -> Aim<'_, f32> {
+        let asymmetry = |coupling| Aim::Asymmetric(Asymmetry { coupling, variant: self.variant });
+        self.coupling.as_ref().map_or(Aim::Weight, asymmetry)
     }
 
     fn check(&self, factor: &Factor, config: &GptaqConfig) -> Result<(), HessianError> {
@@ -239,5 +225,5 @@ pub fn gptaq(
     check_factor(weight, factor, &config.gptq)?;
     correction.check(factor, config)?;
     let (order, dead) = (factor.order.as_deref(), &factor.dead);
-    solve(weight, &factor.panels, correction.asymmetry(), order, dead, &config.gptq, par)
+    solve(weight, &factor.panels, correction.aim(), order, dead, &config.gptq, par)
 }

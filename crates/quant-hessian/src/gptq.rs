@@ -5,7 +5,7 @@ use quant_core::{ActOrder, ClipSearch, Grid, Groups, QuantizedMatrix, matrix::ch
 use quant_kernels::{Element, Par};
 
 use crate::panels::Panels;
-use crate::solve::{Asymmetry, GroupPlan, Problem, SUPER, TileOut};
+use crate::solve::{Aim, GroupPlan, Problem, SUPER, TileOut};
 use crate::{Factor, HessianError, tasks};
 
 /// Columns of a block in the published code.
@@ -113,7 +113,7 @@ pub fn gptq(
     par: Par,
 ) -> Result<GptqResult, HessianError> {
     check_factor(weight, factor, config)?;
-    solve(weight, &factor.panels, None, factor.order.as_deref(), &factor.dead, config, par)
+    solve(weight, &factor.panels, Aim::Weight, factor.order.as_deref(), &factor.dead, config, par)
 }
 
 /// Whether a weight and a configuration fit a factor.
@@ -136,11 +136,12 @@ pub(crate) fn check_factor(
     Ok(())
 }
 
-/// [`gptq`], or with an asymmetry [`gptaq`](crate::gptaq), in the arithmetic of `T`; f64 serves the property tests.
+/// [`gptq`], or by its aim [`gptaq`](crate::gptaq) or [`qronos`](crate::qronos), in the arithmetic of `T`; f64 serves the property
+/// tests.
 pub(crate) fn solve<T: Element>(
     weight: ArrayView2<'_, f32>,
     panels: &Panels<T>,
-    asymmetry: Option<Asymmetry<'_, T>>,
+    aim: Aim<'_, T>,
     order: Option<&[u32]>,
     dead: &[bool],
     config: &GptqConfig,
@@ -153,7 +154,7 @@ pub(crate) fn solve<T: Element>(
     let problem = Problem {
         weight,
         panels,
-        asymmetry,
+        aim,
         order,
         dead,
         grid: config.grid,

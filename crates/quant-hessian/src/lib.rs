@@ -1,4 +1,4 @@
-//! Hessian accumulation, damping, factorisation and the GPTQ and GPTAQ solvers.
+//! Hessian accumulation, damping, factorisation and the GPTQ, GPTAQ and Qronos solvers.
 //!
 //! Three steps, each usable alone on bare matrices:
 //!
@@ -7,8 +7,8 @@
 //!    factorisation, a residual check. Linears that share an input share the factor.
 //! 3. [`gptq`] quantises a weight `[out, in]` against the factor.
 //!
-//! [`gptaq`] quantises towards the outputs of the float model instead, with a [`CrossGram`] of both models' inputs summed beside
-//! the Hessian and a [`Correction`] prepared beside the factor.
+//! [`gptaq`] and [`qronos`] quantise towards the outputs of the float model instead, with a [`CrossGram`] of both models' inputs
+//! summed beside the Hessian and a [`Correction`] or a [`Retarget`] prepared beside the factor.
 //!
 //! ```
 //! use quant_hessian::ndarray::Array2;
@@ -42,21 +42,27 @@ mod gptq;
 #[cfg(feature = "lapack")]
 mod lapack;
 mod panels;
+mod qronos;
 mod residual;
+mod retarget;
 mod solve;
+mod sweeps;
 mod tasks;
 #[cfg(test)]
 mod tests;
+mod triangle;
 mod views;
 
 pub use accumulate::Hessian;
 pub use attempt::{Attempt, Outcome, Precision};
 pub use cross::CrossGram;
 pub use error::HessianError;
-pub use factor::{Factor, FactorBackend, FactorReport, FactorSettings, prepare};
+pub use factor::{DampingUnit, Factor, FactorBackend, FactorReport, FactorSettings, prepare};
 pub use gptaq::{Correction, GptaqConfig, gptaq, gptaq_workspace_bytes};
 pub use gptq::{GptqConfig, GptqResult, gptq, workspace_bytes};
 /// The arrays of the functions here.
 pub use ndarray;
+pub use qronos::{QronosConfig, QronosResult, qronos, qronos_workspace_bytes};
 pub use quant_core::{ActOrder, Bits, ClipSearch, Convention, FloatType, Grid, QuantizedMatrix, Variant};
 pub use quant_kernels::{Compute, Par};
+pub use retarget::Retarget;

@@ -79,7 +79,7 @@ impl<T: Element> Problem<'_, T> {
         to: Range<usize>,
         from: Range<usize>,
     ) {
-        let Some(asymmetry) = self.asymmetry else { return };
+        let Some(asymmetry) = self.aim.asymmetry() else { return };
         if from.is_empty() {
             return;
         }
@@ -100,7 +100,7 @@ impl<T: Element> Problem<'_, T> {
 
     /// What a finished block passes on to later ones: with [`Variant::Official`] the rounded columns.
     pub(super) fn close_block<const L: usize>(&self, scratch: &mut Scratch<T, L>, span: &Span) {
-        if self.asymmetry.is_none_or(|a| a.variant != Variant::Official) {
+        if self.aim.asymmetry().is_none_or(|a| a.variant != Variant::Official) {
             return;
         }
         let Scratch { values, levels, scales, zeros, .. } = scratch;

@@ -6,7 +6,10 @@ use quant_kernels::Element;
 
 /// One column of a tile, ready to be quantised.
 pub(super) struct Column<'a, T, const L: usize> {
+    /// The weight as earlier columns left it, `w̃`.
     pub(super) updated: &'a [T; L],
+    /// What the levels are found for: `w̃`, but for the first column of another target.
+    pub(super) rounded: &'a [T; L],
     pub(super) origin: &'a [T; L],
     pub(super) scale: &'a [f32; L],
     pub(super) zero: &'a [f32; L],
@@ -35,7 +38,7 @@ impl<T: Element, const L: usize> Column<'_, T, L> {
         losses: &mut [T; L],
     ) {
         for r in 0..L {
-            let l = level(self.updated[r].to_f32_lossy(), self.params(r));
+            let l = level(self.rounded[r].to_f32_lossy(), self.params(r));
             let q = T::from_f32(self.params(r).value(l));
             diff[r] = self.origin[r] - q;
             let e = self.error(r, q, pivot);

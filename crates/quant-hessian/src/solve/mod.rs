@@ -62,8 +62,7 @@ impl GroupPlan {
 pub(crate) struct Problem<'a, T> {
     pub(crate) weight: ArrayView2<'a, f32>,
     pub(crate) panels: &'a Panels<T>,
-    /// What GPTAQ adds; none is GPTQ.
-    pub(crate) asymmetry: Option<Asymmetry<'a, T>>,
+    pub(crate) aim: Aim<'a, T>,
     /// Column at every processing position.
     pub(crate) order: Option<&'a [u32]>,
     pub(crate) dead: &'a [bool],
@@ -71,6 +70,50 @@ pub(crate) struct Problem<'a, T> {
     pub(crate) clip: Option<ClipSearch>,
     pub(crate) plan: GroupPlan,
     pub(crate) block: usize,
+}
+
+/// Whose outputs the rounded weight shall have.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Aim<'a, T> {
+    /// Those of the weight on the same inputs: GPTQ.
+    Weight,
+    /// Those of the weight on the inputs of the float model, made up for column by column: GPTAQ.
+    Asymmetric(Asymmetry<'a, T>),
+    /// Those of another weight on the same inputs: Qronos.
+    Target(Target<'a, T>),
+}
+
+impl<'a, T> Aim<'a, T> {
+    fn asymmetry(&self) -> Option<&Asymmetry<'a, T>> {
+        match self {
+            Self::Asymmetric(asymmetry) => Some(asymmetry),
+            Self::Weight | Self::Target(_) => None,
+        }
+    }
+    fn target(&self) -> Option<&Target<'a, T>> {
+        match self {
+            Self::Target(target) => Some(target),
+            Self::Weight | Self::Asymmetric(_) => None,
+        }
+    }
+}
+
+/// Another weight to be rounded, by processing position: the weight itself then only has the say on scales and zeros, and a
+/// dead column is a column like others.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Target<'a, T> {
+    /// `[n, out]`, row-major: a position of all rows is consecutive.
+    pub(crate) weight: &'a [T],
+    /// What the first position is rounded from, `[out]`; its error is that of `weight` all the same.
+    pub(crate) first: &'a [T],
+}
+
+impl<T> Target<'_, T> {
+    /// The rows of a tile at one position.
+    fn lanes(&self, position: usize, first_row: usize, rows: usize) -> &[T] {
+        let out = self.first.len();
+        &self.weight[position * out + first_row..][..rows]
+    }
 }
 
 /// Where the results of a tile of `rows` rows go; rows are contiguous.
@@ -91,7 +134,7 @@ pub(crate) struct TileOut<'a> {
 pub(crate) struct Scratch<T, const L: usize> {
     /// `w − q` of finished positions, by processing position.
     diff: Vec<[T; L]>,
-    /// `w̃` of the current super-block.
+    /// `w̃` of the current super-block: what columns are rounded from.
     block: Vec<[T; L]>,
     /// Original weights of the current super-block; `v` of the published GPTAQ.
     origin: Vec<[T; L]>,
@@ -99,6 +142,8 @@ pub(crate) struct Scratch<T, const L: usize> {
     outer: Vec<[T; L]>,
     /// What the finished blocks added to them.
     update: Vec<[T; L]>,
+    /// What the first position is rounded from, where that is not `w̃`.
+    first: Option<[T; L]>,
     levels: Vec<[u8; L]>,
     /// Parameters by group.
     scales: Vec<[f32; L]>,
@@ -154,13 +199,14 @@ impl<T: Element> Problem<'_, T> {
         let block = self.super_block().min(n);
         let groups = self.plan.groups(n);
         let zero = [T::zero(); L];
-        let variant = self.asymmetry.map(|a| a.variant);
+        let variant = self.aim.asymmetry().map(|a| a.variant);
         Scratch {
             diff: vec![zero; n],
             block: vec![zero; block],
             origin: vec![zero; block],
             outer: Vec::new(),
             update: Vec::new(),
+            first: None,
             levels: vec![[0; L]; block],
             scales: vec![[1.0; L]; groups],
             zeros: vec![[0.0; L]; groups],
@@ -185,6 +231,11 @@ impl<T: Element> Problem<'_, T> {
         let rows = out.losses.len();
         out.losses.fill(0.0);
         self.static_params(scratch, out.first_row, rows);
+        scratch.first = self.aim.target().map(|target| {
+            let mut lanes = [T::zero(); L];
+            lanes[..rows].copy_from_slice(&target.first[out.first_row..][..rows]);
+            lanes
+        });
         let stride = self.super_block();
         for left in (0..n).step_by(stride) {
             let right = (left + stride).min(n);
@@ -203,7 +254,7 @@ impl<T: Element> Problem<'_, T> {
                 if let GroupPlan::Dynamic(size) = self.plan {
                     self.dynamic_params(scratch, size, &here, out.first_row, rows);
                 }
-                let losses = match self.asymmetry.map(|a| a.variant) {
+                let losses = match self.aim.asymmetry().map(|a| a.variant) {
                     None => self.solve_block::<L, PLAIN>(scratch, &here),
                     Some(Variant::Exact) => self.solve_block::<L, EXACT>(scratch, &here),
                     Some(Variant::Official) => self.solve_block::<L, OFFICIAL>(scratch, &here),
@@ -240,6 +291,12 @@ impl<T: Element> Problem<'_, T> {
         if rows < L {
             target.fill([T::zero(); L]);
         }
+        if let Some(other) = self.aim.target() {
+            for (position, lanes) in positions.zip(target) {
+                lanes[..rows].copy_from_slice(other.lanes(position, first_row, rows));
+            }
+            return;
+        }
         // 16 rows at a time: one cache line of every target column is filled before moving on.
         for r0 in (0..rows).step_by(16) {
             for (position, lanes) in positions.clone().zip(target.iter_mut()) {
@@ -272,10 +329,21 @@ impl<T: Element> Problem<'_, T> {
                 self.couple(scratch, span.left, start..end, positions.start..start);
             }
             let Scratch {
-                diff, block, origin, levels, scales, zeros, feedback, values, coefficients, ..
+                diff,
+                block,
+                origin,
+                first,
+                levels,
+                scales,
+                zeros,
+                feedback,
+                values,
+                coefficients,
+                ..
             } = &mut *scratch;
+            let first = first.as_ref().filter(|_| start == 0);
             self.load_feedback(feedback, start..end, T::one());
-            if let Some(asymmetry) = self.asymmetry {
+            if let Some(asymmetry) = self.aim.asymmetry() {
                 asymmetry.load(coefficients, start..end);
             }
             let (block, origin, levels) =
@@ -295,6 +363,7 @@ impl<T: Element> Problem<'_, T> {
                         let pivot = self.panels.diagonal()[start + i];
                         let column = Column {
                             updated: &block[i],
+                            rounded: first.filter(|_| i == 0).unwrap_or(&block[i]),
                             origin: &origin[i],
                             scale: &scales[g],
                             zero: &zeros[g],
@@ -327,7 +396,8 @@ impl<T: Element> Problem<'_, T> {
         for (position, local) in span.columns.clone().zip(span.local()) {
             let g = self.group(position);
             let (origin, scale, zero) = (&scratch.origin[local], &scratch.scales[g], &scratch.zeros[g]);
-            let column = Column { updated: &scratch.block[local], origin, scale, zero };
+            let updated = &scratch.block[local];
+            let column = Column { updated, rounded: updated, origin, scale, zero };
             let params = column.params(row);
             if !params.scale.is_finite() {
                 return HessianError::Core(CoreError::Scale {

@@ -23,8 +23,10 @@ impl<T: Element> Problem<'_, T> {
         for r in 0..rows {
             buffer.clear();
             buffer.extend(self.weight.row(first_row + r).iter().zip(self.dead).map(|(&w, &dead)| {
-                // The published per-channel search runs before dead columns are zeroed, the grouped one after.
-                if dead && self.plan != GroupPlan::Channel { 0.0 } else { w }
+                // The published per-channel search runs before dead columns are zeroed, the grouped one after; with another
+                // target they are not.
+                let zeroed = dead && self.plan != GroupPlan::Channel && self.aim.target().is_none();
+                if zeroed { 0.0 } else { w }
             }));
             vectorized(
                 #[inline(always)]
@@ -82,7 +84,7 @@ impl<T: Element> Problem<'_, T> {
             }
             let beyond = positions.end..reach;
             self.feed_back(&mut update[width..], beyond.clone(), T::one(), &diff[..begin], 0..begin);
-            if let Some(asymmetry) = self.asymmetry {
+            if let Some(asymmetry) = self.aim.asymmetry() {
                 let target = match asymmetry.variant {
                     Variant::Exact => &mut update[width..],
                     Variant::Official => &mut outer[width..],

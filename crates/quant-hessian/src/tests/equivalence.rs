@@ -8,12 +8,13 @@ use quant_kernels::Par;
 use super::reference::{Prepared, elimination, inverse, published};
 use super::{grid, hessian};
 use crate::gptq::solve;
+use crate::solve::Aim;
 use crate::{ActOrder, GptqConfig, GptqResult};
 use quant_testkit::Numbers;
 
 fn ours(weight: &Array2<f32>, problem: &Prepared, config: &GptqConfig) -> GptqResult {
     let order = problem.order.as_deref();
-    solve(weight.view(), &problem.panels(), None, order, &problem.dead, config, Par::Seq).unwrap()
+    solve(weight.view(), &problem.panels(), Aim::Weight, order, &problem.dead, config, Par::Seq).unwrap()
 }
 
 fn conventions() -> impl Strategy<Value = (Convention, u32, bool)> {

@@ -10,7 +10,7 @@ use super::reference::{Asymmetric, Prepared, published_with};
 use super::{factor, grid, hessian};
 use crate::coupling::Coupling;
 use crate::gptq::{run_tiles, solve};
-use crate::solve::{Asymmetry, GroupPlan, Problem};
+use crate::solve::{Aim, Asymmetry, GroupPlan, Problem};
 use crate::{
     ActOrder, Correction, CrossGram, Factor, GptaqConfig, GptqConfig, GptqResult, HessianError, gptaq,
     gptaq_workspace_bytes, gptq, workspace_bytes,
@@ -37,9 +37,9 @@ fn ours(
     variant: Variant,
     config: &GptqConfig,
 ) -> GptqResult {
-    let asymmetry = Some(Asymmetry { coupling, variant });
+    let aim = Aim::Asymmetric(Asymmetry { coupling, variant });
     let order = problem.order.as_deref();
-    solve(weight.view(), &problem.panels(), asymmetry, order, &problem.dead, config, Par::Seq).unwrap()
+    solve(weight.view(), &problem.panels(), aim, order, &problem.dead, config, Par::Seq).unwrap()
 }
 
 /// `‖W X_f − Ŵ X‖² / ‖W X_f‖²`.
@@ -154,8 +154,8 @@ proptest! {
                 prop_assert_eq!(&gptaq(weight.view(), &factor, &correction, &config, Par::Seq).unwrap(), &want);
             }
             let coupling = Coupling::new(vec![0.0; n * n], 1.0, &factor.panels, variant, Par::Seq);
-            let asymmetry = Some(Asymmetry { coupling: &coupling, variant });
-            let got = solve(weight.view(), &factor.panels, asymmetry, factor.order(), &factor.dead, &base, Par::Seq);
+            let aim = Aim::Asymmetric(Asymmetry { coupling: &coupling, variant });
+            let got = solve(weight.view(), &factor.panels, aim, factor.order(), &factor.dead, &base, Par::Seq);
             prop_assert_eq!(&got.unwrap(), &want);
         }
     }
@@ -248,7 +248,7 @@ fn the_coupling_is_that_of_the_definition() {
                 }
                 let (alpha, of) = (correction.alpha(), correction.variant());
                 assert_eq!((correction.n(), alpha, of), (n, 0.5, variant));
-                let coupling = &correction.asymmetry().unwrap().coupling;
+                let coupling = correction.coupling.as_ref().unwrap();
                 let rounded = distance(&|j, k| f64::from(coupling.at(j, k)));
                 println!(
                     "n {n}, act-order {act_order}, {variant:?}: {exact:.1e} in f64, {rounded:.1e} in f32"
@@ -364,7 +364,7 @@ fn a_row_does_not_know_threads_tiles_or_neighbours() {
         let problem = Problem {
             weight: weight.view(),
             panels: &factor.panels,
-            asymmetry: one.asymmetry(),
+            aim: one.aim(),
             order: factor.order(),
             dead: &factor.dead,
             grid: config.gptq.grid,

@@ -1,4 +1,4 @@
-//! Properties of `gptq.md` and `gptaq.md` section 7, and the published formulation as a reference.
+//! Properties of `gptq.md`, `gptaq.md` and `qronos.md`, and the published formulation as a reference.
 
 mod equivalence;
 mod factor;
@@ -6,6 +6,8 @@ mod goldens;
 mod gptaq;
 mod gptaq_goldens;
 mod properties;
+mod qronos;
+mod qronos_goldens;
 mod reference;
 
 use ndarray::Array2;

@@ -8,7 +8,7 @@ use quant_kernels::{Compute, Par};
 use super::reference::Prepared;
 use super::{factor, grid, hessian};
 use crate::gptq::{run_tiles, solve};
-use crate::solve::{GroupPlan, Problem};
+use crate::solve::{Aim, GroupPlan, Problem};
 use crate::{ActOrder, FactorSettings, GptqConfig, Hessian, HessianError, gptq, prepare};
 use quant_testkit::Numbers;
 
@@ -64,7 +64,7 @@ proptest! {
         let act_order = if act_order { ActOrder::Static } else { ActOrder::None };
         let config = GptqConfig { act_order, ..GptqConfig::new(grid(Convention::QAsym, bits)) };
         let run = |weight: &Array2<f32>, p: &Prepared| {
-            solve(weight.view(), &p.panels(), None, p.order.as_deref(), &p.dead, &config, Par::Seq).unwrap().matrix
+            solve(weight.view(), &p.panels(), Aim::Weight, p.order.as_deref(), &p.dead, &config, Par::Seq).unwrap().matrix
         };
         let (full, less) = (run(&weight, &full), run(&weight_less, &less));
         prop_assert!(full.dequantize().column(at).iter().all(|&w| w == 0.0));
@@ -135,8 +135,15 @@ impl Permuted {
         let config = GptqConfig { act_order: order, ..GptqConfig::new(grid(Convention::QAsym, bits)) };
         let run = |weight: &Array2<f32>, h: &Array2<f32>| {
             let p = Prepared::new(h, act_order, 0.01);
-            let result =
-                solve(weight.view(), &p.panels(), None, p.order.as_deref(), &p.dead, &config, Par::Seq);
+            let result = solve(
+                weight.view(),
+                &p.panels(),
+                Aim::Weight,
+                p.order.as_deref(),
+                &p.dead,
+                &config,
+                Par::Seq,
+            );
             result.unwrap().matrix.levels().clone()
         };
         let moved = self.h.select(Axis(0), &self.order).select(Axis(1), &self.order);
@@ -230,7 +237,7 @@ fn a_row_does_not_know_threads_tiles_or_neighbours() {
         let problem = Problem {
             weight: weight.view(),
             panels: &one.panels,
-            asymmetry: None,
+            aim: Aim::Weight,
             order: one.order(),
             dead: &one.dead,
             grid: config.grid,
@@ -302,7 +309,7 @@ fn bad_input_is_named() {
         assert!(matches!(error, HessianError::Order { .. } | HessianError::Setting { .. }), "{error}");
     }
     let panels = &factor.panels;
-    assert!(solve(weight.view(), panels, None, None, &factor.dead, &config, Par::Seq).is_ok());
+    assert!(solve(weight.view(), panels, Aim::Weight, None, &factor.dead, &config, Par::Seq).is_ok());
 }
 
 /// At one bit `μ ± a` has no zero: a dead column takes the side of `μ` on which zero lies, and in groups, which see it
