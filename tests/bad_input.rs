@@ -278,8 +278,19 @@ fn recipes_that_contradict_themselves() {
     refused_recipe(&gptq("", rest), 2, &["overrides", "*.down_proj", "true_sequential"]);
     let rest = "overrides: { \"*.down_proj\": { scheme: W8A8KV8 } }\n";
     refused_recipe(&gptq("", rest), 2, &["overrides", "*.down_proj", "KV"]);
-    let rest = "overrides: { \"*.q_proj\": { damping: 0.1 } }\n";
-    refused_recipe(&gptq("", rest), 2, &["overrides", "q_proj", "share its factor"]);
+    let rest = "overrides: { \"*.q_proj\": { rtn: { damping: 0.1 } } }\n";
+    refused_recipe(&gptq("", rest), 2, &["overrides", "*.q_proj", "rtn", "unknown key \"damping\""]);
+    let rest = "overrides: { \"*.q_proj\": { smoothquant: {} } }\n";
+    refused_recipe(&gptq("", rest), 2, &["overrides", "*.q_proj", "whole blocks"]);
+    let rest = "overrides: { \"*.q_proj\": { awq: {} } }\n";
+    refused_recipe(&gptq("", rest), 2, &["overrides", "*.q_proj", "make it the modifier"]);
+    let rest = "overrides: { \"*.q_proj\": { gptaq: { true_sequential: false } } }\n";
+    refused_recipe(&gptq("", rest), 2, &["overrides", "gptaq", "true_sequential"]);
+    refused_recipe(
+        &gptq("actorder: static, static_groups: false", ""),
+        2,
+        &["modifiers[0].gptq", "drop one"],
+    );
     refused_recipe(&gptq("", "version: 1\n"), 2, &["YAML", "version"]);
     refused_recipe("version: 2\nmodifiers: [rtn: { scheme: W8A8 }]\n", 2, &["version", "expected 1"]);
     refused_recipe("modifiers: [rtn: { scheme: W8A8 }]\n", 2, &["version"]);

@@ -12,6 +12,7 @@ const GPTQ: &str = "modifiers: [gptq: { scheme: W4A16g128 }]";
 const SMOOTH_GPTQ: &str =
     "modifiers: [smoothquant: {}, gptq: { scheme: W8A8KV8 }]\nexport: { format: vllm-ascend }";
 
+const QRONOS: &str = "modifiers: [qronos: { scheme: W4A16g128, actorder: static }]";
 const GPTAQ: &str = "modifiers: [smoothquant: {}, gptaq: { scheme: W4A16g128 }]";
 const AWQ: &str = "modifiers: [awq: { scheme: W4A16g64 }]\nexport: { format: compressed-tensors }";
 const AWQ_ALL: &str = "modifiers: [awq: { search_tokens: all }, gptq: { scheme: W4A16g128 }]";
@@ -110,6 +111,8 @@ fn the_peak_is_the_predicted_one() {
         (SMOOTH_GPTQ, 2, (4, 1024)),
         (GPTAQ, 1, (8, 128)),
         (GPTAQ, 2, (4, 1024)),
+        (QRONOS, 1, (8, 128)),
+        (QRONOS, 2, (4, 1024)),
         (AWQ, 1, (8, 128)),
         (AWQ, 2, (4, 1024)),
         (AWQ_ALL, 2, (2, 512)),
@@ -148,7 +151,7 @@ fn the_peak_does_not_grow_with_the_layers() {
     // The allocator needs some blocks to settle: freed pieces that fit no later request stay resident. With this shape that
     // ends between the 8th and the 20th block, at 20 to 40 MB.
     let slack = 40 * MIB;
-    for recipe in [RTN, GPTQ, SMOOTH_GPTQ, GPTAQ, AWQ] {
+    for recipe in [RTN, GPTQ, SMOOTH_GPTQ, GPTAQ, QRONOS, AWQ] {
         let few = peaks("smollm2-135m", 2, recipe, 2);
         let many = peaks("smollm2-135m", 8, recipe, 2);
         assert_eq!(few.0, many.0, "{recipe}: the prediction depends on the number of layers");

@@ -79,6 +79,12 @@ fn several_chunks_of_tokens_do_not_matter() {
             "  - awq: { search_tokens: 300, gqa: true }\n  - gptaq: { scheme: W4A8g32, true_sequential: false }".to_owned(),
             "activations: { in_calibration: true }",
         ),
+        ("qronos", "  - qronos: { scheme: W3A16g32, mse_clip: true }".to_owned(), "export: { format: dequantized }"),
+        (
+            "qronos-block",
+            "  - smoothquant: {}\n  - qronos: { scheme: W4A8g32, actorder: static, float_stream: block }".to_owned(),
+            "overrides: { '*.k_proj': { rtn: {} }, '*.down_proj': { gptq: { scheme: W8A8 } } }",
+        ),
         ("awq", "  - awq: { scheme: W4A16g32 }".to_owned(), "export: { format: compressed-tensors }"),
         ("awq-all", "  - awq: { scheme: W3A16, variant: official }".to_owned(), "compute: bf16"),
         (

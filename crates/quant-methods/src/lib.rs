@@ -31,6 +31,7 @@ mod error;
 pub mod gptaq;
 pub mod gptq;
 mod method;
+pub mod qronos;
 mod registry;
 pub mod rtn;
 pub mod settings;
@@ -39,8 +40,8 @@ pub mod statistics;
 
 pub use error::MethodError;
 pub use method::{
-    BlockContext, Method, MethodKind, Modifier, Operations, PlannedRounding, Prepared, Rounded, Rounding,
-    RowRounding, Scaled, Solver, Transform, WeightSettings, Workspace, rounding,
+    BlockContext, Figures, Method, MethodKind, Modifier, Operations, PlannedRounding, Prepared, Rounded,
+    Rounding, RowRounding, Scaled, Solver, Transform, WeightSettings, Workspace, rounding,
 };
 /// The arrays of the functions here.
 pub use ndarray;
@@ -48,4 +49,4 @@ pub use quant_core::{ActOrder, Bits, ClipSearch, Convention, FloatType, Grid, Qu
 pub use quant_kernels::Par;
 pub use registry::{METHODS, Methods, method};
 pub use settings::{Field, Settings, SettingsError};
-pub use statistics::{Batch, Gathered, Need, SiteStatistics, Spacing, Statistic, Stream};
+pub use statistics::{Batch, FloatStream, Gathered, Need, SiteStatistics, Spacing, Statistic, Stream};

@@ -21,6 +21,7 @@ pub static METHODS: &[&Method] = &[
     &crate::awq::METHOD,
     &crate::gptaq::METHOD,
     &crate::gptq::METHOD,
+    &crate::qronos::METHOD,
     &crate::rtn::METHOD,
     &crate::smoothquant::METHOD,
 ];

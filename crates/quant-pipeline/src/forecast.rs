@@ -5,6 +5,7 @@ use crate::quantize::PreparedJob;
 use ndarray::Array2;
 use quant_graph::ModelSpec;
 use quant_kernels::{Compute, Par, PreparedWeight};
+use quant_methods::FloatStream;
 use serde::Serialize;
 use std::time::Instant;
 
@@ -73,7 +74,7 @@ fn operations(plan: &Plan, lengths: &[usize]) -> f64 {
     // The float stream passes a block once more where it is looked at before the transforms and goes on behind them.
     let looked_at = || spec.block(0).stages.iter().any(|stage| !plan.needs_at(0, stage).float.is_empty());
     let again = usize::from(plan.streams.deployed && !plan.true_sequential())
-        + usize::from(plan.streams.together && looked_at());
+        + usize::from(plan.streams.together == Some(FloatStream::Model) && looked_at());
     let once = 2.0 * tokens as f64 * spec.block_parameters() as f64 + attention(spec, lengths);
     let forward = (plan.streams.count() + again) as f64 * once;
     let mut all = spec.layers as f64 * forward / FORWARD;
@@ -87,14 +88,16 @@ fn operations(plan: &Plan, lengths: &[usize]) -> f64 {
             let gathered =
                 needs.float.iter().chain(&needs.deployed).map(|s| s.operations(tokens, stage.width));
             all += gathered.sum::<f64>();
-            let mut shared = 0.0_f64;
-            for linear in stage.linears.iter().filter_map(|id| block.linear(*id)) {
-                let Some(solver) = plan.blocks[index][&linear.id].solver() else { continue };
-                let of = solver.operations(linear.shape());
-                shared = shared.max(of.prepare);
-                all += of.round / COLUMNS;
+            for group in plan.sharing(index, stage) {
+                let mut shared = 0.0_f64;
+                for linear in group.iter().filter_map(|id| block.linear(*id)) {
+                    let Some(solver) = plan.blocks[index][&linear.id].solver() else { continue };
+                    let of = solver.operations(linear.shape());
+                    shared = shared.max(of.prepare);
+                    all += of.round / COLUMNS;
+                }
+                all += shared;
             }
-            all += shared;
         }
     }
     all

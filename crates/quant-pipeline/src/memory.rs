@@ -193,7 +193,7 @@ fn stage_phases(sizes: &Sizes<'_>, at: usize, done: &mut u64, phases: &mut Vec<P
         let packed = F32 * sizes.chunk * stage.width;
         phases.push(PhaseMemory {
             weights: held(*done),
-            solver: stage.workspace.prepare + waiting,
+            solver: stage.workspace.prepare + stage.copied + waiting,
             chunk: packed.min(PACKED),
             ..sizes.phase("factor")
         });
@@ -201,10 +201,15 @@ fn stage_phases(sizes: &Sizes<'_>, at: usize, done: &mut u64, phases: &mut Vec<P
     // The linear at work has its floats and its levels at once; it is measured after it was rounded.
     phases.push(PhaseMemory {
         weights: held(*done) + stage.largest,
-        solver: stage.workspace.prepared + stage.sampled() + stage.float + waiting,
+        solver: stage.workspace.prepared
+            + stage.workspace.weight
+            + stage.copied
+            + stage.sampled()
+            + stage.float
+            + waiting,
         ..sizes.phase("round")
     });
-    if sizes.plan.streams.together {
+    if sizes.plan.streams.together.is_some() {
         // The float stream goes through the stage before its floats are gone.
         phases.push(PhaseMemory {
             weights: held(*done) + sizes.prepared * stage.weights,
@@ -231,6 +236,8 @@ struct Stage {
     /// What is gathered of the two streams.
     float: u64,
     deployed: u64,
+    /// What is kept of both for the next method, where several prepare something of their own.
+    copied: u64,
     /// What its solver holds.
     workspace: Workspace,
 }
@@ -239,16 +246,24 @@ impl Stage {
     fn new(plan: &Plan, spec: &BlockSpec, stage: &StageSpec, starts: &[usize]) -> Self {
         let linears = || stage.linears.iter().filter_map(|id| spec.linear(*id)).map(|l| l.weights() as u64);
         let (mut float, mut deployed, mut workspace) = (0, 0, Workspace::default());
+        let mut several = false;
         for (index, block) in plan.blocks.iter().enumerate() {
             let needs = plan.needs_at(index, stage);
             float = float.max(Gathered::bytes(&needs.float, stage.width, starts) as u64);
             deployed = deployed.max(Gathered::bytes(&needs.deployed, stage.width, starts) as u64);
-            for solver in stage.linears.iter().filter_map(|id| block.get(id)?.solver()) {
-                let one = solver.workspace(stage.width);
+            let preparing = plan.sharing(index, stage).into_iter().filter(|group| {
+                let solver = group.first().and_then(|id| block.get(id)?.solver());
+                solver.is_some_and(|s| !s.sharing_key().is_empty())
+            });
+            several |= preparing.count() > 1;
+            for solver in stage.linears.iter().filter_map(|id| Some((*id, block.get(id)?.solver()?))) {
+                let Some(linear) = spec.linear(solver.0) else { continue };
+                let one = solver.1.workspace(linear.shape());
                 workspace = Workspace {
                     prepare: workspace.prepare.max(one.prepare),
                     retry: workspace.retry.max(one.retry),
                     prepared: workspace.prepared.max(one.prepared),
+                    weight: workspace.weight.max(one.weight),
                     thread: workspace.thread.max(one.thread),
                 };
             }
@@ -259,6 +274,7 @@ impl Stage {
             largest: linears().max().unwrap_or(0),
             float,
             deployed,
+            copied: if several { float + deployed } else { 0 },
             workspace,
         }
     }
@@ -324,7 +340,8 @@ impl<'a> Sizes<'a> {
         let longest = layout.longest();
         let residual = F32 * tokens * hidden;
         // The inputs of o and down keep their memory from block to block, of every stream that goes stage by stage.
-        let staged = u64::from(streams.deployed) + u64::from(streams.together && plan.true_sequential());
+        let staged =
+            u64::from(streams.deployed) + u64::from(streams.together.is_some() && plan.true_sequential());
         let inside = staged * F32 * tokens * (width(Site::AttentionOutput) + wide);
         // What up computes stays too, and the input of down where a whole block is passed at once; the rest comes and goes.
         let kept = F32 * chunk * wide * (1 + u64::from(streams.float));
@@ -346,7 +363,7 @@ impl<'a> Sizes<'a> {
             prepared: PreparedWeight::<f32>::element_bytes(plan.recipe.compute()) as u64,
             chunk,
             step: kept + passing + (F32 * chunk * wide).min(PACKED),
-            beside: if streams.together {
+            beside: if streams.together.is_some() {
                 F32 * chunk * Site::ALL.into_iter().map(width).sum::<u64>()
             } else {
                 0

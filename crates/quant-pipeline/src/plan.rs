@@ -7,7 +7,7 @@ use quant_core::{ActRule, Bits, FloatType, KvGranularity};
 use quant_graph::{
     InputScheme, KvScheme, LinearId, LinearScheme, LinearSpec, ModelScheme, ModelSpec, StageSpec, Unsupported,
 };
-use quant_methods::{Need, PlannedRounding, Rounding, Solver, Spacing, Statistic, Stream};
+use quant_methods::{FloatStream, Need, PlannedRounding, Rounding, Solver, Spacing, Statistic, Stream};
 use std::collections::BTreeMap;
 
 /// What happens to one linear.
@@ -39,8 +39,8 @@ pub struct Streams {
     pub float: bool,
     /// Those of the model with the weights it will be deployed with.
     pub deployed: bool,
-    /// Whether statistics look at both at once, so that they go through the transformed block together.
-    pub together: bool,
+    /// The float stream of statistics that look at both at once: it goes through the transformed block with the deployed one.
+    pub together: Option<FloatStream>,
     /// What they are good for, for the person who has to give calibration data.
     pub reasons: Vec<&'static str>,
 }
@@ -54,7 +54,8 @@ impl Streams {
     /// How many there are.
     #[must_use]
     pub fn count(&self) -> usize {
-        usize::from(self.float) + usize::from(self.deployed)
+        let begins_anew = self.together == Some(FloatStream::Block);
+        usize::from(self.float) + usize::from(self.deployed) + usize::from(begins_anew)
     }
 }
 
@@ -92,8 +93,8 @@ impl Plan {
     /// Resolves a recipe against a model and refuses what cannot work.
     ///
     /// # Errors
-    /// An override that matches nothing, factor settings that differ among linears with a common input, and whatever the
-    /// export format cannot hold, with the alternatives named.
+    /// An override that matches nothing, methods that are compared with different float streams, and whatever the export format
+    /// cannot hold, with the alternatives named.
     pub fn new(recipe: &Recipe, spec: &ModelSpec) -> Result<Self, PipelineError> {
         let mut plan = Self::resolve(recipe, spec).map_err(|error| match error {
             PipelineError::Recipe(error) => recipe.placed(error).into(),
@@ -143,7 +144,7 @@ impl Plan {
             kv,
         };
         format.supports(spec, &scheme)?;
-        check_shared(spec, &blocks)?;
+        check_float_streams(&blocks)?;
         let streams = streams(recipe, spec, &blocks, kv);
         if scheme.linears().all(|(_, _, s)| s.is_float()) && kv.is_none() {
             warnings
@@ -165,6 +166,24 @@ impl Plan {
     #[must_use]
     pub fn true_sequential(&self) -> bool {
         self.recipe.rounding().true_sequential()
+    }
+
+    /// The linears of a stage by what they share: those of one method that make the same of the statistics of their input
+    /// follow each other. Linears left float are with those that make nothing of them.
+    #[must_use]
+    pub fn sharing(&self, block: usize, stage: &StageSpec) -> Vec<Vec<LinearId>> {
+        let key = |id: &LinearId| {
+            let solver = self.blocks.get(block)?.get(id)?.solver()?;
+            Some((solver.method().id, solver.sharing_key())).filter(|(_, key)| !key.is_empty())
+        };
+        let mut groups: Vec<Vec<LinearId>> = Vec::new();
+        for id in &stage.linears {
+            match groups.iter_mut().find(|group| group.first().is_some_and(|first| key(first) == key(id))) {
+                Some(group) => group.push(*id),
+                None => groups.push(vec![*id]),
+            }
+        }
+        groups
     }
 
     /// Everything that is gathered at the input of a stage of a block.
@@ -244,26 +263,25 @@ fn plan_kv(recipe: &Recipe) -> Result<Option<KvScheme>, RecipeError> {
     Ok(Some(KvScheme { bits, rule, granularity }))
 }
 
-/// Linears with a common input share what is prepared of its statistics, so they must agree on how that is made.
-fn check_shared(spec: &ModelSpec, blocks: &[BTreeMap<LinearId, LinearPlan>]) -> Result<(), RecipeError> {
-    for (index, block) in blocks.iter().enumerate() {
-        for stage in spec.block(index).stages {
-            let planned = stage.linears.iter().filter_map(|id| block.get(id));
-            let mut sharing =
-                planned.filter_map(|l| Some((l, l.solver()?.sharing_key()))).filter(|l| !l.1.is_empty());
-            let Some((first, key)) = sharing.next() else { continue };
-            if let Some((other, _)) = sharing.find(|(_, other)| *other != key) {
-                return Err(RecipeError::conflict(
-                    "overrides",
-                    format!(
-                        "{} and {} have the same input and share its factor: give them the same damping, actorder and factor",
-                        first.module, other.module
-                    ),
-                ));
-            }
-        }
+/// Only one float stream goes beside the deployed one.
+fn check_float_streams(blocks: &[BTreeMap<LinearId, LinearPlan>]) -> Result<(), RecipeError> {
+    let beside = |linear: &LinearPlan| {
+        let needs = linear.solver()?.needs();
+        needs.into_iter().find_map(|(_, statistic)| statistic.float_beside())
+    };
+    let mut looking = blocks.iter().flat_map(BTreeMap::values).filter_map(|l| Some((l, beside(l)?)));
+    let Some((first, stream)) = looking.next() else { return Ok(()) };
+    match looking.find(|(_, other)| *other != stream) {
+        None => Ok(()),
+        Some((other, found)) => Err(RecipeError::conflict(
+            "overrides",
+            format!(
+                "{} is compared with the float activations of the {stream:?}, {} with those of the {found:?}: give them the same \
+                 float_stream",
+                first.module, other.module
+            ),
+        )),
     }
-    Ok(())
 }
 
 /// Which activations have to be carried, and what for.
@@ -298,7 +316,7 @@ fn streams(
     if kv.is_some_and(|kv| kv.granularity == KvGranularity::ChannelStatic) {
         need(Stream::Deployed, "a static KV cache needs its range");
     }
-    streams.together = of_solvers.iter().any(|(_, statistic)| statistic.of_both());
-    streams.float |= streams.together;
+    streams.together = of_solvers.iter().find_map(|(_, statistic)| statistic.float_beside());
+    streams.float |= streams.together == Some(FloatStream::Model);
     streams
 }

@@ -141,16 +141,26 @@ fn check_targets(
 }
 
 /// What the person should know where calibration has fewer tokens than a planned linear has inputs: its second moments
-/// cannot have full rank, and ranges rest on little.
+/// cannot have full rank, and ranges rest on little. Methods may want more.
 fn too_few_tokens(plan: &Plan, tokens: usize) -> Option<String> {
     let rounded = plan.blocks.iter().flatten().filter(|(_, linear)| linear.rounding.is_some());
-    let (inputs, module) = rounded
-        .map(|(id, linear)| (plan.spec.site_width(id.site()), linear.module.as_str()))
-        .reduce(|widest, next| if next.0 > widest.0 { next } else { widest })?;
-    (tokens < inputs).then(|| {
+    let wanted = rounded.filter_map(|(id, linear)| {
+        let inputs = plan.spec.site_width(id.site());
+        Some((linear.solver()?.tokens_wanted(inputs), inputs, linear))
+    });
+    let (wanted, inputs, linear) =
+        wanted.reduce(|most, next| if next.0 > most.0 { next } else { most }).filter(|w| tokens < w.0)?;
+    let module = &linear.module;
+    Some(if tokens < inputs {
         format!(
             "calibration has {tokens} tokens, fewer than the {inputs} inputs of {module}: what it measures is uncertain; give \
              more or longer sequences"
+        )
+    } else {
+        let method = linear.solver()?.method().id;
+        format!(
+            "calibration has {tokens} tokens for the {inputs} inputs of {module}: {method} fits them more than other text with \
+             fewer than {wanted}; give more or longer sequences"
         )
     })
 }

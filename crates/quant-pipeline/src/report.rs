@@ -1,6 +1,7 @@
 //! What a run knows when it is done, as data.
 
 use quant_hessian::FactorReport;
+use quant_methods::Figures;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -23,6 +24,9 @@ pub struct LinearReport {
     pub output_error: Option<f64>,
     /// `½ Σ ((w − q)/U_ii)²` of second-order methods.
     pub loss: Option<f64>,
+    /// What else the method said of it, by names of its own.
+    #[serde(skip_serializing_if = "Figures::is_empty")]
+    pub figures: Figures,
     /// Seconds spent on the rounding of this linear.
     pub seconds: f64,
 }

@@ -6,7 +6,7 @@ use ndarray::{Array2, ArrayView2};
 use quant_data::TokenSet;
 use quant_graph::{BlockParams, LinearId, LinearWeight, ModelSpec, Outer};
 use quant_kernels::Par;
-use quant_methods::{Statistic, Stream};
+use quant_methods::{FloatStream, Statistic, Stream};
 use quant_model::{InMemoryModel, model_spec};
 use quant_pipeline::run::{BlockSink, RunOptions, run};
 use quant_pipeline::{PipelineError, Plan, Recipe, RunReport, Silent};
@@ -85,12 +85,19 @@ fn streams_are_those_that_statistics_ask_for() {
         let streams = plan(modifiers, "").streams;
         (streams.float, streams.deployed, streams.together)
     };
-    assert_eq!(streams("rtn: { scheme: W8A8 }"), (false, false, false));
-    assert_eq!(streams("gptq: { scheme: W4A16 }"), (false, true, false));
-    assert_eq!(streams("smoothquant: {}, rtn: { scheme: W8A8 }"), (true, false, false));
-    assert_eq!(streams("awq: { scheme: W4A16g16 }"), (true, false, false));
-    assert_eq!(streams("awq: {}, gptq: { scheme: W4A16g16 }"), (true, true, false));
-    assert_eq!(streams("gptaq: { scheme: W4A16g16 }"), (true, true, true));
+    assert_eq!(streams("rtn: { scheme: W8A8 }"), (false, false, None));
+    assert_eq!(streams("gptq: { scheme: W4A16 }"), (false, true, None));
+    assert_eq!(streams("smoothquant: {}, rtn: { scheme: W8A8 }"), (true, false, None));
+    assert_eq!(streams("awq: { scheme: W4A16g16 }"), (true, false, None));
+    assert_eq!(streams("awq: {}, gptq: { scheme: W4A16g16 }"), (true, true, None));
+    assert_eq!(streams("gptaq: { scheme: W4A16g16 }"), (true, true, Some(FloatStream::Model)));
+    assert_eq!(streams("qronos: { scheme: W4A16g16 }"), (true, true, Some(FloatStream::Model)));
+    let block = Some(FloatStream::Block);
+    assert_eq!(streams("qronos: { scheme: W4A16g16, float_stream: block }"), (false, true, block));
+    assert_eq!(
+        streams("smoothquant: {}, qronos: { scheme: W4A16g16, float_stream: block }"),
+        (true, true, block)
+    );
 }
 
 /// Every need of a method has a place, and none is gathered twice for two linears.
@@ -102,7 +109,10 @@ fn stages_gather_what_their_linears_and_transforms_need() {
         let needs = plan.needs_at(0, stage);
         let norm = block.norm_edges().any(|(_, site)| site == stage.site);
         assert_eq!(needs.float.contains(&Statistic::ChannelMax), norm, "{:?}", stage.site);
-        assert!(needs.deployed.contains(&Statistic::Gram) && needs.deployed.iter().any(|s| s.of_both()));
+        assert!(
+            needs.deployed.contains(&Statistic::Gram)
+                && needs.deployed.iter().any(|s| s.float_beside().is_some())
+        );
         assert!(needs.deployed.iter().any(|s| matches!(s, Statistic::Range(_))));
     }
     let (stream, _) = plan.blocks[0][&LinearId::Q].solver().unwrap().needs()[0];
@@ -148,6 +158,64 @@ fn the_float_stream_goes_through_the_transformed_block() {
         let found = distance(&gptq, &gptaq);
         assert!(found < 2e-2, "{before}: {found}");
     }
+}
+
+/// Qronos answers the float model, or the block's own float weights: in the first block that is one and the same, and where its
+/// inputs do not differ it is nothing.
+#[test]
+fn qronos_answers_the_float_stream_it_is_given() {
+    for before in ["", "smoothquant: {}, ", "awq: { gqa: true }, "] {
+        let run = |stream: &str| {
+            quantise(
+                &format!("{before}qronos: {{ scheme: W3A16g16, actorder: static, float_stream: {stream} }}"),
+                "",
+            )
+        };
+        let ((model, of_model), (block, of_block)) = (run("model"), run("block"));
+        let apart = |index: usize, id| values(&model[index], id) != values(&block[index], id);
+        assert!(model[0].linears.keys().all(|&id| !apart(0, id)), "{before}");
+        assert!(apart(1, LinearId::Q) && apart(1, LinearId::DOWN), "{before}");
+        let shift = |report: &RunReport, at: usize| report.linears[at].figures["shift"];
+        // q of the first block and, where every block begins anew, of the second; o behind them has something to make up for.
+        assert_eq!([shift(&of_model, 0), shift(&of_block, 0), shift(&of_block, 7)], [0.0; 3], "{before}");
+        assert!(shift(&of_model, 7) > 0.0 && shift(&of_block, 3) > 0.0, "{before}");
+        let ends =
+            |report: &RunReport| report.linears.iter().map(|l| l.figures["at_range_ends"]).sum::<f64>();
+        assert!(ends(&of_model) > 0.0 && ends(&of_model) < of_model.linears.len() as f64);
+    }
+}
+
+/// Methods, bits and groups differ within a block, and each linear is what it would be in a run of its own method as long as its
+/// input is the same.
+#[test]
+fn methods_differ_within_a_block() {
+    let overrides = "overrides: { '*.0.*.k_proj': { rtn: {} }, '*.0.*.v_proj': { qronos: { scheme: W3A16, actorder: static } }, \
+                     '*.0.*.q_proj': { damping: 0.1 }, '*.0.*.down_proj': { gptaq: { alpha: 1 } } }";
+    let (mixed, report) = quantise("gptq: { scheme: W4A16g16 }", overrides);
+    let method = |at: &str| report.linears.iter().find(|l| l.module.ends_with(at)).unwrap().method.unwrap();
+    let found = [
+        "0.self_attn.q_proj",
+        "0.self_attn.k_proj",
+        "0.self_attn.v_proj",
+        "0.mlp.down_proj",
+        "1.mlp.down_proj",
+    ];
+    assert_eq!(found.map(method), ["gptq", "rtn", "qronos", "gptaq", "gptq"]);
+    assert_eq!(report.factors.len(), 2 + 3 + 4, "two factors at the first input, one at every other");
+    let alone = |modifiers: &str, id| values(&quantise(modifiers, "").0[0], id);
+    for (id, modifiers) in [
+        (LinearId::K, "rtn: { scheme: W4A16g16 }"),
+        (LinearId::V, "qronos: { scheme: W3A16, actorder: static }"),
+        (LinearId::Q, "gptq: { scheme: W4A16g16, damping: 0.1 }"),
+    ] {
+        assert_eq!(values(&mixed[0], id), alone(modifiers, id), "{id:?}");
+    }
+    let streams = |rest: &str| {
+        let recipe = format!("version: 1\nmodifiers: [gptaq: {{ scheme: W4A16g16 }}]\n{rest}\n");
+        Plan::new(&Recipe::parse(&recipe).unwrap(), &spec()).unwrap_err().to_string()
+    };
+    let refused = streams("overrides: { '*.down_proj': { qronos: { float_stream: block } } }");
+    assert!(refused.contains("down_proj") && refused.contains("float_stream"), "{refused}");
 }
 
 /// AWQ never does worse than rounding to nearest where its search looked, and says so by its output errors.

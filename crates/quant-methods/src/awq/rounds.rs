@@ -76,7 +76,7 @@ impl Solver for AwqRounding {
         let width = self.group.unwrap_or(inputs).min(spacing.count(usize::MAX)) as f64;
         Operations { prepare: 0.0, round: 2.0 * candidates * (outputs * inputs) as f64 * width }
     }
-    fn prepare(&self, statistics: &mut SiteStatistics, _: Par) -> Result<Prepared, MethodError> {
+    fn prepare(&self, statistics: &mut SiteStatistics, _: usize, _: Par) -> Result<Prepared, MethodError> {
         let Some(spacing) = self.clip else { return Ok(Prepared::default()) };
         let missing = || MethodError::MissingStatistic { method: METHOD.id, what: "sampled tokens" };
         let tokens = statistics.float.sample(spacing).ok_or_else(missing)?;

@@ -5,14 +5,15 @@
 //! so that both activation streams go through a block in step.
 
 use crate::gptq::{
-    ACTORDER, BLOCK_SIZE, DAMPING, FACTOR, FACTOR_PRECISION, Rounds as GptqRounds, TRUE_SEQUENTIAL,
-    factor_workspace,
+    ACTORDER, BLOCK_SIZE, DAMPING, FACTOR, FACTOR_PRECISION, Rounds as GptqRounds, STATIC_GROUPS,
+    TRUE_SEQUENTIAL, factor_workspace,
 };
 use crate::rounding::{CONVENTION, MSE_CLIP, SCHEME, SYMMETRIC, VARIANT};
 use crate::settings::FieldKind;
 use crate::{
-    Field, Method, MethodError, MethodKind, Modifier, Operations, PlannedRounding, Prepared, Rounded,
-    Rounding, Settings, SettingsError, SiteStatistics, Solver, Statistic, Stream, WeightSettings, Workspace,
+    Field, FloatStream, Method, MethodError, MethodKind, Modifier, Operations, PlannedRounding, Prepared,
+    Rounded, Rounding, Settings, SettingsError, SiteStatistics, Solver, Statistic, Stream, WeightSettings,
+    Workspace,
 };
 use ndarray::ArrayView2;
 use quant_core::{CoreError, FloatType};
@@ -42,6 +43,7 @@ pub static METHOD: Method = Method {
             run_wide: false,
         },
         ACTORDER,
+        STATIC_GROUPS,
         MSE_CLIP,
         TRUE_SEQUENTIAL,
         DAMPING,
@@ -106,7 +108,10 @@ impl Solver for Gptaq {
     }
     fn needs(&self) -> Vec<(Stream, Statistic)> {
         let below = self.factor.act_order;
-        vec![(Stream::Deployed, Statistic::Gram), (Stream::Deployed, Statistic::CrossGram { below })]
+        vec![
+            (Stream::Deployed, Statistic::Gram),
+            (Stream::Deployed, Statistic::CrossGram { below, float: FloatStream::Model }),
+        ]
     }
     fn sharing_key(&self) -> String {
         format!("{:?}, alpha {}, {:?}", self.factor, self.config.alpha, self.config.variant)
@@ -114,7 +119,7 @@ impl Solver for Gptaq {
     fn precision(&self) -> Option<Precision> {
         Some(self.factor.precision)
     }
-    fn workspace(&self, inputs: usize) -> Workspace {
+    fn workspace(&self, (_, inputs): (usize, usize)) -> Workspace {
         let gptq = factor_workspace(&self.factor, inputs);
         let cross = quant_hessian::CrossGram::bytes_for(inputs, self.factor.act_order) as u64;
         let correcting = Correction::peak_bytes(inputs, self.factor.act_order) as u64;
@@ -123,6 +128,7 @@ impl Solver for Gptaq {
             prepare: (gptq.prepare + cross).max(gptq.prepared + correcting),
             retry: gptq.retry,
             prepared: gptq.prepared + Correction::bytes_for(inputs) as u64,
+            weight: 0,
             thread: gptaq_workspace_bytes(inputs, self.config.variant, Par::Seq) as u64,
         }
     }
@@ -131,7 +137,7 @@ impl Solver for Gptaq {
         // A triangular solve more, of half a triangle, and a second feedback in the column loop.
         Operations { prepare: (FACTOR + 1.0 / 3.0) * n.powi(3), round: 2.0 * outputs as f64 * n * n }
     }
-    fn prepare(&self, statistics: &mut SiteStatistics, par: Par) -> Result<Prepared, MethodError> {
+    fn prepare(&self, statistics: &mut SiteStatistics, _: usize, par: Par) -> Result<Prepared, MethodError> {
         let missing = |what| MethodError::MissingStatistic { method: METHOD.id, what };
         let seen = &mut statistics.deployed;
         let hessian = seen.take_gram().ok_or_else(|| missing("second moments"))?;

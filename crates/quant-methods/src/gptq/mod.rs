@@ -27,6 +27,7 @@ pub static METHOD: Method = Method {
         SYMMETRIC,
         CONVENTION,
         ACTORDER,
+        STATIC_GROUPS,
         MSE_CLIP,
         TRUE_SEQUENTIAL,
         DAMPING,
@@ -42,6 +43,15 @@ pub(crate) const ACTORDER: Field = Field {
     kind: FieldKind::Choice(&["none", "static", "dynamic"]),
     default: "\"none\"",
     help: "round columns by descending Hessian diagonal, with groups in memory order (static) or in that order (dynamic)",
+    run_wide: false,
+};
+/// When scales are found.
+pub(crate) const STATIC_GROUPS: Field = Field {
+    name: "static_groups",
+    kind: FieldKind::Bool,
+    default: "null",
+    help: "find scales and zeros of all groups before the column loop; follows actorder, which is true for static and false for \
+           dynamic; default false for none",
     run_wide: false,
 };
 /// Whether later linears see earlier ones quantised.
@@ -82,6 +92,7 @@ pub(crate) const FACTOR_PRECISION: Field = Field {
 pub(crate) struct Rounds {
     pub(crate) weights: WeightSettings,
     pub(crate) act_order: ActOrder,
+    static_groups: bool,
     pub(crate) true_sequential: bool,
     damping: f64,
     block_size: usize,
@@ -90,9 +101,21 @@ pub(crate) struct Rounds {
 
 impl Rounds {
     pub(crate) fn read(settings: &Settings) -> Result<Self, SettingsError> {
+        let act_order: ActOrder = settings.word("actorder")?.unwrap_or_default();
+        let static_groups = settings.bool_opt("static_groups")?;
+        let contradicted = match (act_order, static_groups) {
+            (ActOrder::Static, Some(false)) => Some("static_groups: false contradicts actorder: static"),
+            (ActOrder::Dynamic, Some(true)) => Some("static_groups: true contradicts actorder: dynamic"),
+            _ => None,
+        };
+        if let Some(what) = contradicted {
+            let (path, problem) = (settings.path().to_owned(), format!("{what}; drop one of them"));
+            return Err(SettingsError::Conflict { path, problem });
+        }
         Ok(Self {
             weights: WeightSettings::read(settings)?,
-            act_order: settings.word("actorder")?.unwrap_or_default(),
+            act_order,
+            static_groups: static_groups.unwrap_or(act_order == ActOrder::Static),
             true_sequential: settings.bool("true_sequential")?,
             damping: settings.number("damping")?,
             block_size: settings.integer("block_size")?,
@@ -114,6 +137,7 @@ impl Rounds {
                 group: weight.group,
                 clip: self.weights.clip,
                 act_order: self.act_order,
+                static_groups: self.static_groups,
                 block: self.block_size,
                 ..GptqConfig::new(grid)
             };
@@ -170,14 +194,14 @@ impl Solver for Gptq {
     fn precision(&self) -> Option<Precision> {
         Some(self.factor.precision)
     }
-    fn workspace(&self, inputs: usize) -> Workspace {
+    fn workspace(&self, (_, inputs): (usize, usize)) -> Workspace {
         factor_workspace(&self.factor, inputs)
     }
     fn operations(&self, (outputs, inputs): (usize, usize)) -> Operations {
         let n = inputs as f64;
         Operations { prepare: FACTOR * n.powi(3), round: outputs as f64 * n * n }
     }
-    fn prepare(&self, statistics: &mut SiteStatistics, par: Par) -> Result<Prepared, MethodError> {
+    fn prepare(&self, statistics: &mut SiteStatistics, _: usize, par: Par) -> Result<Prepared, MethodError> {
         let missing = || MethodError::MissingStatistic { method: METHOD.id, what: "second moments" };
         let hessian = statistics.deployed.take_gram().ok_or_else(missing)?;
         let factor = prepare(hessian, &self.factor, par)?;
@@ -210,6 +234,7 @@ pub(crate) fn factor_workspace(settings: &FactorSettings, inputs: usize) -> Work
         prepare: peak(false),
         retry: peak(settings.f64_retry) - peak(false),
         prepared: (size_of::<f32>() * (inputs * inputs / 2)) as u64,
+        weight: 0,
         thread: quant_hessian::workspace_bytes(inputs, Par::Seq) as u64,
     }
 }

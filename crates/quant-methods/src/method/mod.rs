@@ -10,7 +10,7 @@ mod solver;
 mod transform;
 
 pub use rounding::{PlannedRounding, Rounding, WeightSettings};
-pub use solver::{Operations, Prepared, Rounded, RowRounding, Solver, Workspace};
+pub use solver::{Figures, Operations, Prepared, Rounded, RowRounding, Solver, Workspace};
 pub use transform::{BlockContext, Scaled, Transform};
 
 /// What a method does.

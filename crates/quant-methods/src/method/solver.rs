@@ -7,7 +7,11 @@ use quant_graph::LinearWeight;
 use quant_hessian::{FactorReport, Precision};
 use quant_kernels::Par;
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::fmt::{self, Debug, Formatter};
+
+/// Figures by name, for reports.
+pub type Figures = BTreeMap<&'static str, f64>;
 
 /// A rounded weight and what the method knows about it.
 #[derive(Clone, Debug)]
@@ -18,13 +22,20 @@ pub struct Rounded {
     pub loss: Option<f64>,
     /// What is to be added to the linear's bias, `[out]`: a correction of the mean error.
     pub bias: Option<Array1<f32>>,
+    /// What else the method has to say of this weight, by names of its own.
+    pub figures: Figures,
 }
 
 impl Rounded {
+    /// A stored form, and nothing more to say.
+    #[must_use]
+    pub fn new(weight: LinearWeight) -> Self {
+        Self { weight, loss: None, bias: None, figures: Figures::new() }
+    }
     /// Levels, and nothing more to say.
     #[must_use]
     pub fn levels(matrix: quant_core::QuantizedMatrix) -> Self {
-        Self { weight: LinearWeight::Quantized(matrix), loss: None, bias: None }
+        Self::new(LinearWeight::Quantized(matrix))
     }
 }
 
@@ -67,6 +78,8 @@ pub struct Workspace {
     pub retry: u64,
     /// What it has prepared, while the linears are rounded.
     pub prepared: u64,
+    /// Beside the weight that is being rounded.
+    pub weight: u64,
     /// Of every thread that rounds.
     pub thread: u64,
 }
@@ -97,22 +110,32 @@ pub trait Solver: Debug + Send + Sync {
     fn precision(&self) -> Option<Precision> {
         None
     }
-    /// Bytes it holds for `inputs` columns.
-    fn workspace(&self, inputs: usize) -> Workspace {
-        let _ = inputs;
+    /// Bytes it holds for a weight `(out, in)`.
+    fn workspace(&self, shape: (usize, usize)) -> Workspace {
+        let _ = shape;
         Workspace::default()
+    }
+    /// Calibration tokens that a weight of `inputs` columns should see at least.
+    fn tokens_wanted(&self, inputs: usize) -> usize {
+        inputs
     }
     /// Operations on a weight `(out, in)`.
     fn operations(&self, shape: (usize, usize)) -> Operations {
         let _ = shape;
         Operations::default()
     }
-    /// Makes of the statistics what rounding needs; what is used up is taken out and freed on the way.
+    /// Makes of the statistics what rounding needs, for weights of `rows` rows in all; what is used up is taken out and freed
+    /// on the way.
     ///
     /// # Errors
     /// A statistic that was not gathered or is not finite, a Hessian that cannot be factorised.
-    fn prepare(&self, statistics: &mut SiteStatistics, par: Par) -> Result<Prepared, MethodError> {
-        let _ = (statistics, par);
+    fn prepare(
+        &self,
+        statistics: &mut SiteStatistics,
+        rows: usize,
+        par: Par,
+    ) -> Result<Prepared, MethodError> {
+        let _ = (statistics, rows, par);
         Ok(Prepared::default())
     }
     /// Rounds `weight` `[out, in]`.

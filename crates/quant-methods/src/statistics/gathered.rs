@@ -30,7 +30,7 @@ impl<'a> Batch<'a> {
 }
 
 /// What was asked for of one stream at one site, as far as it has come.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Gathered {
     max: Option<ChannelMaxima>,
     means: Option<ChannelMeans>,
@@ -57,10 +57,10 @@ impl Gathered {
                 Statistic::ChannelMeanAbs => all.means = Some(ChannelMeans::new(width)),
                 Statistic::Range(kind) => all.range = Some(Observer::new(kind)),
                 Statistic::Gram => all.gram = Some(Hessian::new(width)),
-                Statistic::CrossGram { below } => {
+                Statistic::CrossGram { .. } => {
                     // Who needs less is served by more.
-                    let below = below || statistics.contains(&Statistic::CrossGram { below: true });
-                    all.cross = Some(CrossGram::new(width, below));
+                    let below = |s: &Statistic| matches!(s, Statistic::CrossGram { below: true, .. });
+                    all.cross = Some(CrossGram::new(width, statistics.iter().any(below)));
                 }
                 Statistic::Sample(spacing) => all.samples.push(Sample::new(spacing, tokens, width)),
                 Statistic::Sequences { tokens } => all.sequences.push(Sequences::new(tokens, starts, width)),
@@ -79,7 +79,7 @@ impl Gathered {
             Statistic::ChannelMeanAbs => size_of::<f64>() * width,
             Statistic::Range(_) => 0,
             Statistic::Gram => Hessian::touched_bytes(width),
-            Statistic::CrossGram { below } => CrossGram::bytes_for(width, below),
+            Statistic::CrossGram { below, .. } => CrossGram::bytes_for(width, below),
             Statistic::Sample(spacing) => F32 * width * spacing.count(tokens),
             Statistic::Sequences { tokens } => F32 * width * Sequences::count(tokens, starts),
         };

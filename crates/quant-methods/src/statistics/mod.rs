@@ -22,6 +22,18 @@ pub enum Stream {
     Deployed,
 }
 
+/// Where the activations that the deployed ones are compared with come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FloatStream {
+    /// They are those of the float model.
+    #[default]
+    Model,
+    /// They enter every block as the deployed ones do, and then pass its float weights: what earlier blocks did to them is taken
+    /// as it is.
+    Block,
+}
+
 /// What is gathered of the activations at a site, `[tokens, features]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
@@ -34,11 +46,12 @@ pub enum Statistic {
     Range(ObserverKind),
     /// `(2/N) Σ XᵀX` over N sequences.
     Gram,
-    /// `(2/N) Σ (X_float − X)ᵀ X`: of the deployed stream, with the float stream beside it. `below` says whether entries
-    /// below the diagonal are wanted, which only a permuted order of columns looks at.
+    /// `(2/N) Σ (X_float − X)ᵀ X`: of the deployed stream, with the float one beside it.
     CrossGram {
-        /// Whether the entries below the diagonal count.
+        /// Whether the entries below the diagonal count, of which some methods only have a use with a permuted order of columns.
         below: bool,
+        /// Where the float stream comes from.
+        float: FloatStream,
     },
     /// Some tokens, evenly spaced over all of them.
     Sample(Spacing),
@@ -50,18 +63,21 @@ pub enum Statistic {
 }
 
 impl Statistic {
-    /// Whether it looks at both streams at once.
+    /// The float stream that goes beside the deployed one for it, if one does.
     #[must_use]
-    pub fn of_both(self) -> bool {
-        matches!(self, Self::CrossGram { .. })
+    pub fn float_beside(self) -> Option<FloatStream> {
+        match self {
+            Self::CrossGram { float, .. } => Some(float),
+            _ => None,
+        }
     }
     /// Floating-point operations of gathering it over so many tokens of that width, as far as they weigh.
     #[must_use]
     pub fn operations(self, tokens: usize, width: usize) -> f64 {
         let triangle = tokens as f64 * (width as f64).powi(2);
         match self {
-            Self::Gram | Self::CrossGram { below: false } => triangle,
-            Self::CrossGram { below: true } => 2.0 * triangle,
+            Self::Gram | Self::CrossGram { below: false, .. } => triangle,
+            Self::CrossGram { below: true, .. } => 2.0 * triangle,
             _ => 0.0,
         }
     }
@@ -91,7 +107,7 @@ pub struct Need {
 }
 
 /// Everything gathered at one site.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct SiteStatistics {
     /// Of the float model.
     pub float: Gathered,

@@ -10,7 +10,7 @@ pub use tables::{schema, schema_with};
 
 use crate::error::{PipelineError, RecipeError};
 use crate::registry::Registry;
-use modifiers::{Modifiers, parse_modifiers, parse_override};
+use modifiers::{Modifiers, Usual, parse_modifiers, parse_override};
 use quant_checkpoint::Formats;
 use quant_checkpoint::formats::{Dequantized, Format};
 use quant_core::{Foreign, ForeignKind, KvGranularity, ObserverKind};
@@ -152,10 +152,11 @@ impl Recipe {
         }
         let Modifiers { transforms, rounding, written, resolved } =
             parse_modifiers(take("modifiers"), registry.methods())?;
+        let usual = Usual { method: rounding.method(), written: &written };
         let mut overrides = Vec::new();
         for (glob, value) in mapping("overrides", take("overrides"))? {
             let path = format!("overrides.{glob:?}");
-            overrides.push((Glob::new(&glob), parse_override(&path, rounding.method(), &written, value)?));
+            overrides.push((Glob::new(&glob), parse_override(&path, &usual, registry.methods(), value)?));
         }
         let activations = parse_activations(take("activations"))?;
         let kv_cache = parse_kv(take("kv_cache"))?;

@@ -64,16 +64,58 @@ pub(super) fn parse_modifiers(value: Value, methods: &Methods) -> Result<Modifie
     Ok(Modifiers { transforms, rounding, written, resolved })
 }
 
-/// An override is the modifier with some keys replaced.
+/// The rounding of a recipe, for overrides to build on.
+pub(super) struct Usual<'a> {
+    pub(super) method: &'static Method,
+    /// Its section as written.
+    pub(super) written: &'a Value,
+}
+
+/// An override is the modifier with some keys replaced, or another method with a section of its own, which takes over the
+/// scheme unless it has one.
 pub(super) fn parse_override(
     path: &str,
-    method: &'static Method,
-    written: &Value,
+    usual: &Usual<'_>,
+    methods: &Methods,
     value: Value,
 ) -> Result<Arc<dyn Rounding>, RecipeError> {
-    Settings::new(path, value.clone(), method.fields)?;
-    let mut merged = mapping(path, written.clone())?;
-    let changes = mapping(path, value)?;
+    let mut changes = mapping(path, value)?;
+    let named = match changes.keys().next() {
+        Some(name) if changes.len() == 1 => methods.get(name),
+        _ => None,
+    };
+    let Some(method) = named else { return overridden(path, usual, changes) };
+    let path = format!("{path}.{}", method.id);
+    let section = mapping(&path, changes.remove(method.id).unwrap_or_default())?;
+    if method.id == usual.method.id {
+        return overridden(&path, usual, section);
+    }
+    if !method.kind.rounds() {
+        return Err(RecipeError::conflict(
+            path,
+            "a transform concerns whole blocks; write it among the modifiers",
+        ));
+    }
+    check_changes(&path, method, &section)?;
+    let scheme = usual.written.get("scheme").filter(|_| method.fields.iter().any(|f| f.name == "scheme"));
+    let mut merged = Map::from_iter(scheme.map(|scheme| ("scheme".to_owned(), scheme.clone())));
+    merged.extend(section);
+    let Modifier { transform, rounding } =
+        (method.build)(&Settings::new(&path, merged.into(), method.fields)?)?;
+    match (transform, rounding) {
+        (None, Some(rounding)) => Ok(rounding),
+        _ => Err(RecipeError::conflict(
+            path,
+            format!(
+                "{} rewrites whole blocks before it rounds; make it the modifier and the others exceptions",
+                method.id
+            ),
+        )),
+    }
+}
+
+/// What no exception can change.
+fn check_changes(path: &str, method: &Method, changes: &Map<String, Value>) -> Result<(), RecipeError> {
     if let Some(field) = method.fields.iter().find(|f| f.run_wide && changes.contains_key(f.name)) {
         let problem =
             format!("{} is a setting of the whole run; write it in the modifier itself", field.name);
@@ -85,6 +127,18 @@ pub(super) fn parse_override(
             "the KV cache belongs to no linear and has one scheme for the model; write the KV part in the modifier's scheme",
         ));
     }
+    Ok(())
+}
+
+/// The modifier with some keys replaced.
+fn overridden(
+    path: &str,
+    Usual { method, written }: &Usual<'_>,
+    changes: Map<String, Value>,
+) -> Result<Arc<dyn Rounding>, RecipeError> {
+    Settings::new(path, changes.clone().into(), method.fields)?;
+    check_changes(path, method, &changes)?;
+    let mut merged = mapping(path, (*written).clone())?;
     if changes.contains_key("symmetric") || changes.contains_key("convention") {
         merged.remove("symmetric");
         merged.remove("convention");

@@ -80,8 +80,11 @@ pub fn schema_with(registry: &Registry) -> Value {
             json!({"type": "object", "additionalProperties": false, "properties": properties, "required": [m.id]})
         })
         .collect();
-    let roundings = registry.methods().iter().filter(|m| m.kind.rounds());
-    let override_schema = settings::override_schema(roundings.flat_map(|m| m.fields));
+    let roundings = || registry.methods().iter().filter(|m| m.kind.rounds());
+    let mut override_schema = settings::override_schema(roundings().flat_map(|m| m.fields));
+    for method in roundings() {
+        override_schema["properties"][method.id] = settings::override_schema(method.fields);
+    }
     let formats = registry.formats().ids();
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -96,7 +99,7 @@ pub fn schema_with(registry: &Registry) -> Value {
             "activations": settings::schema(ACTIVATIONS),
             "kv_cache": settings::schema(KV_CACHE),
             "overrides": {"type": "object", "default": {}, "additionalProperties": override_schema,
-                "description": "module glob to keys of the rounding modifier, which replace the modifier's; * crosses dots; the last match wins; a glob that matches nothing is an error"},
+                "description": "module glob to keys of the rounding modifier, which replace the modifier's, or to { method: { keys } } of another rounding, whose scheme is the modifier's unless written; * crosses dots; the last match wins; a glob that matches nothing is an error"},
             "compute": {"enum": ["f32", "bf16"], "default": "f32",
                 "description": "operands of calibration products; accumulation is f32"},
             "ignore": {"type": "array", "items": {"type": "string"}, "default": ["lm_head"],

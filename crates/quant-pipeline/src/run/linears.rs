@@ -15,7 +15,7 @@ use quant_graph::{
     BlockParams, BlockSource, BoxError, LinearId, LinearParams, LinearSpec, LinearWeight, StageSpec,
 };
 use quant_kernels::Par;
-use quant_methods::{Prepared, RowRounding, SiteStatistics};
+use quant_methods::{Figures, Prepared, Rounded, RowRounding, SiteStatistics};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -61,7 +61,7 @@ impl Run<'_> {
             let linear_plan = &plan.blocks[index][&id];
             let (seconds, errors) = (done.rounding.as_secs_f64(), done.measure.finish());
             let weight = done.weight.finish();
-            let report = linear_report(linear_plan, index, &weight, errors, None, seconds, self);
+            let report = linear_report(linear_plan, index, &weight, errors, seconds, self);
             self.events.event(Event::Linear(&report));
             self.report.linears.push(report);
             let input = linear_plan.scheme.input.and_then(|i| i.dynamic());
@@ -80,33 +80,50 @@ impl Run<'_> {
         mut seen: SiteStatistics,
     ) -> Result<Vec<(LinearId, LinearParams)>, PipelineError> {
         let plan = self.plan;
-        let prepared = self.prepare_stage(index, stage, &mut seen)?;
-        self.phase("round")?;
+        let planned = |id: &LinearId| &plan.blocks[index][id];
+        let prepares = |group: &[LinearId]| {
+            let solver = group.first().and_then(|id| planned(id).solver());
+            solver.is_some_and(|s| !s.sharing_key().is_empty())
+        };
+        let groups = plan.sharing(index, stage);
         let mut done = Vec::new();
-        for &id in &stage.linears {
-            let Some(params) = pending.linears.remove(&id) else { continue };
-            let input = plan.blocks[index][&id].scheme.input;
-            let input = input.and_then(|i| input_quant(i, &seen.deployed, plan.scale_type));
-            let sample = seen.deployed.sample(MEASURED).or_else(|| seen.float.any_sample());
-            done.push((id, self.round_linear(index, id, params, &prepared, input, sample)?));
+        for (at, group) in groups.iter().enumerate() {
+            let prepared = if !prepares(group) {
+                Prepared::default()
+            } else if groups[at + 1..].iter().any(|later| prepares(later)) {
+                self.prepare_group(index, group, pending, &mut seen.clone())?
+            } else {
+                self.prepare_group(index, group, pending, &mut seen)?
+            };
+            self.phase("round")?;
+            for &id in group {
+                let Some(params) = pending.linears.remove(&id) else { continue };
+                let input = planned(&id).scheme.input;
+                let input = input.and_then(|i| input_quant(i, &seen.deployed, plan.scale_type));
+                let sample = seen.deployed.sample(MEASURED).or_else(|| seen.float.any_sample());
+                done.push((id, self.round_linear(index, id, params, &prepared, input, sample)?));
+            }
         }
         Ok(done)
     }
 
-    /// What the linears of a stage share: their solvers agree on how it is made.
-    fn prepare_stage(
+    /// What linears share that make the same of the statistics of their input.
+    fn prepare_group(
         &mut self,
         index: usize,
-        stage: &StageSpec,
+        group: &[LinearId],
+        pending: &BlockParams,
         seen: &mut SiteStatistics,
     ) -> Result<Prepared, PipelineError> {
-        let planned = stage.linears.iter().map(|id| &self.plan.blocks[index][id]);
-        let mut sharing =
-            planned.filter_map(|l| Some((l, l.solver()?))).filter(|l| !l.1.sharing_key().is_empty());
-        let Some((linear, solver)) = sharing.next() else { return Ok(Prepared::default()) };
+        let mut planned = group.iter().map(|id| &self.plan.blocks[index][id]);
+        let Some((linear, solver)) = planned.find_map(|l| Some((l, l.solver()?))) else {
+            return Ok(Prepared::default());
+        };
         self.phase("factor")?;
         let started = Instant::now();
-        let mut prepared = solver.prepare(seen, self.par()).map_err(PipelineError::method(&linear.module))?;
+        let rows = group.iter().filter_map(|id| pending.linears.get(id)).map(|l| l.weight.dim().0).sum();
+        let mut prepared =
+            solver.prepare(seen, rows, self.par()).map_err(PipelineError::method(&linear.module))?;
         if let Some(factor) = prepared.factor.take() {
             self.report.factors.push(StageFactor { block: index, module: linear.module.clone(), factor });
         }
@@ -135,15 +152,16 @@ impl Run<'_> {
         let started = Instant::now();
         let levels = rounded.as_ref().and_then(|r| r.weight.quantized());
         let errors = errors(float.view(), levels, sample, input.as_ref(), par);
-        let (weight, loss, correction) = match rounded {
+        let Rounded { weight, loss, bias: correction, figures } = match rounded {
             Some(rounded) => {
                 // Before anything that stays is allocated above it.
                 drop(float);
-                (rounded.weight, rounded.loss, rounded.bias)
+                rounded
             }
-            None => (LinearWeight::Float(float), None, None),
+            None => Rounded::new(LinearWeight::Float(float)),
         };
-        let report = linear_report(plan, index, &weight, errors, loss, seconds, self);
+        let report =
+            LinearReport { loss, figures, ..linear_report(plan, index, &weight, errors, seconds, self) };
         self.events.event(Event::Linear(&report));
         self.report.linears.push(report);
         add_seconds(&mut self.report.seconds, "measure", started.elapsed());
@@ -231,7 +249,6 @@ fn linear_report(
     block: usize,
     weight: &LinearWeight,
     errors: Errors,
-    loss: Option<f64>,
     seconds: f64,
     run: &Run<'_>,
 ) -> LinearReport {
@@ -249,7 +266,8 @@ fn linear_report(
         bits_per_weight: weight.bits_per_weight(run.plan.norm_type),
         weight_error: errors.weight,
         output_error: errors.output,
-        loss,
+        loss: None,
+        figures: Figures::new(),
         seconds,
     }
 }

@@ -7,7 +7,7 @@
 //! then stage by stage on the deployed stream the statistics of a stage's input, rounding of the linears fed by it, and the
 //! stage itself with the rounded weights, so that each token goes through a block once. Where a statistic looks at both
 //! streams at once, the float stream goes through the *transformed* float block in step: its activations are then scaled
-//! like those of the deployed stream.
+//! like those of the deployed stream. It may be that of the float model, or begin anew with the deployed one at every block.
 
 mod linears;
 mod measure;
@@ -27,6 +27,7 @@ use ndarray::{ArrayView2, Axis};
 use quant_data::TokenSet;
 use quant_graph::{BlockParams, BlockSource, Outer};
 use quant_kernels::{Par, return_freed_memory};
+use quant_methods::FloatStream;
 use quant_model::{RopeTables, RowStore, StageScratch};
 use rayon::prelude::*;
 use std::path::PathBuf;
@@ -71,6 +72,17 @@ pub struct RunOptions {
     pub spill: Option<PathBuf>,
 }
 
+/// The activations that a run carries, as far as its plan asks for them.
+#[derive(Debug, Default)]
+struct Activations {
+    /// Those of the float model.
+    float: Option<ActivationStream>,
+    /// Those of the model as it will be deployed.
+    deployed: Option<ActivationStream>,
+    /// Those that pass the float weights of each block from the deployed ones at its input.
+    beside: Option<ActivationStream>,
+}
+
 /// Everything the parts of a run share.
 struct Run<'a> {
     plan: &'a Plan,
@@ -108,18 +120,23 @@ pub fn run(
         events,
         scratch: StageScratch::default(),
     };
-    let (mut float, mut deployed) = (None, None);
+    let mut streams = Activations::default();
     if let Some(tokens) = tokens {
         let started = Instant::now();
         let embedded = run.embed(source, &tokens.sequences)?;
         if plan.streams.float && plan.streams.deployed {
-            float = Some(ActivationStream::new(run.copy_of(&embedded)?));
+            let mut copy = run.store(spec.hidden)?;
+            run.copy(&embedded, &mut copy)?;
+            streams.float = Some(ActivationStream::new(copy));
+        }
+        if plan.streams.together == Some(FloatStream::Block) {
+            streams.beside = Some(ActivationStream::new(run.store(spec.hidden)?));
         }
         let stream = Some(ActivationStream::new(embedded));
         if plan.streams.deployed {
-            deployed = stream;
+            streams.deployed = stream;
         } else {
-            float = stream;
+            streams.float = stream;
         }
         run.spent("read", started);
     }
@@ -136,7 +153,7 @@ pub fn run(
             run.phase("read")?;
             let block = source.block(index)?;
             run.spent("read", began);
-            run.quantize(index, block, float.as_mut(), deployed.as_mut())?
+            run.quantize(index, block, &mut streams)?
         };
         let started = Instant::now();
         run.phase("write")?;
@@ -168,22 +185,32 @@ impl Run<'_> {
         &mut self,
         index: usize,
         mut block: BlockParams,
-        mut float: Option<&mut ActivationStream>,
-        deployed: Option<&mut ActivationStream>,
+        streams: &mut Activations,
     ) -> Result<BlockParams, PipelineError> {
         let (plan, spec) = (self.plan, self.plan.spec.block(index));
         let mut statistics = self.float_statistics(index, &spec);
         let mut runner = None;
-        if let Some(stream) = &mut float {
+        let Activations { float, deployed, beside } = streams;
+        if let Some(stream) = float {
             let whole = self.float_block(index, &block)?;
-            self.observe(index, &whole, stream, &mut statistics, plan.streams.together)?;
+            let stay = plan.streams.together == Some(FloatStream::Model);
+            self.observe(index, &whole, stream, &mut statistics, stay)?;
             // Kept for a transform that runs it, and freed before the floats are rewritten otherwise.
             runner = plan.recipe.transforms().first().filter(|t| t.runs_block()).map(|_| whole);
         }
         self.transform(index, &mut block, runner, &mut statistics)?;
         match deployed {
             Some(deployed) => {
-                let float = float.filter(|_| plan.streams.together);
+                let float = match plan.streams.together {
+                    None => None,
+                    Some(FloatStream::Model) => float.as_mut(),
+                    Some(FloatStream::Block) => {
+                        if let Some(beside) = beside {
+                            self.copy(&deployed.residual, &mut beside.residual)?;
+                        }
+                        beside.as_mut()
+                    }
+                };
                 self.quantize_in_stream(index, block, deployed, float, statistics)
             }
             None => self.quantize_alone(index, block, statistics),
@@ -237,18 +264,17 @@ impl Run<'_> {
     fn store(&self, width: usize) -> Result<RowStore, PipelineError> {
         Ok(RowStore::new(self.layout.rows(), width, self.options.spill.as_deref())?)
     }
-    /// The same activations once more.
-    fn copy_of(&self, store: &RowStore) -> Result<RowStore, PipelineError> {
-        let mut copy = self.store(self.plan.spec.hidden)?;
+    /// Writes the rows of one store into another.
+    fn copy(&self, from: &RowStore, to: &mut RowStore) -> Result<(), PipelineError> {
         for chunk in &self.layout.chunks {
             let rows = self.layout.rows_of(chunk);
-            let from = store.read(rows.clone())?;
-            copy.overwrite::<PipelineError>(rows, |mut to| {
+            let from = from.read(rows.clone())?;
+            to.overwrite::<PipelineError>(rows, |mut to| {
                 to.assign(&from);
                 Ok(())
             })?;
         }
-        Ok(copy)
+        Ok(())
     }
     fn embed(&self, source: &mut dyn BlockSource, sequences: &[Vec<u32>]) -> Result<RowStore, PipelineError> {
         let mut store = self.store(self.plan.spec.hidden)?;

@@ -8,7 +8,7 @@ use crate::PipelineError;
 use quant_core::KvGranularity;
 use quant_graph::{BlockParams, Site, StageSpec};
 use quant_kernels::return_freed_memory;
-use quant_methods::{Batch, Gathered};
+use quant_methods::{Batch, FloatStream, Gathered};
 use quant_model::Block;
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -51,8 +51,10 @@ impl Run<'_> {
                 self.look(index, stage, &block, deployed, beside, &mut seen.deployed)?;
             }
             // The output of the last stage of the last block feeds nothing here.
-            let goes_on = site != Site::MlpActivation || !last;
-            if let Some(float) = float.as_deref_mut().filter(|_| goes_on) {
+            let ends = site == Site::MlpActivation;
+            let goes_on = !ends || !last;
+            let anew = plan.streams.together == Some(FloatStream::Block);
+            if let Some(float) = float.as_deref_mut().filter(|_| goes_on && !(ends && anew)) {
                 self.advance_float(index, stage, &pending, float)?;
             }
             for (id, mut linear) in self.round_stage(index, stage, &mut pending, seen)? {
