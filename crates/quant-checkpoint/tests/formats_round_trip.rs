@@ -16,7 +16,7 @@ use quant_checkpoint::{
 use quant_core::{ActRule, FloatType, KvGranularity, KvQuant};
 use quant_graph::{
     ActOrder, BlockParams, BlockSource as _, InputScheme, KvScheme, LinearId, LinearScheme, LinearWeight,
-    ModelScheme, ModelSpec,
+    ModelScheme, ModelSpec, WeightForm, WeightScheme,
 };
 
 /// What a format gives back: itself, or the values where it stores values.
@@ -124,11 +124,16 @@ fn any_linear() -> impl Strategy<Value = LinearScheme> {
     let w = (1_u32..=8, any::<bool>(), proptest::option::of(Just(7_usize)), order).prop_map(
         |(n, symmetric, group, order)| {
             let mut w = weight(n, symmetric && n > 1, group);
-            w.binary = n == 1;
+            w.form = if n == 1 { WeightForm::Binary } else { WeightForm::Integer };
             w.act_order = if group.is_some() { order } else { ActOrder::None };
             w
         },
     );
+    let mixed = (2_u32..=7)
+        .prop_map(|n| WeightScheme { form: WeightForm::MixedInteger, ..weight(n, false, Some(7)) });
+    let residual = proptest::option::of(Just(7_usize))
+        .prop_map(|group| WeightScheme { form: WeightForm::BinaryResidual, ..weight(1, false, group) });
+    let w = prop_oneof![8 => w, 1 => mixed, 1 => residual];
     (proptest::option::of(w), proptest::option::of(i)).prop_map(|(w, i)| linear(w, i))
 }
 
@@ -256,9 +261,26 @@ fn refusals_name_the_module_and_the_alternatives() {
     let mut ordered8 = weight(8, true, None);
     ordered8.act_order = ActOrder::Dynamic;
     let mut binary = weight(1, false, None);
-    binary.binary = true;
+    binary.form = WeightForm::Binary;
     let w8 = Some(weight(8, true, None));
-    let refused: [(&dyn Format, LinearScheme, &[&str]); 18] = [
+    let of_form = |form, n| linear(Some(WeightScheme { form, ..weight(n, false, Some(8)) }), None);
+    let refused: [(&dyn Format, LinearScheme, &[&str]); 22] = [
+        (
+            &VllmAscend,
+            of_form(WeightForm::MixedInteger, 8),
+            &["different bit widths", "q_proj", "dequantized"],
+        ),
+        (&VllmAscend, of_form(WeightForm::BinaryResidual, 1), &["binary residual codes", "dequantized"]),
+        (
+            &CompressedTensors,
+            of_form(WeightForm::MixedInteger, 4),
+            &["different bit widths", "dequantized", "gptq"],
+        ),
+        (
+            &CompressedTensors,
+            of_form(WeightForm::BinaryResidual, 1),
+            &["binary residual codes", "dequantized"],
+        ),
         (
             &VllmAscend,
             linear(Some(weight(4, true, None)), None),
@@ -321,6 +343,32 @@ fn refusals_name_the_module_and_the_alternatives() {
         assert_eq!(format.activation_rule(true, None).unwrap(), rule);
         assert_eq!(format.activation_rule(false, None).unwrap(), ActRule::Asymmetric);
         assert_eq!(format.activation_rule(false, Some(true)).unwrap(), rule);
+    }
+}
+
+/// A block of one form under a scheme of another is no block of that scheme.
+#[test]
+fn a_form_that_is_not_the_schemes_is_refused() {
+    let spec = spec(FloatType::Bf16, false, false);
+    let schemes = [WeightForm::Integer, WeightForm::MixedInteger, WeightForm::BinaryResidual]
+        .map(|form| uniform(&spec, linear(Some(WeightScheme { form, ..weight(2, false, Some(8)) }), None)));
+    for (i, scheme) in schemes.iter().enumerate() {
+        let block = block(&spec, &Dequantized, scheme, 0, 3);
+        for (j, other) in schemes.iter().enumerate() {
+            let encoded = Dequantized.encode_block(&spec, other, 0, &block);
+            assert_eq!(encoded.is_ok(), i == j, "{i} {j}");
+            // What is stored takes what the scheme says, at most.
+            let linears = block.linears.values();
+            let stored: u64 = linears.map(|l| l.weight.storage_bits(FloatType::Bf16)).sum();
+            let of_scheme = |(id, s): (&LinearId, &LinearScheme)| {
+                let linear = spec.block(0).linear(*id).unwrap().clone();
+                s.weight.unwrap().bits_per_weight(linear.shape(), 16) * linear.weights() as f64
+            };
+            let predicted: f64 = scheme.blocks[0].iter().map(of_scheme).sum();
+            let excess = predicted - stored as f64;
+            let most = if i == 1 { 0.4 * predicted } else { 1e-6 };
+            assert!((-1e-6..=most).contains(&excess), "{i}: {stored} stored, {predicted} predicted");
+        }
     }
 }
 

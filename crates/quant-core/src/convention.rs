@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 pub struct Bits(u8);
 
 impl Bits {
+    /// One bit.
+    pub const ONE: Self = Self(1);
     /// # Errors
     /// [`CoreError::Bits`] outside 1..=8.
     pub fn new(bits: u32) -> Result<Self, CoreError> {

@@ -34,6 +34,7 @@
 //! |---|---|
 //! | how are scale and zero point found, and the clip search | [`convention`], [`clip`] |
 //! | a quantised weight matrix and its groups | [`matrix`] |
+//! | binary codes with a residual for salient columns | [`binary`] |
 //! | activations and KV cache, per token or static | [`activation`], [`observer`] |
 //! | largest values per channel | [`range`] |
 //! | `W4A16g128` and friends | [`scheme`] |
@@ -44,6 +45,7 @@
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 pub mod activation;
+pub mod binary;
 pub mod clip;
 pub mod convention;
 pub mod elementary;
@@ -57,11 +59,13 @@ pub mod range;
 pub mod real;
 pub mod scheme;
 mod size;
+mod widths;
 
 /// The arrays all functions here speak of.
 pub use ndarray;
 
 pub use activation::{ActQuant, ActRule, KvGranularity, KvQuant};
+pub use binary::BinaryMatrix;
 pub use clip::ClipSearch;
 pub use convention::{Bits, Convention, FloatType, Grid, QParams, Variant};
 pub use error::CoreError;
@@ -73,3 +77,4 @@ pub use range::{ChannelMaxima, ChannelMeans};
 pub use real::Real;
 pub use scheme::Scheme;
 pub use size::Bytes;
+pub use widths::Widths;

@@ -2,8 +2,8 @@
 
 use crate::convention::level_byte;
 use crate::range::all_finite;
-use crate::{Bits, ClipSearch, CoreError, FloatType, Grid, QParams, Real};
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, Slice};
+use crate::{Bits, ClipSearch, CoreError, FloatType, Grid, QParams, Real, Widths};
+use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut2, Axis, Slice};
 use std::ops::Range;
 
 /// How the columns of a matrix are divided into groups that share parameters within a row.
@@ -98,7 +98,7 @@ impl ActOrder {
 /// `Ŵ[i, j] = scale[i, g(j)] · (level[i, j] − zero[i, g(j)])`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantizedMatrix {
-    bits: Bits,
+    widths: Widths,
     levels: Array2<u8>,
     scales: Array2<f32>,
     zeros: Array2<f32>,
@@ -108,7 +108,7 @@ pub struct QuantizedMatrix {
 /// Some rows of a [`QuantizedMatrix`], to be filled.
 #[derive(Debug)]
 pub struct RowsMut<'a> {
-    /// Levels, `[rows, in]`: at most [`Bits::max_level`].
+    /// Levels, `[rows, in]`: at most [`Bits::max_level`] of their group.
     pub levels: ArrayViewMut2<'a, u8>,
     /// Scales, `[rows, groups]`.
     pub scales: ArrayViewMut2<'a, f32>,
@@ -117,12 +117,13 @@ pub struct RowsMut<'a> {
 }
 
 impl QuantizedMatrix {
-    /// Checks that the parts fit together: shapes, group indices, level range.
+    /// Checks that the parts fit together: shapes, group indices, level range. `widths` is one [`Bits`] for all levels, or
+    /// [`Widths::PerGroup`].
     ///
     /// # Errors
     /// [`CoreError::Shape`] naming the part.
     pub fn new(
-        bits: Bits,
+        widths: impl Into<Widths>,
         levels: Array2<u8>,
         scales: Array2<f32>,
         zeros: Array2<f32>,
@@ -140,8 +141,9 @@ impl QuantizedMatrix {
             }
         }
         groups.check(columns)?;
-        check_levels(levels.view(), bits)?;
-        Ok(Self { bits, levels, scales, zeros, groups })
+        let widths = widths.into();
+        widths.check(levels.view(), groups.count(columns), |column| groups.of(column))?;
+        Ok(Self { widths, levels, scales, zeros, groups })
     }
 
     /// A matrix `(out, in)` whose rows are still to be filled, in consecutive groups of that many columns or whole channels:
@@ -151,7 +153,8 @@ impl QuantizedMatrix {
         let groups = Groups::from_size(group);
         let count = groups.count(columns);
         let (scales, zeros) = (Array2::ones((out, count)), Array2::zeros((out, count)));
-        Self { bits, levels: Array2::zeros((out, columns)), scales, zeros, groups }
+        let levels = Array2::zeros((out, columns));
+        Self { widths: bits.into(), levels, scales, zeros, groups }
     }
     /// Lets `fill` write rows `rows`, and checks the levels it leaves. A level above the top of the bit width is refused, and
     /// those rows are then zero levels.
@@ -173,7 +176,8 @@ impl QuantizedMatrix {
             zeros: self.zeros.slice_axis_mut(Axis(0), span),
         });
         let mut levels = self.levels.slice_axis_mut(Axis(0), span);
-        let checked = check_levels(levels.view(), self.bits);
+        let (groups, count) = (&self.groups, self.scales.ncols());
+        let checked = self.widths.check(levels.view(), count, |column| groups.of(column));
         if checked.is_err() {
             levels.fill(0);
         }
@@ -181,16 +185,21 @@ impl QuantizedMatrix {
     }
     /// The parts, in the order in which [`Self::new`] takes and checks them.
     #[must_use]
-    pub fn into_parts(self) -> (Bits, Array2<u8>, Array2<f32>, Array2<f32>, Groups) {
-        (self.bits, self.levels, self.scales, self.zeros, self.groups)
+    pub fn into_parts(self) -> (Widths, Array2<u8>, Array2<f32>, Array2<f32>, Groups) {
+        (self.widths, self.levels, self.scales, self.zeros, self.groups)
     }
-    /// Bit width of the levels.
+    /// Bit width of the levels, the largest where groups differ.
     #[must_use]
     #[inline(always)]
     pub fn bits(&self) -> Bits {
-        self.bits
+        self.widths.largest()
     }
-    /// Unsigned levels `0..2^bits`, `[out, in]`.
+    /// Bit widths of the groups.
+    #[must_use]
+    pub fn widths(&self) -> &Widths {
+        &self.widths
+    }
+    /// Unsigned levels `0..2^bits` of their group, `[out, in]`.
     #[must_use]
     #[inline(always)]
     pub fn levels(&self) -> &Array2<u8> {
@@ -228,14 +237,17 @@ impl QuantizedMatrix {
     /// Whether every zero level is `2^(b−1)`, so that a symmetric format can hold the matrix.
     #[must_use]
     pub fn is_symmetric(&self) -> bool {
-        let mid = self.bits.mid_level();
-        self.zeros.iter().all(|&z| z == mid)
+        self.zeros_are(|zero, bits| zero == bits.mid_level())
     }
     /// Whether every zero level is an integer in `0..2^b`; false only under the binary rule.
     #[must_use]
     pub fn has_integer_zeros(&self) -> bool {
-        let top = self.bits.max_level();
-        self.zeros.iter().all(|&z| z == z.round_ties_even() && (0.0..=top).contains(&z))
+        self.zeros_are(is_level)
+    }
+    /// Whether something holds for all zero levels and the widths of their groups.
+    fn zeros_are(&self, holds: impl Fn(f32, Bits) -> bool) -> bool {
+        let mut columns = self.zeros.columns().into_iter().enumerate();
+        columns.all(|(g, zeros)| zeros.iter().all(|&zero| holds(zero, self.widths.of(g))))
     }
     /// Writes one dequantised row into `out` `[in]`, in f32 arithmetic whatever it is stored as.
     ///
@@ -282,40 +294,34 @@ impl QuantizedMatrix {
         let (out, columns) = self.dim();
         self.storage_bits(scale_bits) as f64 / (out * columns).max(1) as f64
     }
-    /// Bits of its stored form: levels, scales of `scale_bits`, zeros, and the group of every column where that has to be told.
+    /// Bits of its stored form: levels, scales of `scale_bits`, zeros, and the group of every column and the width of every group
+    /// where those have to be told.
     #[must_use]
     pub fn storage_bits(&self, scale_bits: usize) -> u64 {
         let (out, columns) = self.dim();
-        let groups = self.scales.ncols();
-        let zero_bits = match (self.is_symmetric(), self.has_integer_zeros()) {
-            (true, _) => 0,
-            (false, true) => self.bits.get() as usize,
-            (false, false) => scale_bits,
+        let symmetric = self.is_symmetric();
+        // Where one width rules, zeros are kept in one way; groups of one bit among others keep theirs as numbers.
+        let one_way = self.widths.per_group().is_none().then(|| self.has_integer_zeros());
+        let of_group = |(g, zeros): (usize, ArrayView1<'_, f32>)| {
+            let bits = self.widths.of(g);
+            let integer = one_way.unwrap_or_else(|| zeros.iter().all(|&zero| is_level(zero, bits)));
+            let zero_bits = match (symmetric, integer) {
+                (true, _) => 0,
+                (false, true) => bits.get() as usize,
+                (false, false) => scale_bits,
+            };
+            (out * (scale_bits + zero_bits)) as u64
         };
-        let per_group = scale_bits + zero_bits;
-        let index = if matches!(self.groups, Groups::Index { .. }) { 32 * columns } else { 0 };
-        (out * columns * self.bits.get() as usize + out * groups * per_group + index) as u64
+        let params: u64 = self.zeros.columns().into_iter().enumerate().map(of_group).sum();
+        let index = if matches!(self.groups, Groups::Index { .. }) { 32 * columns as u64 } else { 0 };
+        let row = self.widths.row_bits(columns, |column| self.groups.of(column));
+        out as u64 * row + params + index + self.widths.own_bits()
     }
 }
 
-/// Refuses levels above the top of a bit width.
-fn check_levels(levels: ArrayView2<'_, u8>, bits: Bits) -> Result<(), CoreError> {
-    let top = bits.max_level() as u8;
-    if top == u8::MAX {
-        return Ok(());
-    }
-    let largest = match levels.as_slice() {
-        Some(levels) => levels.iter().fold(0, |largest, &l| largest.max(l)),
-        None => levels.iter().fold(0, |largest, &l| largest.max(l)),
-    };
-    if largest <= top {
-        return Ok(());
-    }
-    Err(CoreError::Shape {
-        what: "weight levels",
-        expected: format!("0..={top} at {} bits", bits.get()),
-        found: largest.to_string(),
-    })
+/// Whether a zero is one of the levels.
+fn is_level(zero: f32, bits: Bits) -> bool {
+    zero == zero.round_ties_even() && (0.0..=bits.max_level()).contains(&zero)
 }
 
 /// Rounds one row to nearest: parameters per consecutive group, then levels. The round-to-nearest of `rtn.md` section 1.

@@ -1,10 +1,13 @@
 //! Rounding a matrix: groups by index, refusals, what is stored.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use ndarray::{Array2, Axis};
+use ndarray::{Array2, Array3, Axis};
 use proptest::prelude::*;
 use quant_core::matrix::round_matrix;
-use quant_core::{Bits, Convention, CoreError, FloatType, Grid, Groups, QuantizedMatrix, RowsMut, Variant};
+use quant_core::{
+    BinaryMatrix, Bits, Convention, CoreError, FloatType, Grid, Groups, QuantizedMatrix, RowsMut, Variant,
+    Widths,
+};
 use quant_testkit::Numbers;
 
 fn grid(convention: Convention, bits: u32, scale_type: FloatType) -> Grid {
@@ -89,6 +92,77 @@ fn stored_bits_count_what_is_stored() {
     let index = Groups::Index { size: 32, of_column: (0..64).map(|c| c % 2).collect() };
     let q = round_matrix(&grid(Convention::QSym, 4, FloatType::F16), None, index, w.view()).unwrap();
     assert!((q.bits_per_weight(16) - (4.0 + 16.0 / 32.0 + 32.0 / 6.0)).abs() < 1e-12);
+}
+
+/// Groups of other widths: every level is held to its own, and all of it is counted.
+#[test]
+fn groups_may_have_widths_of_their_own() {
+    let widths = |bits: [u32; 3]| Widths::PerGroup(bits.map(|b| Bits::new(b).unwrap()).to_vec());
+    let levels = Array2::from_shape_fn((5, 10), |(i, j)| ((i + j) % [2, 4, 8][j / 4]) as u8);
+    let scales = Array2::from_elem((5, 3), 0.5);
+    let new = |bits, zero: f32| {
+        let zeros = Array2::from_shape_fn((5, 3), |(_, g)| if g == 0 { zero } else { 1.0 });
+        QuantizedMatrix::new(widths(bits), levels.clone(), scales.clone(), zeros, Groups::Size(4))
+    };
+    let matrix = new([1, 2, 3], 0.25).unwrap();
+    assert_eq!((matrix.bits().get(), matrix.widths().of(1).get()), (3, 2));
+    assert!(!matrix.has_integer_zeros() && new([1, 2, 3], 1.0).unwrap().has_integer_zeros());
+    // Levels of 4, 4 and 2 columns; a scale each; a mean, and zeros of 2 and 3 bits; a byte for each width.
+    let stored = |zero: u64| 5 * (4 + 8 + 6) + 5 * 3 * 16 + 5 * (zero + 2 + 3) + 3 * 8;
+    assert_eq!(matrix.storage_bits(16), stored(16));
+    assert_eq!(new([1, 2, 3], 1.0).unwrap().storage_bits(16), stored(1));
+    assert_eq!(matrix.dequantize()[(1, 0)], 0.5 * (1.0 - 0.25));
+    let refused = new([1, 1, 3], 0.25).unwrap_err().to_string();
+    assert!(refused.contains("0..=1 at 1 bits") && refused.contains('3'), "{refused}");
+    let parts = |bits: &[u32]| {
+        let widths = Widths::PerGroup(bits.iter().map(|&b| Bits::new(b).unwrap()).collect());
+        QuantizedMatrix::new(widths, levels.clone(), scales.clone(), scales.clone(), Groups::Size(4))
+    };
+    assert!(parts(&[3, 3]).unwrap_err().to_string().contains("3 widths"));
+    let (widths, levels, scales, zeros, groups) = matrix.clone().into_parts();
+    assert_eq!(QuantizedMatrix::new(widths, levels, scales, zeros, groups).unwrap(), matrix);
+}
+
+/// Against the definition, one weight at a time, with a last block that is not full.
+#[test]
+fn binary_codes_are_their_definition() {
+    let (out, columns, block) = (3, 7, 4);
+    let mut noise = Numbers::new(5);
+    let numbers = Array3::from_shape_simple_fn((out, 2, 8), || noise.uniform());
+    let codes = Array2::from_shape_fn((out, columns), |(i, j)| ((3 * i + j) % 4) as u8);
+    let salient: Vec<bool> = (0..columns).map(|j| j % 3 == 0).collect();
+    let new = |codes: &Array2<u8>, salient: &[bool], numbers: &Array3<f32>| {
+        BinaryMatrix::new(block, salient.to_vec(), codes.clone(), numbers.clone())
+    };
+    let matrix = new(&codes, &salient, &numbers).unwrap();
+    let dequantised = matrix.dequantize();
+    for ((i, j), &value) in dequantised.indexed_iter() {
+        let at = |code: usize, upper: bool| {
+            let (mean, spread) = (numbers[(i, j / block, 2 * code)], numbers[(i, j / block, 2 * code + 1)]);
+            if upper { mean + spread } else { mean - spread }
+        };
+        let (upper, second) = (codes[(i, j)] & 1 != 0, codes[(i, j)] & 2 != 0);
+        let expected = match (salient[j], second) {
+            (true, _) => at(2, upper) + at(3, second),
+            (false, false) => at(0, upper),
+            (false, true) => at(1, upper),
+        };
+        assert_eq!(value, expected, "{i} {j}");
+    }
+    assert_eq!(matrix.storage_bits(16), 2 * 21 + 8 * 16 * 3 * 2 + 7);
+    assert_eq!(matrix.salient_per_block(), [2, 1]);
+    assert_eq!(matrix.row_codes(1, 1).numbers()[..], numbers.as_slice().unwrap()[24..32]);
+    let mut wild = numbers.clone();
+    wild[(2, 1, 0)] = f32::NAN;
+    for (refused, words) in [
+        (new(&(&codes + 1), &salient, &numbers), "0..=3"),
+        (new(&codes, &salient[1..], &numbers), "7 marks"),
+        (new(&codes, &salient, &Array3::zeros((out, 1, 8))), "(3, 2, 8)"),
+        (new(&codes, &salient, &wild), "row 2"),
+    ] {
+        let error = refused.unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
 }
 
 #[test]

@@ -40,8 +40,8 @@ pub use ndarray;
 pub use params::{
     BlockFrame, BlockParams, BlockSource, LinearParams, LinearWeight, RowVisitor, Rows, visit_whole_weights,
 };
-pub use quant_core::{ActOrder, ActQuant, Bits, FloatType, KvQuant, QuantizedMatrix, Real};
-pub use scheme::{InputScheme, KvScheme, LinearScheme, ModelScheme, WeightScheme};
+pub use quant_core::{ActOrder, ActQuant, BinaryMatrix, Bits, FloatType, KvQuant, QuantizedMatrix, Real};
+pub use scheme::{InputScheme, KvScheme, LinearScheme, ModelScheme, WeightForm, WeightScheme};
 pub use spec::{ModelSpec, Outer, RopeScaling, RopeSpec};
 pub use tensors::TensorSpec;
 pub use topology::{BlockSpec, EdgeSource, LinearSpec, ScaleEdge, StageSpec};

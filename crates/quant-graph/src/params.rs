@@ -2,7 +2,7 @@
 
 use crate::{BoxError, LinearId, ModelSpec, Norm, Outer, SourceError};
 use ndarray::{Array1, Array2, ArrayView2};
-use quant_core::{ActQuant, FloatType, KvQuant, QuantizedMatrix, Real};
+use quant_core::{ActQuant, BinaryMatrix, FloatType, KvQuant, QuantizedMatrix, Real};
 use std::{collections::BTreeMap, ops::Range};
 
 /// The weight of a linear.
@@ -12,6 +12,8 @@ pub enum LinearWeight {
     Float(Array2<f32>),
     /// Integer levels with their groups.
     Quantized(QuantizedMatrix),
+    /// Binary codes with a residual for salient columns.
+    Binary(BinaryMatrix),
 }
 
 impl LinearWeight {
@@ -21,6 +23,7 @@ impl LinearWeight {
         match self {
             Self::Float(w) => w.dim(),
             Self::Quantized(q) => q.dim(),
+            Self::Binary(b) => b.dim(),
         }
     }
     /// The values a deployment multiplies with, `[out, in]`.
@@ -29,6 +32,7 @@ impl LinearWeight {
         match self {
             Self::Float(w) => w,
             Self::Quantized(q) => q.dequantize(),
+            Self::Binary(b) => b.dequantize(),
         }
     }
     /// Writes row `row` of those values into `out` `[in]`.
@@ -43,16 +47,18 @@ impl LinearWeight {
                 out.iter_mut().zip(w.row(row)).for_each(|(to, &from)| *to = T::from_f32(from));
             }
             Self::Quantized(q) => q.dequantize_row(row, out),
+            Self::Binary(b) => b.dequantize_row(row, out),
         }
     }
-    /// Bits of its stored form, with floats and scales of `scale`: levels, scales, zeros, and whatever index tells which
-    /// column belongs where.
+    /// Bits of its stored form, with floats and scales of `scale`: levels, scales, zeros, masks, and whatever index tells which
+    /// column belongs where and how wide a group is.
     #[must_use]
     pub fn storage_bits(&self, scale: FloatType) -> u64 {
         let float_bits = 8 * scale.size();
         match self {
             Self::Float(w) => (w.len() * float_bits) as u64,
             Self::Quantized(q) => q.storage_bits(float_bits),
+            Self::Binary(b) => b.storage_bits(float_bits),
         }
     }
     /// [`Self::storage_bits`] for each of its weights.
@@ -61,13 +67,18 @@ impl LinearWeight {
         let (outputs, inputs) = self.dim();
         self.storage_bits(scale) as f64 / (outputs * inputs).max(1) as f64
     }
-    /// The quantised form, if it has one.
+    /// Its integer levels, if it has some.
     #[must_use]
     pub fn quantized(&self) -> Option<&QuantizedMatrix> {
         match self {
-            Self::Float(_) => None,
+            Self::Float(_) | Self::Binary(_) => None,
             Self::Quantized(q) => Some(q),
         }
+    }
+    /// Whether it is as it came, not rounded.
+    #[must_use]
+    pub fn is_float(&self) -> bool {
+        matches!(self, Self::Float(_))
     }
 }
 

@@ -5,35 +5,85 @@ use quant_core::{ActOrder, ActQuant, ActRule, Bits, KvGranularity};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
+/// What the stored numbers of a weight are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WeightForm {
+    /// Integer levels of one width.
+    Integer,
+    /// One-bit levels around a mean, whose zero level is no integer.
+    Binary,
+    /// Levels whose width is one more or less than the nominal one in as many groups each: the mean over groups is the nominal
+    /// width. Groups of one bit are as [`Self::Binary`].
+    MixedInteger,
+    /// Binary codes, with a second one for the residual of salient columns: see [`quant_core::binary`].
+    BinaryResidual,
+}
+
+impl WeightForm {
+    /// In words, for people.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Integer => "integer levels",
+            Self::Binary => "one-bit levels around a mean",
+            Self::MixedInteger => "groups of different bit widths",
+            Self::BinaryResidual => "binary residual codes",
+        }
+    }
+}
+
 /// Storage of a weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct WeightScheme {
-    /// Bit width.
+    /// Bit width; nominal for [`WeightForm::MixedInteger`], of one code for [`WeightForm::BinaryResidual`].
     pub bits: Bits,
     /// Whether the zero level is the constant `2^(b−1)`.
     pub symmetric: bool,
-    /// Columns per group; none is one scale per output channel.
+    /// Columns per group (of a block, for binary residual codes); none is one scale per output channel.
     pub group: Option<usize>,
     /// Order in which columns were rounded.
     pub act_order: ActOrder,
-    /// One-bit levels around a mean, whose zero level is no integer.
-    pub binary: bool,
+    /// What is stored.
+    pub form: WeightForm,
 }
 
 impl WeightScheme {
+    /// Integer levels of one width, columns in their order.
+    #[must_use]
+    pub fn integer(bits: Bits, symmetric: bool, group: Option<usize>) -> Self {
+        Self { bits, symmetric, group, act_order: ActOrder::None, form: WeightForm::Integer }
+    }
     /// Stored bits per weight of a matrix `[out, in]` under this scheme, with scales of `scale_bits`: what
-    /// [`QuantizedMatrix::bits_per_weight`](quant_core::QuantizedMatrix::bits_per_weight) will be.
+    /// [`LinearWeight::storage_bits`](crate::LinearWeight::storage_bits) will be for each of its weights.
+    ///
+    /// Where the widths of groups are found only while rounding, it is the most that they can make: at two bits half of the
+    /// groups have one, and a mean in place of a zero level; and, where groups do not divide the columns, a narrow last one.
     #[must_use]
     pub fn bits_per_weight(&self, (outputs, inputs): (usize, usize), scale_bits: usize) -> f64 {
         let groups = self.group.map_or(1, |size| inputs.div_ceil(size));
-        let zero_bits = match (self.symmetric, self.binary) {
-            (_, true) => scale_bits,
-            (true, false) => 0,
-            (false, false) => self.bits.get() as usize,
+        let bits = self.bits.get() as usize;
+        let zero_bits = match (self.symmetric, self.form) {
+            (_, WeightForm::Binary) => scale_bits,
+            (true, _) => 0,
+            (false, _) => bits,
         };
-        let index = if self.group.is_some() && self.act_order == ActOrder::Dynamic { 32 * inputs } else { 0 };
-        let total =
-            outputs * inputs * self.bits.get() as usize + outputs * groups * (scale_bits + zero_bits) + index;
+        let plain = outputs * inputs * bits + outputs * groups * (scale_bits + zero_bits);
+        let total = match self.form {
+            WeightForm::Integer | WeightForm::Binary => {
+                let indexed = self.group.is_some() && self.act_order == ActOrder::Dynamic;
+                plain + if indexed { 32 * inputs } else { 0 }
+            }
+            WeightForm::MixedInteger => {
+                let means = if bits == 2 { groups / 2 * (scale_bits - 1) } else { 0 };
+                let ragged = self.group.map_or(0, |size| groups * size - inputs);
+                plain + outputs * (means + ragged) + 8 * groups
+            }
+            WeightForm::BinaryResidual => {
+                let block = self.group.unwrap_or(inputs);
+                quant_core::binary::storage_bits((outputs, inputs), block, scale_bits) as usize
+            }
+        };
         total as f64 / (outputs * inputs).max(1) as f64
     }
 }

@@ -70,7 +70,7 @@ impl<'a> Layer<'a> {
     fn weight<'p>(&self, params: &'p BlockParams, role: LinearId) -> &'p Array2<f32> {
         match &params.linears[&role].weight {
             LinearWeight::Float(w) => w,
-            LinearWeight::Quantized(_) => panic!("{role:?} is rounded already"),
+            LinearWeight::Quantized(_) | LinearWeight::Binary(_) => panic!("{role:?} is rounded already"),
         }
     }
     /// One array from what `f` makes of every sample.

@@ -85,6 +85,10 @@ pub struct QuantizeOutcome {
     pub bytes: u64,
     /// Bytes of the input tensors.
     pub input_bytes: u64,
+    /// Bytes of the weight files if the rounded weights lay in them bit by bit and everything else as in the input; none where a
+    /// format here packs them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compact_bytes: Option<u64>,
     /// Wall-clock seconds of everything.
     pub seconds: f64,
     /// Seconds of reading and of hashing what was read; they overlap with the rest and with each other.

@@ -11,14 +11,16 @@ use crate::open::{OpenFolder, open_folder_with, with_threads};
 use crate::plan::Plan;
 use crate::recipe::Recipe;
 use crate::registry::Registry;
-use crate::report::peak_memory;
+use crate::report::{LinearReport, RunReport, peak_memory};
 use crate::run::{RunOptions, check_calibration, run};
 use crate::serving;
 use quant_checkpoint::formats::ConfigNotes;
-use quant_checkpoint::{FolderSource, OutputFolder, OutputOptions, TargetVerdict, judge_plan, side_files};
+use quant_checkpoint::{
+    Checkpoint, FolderSource, OutputFolder, OutputOptions, TargetVerdict, judge_plan, side_files,
+};
 use quant_core::{Bytes, ObserverKind};
 use quant_data::{CalibrationSpec, LoadOptions, TokenSet};
-use quant_graph::{ModelSpec, Unsupported};
+use quant_graph::{LinearId, LinearScheme, ModelSpec, Unsupported, WeightForm};
 use quant_kernels::return_freed_memory;
 use std::path::Path;
 use std::time::Instant;
@@ -248,6 +250,7 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
         .collect();
     let total: f64 = weights.iter().map(|w| w.1).sum();
     let bits_per_weight = weights.iter().map(|w| w.0).sum::<f64>() / total.max(1.0);
+    let compact_bytes = compact_bytes(&plan, &report, checkpoint, input_bytes);
     let custom_code = config.get("auto_map").is_some_and(|map| !map.is_null());
     let mut outcome = QuantizeOutcome {
         output: job.output.clone(),
@@ -256,6 +259,7 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
         bits_per_weight,
         bytes: 0,
         input_bytes,
+        compact_bytes,
         seconds: started.elapsed().as_secs_f64(),
         read: ReadSeconds { read: read.read_s, hash: read.hash_s },
         write: WriteSeconds::default(),
@@ -292,6 +296,20 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
         outcome.warnings.push(leftover.to_string());
     }
     Ok(outcome)
+}
+
+/// Bytes of the weights of a folder in which those that no format packs, and the rounded ones beside them, are stored bit by bit;
+/// none where there are no such weights.
+fn compact_bytes(plan: &Plan, report: &RunReport, input: &Checkpoint, input_bytes: u64) -> Option<u64> {
+    let unpacked = |(_, _, linear): (usize, LinearId, &LinearScheme)| {
+        linear.weight.is_some_and(|w| matches!(w.form, WeightForm::MixedInteger | WeightForm::BinaryResidual))
+    };
+    plan.scheme.linears().any(unpacked).then(|| {
+        let rounded = || report.linears.iter().filter(|l| l.method.is_some());
+        let before = |l: &LinearReport| input.get(&format!("{}.weight", l.module)).map_or(0, |t| t.bytes());
+        input_bytes.saturating_sub(rounded().map(before).sum())
+            + rounded().map(|l| l.stored_bytes).sum::<u64>()
+    })
 }
 
 /// How ranges were found, for the formats that record it.

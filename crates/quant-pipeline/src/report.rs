@@ -27,6 +27,14 @@ pub struct LinearReport {
     /// What else the method said of it, by names of its own.
     #[serde(skip_serializing_if = "Figures::is_empty")]
     pub figures: Figures,
+    /// Bytes of its stored form, bit by bit.
+    pub stored_bytes: u64,
+    /// Bit width of every group of columns, where they differ.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group_bits: Option<Vec<u32>>,
+    /// Salient columns of every block of binary codes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub salient_columns: Option<Vec<usize>>,
     /// Seconds spent on the rounding of this linear.
     pub seconds: f64,
 }

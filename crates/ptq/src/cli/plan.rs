@@ -4,7 +4,7 @@ use super::job::{JobArgs, arithmetic, factor};
 use super::progress::seconds;
 use super::{Failure, Table, human, print_json, print_line, say};
 use quant_core::{ActRule, KvGranularity};
-use quant_graph::{LinearId, LinearScheme, ModelSpec, WeightScheme};
+use quant_graph::{LinearId, LinearScheme, ModelSpec, WeightForm, WeightScheme};
 use quant_pipeline::{Forecast, Plan, Registry, prepare, with_threads};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -178,7 +178,12 @@ fn describe(scheme: &LinearScheme) -> String {
     let weights = |w: WeightScheme| {
         let symmetry = if w.symmetric { "symmetric" } else { "asymmetric" };
         let group = w.group.map_or_else(|| "per channel".to_owned(), |g| format!("groups of {g}"));
-        format!("{}-bit weights, {symmetry}, {group}", w.bits.get())
+        let bits = w.bits.get();
+        match w.form {
+            WeightForm::Integer => format!("{bits}-bit weights, {symmetry}, {group}"),
+            WeightForm::Binary | WeightForm::BinaryResidual => format!("{}, {group}", w.form.name()),
+            WeightForm::MixedInteger => format!("{bits}-bit weights on average, each group its own, {group}"),
+        }
     };
     if scheme.is_float() {
         return "float".to_owned();

@@ -99,6 +99,9 @@ fn summary(outcome: &QuantizeOutcome, recipe: &Recipe) -> String {
         human(outcome.input_bytes),
         seconds(outcome.seconds),
     );
+    if let Some(bytes) = outcome.compact_bytes {
+        text += &format!("\na compact folder of these weights would take {}", human(bytes));
+    }
     text += &format!("\n{}", arithmetic(recipe));
     text += &format!(
         "\nreading {} (hashing {}), writing {} (hashing {}, fsync {})",

@@ -2,8 +2,8 @@
 
 use quant_core::{ActQuant, FloatType, Groups, KvGranularity, KvQuant};
 use quant_graph::{
-    ActOrder, BlockParams, InputScheme, LinearId, LinearParams, LinearScheme, LinearSpec, ModelScheme,
-    ModelSpec,
+    ActOrder, BlockParams, InputScheme, LinearId, LinearParams, LinearScheme, LinearSpec, LinearWeight,
+    ModelScheme, ModelSpec, WeightForm,
 };
 
 use crate::error::{CheckpointError, Result};
@@ -102,22 +102,34 @@ fn check_linear(
     if bias != linear.bias.then_some(linear.outputs) {
         return wrong(format!("bias: {}", linear.bias), format!("a bias of length {bias:?}"));
     }
-    match (scheme.weight, params.weight.quantized()) {
-        (None, None) => {}
-        (Some(want), Some(found)) => {
+    match (scheme.weight, &params.weight) {
+        (None, LinearWeight::Float(_)) => {}
+        (Some(want), LinearWeight::Binary(found)) => {
+            let block = want.group.unwrap_or(shape.1);
+            if want.form != WeightForm::BinaryResidual || found.block() != block {
+                let found = format!("binary residual codes in blocks of {}", found.block());
+                return wrong(format!("{want:?}"), found);
+            }
+        }
+        (Some(want), LinearWeight::Quantized(found)) => {
+            let mixed = want.form == WeightForm::MixedInteger;
+            if want.form == WeightForm::BinaryResidual || mixed != found.widths().per_group().is_some() {
+                let found = if mixed { "levels of one width" } else { "integer levels" };
+                return wrong(want.form.name().to_owned(), found.to_owned());
+            }
             let groups = match (want.act_order, want.group, found.groups()) {
                 (ActOrder::Dynamic, Some(g), Groups::Index { size, .. }) => *size == g,
                 (ActOrder::None | ActOrder::Static, Some(g), Groups::Size(size)) => *size == g,
                 (_, None, Groups::Channel) => true,
                 _ => false,
             };
-            if want.bits != found.bits() || !groups {
+            if (!mixed && want.bits != found.bits()) || !groups {
                 return wrong(
                     format!("{want:?}"),
                     format!("{} bits, {} groups", found.bits().get(), found.scales().ncols()),
                 );
             }
-            if want.symmetric && !want.binary && !found.is_symmetric() {
+            if want.symmetric && want.form == WeightForm::Integer && !found.is_symmetric() {
                 return wrong("symmetric levels".to_owned(), "a zero level off the middle".to_owned());
             }
             if let Some(bad) = found.scales().iter().find(|s| !s.is_finite() || **s <= 0.0) {
@@ -139,7 +151,7 @@ fn check_linear(
         }
         (want, found) => {
             let name = |quantized| if quantized { "a quantised weight" } else { "a float weight" }.to_owned();
-            return wrong(name(want.is_some()), name(found.is_some()));
+            return wrong(name(want.is_some()), name(!found.is_float()));
         }
     }
     let input_fits = match (scheme.input, params.input) {

@@ -1,7 +1,8 @@
 //! Numbers to little-endian bytes and back, with every loss named.
 
 use ndarray::{Array2, ArrayD, ArrayView2};
-use quant_core::{FloatType, QuantizedMatrix};
+use quant_core::FloatType;
+use quant_graph::LinearWeight;
 use rayon::prelude::*;
 use safetensors::Dtype;
 
@@ -81,13 +82,13 @@ pub(crate) fn word_bytes(words: impl IntoIterator<Item = i32>) -> Vec<u8> {
     words.into_iter().flat_map(i32::to_le_bytes).collect()
 }
 
-/// The dequantised matrix as f32 bytes, rows in parallel.
-pub(crate) fn dequantized_bytes(matrix: &QuantizedMatrix) -> Vec<u8> {
-    let (rows, columns) = matrix.dim();
+/// The values of a weight as f32 bytes, rows in parallel.
+pub(crate) fn dequantized_bytes(weight: &LinearWeight) -> Vec<u8> {
+    let (rows, columns) = weight.dim();
     let mut out = vec![0_u8; rows * columns * 4];
     out.par_chunks_mut((columns * 4).max(1)).enumerate().for_each(|(row, bytes)| {
         let mut values = vec![0.0_f32; columns];
-        matrix.dequantize_row(row, &mut values);
+        weight.write_row(row, &mut values);
         for (target, value) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(values) {
             *target = value.to_le_bytes();
         }

@@ -10,7 +10,7 @@ use ndarray::Array1;
 use quant_core::{ActQuant, ActRule, Bits, FloatType, KvGranularity, KvQuant, QParams};
 use quant_graph::{
     ActOrder, BlockParams, InputScheme, KvScheme, LinearId, LinearScheme, LinearWeight, ModelScheme,
-    ModelSpec, WeightScheme,
+    ModelSpec, WeightForm, WeightScheme,
 };
 use rayon::prelude::*;
 use safetensors::Dtype;
@@ -83,6 +83,40 @@ struct WeightEntry {
     group: Option<usize>,
     act_order: ActOrder,
     binary: bool,
+    /// What the fields above cannot say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    form: Option<EntryForm>,
+}
+
+/// Forms that are neither integer levels of one width nor one-bit levels around a mean.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum EntryForm {
+    MixedInteger,
+    BinaryResidual,
+}
+
+impl WeightEntry {
+    fn of(scheme: WeightScheme) -> Self {
+        let WeightScheme { bits, symmetric, group, act_order, form } = scheme;
+        let (binary, form) = match form {
+            WeightForm::Integer => (false, None),
+            WeightForm::Binary => (true, None),
+            WeightForm::MixedInteger => (false, Some(EntryForm::MixedInteger)),
+            WeightForm::BinaryResidual => (true, Some(EntryForm::BinaryResidual)),
+        };
+        Self { bits, symmetric, group, act_order, binary, form }
+    }
+    fn scheme(&self) -> WeightScheme {
+        let form = match (self.form, self.binary) {
+            (Some(EntryForm::MixedInteger), _) => WeightForm::MixedInteger,
+            (Some(EntryForm::BinaryResidual), _) => WeightForm::BinaryResidual,
+            (None, true) => WeightForm::Binary,
+            (None, false) => WeightForm::Integer,
+        };
+        let Self { bits, symmetric, group, act_order, .. } = *self;
+        WeightScheme { bits, symmetric, group, act_order, form }
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -153,13 +187,7 @@ impl SchemeFile {
     }
     fn scheme(&self, spec: &ModelSpec, index: usize, id: LinearId) -> Result<LinearScheme> {
         let Some(entry) = self.linear(spec, index, id) else { return Ok(LinearScheme::default()) };
-        let weight = entry.weight.as_ref().map(|w| WeightScheme {
-            bits: w.bits,
-            symmetric: w.symmetric,
-            group: w.group,
-            act_order: w.act_order,
-            binary: w.binary,
-        });
+        let weight = entry.weight.as_ref().map(WeightEntry::scheme);
         let input = entry.input.as_ref().map(|i| -> Result<InputScheme> {
             let clip_ratio = number("clip_ratio", i.clip_ratio, true)?;
             Ok(InputScheme { bits: i.bits, rule: i.rule, dynamic: i.dynamic, clip_ratio })
@@ -217,13 +245,7 @@ fn write_scheme(spec: &ModelSpec, scheme: &ModelScheme, blocks: &[BlockSideData]
     let block = |(index, linears): (usize, &BTreeMap<LinearId, LinearScheme>)| {
         let data = blocks.get(index);
         let linear = |(id, s): (&LinearId, &LinearScheme)| {
-            let weight = s.weight.map(|w| WeightEntry {
-                bits: w.bits,
-                symmetric: w.symmetric,
-                group: w.group,
-                act_order: w.act_order,
-                binary: w.binary,
-            });
+            let weight = s.weight.map(WeightEntry::of);
             let entry = LinearEntry { weight, input: s.input.map(|i| input(id, i, data)) };
             (spec.layout.module(*id).to_owned(), entry)
         };
@@ -321,7 +343,7 @@ impl Format for Dequantized {
                 Item::Linear(id, "bias") => floats(&mut block.linears[&id].bias.iter().flatten().copied())?,
                 Item::Linear(id, _) => match &block.linears[&id].weight {
                     LinearWeight::Float(values) => floats(&mut values.iter().copied())?,
-                    LinearWeight::Quantized(matrix) => dequantized_bytes(matrix),
+                    rounded => dequantized_bytes(rounded),
                 },
                 Item::Norm(norm) => floats(&mut block.norms[&norm].iter().copied())?,
                 Item::KvScale(_) | Item::KvOffset(_) => Vec::new(),

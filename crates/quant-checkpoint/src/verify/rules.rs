@@ -177,8 +177,8 @@ pub(super) fn block_values(
 
 fn is_finite(weight: &LinearWeight) -> bool {
     match weight {
-        // Readers refuse other floats.
-        LinearWeight::Float(_) => true,
+        // Readers refuse other floats, and binary codes are made of finite ones.
+        LinearWeight::Float(_) | LinearWeight::Binary(_) => true,
         LinearWeight::Quantized(matrix) => {
             // The largest step of any level from any zero bounds every value of a group.
             let top = matrix.bits().max_level();

@@ -4,15 +4,16 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use ndarray::{Array1, Array2};
+use ndarray::{Array1, Array2, Array3};
 use quant_checkpoint::formats::{BlockSideData, ConfigNotes, Format};
 use quant_checkpoint::{Checkpoint, DEFAULT_SHARD_BYTES, Dtype, OutputFolder, OutputOptions, ShardPlan};
 use quant_core::{
-    ActQuant, ActRule, Bits, FloatType, Groups, KvGranularity, KvQuant, QParams, QuantizedMatrix,
+    ActQuant, ActRule, BinaryMatrix, Bits, FloatType, Groups, KvGranularity, KvQuant, QParams,
+    QuantizedMatrix, Widths,
 };
 use quant_graph::{
     ActOrder, BlockLayout, BlockParams, InputScheme, LinearParams, LinearScheme, LinearWeight, ModelScheme,
-    ModelSpec, RopeScaling, RopeSpec, WeightScheme,
+    ModelSpec, RopeScaling, RopeSpec, WeightForm, WeightScheme,
 };
 use serde_json::{Value, json};
 
@@ -75,7 +76,7 @@ impl Numbers {
 }
 
 pub(crate) fn weight(n: u32, symmetric: bool, group: Option<usize>) -> WeightScheme {
-    WeightScheme { bits: bits(n), symmetric, group, act_order: ActOrder::None, binary: false }
+    WeightScheme::integer(bits(n), symmetric, group)
 }
 
 pub(crate) fn input(rule: ActRule, dynamic: bool) -> InputScheme {
@@ -113,13 +114,36 @@ pub(crate) fn matrix(
     let scales = Array2::from_shape_simple_fn((shape.0, count), || numbers.scale(kind));
     let zeros = Array2::from_shape_simple_fn((shape.0, count), || {
         let zero = numbers.below(top) as f32;
-        match (w.symmetric, w.binary) {
+        match (w.symmetric, w.form == WeightForm::Binary) {
             (true, _) => w.bits.mid_level(),
             (false, false) => zero,
             (false, true) => 0.5 + 0.37 * zero,
         }
     });
+    if w.form == WeightForm::MixedInteger {
+        // As many groups of a bit less as of a bit more; the levels of the former are halved into theirs.
+        let width =
+            |g: usize| if g < count / 3 * 3 { w.bits.get() + 1 - (g % 3) as u32 } else { w.bits.get() };
+        let mut levels = levels;
+        for (j, mut column) in levels.columns_mut().into_iter().enumerate() {
+            if width(groups.of(j)) < w.bits.get() {
+                column.mapv_inplace(|level| level / 2);
+            }
+        }
+        let widths = Widths::PerGroup((0..count).map(|g| bits(width(g))).collect());
+        return QuantizedMatrix::new(widths, levels, scales, zeros, groups).unwrap();
+    }
     QuantizedMatrix::new(w.bits, levels, scales, zeros, groups).unwrap()
+}
+
+/// Random binary residual codes.
+fn codes(group: Option<usize>, shape: (usize, usize), numbers: &mut Numbers) -> BinaryMatrix {
+    let block = group.unwrap_or(shape.1);
+    let values = (shape.0, shape.1.div_ceil(block), 8);
+    let codes = Array2::from_shape_simple_fn(shape, || numbers.below(4) as u8);
+    let salient = (0..shape.1).map(|_| numbers.below(3) == 0).collect();
+    let values = Array3::from_shape_simple_fn(values, || numbers.value(FloatType::F32));
+    BinaryMatrix::new(block, salient, codes, values).unwrap()
 }
 
 /// A block of a scheme, random, with numbers the format stores exactly.
@@ -138,6 +162,9 @@ pub(crate) fn block(
         let (id, dim) = (shape.id, shape.shape());
         let linear = scheme.blocks[index][&id];
         let weight = match linear.weight {
+            Some(w) if w.form == WeightForm::BinaryResidual => {
+                LinearWeight::Binary(codes(w.group, dim, &mut numbers))
+            }
             Some(w) => LinearWeight::Quantized(matrix(w, dim, scale_type, &mut numbers)),
             None => LinearWeight::Float(Array2::from_shape_simple_fn(dim, || numbers.value(float_type))),
         };

@@ -284,7 +284,9 @@ fn fold(
                         &mut weights,
                     )
                 }
-                LinearWeight::Quantized(_) => Err(missing("a float weight before a site")),
+                LinearWeight::Quantized(_) | LinearWeight::Binary(_) => {
+                    Err(missing("a float weight before a site"))
+                }
             };
             block.linears.insert(linear, before);
             result.map(|()| scales)
@@ -300,7 +302,7 @@ fn floats<'b>(
     let of = linears.iter_mut().filter(|(id, _)| fed.contains(id));
     of.filter_map(|(_, linear)| match &mut linear.weight {
         LinearWeight::Float(weight) => Some(weight),
-        LinearWeight::Quantized(_) => None,
+        LinearWeight::Quantized(_) | LinearWeight::Binary(_) => None,
     })
     .collect()
 }

@@ -4,7 +4,7 @@
 use crate::settings::FieldKind;
 use crate::{Field, Method, Settings, SettingsError, Solver};
 use quant_core::{ActOrder, ClipSearch, Convention, CoreError, FloatType, Grid, Scheme, Variant};
-use quant_graph::{LinearSpec, WeightScheme};
+use quant_graph::{LinearSpec, WeightForm, WeightScheme};
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -121,7 +121,7 @@ impl WeightSettings {
             group,
             // Without groups nothing tells in which order columns were rounded.
             act_order: if group.is_some() { act_order } else { ActOrder::None },
-            binary: grid.is_binary(),
+            form: if grid.is_binary() { WeightForm::Binary } else { WeightForm::Integer },
         };
         Ok(Some((grid, weight)))
     }

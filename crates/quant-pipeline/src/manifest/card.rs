@@ -55,6 +55,14 @@ pub(super) fn card(of: &Provenance<'_>) -> String {
         Bytes(of.output_bytes),
         Bytes(outcome.input_bytes),
     );
+    if let Some(bytes) = outcome.compact_bytes {
+        let _ = writeln!(
+            card,
+            "The folder holds the values of the weights. Stored bit by bit, with their scales, masks and bit widths, they would \
+             take {} with everything else as in the input.\n",
+            Bytes(bytes)
+        );
+    }
     for (what, largest) in [("output", run.largest_output_error()), ("weight", run.largest_weight_error())] {
         if let Some((error, module)) = largest {
             let _ = writeln!(card, "Largest relative {what} error of a linear: {error:.4} ({module}).\n");

@@ -107,13 +107,20 @@ impl Provenance<'_> {
             .linears
             .iter()
             .map(|l| {
-                json!({
+                let mut entry = json!({
                     "module": l.module, "method": l.method, "scheme": l.scheme, "bits_per_weight": l.bits_per_weight,
                     "weight_error": l.weight_error, "output_error": l.output_error, "loss": l.loss,
-                })
+                });
+                if let Some(bits) = &l.group_bits {
+                    entry["group_bits"] = bits.clone().into();
+                }
+                if let Some(columns) = &l.salient_columns {
+                    entry["salient_columns"] = columns.clone().into();
+                }
+                entry
             })
             .collect();
-        json!({
+        let mut report = json!({
             "tool": tool(), "format": self.outcome.format, "scheme": self.job.recipe.rounding().weights().scheme.to_string(),
             "settings": self.settings(), "calibration": self.calibration(),
             "bits_per_weight": self.outcome.bits_per_weight,
@@ -121,7 +128,11 @@ impl Provenance<'_> {
             "factors": self.outcome.run.factors,
             "not_copied": self.outcome.not_copied,
             "warnings": self.outcome.warnings,
-        })
+        });
+        if let Some(bytes) = self.outcome.compact_bytes {
+            report["compact_bytes"] = bytes.into();
+        }
+        report
     }
 
     fn manifest(&self) -> Value {

@@ -150,8 +150,8 @@ impl Run<'_> {
         let seconds = started.elapsed().as_secs_f64();
         add_seconds(&mut self.report.seconds, "round", started.elapsed());
         let started = Instant::now();
-        let levels = rounded.as_ref().and_then(|r| r.weight.quantized());
-        let errors = errors(float.view(), levels, sample, input.as_ref(), par);
+        let stored = rounded.as_ref().map(|r| &r.weight);
+        let errors = errors(float.view(), stored, sample, input.as_ref(), par);
         let Rounded { weight, loss, bias: correction, figures } = match rounded {
             Some(rounded) => {
                 // Before anything that stays is allocated above it.
@@ -268,6 +268,15 @@ fn linear_report(
         output_error: errors.output,
         loss: None,
         figures: Figures::new(),
+        stored_bytes: weight.storage_bits(run.plan.norm_type).div_ceil(8),
+        group_bits: weight
+            .quantized()
+            .and_then(|q| q.widths().per_group())
+            .map(|widths| widths.iter().map(|bits| bits.get()).collect()),
+        salient_columns: match weight {
+            LinearWeight::Binary(binary) => Some(binary.salient_per_block()),
+            LinearWeight::Float(_) | LinearWeight::Quantized(_) => None,
+        },
         seconds,
     }
 }

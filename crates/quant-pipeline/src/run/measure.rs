@@ -2,11 +2,32 @@
 
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
 use quant_core::{ActQuant, QuantizedMatrix};
+use quant_graph::LinearWeight;
 use quant_kernels::{Compute, Par, PreparedWeight, vectorized};
 use rayon::prelude::*;
 
 /// Rows of a weight measured by one task; a fixed number, so that sums do not depend on the threads.
 pub(crate) const TILE: usize = 64;
+
+/// What a weight was rounded to, row by row.
+pub(super) trait Stored: Sync {
+    /// Writes the values of row `row` into `out` `[in]`.
+    fn write_row(&self, row: usize, out: &mut [f32]);
+}
+
+impl Stored for QuantizedMatrix {
+    #[inline(always)]
+    fn write_row(&self, row: usize, out: &mut [f32]) {
+        self.dequantize_row(row, out);
+    }
+}
+
+impl Stored for LinearWeight {
+    #[inline(always)]
+    fn write_row(&self, row: usize, out: &mut [f32]) {
+        Self::write_row(self, row, out);
+    }
+}
 
 /// Relative errors of one linear.
 #[derive(Clone, Copy, Debug, Default)]
@@ -21,7 +42,7 @@ pub(super) struct Errors {
 /// will quantise. Works on tiles of rows, so that the dequantised weight never exists as a whole.
 pub(super) fn errors(
     weight: ArrayView2<'_, f32>,
-    rounded: Option<&QuantizedMatrix>,
+    rounded: Option<&impl Stored>,
     sample: Option<ArrayView2<'_, f32>>,
     input: Option<&ActQuant>,
     par: Par,
@@ -48,7 +69,7 @@ impl Measure {
         &mut self,
         first: usize,
         rows: ArrayView2<'_, f32>,
-        rounded: Option<&QuantizedMatrix>,
+        rounded: Option<&impl Stored>,
         par: Par,
     ) {
         let tile = |buffer: &mut Vec<f32>, (index, rows): (usize, ArrayView2<'_, f32>)| {
@@ -105,7 +126,7 @@ impl Sums {
 
 /// `Ŵ − W` of the rows from `first` on, `[rows, in]`, in `buffer`.
 fn change<'b>(
-    rounded: &QuantizedMatrix,
+    rounded: &impl Stored,
     first: usize,
     rows: ArrayView2<'_, f32>,
     buffer: &'b mut Vec<f32>,
@@ -117,7 +138,7 @@ fn change<'b>(
             let of_row = vectorized(
                 #[inline(always)]
                 || {
-                    rounded.dequantize_row(first + i, d);
+                    rounded.write_row(first + i, d);
                     subtract(d, w)
                 },
             );
@@ -238,6 +259,6 @@ mod tests {
         }
         let whole = errors(w.view(), Some(&rounded), Some(x.view()), None, Par::Seq);
         assert_eq!(in_parts.finish().weight, whole.weight);
-        assert_eq!(errors(w.view(), None, None, None, Par::Seq).output, None);
+        assert_eq!(errors(w.view(), None::<&QuantizedMatrix>, None, None, Par::Seq).output, None);
     }
 }

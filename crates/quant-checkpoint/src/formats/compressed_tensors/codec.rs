@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use ndarray::{Array2, ArrayD, Ix2};
 use quant_core::packing::{pack_columns, pack_rows, unpack_columns, unpack_rows};
 use quant_core::{ActQuant, Bits, FloatType, Groups, QParams, QuantizedMatrix};
-use quant_graph::{ActOrder, BlockParams, LinearParams, LinearSpec, LinearWeight, ModelScheme, ModelSpec};
+use quant_graph::{
+    ActOrder, BlockParams, LinearParams, LinearSpec, LinearWeight, ModelScheme, ModelSpec, WeightForm,
+};
 use rayon::prelude::*;
 use safetensors::Dtype;
 
@@ -58,6 +60,9 @@ fn part(model: FloatType, name: &str, suffix: &str, linear: &LinearParams) -> Re
             return float_bytes(ID, name, values.iter().copied(), model, Loss::Rounding);
         }
         LinearWeight::Quantized(matrix) => matrix,
+        LinearWeight::Binary(_) => {
+            return Err(not_encodable(ID, name, "integer levels", WeightForm::BinaryResidual.name()));
+        }
     };
     match (suffix, linear.input) {
         ("weight", _) => Ok(int8_bytes(matrix.levels().view())),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use quant_core::{ActRule, Bits, FloatType};
-use quant_graph::{ActOrder, InputScheme, LinearScheme, LinearSpec, ModelSpec, WeightScheme};
+use quant_graph::{ActOrder, InputScheme, LinearScheme, LinearSpec, ModelSpec, WeightForm, WeightScheme};
 use regex::Regex;
 use safetensors::Dtype;
 use serde::Deserialize;
@@ -247,7 +247,7 @@ impl Group {
             symmetric: weights.symmetric,
             group,
             act_order,
-            binary: false,
+            form: WeightForm::Integer,
         };
         let input =
             self.inputs.as_ref().map(|inputs| self.input(inputs, bits(inputs.num_bits)?)).transpose()?;

@@ -20,7 +20,8 @@ use std::collections::BTreeMap;
 
 use quant_core::{ActRule, FloatType, KvGranularity};
 use quant_graph::{
-    ActOrder, BlockParams, InputScheme, LinearId, LinearScheme, ModelScheme, ModelSpec, WeightScheme,
+    ActOrder, BlockParams, InputScheme, LinearId, LinearScheme, ModelScheme, ModelSpec, WeightForm,
+    WeightScheme,
 };
 use safetensors::Dtype;
 use serde_json::Value;
@@ -79,11 +80,20 @@ fn group_sizes(inputs: usize) -> String {
 }
 
 fn check_weight(module: &str, inputs: usize, w: WeightScheme) -> Result<(), Unsupported> {
-    if w.binary || w.bits.get() < 2 {
-        return Err(unsupported(
-            format!("1-bit weights ({module})"),
-            "use 2 to 8 bits, or export to dequantized",
-        ));
+    match w.form {
+        WeightForm::Integer if w.bits.get() >= 2 => {}
+        WeightForm::Integer | WeightForm::Binary => {
+            return Err(unsupported(
+                format!("1-bit weights ({module})"),
+                "use 2 to 8 bits, or export to dequantized",
+            ));
+        }
+        WeightForm::MixedInteger | WeightForm::BinaryResidual => {
+            return Err(unsupported(
+                format!("{} ({module})", w.form.name()),
+                "export to dequantized, or use a method with levels of one width (gptq, gptaq, awq, rtn)",
+            ));
+        }
     }
     if w.act_order == ActOrder::Dynamic {
         return Err(unsupported(

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use ndarray::{Array1, Array2};
 use quant_core::{ActQuant, ActRule, Bits, Groups, KvGranularity, KvQuant, QuantizedMatrix};
 use quant_graph::{
-    ActOrder, BlockParams, InputScheme, KvScheme, LinearId, LinearParams, LinearScheme, LinearSpec,
-    LinearWeight, ModelScheme, ModelSpec, WeightScheme,
+    BlockParams, InputScheme, KvScheme, LinearId, LinearParams, LinearScheme, LinearSpec, LinearWeight,
+    ModelScheme, ModelSpec, WeightScheme,
 };
 
 use super::ID;
@@ -87,8 +87,7 @@ impl Decoder for Description {
 pub(super) fn scheme(checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<ModelScheme> {
     let description = Description::read(checkpoint)?;
     let bits = eight()?;
-    let weight =
-        WeightScheme { bits, symmetric: true, group: None, act_order: ActOrder::None, binary: false };
+    let weight = WeightScheme::integer(bits, true, None);
     let mut blocks = Vec::with_capacity(spec.layers);
     for index in 0..spec.layers {
         let mut block = BTreeMap::new();

@@ -3,7 +3,7 @@
 use ndarray::Array1;
 use quant_core::activation::KvSide;
 use quant_core::{ActQuant, FloatType, KvQuant, QParams, QuantizedMatrix};
-use quant_graph::{BlockParams, LinearId, LinearParams, LinearWeight, ModelScheme, ModelSpec};
+use quant_graph::{BlockParams, LinearId, LinearParams, LinearWeight, ModelScheme, ModelSpec, WeightForm};
 use rayon::prelude::*;
 use safetensors::Dtype;
 
@@ -90,6 +90,9 @@ fn part(spec: &ModelSpec, name: &str, suffix: &str, linear: &LinearParams) -> Re
             };
         }
         LinearWeight::Quantized(matrix) => matrix,
+        LinearWeight::Binary(_) => {
+            return Err(not_encodable(ID, name, "integer levels", WeightForm::BinaryResidual.name()));
+        }
     };
     let scales = || matrix.scales().column(0).iter().copied().collect::<Vec<_>>();
     match suffix {

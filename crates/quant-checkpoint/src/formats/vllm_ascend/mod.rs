@@ -27,7 +27,7 @@ pub(crate) mod tensors;
 
 use quant_core::{ActRule, FloatType, KvGranularity};
 use quant_graph::{
-    BlockParams, InputScheme, LinearId, LinearScheme, ModelScheme, ModelSpec, Norm, WeightScheme,
+    BlockParams, InputScheme, LinearId, LinearScheme, ModelScheme, ModelSpec, Norm, WeightForm, WeightScheme,
 };
 use safetensors::Dtype;
 use serde_json::Value;
@@ -100,13 +100,16 @@ fn kv_slots(spec: &ModelSpec, index: usize) -> Vec<Slot> {
 fn check_weight(module: &str, w: WeightScheme) -> Result<(), Unsupported> {
     const ELSE: &str = "use 8-bit symmetric weights per channel (W8A8, W8A16), or export to compressed-tensors \
                         (2 to 8 bits, groups, asymmetric) or dequantized (anything)";
+    if matches!(w.form, WeightForm::MixedInteger | WeightForm::BinaryResidual) {
+        return Err(unsupported(format!("{} ({module})", w.form.name()), ELSE));
+    }
     if w.bits.get() != 8 {
         return Err(unsupported(format!("{}-bit weights ({module})", w.bits.get()), ELSE));
     }
     if let Some(group) = w.group {
         return Err(unsupported(format!("weight groups of {group} ({module})"), ELSE));
     }
-    if !w.symmetric || w.binary {
+    if !w.symmetric || w.form != WeightForm::Integer {
         return Err(unsupported(format!("asymmetric weights ({module})"), ELSE));
     }
     if w.act_order == quant_graph::ActOrder::Dynamic {
