@@ -272,8 +272,8 @@ fn recipes_that_contradict_themselves() {
     refused_recipe("version: 1\nmodifiers: [smoothquant: {}]\n", 2, &["no rounding modifier"]);
     let rest = "activations: { dynamic: false, clip_ratio: 0.9 }\n";
     refused_recipe(&gptq("", rest), 2, &["activations", "clip_ratio"]);
-    let rest = "kv_cache: { symmetric: false, granularity: channel_static }\n";
-    refused_recipe(&gptq("", rest), 2, &["kv_cache", "channel_static"]);
+    let rest = "kv_cache: { pre_bias: true, granularity: channel_static }\n";
+    refused_recipe(&gptq("", rest), 2, &["kv_cache.pre_bias", "before_rope: true"]);
     let rest = "overrides: { \"*.down_proj\": { true_sequential: false } }\n";
     refused_recipe(&gptq("", rest), 2, &["overrides", "*.down_proj", "true_sequential"]);
     let rest = "overrides: { \"*.down_proj\": { scheme: W8A8KV8 } }\n";

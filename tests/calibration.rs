@@ -5,7 +5,7 @@
 mod common;
 
 use common::{copy_of_model, few_windows, quantize_in_memory};
-use ptq::core::KvQuant;
+use ptq::core::EntryQuant;
 use ptq::data::TokenSet;
 use ptq::graph::BlockSource;
 use serde_json::{Value, json};
@@ -16,8 +16,8 @@ fn key_scales(model: &Path, set: &TokenSet) -> Vec<Vec<f32>> {
     let recipe = "version: 1\nmodifiers:\n  - rtn: { scheme: W8A16KV8 }\nkv_cache: { granularity: channel_static }\n\
                   export: { format: dequantized }\n";
     let (mut quantized, _) = quantize_in_memory(model, recipe, Some(set), 1);
-    let scales = |index| match quantized.block(index).unwrap().kv {
-        Some(KvQuant::Channel { key, .. }) => key.to_vec(),
+    let scales = |index| match quantized.block(index).unwrap().kv.unwrap().keys {
+        EntryQuant::Channel { scales, .. } => scales.to_vec(),
         other => panic!("{other:?}"),
     };
     (0..6).map(scales).collect()

@@ -36,11 +36,24 @@ fn every_method_works_on_fused_linears() {
         ("gptaq", "smoothquant: {}, gptaq: { scheme: W8A16g24 }", "compressed-tensors", 0.05),
         ("awq", "awq: { scheme: W8A16g24, gqa: true }", "compressed-tensors", 0.05),
         ("kv", "rtn: { scheme: W8A8KV8 }", "dequantized", 0.05),
+        (
+            "pairs",
+            "smoothquant: { pairs: [norm, v-o, up-down] }, gptq: { scheme: W8A8KV8, input_shards: 2 }",
+            "dequantized",
+            0.05,
+        ),
     ] {
         let recipe = work.path().join(format!("{name}.yaml"));
         std::fs::write(
             &recipe,
-            format!("version: 1\nmodifiers: [{modifiers}]\nexport: {{ format: {format} }}\n"),
+            format!(
+                "version: 1\nmodifiers: [{modifiers}]\nexport: {{ format: {format} }}\n{}\n",
+                if name == "pairs" {
+                    "kv_cache: { before_rope: true }\nactivations: { in_calibration: true }"
+                } else {
+                    ""
+                }
+            ),
         )
         .unwrap();
         let output = work.path().join(name);

@@ -16,6 +16,8 @@ const QRONOS: &str = "modifiers: [qronos: { scheme: W4A16g128, actorder: static 
 const GPTAQ: &str = "modifiers: [smoothquant: {}, gptaq: { scheme: W4A16g128 }]";
 const AWQ: &str = "modifiers: [awq: { scheme: W4A16g64 }]\nexport: { format: compressed-tensors }";
 const AWQ_ALL: &str = "modifiers: [awq: { search_tokens: all }, gptq: { scheme: W4A16g128 }]";
+const CACHE: &str = "modifiers: [gptq: { scheme: W8A8KV4, true_sequential: false }]\n\
+                     activations: { in_calibration: true }\nkv_cache: { before_rope: true, pre_bias: true }";
 
 const MIB: u64 = 1 << 20;
 
@@ -109,6 +111,7 @@ fn the_peak_is_the_predicted_one() {
         (GPTQ, 2, (1, 4096)),
         (GPTQ, 16, (1, 4096)),
         (SMOOTH_GPTQ, 2, (4, 1024)),
+        (CACHE, 2, (4, 1024)),
         (GPTAQ, 1, (8, 128)),
         (GPTAQ, 2, (4, 1024)),
         (QRONOS, 1, (8, 128)),

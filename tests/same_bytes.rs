@@ -88,6 +88,16 @@ fn several_chunks_of_tokens_do_not_matter() {
         ("awq", "  - awq: { scheme: W4A16g32 }".to_owned(), "export: { format: compressed-tensors }"),
         ("awq-all", "  - awq: { scheme: W3A16, variant: official }".to_owned(), "compute: bf16"),
         (
+            "cache",
+            "  - smoothquant: { pairs: [norm, v-o, up-down] }\n  - gptq: { scheme: W8A8KV4, input_shards: 2 }".to_owned(),
+            "activations: { in_calibration: true }\nkv_cache: { before_rope: true, pre_bias: true }",
+        ),
+        (
+            "cache-at-once",
+            "  - gptaq: { scheme: W4A8KV4g32, true_sequential: false }".to_owned(),
+            "activations: { in_calibration: true }\nkv_cache: { granularity: channel_static, symmetric: false }",
+        ),
+        (
             "rtn",
             "  - rtn: { scheme: W8A8KV8 }".to_owned(),
             "activations: { dynamic: false, observer: percentile }\nkv_cache: { granularity: channel_static }",
@@ -159,13 +169,27 @@ fn a_folder_read_back_is_the_model_in_memory() {
     let work = tempdir().unwrap();
     let model = tiny_reasoner();
     let float = logit_bits(open_folder(&model).unwrap().into_source().unwrap(), &windows.sequences);
-    for preset in
-        ["w8a8kv8-ascend", "w8a8-static-ascend", "w8a16-ascend", "w4a16g32", "w8a8", "w4a4kv4-research"]
-    {
-        let recipe = PRESETS.iter().find(|p| p.name == preset).unwrap().text;
-        let (in_memory, _) = quantize_in_memory(&model, recipe, Some(&windows), 2);
-        let folder = work.path().join(preset);
-        quantize(&model, preset, &folder, SMALL).expect(0, &[]);
+    let presets =
+        ["w8a8kv8-ascend", "w8a8-static-ascend", "w8a16-ascend", "w4a16g32", "w8a8", "w4a4kv4-research"];
+    let presets =
+        presets.map(|name| (name, PRESETS.iter().find(|p| p.name == name).unwrap().text.to_owned()));
+    let own = [
+        ("kvquant", "scheme: W16A16KV4", "kv_cache: { before_rope: true, pre_bias: true }"),
+        ("static-cache", "scheme: W16A16KV2", "kv_cache: { granularity: channel_static, symmetric: false }"),
+        (
+            "values-by-token",
+            "scheme: W16A16KV4",
+            "kv_cache: { granularity: channel_static, value_granularity: token_head, clip_ratio: 0.9 }",
+        ),
+        ("shards", "scheme: W8A4, input_shards: 4", ""),
+    ];
+    let own =
+        own.map(|(name, keys, rest)| (name, format!("version: 1\nmodifiers: [rtn: {{ {keys} }}]\n{rest}\n")));
+    for (preset, recipe) in presets.into_iter().chain(own) {
+        let (in_memory, _) = quantize_in_memory(&model, &recipe, Some(&windows), 2);
+        let (folder, file) = (work.path().join(preset), work.path().join(format!("{preset}.yaml")));
+        std::fs::write(&file, recipe).unwrap();
+        quantize(&model, text(&file), &folder, SMALL).expect(0, &[]);
         let read_back = open_folder(&folder).unwrap().into_source().unwrap();
         let (a, b) = (logit_bits(in_memory, &windows.sequences), logit_bits(read_back, &windows.sequences));
         assert_eq!(a.len(), 4 * 64 * 1024);

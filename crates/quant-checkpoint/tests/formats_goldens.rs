@@ -10,7 +10,7 @@ use folders::shared;
 use ndarray::{Array2, Axis};
 use quant_checkpoint::formats::{ConfigNotes, Format as _, VllmAscend, detect};
 use quant_checkpoint::{Checkpoint, FolderSource, Target, verify};
-use quant_core::{ActQuant, KvQuant};
+use quant_core::{ActQuant, EntryQuant};
 use quant_graph::{BlockSource as _, LinearId, LinearWeight, ModelSpec};
 use quant_kernels::{Compute, Par};
 use quant_model::{StreamedModel, model_spec};
@@ -90,8 +90,12 @@ fn schemes_are_what_the_tools_were_asked_for() {
     let (checkpoint, _) = open(&root.join("ascend-w8a8-mix-c8"));
     let block = VllmAscend.decode(&checkpoint, &spec, 0).unwrap();
     assert!(matches!(block.linears[&LinearId::Q].input, Some(ActQuant::Dynamic { .. })));
-    let Some(KvQuant::Channel { key, value, .. }) = block.kv else { panic!() };
-    assert_eq!((key[0], value[0]), (0.043_212_89, 0.050_537_11));
+    let scale = |entries: &EntryQuant| match entries {
+        EntryQuant::Channel { scales, .. } => scales[0],
+        EntryQuant::TokenHead { .. } => panic!(),
+    };
+    let kv = block.kv.unwrap();
+    assert_eq!((scale(&kv.keys), scale(&kv.values)), (0.043_212_89, 0.050_537_11));
 
     let (checkpoint, _) = open(&root.join("w8a8-static-asym"));
     let format = detect(&checkpoint).unwrap();

@@ -13,7 +13,7 @@ use quant_checkpoint::formats::{
 use quant_checkpoint::{
     Checkpoint, CheckpointError, Dtype, ErrorClass, FolderSource, Rules, Target, TensorHash, verify,
 };
-use quant_core::{ActRule, FloatType, KvGranularity, KvQuant};
+use quant_core::{ActRule, EntryQuant, FloatType, KvGranularity};
 use quant_graph::{
     ActOrder, BlockParams, BlockSource as _, InputScheme, KvScheme, LinearId, LinearScheme, LinearWeight,
     ModelScheme, ModelSpec, WeightForm, WeightScheme,
@@ -111,12 +111,15 @@ fn compressed_linear() -> impl Strategy<Value = LinearScheme> {
 
 fn any_linear() -> impl Strategy<Value = LinearScheme> {
     let rule = prop_oneof![Just(ActRule::Asymmetric), Just(ActRule::Symmetric), Just(ActRule::SymmetricFull)];
-    let i = (rule, any::<bool>(), prop_oneof![Just(4_u32), Just(8)], 0.5_f32..1.0).prop_map(
-        |(rule, dynamic, n, clip)| InputScheme {
+    // Both divide 24 and 40.
+    let shards = prop_oneof![Just(1_usize), Just(4)];
+    let i = (rule, any::<bool>(), prop_oneof![Just(4_u32), Just(8)], 0.5_f32..1.0, shards).prop_map(
+        |(rule, dynamic, n, clip, shards)| InputScheme {
             bits: bits(n),
             rule,
             dynamic,
             clip_ratio: if dynamic { clip } else { 1.0 },
+            shards: if dynamic { shards } else { 1 },
         },
     );
     let order = prop_oneof![Just(ActOrder::None), Just(ActOrder::Static), Just(ActOrder::Dynamic)];
@@ -137,6 +140,21 @@ fn any_linear() -> impl Strategy<Value = LinearScheme> {
     (proptest::option::of(w), proptest::option::of(i)).prop_map(|(w, i)| linear(w, i))
 }
 
+fn any_cache() -> impl Strategy<Value = KvScheme> {
+    let granularity = || prop_oneof![Just(KvGranularity::TokenHead), Just(KvGranularity::ChannelStatic)];
+    let rule = prop_oneof![Just(ActRule::Asymmetric), Just(ActRule::Symmetric)];
+    let width = prop_oneof![Just(2_u32), Just(3), Just(4), Just(8)];
+    (width, rule, granularity(), granularity(), 0_u8..3, 0.5_f32..=1.0).prop_map(
+        |(n, rule, keys, values, place, clip_ratio)| KvScheme {
+            values,
+            before_rope: place > 0,
+            pre_bias: place > 1,
+            clip_ratio,
+            ..KvScheme::new(bits(n), rule, keys)
+        },
+    )
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -147,7 +165,7 @@ proptest! {
     ) {
         let spec = spec(dtype, tied, full);
         let mut scheme = by_stage(&spec, stages);
-        scheme.kv = kv.then_some(KvScheme { bits: bits(8), rule: ActRule::Symmetric, granularity: KvGranularity::ChannelStatic });
+        scheme.kv = kv.then_some(KvScheme::new(bits(8), ActRule::Symmetric, KvGranularity::ChannelStatic));
         round_trip(&spec, &VllmAscend, &scheme, seed, &["vllm-ascend@0.25".parse::<Rules>().unwrap()]);
     }
 
@@ -164,17 +182,10 @@ proptest! {
     #[test]
     fn dequantized(
         linears in proptest::collection::vec(any_linear(), 7),
-        kv in 0_u8..4, dtype in any_dtype(), tied: bool, full: bool, seed: u64,
+        kv in proptest::option::of(any_cache()), dtype in any_dtype(), tied: bool, full: bool, seed: u64,
     ) {
         let spec = spec(dtype, tied, full);
         let block: BTreeMap<_, _> = spec.layout.ids().zip(linears).collect();
-        let kv = match kv {
-            0 => None,
-            1 => Some((4, ActRule::Asymmetric, KvGranularity::TokenHead)),
-            2 => Some((8, ActRule::Symmetric, KvGranularity::TokenHead)),
-            _ => Some((4, ActRule::Symmetric, KvGranularity::ChannelStatic)),
-        };
-        let kv = kv.map(|(n, rule, granularity)| KvScheme { bits: bits(n), rule, granularity });
         let scheme = ModelScheme { blocks: vec![block; spec.layers], kv };
         round_trip(&spec, &Dequantized, &scheme, seed, &[Target::Vllm, Target::Transformers]);
     }
@@ -322,14 +333,35 @@ fn refusals_name_the_module_and_the_alternatives() {
     let wide = uniform(&spec, linear(Some(weight(4, true, Some(24))), None));
     let text = CompressedTensors.supports(&spec, &wide).unwrap_err().to_string();
     assert!(text.contains("down_proj") && text.contains("8, 40"), "{text}");
-    for (format, granularity, n) in [
-        (&VllmAscend as &dyn Format, KvGranularity::TokenHead, 8),
-        (&VllmAscend, KvGranularity::ChannelStatic, 4),
-        (&CompressedTensors, KvGranularity::ChannelStatic, 8),
+    let c8 = KvScheme::new(bits(8), ActRule::Symmetric, KvGranularity::ChannelStatic);
+    let (head, asymmetric) = (KvGranularity::TokenHead, ActRule::Asymmetric);
+    for (format, kv, word) in [
+        (
+            &VllmAscend as &dyn Format,
+            KvScheme::new(bits(8), ActRule::Symmetric, head),
+            "keys quantised per token",
+        ),
+        (&VllmAscend, KvScheme { values: head, ..c8 }, "values quantised per token"),
+        (&VllmAscend, KvScheme { before_rope: true, ..c8 }, "before rope"),
+        (&VllmAscend, KvScheme { rule: asymmetric, ..c8 }, "asymmetric"),
+        (&VllmAscend, KvScheme { bits: bits(4), ..c8 }, "4 bits"),
+        (&VllmAscend, KvScheme { bits: bits(2), ..c8 }, "2 bits"),
+        (&CompressedTensors, c8, "KV8"),
+        (&CompressedTensors, KvScheme { before_rope: true, ..c8 }, "KV8"),
     ] {
-        let kv = Some(KvScheme { bits: bits(n), rule: ActRule::Symmetric, granularity });
-        let text =
-            format.supports(&spec, &ModelScheme { kv, ..uniform(&spec, linear(None, None)) }).unwrap_err();
+        let scheme = ModelScheme { kv: Some(kv), ..uniform(&spec, linear(None, None)) };
+        let text = format.supports(&spec, &scheme).unwrap_err();
+        assert!(text.what.contains(word) && text.alternatives.contains("dequantized"), "{text}");
+        assert!(Dequantized.supports(&spec, &scheme).is_ok());
+    }
+    // Cut into shards, an input takes its weights along as groups: the shards are what is named.
+    for (format, rule) in
+        [(&VllmAscend as &dyn Format, ActRule::Symmetric), (&CompressedTensors, ActRule::SymmetricFull)]
+    {
+        let sharded = Some(InputScheme { shards: 4, ..input(rule, true) });
+        let scheme = uniform(&spec, linear(Some(weight(8, true, Some(6))), sharded));
+        let text = format.supports(&spec, &scheme).unwrap_err();
+        assert!(text.what.contains("4 shards") && text.alternatives.contains("input_shards: 1"), "{text}");
         assert!(text.alternatives.contains("dequantized"), "{text}");
     }
     for (format, rule) in
@@ -399,7 +431,7 @@ fn numbers_that_a_file_would_change_are_refused() {
             .contains("positive")
     );
 
-    let kv = KvScheme { bits: bits(8), rule: ActRule::Symmetric, granularity: KvGranularity::ChannelStatic };
+    let kv = KvScheme::new(bits(8), ActRule::Symmetric, KvGranularity::ChannelStatic);
     let scheme = ModelScheme {
         kv: Some(kv),
         ..uniform(&spec, linear(Some(weight(8, true, None)), Some(input(ActRule::Asymmetric, false))))
@@ -407,9 +439,8 @@ fn numbers_that_a_file_would_change_are_refused() {
     let good = block(&spec, &VllmAscend, &scheme, 0, 4);
     VllmAscend.encode_block(&spec, &scheme, 0, &good).unwrap();
     let mut bad = good.clone();
-    if let Some(KvQuant::Channel { key, .. }) = &mut bad.kv {
-        key[1] = 0.1;
-    }
+    let EntryQuant::Channel { scales, .. } = &mut bad.kv.as_mut().unwrap().keys else { panic!() };
+    scales[1] = 0.1;
     assert!(
         VllmAscend.encode_block(&spec, &scheme, 0, &bad).unwrap_err().to_string().contains("kv_cache_scale")
     );
@@ -444,6 +475,68 @@ fn the_registry() {
         assert!(!format.summary().is_empty() && !format.schemes().is_empty() && !format.clients().is_empty());
         assert!((1..=2).contains(&format.tier()));
     }
+}
+
+/// The side file is read as strictly as it is written: nothing in it can stand for another quantiser than it says.
+#[test]
+fn schemes_that_contradict_themselves_are_refused() {
+    let spec = spec(FloatType::Bf16, false, false);
+    let parent = tempfile::tempdir().unwrap();
+    let kv = KvScheme {
+        before_rope: true,
+        values: KvGranularity::TokenHead,
+        ..KvScheme::new(bits(4), ActRule::Asymmetric, KvGranularity::ChannelStatic)
+    };
+    let sharded = Some(InputScheme { shards: 4, ..input(ActRule::Asymmetric, true) });
+    let scheme = ModelScheme { kv: Some(kv), ..uniform(&spec, linear(None, sharded)) };
+    let dir = parent.path().join("out");
+    write(&dir, &spec, &Dequantized, &scheme, 3);
+    let good = Folder::load(&dir);
+    let entry = "/blocks/1/linears/mlp.down_proj/input";
+    for (at, value, word) in [
+        ("/kv/before_rope", serde_json::json!(false), None),
+        ("/kv/clip_ratio", serde_json::json!(-1.0), Some("positive")),
+        ("/kv/pre_bias", serde_json::json!(true), None),
+        ("/blocks/1/kv_scales/key/3", serde_json::json!(0.0), Some("positive")),
+        ("/blocks/1/kv_scales/key_zero/3", serde_json::json!(16), Some("zero levels of 4 bits")),
+        ("/blocks/1/kv_scales/key_zero/3", serde_json::json!(1.5), Some("zero levels of 4 bits")),
+        ("/blocks/1/kv_scales/key_zero", serde_json::json!([1, 2]), Some("zero levels")),
+        ("/blocks/1/kv_scales", serde_json::Value::Null, Some("kv_scales")),
+        (&format!("{entry}/shards"), serde_json::json!(7), Some("divide its 40 features")),
+        (&format!("{entry}/shards"), serde_json::json!(0), Some("divide its 40 features")),
+        (&format!("{entry}/dynamic"), serde_json::json!(false), Some("shards of a dynamic input")),
+    ] {
+        let mut folder = good.clone();
+        let file = folder.json.get_mut("ptq_scheme.json").unwrap();
+        let (above, key) = at.rsplit_once('/').unwrap();
+        match file.pointer_mut(above).unwrap() {
+            serde_json::Value::Array(list) => list[key.parse::<usize>().unwrap()] = value,
+            object => object[key] = value,
+        }
+        let edited = parent.path().join("edited");
+        folder.save(&edited);
+        let open = || -> Result<_, CheckpointError> {
+            let checkpoint = Checkpoint::open(&edited)?;
+            Dequantized.scheme(&checkpoint, &spec)?;
+            Dequantized.decode(&checkpoint, &spec, 1)
+        };
+        match (open(), word) {
+            (Err(error), Some(word)) => assert!(error.to_string().contains(word), "{at}: {error}"),
+            (Ok(block), None) => {
+                let kv = block.kv.unwrap();
+                assert_eq!((kv.before_rope, kv.pre_bias), (at == "/kv/pre_bias", at == "/kv/pre_bias"));
+            }
+            (found, _) => panic!("{at}: {found:?}"),
+        }
+        std::fs::remove_dir_all(&edited).unwrap();
+    }
+    let mut folder = good;
+    folder.json.get_mut("ptq_scheme.json").unwrap()["kv"]["before_rope"] = false.into();
+    folder.json.get_mut("ptq_scheme.json").unwrap()["kv"]["pre_bias"] = true.into();
+    let edited = parent.path().join("late");
+    folder.save(&edited);
+    let error = Dequantized.scheme(&Checkpoint::open(&edited).unwrap(), &spec).unwrap_err().to_string();
+    assert!(error.contains("pre_bias with before_rope only"), "{error}");
 }
 
 #[test]

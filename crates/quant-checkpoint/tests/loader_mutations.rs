@@ -39,7 +39,7 @@ fn int8(rule: ActRule, dynamic: bool) -> LinearScheme {
 }
 
 fn c8(scheme: ModelScheme) -> ModelScheme {
-    let kv = KvScheme { bits: bits(8), rule: ActRule::Symmetric, granularity: KvGranularity::ChannelStatic };
+    let kv = KvScheme::new(bits(8), ActRule::Symmetric, KvGranularity::ChannelStatic);
     ModelScheme { kv: Some(kv), ..scheme }
 }
 

@@ -20,7 +20,7 @@ fn static_asym() -> LinearScheme {
 }
 
 fn with_cache(spec: &ModelSpec, scheme: LinearScheme) -> ModelScheme {
-    let kv = KvScheme { bits: bits(8), rule: ActRule::Symmetric, granularity: KvGranularity::ChannelStatic };
+    let kv = KvScheme::new(bits(8), ActRule::Symmetric, KvGranularity::ChannelStatic);
     ModelScheme { kv: Some(kv), ..uniform(spec, scheme) }
 }
 

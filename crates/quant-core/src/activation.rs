@@ -1,6 +1,6 @@
-//! Quantisers of activations and of the KV cache.
+//! Quantisers of activations.
 
-use crate::range::{ChannelMaxima, range_with_zero};
+use crate::range::range_with_zero;
 use crate::{Bits, FloatType, QParams, Real};
 use ndarray::{Array1, ArrayViewMut2, Axis};
 use serde::{Deserialize, Serialize};
@@ -39,6 +39,9 @@ pub enum ActQuant {
         rule: ActRule,
         /// Both ends of the range are multiplied by this, in (0, 1].
         clip_ratio: f32,
+        /// Equal parts of a token, each with parameters of its own: what the devices of a tensor-parallel deployment
+        /// do to an input of which each holds a part. 1 is the whole token.
+        shards: usize,
     },
     /// One scale and zero level for the whole tensor, from calibration; `round(x/s + z)` as the loaders compute it.
     Static {
@@ -77,14 +80,14 @@ fn positive<T: Real>(scale: T) -> T {
 
 /// `level` held in `0..=top`; a NaN stays one, which `max` and `min` would replace by an end.
 #[inline(always)]
-fn clip_level<T: Real>(level: T, top: T) -> T {
+pub(crate) fn clip_level<T: Real>(level: T, top: T) -> T {
     let level = if level < T::zero() { T::zero() } else { level };
     if level > top { top } else { level }
 }
 
 /// Quantises and dequantises a slice that shares one set of dynamic parameters.
 #[inline(always)]
-fn fake_group<T: Real>(bits: Bits, rule: ActRule, clip: T, values: &mut [T]) {
+pub(crate) fn fake_group<T: Real>(bits: Bits, rule: ActRule, clip: T, values: &mut [T]) {
     let (min, max) = range_with_zero(values);
     let (scale, zero) = dynamic_params(bits, rule, clip, min, max);
     let top = T::from_f32(bits.max_level());
@@ -96,14 +99,20 @@ fn fake_group<T: Real>(bits: Bits, rule: ActRule, clip: T, values: &mut [T]) {
 }
 
 impl ActQuant {
-    /// Quantises and dequantises rows of `x` `[tokens, features]` in place.
+    /// Quantises and dequantises rows of `x` `[tokens, features]` in place. The last shard is smaller where their number does
+    /// not divide the features.
     ///
     /// A NaN stays NaN and an infinity becomes one; under dynamic parameters it takes its whole token along. No integer
     /// stands for either, and a finite result would hide a model that has collapsed.
     #[inline(always)]
     pub fn fake_quantize<T: Real>(&self, x: ArrayViewMut2<'_, T>) {
         for_rows(x, |row| match *self {
-            Self::Dynamic { bits, rule, clip_ratio } => fake_group(bits, rule, T::from_f32(clip_ratio), row),
+            Self::Dynamic { bits, rule, clip_ratio, shards } => {
+                let width = row.len().div_ceil(shards.max(1)).max(1);
+                for shard in row.chunks_mut(width) {
+                    fake_group(bits, rule, T::from_f32(clip_ratio), shard);
+                }
+            }
             Self::Static { bits, params } => {
                 let (scale, zero) = (T::from_f32(params.scale), T::from_f32(params.zero));
                 let top = T::from_f32(bits.max_level());
@@ -131,7 +140,7 @@ fn fake_static<T: Real>(scale: T, zero: T, top: T, v: T) -> T {
 
 /// Runs `f` over the rows, copying only where a row is not contiguous.
 #[inline(always)]
-fn for_rows<T: Real>(mut x: ArrayViewMut2<'_, T>, mut f: impl FnMut(&mut [T])) {
+pub(crate) fn for_rows<T: Real>(mut x: ArrayViewMut2<'_, T>, mut f: impl FnMut(&mut [T])) {
     for mut row in x.axis_iter_mut(Axis(0)) {
         match row.as_slice_mut() {
             Some(slice) => f(slice),
@@ -140,98 +149,6 @@ fn for_rows<T: Real>(mut x: ArrayViewMut2<'_, T>, mut f: impl FnMut(&mut [T])) {
                 f(&mut copy);
                 row.assign(&Array1::from(copy));
             }
-        }
-    }
-}
-
-/// How KV cache entries share parameters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum KvGranularity {
-    /// Dynamic, one group per token and head.
-    TokenHead,
-    /// One static symmetric scale per channel of the flattened `kv_heads · head_dim` axis, keys after rope: Ascend's C8.
-    ChannelStatic,
-}
-
-/// Quantisation of the KV cache of one block, applied to K after rope and to V before either enters the cache.
-#[derive(Clone, Debug, PartialEq)]
-pub enum KvQuant {
-    /// Per token and head, dynamic (`kv_cache.md` variant A with groups of the head dimension).
-    TokenHead {
-        /// Bit width.
-        bits: Bits,
-        /// How the range becomes parameters.
-        rule: ActRule,
-    },
-    /// Per channel, static, symmetric.
-    Channel {
-        /// Bit width.
-        bits: Bits,
-        /// Key scales, `[kv_heads · head_dim]`.
-        key: Array1<f32>,
-        /// Value scales, `[kv_heads · head_dim]`.
-        value: Array1<f32>,
-    },
-}
-
-/// Which half of the cache a tensor belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KvSide {
-    /// Keys, after rope.
-    Key,
-    /// Values.
-    Value,
-}
-
-impl KvQuant {
-    /// Static scales per channel from the largest `|k|` and `|v|` of calibration, rounded to what the loader holds them in.
-    /// A channel whose maximum is NaN gets a NaN scale, which no format accepts.
-    #[must_use]
-    pub fn from_maxima(
-        bits: Bits,
-        rule: ActRule,
-        scale_type: FloatType,
-        key: &ChannelMaxima,
-        value: &ChannelMaxima,
-    ) -> Self {
-        let scales =
-            |m: &ChannelMaxima| m.view().mapv(|m| static_params(bits, rule, scale_type, -m, m).scale);
-        Self::Channel { bits, key: scales(key), value: scales(value) }
-    }
-    /// Quantises and dequantises `x` `[tokens, kv_heads · head_dim]` in place. What is not finite becomes NaN, as in
-    /// [`ActQuant::fake_quantize`].
-    ///
-    /// # Panics
-    /// If static scales are not one per column of `x`; whoever takes scales from a file checks them there.
-    #[inline(always)]
-    pub fn fake_quantize<T: Real>(&self, side: KvSide, head_dim: usize, x: ArrayViewMut2<'_, T>) {
-        match self {
-            Self::TokenHead { bits, rule } => for_rows(x, |row| {
-                for head in row.chunks_mut(head_dim.max(1)) {
-                    fake_group(*bits, *rule, T::one(), head);
-                }
-            }),
-            Self::Channel { bits, key, value } => {
-                let scales = match side {
-                    KvSide::Key => key,
-                    KvSide::Value => value,
-                };
-                let (zero, top) = (T::from_f32(bits.mid_level()), T::from_f32(bits.max_level()));
-                assert_eq!(x.ncols(), scales.len(), "KV cache channels and their static scales");
-                for_rows(x, |row| {
-                    for (v, &scale) in row.iter_mut().zip(scales) {
-                        *v = fake_static(T::from_f32(scale), zero, top, *v);
-                    }
-                });
-            }
-        }
-    }
-    /// The bit width.
-    #[must_use]
-    pub fn bits(&self) -> Bits {
-        match self {
-            Self::TokenHead { bits, .. } | Self::Channel { bits, .. } => *bits,
         }
     }
 }

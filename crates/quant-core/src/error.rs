@@ -52,6 +52,19 @@ pub enum CoreError {
         /// Group within the row.
         group: usize,
     },
+    /// Inputs that cannot be cut into shards.
+    #[error("{module} has {inputs} inputs, which cannot be cut into {shards} shards{}; use an input_shards that fits, or 1",
+        .group.map_or_else(String::new, |g| format!(" of whole groups of {g}")))]
+    Shards {
+        /// The linear.
+        module: String,
+        /// Its columns.
+        inputs: usize,
+        /// Shards asked for.
+        shards: usize,
+        /// Columns per group of its weight, where it has groups.
+        group: Option<usize>,
+    },
     /// Two shapes that must agree do not.
     #[error("{what}: expected {expected}, found {found}")]
     Shape {

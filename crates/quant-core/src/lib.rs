@@ -35,8 +35,9 @@
 //! | how are scale and zero point found, and the clip search | [`convention`], [`clip`] |
 //! | a quantised weight matrix and its groups | [`matrix`] |
 //! | binary codes with a residual for salient columns | [`binary`] |
-//! | activations and KV cache, per token or static | [`activation`], [`observer`] |
-//! | largest values per channel | [`range`] |
+//! | activations, per token or static | [`activation`], [`observer`] |
+//! | the KV cache, per token and head or per channel | [`cache`] |
+//! | largest values and ranges per channel | [`range`] |
 //! | `W4A16g128` and friends | [`scheme`] |
 //! | bits in words | [`packing`] |
 //! | exponentials, powers, sines that are the same on every system | [`elementary`] |
@@ -46,6 +47,7 @@
 
 pub mod activation;
 pub mod binary;
+pub mod cache;
 pub mod clip;
 pub mod convention;
 pub mod elementary;
@@ -64,8 +66,9 @@ mod widths;
 /// The arrays all functions here speak of.
 pub use ndarray;
 
-pub use activation::{ActQuant, ActRule, KvGranularity, KvQuant};
+pub use activation::{ActQuant, ActRule};
 pub use binary::BinaryMatrix;
+pub use cache::{EntryQuant, KvGranularity, KvQuant, KvSide};
 pub use clip::ClipSearch;
 pub use convention::{Bits, Convention, FloatType, Grid, QParams, Variant};
 pub use error::CoreError;
@@ -73,7 +76,7 @@ pub use foreign::{Foreign, ForeignKind};
 pub use matrix::{ActOrder, Groups, QuantizedMatrix, RowsMut};
 pub use observer::{Observer, ObserverKind};
 pub use par::Par;
-pub use range::{ChannelMaxima, ChannelMeans};
+pub use range::{ChannelMaxima, ChannelMeans, ChannelRanges};
 pub use real::Real;
 pub use scheme::Scheme;
 pub use size::Bytes;

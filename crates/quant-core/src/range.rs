@@ -79,6 +79,50 @@ impl ChannelMaxima {
     }
 }
 
+/// Range of every channel, zero included: `min(0, min_t x_tj)` and `max(0, max_t x_tj)` over all tokens seen.
+///
+/// It is the same for every order and division of the tokens. A NaN in a channel stays both its ends.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChannelRanges {
+    lowest: Array1<f32>,
+    highest: Array1<f32>,
+}
+
+impl ChannelRanges {
+    /// Zeros, `[channels]`: nothing seen.
+    #[must_use]
+    pub fn new(channels: usize) -> Self {
+        Self { lowest: Array1::zeros(channels), highest: Array1::zeros(channels) }
+    }
+
+    /// Takes in a batch `[tokens, channels]`.
+    ///
+    /// # Panics
+    /// If the batch has another number of channels.
+    #[inline(always)]
+    pub fn observe(&mut self, x: ArrayView2<'_, f32>) {
+        assert_eq!(x.ncols(), self.lowest.len(), "channels of a batch and of its ranges");
+        for row in x.rows() {
+            for ((lo, hi), &v) in self.lowest.iter_mut().zip(&mut self.highest).zip(row) {
+                // A comparison with NaN is false, so that one which stands there is kept.
+                *lo = if v < *lo || v.is_nan() { v } else { *lo };
+                *hi = if v > *hi || v.is_nan() { v } else { *hi };
+            }
+        }
+    }
+
+    /// The lower ends, `[channels]`.
+    #[must_use]
+    pub fn lowest(&self) -> ArrayView1<'_, f32> {
+        self.lowest.view()
+    }
+    /// The upper ends, `[channels]`.
+    #[must_use]
+    pub fn highest(&self) -> ArrayView1<'_, f32> {
+        self.highest.view()
+    }
+}
+
 /// Mean `|x|` of every channel over all tokens seen.
 ///
 /// Sums are kept in f64 and taken in the order of the tokens, so that the division into batches changes nothing. A NaN in a
@@ -173,6 +217,27 @@ mod tests {
             let maxima = maxima(&x, step);
             assert!(maxima.view()[2].is_nan(), "a NaN followed by numbers stays");
             assert_eq!(maxima.view()[1], expected[1]);
+        }
+    }
+    #[test]
+    fn channel_ranges_do_not_depend_on_batches_and_keep_a_nan() {
+        let mut x = Array2::from_shape_fn((23, 5), |(t, j)| ((t * 31 + j * 17) % 47) as f32 - 20.0);
+        x.column_mut(4).mapv_inplace(|v| v.abs() + 1.0);
+        let ranges = |x: &Array2<f32>, step: usize| {
+            let mut ranges = ChannelRanges::new(5);
+            x.axis_chunks_iter(Axis(0), step).for_each(|batch| ranges.observe(batch));
+            ranges
+        };
+        for step in [1, 2, 7, 23] {
+            assert_eq!(ranges(&x, step).lowest(), x.fold_axis(Axis(0), 0.0_f32, |m, v| m.min(*v)));
+            assert_eq!(ranges(&x, step).highest(), x.fold_axis(Axis(0), 0.0_f32, |m, v| m.max(*v)));
+        }
+        assert_eq!(ranges(&x, 23).lowest()[4], 0.0, "zero is in the range");
+        x[(3, 2)] = f32::NAN;
+        for step in [1, 23] {
+            let ranges = ranges(&x, step);
+            assert!(ranges.lowest()[2].is_nan() && ranges.highest()[2].is_nan());
+            assert!(ranges.lowest()[1].is_finite());
         }
     }
     #[test]

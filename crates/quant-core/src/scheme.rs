@@ -14,7 +14,7 @@ pub struct Scheme {
     pub group: Option<usize>,
     /// Activation bits, 4 or 8.
     pub activations: Option<Bits>,
-    /// KV cache bits, 4 or 8.
+    /// KV cache bits: 2, 3, 4 or 8.
     pub kv_cache: Option<Bits>,
 }
 
@@ -59,13 +59,16 @@ impl FromStr for Scheme {
                     .map_err(|_| Self::error(text, "weights take 1 to 8 bits, or 16 to leave them"))?,
             ),
         };
-        let narrow = |bits: u32, what: &str| match bits {
-            16 => Ok(None),
-            4 | 8 => Bits::new(bits).map(Some),
-            _ => Err(Self::error(text, format!("{what} take 4, 8 or 16 bits"))),
+        let activations = match activations {
+            16 => None,
+            4 | 8 => Some(Bits::new(activations)?),
+            _ => return Err(Self::error(text, "activations take 4, 8 or 16 bits")),
         };
-        let activations = narrow(activations, "activations")?;
-        let kv_cache = narrow(kv_cache, "KV cache entries")?;
+        let kv_cache = match kv_cache {
+            16 => None,
+            2..=4 | 8 => Some(Bits::new(kv_cache)?),
+            _ => return Err(Self::error(text, "KV cache entries take 2, 3, 4, 8 or 16 bits")),
+        };
         let group = match group {
             Some(0) => return Err(Self::error(text, "a group has at least one column")),
             Some(_) if weights.is_none() => {
@@ -109,7 +112,9 @@ mod tests {
 
     #[test]
     fn schemes_read_and_print() {
-        for text in ["W4A16g128", "W8A8", "W8A8KV8", "W4A4KV4", "W1A16g128", "W16A16KV4", "W4A8KV4g32"] {
+        for text in
+            ["W4A16g128", "W8A8", "W8A8KV8", "W4A4KV4", "W1A16g128", "W16A16KV4", "W16A16KV2", "W4A8KV3g32"]
+        {
             let scheme: Scheme = text.parse().unwrap();
             assert_eq!(scheme.to_string(), text);
         }
@@ -119,9 +124,20 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused_with_a_reason() {
-        for text in
-            ["", "A8", "W9A8", "W8A3", "W8A8KV5", "W4g0", "W16g32", "W4A16x", "W", "W4A", "W99999999999"]
-        {
+        for text in [
+            "",
+            "A8",
+            "W9A8",
+            "W8A3",
+            "W8A8KV5",
+            "W8A8KV1",
+            "W4g0",
+            "W16g32",
+            "W4A16x",
+            "W",
+            "W4A",
+            "W99999999999",
+        ] {
             let error = text.parse::<Scheme>().unwrap_err().to_string();
             assert!(error.contains("W4A16g128"), "{text}: {error}");
         }

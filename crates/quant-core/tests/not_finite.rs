@@ -2,8 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use ndarray::{Array1, Array2};
-use quant_core::activation::KvSide;
-use quant_core::{ActQuant, ActRule, Bits, FloatType, KvQuant, Observer, ObserverKind, QParams, Real};
+use quant_core::{ActQuant, ActRule, Bits, EntryQuant, FloatType, Observer, ObserverKind, QParams, Real};
 use quant_testkit::Numbers;
 
 const BAD: [f32; 3] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
@@ -34,20 +33,21 @@ fn everywhere<T: Real>() {
     for b in [1, 4, 8] {
         let bits = Bits::new(b).unwrap();
         for rule in RULES {
-            let dynamic = ActQuant::Dynamic { bits, rule, clip_ratio: 0.9 };
+            let dynamic = ActQuant::Dynamic { bits, rule, clip_ratio: 0.9, shards: 1 };
             stays_bad::<T>(|x| dynamic.fake_quantize(x.view_mut()), &format!("dynamic {rule:?} at {b} bits"));
-            let heads = KvQuant::TokenHead { bits, rule };
+            let heads = EntryQuant::TokenHead { bits, rule, clip_ratio: 1.0 };
             stays_bad::<T>(
-                |x| heads.fake_quantize(KvSide::Key, 20, x.view_mut()),
+                |x| heads.fake_quantize(20, x.view_mut()),
                 &format!("cache by token and head, {rule:?} at {b} bits"),
             );
         }
         let fixed = ActQuant::Static { bits, params: QParams { scale: 0.1, zero: bits.mid_level() } };
         stays_bad::<T>(|x| fixed.fake_quantize(x.view_mut()), &format!("static at {b} bits"));
         let scales = Array1::from_elem(40, 0.1);
-        let channels = KvQuant::Channel { bits, key: scales.clone(), value: scales };
-        for side in [KvSide::Key, KvSide::Value] {
-            stays_bad::<T>(|x| channels.fake_quantize(side, 20, x.view_mut()), "cache by channel");
+        for zero in [0.0, bits.mid_level()] {
+            let zeros = Array1::from_elem(40, zero);
+            let channels = EntryQuant::Channel { bits, scales: scales.clone(), zeros };
+            stays_bad::<T>(|x| channels.fake_quantize(20, x.view_mut()), "cache by channel");
         }
     }
 }
@@ -67,7 +67,7 @@ fn an_infinity_takes_its_dynamic_group_along() {
     for rule in RULES {
         let mut x = with::<f32>((1, 3), f32::INFINITY);
         let bits = Bits::new(8).unwrap();
-        ActQuant::Dynamic { bits, rule, clip_ratio: 1.0 }.fake_quantize(x.view_mut());
+        ActQuant::Dynamic { bits, rule, clip_ratio: 1.0, shards: 1 }.fake_quantize(x.view_mut());
         assert!(x.row(1).iter().all(|v| v.is_nan()), "{rule:?}: no step divides an infinite range");
     }
 }
@@ -99,6 +99,6 @@ fn observers_remember_them() {
 #[should_panic(expected = "KV cache channels and their static scales")]
 fn scales_of_another_width_are_not_skipped() {
     let scales = Array1::ones(8);
-    let kv = KvQuant::Channel { bits: Bits::new(8).unwrap(), key: scales.clone(), value: scales };
-    kv.fake_quantize(KvSide::Key, 4, Array2::<f32>::zeros((2, 16)).view_mut());
+    let kv = EntryQuant::Channel { bits: Bits::new(8).unwrap(), zeros: scales.clone(), scales };
+    kv.fake_quantize(4, Array2::<f32>::zeros((2, 16)).view_mut());
 }

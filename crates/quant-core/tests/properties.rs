@@ -3,10 +3,9 @@
 
 use ndarray::{Array2, Axis};
 use proptest::prelude::*;
-use quant_core::activation::KvSide;
 use quant_core::matrix::round_matrix;
 use quant_core::{
-    ActQuant, ActRule, Bits, ChannelMaxima, ClipSearch, Convention, FloatType, Grid, Groups, KvQuant,
+    ActQuant, ActRule, Bits, ChannelRanges, ClipSearch, Convention, EntryQuant, FloatType, Grid, Groups,
     QuantizedMatrix, Variant,
 };
 use quant_testkit::Numbers;
@@ -124,14 +123,14 @@ proptest! {
     }
 
     #[test]
-    fn kv_zero_and_constant_vectors(bits in prop_oneof![Just(4_u32), Just(8)], c in -50.0_f32..50.0) {
+    fn kv_zero_and_constant_vectors(bits in prop_oneof![Just(2_u32), Just(3), Just(4), Just(8)], c in -50.0_f32..50.0) {
         for rule in [ActRule::Asymmetric, ActRule::Symmetric] {
-            let kv = KvQuant::TokenHead { bits: Bits::new(bits).unwrap(), rule };
+            let kv = EntryQuant::TokenHead { bits: Bits::new(bits).unwrap(), rule, clip_ratio: 1.0 };
             let mut zero = Array2::<f32>::zeros((2, 32));
-            kv.fake_quantize(KvSide::Key, 16, zero.view_mut());
+            kv.fake_quantize(16, zero.view_mut());
             prop_assert!(zero.iter().all(|&v| v == 0.0));
             let mut constant = Array2::from_elem((1, 16), c);
-            kv.fake_quantize(KvSide::Value, 16, constant.view_mut());
+            kv.fake_quantize(16, constant.view_mut());
             let step = c.abs() / if rule == ActRule::Asymmetric { (1 << bits) as f32 - 1.0 } else { (1 << (bits - 1)) as f32 - 1.0 };
             prop_assert!(constant.iter().all(|&v| (v - c).abs() <= 0.5 * step + 1e-6));
         }
@@ -141,7 +140,7 @@ proptest! {
     fn permuting_channels_of_a_head_permutes_the_result(seed: u64, bits in prop_oneof![Just(4_u32), Just(8)]) {
         let x = normals(seed, 3, 8);
         let order = [3, 1, 7, 0, 2, 6, 5, 4];
-        let quant = ActQuant::Dynamic { bits: Bits::new(bits).unwrap(), rule: ActRule::Asymmetric, clip_ratio: 1.0 };
+        let quant = ActQuant::Dynamic { bits: Bits::new(bits).unwrap(), rule: ActRule::Asymmetric, clip_ratio: 1.0, shards: 1 };
         let mut whole = x.clone();
         quant.fake_quantize(whole.view_mut());
         let mut permuted = x.select(Axis(1), &order);
@@ -171,30 +170,32 @@ proptest! {
         }
     }
 
-    /// `kv_cache.md` 7.5, second half, through the maxima of calibration.
+    /// `kv_cache.md` 7.5, second half, through the ranges of calibration.
     #[test]
-    fn a_channel_scale_follows_its_channel(seed: u64, factor in 0.01_f32..100.0) {
+    fn a_channel_scale_follows_its_channel(seed: u64, factor in 0.01_f32..100.0, symmetric: bool) {
         let x = normals(seed, 6, 4);
+        let rule = if symmetric { ActRule::Symmetric } else { ActRule::Asymmetric };
         let calibrate = |x: &Array2<f32>| {
-            let mut maxima = ChannelMaxima::new(4);
+            let mut ranges = ChannelRanges::new(4);
             for tokens in x.axis_chunks_iter(Axis(0), 4) {
-                maxima.observe(tokens);
+                ranges.observe(tokens);
             }
-            KvQuant::from_maxima(Bits::new(8).unwrap(), ActRule::Symmetric, FloatType::F32, &maxima, &maxima)
+            EntryQuant::from_ranges(Bits::new(8).unwrap(), rule, FloatType::F32, &ranges)
         };
         let mut scaled = x.clone();
         scaled.column_mut(1).mapv_inplace(|v| v * factor);
         let (before, after) = (calibrate(&x), calibrate(&scaled));
-        let (KvQuant::Channel { key: a, .. }, KvQuant::Channel { key: b, .. }) = (&before, &after) else { panic!() };
+        let (EntryQuant::Channel { scales: a, .. }, EntryQuant::Channel { scales: b, .. }) = (&before, &after) else { panic!() };
         for channel in 0..4 {
-            let largest = x.column(channel).fold(0.0_f32, |a, v| a.max(v.abs()));
-            prop_assert_eq!(a[channel], largest / 127.0);
+            let (lo, hi) = x.column(channel).fold((0.0_f32, 0.0_f32), |(lo, hi), &v| (lo.min(v), hi.max(v)));
+            let expected = if symmetric { hi.max(-lo) / 127.0 } else { (hi - lo) / 255.0 };
+            prop_assert_eq!(a[channel], expected);
             let expected = a[channel] * if channel == 1 { factor } else { 1.0 };
             prop_assert!((b[channel] / expected - 1.0).abs() < 1e-6);
         }
-        let run = |kv: &KvQuant, x: &Array2<f32>| {
+        let run = |kv: &EntryQuant, x: &Array2<f32>| {
             let mut y = x.clone();
-            kv.fake_quantize(KvSide::Key, 4, y.view_mut());
+            kv.fake_quantize(4, y.view_mut());
             y
         };
         let (before, after) = (run(&before, &x), run(&after, &scaled));
@@ -204,6 +205,58 @@ proptest! {
             prop_assert!((v - expected).abs() <= 1.001 * b[channel]);
             prop_assert!(channel == 1 || v == expected);
         }
+    }
+
+    /// `kv_cache.md` 7.8 and the equation of its variant C, against f64: codes and zero levels are whole numbers in range, also
+    /// outside the calibrated range, where the clip is hard.
+    #[test]
+    fn static_codes_and_zeros_are_levels(
+        seed: u64, bits in prop_oneof![Just(2_u32), Just(3), Just(4), Just(8)], shift in -3.0_f32..3.0,
+    ) {
+        let x = normals(seed, 12, 5) + shift;
+        let mut ranges = ChannelRanges::new(5);
+        ranges.observe(x.view());
+        let (bits, top) = (Bits::new(bits).unwrap(), 2.0_f64.powi(bits as i32) - 1.0);
+        let kv = EntryQuant::from_ranges(bits, ActRule::Asymmetric, FloatType::F32, &ranges);
+        let EntryQuant::Channel { scales, zeros, .. } = &kv else { panic!() };
+        let wide = &x * 2.0;
+        let mut y = wide.clone();
+        kv.fake_quantize(5, y.view_mut());
+        for ((t, j), &v) in y.indexed_iter() {
+            let (s, z) = (f64::from(scales[j]), f64::from(zeros[j]));
+            prop_assert!(z == z.round() && (0.0..=top).contains(&z));
+            let code = f64::from(v) / s + z;
+            prop_assert!((code - code.round()).abs() < 1e-3 && (-1e-3..=top + 1e-3).contains(&code), "{code}");
+            let scaled = f64::from(wide[(t, j)]) / s;
+            let expected = (scaled.round_ties_even() + z).clamp(0.0, top);
+            // Away from half steps f32 and f64 agree on the code.
+            prop_assert!((code - expected).abs() < 1e-3 || (scaled.fract().abs() - 0.5).abs() < 1e-3, "{code} {expected}");
+        }
+    }
+
+    /// Of kv_cache.md 1: both ends of a dynamic range are multiplied by the clip ratio.
+    #[test]
+    fn a_clip_ratio_cuts_both_ends(seed: u64, ratio in 0.3_f32..1.0) {
+        let bits = Bits::new(4).unwrap();
+        let x = normals(seed, 3, 8);
+        let mut y = x.clone();
+        EntryQuant::TokenHead { bits, rule: ActRule::Asymmetric, clip_ratio: ratio }.fake_quantize(8, y.view_mut());
+        for (x, y) in x.rows().into_iter().zip(y.rows()) {
+            let params = ActRule::Asymmetric.params(bits, ratio, &x.to_vec());
+            prop_assert!(x.iter().zip(y).all(|(&x, &y)| y == params.fake(x, 15.0)));
+        }
+    }
+
+    /// A shard of a token is quantised as if it were all of it.
+    #[test]
+    fn shards_are_tokens_of_their_own(seed: u64, shards in prop_oneof![Just(1_usize), Just(2), Just(3), Just(4)]) {
+        let x = normals(seed, 3, 24);
+        let quant = |shards| ActQuant::Dynamic { bits: Bits::new(4).unwrap(), rule: ActRule::Asymmetric, clip_ratio: 0.9, shards };
+        let mut whole = x.clone();
+        quant(shards).fake_quantize(whole.view_mut());
+        let mut apart = x.into_shape_with_order((3 * shards, 24 / shards)).unwrap();
+        quant(1).fake_quantize(apart.view_mut());
+        prop_assert_eq!(whole, apart.into_shape_with_order((3, 24)).unwrap());
     }
 }
 
@@ -293,9 +346,13 @@ fn mis_grouping_shows_in_the_noise() {
 fn kv_errors_are_the_measured_ones() {
     let x = normals(3, 256, 128);
     for (bits, expected) in [(8, 0.0059), (4, 0.101), (3, 0.216)] {
-        let kv = KvQuant::TokenHead { bits: Bits::new(bits).unwrap(), rule: ActRule::Asymmetric };
+        let kv = EntryQuant::TokenHead {
+            bits: Bits::new(bits).unwrap(),
+            rule: ActRule::Asymmetric,
+            clip_ratio: 1.0,
+        };
         let mut y = x.clone();
-        kv.fake_quantize(KvSide::Key, 128, y.view_mut());
+        kv.fake_quantize(128, y.view_mut());
         let error = relative_error(&y, &x);
         assert!((error / expected - 1.0).abs() < 0.05, "kv{bits}: {error} vs {expected}");
     }

@@ -40,7 +40,9 @@ pub use ndarray;
 pub use params::{
     BlockFrame, BlockParams, BlockSource, LinearParams, LinearWeight, RowVisitor, Rows, visit_whole_weights,
 };
-pub use quant_core::{ActOrder, ActQuant, BinaryMatrix, Bits, FloatType, KvQuant, QuantizedMatrix, Real};
+pub use quant_core::{
+    ActOrder, ActQuant, BinaryMatrix, Bits, EntryQuant, FloatType, KvQuant, QuantizedMatrix, Real,
+};
 pub use scheme::{InputScheme, KvScheme, LinearScheme, ModelScheme, WeightForm, WeightScheme};
 pub use spec::{ModelSpec, Outer, RopeScaling, RopeSpec};
 pub use tensors::TensorSpec;

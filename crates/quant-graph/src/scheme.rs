@@ -1,7 +1,9 @@
 //! What a plan wants done to every linear and to the cache: the question a format answers with yes or no.
 
 use crate::{LinearId, ModelSpec};
-use quant_core::{ActOrder, ActQuant, ActRule, Bits, KvGranularity};
+use quant_core::{
+    ActOrder, ActQuant, ActRule, Bits, ChannelRanges, EntryQuant, FloatType, KvGranularity, KvQuant, KvSide,
+};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -99,6 +101,8 @@ pub struct InputScheme {
     pub dynamic: bool,
     /// Factor on the range, dynamic only.
     pub clip_ratio: f32,
+    /// Equal parts of a token with parameters of their own, dynamic only; 1 is the whole token.
+    pub shards: usize,
 }
 
 impl InputScheme {
@@ -109,6 +113,7 @@ impl InputScheme {
             bits: self.bits,
             rule: self.rule,
             clip_ratio: self.clip_ratio,
+            shards: self.shards,
         })
     }
 }
@@ -131,14 +136,59 @@ impl LinearScheme {
 }
 
 /// Storage of the KV cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct KvScheme {
     /// Bit width.
     pub bits: Bits,
     /// How the range becomes scale and zero.
     pub rule: ActRule,
-    /// What shares a scale.
-    pub granularity: KvGranularity,
+    /// What shares a scale among keys.
+    pub keys: KvGranularity,
+    /// What shares a scale among values.
+    pub values: KvGranularity,
+    /// Whether keys are quantised before rope.
+    pub before_rope: bool,
+    /// Whether the bias of the key projection is taken off first, before rope only.
+    pub pre_bias: bool,
+    /// Factor on the ranges of dynamic scales.
+    pub clip_ratio: f32,
+}
+
+impl KvScheme {
+    /// Keys, behind rope, and values alike, with whole ranges.
+    #[must_use]
+    pub fn new(bits: Bits, rule: ActRule, granularity: KvGranularity) -> Self {
+        let (keys, values) = (granularity, granularity);
+        Self { bits, rule, keys, values, before_rope: false, pre_bias: false, clip_ratio: 1.0 }
+    }
+    /// What shares a scale on one side.
+    #[must_use]
+    pub fn granularity(&self, side: KvSide) -> KvGranularity {
+        match side {
+            KvSide::Key => self.keys,
+            KvSide::Value => self.values,
+        }
+    }
+    /// Whether anything of it comes from calibration.
+    #[must_use]
+    pub fn is_static(&self) -> bool {
+        [self.keys, self.values].contains(&KvGranularity::ChannelStatic)
+    }
+    /// The quantiser, given the ranges of keys and values where they are static; their scales are rounded to what the loader
+    /// holds them in. None where a range is wanted and not given.
+    #[must_use]
+    pub fn quant(&self, ranges: Option<[&ChannelRanges; 2]>, scale_type: FloatType) -> Option<KvQuant> {
+        let side = |granularity, at: usize| match granularity {
+            KvGranularity::TokenHead => {
+                Some(EntryQuant::TokenHead { bits: self.bits, rule: self.rule, clip_ratio: self.clip_ratio })
+            }
+            KvGranularity::ChannelStatic => {
+                Some(EntryQuant::from_ranges(self.bits, self.rule, scale_type, ranges?[at]))
+            }
+        };
+        let (keys, values) = (side(self.keys, 0)?, side(self.values, 1)?);
+        Some(KvQuant { keys, values, before_rope: self.before_rope, pre_bias: self.pre_bias })
+    }
 }
 
 /// Storage of a whole model.

@@ -28,6 +28,7 @@
 
 pub mod awq;
 mod error;
+mod folding;
 pub mod gptaq;
 pub mod gptq;
 mod method;
@@ -39,6 +40,7 @@ pub mod smoothquant;
 pub mod statistics;
 
 pub use error::MethodError;
+pub use folding::HeadTie;
 pub use method::{
     BlockContext, Figures, Method, MethodKind, Modifier, Operations, PlannedRounding, Prepared, Rounded,
     Rounding, RowRounding, Scaled, Solver, Transform, WeightSettings, Workspace, rounding,

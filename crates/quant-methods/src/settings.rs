@@ -62,6 +62,8 @@ pub enum FieldKind {
     IntegerOrAll(u64, u64),
     /// One of these words.
     Choice(&'static [&'static str]),
+    /// A list of these words, at least one and none twice.
+    Words(&'static [&'static str]),
     /// A scheme string.
     Scheme,
 }
@@ -75,6 +77,11 @@ impl FieldKind {
             Self::Integer(lo, hi) => format!("a whole number from {lo} to {hi}"),
             Self::IntegerOrAll(lo, hi) => format!("a whole number from {lo} to {hi}, or all"),
             Self::Choice(words) => one_of(words, found),
+            Self::Words(words) => {
+                let unknown = |v: &&Value| !v.as_str().is_some_and(|w| words.contains(&w));
+                let wrong = found.as_array().and_then(|list| list.iter().find(unknown));
+                format!("a list of different words, each {}", one_of(words, wrong.unwrap_or(found)))
+            }
             Self::Scheme => "a scheme like W4A16g128 or W8A8KV8".into(),
         }
     }
@@ -87,6 +94,11 @@ impl FieldKind {
                 value.as_u64().is_some_and(|v| (lo..=hi).contains(&v)) || value.as_str() == Some("all")
             }
             Self::Choice(words) => value.as_str().is_some_and(|v| words.contains(&v)),
+            Self::Words(words) => value.as_array().is_some_and(|list| {
+                let known = |v: &Value| v.as_str().is_some_and(|v| words.contains(&v));
+                let new = |(i, v): (usize, &Value)| known(v) && !list[..i].contains(v);
+                !list.is_empty() && list.iter().enumerate().all(new)
+            }),
             Self::Scheme => value.is_string(),
         }
     }
@@ -98,8 +110,11 @@ impl FieldKind {
             Self::IntegerOrAll(lo, hi) => json!({"anyOf": [
                 {"type": "integer", "minimum": lo, "maximum": hi}, {"const": "all"}]}),
             Self::Choice(words) => json!({"enum": words}),
+            Self::Words(words) => {
+                json!({"type": "array", "items": {"enum": words}, "minItems": 1, "uniqueItems": true})
+            }
             Self::Scheme => json!({"type": "string",
-                "pattern": "^[Ww](1|2|3|4|5|6|7|8|16)([Aa](4|8|16))?([Gg][1-9][0-9]*)?(KV(4|8|16))?([Gg][1-9][0-9]*)?$"}),
+                "pattern": "^[Ww](1|2|3|4|5|6|7|8|16)([Aa](4|8|16))?([Gg][1-9][0-9]*)?(KV(2|3|4|8|16))?([Gg][1-9][0-9]*)?$"}),
         }
     }
 }
@@ -288,6 +303,18 @@ impl Settings {
                 found: value.to_string(),
             }),
         }
+    }
+    /// A list of words, each the serde name of an enum variant.
+    ///
+    /// # Errors
+    /// [`SettingsError::MissingKey`]; [`SettingsError::Value`] for a word that no variant has.
+    pub fn words<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<Vec<T>, SettingsError> {
+        let value = self.value(key)?;
+        serde_json::from_value(value.clone()).map_err(|_| SettingsError::Value {
+            path: format!("{}.{key}", self.path),
+            expected: "a list of words".into(),
+            found: value.to_string(),
+        })
     }
     /// Where the section stands.
     #[must_use]

@@ -6,10 +6,10 @@ use proptest::prelude::*;
 use quant_core::matrix::round_matrix;
 use quant_core::{Bits, Convention, FloatType, Grid, Groups, Variant};
 use quant_kernels::{Compute, Par, matmul_nt};
-use quant_methods::MethodError;
 use quant_methods::awq::{
-    Clip, FoundScales, HeadTie, Loss, Search, candidate, clamp_to, clip_ranges, every_token, search_scales,
+    Clip, FoundScales, Loss, Search, candidate, clamp_to, clip_ranges, every_token, search_scales,
 };
+use quant_methods::{HeadTie, MethodError};
 use quant_testkit::Numbers;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -295,7 +295,7 @@ fn what_cannot_be_searched_is_refused() {
     let gram = x.t().dot(&x);
     refused(&search, &mean, &w, Loss::Gram { gram: gram.view(), tokens: 0 }, "at least one token");
     let tie = Some(HeadTie { heads: 4, kv_heads: 2, head_dim: 2 });
-    refused(&Search { tie, ..search }, &mean, &w, tokens, "over query heads has 6 channels, expected 8");
+    refused(&Search { tie, ..search }, &mean, &w, tokens, "over query heads: expected 8 channels, found 6");
 
     let mut bad = mean.clone();
     bad[4] = f32::NAN;

@@ -148,8 +148,12 @@ fn planted_outliers_lose_their_damage() {
     }
     // Sum of squared errors per token quantisation, each channel weighted.
     let error = |x: &Array2<f32>, weights: &dyn Fn(usize) -> f32| -> f64 {
-        let quant =
-            ActQuant::Dynamic { bits: Bits::new(8).unwrap(), rule: ActRule::Asymmetric, clip_ratio: 1.0 };
+        let quant = ActQuant::Dynamic {
+            bits: Bits::new(8).unwrap(),
+            rule: ActRule::Asymmetric,
+            clip_ratio: 1.0,
+            shards: 1,
+        };
         let mut q = x.clone();
         quant.fake_quantize(q.view_mut());
         q.indexed_iter().map(|((t, j), v)| f64::from((v - x[(t, j)]) * weights(j)).powi(2)).sum()

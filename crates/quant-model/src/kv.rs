@@ -4,7 +4,8 @@ use ndarray::{Array2, ArrayView2, Axis, concatenate};
 use quant_kernels::Element;
 
 /// Keys and values of one sequence in one block. The block hands over those of its new tokens, after rope and after the
-/// cache's quantiser, and attends over all that are there.
+/// cache's quantiser, and attends over all that are there. A quantiser before rope has worked on the keys before they were
+/// rotated: a deployment caches its codes and rotates what it reads, with the same result.
 pub trait KvStore<T> {
     /// Tokens that are there; the next ones stand at the positions after them.
     fn past(&self) -> usize;

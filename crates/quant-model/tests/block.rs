@@ -7,8 +7,7 @@ mod common;
 use common::{config_with, spec};
 use ndarray::{Array1, Array2, concatenate};
 use proptest::prelude::*;
-use quant_core::activation::KvSide;
-use quant_core::{ActQuant, ActRule, Bits, KvQuant, QParams};
+use quant_core::{ActQuant, ActRule, Bits, EntryQuant, KvQuant, KvSide, QParams};
 use quant_graph::{BlockParams, LinearId, LinearWeight, ModelSpec, Norm};
 use quant_kernels::{Compute, Element, Par};
 use quant_model::{Block, KvCache, KvStore, ModelError, RopeTable, model_spec};
@@ -147,8 +146,12 @@ fn eight_bit_inputs_stay_close_and_shared_inputs_are_quantised_alike() {
     let error = |b: u32| {
         let mut params = float.clone();
         for linear in params.linears.values_mut() {
-            linear.input =
-                Some(ActQuant::Dynamic { bits: bits(b), rule: ActRule::Asymmetric, clip_ratio: 1.0 });
+            linear.input = Some(ActQuant::Dynamic {
+                bits: bits(b),
+                rule: ActRule::Asymmetric,
+                clip_ratio: 1.0,
+                shards: 1,
+            });
         }
         largest(forward::<f64>(&spec, &params, &h) - &exact) / largest(exact.iter().copied())
     };
@@ -227,11 +230,11 @@ fn kv_quantisation_sits_after_rope_and_before_the_cache() {
     let plain = block.linear(LinearId::V).unwrap().forward(x.view(), Par::Seq);
     assert_eq!(values, plain);
 
-    block.set_kv(Some(KvQuant::TokenHead { bits: bits(8), rule: ActRule::Asymmetric })).unwrap();
+    block.set_kv(Some(token_head(8, ActRule::Asymmetric))).unwrap();
     let mut held = KvCache::new();
     let dynamic = block.attention(x.view(), &rope, &mut held, Par::Seq).unwrap();
     for (side, mut float) in [(KvSide::Key, keys.clone()), (KvSide::Value, values.clone())] {
-        block.kv().unwrap().fake_quantize(side, spec.head_dim, float.view_mut());
+        block.kv().unwrap().side(side).fake_quantize(spec.head_dim, float.view_mut());
         assert_eq!(float, if side == KvSide::Key { held.keys() } else { held.values() });
     }
     let error = largest(&dynamic - &float);
@@ -240,12 +243,23 @@ fn kv_quantisation_sits_after_rope_and_before_the_cache() {
     let scales = |x: &Array2<f64>| {
         x.columns().into_iter().map(|c| (largest(c.iter().copied()) / 127.0) as f32).collect::<Array1<f32>>()
     };
-    let fixed = KvQuant::Channel { bits: bits(8), key: scales(&keys), value: scales(&values) };
+    let channel = |scales: Array1<f32>| EntryQuant::Channel {
+        bits: bits(8),
+        zeros: Array1::from_elem(scales.len(), 128.0),
+        scales,
+    };
+    let fixed = KvQuant { values: channel(scales(&values)), ..KvQuant::both(channel(scales(&keys))) };
     block.set_kv(Some(fixed)).unwrap();
     let error = largest(block.attention(x.view(), &rope, &mut KvCache::new(), Par::Seq).unwrap() - &float);
     assert!(error > 0.0 && error < 0.05, "{error}");
-    let short = KvQuant::Channel { bits: bits(8), key: Array1::ones(8), value: Array1::ones(16) };
+    let short = KvQuant { keys: channel(Array1::ones(8)), ..token_head(8, ActRule::Asymmetric) };
     assert!(matches!(block.set_kv(Some(short)), Err(ModelError::Shape { .. })));
+    let late = KvQuant { pre_bias: true, ..token_head(8, ActRule::Asymmetric) };
+    assert!(matches!(block.set_kv(Some(late)), Err(ModelError::Part { .. })));
+}
+
+fn token_head(b: u32, rule: ActRule) -> KvQuant {
+    KvQuant::both(EntryQuant::TokenHead { bits: bits(b), rule, clip_ratio: 1.0 })
 }
 
 #[test]
@@ -257,7 +271,7 @@ fn a_zero_value_vector_survives_kv_quantisation() {
     v.weight = LinearWeight::Float(Array2::zeros((16, 32)));
     v.bias = Some(Array1::zeros(16));
     for rule in [ActRule::Asymmetric, ActRule::Symmetric, ActRule::SymmetricFull] {
-        params.kv = Some(KvQuant::TokenHead { bits: bits(4), rule });
+        params.kv = Some(token_head(4, rule));
         let block = block::<f32>(&spec, &params);
         let x = numbers.matrix(10, 32, 1.0);
         let a = block.attention(x.view(), &table(&spec, 10), &mut KvCache::new(), Par::Seq).unwrap();

@@ -3,7 +3,7 @@
 use crate::plan::Plan;
 use crate::quantize::PreparedJob;
 use ndarray::Array2;
-use quant_graph::ModelSpec;
+use quant_graph::{BlockSpec, LinearSpec, ModelSpec, Role};
 use quant_kernels::{Compute, Par, PreparedWeight};
 use quant_methods::FloatStream;
 use serde::Serialize;
@@ -80,6 +80,7 @@ fn operations(plan: &Plan, lengths: &[usize]) -> f64 {
     let mut all = spec.layers as f64 * forward / FORWARD;
     for index in 0..spec.layers {
         let block = spec.block(index);
+        all += cache_passes(plan) * cache_pass(&block, tokens) / FORWARD;
         for transform in plan.recipe.transforms() {
             all += transform.operations(&block, tokens) / FORWARD;
         }
@@ -103,6 +104,19 @@ fn operations(plan: &Plan, lengths: &[usize]) -> f64 {
     all
 }
 
+/// How often keys and values of all tokens are computed for the ranges of the cache alone: with the weights as they will be
+/// deployed and, where statistics come from the float block and attention is to see the cache, with those.
+fn cache_passes(plan: &Plan) -> f64 {
+    let provisional = plan.cache_in_calibration() && !plan.true_sequential();
+    plan.cache_ahead().map_or(0.0, |_| if provisional { 2.0 } else { 1.0 })
+}
+
+/// Operations of the linears that make keys and values.
+fn cache_pass(block: &BlockSpec, tokens: usize) -> f64 {
+    let entries = |l: &&LinearSpec| l.parts.iter().any(|(role, _)| matches!(role, Role::K | Role::V));
+    block.linears.iter().filter(entries).map(|l| 2.0 * tokens as f64 * l.weights() as f64).sum()
+}
+
 /// Scores and their products with values, causal: half of all pairs.
 fn attention(spec: &ModelSpec, lengths: &[usize]) -> f64 {
     let pairs: f64 = lengths.iter().map(|&n| (n as f64).powi(2) / 2.0).sum();
@@ -124,4 +138,46 @@ fn product_rate(compute: Compute, par: Par) -> f64 {
     };
     let best = (0..4).map(|_| try_one()).fold(f64::INFINITY, f64::min);
     2.0 * (TOKENS * WIDTH * WIDTH) as f64 / best.max(1e-9)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::Recipe;
+
+    /// A pass over k and v is 2 · tokens · weights of both, in every block.
+    #[test]
+    fn passes_for_the_cache_are_counted() {
+        for (architecture, outputs) in [("Qwen2ForCausalLM", 32), ("Phi3ForCausalLM", 64)] {
+            let spec = quant_model::model_spec(&serde_json::json!({
+                "architectures": [architecture], "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+                "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 64,
+            }))
+            .unwrap();
+            let of = |sequential: bool, in_calibration: bool, kv: &str| {
+                let recipe = Recipe::parse(&format!(
+                    "version: 1\nmodifiers: [gptq: {{ scheme: W4A16KV4, true_sequential: {sequential} }}]\n\
+                     activations: {{ in_calibration: {in_calibration} }}\nkv_cache: {{ {kv} }}\n"
+                ));
+                operations(&Plan::new(&recipe.unwrap(), &spec).unwrap(), &[40, 60])
+            };
+            let pass = 2.0 * 2.0 * 100.0 * f64::from(32 * outputs) / FORWARD;
+            for (sequential, in_calibration, kv, passes) in [
+                (true, false, "granularity: channel_static", 0.0),
+                (true, true, "granularity: channel_static", 1.0),
+                (false, true, "granularity: channel_static", 2.0),
+                (true, true, "granularity: token_head", 0.0),
+                (true, false, "before_rope: true", 1.0),
+                (false, false, "before_rope: true", 1.0),
+                (false, true, "before_rope: true", 2.0),
+            ] {
+                let without = of(sequential, false, "granularity: token_head");
+                let found = (of(sequential, in_calibration, kv) - without) / pass;
+                assert!(
+                    (found - passes).abs() < 1e-6,
+                    "{architecture} {sequential} {in_calibration} {kv}: {found}"
+                );
+            }
+        }
+    }
 }

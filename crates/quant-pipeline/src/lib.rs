@@ -24,6 +24,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
+mod cache_plan;
 mod disk;
 mod error;
 mod eval_memory;

@@ -219,6 +219,19 @@ fn stage_phases(sizes: &Sizes<'_>, at: usize, done: &mut u64, phases: &mut Vec<P
         });
     }
     *done += stage.weights;
+    if at == 0 && sizes.plan.cache_ahead().is_some() {
+        // The norm of a chunk, and what the linears that hold k and v make of it, together and taken apart.
+        let (spec, plan) = (&sizes.spec, &sizes.plan.spec);
+        let outputs: usize =
+            spec.stages[at].linears.iter().filter_map(|id| Some(spec.linear(*id)?.outputs)).sum();
+        let columns = (plan.hidden + outputs + 2 * plan.kv_width()) as u64;
+        phases.push(PhaseMemory {
+            weights: held(*done) + sizes.prepared * stage.weights,
+            solver: waiting,
+            chunk: F32 * sizes.chunk * columns,
+            ..sizes.phase("cache ranges")
+        });
+    }
     phases.push(PhaseMemory {
         weights: held(*done) + sizes.prepared * stage.weights,
         solver: waiting,

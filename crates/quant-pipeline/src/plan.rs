@@ -1,11 +1,12 @@
 //! From a recipe and a model to a plan: what happens to every linear, decided and checked before a weight is read.
 
+use crate::cache_plan::plan_cache;
 use crate::error::{PipelineError, RecipeError};
 use crate::recipe::Recipe;
 use quant_checkpoint::formats::Format;
-use quant_core::{ActRule, Bits, FloatType, KvGranularity};
+use quant_core::{Bits, CoreError, FloatType};
 use quant_graph::{
-    InputScheme, KvScheme, LinearId, LinearScheme, LinearSpec, ModelScheme, ModelSpec, StageSpec, Unsupported,
+    InputScheme, KvScheme, LinearId, LinearScheme, LinearSpec, ModelScheme, ModelSpec, StageSpec,
 };
 use quant_methods::{FloatStream, Need, PlannedRounding, Rounding, Solver, Spacing, Statistic, Stream};
 use std::collections::BTreeMap;
@@ -118,6 +119,11 @@ impl Plan {
                 return Err(RecipeError::conflict(format!("overrides.{:?}", glob.pattern()), problem).into());
             }
         }
+        for block in (0..spec.layers).map(|index| spec.block(index)) {
+            for transform in recipe.transforms() {
+                transform.check(&block).map_err(RecipeError::from)?;
+            }
+        }
         let mut warnings = Vec::new();
         for glob in recipe.ignore() {
             let head = glob.matches(ModelSpec::HEAD_MODULE);
@@ -135,7 +141,7 @@ impl Plan {
             };
             blocks[index].insert(linear.id, planned);
         }
-        let kv = plan_kv(recipe)?;
+        let kv = plan_cache(recipe, spec, &mut warnings)?;
         let scheme = ModelScheme {
             blocks: blocks
                 .iter()
@@ -166,6 +172,22 @@ impl Plan {
     #[must_use]
     pub fn true_sequential(&self) -> bool {
         self.recipe.rounding().true_sequential()
+    }
+
+    /// Whether keys have a bias that could be taken off before rope: no norm comes between.
+    pub(crate) fn key_bias(&self) -> bool {
+        self.spec.qkv_bias && !self.spec.qk_norm
+    }
+
+    /// Whether attention of the deployed stream reads a quantised cache.
+    pub(crate) fn cache_in_calibration(&self) -> bool {
+        self.scheme.kv.is_some() && self.streams.deployed && self.recipe.activations().in_calibration
+    }
+
+    /// The cache, if its ranges need a pass over keys and values of their own: attention has no keys before rope to show, and
+    /// where it is to read quantised ones their ranges must be there already.
+    pub(crate) fn cache_ahead(&self) -> Option<KvScheme> {
+        self.scheme.kv.filter(|kv| kv.is_static() && (kv.before_rope || self.cache_in_calibration()))
     }
 
     /// The linears of a stage by what they share: those of one method that make the same of the statistics of their input
@@ -238,29 +260,25 @@ fn plan_linear(
     rounding: &dyn Rounding,
     linear: &LinearSpec,
 ) -> Result<LinearPlan, PipelineError> {
-    let bits = rounding.weights().scheme.activations;
-    let input = bits.map(|bits| plan_input(recipe, bits)).transpose()?;
-    let rounding = rounding.plan(linear, recipe.format().scale_type(spec))?;
+    let weights = rounding.weights();
+    let shards = weights.shards_of(linear);
+    let input = weights.scheme.activations.map(|bits| plan_input(recipe, bits, shards)).transpose()?;
+    let rounding = rounding.plan(linear, recipe.format().scale_type(spec)).map_err(|error| match error {
+        CoreError::Shards { .. } => RecipeError::conflict("input_shards", error.to_string()).into(),
+        other => PipelineError::from(other),
+    })?;
     let weight = rounding.as_ref().map(|r| r.weight);
     Ok(LinearPlan { module: linear.module.clone(), scheme: LinearScheme { weight, input }, rounding })
 }
 
-fn plan_input(recipe: &Recipe, bits: Bits) -> Result<InputScheme, Unsupported> {
+fn plan_input(recipe: &Recipe, bits: Bits, shards: usize) -> Result<InputScheme, PipelineError> {
     let a = recipe.activations();
+    if shards > 1 && !a.dynamic {
+        let problem = "a static scale belongs to the whole tensor; use activations: { dynamic: true }, or input_shards: 1";
+        return Err(RecipeError::conflict("input_shards", problem).into());
+    }
     let rule = recipe.format().activation_rule(a.dynamic, a.symmetric)?;
-    Ok(InputScheme { bits, rule, dynamic: a.dynamic, clip_ratio: a.clip_ratio })
-}
-
-fn plan_kv(recipe: &Recipe) -> Result<Option<KvScheme>, RecipeError> {
-    let Some(bits) = recipe.rounding().weights().scheme.kv_cache else { return Ok(None) };
-    let granularity = recipe.kv_cache().granularity.unwrap_or_else(|| match recipe.kv_cache().symmetric {
-        // Asymmetric entries exist per token only.
-        Some(false) => KvGranularity::TokenHead,
-        _ => recipe.format().kv_granularity(),
-    });
-    let symmetric = recipe.kv_cache().symmetric.unwrap_or(granularity == KvGranularity::ChannelStatic);
-    let rule = if symmetric { ActRule::Symmetric } else { ActRule::Asymmetric };
-    Ok(Some(KvScheme { bits, rule, granularity }))
+    Ok(InputScheme { bits, rule, dynamic: a.dynamic, clip_ratio: a.clip_ratio, shards })
 }
 
 /// Only one float stream goes beside the deployed one.
@@ -313,7 +331,7 @@ fn streams(
     if linears().any(|l| l.scheme.input.is_some_and(|i| !i.dynamic)) {
         need(Stream::Deployed, Statistic::Range(recipe.activations().observer).reason());
     }
-    if kv.is_some_and(|kv| kv.granularity == KvGranularity::ChannelStatic) {
+    if kv.is_some_and(|kv| kv.is_static()) {
         need(Stream::Deployed, "a static KV cache needs its range");
     }
     streams.together = of_solvers.iter().find_map(|(_, statistic)| statistic.float_beside());

@@ -201,7 +201,7 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
     if prepared.spill {
         events.event(Event::Note("activations are kept on disk, to stay within the memory budget"));
     }
-    let PreparedJob { folder, plan, verdicts: _, tokens, memory, disk, spill, warnings } = prepared;
+    let PreparedJob { folder, plan, verdicts: _, tokens, memory, disk, spill, mut warnings } = prepared;
     check_calibration(&plan, tokens.as_ref())?;
     let mut output = OutputFolder::create(&job.output, &output_options(job, &disk))?;
     let format = job.recipe.format();
@@ -219,6 +219,10 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
         let options = RunOptions { par, spill: run_options_spill };
         run(&plan, &mut source, tokens.as_ref(), &mut sink, events, &options)
     })??;
+    if let Some(warning) = plan.scheme.kv.and_then(|kv| report.cache_warning(&kv, plan.key_bias())) {
+        events.event(Event::Warning(warning.clone()));
+        warnings.push(warning);
+    }
     let (side, copied) = sink.into_parts();
     let go_on =
         |events: &dyn Events| if events.cancelled() { Err(PipelineError::Interrupted) } else { Ok(()) };

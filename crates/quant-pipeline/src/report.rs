@@ -1,5 +1,6 @@
 //! What a run knows when it is done, as data.
 
+use quant_graph::KvScheme;
 use quant_hessian::FactorReport;
 use quant_methods::Figures;
 use serde::Serialize;
@@ -50,6 +51,31 @@ pub struct StageFactor {
     pub factor: FactorReport,
 }
 
+/// How hard the keys of a block are to quantise, on the first chunk of calibration tokens and where the cache takes them:
+/// behind rope, or before it and without their bias.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct CacheReport {
+    /// Block.
+    pub block: usize,
+    /// `max |k| / median |k|`.
+    pub key_outliers: f64,
+    /// `10 log₁₀(Σk² / Σ(k̂ − k)²)`; none where nothing is lost.
+    pub key_snr_db: Option<f64>,
+}
+
+impl CacheReport {
+    /// Above this ratio a few channels take the range of all others along.
+    const OUTLIERS: f64 = 100.0;
+    /// Below this signal-to-noise ratio, in decibels, a tenth of the signal is noise.
+    const SNR_DB: f64 = 10.0;
+
+    /// Whether attention over these keys is in danger.
+    #[must_use]
+    pub fn is_hard(&self) -> bool {
+        self.key_outliers > Self::OUTLIERS || self.key_snr_db.is_some_and(|snr| snr < Self::SNR_DB)
+    }
+}
+
 /// Seconds by kind of work, wall clock.
 pub type Seconds = BTreeMap<&'static str, f64>;
 
@@ -60,6 +86,9 @@ pub struct RunReport {
     pub linears: Vec<LinearReport>,
     /// Every factorisation.
     pub factors: Vec<StageFactor>,
+    /// The keys of every block, where the cache is quantised and activations were carried.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub caches: Vec<CacheReport>,
     /// Where the time went.
     pub seconds: Seconds,
     /// Calibration tokens that went through every block; 0 without calibration.
@@ -67,6 +96,29 @@ pub struct RunReport {
 }
 
 impl RunReport {
+    /// What the person should know of a cache by `scheme` whose keys are hard to quantise, and what would help.
+    #[must_use]
+    pub fn cache_warning(&self, scheme: &KvScheme, key_bias: bool) -> Option<String> {
+        let hard: Vec<&CacheReport> = self.caches.iter().filter(|c| c.is_hard()).collect();
+        let snr = |c: &CacheReport| c.key_snr_db.unwrap_or(f64::INFINITY);
+        let worst = hard.iter().min_by(|a, b| snr(a).total_cmp(&snr(b)))?;
+        let advice = match (scheme.before_rope, key_bias && !scheme.pre_bias) {
+            (_, true) => {
+                "kv_cache: { before_rope: true, pre_bias: true } takes their bias off and gives every channel its range"
+            }
+            (false, false) => "kv_cache: { before_rope: true } gives every channel its range",
+            (true, false) => "use more bits for the cache",
+        };
+        Some(format!(
+            "the keys of {} blocks are hard to quantise to {} bits: in block {} the largest is {:.0} times the median, and the \
+             signal-to-noise ratio {:.1} dB; {advice}",
+            hard.len(),
+            scheme.bits.get(),
+            worst.block,
+            worst.key_outliers,
+            snr(worst)
+        ))
+    }
     /// The largest relative error of an output, with its module; none where no activations were carried.
     #[must_use]
     pub fn largest_output_error(&self) -> Option<(f64, &str)> {

@@ -63,7 +63,7 @@ impl Rounding for Diffuse {
         &self.weights
     }
     fn plan(&self, linear: &LinearSpec, scale_type: FloatType) -> Result<Option<PlannedRounding>, CoreError> {
-        let stored = self.weights.stored(linear.inputs, scale_type, ActOrder::None)?;
+        let stored = self.weights.stored(linear, scale_type, ActOrder::None)?;
         Ok(stored.map(|(grid, weight)| PlannedRounding {
             weight,
             grid,

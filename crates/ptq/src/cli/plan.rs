@@ -4,7 +4,7 @@ use super::job::{JobArgs, arithmetic, factor};
 use super::progress::seconds;
 use super::{Failure, Table, human, print_json, print_line, say};
 use quant_core::{ActRule, KvGranularity};
-use quant_graph::{LinearId, LinearScheme, ModelSpec, WeightForm, WeightScheme};
+use quant_graph::{KvScheme, LinearId, LinearScheme, ModelSpec, WeightForm, WeightScheme};
 use quant_pipeline::{Forecast, Plan, Registry, prepare, with_threads};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -71,12 +71,7 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
     print_line(table)?;
     print_line(format_args!("stays float: {}", stays_float(plan).join(", ")))?;
     if let Some(kv) = plan.scheme.kv {
-        let symmetry = if kv.rule == ActRule::Symmetric { "symmetric" } else { "asymmetric" };
-        let scales = match kv.granularity {
-            KvGranularity::TokenHead => "a scale per token and head",
-            KvGranularity::ChannelStatic => "a static scale per channel",
-        };
-        print_line(format_args!("KV cache: {} bits, {symmetry}, {scales}", kv.bits.get()))?;
+        print_line(format_args!("KV cache: {}", cache(&kv)))?;
     }
     for verdict in &prepared.verdicts {
         print_line(verdict)?;
@@ -173,6 +168,27 @@ fn stays_float(plan: &Plan) -> Vec<String> {
     [head.to_owned(), "norms".into()].into_iter().chain(linears).collect()
 }
 
+/// The cache's storage in words.
+fn cache(kv: &KvScheme) -> String {
+    let symmetry = if kv.rule == ActRule::Asymmetric { "asymmetric" } else { "symmetric" };
+    let scales = |granularity| match granularity {
+        KvGranularity::TokenHead => "a scale per token and head",
+        KvGranularity::ChannelStatic => "a static scale per channel",
+    };
+    let place = match (kv.before_rope, kv.pre_bias) {
+        (false, _) => "",
+        (true, false) => ", keys before rope",
+        (true, true) => ", keys before rope and without their bias",
+    };
+    let clip = if kv.clip_ratio == 1.0 { String::new() } else { format!(", clip ratio {}", kv.clip_ratio) };
+    let scales = if kv.keys == kv.values {
+        scales(kv.keys).to_owned()
+    } else {
+        format!("{} of keys and {} of values", scales(kv.keys), scales(kv.values))
+    };
+    format!("{} bits, {symmetry}, {scales}{place}{clip}", kv.bits.get())
+}
+
 /// A linear's storage in words.
 fn describe(scheme: &LinearScheme) -> String {
     let weights = |w: WeightScheme| {
@@ -189,7 +205,11 @@ fn describe(scheme: &LinearScheme) -> String {
         return "float".to_owned();
     }
     let inputs = scheme.input.map_or_else(String::new, |i| {
-        let when = if i.dynamic { "per token" } else { "static" };
+        let when = match (i.dynamic, i.shards) {
+            (true, 1) => "per token".to_owned(),
+            (true, shards) => format!("per token and shard of {shards}"),
+            (false, _) => "static".to_owned(),
+        };
         format!("; {}-bit activations, {when}", i.bits.get())
     });
     format!("{}{inputs}", scheme.weight.map_or_else(|| "float weights".to_owned(), weights))

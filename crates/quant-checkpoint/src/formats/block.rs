@@ -1,6 +1,6 @@
 //! Checks that a block is what its scheme and the model say, before its bytes are made.
 
-use quant_core::{ActQuant, FloatType, Groups, KvGranularity, KvQuant};
+use quant_core::{ActQuant, ActRule, EntryQuant, FloatType, Groups, KvGranularity, KvSide};
 use quant_graph::{
     ActOrder, BlockParams, InputScheme, LinearId, LinearParams, LinearScheme, LinearSpec, LinearWeight,
     ModelScheme, ModelSpec, WeightForm,
@@ -58,32 +58,60 @@ pub(crate) fn check(
             ));
         }
     }
-    let subject = || format!("{}, KV cache", spec.block_prefix(index));
-    match (scheme.kv, &block.kv) {
-        (None, None) => Ok(()),
-        (Some(s), Some(KvQuant::TokenHead { bits, rule }))
-            if s.granularity == KvGranularity::TokenHead && s.bits == *bits && s.rule == *rule =>
-        {
-            Ok(())
+    check_cache(format, spec, scheme, index, block)
+}
+
+/// Whether the quantiser of the cache is that of the scheme.
+fn check_cache(
+    format: &'static str,
+    spec: &ModelSpec,
+    scheme: &ModelScheme,
+    index: usize,
+    block: &BlockParams,
+) -> Result<()> {
+    let wrong = |expected: String, found: &str| {
+        let subject = format!("{}, KV cache", spec.block_prefix(index));
+        Err(not_encodable(format, subject, expected, found))
+    };
+    let (want, found) = match (scheme.kv, &block.kv) {
+        (None, None) => return Ok(()),
+        (Some(want), Some(found)) => (want, found),
+        (want, found) => {
+            let found = found.as_ref().map_or("a float cache", |_| "a quantised cache");
+            return wrong(format!("{want:?}"), found);
         }
-        (Some(s), Some(KvQuant::Channel { bits, key, value }))
-            if s.granularity == KvGranularity::ChannelStatic && s.bits == *bits =>
-        {
-            let width = spec.kv_width();
-            if key.len() == width && value.len() == width {
-                Ok(())
-            } else {
-                let found = format!("{} and {}", key.len(), value.len());
-                Err(not_encodable(format, subject(), format!("{width} key and value scales"), found))
-            }
-        }
-        (want, found) => Err(not_encodable(
-            format,
-            subject(),
-            format!("{want:?}"),
-            found.as_ref().map_or("a float cache", |_| "another quantiser"),
-        )),
+    };
+    if (want.before_rope, want.pre_bias) != (found.before_rope, found.pre_bias) {
+        return wrong(format!("{want:?}"), "keys quantised at another place");
     }
+    for side in [KvSide::Key, KvSide::Value] {
+        match (want.granularity(side), found.side(side)) {
+            (KvGranularity::TokenHead, EntryQuant::TokenHead { bits, rule, clip_ratio })
+                if (want.bits, want.rule, want.clip_ratio) == (*bits, *rule, *clip_ratio) => {}
+            (KvGranularity::ChannelStatic, EntryQuant::Channel { bits, scales, zeros })
+                if want.bits == *bits =>
+            {
+                let width = spec.kv_width();
+                if scales.len() != width || zeros.len() != width {
+                    let found = format!("{} and {}", scales.len(), zeros.len());
+                    return wrong(format!("{width} scales and zero levels of a side"), &found);
+                }
+                if let Some(bad) = scales.iter().find(|s| !s.is_finite() || **s <= 0.0) {
+                    return wrong("positive scales".into(), &bad.to_string());
+                }
+                let level = |z: &f32| z.fract() == 0.0 && (0.0..=bits.max_level()).contains(z);
+                if let Some(bad) = zeros.iter().find(|z| !level(z)) {
+                    return wrong(format!("zero levels of {} bits", bits.get()), &bad.to_string());
+                }
+                let middle = |zero: &f32| *zero == bits.mid_level();
+                if want.rule != ActRule::Asymmetric && !zeros.iter().all(middle) {
+                    return wrong("symmetric entries".into(), "a zero level off the middle");
+                }
+            }
+            _ => return wrong(format!("{want:?}"), "another quantiser"),
+        }
+    }
+    Ok(())
 }
 
 fn check_linear(
@@ -156,8 +184,8 @@ fn check_linear(
     }
     let input_fits = match (scheme.input, params.input) {
         (None, None) => true,
-        (Some(want), Some(ActQuant::Dynamic { bits, rule, clip_ratio })) => {
-            want == InputScheme { bits, rule, dynamic: true, clip_ratio }
+        (Some(want), Some(ActQuant::Dynamic { bits, rule, clip_ratio, shards })) => {
+            want == InputScheme { bits, rule, dynamic: true, clip_ratio, shards }
         }
         (Some(want), Some(ActQuant::Static { bits, params })) => {
             let exact = scale_type.round(params.scale) == params.scale;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use quant_core::activation::KvSide;
+use quant_core::KvSide;
 use quant_graph::{LinearId, LinearSpec, ModelSpec, Norm};
 use safetensors::Dtype;
 

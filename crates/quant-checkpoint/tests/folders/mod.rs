@@ -8,7 +8,7 @@ use ndarray::{Array1, Array2, Array3};
 use quant_checkpoint::formats::{BlockSideData, ConfigNotes, Format};
 use quant_checkpoint::{Checkpoint, DEFAULT_SHARD_BYTES, Dtype, OutputFolder, OutputOptions, ShardPlan};
 use quant_core::{
-    ActQuant, ActRule, BinaryMatrix, Bits, FloatType, Groups, KvGranularity, KvQuant, QParams,
+    ActQuant, ActRule, BinaryMatrix, Bits, EntryQuant, FloatType, Groups, KvGranularity, KvQuant, QParams,
     QuantizedMatrix, Widths,
 };
 use quant_graph::{
@@ -80,7 +80,7 @@ pub(crate) fn weight(n: u32, symmetric: bool, group: Option<usize>) -> WeightSch
 }
 
 pub(crate) fn input(rule: ActRule, dynamic: bool) -> InputScheme {
-    InputScheme { bits: bits(8), rule, dynamic, clip_ratio: 1.0 }
+    InputScheme { bits: bits(8), rule, dynamic, clip_ratio: 1.0, shards: 1 }
 }
 
 pub(crate) fn linear(weight: Option<WeightScheme>, input: Option<InputScheme>) -> LinearScheme {
@@ -188,12 +188,24 @@ pub(crate) fn block(
         linears.insert(id, LinearParams { weight, bias, input });
     }
     let norms = spec.norms().into_iter().map(|(n, width)| (n, numbers.values(width, float_type))).collect();
-    let kv = scheme.kv.map(|kv| match kv.granularity {
-        KvGranularity::TokenHead => KvQuant::TokenHead { bits: kv.bits, rule: kv.rule },
-        KvGranularity::ChannelStatic => {
-            let mut side = || Array1::from_shape_simple_fn(spec.kv_width(), || numbers.scale(scale_type));
-            KvQuant::Channel { bits: kv.bits, key: side(), value: side() }
-        }
+    let kv = scheme.kv.map(|kv| {
+        let mut side = |granularity| match granularity {
+            KvGranularity::TokenHead => {
+                EntryQuant::TokenHead { bits: kv.bits, rule: kv.rule, clip_ratio: kv.clip_ratio }
+            }
+            KvGranularity::ChannelStatic => {
+                let width = spec.kv_width();
+                let mut zero = || match kv.rule {
+                    ActRule::Asymmetric => numbers.below(1 << kv.bits.get()) as f32,
+                    _ => kv.bits.mid_level(),
+                };
+                let zeros = Array1::from_shape_simple_fn(width, &mut zero);
+                let scales = Array1::from_shape_simple_fn(width, || numbers.scale(scale_type));
+                EntryQuant::Channel { bits: kv.bits, scales, zeros }
+            }
+        };
+        let (keys, values) = (side(kv.keys), side(kv.values));
+        KvQuant { keys, values, before_rope: kv.before_rope, pre_bias: kv.pre_bias }
     });
     BlockParams { linears, norms, kv }
 }

@@ -1,14 +1,14 @@
 //! Folding scales into the operator before a unit, without changing the function of the block.
 
-use super::{HeadTie, ID, channels, refused};
-use crate::{MethodError, smoothquant};
+use super::ID;
+use crate::{HeadTie, MethodError, folding};
 use ndarray::{Array1, Array2, ArrayView1, ArrayViewMut1, ArrayViewMut2};
 use quant_core::FloatType;
 use std::ops::Range;
 
 /// Norm to linears: `γ ← γ/c`, `W ← W · c` per column. `scales` and `norm` are `[in]`, `weights` `[out, in]`.
 ///
-/// As [`smoothquant::apply`]: the divided norm is rounded to the type the folder stores norms in, and the columns take the
+/// The divided norm is rounded to the type the folder stores norms in, and the columns take the
 /// factor that rounding really produced, which is given back, `[in]`: the inputs of the linears were divided by it.
 ///
 /// # Errors
@@ -19,11 +19,8 @@ pub fn divide_norm(
     weights: &mut [&mut Array2<f32>],
     norm_type: FloatType,
 ) -> Result<Array1<f32>, MethodError> {
-    check(scales)?;
-    smoothquant::apply(scales, norm, weights, norm_type).map_err(|error| match error {
-        MethodError::Channels { what, expected, found, .. } => channels(what, expected, found),
-        other => other,
-    })
+    folding::check(ID, scales)?;
+    folding::divide_norm(ID, scales, norm, weights, norm_type)
 }
 
 /// Linear to linears (v to o, up to down): rows and bias of the linear before are divided by `c`, columns of the linears
@@ -50,65 +47,12 @@ pub fn divide_norm(
 pub fn divide_rows(
     scales: ArrayView1<'_, f32>,
     tie: Option<HeadTie>,
-    mut previous: ArrayViewMut2<'_, f32>,
+    previous: ArrayViewMut2<'_, f32>,
     rows: Range<usize>,
     bias: Option<ArrayViewMut1<'_, f32>>,
     next: &mut [&mut Array2<f32>],
 ) -> Result<(), MethodError> {
-    check(scales)?;
-    let divisors = match tie {
-        None => scales.to_owned(),
-        Some(tie) => {
-            let reduced = tie.reduce(scales)?;
-            if let Some(channel) = tie.expand(reduced.view())?.iter().zip(scales).position(|(a, b)| a != b) {
-                return Err(refused(
-                    "tied scales of AWQ",
-                    "equal scales over the query heads of a value head",
-                    format!("another one in channel {channel}"),
-                ));
-            }
-            reduced
-        }
-    };
-    if rows.len() != divisors.len() {
-        return Err(channels("the rows to divide", divisors.len(), rows.len()));
-    }
-    if rows.end > previous.nrows() {
-        return Err(channels("the weight whose rows are divided", rows.end, previous.nrows()));
-    }
-    if let Some(bias) = bias.as_ref().filter(|bias| bias.len() != previous.nrows()) {
-        return Err(channels("its bias", previous.nrows(), bias.len()));
-    }
-    if let Some(weight) = next.iter().find(|w| w.ncols() != scales.len()) {
-        return Err(channels("a weight", scales.len(), weight.ncols()));
-    }
-    for (&c, row) in divisors.iter().zip(rows.clone()) {
-        previous.row_mut(row).mapv_inplace(|w| w / c);
-    }
-    if let Some(mut bias) = bias {
-        for (&c, row) in divisors.iter().zip(rows) {
-            bias[row] /= c;
-        }
-    }
-    for weight in next {
-        for mut row in weight.rows_mut() {
-            row *= &scales;
-        }
-    }
-    Ok(())
-}
-
-/// Scales must be divisors.
-fn check(scales: ArrayView1<'_, f32>) -> Result<(), MethodError> {
-    match scales.iter().enumerate().find(|(_, c)| !(c.is_finite() && **c > 0.0)) {
-        None => Ok(()),
-        Some((channel, &value)) if value.is_finite() => {
-            Err(refused("scales of AWQ", "positive numbers", format!("{value} in channel {channel}")))
-        }
-        Some((channel, &value)) => {
-            Err(MethodError::NotFinite { method: ID, what: "the scale", channel, value })
-        }
-    }
+    folding::divide_rows(ID, scales, tie, previous, rows, bias, next)
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
 //! AWQ as a modifier of a recipe: the searches over the edges of a block, and what is folded where.
 
 use super::rounds::Rounds;
-use super::{HeadTie, ID, Loss, METHOD, Target, divide_norm, divide_rows, search_targets};
+use super::{ID, Loss, METHOD, Target, search_targets};
+use crate::folding::fold;
 use crate::{
-    BlockContext, Method, MethodError, Modifier, Need, Scaled, Settings, SettingsError, SiteStatistics,
-    Spacing, Statistic, Stream, Transform, WeightSettings,
+    BlockContext, HeadTie, Method, MethodError, Modifier, Need, Scaled, Settings, SettingsError,
+    SiteStatistics, Spacing, Statistic, Stream, Transform, WeightSettings,
 };
 use ndarray::{Array1, ArrayView2};
 use quant_core::{Convention, Variant};
@@ -41,7 +42,7 @@ pub(super) fn build(settings: &Settings) -> Result<Modifier, SettingsError> {
     let mut modifier = Modifier::transform(transform);
     if settings.given("scheme").is_none() {
         let given = |key: &&str| settings.given(key).is_some();
-        if let Some(key) = ["symmetric", "convention", "clip"].iter().find(|key| given(key)) {
+        if let Some(key) = ["symmetric", "convention", "clip", "input_shards"].iter().find(|key| given(key)) {
             let problem =
                 "it says how AWQ rounds, and without a scheme AWQ only scales; give a scheme or drop it";
             return Err(conflict(key, problem));
@@ -112,7 +113,6 @@ impl Awq {
 struct Found {
     edge: ScaleEdge,
     scales: Array1<f32>,
-    tie: Option<HeadTie>,
 }
 
 impl Transform for Awq {
@@ -179,9 +179,8 @@ impl Transform for Awq {
             found.extend(self.search(*edge, block, statistics, &context)?);
         }
         let mut scaled = Scaled::new();
-        for found in found {
-            let site = found.edge.to;
-            scaled.insert(site, fold(found, block, &context)?);
+        for Found { edge, scales } in found {
+            scaled.insert(edge.to, fold(ID, &edge, scales, block, &context)?);
         }
         Ok(scaled)
     }
@@ -212,8 +211,7 @@ impl Awq {
         }
         let seen = &statistics.get(&edge.to).ok_or_else(|| missing("statistics of a site"))?.float;
         let means = seen.channel_means().ok_or_else(|| missing("mean activations"))?.means();
-        let tie =
-            edge.heads.map(|(heads, kv_heads)| HeadTie { heads, kv_heads, head_dim: means.len() / heads });
+        let tie = HeadTie::of(&edge, means.len());
         let run = (self.n_grid, tie);
         let found = match (Self::part(edge.to), self.measured_on(edge.to)) {
             (Some(part), statistic) => {
@@ -248,61 +246,6 @@ impl Awq {
             }
             _ => return Err(missing("sampled tokens")),
         };
-        Ok(Some(Found { edge, scales: found.scales, tie }))
+        Ok(Some(Found { edge, scales: found.scales }))
     }
-}
-
-/// Folds the scales of an edge into what is before it and the linears after it; gives what the inputs there were divided by.
-fn fold(
-    found: Found,
-    block: &mut BlockParams,
-    context: &BlockContext<'_>,
-) -> Result<Array1<f32>, MethodError> {
-    let missing = |what| MethodError::MissingStatistic { method: ID, what };
-    let Found { edge, scales, tie } = found;
-    let fed = context.block.at(edge.to);
-    match edge.from {
-        EdgeSource::Norm(norm) => {
-            let norm = block.norms.get_mut(&norm).ok_or_else(|| missing("the norm before a site"))?;
-            let mut weights = floats(&mut block.linears, fed);
-            divide_norm(scales.view(), norm, &mut weights, context.norm_type)
-        }
-        EdgeSource::Rows { linear, first } => {
-            let mut before =
-                block.linears.remove(&linear).ok_or_else(|| missing("the linear before a site"))?;
-            let rows = tie.map_or(scales.len(), |tie| tie.kv_heads * tie.head_dim);
-            let result = match &mut before.weight {
-                LinearWeight::Float(weight) => {
-                    let bias = before.bias.as_mut().map(|b| b.view_mut());
-                    let mut weights = floats(&mut block.linears, fed);
-                    divide_rows(
-                        scales.view(),
-                        tie,
-                        weight.view_mut(),
-                        first..first + rows,
-                        bias,
-                        &mut weights,
-                    )
-                }
-                LinearWeight::Quantized(_) | LinearWeight::Binary(_) => {
-                    Err(missing("a float weight before a site"))
-                }
-            };
-            block.linears.insert(linear, before);
-            result.map(|()| scales)
-        }
-    }
-}
-
-/// The float weights of some linears.
-fn floats<'b>(
-    linears: &'b mut BTreeMap<LinearId, quant_graph::LinearParams>,
-    fed: &[LinearId],
-) -> Vec<&'b mut ndarray::Array2<f32>> {
-    let of = linears.iter_mut().filter(|(id, _)| fed.contains(id));
-    of.filter_map(|(_, linear)| match &mut linear.weight {
-        LinearWeight::Float(weight) => Some(weight),
-        LinearWeight::Quantized(_) | LinearWeight::Binary(_) => None,
-    })
-    .collect()
 }

@@ -60,10 +60,10 @@ pub use apply::{divide_norm, divide_rows};
 pub use clip::{Clip, clamp_to, clip_ranges, every_token};
 pub use method::Awq;
 pub use rounds::AwqRounding;
-pub use scales::{HeadTie, candidate};
+pub use scales::candidate;
 pub use search::{Forward, FoundScales, Loss, Search, Target, search_scales, search_targets};
 
-use crate::rounding::{CONVENTION, VARIANT};
+use crate::rounding::{CONVENTION, INPUT_SHARDS, VARIANT};
 use crate::settings::FieldKind;
 use crate::{Field, Method, MethodError, MethodKind};
 use quant_core::CoreError;
@@ -126,6 +126,7 @@ pub static METHOD: Method = Method {
             help: "scale o under grouped-query attention too, equally over the heads that share a value head",
             run_wide: true,
         },
+        INPUT_SHARDS,
         VARIANT,
     ],
     tier: 1,

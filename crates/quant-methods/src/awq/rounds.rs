@@ -31,7 +31,7 @@ impl Rounding for Rounds {
         &self.weights
     }
     fn plan(&self, linear: &LinearSpec, scale_type: FloatType) -> Result<Option<PlannedRounding>, CoreError> {
-        let stored = self.weights.stored(linear.inputs, scale_type, ActOrder::None)?;
+        let stored = self.weights.stored(linear, scale_type, ActOrder::None)?;
         // Queries and keys meet in a product of their own, which the error of one of them says nothing about.
         let paired = linear.parts.iter().any(|(role, _)| matches!(role, Role::Q | Role::K));
         Ok(stored.map(|(grid, weight)| {

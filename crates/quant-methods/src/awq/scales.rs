@@ -1,81 +1,12 @@
-//! The candidate scales of a ratio, and scales that query heads share.
+//! The candidate scales of a ratio.
 
-use super::{ID, channels, refused};
-use crate::MethodError;
+use super::{ID, refused};
+use crate::{HeadTie, MethodError};
 use ndarray::{Array1, ArrayView1};
 use quant_core::elementary::pow_f32;
 
 /// Lower bound on `m^r`, so that a channel that never speaks keeps a scale.
 const FLOOR: f32 = 1e-4;
-
-/// The heads of grouped-query attention, where the scales between v and o are tied: a row of v feeds one channel of every
-/// query head of its group, so those channels of o must have one scale.
-///
-/// Channels of o are `[heads · head_dim]`, rows of v `[kv_heads · head_dim]`; query head `h` reads the values of head
-/// `h / (heads / kv_heads)`. With `kv_heads = heads` nothing is tied.
-///
-/// ```
-/// use quant_methods::awq::HeadTie;
-/// use quant_methods::ndarray::array;
-///
-/// let tie = HeadTie { heads: 4, kv_heads: 2, head_dim: 1 };
-/// let values = tie.reduce(array![1.0_f32, 3.0, 10.0, 20.0].view())?;
-/// assert_eq!(values, array![2.0, 15.0]);
-/// assert_eq!(tie.expand(values.view())?, array![2.0, 2.0, 15.0, 15.0]);
-/// # Ok::<(), quant_methods::MethodError>(())
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HeadTie {
-    /// Query heads.
-    pub heads: usize,
-    /// Key and value heads; divides `heads`.
-    pub kv_heads: usize,
-    /// Width of a head.
-    pub head_dim: usize,
-}
-
-impl HeadTie {
-    /// The mean over the query heads of each value head: `[heads · head_dim]` to `[kv_heads · head_dim]`.
-    ///
-    /// The inverse of [`Self::expand`] without rounding: the mean of equal numbers, summed in f64, is that number.
-    ///
-    /// # Errors
-    /// Another number of channels, or heads that do not divide.
-    pub fn reduce(self, values: ArrayView1<'_, f32>) -> Result<Array1<f32>, MethodError> {
-        let (shared, dim) = (self.shared()?, self.head_dim);
-        if values.len() != self.heads * dim {
-            return Err(channels("an array over query heads", self.heads * dim, values.len()));
-        }
-        Ok(Array1::from_shape_fn(self.kv_heads * dim, |i| {
-            let first = i / dim * shared * dim + i % dim;
-            let sum: f64 = (0..shared).map(|h| f64::from(values[first + h * dim])).sum();
-            (sum / shared as f64) as f32
-        }))
-    }
-    /// Every value head repeated for its query heads: `[kv_heads · head_dim]` to `[heads · head_dim]`.
-    ///
-    /// # Errors
-    /// Another number of channels, or heads that do not divide.
-    pub fn expand(self, values: ArrayView1<'_, f32>) -> Result<Array1<f32>, MethodError> {
-        let (shared, dim) = (self.shared()?, self.head_dim);
-        if values.len() != self.kv_heads * dim {
-            return Err(channels("an array over value heads", self.kv_heads * dim, values.len()));
-        }
-        Ok(Array1::from_shape_fn(self.heads * dim, |i| values[i / dim / shared * dim + i % dim]))
-    }
-    /// Query heads per value head.
-    fn shared(self) -> Result<usize, MethodError> {
-        let Self { heads, kv_heads, head_dim } = self;
-        if heads == 0 || kv_heads == 0 || head_dim == 0 || heads % kv_heads != 0 {
-            return Err(refused(
-                "tied heads of AWQ",
-                "a positive number of query heads that value heads divide",
-                format!("{heads} query heads, {kv_heads} value heads of width {head_dim}"),
-            ));
-        }
-        Ok(heads / kv_heads)
-    }
-}
 
 /// The scales of ratio `r`, `[in]`: `c = max(m^r, 1e-4)`, divided by `sqrt(max c · min c)` so that its extremes are inverse to
 /// each other.
@@ -136,16 +67,6 @@ mod tests {
         }
         let error = candidate(array![1.0, 2.0, -1.0].view(), 0.5, None).unwrap_err().to_string();
         assert!(error.contains("-1 in channel 2"), "{error}");
-    }
-
-    #[test]
-    fn heads_that_do_not_fit_are_refused() {
-        let tie = HeadTie { heads: 4, kv_heads: 3, head_dim: 2 };
-        let error = tie.reduce(Array1::zeros(8).view()).unwrap_err().to_string();
-        assert!(error.contains("4 query heads, 3 value heads"), "{error}");
-        let tie = HeadTie { heads: 4, kv_heads: 2, head_dim: 2 };
-        assert!(tie.reduce(Array1::zeros(4).view()).unwrap_err().to_string().contains("expected 8"));
-        assert!(tie.expand(Array1::zeros(8).view()).unwrap_err().to_string().contains("expected 4"));
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use super::energy::{Energy, dot};
 use super::round::scaled_rows;
-use super::{HeadTie, candidate, channels, refused, tiles};
-use crate::MethodError;
+use super::{candidate, channels, refused, tiles};
+use crate::{HeadTie, MethodError};
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayViewMut2, Axis, Slice};
 use quant_core::matrix::check_finite;
 use quant_core::{Grid, Groups};

@@ -8,7 +8,7 @@ use crate::gptq::{
     ACTORDER, BLOCK_SIZE, DAMPING, FACTOR, FACTOR_PRECISION, Rounds as GptqRounds, STATIC_GROUPS,
     TRUE_SEQUENTIAL, factor_workspace,
 };
-use crate::rounding::{CONVENTION, MSE_CLIP, SCHEME, SYMMETRIC, VARIANT};
+use crate::rounding::{CONVENTION, INPUT_SHARDS, MSE_CLIP, SCHEME, SYMMETRIC, VARIANT};
 use crate::settings::FieldKind;
 use crate::{
     Field, FloatStream, Method, MethodError, MethodKind, Modifier, Operations, PlannedRounding, Prepared,
@@ -49,6 +49,7 @@ pub static METHOD: Method = Method {
         DAMPING,
         BLOCK_SIZE,
         FACTOR_PRECISION,
+        INPUT_SHARDS,
         VARIANT,
     ],
     tier: 1,

@@ -2,7 +2,7 @@
 //!
 //! The solver is [`quant_hessian::gptq`]; this module gives it a recipe's settings.
 
-use crate::rounding::{CONVENTION, MSE_CLIP, SCHEME, SYMMETRIC, VARIANT};
+use crate::rounding::{CONVENTION, INPUT_SHARDS, MSE_CLIP, SCHEME, SYMMETRIC, VARIANT};
 use crate::settings::FieldKind;
 use crate::{
     Field, Method, MethodError, MethodKind, Modifier, Operations, PlannedRounding, Prepared, Rounded,
@@ -33,6 +33,7 @@ pub static METHOD: Method = Method {
         DAMPING,
         BLOCK_SIZE,
         FACTOR_PRECISION,
+        INPUT_SHARDS,
         VARIANT,
     ],
     tier: 1,
@@ -103,7 +104,12 @@ impl Rounds {
     pub(crate) fn read(settings: &Settings) -> Result<Self, SettingsError> {
         let act_order: ActOrder = settings.word("actorder")?.unwrap_or_default();
         let static_groups = settings.bool_opt("static_groups")?;
+        let weights = WeightSettings::read(settings)?;
+        let sharded = weights.input_shards > 1;
         let contradicted = match (act_order, static_groups) {
+            (ActOrder::Dynamic, _) if sharded => {
+                Some("the groups of actorder: dynamic run across the shards of input_shards")
+            }
             (ActOrder::Static, Some(false)) => Some("static_groups: false contradicts actorder: static"),
             (ActOrder::Dynamic, Some(true)) => Some("static_groups: true contradicts actorder: dynamic"),
             _ => None,
@@ -113,7 +119,7 @@ impl Rounds {
             return Err(SettingsError::Conflict { path, problem });
         }
         Ok(Self {
-            weights: WeightSettings::read(settings)?,
+            weights,
             act_order,
             static_groups: static_groups.unwrap_or(act_order == ActOrder::Static),
             true_sequential: settings.bool("true_sequential")?,
@@ -131,7 +137,7 @@ impl Rounds {
         linear: &LinearSpec,
         scale_type: FloatType,
     ) -> Result<Option<(WeightScheme, GptqConfig, FactorSettings)>, CoreError> {
-        let stored = self.weights.stored(linear.inputs, scale_type, self.act_order)?;
+        let stored = self.weights.stored(linear, scale_type, self.act_order)?;
         Ok(stored.map(|(grid, weight)| {
             let config = GptqConfig {
                 group: weight.group,

@@ -4,7 +4,7 @@
 use crate::settings::FieldKind;
 use crate::{Field, Method, Settings, SettingsError, Solver};
 use quant_core::{ActOrder, ClipSearch, Convention, CoreError, FloatType, Grid, Scheme, Variant};
-use quant_graph::{LinearSpec, WeightForm, WeightScheme};
+use quant_graph::{LinearSpec, Site, WeightForm, WeightScheme};
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -48,10 +48,12 @@ pub struct WeightSettings {
     pub clip: Option<ClipSearch>,
     /// Mathematics or official code.
     pub variant: Variant,
+    /// Devices over which a deployment cuts the inputs of o and down; see [`Self::shards_of`].
+    pub input_shards: usize,
 }
 
 impl WeightSettings {
-    /// Reads the keys [`SCHEME`], [`SYMMETRIC`], [`CONVENTION`], [`MSE_CLIP`] and [`VARIANT`].
+    /// Reads the keys [`SCHEME`], [`SYMMETRIC`], [`CONVENTION`], [`MSE_CLIP`], [`VARIANT`] and, where the method has it, [`INPUT_SHARDS`].
     ///
     /// # Errors
     /// A scheme that is not understood, a convention that contradicts the symmetry or has no grid at these bits.
@@ -98,23 +100,46 @@ impl WeightSettings {
         if let Some(bits) = scheme.weights {
             Grid::new(convention, bits, variant, FloatType::F32).map_err(|e| conflict(e.to_string()))?;
         }
-        Ok(Self { scheme, convention, clip: None, variant })
+        // A method for weights alone has no such key.
+        let input_shards = settings.given(INPUT_SHARDS.name).and_then(serde_json::Value::as_u64);
+        let input_shards = input_shards.map_or(1, |n| n as usize);
+        Ok(Self { scheme, convention, clip: None, variant, input_shards })
     }
 
-    /// The grid of a weight of `inputs` columns and how it is stored, by a method that takes the columns in `act_order`.
+    /// Equal parts into which the inputs of a linear are cut, each with scales of its own: in tensor parallelism every
+    /// device holds some columns of o and down (the linears whose inputs the stages before compute apart) and the inputs that
+    /// meet them. Weights alone are not cut: their groups are what the scheme says.
+    #[must_use]
+    pub fn shards_of(&self, linear: &LinearSpec) -> usize {
+        let apart = matches!(linear.id.site(), Site::AttentionOutput | Site::MlpActivation);
+        if apart && self.scheme.activations.is_some() { self.input_shards.max(1) } else { 1 }
+    }
+
+    /// The grid of the weight of a linear and how it is stored, by a method that takes the columns in `act_order`. A shard of
+    /// the inputs has a scale per row of its own.
     ///
     /// # Errors
-    /// [`CoreError::NoGrid`].
+    /// [`CoreError::NoGrid`]; [`CoreError::Shards`] for inputs that cannot be cut into shards of whole groups.
     pub fn stored(
         &self,
-        inputs: usize,
+        linear: &LinearSpec,
         scale_type: FloatType,
         act_order: ActOrder,
     ) -> Result<Option<(Grid, WeightScheme)>, CoreError> {
+        let (inputs, shards) = (linear.inputs, self.shards_of(linear));
+        let refused = |group| CoreError::Shards { module: linear.module.clone(), inputs, shards, group };
+        if !inputs.is_multiple_of(shards) {
+            return Err(refused(None));
+        }
         let Some(bits) = self.scheme.weights else { return Ok(None) };
         let grid = Grid::new(self.convention, bits, self.variant, scale_type)?;
+        let width = inputs / shards;
+        let cut = self.scheme.group.filter(|&g| g < width);
+        if shards > 1 && cut.is_some_and(|g| !width.is_multiple_of(g)) {
+            return Err(refused(cut));
+        }
         // A group as wide as the row is a scale per channel.
-        let group = self.scheme.group.filter(|&g| g < inputs);
+        let group = cut.or((shards > 1).then_some(width));
         let weight = WeightScheme {
             bits,
             symmetric: self.convention.is_symmetric() && !grid.is_binary(),
@@ -157,6 +182,14 @@ pub const MSE_CLIP: Field = Field {
     kind: FieldKind::Bool,
     default: "false",
     help: "search the range of every group for the least |error|^2.4",
+    run_wide: false,
+};
+/// Shards of the inputs of o and down.
+pub const INPUT_SHARDS: Field = Field {
+    name: "input_shards",
+    kind: FieldKind::Integer(1, 1024),
+    default: "1",
+    help: "where activations are quantised: devices over which tensor parallelism cuts the inputs of o and down, each with scales of its own for its part of a token and of a weight row; above 1 for dequantized only",
     run_wide: false,
 };
 /// Mathematics or published code.

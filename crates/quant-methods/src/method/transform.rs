@@ -1,6 +1,6 @@
 //! The interface of methods that rewrite a float block without changing its function.
 
-use crate::{Method, MethodError, Need, SiteStatistics};
+use crate::{Method, MethodError, Need, SettingsError, SiteStatistics};
 use ndarray::Array1;
 use quant_core::{FloatType, Grid};
 use quant_graph::{BlockForward, BlockParams, BlockSpec, LinearId, LinearScheme, Site};
@@ -43,6 +43,14 @@ pub trait Transform: Debug + Send + Sync {
     fn method(&self) -> &'static Method;
     /// Its settings in a few words, for model cards.
     fn describe(&self) -> String;
+    /// Whether it can work on a block of that shape.
+    ///
+    /// # Errors
+    /// A key of its section that asks for what such a block does not have.
+    fn check(&self, block: &BlockSpec) -> Result<(), SettingsError> {
+        let _ = block;
+        Ok(())
+    }
     /// What it wants gathered of a block of the float model.
     fn needs(&self, block: &BlockSpec) -> Vec<Need>;
     /// Whether it runs parts of the block.

@@ -5,7 +5,7 @@
 //! later columns only, it moves the weight to its least squares optimum before anything is rounded.
 
 use crate::gptq::{FACTOR, factor_workspace};
-use crate::rounding::{CONVENTION, MSE_CLIP, SCHEME, SYMMETRIC, VARIANT};
+use crate::rounding::{CONVENTION, INPUT_SHARDS, MSE_CLIP, SCHEME, SYMMETRIC, VARIANT};
 use crate::settings::FieldKind;
 use crate::{
     Field, Figures, FloatStream, Method, MethodError, MethodKind, Modifier, Operations, PlannedRounding,
@@ -63,6 +63,7 @@ pub static METHOD: Method = Method {
             help: "precision of the factorisation; f32 is checked by a residual and retried in f64",
             run_wide: false,
         },
+        INPUT_SHARDS,
         VARIANT,
     ],
     tier: 1,
@@ -100,7 +101,7 @@ impl Rounding for Rounds {
         &self.weights
     }
     fn plan(&self, linear: &LinearSpec, scale_type: FloatType) -> Result<Option<PlannedRounding>, CoreError> {
-        let stored = self.weights.stored(linear.inputs, scale_type, self.act_order)?;
+        let stored = self.weights.stored(linear, scale_type, self.act_order)?;
         Ok(stored.map(|(grid, weight)| {
             let gptq = GptqConfig {
                 group: weight.group,

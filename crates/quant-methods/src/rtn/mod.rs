@@ -1,6 +1,6 @@
 //! Round-to-nearest: every group to its own grid, no data (`Ŵ = s · (clip(round(W/s) + z) − z)`).
 
-use crate::rounding::{CONVENTION, MSE_CLIP, SCHEME, SYMMETRIC, VARIANT};
+use crate::rounding::{CONVENTION, INPUT_SHARDS, MSE_CLIP, SCHEME, SYMMETRIC, VARIANT};
 use crate::{
     Method, MethodError, MethodKind, Modifier, PlannedRounding, Prepared, Rounded, Rounding, RowRounding,
     Solver, WeightSettings,
@@ -20,7 +20,7 @@ pub static METHOD: Method = Method {
     source: "the baseline of every PTQ paper; grids of GPTQ (arXiv 2210.17323) and QuaRot (arXiv 2404.00456) code",
     kind: MethodKind::Rounding,
     build: |settings| Ok(Modifier::rounding(Rounds { weights: WeightSettings::read(settings)? })),
-    fields: &[SCHEME, SYMMETRIC, CONVENTION, MSE_CLIP, VARIANT],
+    fields: &[SCHEME, SYMMETRIC, CONVENTION, MSE_CLIP, INPUT_SHARDS, VARIANT],
     tier: 1,
 };
 
@@ -38,7 +38,7 @@ impl Rounding for Rounds {
         &self.weights
     }
     fn plan(&self, linear: &LinearSpec, scale_type: FloatType) -> Result<Option<PlannedRounding>, CoreError> {
-        let stored = self.weights.stored(linear.inputs, scale_type, ActOrder::None)?;
+        let stored = self.weights.stored(linear, scale_type, ActOrder::None)?;
         Ok(stored.map(|(grid, weight)| PlannedRounding {
             weight,
             grid,

@@ -8,9 +8,9 @@ use crate::ops::norm::{norm_heads, normed};
 use crate::ops::project::forward_shared;
 use crate::parallel::for_rows;
 use crate::{ModelError, RopeTable, views};
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, CowArray, Ix2};
-use quant_core::activation::KvSide;
-use quant_graph::{LinearSpec, Norm, Role, Site};
+use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut2, Axis, CowArray, Ix2, Slice};
+use quant_core::EntryQuant;
+use quant_graph::{KvScheme, LinearSpec, Norm, Role, Site};
 use quant_kernels::{Element, Par, rope_in_place, vectorized};
 use std::fmt::{self, Debug, Formatter};
 use std::ops::ControlFlow;
@@ -253,23 +253,54 @@ impl<T: Element> Block<T> {
         let (q, kv) = (self.shape.query_width(), self.shape.kv_width());
         let parts = [(Role::Q, q), (Role::K, kv), (Role::V, kv)];
         let [mut q, mut k, mut v] = self.project(Site::AttentionInput, parts, x, par)?;
-        self.place(&mut q, Norm::Query, rope, past, par);
-        self.place(&mut k, Norm::Key, rope, past, par);
-        if let Some(kv) = &self.kv {
-            for (side, x) in [(KvSide::Key, &mut k), (KvSide::Value, &mut v)] {
-                for_rows(x.view_mut(), par, |_, rows| {
-                    vectorized(
-                        #[inline(always)]
-                        || kv.fake_quantize(side, self.shape.head_dim, rows),
-                    );
-                });
+        self.norm_heads(&mut q, Norm::Query, par);
+        self.rotate(&mut q, rope, past, par);
+        self.norm_heads(&mut k, Norm::Key, par);
+        match &self.kv {
+            Some(kv) if kv.before_rope => {
+                let bias = if kv.pre_bias { self.key_bias() } else { None };
+                self.quantise(&kv.keys, &mut k, bias, par);
+                self.rotate(&mut k, rope, past, par);
             }
+            kv => {
+                self.rotate(&mut k, rope, past, par);
+                if let Some(kv) = kv {
+                    self.quantise(&kv.keys, &mut k, None, par);
+                }
+            }
+        }
+        if let Some(kv) = &self.kv {
+            self.quantise(&kv.values, &mut v, None, par);
         }
         cache.extend(k, v);
         self.check("keys in the cache", &[past + tokens, self.shape.kv_width()], cache.keys().shape())?;
         self.check("values in the cache", &[past + tokens, self.shape.kv_width()], cache.values().shape())?;
         causal_attention_into(q.view(), cache.keys(), cache.values(), &self.shape, past, out, par);
         Ok(())
+    }
+    /// Keys and values `[tokens, kv_heads · head_dim]` of a sequence as a quantiser of the cache by `scheme` takes them, from
+    /// [`Site::AttentionInput`] `[tokens, hidden]`: keys behind their norm, and behind rope or before it and without their
+    /// bias, as it says. What the block's own quantiser is does not matter.
+    ///
+    /// # Errors
+    /// As [`Self::attention_into`].
+    pub fn cache_entries(
+        &self,
+        x: ArrayView2<'_, T>,
+        rope: &RopeTable<T>,
+        scheme: &KvScheme,
+        par: Par,
+    ) -> Result<[Array2<T>; 2], ModelError> {
+        self.check_positions(rope, x.nrows())?;
+        let width = self.shape.kv_width();
+        let [mut k, v] = self.project(Site::AttentionInput, [(Role::K, width), (Role::V, width)], x, par)?;
+        self.norm_heads(&mut k, Norm::Key, par);
+        match (scheme.before_rope, self.key_bias()) {
+            (false, _) => self.rotate(&mut k, rope, 0, par),
+            (true, Some(bias)) if scheme.pre_bias => k -= &bias,
+            _ => {}
+        }
+        Ok([k, v])
     }
     /// The output projection: `a` `[tokens, heads · head_dim]` to `[tokens, hidden]`, to be added to the residual stream.
     ///
@@ -325,7 +356,7 @@ impl<T: Element> Block<T> {
         Ok(y)
     }
 
-    /// The parts of a site, each of its width, from their common input.
+    /// Some parts of a site in the order in which they are stored, each of its width, from their common input.
     fn project<const N: usize>(
         &self,
         site: Site,
@@ -347,7 +378,10 @@ impl<T: Element> Block<T> {
         x: ArrayView2<'_, T>,
         par: Par,
     ) -> Result<(), ModelError> {
-        let linears: Vec<&LinearSpec> = self.spec.linears.iter().filter(|l| l.id.site() == site).collect();
+        let wanted = |l: &&LinearSpec| {
+            l.id.site() == site && l.parts.iter().any(|(part, _)| parts.iter().any(|(role, _)| part == role))
+        };
+        let linears: Vec<&LinearSpec> = self.spec.linears.iter().filter(wanted).collect();
         let mut ops = Vec::with_capacity(linears.len());
         for linear in &linears {
             self.check(&linear.module, &[x.nrows(), linear.inputs], x.shape())?;
@@ -372,19 +406,47 @@ impl<T: Element> Block<T> {
         }
         Ok(())
     }
-    /// Per-head norm where the model has one, then rope, on queries or keys `[tokens, n · head_dim]` of the positions from
-    /// `past` on.
-    fn place(&self, x: &mut Array2<T>, norm: Norm, rope: &RopeTable<T>, past: usize, par: Par) {
-        let head_dim = self.shape.head_dim;
-        let weight = self.norm(norm);
-        for_rows(x.view_mut(), par, |first, mut rows| {
-            if let Some(weight) = weight {
-                norm_heads(rows.view_mut(), weight, self.eps);
-            }
+    /// Per-head norm of queries or keys `[tokens, n · head_dim]`, where the model has one.
+    fn norm_heads(&self, x: &mut Array2<T>, norm: Norm, par: Par) {
+        if let Some(weight) = self.norm(norm) {
+            for_rows(x.view_mut(), par, |_, rows| norm_heads(rows, weight, self.eps));
+        }
+    }
+    /// Rope on queries or keys `[tokens, n · head_dim]` of the positions from `past` on.
+    fn rotate(&self, x: &mut Array2<T>, rope: &RopeTable<T>, past: usize, par: Par) {
+        for_rows(x.view_mut(), par, |first, rows| {
             let (tokens, width) = rows.dim();
             let first = past + first;
-            rope_in_place(rows, width / head_dim, rope.cos(first, tokens), rope.sin(first, tokens));
+            rope_in_place(
+                rows,
+                width / self.shape.head_dim,
+                rope.cos(first, tokens),
+                rope.sin(first, tokens),
+            );
         });
+    }
+    /// What the cache holds of entries `[tokens, kv_heads · head_dim]`, of which `bias` is taken off meanwhile.
+    fn quantise(&self, entries: &EntryQuant, x: &mut Array2<T>, bias: Option<ArrayView1<'_, T>>, par: Par) {
+        for_rows(x.view_mut(), par, |_, mut rows| {
+            if let Some(bias) = bias {
+                rows -= &bias;
+            }
+            vectorized(
+                #[inline(always)]
+                || entries.fake_quantize(self.shape.head_dim, rows.view_mut()),
+            );
+            if let Some(bias) = bias {
+                rows += &bias;
+            }
+        });
+    }
+    /// The bias of the rows that make keys, `[kv_heads · head_dim]`, if they have one.
+    fn key_bias(&self) -> Option<ArrayView1<'_, T>> {
+        let keys =
+            |l: &LinearSpec| Some((l.id, l.parts.iter().find(|(role, _)| *role == Role::K)?.1.clone()));
+        let (id, rows) = self.spec.linears.iter().find_map(keys)?;
+        let bias = self.linear(id)?.bias()?;
+        Some(bias.slice_axis_move(Axis(0), Slice::from(rows)))
     }
     fn normed(&self, norm: Norm, h: ArrayView2<'_, T>, par: Par) -> Result<Array2<T>, ModelError> {
         let Some(weight) = self.norm(norm) else {

@@ -10,7 +10,7 @@ use crate::linear::{LinearOp, linear_op};
 use crate::ops::attention::AttentionShape;
 use crate::{ModelError, RopeTable};
 use ndarray::{Array1, ArrayView1};
-use quant_core::KvQuant;
+use quant_core::{EntryQuant, KvQuant};
 use quant_graph::{BlockParams, BlockSpec, LinearId, LinearParams, ModelSpec, Norm};
 use quant_kernels::{Compute, Element, Par};
 use std::collections::BTreeMap;
@@ -161,12 +161,24 @@ impl<T: Element> Block<T> {
     /// Sets or removes the quantisation of the KV cache.
     ///
     /// # Errors
-    /// [`ModelError::Shape`] if static scales are not `[kv_heads · head_dim]`.
+    /// [`ModelError::Shape`] if static scales or zero levels are not `[kv_heads · head_dim]`; [`ModelError::Part`] if the bias of
+    /// keys is to be taken off behind rope.
     pub fn set_kv(&mut self, kv: Option<KvQuant>) -> Result<(), ModelError> {
-        if let Some(KvQuant::Channel { key, value, .. }) = &kv {
+        if let Some(kv) = &kv {
             let width = self.shape.kv_width();
-            self.check("KV cache key scales", &[width], key.shape())?;
-            self.check("KV cache value scales", &[width], value.shape())?;
+            for (entries, what) in [(&kv.keys, "KV cache key"), (&kv.values, "KV cache value")] {
+                if let EntryQuant::Channel { scales, zeros, .. } = entries {
+                    self.check(&format!("{what} scales"), &[width], scales.shape())?;
+                    self.check(&format!("{what} zero levels"), &[width], zeros.shape())?;
+                }
+            }
+            if kv.pre_bias && !kv.before_rope {
+                return Err(ModelError::Part {
+                    block: self.index,
+                    what: "the quantiser of its KV cache".into(),
+                    problem: "takes the bias of keys off behind rope, where it depends on the position",
+                });
+            }
         }
         self.kv = kv;
         Ok(())

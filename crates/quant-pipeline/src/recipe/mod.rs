@@ -45,7 +45,7 @@ pub struct ActivationSpec {
     pub clip_ratio: f32,
     /// Range of static scales.
     pub observer: ObserverKind,
-    /// Quantise activations while calibrating.
+    /// Quantise activations and the cache while calibrating.
     pub in_calibration: bool,
 }
 
@@ -54,8 +54,16 @@ pub struct ActivationSpec {
 pub struct KvSpec {
     /// None: follows the granularity.
     pub symmetric: Option<bool>,
-    /// None: follows the target.
+    /// None: follows the target, and the place of the keys.
     pub granularity: Option<KvGranularity>,
+    /// Of values; none: follows that of keys, and their place.
+    pub value_granularity: Option<KvGranularity>,
+    /// Quantise keys before rope.
+    pub before_rope: bool,
+    /// Take their bias off first.
+    pub pre_bias: bool,
+    /// Factor on dynamic ranges.
+    pub clip_ratio: f32,
 }
 
 /// A parsed recipe: made from its text alone and not changed afterwards, so that what it does, what reports say of it and
@@ -326,12 +334,18 @@ fn parse_activations(value: Value) -> Result<ActivationSpec, RecipeError> {
 
 fn parse_kv(value: Value) -> Result<KvSpec, RecipeError> {
     let section = Settings::new("kv_cache", value, KV_CACHE)?;
-    let spec =
-        KvSpec { symmetric: section.bool_opt("symmetric")?, granularity: section.word("granularity")? };
-    if spec.granularity == Some(KvGranularity::ChannelStatic) && spec.symmetric == Some(false) {
+    let spec = KvSpec {
+        symmetric: section.bool_opt("symmetric")?,
+        granularity: section.word("granularity")?,
+        value_granularity: section.word("value_granularity")?,
+        before_rope: section.bool("before_rope")?,
+        pre_bias: section.bool("pre_bias")?,
+        clip_ratio: section.number("clip_ratio")? as f32,
+    };
+    if spec.pre_bias && !spec.before_rope {
         return Err(RecipeError::conflict(
-            "kv_cache",
-            "channel_static is symmetric (loaders ignore its offsets); use granularity: token_head for asymmetric",
+            "kv_cache.pre_bias",
+            "behind rope the bias of keys depends on the position, and nothing constant can be taken off; use before_rope: true",
         ));
     }
     Ok(spec)

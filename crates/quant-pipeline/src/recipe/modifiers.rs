@@ -72,7 +72,7 @@ pub(super) struct Usual<'a> {
 }
 
 /// An override is the modifier with some keys replaced, or another method with a section of its own, which takes over the
-/// scheme unless it has one.
+/// scheme and the shards unless it has its own.
 pub(super) fn parse_override(
     path: &str,
     usual: &Usual<'_>,
@@ -97,8 +97,10 @@ pub(super) fn parse_override(
         ));
     }
     check_changes(&path, method, &section)?;
-    let scheme = usual.written.get("scheme").filter(|_| method.fields.iter().any(|f| f.name == "scheme"));
-    let mut merged = Map::from_iter(scheme.map(|scheme| ("scheme".to_owned(), scheme.clone())));
+    let known = |key: &str| method.fields.iter().any(|f| f.name == key);
+    let taken = ["scheme", "input_shards"].into_iter().filter(|key| known(key));
+    let mut merged: Map<String, Value> =
+        taken.filter_map(|key| Some((key.to_owned(), usual.written.get(key)?.clone()))).collect();
     merged.extend(section);
     let Modifier { transform, rounding } =
         (method.build)(&Settings::new(&path, merged.into(), method.fields)?)?;

@@ -32,7 +32,7 @@ impl Run<'_> {
             let seen = statistics.remove(&stage.site).unwrap_or_default();
             linears.extend(self.round_stage(index, &stage, &mut block, seen)?);
         }
-        Ok(BlockParams { linears, norms: block.norms, kv: dynamic_kv(self.plan.scheme.kv) })
+        Ok(BlockParams { linears, norms: block.norms, kv: dynamic_kv(self.plan) })
     }
 
     /// Reads and quantises a block in one pass over the rows of its weights, which are never in memory as floats.
@@ -68,7 +68,7 @@ impl Run<'_> {
             linears.insert(id, LinearParams { weight, bias: frame.biases.remove(&id), input });
         }
         add_seconds(&mut self.report.seconds, "read", started.elapsed().saturating_sub(worked));
-        Ok(BlockParams { linears, norms: frame.norms, kv: dynamic_kv(plan.scheme.kv) })
+        Ok(BlockParams { linears, norms: frame.norms, kv: dynamic_kv(plan) })
     }
 
     /// Rounds the linears of a stage with the statistics of their input, from `pending` to the returned list.

@@ -1,14 +1,15 @@
 //! The loop over the blocks: the only one. Activations flow, methods are called, finished blocks go to a sink.
 //!
 //! Two streams of activations may be carried. The *float* stream feeds statistics of the unquantised model; the *deployed*
-//! stream runs through the blocks with the weights they will be deployed with (activations are rounded only if the recipe says
-//! so, the cache never: its quantiser is found here and first applied by the target), so that every block is calibrated on
-//! what it will really see. Per block: statistics of the float block from one pass, where a method asks for them; transforms;
-//! then stage by stage on the deployed stream the statistics of a stage's input, rounding of the linears fed by it, and the
-//! stage itself with the rounded weights, so that each token goes through a block once. Where a statistic looks at both
+//! stream runs through the blocks with the weights they will be deployed with (activations and cache are rounded only if the
+//! recipe says so), so that every block is calibrated on what it will really see. Per block: statistics of the float block from
+//! one pass, where a method asks for them; transforms; then stage by stage on the deployed stream the statistics of a stage's
+//! input, rounding of the linears fed by it, and the stage itself with the rounded weights, so that each token goes through a
+//! block once. Where a statistic looks at both
 //! streams at once, the float stream goes through the *transformed* float block in step: its activations are then scaled
 //! like those of the deployed stream. It may be that of the float model, or begin anew with the deployed one at every block.
 
+mod cache;
 mod linears;
 mod measure;
 mod observe;

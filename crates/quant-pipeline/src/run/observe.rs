@@ -90,12 +90,12 @@ impl Run<'_> {
     }
 
     /// Statistics of the deployed stream at all sites from one pass through the unquantised block, whose input the stream
-    /// keeps (`true_sequential: false`). Where both streams are looked at together the float stream goes through first and
-    /// goes on behind the block.
+    /// keeps (`true_sequential: false`); `cached` is that block with the cache of the deployed stream. Where both streams are
+    /// looked at together the float stream goes through first and goes on behind the block.
     pub(super) fn observe_ahead(
         &mut self,
         index: usize,
-        block: &Block<f32>,
+        (block, cached): (&Block<f32>, &Block<f32>),
         deployed: &ActivationStream,
         mut float: Option<&mut ActivationStream>,
         statistics: &mut BlockStatistics,
@@ -116,7 +116,7 @@ impl Run<'_> {
                 })?;
             }
             let mut copy = deployed.residual.read(rows)?.into_owned();
-            self.walk(index, block, chunk, copy.view_mut(), &mut scratch, &mut |site, x| {
+            self.walk(index, cached, chunk, copy.view_mut(), &mut scratch, &mut |site, x| {
                 if let Some(seen) = statistics.get_mut(&site) {
                     let multiplied = self.multiplied(index, site, x);
                     let batch = Batch {

@@ -2,10 +2,9 @@
 
 use super::Run;
 use super::observe::BlockStatistics;
-use super::stats::{KvMaxima, dynamic_kv};
+use super::stats::dynamic_kv;
 use super::stream::ActivationStream;
 use crate::PipelineError;
-use quant_core::KvGranularity;
 use quant_graph::{BlockParams, Site, StageSpec};
 use quant_kernels::return_freed_memory;
 use quant_methods::{Batch, FloatStream, Gathered};
@@ -27,8 +26,7 @@ impl Run<'_> {
         let plan = self.plan;
         let mut pending = params;
         let mut finished = BTreeMap::new();
-        let mut kv = dynamic_kv(plan.scheme.kv);
-        let kv_static = plan.scheme.kv.filter(|k| k.granularity == KvGranularity::ChannelStatic);
+        let mut kv = dynamic_kv(plan);
         let norms = pending.norms.clone();
         let spec = plan.spec.block(index);
         let last = index + 1 == plan.spec.layers;
@@ -39,7 +37,8 @@ impl Run<'_> {
                 let seen = statistics.entry(stage.site).or_default();
                 seen.deployed = self.deployed_statistics(index, stage);
             }
-            self.observe_ahead(index, &block, deployed, float, &mut statistics)?;
+            let cached = self.cached_ahead(&block, deployed)?;
+            self.observe_ahead(index, (&block, &cached), deployed, float, &mut statistics)?;
         }
         let mut block = self.block_without_linears(index, &pending)?;
         for stage in &spec.stages {
@@ -65,13 +64,10 @@ impl Run<'_> {
                 linear.input = input;
                 finished.insert(id, linear);
             }
-            let mut maxima =
-                (site == Site::AttentionInput && kv_static.is_some()).then(|| KvMaxima::new(&plan.spec));
-            if goes_on {
-                deployed.advance(self, index, site, &block, maxima.as_mut())?;
-            }
-            if let (Some(maxima), Some(scheme)) = (&maxima, kv_static) {
-                kv = Some(maxima.quant(scheme, plan.scale_type));
+            match plan.scheme.kv.filter(|_| site == Site::AttentionInput) {
+                Some(scheme) => kv = self.advance_cached(index, scheme, &mut block, deployed)?,
+                None if goes_on => deployed.advance(self, index, site, &block, None)?,
+                None => {}
             }
             // A stage's float and dequantised weights are of no more use.
             for &id in &stage.linears {

@@ -1,9 +1,11 @@
 //! Quantisers of inputs and cache from what was gathered.
 
-use quant_core::{ActQuant, Bits, ChannelMaxima, FloatType, KvQuant};
+use crate::plan::Plan;
+use ndarray::ArrayView2;
+use quant_core::{ActQuant, Bits, ChannelRanges, FloatType, KvQuant};
 use quant_graph::{InputScheme, KvScheme, ModelSpec};
+use quant_kernels::vectorized;
 use quant_methods::Gathered;
-use quant_model::{KvCache, KvStore};
 
 /// The quantiser of a linear's input, by its scheme and, where it is static, by the range that was gathered.
 pub(super) fn input_quant(
@@ -17,34 +19,38 @@ pub(super) fn input_quant(
     })
 }
 
-/// Largest `|k|` and `|v|` of every cache channel.
-pub(super) struct KvMaxima {
-    key: ChannelMaxima,
-    value: ChannelMaxima,
+/// Ranges of every channel of keys and of values.
+pub(super) struct KvRanges {
+    keys: ChannelRanges,
+    values: ChannelRanges,
 }
 
-impl KvMaxima {
+impl KvRanges {
     pub(super) fn new(spec: &ModelSpec) -> Self {
-        Self { key: ChannelMaxima::new(spec.kv_width()), value: ChannelMaxima::new(spec.kv_width()) }
+        let side = || ChannelRanges::new(spec.kv_width());
+        Self { keys: side(), values: side() }
     }
 
-    /// Symmetric scales per channel, rounded to what the loader holds them in.
-    pub(super) fn quant(&self, scheme: KvScheme, scale_type: FloatType) -> KvQuant {
-        KvQuant::from_maxima(scheme.bits, scheme.rule, scale_type, &self.key, &self.value)
+    /// Takes in keys and values of one sequence, `[tokens, kv_heads · head_dim]`.
+    pub(super) fn observe(&mut self, keys: ArrayView2<'_, f32>, values: ArrayView2<'_, f32>) {
+        vectorized(
+            #[inline(always)]
+            || {
+                self.keys.observe(keys);
+                self.values.observe(values);
+            },
+        );
     }
 
-    /// Takes in the keys and values of one sequence.
-    pub(super) fn observe(&mut self, cache: &KvCache<f32>) {
-        self.key.observe(cache.keys());
-        self.value.observe(cache.values());
+    /// The quantiser by a scheme.
+    pub(super) fn quant(&self, scheme: KvScheme, plan: &Plan) -> Option<KvQuant> {
+        scheme.quant(Some([&self.keys, &self.values]), plan.scale_type)
     }
 }
 
-/// A dynamic cache needs no data.
-pub(super) fn dynamic_kv(scheme: Option<KvScheme>) -> Option<KvQuant> {
-    let scheme = scheme?;
-    (scheme.granularity == quant_core::KvGranularity::TokenHead)
-        .then_some(KvQuant::TokenHead { bits: scheme.bits, rule: scheme.rule })
+/// The quantiser of a cache that needs no data.
+pub(super) fn dynamic_kv(plan: &Plan) -> Option<KvQuant> {
+    plan.scheme.kv?.quant(None, plan.scale_type)
 }
 
 /// `W8A8g32`-like text of one linear.

@@ -1,11 +1,11 @@
 //! The activations of all calibration tokens on their way through the blocks.
 
 use super::Run;
-use super::stats::KvMaxima;
+use super::stats::KvRanges;
 use crate::PipelineError;
 use ndarray::{Array2, CowArray, Ix2};
 use quant_graph::Site;
-use quant_model::{Block, KvCache, Output, RowStore, Walk};
+use quant_model::{Block, KvCache, KvStore, Output, RowStore, Walk};
 use std::ops::Range;
 use std::time::Instant;
 
@@ -61,7 +61,7 @@ impl ActivationStream {
         index: usize,
         site: Site,
         block: &Block<f32>,
-        mut kv: Option<&mut KvMaxima>,
+        mut kv: Option<&mut KvRanges>,
     ) -> Result<(), PipelineError> {
         run.phase("forward")?;
         let started = Instant::now();
@@ -93,7 +93,7 @@ impl ActivationStream {
                     run.check_finite(out.view(), rows.start, &at)
                 })?;
                 if let Some(kv) = &mut kv {
-                    caches.iter().for_each(|cache| kv.observe(cache));
+                    caches.iter().for_each(|cache| kv.observe(cache.keys(), cache.values()));
                 }
                 continue;
             }

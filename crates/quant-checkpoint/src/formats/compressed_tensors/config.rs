@@ -267,7 +267,7 @@ impl Group {
             return Err(unread(format!("{}: {} activations", self.name, inputs.kind)));
         }
         let rule = if inputs.symmetric { ActRule::SymmetricFull } else { ActRule::Asymmetric };
-        Ok(InputScheme { bits, rule, dynamic, clip_ratio: 1.0 })
+        Ok(InputScheme { bits, rule, dynamic, clip_ratio: 1.0, shards: 1 })
     }
 }
 

@@ -118,6 +118,12 @@ fn check_input(module: &str, weight: Option<WeightScheme>, input: InputScheme) -
     let Some(weight) = weight else {
         return Err(unsupported(format!("quantised activations before a float weight ({module})"), ELSE));
     };
+    if input.shards > 1 {
+        return Err(unsupported(
+            format!("activations quantised in {} shards ({module})", input.shards),
+            "use input_shards: 1, or export to dequantized",
+        ));
+    }
     if (weight.bits.get(), input.bits.get(), weight.group) != (8, 8, None) {
         let group = weight.group.map_or(String::new(), |g| format!(" in groups of {g}"));
         let what = format!(

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ndarray::{Array1, Array2};
-use quant_core::{ActQuant, ActRule, Bits, Groups, KvGranularity, KvQuant, QuantizedMatrix};
+use quant_core::{ActQuant, ActRule, Bits, EntryQuant, Groups, KvGranularity, KvQuant, QuantizedMatrix};
 use quant_graph::{
     BlockParams, InputScheme, KvScheme, LinearId, LinearParams, LinearScheme, LinearSpec, LinearWeight,
     ModelScheme, ModelSpec, WeightScheme,
@@ -43,7 +43,7 @@ fn linear(checkpoint: &Checkpoint, linear: &LinearSpec, description: &Descriptio
     let input = match kind {
         AscendType::W8A8 => Some(ActQuant::Static { bits, params: static_input(checkpoint, module)? }),
         AscendType::W8A8Dynamic | AscendType::W8A8Mix => {
-            Some(ActQuant::Dynamic { bits, rule: ActRule::Symmetric, clip_ratio: 1.0 })
+            Some(ActQuant::Dynamic { bits, rule: ActRule::Symmetric, clip_ratio: 1.0, shards: 1 })
         }
         AscendType::Float | AscendType::W8A16 => None,
     };
@@ -74,9 +74,13 @@ impl Decoder for Description {
         let linears = linears.iter().map(|l| Ok((l.id, linear(checkpoint, l, self)?)));
         let linears = linears.collect::<Result<BTreeMap<_, _>>>()?;
         let kv = if self.has_kv(spec, index) {
-            let key = kv_side(checkpoint, spec, index, LinearId::K)?;
-            let value = kv_side(checkpoint, spec, index, LinearId::V)?;
-            Some(KvQuant::Channel { bits: eight()?, key, value })
+            let bits = eight()?;
+            let side = |id| -> Result<EntryQuant> {
+                let scales = kv_side(checkpoint, spec, index, id)?;
+                let zeros = Array1::from_elem(scales.len(), bits.mid_level());
+                Ok(EntryQuant::Channel { bits, scales, zeros })
+            };
+            Some(KvQuant { values: side(LinearId::V)?, ..KvQuant::both(side(LinearId::K)?) })
         } else {
             None
         };
@@ -102,7 +106,8 @@ pub(super) fn scheme(checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<ModelS
                 }
                 AscendType::W8A8 => Some((false, ActRule::Asymmetric)),
             };
-            let input = input.map(|(dynamic, rule)| InputScheme { bits, rule, dynamic, clip_ratio: 1.0 });
+            let input =
+                input.map(|(dynamic, rule)| InputScheme { bits, rule, dynamic, clip_ratio: 1.0, shards: 1 });
             block.insert(id, LinearScheme { weight: (kind != AscendType::Float).then_some(weight), input });
         }
         blocks.push(block);
@@ -115,7 +120,7 @@ pub(super) fn scheme(checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<ModelS
             format!("{cached} blocks"),
         ));
     }
-    let granularity = KvGranularity::ChannelStatic;
-    let kv = (cached != 0).then_some(KvScheme { bits, rule: ActRule::Symmetric, granularity });
+    let kv = KvScheme::new(bits, ActRule::Symmetric, KvGranularity::ChannelStatic);
+    let kv = (cached != 0).then_some(kv);
     Ok(ModelScheme { blocks, kv })
 }

@@ -1,8 +1,7 @@
 //! A block to tensors.
 
 use ndarray::Array1;
-use quant_core::activation::KvSide;
-use quant_core::{ActQuant, FloatType, KvQuant, QParams, QuantizedMatrix};
+use quant_core::{ActQuant, EntryQuant, FloatType, KvSide, QParams, QuantizedMatrix};
 use quant_graph::{BlockParams, LinearId, LinearParams, LinearWeight, ModelScheme, ModelSpec, WeightForm};
 use rayon::prelude::*;
 use safetensors::Dtype;
@@ -52,10 +51,9 @@ pub(super) fn block(
 }
 
 fn kv_scales(block: &BlockParams, side: KvSide) -> Option<&Array1<f32>> {
-    match (&block.kv, side) {
-        (Some(KvQuant::Channel { key, .. }), KvSide::Key) => Some(key),
-        (Some(KvQuant::Channel { value, .. }), KvSide::Value) => Some(value),
-        _ => None,
+    match block.kv.as_ref()?.side(side) {
+        EntryQuant::Channel { scales, .. } => Some(scales),
+        EntryQuant::TokenHead { .. } => None,
     }
 }
 

@@ -25,7 +25,7 @@ pub(crate) mod description;
 mod encode;
 pub(crate) mod tensors;
 
-use quant_core::{ActRule, FloatType, KvGranularity};
+use quant_core::{ActRule, FloatType, KvGranularity, KvSide};
 use quant_graph::{
     BlockParams, InputScheme, LinearId, LinearScheme, ModelScheme, ModelSpec, Norm, WeightForm, WeightScheme,
 };
@@ -82,7 +82,6 @@ fn slots(spec: &ModelSpec, index: usize, kind: impl Fn(LinearId) -> AscendType, 
 
 /// Cache scales and offsets, in the model's type.
 fn kv_slots(spec: &ModelSpec, index: usize) -> Vec<Slot> {
-    use quant_core::activation::KvSide;
     let dtype = float_dtype(spec.dtype);
     let mut slots = Vec::new();
     for (id, side) in [(LinearId::K, KvSide::Key), (LinearId::V, KvSide::Value)] {
@@ -128,6 +127,12 @@ fn check_input(module: &str, weight: bool, input: InputScheme) -> Result<(), Uns
     if input.bits.get() != 8 {
         let what = format!("{}-bit activations ({module})", input.bits.get());
         return Err(unsupported(what, "use A8 or A16, or export to dequantized"));
+    }
+    if input.shards > 1 {
+        return Err(unsupported(
+            format!("activations quantised in {} shards ({module})", input.shards),
+            "use input_shards: 1, or export to dequantized",
+        ));
     }
     if input.clip_ratio != 1.0 {
         let what = format!("an activation clip_ratio of {} ({module})", input.clip_ratio);
@@ -185,11 +190,21 @@ impl Format for VllmAscend {
                 let what = format!("a KV cache of {} bits", kv.bits.get());
                 return Err(unsupported(what, "use KV8, or export to dequantized"));
             }
-            if kv.granularity != KvGranularity::ChannelStatic {
+            if kv.before_rope {
                 return Err(unsupported(
-                    "a KV cache quantised per token and head",
-                    "use kv_cache: { granularity: channel_static }, or export to dequantized",
+                    "keys quantised before rope (the loader reads them behind it)",
+                    "use kv_cache: { before_rope: false, granularity: channel_static }, or export to dequantized",
                 ));
+            }
+            let sides =
+                [(KvSide::Key, "keys", "granularity"), (KvSide::Value, "values", "value_granularity")];
+            for (side, what, key) in sides {
+                if kv.granularity(side) != KvGranularity::ChannelStatic {
+                    return Err(unsupported(
+                        format!("a KV cache with {what} quantised per token and head"),
+                        format!("use kv_cache: {{ {key}: channel_static }}, or export to dequantized"),
+                    ));
+                }
             }
             if kv.rule == ActRule::Asymmetric {
                 return Err(unsupported(
@@ -207,11 +222,12 @@ impl Format for VllmAscend {
         }
         for (index, id, linear) in scheme.linears() {
             let module = spec.module(index, id);
-            if let Some(weight) = linear.weight {
-                check_weight(&module, weight)?;
-            }
+            // The input first: where it is in shards, so are the weights, as groups.
             if let Some(input) = linear.input {
                 check_input(&module, linear.weight.is_some(), input)?;
+            }
+            if let Some(weight) = linear.weight {
+                check_weight(&module, weight)?;
             }
         }
         // Rounding order is no property of the file, so it may differ inside a fused layer.

@@ -1,0 +1,156 @@
+//! The values of the quantised weights in f32, and the quantisers of activations and cache beside them.
+//!
+//! For research: any scheme at all can be stored, and any program that reads Hugging Face folders can load the weights
+//! (the activation and cache quantisers are then left out; this crate's readers apply them). What the weights were
+//! quantised with, and the quantisers themselves, stand in `ptq_scheme.json`; its numbers read back bit by bit.
+
+mod scheme_file;
+
+use quant_core::{ActRule, FloatType, KvGranularity};
+use quant_graph::{BlockParams, LinearWeight, ModelScheme, ModelSpec};
+use rayon::prelude::*;
+use safetensors::Dtype;
+use serde_json::Value;
+
+use self::scheme_file::{FILE, SchemeFile};
+use super::block::check;
+use super::bytes::{Loss, dequantized_bytes, float_bytes};
+use super::layout::{ExpectedTensor, Item, Part, Slot, norm_slot, outer_decls, plain_expected};
+use super::{BlockSideData, ConfigNotes, Decoder, Encoded, Format, TensorDecl, Unsupported, declare_dtype};
+use crate::error::Result;
+use crate::source::Checkpoint;
+use crate::writer::ShardNaming;
+
+const ID: &str = "dequantized";
+
+/// f32 values of quantised weights.
+#[derive(Clone, Copy, Debug)]
+pub struct Dequantized;
+
+fn slots(spec: &ModelSpec, index: usize) -> Vec<Slot> {
+    let mut slots = Vec::new();
+    for linear in spec.block(index).linears {
+        slots.push(Part::new("weight", Dtype::F32, [linear.outputs, linear.inputs]).slot(&linear));
+        if linear.bias {
+            slots.push(Part::new("bias", Dtype::F32, [linear.outputs]).slot(&linear));
+        }
+    }
+    slots.extend(
+        spec.norms().into_iter().map(|(norm, width)| norm_slot(spec, index, norm, width, Dtype::F32)),
+    );
+    slots
+}
+
+impl Format for Dequantized {
+    fn id(&self) -> &'static str {
+        ID
+    }
+    fn summary(&self) -> &'static str {
+        "f32 values of the quantised weights, for research"
+    }
+    fn tier(&self) -> u8 {
+        2
+    }
+    fn schemes(&self) -> &'static str {
+        "everything"
+    }
+    fn clients(&self) -> &'static [&'static str] {
+        &["ptq eval", "transformers (weights only: activation and cache quantisers are not applied)"]
+    }
+    fn scale_type(&self, _: &ModelSpec) -> FloatType {
+        FloatType::F32
+    }
+    fn float_type(&self, _: &ModelSpec) -> FloatType {
+        FloatType::F32
+    }
+    fn activation_rule(&self, _: bool, symmetric: Option<bool>) -> Result<ActRule, Unsupported> {
+        Ok(if symmetric == Some(true) { ActRule::Symmetric } else { ActRule::Asymmetric })
+    }
+    fn kv_granularity(&self) -> KvGranularity {
+        KvGranularity::TokenHead
+    }
+    fn supports(&self, _: &ModelSpec, _: &ModelScheme) -> Result<(), Unsupported> {
+        Ok(())
+    }
+    fn naming(&self) -> ShardNaming {
+        ShardNaming::hugging_face()
+    }
+
+    fn declare(
+        &self,
+        spec: &ModelSpec,
+        _: &ModelScheme,
+        source_dtype: &dyn Fn(&str) -> Option<Dtype>,
+    ) -> Vec<TensorDecl> {
+        let block = |index| slots(spec, index).into_iter().map(|s| s.decl);
+        (0..spec.layers).flat_map(block).chain(outer_decls(spec, source_dtype)).collect()
+    }
+    fn encode_block(
+        &self,
+        spec: &ModelSpec,
+        scheme: &ModelScheme,
+        index: usize,
+        block: &BlockParams,
+    ) -> Result<Vec<Encoded>> {
+        check(ID, spec, scheme, index, block, FloatType::F32)?;
+        let encode = |slot: Slot| {
+            let decl = slot.decl;
+            let floats = |values: &mut dyn Iterator<Item = f32>| {
+                float_bytes(ID, &decl.name, values, FloatType::F32, Loss::None)
+            };
+            let bytes = match slot.item {
+                Item::Linear(id, "bias") => floats(&mut block.linears[&id].bias.iter().flatten().copied())?,
+                Item::Linear(id, _) => match &block.linears[&id].weight {
+                    LinearWeight::Float(values) => floats(&mut values.iter().copied())?,
+                    rounded => dequantized_bytes(rounded),
+                },
+                Item::Norm(norm) => floats(&mut block.norms[&norm].iter().copied())?,
+                Item::KvScale(_) | Item::KvOffset(_) => Vec::new(),
+            };
+            Ok(Encoded { name: decl.name, dtype: decl.dtype, shape: decl.shape, bytes })
+        };
+        slots(spec, index).into_par_iter().map(encode).collect()
+    }
+    fn config(&self, _: &ModelSpec, _: &ModelScheme, config: &Value, _: &ConfigNotes) -> Value {
+        let mut config = config.clone();
+        if let Some(object) = config.as_object_mut() {
+            object.shift_remove("quantization_config");
+            declare_dtype(object, FloatType::F32, true);
+        }
+        config
+    }
+    fn side_files(
+        &self,
+        spec: &ModelSpec,
+        scheme: &ModelScheme,
+        _: &[TensorDecl],
+        blocks: &[BlockSideData],
+    ) -> Vec<(String, Vec<u8>)> {
+        vec![(FILE.to_owned(), scheme_file::write(spec, scheme, blocks))]
+    }
+
+    fn detect(&self, checkpoint: &Checkpoint) -> bool {
+        checkpoint.path().join(FILE).symlink_metadata().is_ok()
+    }
+    fn scheme(&self, checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<ModelScheme> {
+        SchemeFile::read(checkpoint, spec)?.model(spec)
+    }
+    fn expected(&self, checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<Vec<ExpectedTensor>> {
+        SchemeFile::read(checkpoint, spec)?;
+        Ok(plain_expected(spec))
+    }
+    fn decoder(&self, checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<Box<dyn Decoder>> {
+        Ok(Box::new(SchemeFile::read(checkpoint, spec)?))
+    }
+}
+
+impl Decoder for SchemeFile {
+    fn block(&self, checkpoint: &Checkpoint, spec: &ModelSpec, index: usize) -> Result<BlockParams> {
+        let mut block = super::plain::read_block(checkpoint, spec, index, None)?;
+        for (id, linear) in &mut block.linears {
+            linear.input = self.input(spec, index, *id)?;
+        }
+        block.kv = self.kv(spec, index)?;
+        Ok(block)
+    }
+}

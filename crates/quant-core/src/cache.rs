@@ -1,0 +1,132 @@
+//! Quantisers of the KV cache.
+//!
+//! Entries are quantised once, before they are written to the cache, and attention reads nothing else: that of the current
+//! token too. Keys are quantised behind rope, or before it (KVQuant, arXiv 2401.18079), where a channel keeps its range over all
+//! positions; the cache then holds codes to which rope is applied as they are read.
+
+use crate::activation::{clip_level, fake_group, for_rows, static_params};
+use crate::range::ChannelRanges;
+use crate::{ActRule, Bits, FloatType, Real};
+use ndarray::{Array1, ArrayViewMut2};
+use serde::{Deserialize, Serialize};
+
+/// How the entries of one side of the cache share parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KvGranularity {
+    /// Dynamic, one group per token and head.
+    TokenHead,
+    /// Static, one scale per channel of the flattened `kv_heads · head_dim` axis.
+    ChannelStatic,
+}
+
+/// Which half of the cache a tensor belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvSide {
+    /// Keys.
+    Key,
+    /// Values.
+    Value,
+}
+
+/// Quantisation of the entries of one side, `[tokens, kv_heads · head_dim]`:
+/// `x̂ = s · (clip(round(x/s) + z, 0, 2^b − 1) − z)`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum EntryQuant {
+    /// Scale and zero level of every token and head, from its own range.
+    TokenHead {
+        /// Bit width.
+        bits: Bits,
+        /// How the range becomes parameters.
+        rule: ActRule,
+        /// Both ends of the range are multiplied by this, in (0, 1].
+        clip_ratio: f32,
+    },
+    /// Fixed scale and zero level of every channel, from calibration.
+    Channel {
+        /// Bit width.
+        bits: Bits,
+        /// Scales, `[kv_heads · head_dim]`.
+        scales: Array1<f32>,
+        /// Unsigned zero levels, `[kv_heads · head_dim]`, whole numbers in `0..2^bits`.
+        zeros: Array1<f32>,
+    },
+}
+
+impl EntryQuant {
+    /// Fixed parameters per channel from the range of calibration, scales rounded to what the loader holds them in.
+    /// A channel that has seen a NaN gets a NaN scale, which no format accepts.
+    #[must_use]
+    pub fn from_ranges(bits: Bits, rule: ActRule, scale_type: FloatType, ranges: &ChannelRanges) -> Self {
+        let (lowest, highest) = (ranges.lowest(), ranges.highest());
+        let params =
+            lowest.iter().zip(highest).map(|(&lo, &hi)| static_params(bits, rule, scale_type, lo, hi));
+        let (scales, zeros): (Vec<f32>, Vec<f32>) = params.map(|p| (p.scale, p.zero)).unzip();
+        Self::Channel { bits, scales: scales.into(), zeros: zeros.into() }
+    }
+    /// Quantises and dequantises `x` `[tokens, kv_heads · head_dim]` in place. What is not finite becomes NaN, as in
+    /// [`ActQuant::fake_quantize`](crate::ActQuant::fake_quantize).
+    ///
+    /// # Panics
+    /// If fixed parameters are not one per column of `x`; whoever takes them from a file checks them there.
+    #[inline(always)]
+    pub fn fake_quantize<T: Real>(&self, head_dim: usize, x: ArrayViewMut2<'_, T>) {
+        match self {
+            Self::TokenHead { bits, rule, clip_ratio } => for_rows(x, |row| {
+                for head in row.chunks_mut(head_dim.max(1)) {
+                    fake_group(*bits, *rule, T::from_f32(*clip_ratio), head);
+                }
+            }),
+            Self::Channel { bits, scales, zeros } => {
+                let top = T::from_f32(bits.max_level());
+                assert_eq!(x.ncols(), scales.len(), "KV cache channels and their static scales");
+                assert_eq!(x.ncols(), zeros.len(), "KV cache channels and their zero levels");
+                for_rows(x, |row| {
+                    for (v, (&scale, &zero)) in row.iter_mut().zip(scales.iter().zip(zeros)) {
+                        let (scale, zero) = (T::from_f32(scale), T::from_f32(zero));
+                        let level = clip_level((*v / scale).round_half_even() + zero, top);
+                        // An infinity would be clipped to a level; it becomes NaN (∞ · 0), as a NaN does.
+                        *v = scale * (level - zero) + *v * T::zero();
+                    }
+                });
+            }
+        }
+    }
+    /// The bit width.
+    #[must_use]
+    pub fn bits(&self) -> Bits {
+        match self {
+            Self::TokenHead { bits, .. } | Self::Channel { bits, .. } => *bits,
+        }
+    }
+}
+
+/// Quantisation of the KV cache of one block.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KvQuant {
+    /// Of the keys, behind their norm where the model has one.
+    pub keys: EntryQuant,
+    /// Of the values.
+    pub values: EntryQuant,
+    /// Whether keys are quantised before rope instead of behind it.
+    pub before_rope: bool,
+    /// Whether the bias of the key projection is taken off before keys are quantised and added again afterwards; only
+    /// before rope, behind which a constant depends on the position.
+    pub pre_bias: bool,
+}
+
+impl KvQuant {
+    /// One quantiser of both sides, keys behind rope.
+    #[must_use]
+    pub fn both(entries: EntryQuant) -> Self {
+        Self { keys: entries.clone(), values: entries, before_rope: false, pre_bias: false }
+    }
+    /// The quantiser of a side.
+    #[must_use]
+    pub fn side(&self, side: KvSide) -> &EntryQuant {
+        match side {
+            KvSide::Key => &self.keys,
+            KvSide::Value => &self.values,
+        }
+    }
+}
