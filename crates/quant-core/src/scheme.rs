@@ -120,6 +120,8 @@ mod tests {
         }
         assert_eq!("w8a8".parse::<Scheme>().unwrap().to_string(), "W8A8");
         assert_eq!("W3g64".parse::<Scheme>().unwrap().to_string(), "W3A16g64");
+        // `kv_cache.md` 7.1: 16 bits are no quantiser at all.
+        assert_eq!("W8A8KV16".parse::<Scheme>().unwrap().kv_cache, None);
     }
 
     #[test]

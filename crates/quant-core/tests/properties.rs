@@ -219,6 +219,10 @@ proptest! {
         let (bits, top) = (Bits::new(bits).unwrap(), 2.0_f64.powi(bits as i32) - 1.0);
         let kv = EntryQuant::from_ranges(bits, ActRule::Asymmetric, FloatType::F32, &ranges);
         let EntryQuant::Channel { scales, zeros, .. } = &kv else { panic!() };
+        // Zero is a level of every channel (7.4).
+        let mut zero = Array2::<f32>::zeros((1, 5));
+        kv.fake_quantize(5, zero.view_mut());
+        prop_assert!(zero.iter().all(|&v| v == 0.0));
         let wide = &x * 2.0;
         let mut y = wide.clone();
         kv.fake_quantize(5, y.view_mut());
