@@ -12,7 +12,7 @@ import struct
 import sys
 from pathlib import Path
 
-SIZE = {"F64": 8, "F32": 4, "F16": 2, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
+SIZE = {"F64": 8, "F32": 4, "F16": 2, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 CODE = {"F64": "d", "F32": "f", "F16": "e", "I32": "i", "I16": "h", "I8": "b", "U8": "B"}
 CRATES = Path(__file__).resolve().parent.parent
 
@@ -114,6 +114,18 @@ def gptq(golden):
     return tensors, {"title": "GPTQ, subset: first 20 rows", "cases": cases}
 
 
+def one_case(case, shared):
+    """One whole case: the searches look at all rows of a weight, so none can be left out."""
+
+    def cut(golden):
+        names = shared + [name for name in golden.tensors if name.startswith(f"{case}.")]
+        tensors = {name: golden.tensors[name] for name in names}
+        kept = {k: v for k, v in golden.meta["cases"][case].items() if not k.startswith("noise")}
+        return tensors, {"cases": {case: kept}}
+
+    return cut
+
+
 def smoothquant(golden):
     """The attention edge of the Qwen2 layer."""
     names = ["qwen2.X", "qwen2.w.input_layernorm.weight"]
@@ -134,6 +146,8 @@ def main():
         ("quant-core", "quantizer", quantizer),
         ("quant-methods", "smoothquant", smoothquant),
         ("quant-hessian", "gptq", gptq),
+        ("quant-hessian", "billm", one_case("hessian.bs80", ["W", "H"])),
+        ("quant-hessian", "slimllm", one_case("w3.g64", ["W", "X"])),
     ]:
         tensors, meta = cut(Golden(goldens / f"{name}.safetensors"))
         write(CRATES / crate / "tests/data" / f"{name}_subset.safetensors", tensors, meta)

@@ -121,6 +121,16 @@ impl Hessian {
         size_of::<f32>() * n * n / 2 + n * PAGE / 2
     }
 
+    /// With another diagonal of `H`, entry by entry.
+    ///
+    /// # Errors
+    /// [`HessianError::Empty`].
+    pub(crate) fn map_diagonal(mut self, entry: impl Fn(f64) -> f64) -> Result<Self, HessianError> {
+        let scale = self.scale()?;
+        self.sum.diag_mut().mapv_inplace(|sum| (entry(f64::from(sum) * scale) / scale) as f32);
+        Ok(self)
+    }
+
     /// The plain sum `Σ XᵀX`, `[n, n]`; what lies above the diagonal means nothing.
     #[must_use]
     pub fn moments(&self) -> ArrayView2<'_, f32> {

@@ -1,4 +1,4 @@
-//! Hessian accumulation, damping, factorisation and the GPTQ, GPTAQ and Qronos solvers.
+//! Hessian accumulation, damping, factorisation and the GPTQ, GPTAQ, Qronos, BiLLM and SliM-LLM solvers.
 //!
 //! Three steps, each usable alone on bare matrices:
 //!
@@ -6,6 +6,8 @@
 //! 2. [`prepare`] turns it into a [`Factor`]: dead columns, act-order, damping with documented escalation, one Cholesky
 //!    factorisation, a residual check. Linears that share an input share the factor.
 //! 3. [`gptq`] quantises a weight `[out, in]` against the factor.
+//!
+//! [`slim`] gives groups of columns bit widths of their own and [`billm`] makes binary codes, against the same factor.
 //!
 //! [`gptaq`] and [`qronos`] quantise towards the outputs of the float model instead, with a [`CrossGram`] of both models' inputs
 //! summed beside the Hessian and a [`Correction`] or a [`Retarget`] prepared beside the factor.
@@ -31,6 +33,8 @@
 
 mod accumulate;
 mod attempt;
+mod billm;
+mod blockwise;
 mod cholesky;
 mod coupling;
 mod cross;
@@ -45,6 +49,7 @@ mod panels;
 mod qronos;
 mod residual;
 mod retarget;
+mod slim;
 mod solve;
 mod sweeps;
 mod tasks;
@@ -55,6 +60,9 @@ mod views;
 
 pub use accumulate::Hessian;
 pub use attempt::{Attempt, Outcome, Precision};
+pub use billm::{
+    BillmBlock, BillmConfig, BillmResult, SalientMetric, billm, billm_operations, billm_workspace_bytes,
+};
 pub use cross::CrossGram;
 pub use error::HessianError;
 pub use factor::{DampingUnit, Factor, FactorBackend, FactorReport, FactorSettings, prepare};
@@ -63,6 +71,9 @@ pub use gptq::{GptqConfig, GptqResult, gptq, workspace_bytes};
 /// The arrays of the functions here.
 pub use ndarray;
 pub use qronos::{QronosConfig, QronosResult, qronos, qronos_workspace_bytes};
-pub use quant_core::{ActOrder, Bits, ClipSearch, Convention, FloatType, Grid, QuantizedMatrix, Variant};
+pub use quant_core::{
+    ActOrder, BinaryMatrix, Bits, ClipSearch, Convention, FloatType, Grid, QuantizedMatrix, Variant, Widths,
+};
 pub use quant_kernels::{Compute, Par};
 pub use retarget::Retarget;
+pub use slim::{SlimConfig, SlimFactor, SlimResult, slim, slim_most, slim_operations, slim_workspace_bytes};

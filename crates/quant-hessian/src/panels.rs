@@ -1,9 +1,11 @@
 //! The unit upper-triangular feedback matrix of GPTQ, packed by column panels.
 
 use ndarray::{ArrayView2, Axis, Slice};
-use quant_kernels::{Element, Par};
+use std::ops::Range;
 
-use crate::tasks;
+use quant_kernels::{Compute, Element, Par, matmul_nn};
+
+use crate::{tasks, views};
 
 /// Columns of a panel. Wide enough that a product with it reads the other operand rarely, narrow enough that the part
 /// below the diagonal, which is stored as zeros, stays small.
@@ -73,8 +75,8 @@ impl<T: Element> Panels<T> {
     /// Calls `f(first_column, Ũ[rows, first_column..])` for every panel's share of a column range, left to right.
     pub(crate) fn for_columns(
         &self,
-        columns: std::ops::Range<usize>,
-        rows: std::ops::Range<usize>,
+        columns: Range<usize>,
+        rows: Range<usize>,
         mut f: impl FnMut(usize, ArrayView2<'_, T>),
     ) {
         let mut at = columns.start;
@@ -83,12 +85,34 @@ impl<T: Element> Panels<T> {
             let end = ((p + 1) * PANEL).min(columns.end);
             let width = self.width(p);
             let part = &self.panels[p][rows.start * width..rows.end * width];
-            let mut view = crate::views::matrix(part, rows.len(), width);
+            let mut view = views::matrix(part, rows.len(), width);
             let first = at - p * PANEL;
             view.slice_axis_inplace(Axis(1), Slice::from(first..first + (end - at)));
             f(at, view);
             at = end;
         }
+    }
+
+    /// `target_k += sign · Σ_j sources_j Ũ_jk` for the positions k of `target` and j of `from`, on tiles of `L` rows.
+    pub(crate) fn feed_back<const L: usize>(
+        &self,
+        target: &mut [[T; L]],
+        to: Range<usize>,
+        sign: T,
+        sources: &[[T; L]],
+        from: Range<usize>,
+    ) {
+        if from.is_empty() {
+            return;
+        }
+        let sources = views::matrix(sources.as_flattened(), from.len(), L);
+        let first = to.start;
+        self.for_columns(to, from, |column, panel| {
+            let width = panel.ncols();
+            let part = target[column - first..][..width].as_flattened_mut();
+            let part = views::matrix_mut(part, width, L);
+            matmul_nn(part, true, sign, panel.reversed_axes(), sources, Compute::F32, Par::Seq);
+        });
     }
 
     /// Bytes held for side `n`.

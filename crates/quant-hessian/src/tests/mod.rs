@@ -1,5 +1,7 @@
 //! Properties of `gptq.md`, `gptaq.md` and `qronos.md`, and the published formulation as a reference.
 
+mod billm;
+mod billm_goldens;
 mod equivalence;
 mod factor;
 mod goldens;
@@ -9,6 +11,8 @@ mod properties;
 mod qronos;
 mod qronos_goldens;
 mod reference;
+mod slim;
+mod slim_goldens;
 
 use ndarray::Array2;
 use quant_core::{Bits, Convention, FloatType, Grid, Variant};
