@@ -85,6 +85,9 @@ fn several_chunks_of_tokens_do_not_matter() {
             "  - smoothquant: {}\n  - qronos: { scheme: W4A8g32, actorder: static, float_stream: block }".to_owned(),
             "overrides: { '*.k_proj': { rtn: {} }, '*.down_proj': { gptq: { scheme: W8A8 } } }",
         ),
+        ("billm", "  - billm: { block_size: 64 }".to_owned(), ""),
+        ("slim-llm", "  - slim-llm: { scheme: W3A16g32, lambda: 2.0 }".to_owned(), "compute: bf16"),
+        ("slim-llm-official", "  - slim-llm: { scheme: W2A16g16, variant: official }".to_owned(), ""),
         ("awq", "  - awq: { scheme: W4A16g32 }".to_owned(), "export: { format: compressed-tensors }"),
         ("awq-all", "  - awq: { scheme: W3A16, variant: official }".to_owned(), "compute: bf16"),
         (
@@ -137,7 +140,12 @@ fn shards_of_the_input_do_not_matter() {
     split_in_two(&split_model);
     let recipes = tempdir().unwrap();
     let mut jobs = vec!["w8a8-static-ascend".to_owned(), "w4a4kv4-research".to_owned()];
-    for modifier in ["awq: { scheme: W4A16g32 }", "gptaq: { scheme: W4A16g32 }"] {
+    for modifier in [
+        "awq: { scheme: W4A16g32 }",
+        "gptaq: { scheme: W4A16g32 }",
+        "billm: {}",
+        "slim-llm: { scheme: W2A16g32 }",
+    ] {
         let file = recipes.path().join(format!("{}.yaml", jobs.len()));
         std::fs::write(&file, format!("version: 1\nmodifiers: [{modifier}]\n")).unwrap();
         jobs.push(text(&file).to_owned());

@@ -27,6 +27,7 @@
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 pub mod awq;
+pub mod billm;
 mod error;
 mod folding;
 pub mod gptaq;
@@ -36,6 +37,7 @@ pub mod qronos;
 mod registry;
 pub mod rtn;
 pub mod settings;
+pub mod slim_llm;
 pub mod smoothquant;
 pub mod statistics;
 

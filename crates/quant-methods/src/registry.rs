@@ -19,10 +19,12 @@ impl Entry for Method {
 /// All methods of this crate, alphabetical.
 pub static METHODS: &[&Method] = &[
     &crate::awq::METHOD,
+    &crate::billm::METHOD,
     &crate::gptaq::METHOD,
     &crate::gptq::METHOD,
     &crate::qronos::METHOD,
     &crate::rtn::METHOD,
+    &crate::slim_llm::METHOD,
     &crate::smoothquant::METHOD,
 ];
 
@@ -77,7 +79,8 @@ mod tests {
             }
             let Some(rounding) = modifier.rounding else { continue };
             assert_eq!(rounding.method().id, m.id);
-            for inputs in [1, 32, 100] {
+            let group = rounding.weights().scheme.group;
+            for inputs in [1, 32, 100, 300] {
                 let linear = quant_graph::LinearSpec {
                     id: quant_graph::LinearId::DOWN,
                     module: "model.layers.0.mlp.down_proj".into(),
@@ -88,7 +91,8 @@ mod tests {
                 };
                 let planned = rounding.plan(&linear, quant_core::FloatType::F32).unwrap().unwrap();
                 assert_eq!(planned.solver.method().id, m.id);
-                assert_eq!(planned.weight.group, (inputs > 32).then_some(32), "{}", m.id);
+                assert_eq!(planned.weight.group, group.filter(|&g| g < inputs), "{}", m.id);
+                assert_eq!(planned.solver.notice().is_some(), m.id == "slim-llm" && inputs < 97);
             }
         }
     }

@@ -93,7 +93,7 @@ fn operations(plan: &Plan, lengths: &[usize]) -> f64 {
                 let mut shared = 0.0_f64;
                 for linear in group.iter().filter_map(|id| block.linear(*id)) {
                     let Some(solver) = plan.blocks[index][&linear.id].solver() else { continue };
-                    let of = solver.operations(linear.shape());
+                    let of = solver.operations(linear.shape(), tokens);
                     shared = shared.max(of.prepare);
                     all += of.round / COLUMNS;
                 }

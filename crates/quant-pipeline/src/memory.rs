@@ -271,7 +271,7 @@ impl Stage {
             several |= preparing.count() > 1;
             for solver in stage.linears.iter().filter_map(|id| Some((*id, block.get(id)?.solver()?))) {
                 let Some(linear) = spec.linear(solver.0) else { continue };
-                let one = solver.1.workspace(linear.shape());
+                let one = solver.1.workspace(linear.shape(), starts.last().copied().unwrap_or(0));
                 workspace = Workspace {
                     prepare: workspace.prepare.max(one.prepare),
                     retry: workspace.retry.max(one.retry),

@@ -151,6 +151,7 @@ impl Plan {
         };
         format.supports(spec, &scheme)?;
         check_float_streams(&blocks)?;
+        warnings.extend(notices(&blocks));
         let streams = streams(recipe, spec, &blocks, kv);
         if scheme.linears().all(|(_, _, s)| s.is_float()) && kv.is_none() {
             warnings
@@ -238,6 +239,23 @@ impl StageNeeds {
             Stream::Deployed => &mut self.deployed,
         }
     }
+}
+
+/// What methods say of how they round, each with the number of linears of which it is true and the first of them.
+fn notices(blocks: &[BTreeMap<LinearId, LinearPlan>]) -> Vec<String> {
+    let mut notices: Vec<(&str, usize, &LinearPlan)> = Vec::new();
+    for linear in blocks.iter().flat_map(BTreeMap::values) {
+        let Some(notice) = linear.solver().and_then(Solver::notice) else { continue };
+        match notices.iter_mut().find(|(known, ..)| *known == notice) {
+            Some((_, count, _)) => *count += 1,
+            None => notices.push((notice, 1, linear)),
+        }
+    }
+    let line = |(notice, count, first): (&str, usize, &LinearPlan)| match count {
+        1 => format!("{}: {notice}", first.module),
+        _ => format!("{} and {} more: {notice}", first.module, count - 1),
+    };
+    notices.into_iter().map(line).collect()
 }
 
 /// What a recipe without a format gets, and which formats it could name.

@@ -69,7 +69,7 @@ impl Solver for AwqRounding {
     fn sharing_key(&self) -> String {
         self.clip.map_or_else(String::new, |spacing| format!("tokens {spacing:?}"))
     }
-    fn operations(&self, (outputs, inputs): (usize, usize)) -> Operations {
+    fn operations(&self, (outputs, inputs): (usize, usize), _: usize) -> Operations {
         let Some(spacing) = self.clip else { return Operations::default() };
         let candidates = f64::from(MAX_SHRINK) * N_GRID as f64;
         // Differences meet the Gram matrix of a group or the tokens, whichever is smaller.

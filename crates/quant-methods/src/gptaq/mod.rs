@@ -120,7 +120,7 @@ impl Solver for Gptaq {
     fn precision(&self) -> Option<Precision> {
         Some(self.factor.precision)
     }
-    fn workspace(&self, (_, inputs): (usize, usize)) -> Workspace {
+    fn workspace(&self, (_, inputs): (usize, usize), _: usize) -> Workspace {
         let gptq = factor_workspace(&self.factor, inputs);
         let cross = quant_hessian::CrossGram::bytes_for(inputs, self.factor.act_order) as u64;
         let correcting = Correction::peak_bytes(inputs, self.factor.act_order) as u64;
@@ -133,7 +133,7 @@ impl Solver for Gptaq {
             thread: gptaq_workspace_bytes(inputs, self.config.variant, Par::Seq) as u64,
         }
     }
-    fn operations(&self, (outputs, inputs): (usize, usize)) -> Operations {
+    fn operations(&self, (outputs, inputs): (usize, usize), _: usize) -> Operations {
         let n = inputs as f64;
         // A triangular solve more, of half a triangle, and a second feedback in the column loop.
         Operations { prepare: (FACTOR + 1.0 / 3.0) * n.powi(3), round: 2.0 * outputs as f64 * n * n }

@@ -200,10 +200,10 @@ impl Solver for Gptq {
     fn precision(&self) -> Option<Precision> {
         Some(self.factor.precision)
     }
-    fn workspace(&self, (_, inputs): (usize, usize)) -> Workspace {
+    fn workspace(&self, (_, inputs): (usize, usize), _: usize) -> Workspace {
         factor_workspace(&self.factor, inputs)
     }
-    fn operations(&self, (outputs, inputs): (usize, usize)) -> Operations {
+    fn operations(&self, (outputs, inputs): (usize, usize), _: usize) -> Operations {
         let n = inputs as f64;
         Operations { prepare: FACTOR * n.powi(3), round: outputs as f64 * n * n }
     }

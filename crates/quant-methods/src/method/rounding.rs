@@ -75,12 +75,7 @@ impl WeightSettings {
     ) -> Result<Self, SettingsError> {
         let conflict =
             |problem: String| SettingsError::Conflict { path: settings.path().to_owned(), problem };
-        let text = settings.text("scheme")?;
-        let scheme: Scheme = text.parse().map_err(|e: CoreError| SettingsError::Value {
-            path: format!("{}.scheme", settings.path()),
-            expected: "W<bits>A<bits>[KV<bits>][g<size>]".into(),
-            found: e.to_string(),
-        })?;
+        let scheme = read_scheme(settings)?;
         let symmetric = settings.given("symmetric").and_then(serde_json::Value::as_bool);
         let convention = settings.word::<Convention>("convention")?;
         let convention = match (symmetric, convention) {
@@ -104,6 +99,15 @@ impl WeightSettings {
         let input_shards = settings.given(INPUT_SHARDS.name).and_then(serde_json::Value::as_u64);
         let input_shards = input_shards.map_or(1, |n| n as usize);
         Ok(Self { scheme, convention, clip: None, variant, input_shards })
+    }
+
+    /// Reads the keys [`SCHEME`] and [`VARIANT`], for a method that has one convention.
+    ///
+    /// # Errors
+    /// A scheme that is not understood.
+    pub fn read_scheme(settings: &Settings, convention: Convention) -> Result<Self, SettingsError> {
+        let variant = settings.word("variant")?.unwrap_or_default();
+        Ok(Self { scheme: read_scheme(settings)?, convention, clip: None, variant, input_shards: 1 })
     }
 
     /// Equal parts into which the inputs of a linear are cut, each with scales of its own: in tensor parallelism every
@@ -150,6 +154,14 @@ impl WeightSettings {
         };
         Ok(Some((grid, weight)))
     }
+}
+
+fn read_scheme(settings: &Settings) -> Result<Scheme, SettingsError> {
+    settings.text("scheme")?.parse().map_err(|e: CoreError| SettingsError::Value {
+        path: format!("{}.scheme", settings.path()),
+        expected: "W<bits>A<bits>[KV<bits>][g<size>]".into(),
+        found: e.to_string(),
+    })
 }
 
 /// The scheme: bits and groups.

@@ -2,7 +2,7 @@
 //! and the rounding itself.
 
 use crate::{Method, MethodError, SiteStatistics, Statistic, Stream};
-use ndarray::{Array1, ArrayView2};
+use ndarray::{Array1, ArrayView1, ArrayView2};
 use quant_graph::LinearWeight;
 use quant_hessian::{FactorReport, Precision};
 use quant_kernels::Par;
@@ -110,18 +110,22 @@ pub trait Solver: Debug + Send + Sync {
     fn precision(&self) -> Option<Precision> {
         None
     }
-    /// Bytes it holds for a weight `(out, in)`.
-    fn workspace(&self, shape: (usize, usize)) -> Workspace {
-        let _ = shape;
+    /// What a person should know of how it rounds, beside what the scheme says.
+    fn notice(&self) -> Option<&'static str> {
+        None
+    }
+    /// Bytes it holds for a weight `(out, in)`, given the calibration tokens.
+    fn workspace(&self, shape: (usize, usize), tokens: usize) -> Workspace {
+        let _ = (shape, tokens);
         Workspace::default()
     }
     /// Calibration tokens that a weight of `inputs` columns should see at least.
     fn tokens_wanted(&self, inputs: usize) -> usize {
         inputs
     }
-    /// Operations on a weight `(out, in)`.
-    fn operations(&self, shape: (usize, usize)) -> Operations {
-        let _ = shape;
+    /// Operations on a weight `(out, in)`, given the calibration tokens.
+    fn operations(&self, shape: (usize, usize), tokens: usize) -> Operations {
+        let _ = (shape, tokens);
         Operations::default()
     }
     /// Makes of the statistics what rounding needs, for weights of `rows` rows in all; what is used up is taken out and freed
@@ -148,6 +152,20 @@ pub trait Solver: Debug + Send + Sync {
         prepared: &Prepared,
         par: Par,
     ) -> Result<Rounded, MethodError>;
+    /// The same where the linear's `bias` `[out]` is known, for methods that compare outputs.
+    ///
+    /// # Errors
+    /// As [`Self::round`].
+    fn round_linear(
+        &self,
+        weight: ArrayView2<'_, f32>,
+        bias: Option<ArrayView1<'_, f32>>,
+        prepared: &Prepared,
+        par: Par,
+    ) -> Result<Rounded, MethodError> {
+        let _ = bias;
+        self.round(weight, prepared, par)
+    }
     /// A weight `(out, in)` to be rounded as its rows arrive; none for methods that want all of it, or statistics.
     fn by_rows(&self, shape: (usize, usize)) -> Option<Box<dyn RowRounding>> {
         let _ = shape;

@@ -158,7 +158,7 @@ impl Solver for Qronos {
         // `D H_d⁻¹` is a regression with as many unknowns per output as there are inputs.
         10 * inputs
     }
-    fn workspace(&self, shape: (usize, usize)) -> Workspace {
+    fn workspace(&self, shape: (usize, usize), _: usize) -> Workspace {
         let (_, inputs) = shape;
         let gptq = factor_workspace(&self.factor, inputs);
         let square = Retarget::bytes_for(inputs) as u64;
@@ -173,7 +173,7 @@ impl Solver for Qronos {
             thread: thread as u64,
         }
     }
-    fn operations(&self, (outputs, inputs): (usize, usize)) -> Operations {
+    fn operations(&self, (outputs, inputs): (usize, usize), _: usize) -> Operations {
         let (n, rows) = (inputs as f64, outputs as f64);
         // A product with `D`, and two triangular solves: of the weight, or once for all weights.
         let solves = 2.0 * n * n * rows.min(n);

@@ -3,7 +3,7 @@
 use super::sample::{Sample, Sequences};
 use super::{Spacing, Statistic};
 use crate::MethodError;
-use ndarray::{ArrayView1, ArrayView2};
+use ndarray::{Array2, ArrayView1, ArrayView2};
 use quant_core::{ChannelMaxima, ChannelMeans, Observer};
 use quant_hessian::{CrossGram, Hessian, HessianError};
 use quant_kernels::{Compute, Par, vectorized};
@@ -191,6 +191,11 @@ impl Gathered {
     #[must_use]
     pub fn sample(&self, spacing: Spacing) -> Option<ArrayView2<'_, f32>> {
         self.samples.iter().find(|s| s.spacing() == spacing).map(Sample::view)
+    }
+    /// Takes sampled tokens `[tokens, width]` out, if this sample was asked for.
+    pub fn take_sample(&mut self, spacing: Spacing) -> Option<Array2<f32>> {
+        let at = self.samples.iter().position(|s| s.spacing() == spacing)?;
+        Some(self.samples.remove(at).into_rows())
     }
     /// Any sampled tokens.
     #[must_use]

@@ -65,6 +65,11 @@ impl Sample {
     pub fn view(&self) -> ArrayView2<'_, f32> {
         self.rows.view()
     }
+    /// The tokens, taken out.
+    #[must_use]
+    pub fn into_rows(self) -> Array2<f32> {
+        self.rows
+    }
 }
 
 /// Tokens of one sequence that stay together, so that attention over a piece is enough to see more than a few keys.

@@ -145,7 +145,10 @@ impl Run<'_> {
         let par = self.par();
         let started = Instant::now();
         let float = params.weight.into_values();
-        let rounded = plan.solver().map(|solver| solver.round(float.view(), prepared, par));
+        let rounded = plan.solver().map(|solver| {
+            let bias = params.bias.as_ref().map(|b| b.view());
+            solver.round_linear(float.view(), bias, prepared, par)
+        });
         let rounded = rounded.transpose().map_err(PipelineError::method(&plan.module))?;
         let seconds = started.elapsed().as_secs_f64();
         add_seconds(&mut self.report.seconds, "round", started.elapsed());
