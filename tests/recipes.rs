@@ -4,8 +4,8 @@
 
 mod common;
 
-use common::{Ran, SMALL, copy_of_model, files, ptq, quantize, text, tiny_reasoner};
-use serde_json::{Value, json};
+use common::{Ran, SMALL, copy_of_model, files, ptq, quantize, text, tie, tiny_reasoner};
+use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::Path;
 use tempfile::tempdir;
@@ -64,22 +64,8 @@ fn every_convention_by_its_name() {
     }
 }
 
-/// Removes the stored head and ties it to the embedding.
-fn tie(model: &Path) {
-    let path = model.join("config.json");
-    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    config["tie_word_embeddings"] = json!(true);
-    std::fs::write(path, config.to_string()).unwrap();
-    let path = model.join("model.safetensors");
-    let bytes = std::fs::read(&path).unwrap();
-    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let rest: Vec<_> = tensors.tensors().into_iter().filter(|(name, _)| name != "lm_head.weight").collect();
-    assert_eq!(rest.len() + 1, tensors.len());
-    safetensors::serialize_to_file(rest, None, &path).unwrap();
-}
-
 #[test]
-fn the_head_is_always_left_alone() {
+fn the_head_is_left_alone_unless_it_is_named() {
     let work = tempdir().unwrap();
     let tied = copy_of_model(work.path());
     tie(&tied);

@@ -88,6 +88,11 @@ fn several_chunks_of_tokens_do_not_matter() {
         ("billm", "  - billm: { block_size: 64 }".to_owned(), ""),
         ("slim-llm", "  - slim-llm: { scheme: W3A16g32, lambda: 2.0 }".to_owned(), "compute: bf16"),
         ("slim-llm-official", "  - slim-llm: { scheme: W2A16g16, variant: official }".to_owned(), ""),
+        (
+            "tables",
+            "  - gptq: { scheme: W4A16g32 }".to_owned(),
+            "overrides: { lm_head: { scheme: W8A16, actorder: static }, model.embed_tokens: { rtn: { scheme: W4A16g32 } } }",
+        ),
         ("awq", "  - awq: { scheme: W4A16g32 }".to_owned(), "export: { format: compressed-tensors }"),
         ("awq-all", "  - awq: { scheme: W3A16, variant: official }".to_owned(), "compute: bf16"),
         (

@@ -115,7 +115,7 @@ pub(crate) fn quantize_in_memory(
     })
     .unwrap()
     .unwrap_or_else(|e| panic!("{e}"));
-    (blocks.model(plan.spec.clone()), report)
+    (blocks.model(plan.stored.clone()), report)
 }
 
 /// Calibration data that comes with the embedded model.
@@ -237,6 +237,20 @@ pub(crate) fn copy_of_model(parent: &Path) -> PathBuf {
         }
     }
     copy
+}
+
+/// Removes the stored head and ties it to the embedding.
+pub(crate) fn tie(model: &Path) {
+    let path = model.join("config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    config["tie_word_embeddings"] = true.into();
+    std::fs::write(path, config.to_string()).unwrap();
+    let path = model.join("model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let rest: Vec<_> = tensors.tensors().into_iter().filter(|(name, _)| name != "lm_head.weight").collect();
+    assert_eq!(rest.len() + 1, tensors.len());
+    safetensors::serialize_to_file(rest, None, &path).unwrap();
 }
 
 /// Replaces `model.safetensors` by two shards and their index.

@@ -6,6 +6,7 @@ use ndarray::{Array1, Array2};
 use quant_core::FloatType;
 use quant_graph::{
     BlockFrame, BlockParams, BlockSource, BoxError, ModelSpec, Outer, RowVisitor, Rows, SourceError,
+    TableVisitor,
 };
 use serde_json::Value;
 
@@ -66,9 +67,8 @@ impl FolderSource {
         self.format
     }
 
-    /// SHA-256 of the stored bytes of every tensor read whole so far (blocks and final norm). Float tensors are hashed
-    /// in the pass that reads them; a block read twice is hashed once. The embedding and the head are read by rows and
-    /// so are not among them.
+    /// SHA-256 of the stored bytes of every tensor read whole so far: blocks, final norm, and tables that were visited from
+    /// their first row to their last. Float tensors are hashed in the pass that reads them; what is read twice is hashed once.
     #[must_use]
     pub fn input_hashes(&self) -> &BTreeMap<String, TensorHash> {
         &self.hashes
@@ -82,7 +82,7 @@ impl FolderSource {
 
     /// The table that holds the head.
     fn head_name(&self) -> &'static str {
-        if self.spec.tied { ModelSpec::EMBEDDING } else { ModelSpec::HEAD }
+        self.spec.stored_in(Outer::Head).tensor()
     }
 
     /// The prefix of a block's tensors, and whether they are still to be hashed.
@@ -129,6 +129,18 @@ impl FolderSource {
         let (values, hash) = self.checkpoint.read_vector_f32_hashed(ModelSpec::FINAL_NORM)?;
         self.hashes.insert(ModelSpec::FINAL_NORM.to_owned(), hash);
         Ok(values)
+    }
+
+    fn visit_table(
+        &mut self,
+        name: &'static str,
+        visit: &mut TableVisitor<'_>,
+    ) -> std::result::Result<(), BoxError> {
+        let new = self.hashing && !self.hashes.contains_key(name);
+        self.checkpoint.tensor_shaped(name, &[self.spec.vocab, self.spec.hidden])?;
+        let hash = self.checkpoint.visit_rows_f32(name, new, |first, rows| visit(first, rows))?;
+        self.hashes.extend(hash.map(|hash| (name.to_owned(), hash)));
+        Ok(())
     }
 
     fn failed(&self, what: impl Into<String>, cause: impl Into<BoxError>) -> SourceError {
@@ -267,5 +279,13 @@ impl BlockSource for FolderSource {
     fn head(&mut self, rows: Rows) -> std::result::Result<Array2<f32>, SourceError> {
         let rows = self.checkpoint.read_rows_f32(self.head_name(), rows);
         rows.map_err(|e| self.failed(self.head_name(), e))
+    }
+    fn table_by_rows(
+        &mut self,
+        table: Outer,
+        visit: &mut TableVisitor<'_>,
+    ) -> std::result::Result<(), SourceError> {
+        let name = self.spec.stored_in(table).tensor();
+        self.visit_table(name, visit).map_err(|e| self.failed(name, e))
     }
 }

@@ -73,7 +73,7 @@ fn any_dtype() -> impl Strategy<Value = FloatType> {
 /// One scheme per stage, as fused layers want it.
 fn by_stage(spec: &ModelSpec, schemes: [LinearScheme; 4]) -> ModelScheme {
     let block: BTreeMap<_, _> = spec.layout.ids().map(|id| (id, schemes[id.site() as usize])).collect();
-    ModelScheme { blocks: vec![block; spec.layers], kv: None }
+    ModelScheme { blocks: vec![block; spec.layers], ..ModelScheme::default() }
 }
 
 fn ascend_linear() -> impl Strategy<Value = LinearScheme> {
@@ -186,7 +186,7 @@ proptest! {
     ) {
         let spec = spec(dtype, tied, full);
         let block: BTreeMap<_, _> = spec.layout.ids().zip(linears).collect();
-        let scheme = ModelScheme { blocks: vec![block; spec.layers], kv };
+        let scheme = ModelScheme { blocks: vec![block; spec.layers], kv, ..ModelScheme::default() };
         round_trip(&spec, &Dequantized, &scheme, seed, &[Target::Vllm, Target::Transformers]);
     }
 }

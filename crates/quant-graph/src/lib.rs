@@ -38,7 +38,8 @@ pub use layout::{BlockLayout, LinearId, Norm, Role, Site};
 /// The arrays of the types here.
 pub use ndarray;
 pub use params::{
-    BlockFrame, BlockParams, BlockSource, LinearParams, LinearWeight, RowVisitor, Rows, visit_whole_weights,
+    BlockFrame, BlockParams, BlockSource, LinearParams, LinearWeight, RowVisitor, Rows, TableVisitor,
+    visit_whole_weights,
 };
 pub use quant_core::{
     ActOrder, ActQuant, BinaryMatrix, Bits, EntryQuant, FloatType, KvQuant, QuantizedMatrix, Real,
@@ -46,4 +47,4 @@ pub use quant_core::{
 pub use scheme::{InputScheme, KvScheme, LinearScheme, ModelScheme, WeightForm, WeightScheme};
 pub use spec::{ModelSpec, Outer, RopeScaling, RopeSpec};
 pub use tensors::TensorSpec;
-pub use topology::{BlockSpec, EdgeSource, LinearSpec, ScaleEdge, StageSpec};
+pub use topology::{BlockSpec, EdgeSource, LinearSpec, ScaleEdge, StageSpec, WeightSpec};

@@ -119,6 +119,9 @@ pub struct BlockFrame {
 /// Sees a weight some rows at a time: whose it is, the index of the first row, and the rows `[rows, in]`.
 pub type RowVisitor<'a> = dyn FnMut(LinearId, usize, ArrayView2<'_, f32>) -> Result<(), BoxError> + Send + 'a;
 
+/// Sees a table some rows at a time: the index of the first row, and the rows `[rows, hidden]`.
+pub type TableVisitor<'a> = dyn FnMut(usize, ArrayView2<'_, f32>) -> Result<(), BoxError> + Send + 'a;
+
 /// Anything that can hand out a model block by block: a checkpoint on disk, a quantised folder, a model in memory.
 pub trait BlockSource: Send {
     /// The shape of the model.
@@ -159,6 +162,29 @@ pub trait BlockSource: Send {
     /// # Errors
     /// If they cannot be read.
     fn head(&mut self, rows: Rows) -> Result<Array2<f32>, SourceError>;
+    /// A table outside the blocks, some MB of rows at a time and in order.
+    ///
+    /// # Errors
+    /// As [`Self::embed`] and [`Self::head`], and the first error of `visit`.
+    fn table_by_rows(&mut self, table: Outer, visit: &mut TableVisitor<'_>) -> Result<(), SourceError> {
+        const BYTES: usize = 4 << 20;
+        let (vocab, hidden) = (self.spec().vocab, self.spec().hidden);
+        let step = (BYTES / (size_of::<f32>() * hidden.max(1))).max(1);
+        for first in (0..vocab).step_by(step) {
+            let rows = first..(first + step).min(vocab);
+            let values = if table == Outer::Head {
+                self.head(rows)?
+            } else {
+                // The vocabulary is bounded when the config is read.
+                let ids: Vec<u32> = rows.filter_map(|id| u32::try_from(id).ok()).collect();
+                self.embed(&ids)?
+            };
+            visit(first, values.view()).map_err(|cause| {
+                SourceError::new(table.tensor(), format!("the rows from {first} on"), cause)
+            })?;
+        }
+        Ok(())
+    }
 }
 
 /// Hands the weights of a block in memory to `visit`, all rows of each at once: [`BlockSource::block_by_rows`] for sources

@@ -1,6 +1,6 @@
 //! What a plan wants done to every linear and to the cache: the question a format answers with yes or no.
 
-use crate::{LinearId, ModelSpec};
+use crate::{LinearId, ModelSpec, Outer};
 use quant_core::{
     ActOrder, ActQuant, ActRule, Bits, ChannelRanges, EntryQuant, FloatType, KvGranularity, KvQuant, KvSide,
 };
@@ -198,12 +198,20 @@ pub struct ModelScheme {
     pub blocks: Vec<BTreeMap<LinearId, LinearScheme>>,
     /// The cache of all blocks.
     pub kv: Option<KvScheme>,
+    /// The embedding and the head, as far as they are quantised. They multiply floats.
+    pub tables: BTreeMap<Outer, WeightScheme>,
 }
 
 impl ModelScheme {
     /// Every linear with its block, in execution order.
     pub fn linears(&self) -> impl Iterator<Item = (usize, LinearId, &LinearScheme)> {
         self.blocks.iter().enumerate().flat_map(|(i, block)| block.iter().map(move |(id, s)| (i, *id, s)))
+    }
+    /// The shape of the model as it is stored: a tied head gets a table of its own where one of the two is quantised, since the
+    /// other then holds other numbers.
+    #[must_use]
+    pub fn stored(&self, spec: &ModelSpec) -> ModelSpec {
+        ModelSpec { tied: spec.tied && self.tables.is_empty(), ..spec.clone() }
     }
     /// The first linear whose scheme differs from those its loader fuses it with.
     #[must_use]

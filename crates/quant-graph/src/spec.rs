@@ -2,7 +2,7 @@
 
 use crate::layout::{BlockLayout, LinearId, Norm, Site};
 use quant_core::FloatType;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 /// How rotary frequencies are adapted to longer contexts (`config.json`: `rope_scaling`).
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -92,6 +92,18 @@ pub enum Outer {
 }
 
 impl Outer {
+    /// Those that are tables `[vocab, hidden]`.
+    pub const TABLES: [Self; 2] = [Self::Embedding, Self::Head];
+
+    /// Name of its module.
+    #[must_use]
+    pub fn module(self) -> &'static str {
+        match self {
+            Self::Embedding => ModelSpec::EMBEDDING_MODULE,
+            Self::FinalNorm => ModelSpec::FINAL_NORM_MODULE,
+            Self::Head => ModelSpec::HEAD_MODULE,
+        }
+    }
     /// Name of its tensor.
     #[must_use]
     pub fn tensor(self) -> &'static str {
@@ -100,6 +112,12 @@ impl Outer {
             Self::FinalNorm => ModelSpec::FINAL_NORM,
             Self::Head => ModelSpec::HEAD,
         }
+    }
+}
+
+impl Serialize for Outer {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.module())
     }
 }
 
@@ -158,6 +176,10 @@ impl ModelSpec {
     pub const FINAL_NORM: &'static str = "model.norm.weight";
     /// Head, `[vocab, hidden]`; absent when tied.
     pub const HEAD: &'static str = "lm_head.weight";
+    /// Module name of the embedding.
+    pub const EMBEDDING_MODULE: &'static str = "model.embed_tokens";
+    /// Module name of the final norm.
+    pub const FINAL_NORM_MODULE: &'static str = "model.norm";
     /// Module name of the head.
     pub const HEAD_MODULE: &'static str = "lm_head";
 
@@ -209,6 +231,11 @@ impl ModelSpec {
     pub fn outer(&self) -> &'static [Outer] {
         const ALL: [Outer; 3] = [Outer::Embedding, Outer::FinalNorm, Outer::Head];
         if self.tied { &ALL[..2] } else { &ALL }
+    }
+    /// The part whose tensor holds `what`: the head of a tied model is the embedding.
+    #[must_use]
+    pub fn stored_in(&self, what: Outer) -> Outer {
+        if self.tied && what == Outer::Head { Outer::Embedding } else { what }
     }
     /// Tensors some releases carry that hold nothing a loader needs: rotary buffers (`rotary_emb.inv_freq`, `cos_cached`,
     /// `sin_cached`), which loaders compute.

@@ -39,6 +39,36 @@ impl LinearSpec {
     }
 }
 
+/// A weight `[outputs, inputs]` as its rounding is planned: a stored matrix of a block, or a table outside the blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WeightSpec<'a> {
+    /// Full module name.
+    pub module: &'a str,
+    /// Rows.
+    pub outputs: usize,
+    /// Columns.
+    pub inputs: usize,
+    /// The site that feeds it; none of a table.
+    pub site: Option<Site>,
+    /// The rows of every role it holds; none of a table.
+    pub parts: &'a [(Role, Range<usize>)],
+}
+
+impl<'a> From<&'a LinearSpec> for WeightSpec<'a> {
+    fn from(linear: &'a LinearSpec) -> Self {
+        let LinearSpec { id, module, outputs, inputs, parts, .. } = linear;
+        Self { module, outputs: *outputs, inputs: *inputs, site: Some(id.site()), parts }
+    }
+}
+
+impl<'a> WeightSpec<'a> {
+    /// A weight that is part of no block.
+    #[must_use]
+    pub fn table(module: &'a str, (outputs, inputs): (usize, usize)) -> Self {
+        Self { module, outputs, inputs, site: None, parts: &[] }
+    }
+}
+
 /// Linears that share an input: one Hessian, one set of activation parameters, and, because loaders multiply them as one
 /// matrix, one quantisation type.
 #[derive(Clone, Debug, PartialEq, Eq)]

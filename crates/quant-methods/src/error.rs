@@ -62,3 +62,20 @@ pub enum MethodError {
         value: f32,
     },
 }
+
+impl MethodError {
+    /// The same error of a weight whose row `first` is row 0 of the one it was found in.
+    #[must_use]
+    pub fn in_rows_from(self, first: usize) -> Self {
+        match self {
+            Self::Core(error) => Self::Core(error.in_rows_from(first)),
+            Self::Hessian(HessianError::Core(error)) => {
+                Self::Hessian(HessianError::Core(error.in_rows_from(first)))
+            }
+            Self::Hessian(HessianError::NotFiniteResult { row, column }) => {
+                Self::Hessian(HessianError::NotFiniteResult { row: first + row, column })
+            }
+            other => other,
+        }
+    }
+}

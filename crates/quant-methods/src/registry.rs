@@ -81,15 +81,8 @@ mod tests {
             assert_eq!(rounding.method().id, m.id);
             let group = rounding.weights().scheme.group;
             for inputs in [1, 32, 100, 300] {
-                let linear = quant_graph::LinearSpec {
-                    id: quant_graph::LinearId::DOWN,
-                    module: "model.layers.0.mlp.down_proj".into(),
-                    outputs: 1,
-                    inputs,
-                    bias: false,
-                    parts: Vec::new(),
-                };
-                let planned = rounding.plan(&linear, quant_core::FloatType::F32).unwrap().unwrap();
+                let weight = quant_graph::WeightSpec::table("m", (1, inputs));
+                let planned = rounding.plan(weight, quant_core::FloatType::F32).unwrap().unwrap();
                 assert_eq!(planned.solver.method().id, m.id);
                 assert_eq!(planned.weight.group, group.filter(|&g| g < inputs), "{}", m.id);
                 assert_eq!(planned.solver.notice().is_some(), m.id == "slim-llm" && inputs < 97);

@@ -59,5 +59,6 @@ pub use linear::{FakeQuantLinear, FloatLinear, LinearOp, linear_op};
 pub use fake_quant::fake_quantized;
 pub use model::{EncodeProgress, NonFinite, StreamedModel, spilled_rows_at_once};
 pub use ops::attention::attention_workspace_bytes;
+pub use ops::norm::normed;
 pub use rope::{RopeTable, RopeTables, inverse_frequencies};
 pub use row_store::{RowStore, StoreError};

@@ -4,6 +4,7 @@ use crate::PipelineError;
 use crate::open::OpenFolder;
 use crate::plan::Plan;
 use quant_checkpoint::{DEFAULT_SHARD_BYTES, ShardPlan, TensorDecl, side_files};
+use quant_graph::{ModelSpec, Outer};
 use serde::Serialize;
 
 /// Disk a job needs, in bytes, all of it on the file system of the output.
@@ -49,6 +50,9 @@ pub(crate) fn shard_plan(folder: &OpenFolder, plan: &Plan) -> Result<ShardPlan, 
 
 /// The tensors that a plan writes.
 pub(crate) fn declared(folder: &OpenFolder, plan: &Plan) -> Vec<TensorDecl> {
-    let dtype = |name: &str| folder.checkpoint.get(name).map(|t| t.dtype);
-    plan.recipe.format().declare(&plan.spec, &plan.scheme, &dtype)
+    // A head that is tied no more comes from the embedding.
+    let head = plan.spec.stored_in(Outer::Head).tensor();
+    let stored = |name: &str| folder.checkpoint.get(if name == ModelSpec::HEAD { head } else { name });
+    let dtype = |name: &str| stored(name).map(|t| t.dtype);
+    plan.recipe.format().declare(&plan.stored, &plan.scheme, &dtype)
 }

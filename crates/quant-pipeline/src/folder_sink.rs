@@ -16,7 +16,7 @@ pub(crate) struct FolderSink<'a> {
     input: Option<&'a Checkpoint>,
     declared: &'a [TensorDecl],
     side: Vec<BlockSideData>,
-    copied: Vec<&'static str>,
+    copied: Vec<(&'static str, &'static str)>,
 }
 
 impl<'a> FolderSink<'a> {
@@ -29,8 +29,8 @@ impl<'a> FolderSink<'a> {
     ) -> Self {
         Self { plan, output, input, declared, side: Vec::new(), copied: Vec::new() }
     }
-    /// What side files need of every block, and the names of the tensors that were copied.
-    pub(crate) fn into_parts(self) -> (Vec<BlockSideData>, Vec<&'static str>) {
+    /// What side files need of every block, and the tensors that were copied: their names in the input and here.
+    pub(crate) fn into_parts(self) -> (Vec<BlockSideData>, Vec<(&'static str, &'static str)>) {
         (self.side, self.copied)
     }
 }
@@ -46,8 +46,9 @@ impl BlockSink for FolderSink<'_> {
     }
     fn copy_stored(&mut self, what: Outer) -> Result<bool, PipelineError> {
         let Some(input) = self.input else { return Ok(false) };
-        self.output.copy_tensor(input, what.tensor(), what.tensor())?;
-        self.copied.push(what.tensor());
+        let (from, to) = (self.plan.spec.stored_in(what).tensor(), what.tensor());
+        self.output.copy_tensor(input, from, to)?;
+        self.copied.push((from, to));
         Ok(true)
     }
     fn outer_rows(

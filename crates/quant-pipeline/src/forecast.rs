@@ -101,6 +101,11 @@ fn operations(plan: &Plan, lengths: &[usize]) -> f64 {
             }
         }
     }
+    all += plan.needs_of_head().iter().map(|s| s.operations(tokens, spec.hidden)).sum::<f64>();
+    for table in plan.tables.values() {
+        let of = table.solver.operations((spec.vocab, spec.hidden), tokens);
+        all += of.prepare + of.round / COLUMNS;
+    }
     all
 }
 

@@ -1,5 +1,7 @@
 //! Predicting the peak of resident memory from a plan.
 
+mod tables;
+
 use crate::layout::Layout;
 use crate::plan::{MEASURED, Plan};
 use quant_graph::{BlockSpec, Site, StageSpec};
@@ -161,6 +163,7 @@ pub fn predict(plan: &Plan, lengths: &[usize], text_bytes: u64, threads: usize) 
     // Between a writer that is done with the block before (113 MB measured, of a job) and one that lags (145 MB).
     let weights = sizes.levels + sizes.encoded + sizes.in_flight() / 4;
     phases.push(PhaseMemory { weights, ..sizes.phase("write") });
+    phases.extend(tables::phases(plan, &layout.starts, sizes.chunk, threads as u64));
     MemoryPlan {
         base: BASE
             + THREAD * threads as u64
@@ -177,7 +180,13 @@ pub fn predict(plan: &Plan, lengths: &[usize], text_bytes: u64, threads: usize) 
             _ => 0,
         },
         spilled: sizes.spilled,
-        retry: sizes.stages.iter().map(|s| s.workspace.retry).max().unwrap_or(0),
+        retry: sizes
+            .stages
+            .iter()
+            .map(|s| s.workspace.retry)
+            .chain([tables::retry(plan, layout.rows())])
+            .max()
+            .unwrap_or(0),
         phases,
     }
 }

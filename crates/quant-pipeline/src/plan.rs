@@ -1,15 +1,18 @@
 //! From a recipe and a model to a plan: what happens to every linear, decided and checked before a weight is read.
 
+mod tables;
+
 use crate::cache_plan::plan_cache;
 use crate::error::{PipelineError, RecipeError};
 use crate::recipe::Recipe;
 use quant_checkpoint::formats::Format;
 use quant_core::{Bits, CoreError, FloatType};
 use quant_graph::{
-    InputScheme, KvScheme, LinearId, LinearScheme, LinearSpec, ModelScheme, ModelSpec, StageSpec,
+    InputScheme, KvScheme, LinearId, LinearScheme, LinearSpec, ModelScheme, ModelSpec, Outer, StageSpec,
 };
 use quant_methods::{FloatStream, Need, PlannedRounding, Rounding, Solver, Spacing, Statistic, Stream};
 use std::collections::BTreeMap;
+use tables::plan_tables;
 
 /// What happens to one linear.
 #[derive(Clone, Debug)]
@@ -72,14 +75,18 @@ pub struct StageNeeds {
 /// A legal job: recipe and model resolved against each other.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// The model.
+    /// The model as it is.
     pub spec: ModelSpec,
+    /// The model as it will be stored: a tied head may get a table of its own.
+    pub stored: ModelSpec,
     /// The recipe it came from.
     pub recipe: Recipe,
-    /// Storage of every linear and the cache.
+    /// Storage of every linear, the cache, embedding and head.
     pub scheme: ModelScheme,
     /// Per block, every linear.
     pub blocks: Vec<BTreeMap<LinearId, LinearPlan>>,
+    /// How embedding and head are rounded, where they are.
+    pub tables: BTreeMap<Outer, PlannedRounding>,
     /// Activations to carry.
     pub streams: Streams,
     /// Type the target's loader holds scales in.
@@ -94,8 +101,8 @@ impl Plan {
     /// Resolves a recipe against a model and refuses what cannot work.
     ///
     /// # Errors
-    /// An override that matches nothing, methods that are compared with different float streams, and whatever the export format
-    /// cannot hold, with the alternatives named.
+    /// An override that matches nothing or asks for what a table cannot be, methods that are compared with different float
+    /// streams, and whatever the export format cannot hold, with the alternatives named.
     pub fn new(recipe: &Recipe, spec: &ModelSpec) -> Result<Self, PipelineError> {
         let mut plan = Self::resolve(recipe, spec).map_err(|error| match error {
             PipelineError::Recipe(error) => recipe.placed(error).into(),
@@ -113,9 +120,13 @@ impl Plan {
         let block = |i| spec.block(i).linears.into_iter().map(move |linear| (i, linear));
         let modules: Vec<(usize, LinearSpec)> = (0..spec.layers).flat_map(block).collect();
         for (glob, _) in recipe.overrides() {
-            if !modules.iter().any(|(_, l)| glob.matches(&l.module)) {
+            let of_table = |table: &Outer| table.module() == glob.pattern();
+            if !modules.iter().any(|(_, l)| glob.matches(&l.module)) && !Outer::TABLES.iter().any(of_table) {
                 let like = modules.first().map_or("", |(_, l)| l.module.as_str());
-                let problem = format!("it matches no linear of this model (they are called like {like})");
+                let mut problem = format!("it matches no linear of this model (they are called like {like})");
+                if let Some(table) = Outer::TABLES.iter().find(|table| glob.matches(table.module())) {
+                    problem += &format!("; {0} is quantised only where the key is {0}", table.module());
+                }
                 return Err(RecipeError::conflict(format!("overrides.{:?}", glob.pattern()), problem).into());
             }
         }
@@ -126,8 +137,8 @@ impl Plan {
         }
         let mut warnings = Vec::new();
         for glob in recipe.ignore() {
-            let head = glob.matches(ModelSpec::HEAD_MODULE);
-            if !head && !modules.iter().any(|(_, l)| glob.matches(&l.module)) {
+            let table = Outer::TABLES.iter().any(|table| glob.matches(table.module()));
+            if !table && !modules.iter().any(|(_, l)| glob.matches(&l.module)) {
                 warnings.push(format!("ignore: {:?} matches nothing in this model", glob.pattern()));
             }
         }
@@ -142,31 +153,44 @@ impl Plan {
             blocks[index].insert(linear.id, planned);
         }
         let kv = plan_cache(recipe, spec, &mut warnings)?;
+        let tables = plan_tables(recipe, spec)?;
         let scheme = ModelScheme {
             blocks: blocks
                 .iter()
                 .map(|block| block.iter().map(|(id, linear)| (*id, linear.scheme)).collect())
                 .collect(),
             kv,
+            tables: tables.iter().map(|(table, planned)| (*table, planned.weight)).collect(),
         };
-        format.supports(spec, &scheme)?;
+        let stored = scheme.stored(spec);
+        format.supports(&stored, &scheme)?;
         check_float_streams(&blocks)?;
         warnings.extend(notices(&blocks));
-        let streams = streams(recipe, spec, &blocks, kv);
-        if scheme.linears().all(|(_, _, s)| s.is_float()) && kv.is_none() {
+        let streams = streams(recipe, spec, &blocks, &tables, kv);
+        if scheme.linears().all(|(_, _, s)| s.is_float()) && kv.is_none() && tables.is_empty() {
             warnings
                 .push("the scheme leaves everything in 16 bits: the output is a copy of the model".into());
         }
-        Ok(Self {
+        let mut plan = Self {
             spec: spec.clone(),
+            stored,
             recipe: recipe.clone(),
             scheme,
             blocks,
+            tables,
             streams,
             scale_type,
             norm_type,
             warnings,
-        })
+        };
+        plan.warnings.extend(plan.untying());
+        Ok(plan)
+    }
+
+    /// What rounds anything, from the first block to the head.
+    pub(crate) fn solvers(&self) -> impl Iterator<Item = &dyn Solver> {
+        let linears = self.blocks.iter().flat_map(BTreeMap::values).filter_map(LinearPlan::solver);
+        linears.chain(self.tables.values().map(|table| &*table.solver))
     }
 
     /// Whether later linears of a block see already quantised earlier ones.
@@ -279,12 +303,13 @@ fn plan_linear(
     linear: &LinearSpec,
 ) -> Result<LinearPlan, PipelineError> {
     let weights = rounding.weights();
-    let shards = weights.shards_of(linear);
+    let shards = weights.shards_of(linear.into());
     let input = weights.scheme.activations.map(|bits| plan_input(recipe, bits, shards)).transpose()?;
-    let rounding = rounding.plan(linear, recipe.format().scale_type(spec)).map_err(|error| match error {
-        CoreError::Shards { .. } => RecipeError::conflict("input_shards", error.to_string()).into(),
-        other => PipelineError::from(other),
-    })?;
+    let rounding =
+        rounding.plan(linear.into(), recipe.format().scale_type(spec)).map_err(|error| match error {
+            CoreError::Shards { .. } => RecipeError::conflict("input_shards", error.to_string()).into(),
+            other => PipelineError::from(other),
+        })?;
     let weight = rounding.as_ref().map(|r| r.weight);
     Ok(LinearPlan { module: linear.module.clone(), scheme: LinearScheme { weight, input }, rounding })
 }
@@ -325,6 +350,7 @@ fn streams(
     recipe: &Recipe,
     spec: &ModelSpec,
     blocks: &[BTreeMap<LinearId, LinearPlan>],
+    tables: &BTreeMap<Outer, PlannedRounding>,
     kv: Option<KvScheme>,
 ) -> Streams {
     let linears = || blocks.iter().flat_map(BTreeMap::values);
@@ -338,7 +364,8 @@ fn streams(
             streams.reasons.push(reason);
         }
     };
-    let of_solvers: Vec<_> = linears().filter_map(LinearPlan::solver).flat_map(Solver::needs).collect();
+    let solvers = linears().filter_map(LinearPlan::solver).chain(tables.values().map(|t| &*t.solver));
+    let of_solvers: Vec<_> = solvers.flat_map(Solver::needs).collect();
     for (stream, statistic) in &of_solvers {
         need(*stream, statistic.reason());
     }

@@ -20,7 +20,7 @@ use quant_checkpoint::{
 };
 use quant_core::{Bytes, ObserverKind};
 use quant_data::{CalibrationSpec, LoadOptions, TokenSet};
-use quant_graph::{LinearId, LinearScheme, ModelSpec, Unsupported, WeightForm};
+use quant_graph::{LinearId, LinearScheme, ModelSpec, Outer, Unsupported, WeightForm};
 use quant_kernels::return_freed_memory;
 use std::path::Path;
 use std::time::Instant;
@@ -145,21 +145,23 @@ fn check_targets(
 /// What the person should know where calibration has fewer tokens than a planned linear has inputs: its second moments
 /// cannot have full rank, and ranges rest on little. Methods may want more.
 fn too_few_tokens(plan: &Plan, tokens: usize) -> Option<String> {
-    let rounded = plan.blocks.iter().flatten().filter(|(_, linear)| linear.rounding.is_some());
-    let wanted = rounded.filter_map(|(id, linear)| {
-        let inputs = plan.spec.site_width(id.site());
-        Some((linear.solver()?.tokens_wanted(inputs), inputs, linear))
+    let linears = plan.blocks.iter().flatten();
+    let linears = linears.filter_map(|(id, linear)| {
+        Some((plan.spec.site_width(id.site()), &*linear.module, linear.solver()?))
     });
-    let (wanted, inputs, linear) =
+    let head = plan.tables.get(&Outer::Head);
+    let head = head.map(|head| (plan.spec.hidden, Outer::Head.module(), &*head.solver));
+    let wanted = linears
+        .chain(head)
+        .map(|(inputs, module, solver)| (solver.tokens_wanted(inputs), inputs, module, solver.method().id));
+    let (wanted, inputs, module, method) =
         wanted.reduce(|most, next| if next.0 > most.0 { next } else { most }).filter(|w| tokens < w.0)?;
-    let module = &linear.module;
     Some(if tokens < inputs {
         format!(
             "calibration has {tokens} tokens, fewer than the {inputs} inputs of {module}: what it measures is uncertain; give \
              more or longer sequences"
         )
     } else {
-        let method = linear.solver()?.method().id;
         format!(
             "calibration has {tokens} tokens for the {inputs} inputs of {module}: {method} fits them more than other text with \
              fewer than {wanted}; give more or longer sequences"
@@ -231,17 +233,17 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
     for name in &beside.copied {
         output.copy_file(&job.model.join(name), name)?;
     }
-    let config = format.config(&plan.spec, &plan.scheme, checkpoint.config(), &notes(&job.recipe));
+    let config = format.config(&plan.stored, &plan.scheme, checkpoint.config(), &notes(&job.recipe));
     output.write_file("config.json", &manifest::pretty(&config))?;
-    for (name, bytes) in format.side_files(&plan.spec, &plan.scheme, &declared, &side) {
+    for (name, bytes) in format.side_files(&plan.stored, &plan.scheme, &declared, &side) {
         output.write_file(&name, &bytes)?;
     }
     let (read_from, mut input_hashes) = source.into_parts();
     let read = read_from.read_stats();
-    for name in copied {
-        if let Some(hash) = hashes.get(name) {
+    for (from, to) in copied {
+        if let Some(hash) = hashes.get(to) {
             // Copied byte for byte, so the hash is the same on both sides.
-            input_hashes.insert(name.to_owned(), *hash);
+            input_hashes.insert(from.to_owned(), *hash);
         }
     }
     let weights: Vec<(f64, f64)> = report
@@ -311,7 +313,11 @@ fn compact_bytes(plan: &Plan, report: &RunReport, input: &Checkpoint, input_byte
     plan.scheme.linears().any(unpacked).then(|| {
         let rounded = || report.linears.iter().filter(|l| l.method.is_some());
         let before = |l: &LinearReport| input.get(&format!("{}.weight", l.module)).map_or(0, |t| t.bytes());
+        // A head that is tied no more is the embedding once more, unless it is rounded too.
+        let copied = plan.spec.tied && !plan.stored.tied && !plan.tables.contains_key(&Outer::Head);
+        let copied = input.get(ModelSpec::EMBEDDING).filter(|_| copied).map_or(0, |t| t.bytes());
         input_bytes.saturating_sub(rounded().map(before).sum())
+            + copied
             + rounded().map(|l| l.stored_bytes).sum::<u64>()
     })
 }

@@ -6,13 +6,13 @@ use quant_methods::Figures;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// One quantised linear.
+/// One quantised linear, or a table outside the blocks.
 #[derive(Clone, Debug, Serialize)]
 pub struct LinearReport {
     /// Full module name.
     pub module: String,
-    /// Block it belongs to.
-    pub block: usize,
+    /// Block it belongs to; none of embedding and head.
+    pub block: Option<usize>,
     /// Registry id of the rounding; none was left float.
     pub method: Option<&'static str>,
     /// `W4A16g32` and so on, without the cache.
@@ -40,11 +40,11 @@ pub struct LinearReport {
     pub seconds: f64,
 }
 
-/// The factorisation behind the linears of one stage.
+/// The factorisation behind the linears of one stage, or the head.
 #[derive(Clone, Debug, Serialize)]
 pub struct StageFactor {
-    /// Block.
-    pub block: usize,
+    /// Block; none of the head.
+    pub block: Option<usize>,
     /// First linear of the stage.
     pub module: String,
     /// Dampings tried, residuals, dead columns.
@@ -82,7 +82,7 @@ pub type Seconds = BTreeMap<&'static str, f64>;
 /// A finished run over the blocks.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct RunReport {
-    /// Every linear, in execution order.
+    /// Every linear, in execution order, then embedding and head where they are quantised.
     pub linears: Vec<LinearReport>,
     /// Every factorisation.
     pub factors: Vec<StageFactor>,

@@ -15,7 +15,7 @@
 
 use ptq::core::matrix::{check_finite, check_scales};
 use ptq::core::{ActOrder, CoreError, FloatType, Grid, QuantizedMatrix};
-use ptq::graph::LinearSpec;
+use ptq::graph::WeightSpec;
 use ptq::methods::rounding::{CONVENTION, SCHEME, SYMMETRIC, VARIANT};
 use ptq::methods::settings::FieldKind;
 use ptq::methods::{
@@ -62,8 +62,8 @@ impl Rounding for Diffuse {
     fn weights(&self) -> &WeightSettings {
         &self.weights
     }
-    fn plan(&self, linear: &LinearSpec, scale_type: FloatType) -> Result<Option<PlannedRounding>, CoreError> {
-        let stored = self.weights.stored(linear, scale_type, ActOrder::None)?;
+    fn plan(&self, weight: WeightSpec<'_>, scale_type: FloatType) -> Result<Option<PlannedRounding>, CoreError> {
+        let stored = self.weights.stored(weight, scale_type, ActOrder::None)?;
         Ok(stored.map(|(grid, weight)| PlannedRounding {
             weight,
             grid,
@@ -101,6 +101,9 @@ impl Solver for Diffusion {
     }
     fn round(&self, weight: ArrayView2<'_, f32>, _: &Prepared, _: Par) -> Result<Rounded, MethodError> {
         Ok(Rounded::levels(Self::round(self, weight)?))
+    }
+    fn rows_alone(&self) -> bool {
+        true
     }
     fn by_rows(&self, shape: (usize, usize)) -> Option<Box<dyn RowRounding>> {
         Some(Box::new(Rows::new(self.clone(), shape)))

@@ -72,6 +72,11 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
         for (text, count) in kinds {
             print_line(format!("{count} linears {text}"))?;
         }
+        for (table, weight) in &scheme.tables {
+            let (weights, group) = (Some(weight.bits), weight.group);
+            let text = quant_core::Scheme { weights, group, activations: None, kv_cache: None };
+            print_line(format!("{} {text}", table.module()))?;
+        }
     }
     if args.tensors {
         let mut table = Table::new(&["tensor", "dtype", "shape", "file"]);

@@ -3,7 +3,7 @@
 use super::{Failure, bytes, count, default_threads, threads};
 use quant_core::FloatType;
 use quant_data::CalibrationSpec;
-use quant_graph::{LinearId, LinearSpec};
+use quant_graph::WeightSpec;
 use quant_pipeline::{QuantizeJob, Recipe, Registry, read_recipe_with};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -80,16 +80,8 @@ pub(super) fn factor(recipe: &Recipe) -> Option<String> {
     let overrides = recipe.overrides().iter().map(|(_, rounding)| &**rounding);
     let roundings = std::iter::once(recipe.rounding()).chain(overrides);
     // The same for weights of any width.
-    let linear = LinearSpec {
-        id: LinearId::DOWN,
-        module: String::new(),
-        outputs: 1,
-        inputs: 1,
-        bias: false,
-        parts: Vec::new(),
-    };
-    let planned =
-        roundings.filter_map(|r| r.plan(&linear, FloatType::F32).ok().flatten()?.solver.precision());
+    let weight = WeightSpec::table("", (1, 1));
+    let planned = roundings.filter_map(|r| r.plan(weight, FloatType::F32).ok().flatten()?.solver.precision());
     let names: BTreeSet<String> = planned.map(|precision| precision.to_string()).collect();
     (!names.is_empty()).then(|| names.into_iter().collect::<Vec<_>>().join(", "))
 }

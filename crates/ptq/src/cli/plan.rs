@@ -4,7 +4,8 @@ use super::job::{JobArgs, arithmetic, factor};
 use super::progress::seconds;
 use super::{Failure, Table, human, print_json, print_line, say};
 use quant_core::{ActRule, KvGranularity};
-use quant_graph::{KvScheme, LinearId, LinearScheme, ModelSpec, WeightForm, WeightScheme};
+use quant_graph::{KvScheme, LinearId, LinearScheme, ModelSpec, Outer, WeightForm, WeightScheme};
+use quant_methods::PlannedRounding;
 use quant_pipeline::{Forecast, Plan, Registry, prepare, with_threads};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -37,7 +38,7 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
     if args.job.json {
         let json = serde_json::json!({
             "model": plan.spec, "format": plan.recipe.format().id(), "methods": methods(plan),
-            "blocks": groups, "kv_cache": plan.scheme.kv, "float": stays_float(plan),
+            "blocks": groups, "tables": tables(plan), "kv_cache": plan.scheme.kv, "float": stays_float(plan),
             "compute": plan.recipe.compute(), "factor": factor(&plan.recipe),
             "needs_calibration": plan.streams.calibration(),
             "calibration_tokens": tokens.map(quant_data::TokenSet::tokens),
@@ -67,6 +68,12 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
         for (scheme, roles) in by_scheme(&plan.spec, group.linears) {
             table.row(vec![group.range(), roles.join(" "), scheme]);
         }
+    }
+    for (outer, planned) in &plan.tables {
+        let scheme = LinearScheme { weight: Some(planned.weight), input: None };
+        let (method, bits) = (planned.solver.method().id, plan.table_bits_per_weight(planned));
+        let text = format!("{}; {method}, {bits:.3} bits per weight", describe(&scheme));
+        table.row(vec!["-".into(), outer.module().into(), text]);
     }
     print_line(table)?;
     print_line(format_args!("stays float: {}", stays_float(plan).join(", ")))?;
@@ -109,6 +116,16 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
     let time = seconds(forecast.seconds);
     print_line(format_args!("estimated time: {least}{time} on {} threads", job.threads))?;
     Ok(())
+}
+
+/// Embedding and head, where they are quantised.
+fn tables(plan: &Plan) -> serde_json::Value {
+    let of = |(table, planned): (&Outer, &PlannedRounding)| {
+        let json = serde_json::json!({"method": planned.solver.method().id, "weight": planned.weight,
+            "bits_per_weight": plan.table_bits_per_weight(planned)});
+        (table.module().to_owned(), json)
+    };
+    plan.tables.iter().map(of).collect::<serde_json::Map<_, _>>().into()
 }
 
 /// Consecutive blocks whose linears are stored alike.
@@ -162,10 +179,14 @@ fn methods(plan: &Plan) -> Vec<String> {
 
 /// What is stored as it is.
 fn stays_float(plan: &Plan) -> Vec<String> {
-    let head = if plan.spec.tied { "embedding (also the head)" } else { "embedding, head" };
+    let float =
+        |(table, name): &(Outer, &str)| (!plan.tables.contains_key(table)).then(|| (*name).to_owned());
+    let embedding = if plan.stored.tied { "embedding (also the head)" } else { "embedding" };
+    let mut parts = vec![(Outer::Embedding, embedding)];
+    parts.extend((!plan.stored.tied).then_some((Outer::Head, "head")));
     let linears = plan.scheme.linears().filter(|(_, _, s)| s.weight.is_none()).count();
     let linears = (linears > 0).then(|| format!("{linears} linears"));
-    [head.to_owned(), "norms".into()].into_iter().chain(linears).collect()
+    parts.iter().filter_map(float).chain(["norms".into()]).chain(linears).collect()
 }
 
 /// The cache's storage in words.

@@ -157,7 +157,9 @@ pub trait Format: Sync + Debug {
     fn naming(&self) -> ShardNaming;
 
     /// All tensors of the folder in write order: the blocks, then embedding, final norm and head (unless tied), which
-    /// keep the input's bytes; `source_dtype` tells the type a tensor has in the input. The scheme is a supported one.
+    /// keep the input's bytes; `source_dtype` tells the type a tensor has in the input. The scheme is a supported one, `spec`
+    /// the model [as it stores it](ModelScheme::stored); tables it quantises are written as their values, which the declared
+    /// type must hold.
     fn declare(
         &self,
         spec: &ModelSpec,

@@ -90,7 +90,7 @@ pub(crate) fn linear(weight: Option<WeightScheme>, input: Option<InputScheme>) -
 /// The same scheme for every linear.
 pub(crate) fn uniform(spec: &ModelSpec, scheme: LinearScheme) -> ModelScheme {
     let block: BTreeMap<_, _> = spec.layout.ids().map(|id| (id, scheme)).collect();
-    ModelScheme { blocks: vec![block; spec.layers], kv: None }
+    ModelScheme { blocks: vec![block; spec.layers], ..ModelScheme::default() }
 }
 
 /// A matrix of random levels. Zero levels are random where the scheme has them.

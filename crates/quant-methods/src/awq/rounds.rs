@@ -7,7 +7,7 @@ use crate::{
 };
 use ndarray::{Array2, ArrayView2};
 use quant_core::{ActOrder, CoreError, FloatType, Grid};
-use quant_graph::{LinearSpec, Role};
+use quant_graph::{Role, WeightSpec};
 use quant_kernels::Par;
 use std::sync::Arc;
 
@@ -30,10 +30,14 @@ impl Rounding for Rounds {
     fn weights(&self) -> &WeightSettings {
         &self.weights
     }
-    fn plan(&self, linear: &LinearSpec, scale_type: FloatType) -> Result<Option<PlannedRounding>, CoreError> {
-        let stored = self.weights.stored(linear, scale_type, ActOrder::None)?;
+    fn plan(
+        &self,
+        weight: WeightSpec<'_>,
+        scale_type: FloatType,
+    ) -> Result<Option<PlannedRounding>, CoreError> {
+        let stored = self.weights.stored(weight, scale_type, ActOrder::None)?;
         // Queries and keys meet in a product of their own, which the error of one of them says nothing about.
-        let paired = linear.parts.iter().any(|(role, _)| matches!(role, Role::Q | Role::K));
+        let paired = weight.parts.iter().any(|(role, _)| matches!(role, Role::Q | Role::K));
         Ok(stored.map(|(grid, weight)| {
             let clip = self.clip.filter(|_| !paired);
             let solver = Arc::new(AwqRounding { grid, group: weight.group, clip });
@@ -97,5 +101,8 @@ impl Solver for AwqRounding {
         let mut clipped = weight.to_owned();
         clamp_to(clipped.view_mut(), ranges.view(), self.group)?;
         Ok(Rounded::levels(rtn::round(&nearest, clipped.view(), par)?))
+    }
+    fn rows_alone(&self) -> bool {
+        true
     }
 }

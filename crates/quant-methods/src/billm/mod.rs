@@ -12,7 +12,7 @@ use crate::{
 };
 use ndarray::ArrayView2;
 use quant_core::{ActOrder, Bits, Convention, CoreError, FloatType, Grid, Scheme, Variant};
-use quant_graph::{LinearSpec, LinearWeight, WeightForm, WeightScheme};
+use quant_graph::{LinearWeight, WeightForm, WeightScheme, WeightSpec};
 use quant_hessian::{
     BillmConfig, Factor, FactorSettings, Precision, SalientMetric, billm, billm_operations,
     billm_workspace_bytes, prepare,
@@ -88,14 +88,19 @@ impl Rounding for Rounds {
     fn true_sequential(&self) -> bool {
         false
     }
-    fn plan(&self, linear: &LinearSpec, scale_type: FloatType) -> Result<Option<PlannedRounding>, CoreError> {
+    fn plan(
+        &self,
+        weight: WeightSpec<'_>,
+        scale_type: FloatType,
+    ) -> Result<Option<PlannedRounding>, CoreError> {
         let grid = Grid::new(Convention::QAsym, Bits::ONE, Variant::Exact, scale_type)?;
-        let group = Some(self.config.block).filter(|&block| block < linear.inputs);
+        let inputs = weight.inputs;
+        let group = Some(self.config.block).filter(|&block| block < inputs);
         let form = WeightForm::BinaryResidual;
         let weight =
             WeightScheme { bits: Bits::ONE, symmetric: false, group, act_order: ActOrder::None, form };
         // A block is no wider than the row.
-        let config = BillmConfig { block: group.unwrap_or(linear.inputs.max(1)), ..self.config.clone() };
+        let config = BillmConfig { block: group.unwrap_or(inputs.max(1)), ..self.config.clone() };
         let solver = Arc::new(Billm { config, factor: self.factor });
         Ok(Some(PlannedRounding { weight, grid, solver }))
     }

@@ -17,7 +17,7 @@ use crate::{
 };
 use ndarray::ArrayView2;
 use quant_core::{CoreError, FloatType};
-use quant_graph::LinearSpec;
+use quant_graph::WeightSpec;
 use quant_hessian::{
     Correction, Factor, FactorSettings, GptaqConfig, Precision, gptaq, gptaq_workspace_bytes, prepare,
 };
@@ -78,8 +78,12 @@ impl Rounding for Rounds {
     fn true_sequential(&self) -> bool {
         self.gptq.true_sequential
     }
-    fn plan(&self, linear: &LinearSpec, scale_type: FloatType) -> Result<Option<PlannedRounding>, CoreError> {
-        let solver = self.gptq.solver_of(linear, scale_type)?;
+    fn plan(
+        &self,
+        weight: WeightSpec<'_>,
+        scale_type: FloatType,
+    ) -> Result<Option<PlannedRounding>, CoreError> {
+        let solver = self.gptq.solver_of(weight, scale_type)?;
         Ok(solver.map(|(weight, gptq, factor)| {
             let grid = gptq.grid;
             let config = GptaqConfig { gptq, alpha: self.alpha, variant: self.gptq.weights.variant };

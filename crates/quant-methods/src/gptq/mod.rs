@@ -10,7 +10,7 @@ use crate::{
 };
 use ndarray::ArrayView2;
 use quant_core::{ActOrder, CoreError, FloatType};
-use quant_graph::{LinearSpec, WeightScheme};
+use quant_graph::{WeightScheme, WeightSpec};
 use quant_hessian::{Factor, FactorSettings, GptqConfig, Precision, gptq, prepare};
 use quant_kernels::Par;
 use std::sync::Arc;
@@ -134,10 +134,10 @@ impl Rounds {
     /// How the weight of a linear is stored, and the settings of solver and factor.
     pub(crate) fn solver_of(
         &self,
-        linear: &LinearSpec,
+        weight: WeightSpec<'_>,
         scale_type: FloatType,
     ) -> Result<Option<(WeightScheme, GptqConfig, FactorSettings)>, CoreError> {
-        let stored = self.weights.stored(linear, scale_type, self.act_order)?;
+        let stored = self.weights.stored(weight, scale_type, self.act_order)?;
         Ok(stored.map(|(grid, weight)| {
             let config = GptqConfig {
                 group: weight.group,
@@ -168,8 +168,12 @@ impl Rounding for Rounds {
     fn true_sequential(&self) -> bool {
         self.true_sequential
     }
-    fn plan(&self, linear: &LinearSpec, scale_type: FloatType) -> Result<Option<PlannedRounding>, CoreError> {
-        let solver = self.solver_of(linear, scale_type)?;
+    fn plan(
+        &self,
+        weight: WeightSpec<'_>,
+        scale_type: FloatType,
+    ) -> Result<Option<PlannedRounding>, CoreError> {
+        let solver = self.solver_of(weight, scale_type)?;
         Ok(solver.map(|(weight, config, factor)| PlannedRounding {
             weight,
             grid: config.grid,
@@ -224,6 +228,9 @@ impl Solver for Gptq {
         let result = gptq(weight, factor, &self.config, par)?;
         let loss = Some(result.loss());
         Ok(Rounded { loss, ..Rounded::levels(result.matrix) })
+    }
+    fn rows_alone(&self) -> bool {
+        true
     }
 }
 

@@ -4,7 +4,7 @@
 use crate::settings::FieldKind;
 use crate::{Field, Method, Settings, SettingsError, Solver};
 use quant_core::{ActOrder, ClipSearch, Convention, CoreError, FloatType, Grid, Scheme, Variant};
-use quant_graph::{LinearSpec, Site, WeightForm, WeightScheme};
+use quant_graph::{Site, WeightForm, WeightScheme, WeightSpec};
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -18,12 +18,16 @@ pub trait Rounding: Debug + Send + Sync {
     fn true_sequential(&self) -> bool {
         true
     }
-    /// What it will do to the weight of a linear whose scales the target's loader holds in `scale_type`; none where the scheme
-    /// leaves weights alone.
+    /// What it will do to a weight whose scales the target's loader holds in `scale_type`; none where the scheme leaves weights
+    /// alone.
     ///
     /// # Errors
     /// A convention that has no grid at this bit width.
-    fn plan(&self, linear: &LinearSpec, scale_type: FloatType) -> Result<Option<PlannedRounding>, CoreError>;
+    fn plan(
+        &self,
+        weight: WeightSpec<'_>,
+        scale_type: FloatType,
+    ) -> Result<Option<PlannedRounding>, CoreError>;
 }
 
 /// What happens to one weight.
@@ -114,24 +118,24 @@ impl WeightSettings {
     /// device holds some columns of o and down (the linears whose inputs the stages before compute apart) and the inputs that
     /// meet them. Weights alone are not cut: their groups are what the scheme says.
     #[must_use]
-    pub fn shards_of(&self, linear: &LinearSpec) -> usize {
-        let apart = matches!(linear.id.site(), Site::AttentionOutput | Site::MlpActivation);
+    pub fn shards_of(&self, weight: WeightSpec<'_>) -> usize {
+        let apart = matches!(weight.site, Some(Site::AttentionOutput | Site::MlpActivation));
         if apart && self.scheme.activations.is_some() { self.input_shards.max(1) } else { 1 }
     }
 
-    /// The grid of the weight of a linear and how it is stored, by a method that takes the columns in `act_order`. A shard of
+    /// The grid of a weight and how it is stored, by a method that takes the columns in `act_order`. A shard of
     /// the inputs has a scale per row of its own.
     ///
     /// # Errors
     /// [`CoreError::NoGrid`]; [`CoreError::Shards`] for inputs that cannot be cut into shards of whole groups.
     pub fn stored(
         &self,
-        linear: &LinearSpec,
+        weight: WeightSpec<'_>,
         scale_type: FloatType,
         act_order: ActOrder,
     ) -> Result<Option<(Grid, WeightScheme)>, CoreError> {
-        let (inputs, shards) = (linear.inputs, self.shards_of(linear));
-        let refused = |group| CoreError::Shards { module: linear.module.clone(), inputs, shards, group };
+        let (inputs, shards) = (weight.inputs, self.shards_of(weight));
+        let refused = |group| CoreError::Shards { module: weight.module.to_owned(), inputs, shards, group };
         if !inputs.is_multiple_of(shards) {
             return Err(refused(None));
         }

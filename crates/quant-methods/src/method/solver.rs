@@ -166,6 +166,12 @@ pub trait Solver: Debug + Send + Sync {
         let _ = bias;
         self.round(weight, prepared, par)
     }
+    /// Whether [`Self::round`] makes of some rows of a weight what it makes of them within the whole, given the same state: then
+    /// a table that is too large for memory can be rounded some rows at a time. Its loss is a sum over rows, and beyond that
+    /// nothing is reported and no bias corrected.
+    fn rows_alone(&self) -> bool {
+        false
+    }
     /// A weight `(out, in)` to be rounded as its rows arrive; none for methods that want all of it, or statistics.
     fn by_rows(&self, shape: (usize, usize)) -> Option<Box<dyn RowRounding>> {
         let _ = shape;

@@ -14,7 +14,7 @@ use crate::{
 };
 use ndarray::ArrayView2;
 use quant_core::{ActOrder, CoreError, FloatType, QuantizedMatrix, Variant};
-use quant_graph::LinearSpec;
+use quant_graph::WeightSpec;
 use quant_hessian::{
     DampingUnit, Factor, FactorSettings, GptqConfig, Precision, QronosConfig, Retarget, prepare, qronos,
     qronos_workspace_bytes,
@@ -100,8 +100,12 @@ impl Rounding for Rounds {
     fn weights(&self) -> &WeightSettings {
         &self.weights
     }
-    fn plan(&self, linear: &LinearSpec, scale_type: FloatType) -> Result<Option<PlannedRounding>, CoreError> {
-        let stored = self.weights.stored(linear, scale_type, self.act_order)?;
+    fn plan(
+        &self,
+        weight: WeightSpec<'_>,
+        scale_type: FloatType,
+    ) -> Result<Option<PlannedRounding>, CoreError> {
+        let stored = self.weights.stored(weight, scale_type, self.act_order)?;
         Ok(stored.map(|(grid, weight)| {
             let gptq = GptqConfig {
                 group: weight.group,

@@ -8,7 +8,7 @@ use crate::{
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice};
 use quant_core::matrix::{check_finite, check_scales, round_row};
 use quant_core::{ActOrder, ClipSearch, CoreError, FloatType, Grid, QuantizedMatrix, RowsMut};
-use quant_graph::LinearSpec;
+use quant_graph::WeightSpec;
 use quant_kernels::{Par, vectorized};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -37,8 +37,12 @@ impl Rounding for Rounds {
     fn weights(&self) -> &WeightSettings {
         &self.weights
     }
-    fn plan(&self, linear: &LinearSpec, scale_type: FloatType) -> Result<Option<PlannedRounding>, CoreError> {
-        let stored = self.weights.stored(linear, scale_type, ActOrder::None)?;
+    fn plan(
+        &self,
+        weight: WeightSpec<'_>,
+        scale_type: FloatType,
+    ) -> Result<Option<PlannedRounding>, CoreError> {
+        let stored = self.weights.stored(weight, scale_type, ActOrder::None)?;
         Ok(stored.map(|(grid, weight)| PlannedRounding {
             weight,
             grid,
@@ -163,6 +167,9 @@ impl Solver for Rtn {
     }
     fn round(&self, weight: ArrayView2<'_, f32>, _: &Prepared, par: Par) -> Result<Rounded, MethodError> {
         Ok(Rounded::levels(round(self, weight, par)?))
+    }
+    fn rows_alone(&self) -> bool {
+        true
     }
     fn by_rows(&self, shape: (usize, usize)) -> Option<Box<dyn RowRounding>> {
         Some(Box::new(ByRows::new(self.clone(), shape)))

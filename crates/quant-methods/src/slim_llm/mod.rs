@@ -13,7 +13,7 @@ use crate::{
 };
 use ndarray::{Array2, ArrayView1, ArrayView2};
 use quant_core::{ActOrder, Convention, CoreError, FloatType, Variant};
-use quant_graph::{LinearSpec, WeightForm, WeightScheme};
+use quant_graph::{WeightForm, WeightScheme, WeightSpec};
 use quant_hessian::{
     FactorSettings, Hessian, Precision, SlimConfig, SlimFactor, slim, slim_most, slim_operations,
     slim_workspace_bytes,
@@ -85,11 +85,16 @@ impl Rounding for Rounds {
     fn true_sequential(&self) -> bool {
         false
     }
-    fn plan(&self, linear: &LinearSpec, scale_type: FloatType) -> Result<Option<PlannedRounding>, CoreError> {
-        let stored = self.weights.stored(linear, scale_type, ActOrder::None)?;
+    fn plan(
+        &self,
+        weight: WeightSpec<'_>,
+        scale_type: FloatType,
+    ) -> Result<Option<PlannedRounding>, CoreError> {
+        let inputs = weight.inputs;
+        let stored = self.weights.stored(weight, scale_type, ActOrder::None)?;
         Ok(stored.map(|(grid, weight)| {
-            let group = weight.group.unwrap_or(linear.inputs.max(1));
-            let mixed = slim_most(linear.inputs.div_ceil(group)) > 0;
+            let group = weight.group.unwrap_or(inputs.max(1));
+            let mixed = slim_most(inputs.div_ceil(group)) > 0;
             let form = if mixed { WeightForm::MixedInteger } else { weight.form };
             let variant = self.weights.variant;
             let lambda = self.lambda;

@@ -5,13 +5,12 @@ use crate::views;
 use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut2, Axis};
 use quant_kernels::{Element, Par, rms_norm};
 
-/// RMS norm of rows `[tokens, features]`, in blocks of tokens.
-pub(crate) fn normed<T: Element>(
-    h: ArrayView2<'_, T>,
-    weight: ArrayView1<'_, T>,
-    eps: T,
-    par: Par,
-) -> Array2<T> {
+/// RMS norm of rows `h` `[tokens, features]` by `weight` `[features]`, in blocks of tokens: what stands before the head, and
+/// before every stage that begins with a norm.
+///
+/// # Panics
+/// If the weight has not the features of the rows.
+pub fn normed<T: Element>(h: ArrayView2<'_, T>, weight: ArrayView1<'_, T>, eps: T, par: Par) -> Array2<T> {
     if par == Par::Seq {
         return rms_norm(h, weight, eps);
     }

@@ -63,6 +63,18 @@ pub(super) fn card(of: &Provenance<'_>) -> String {
             Bytes(bytes)
         );
     }
+    let tables = run.linears.iter().filter(|l| l.block.is_none()).map(|l| {
+        format!(
+            "`{}`: {}, {}, {:.3} bits per weight.",
+            l.module,
+            l.scheme,
+            l.method.unwrap_or("float"),
+            l.bits_per_weight
+        )
+    });
+    for line in tables {
+        let _ = writeln!(card, "{line}\n");
+    }
     for (what, largest) in [("output", run.largest_output_error()), ("weight", run.largest_weight_error())] {
         if let Some((error, module)) = largest {
             let _ = writeln!(card, "Largest relative {what} error of a linear: {error:.4} ({module}).\n");

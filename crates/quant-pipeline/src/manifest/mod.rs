@@ -24,9 +24,9 @@ pub(crate) fn pretty(value: &Value) -> Vec<u8> {
     text
 }
 
-/// Elements of a linear's weight.
+/// Elements of the weight of a linear of a block; 0 of a table outside.
 pub(crate) fn linear_size(plan: &Plan, report: &LinearReport) -> f64 {
-    let linears = plan.spec.block(report.block).linears.into_iter();
+    let linears = report.block.into_iter().flat_map(|block| plan.spec.block(block).linears);
     linears.filter(|l| l.module == report.module).map(|l| l.weights() as f64).sum()
 }
 
@@ -79,7 +79,7 @@ impl Provenance<'_> {
         json!({
             "compute": self.job.recipe.compute().to_string(),
             // Of the first factorisation; overrides are in the recipe, attempts in the list of factors.
-            "factor": self.plan.blocks.iter().flat_map(|b| b.values()).find_map(|l| l.solver()?.precision()),
+            "factor": self.plan.solvers().find_map(quant_methods::Solver::precision),
             "scale_type": self.plan.scale_type,
             "convention": self.job.recipe.rounding().weights().convention.name(),
             "variant": self.job.recipe.rounding().weights().variant,

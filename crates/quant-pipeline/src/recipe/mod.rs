@@ -14,7 +14,7 @@ use modifiers::{Modifiers, Usual, parse_modifiers, parse_override};
 use quant_checkpoint::Formats;
 use quant_checkpoint::formats::{Dequantized, Format};
 use quant_core::{Foreign, ForeignKind, KvGranularity, ObserverKind};
-use quant_graph::ModelSpec;
+use quant_graph::{ModelSpec, Outer};
 use quant_kernels::Compute;
 use quant_methods::settings::{nearest, one_of, unknown_key};
 use quant_methods::{Rounding, Settings, SettingsError, Transform};
@@ -174,7 +174,9 @@ impl Recipe {
             Value::String(s) if s == "bf16" => Compute::Bf16,
             other => return Err(RecipeError::value("compute", one_of(&["f32", "bf16"], &other), &other)),
         };
-        let ignore = parse_ignore(take("ignore"))?;
+        let ignore = take("ignore");
+        refuse_both(&overrides, &ignore)?;
+        let ignore = parse_ignore(ignore)?;
         let format = parse_export(take("export"), registry.formats())?;
         Ok(Self {
             transforms,
@@ -280,11 +282,34 @@ impl Recipe {
     pub fn source(&self) -> &str {
         &self.source
     }
-    /// The rounding of a module: the last override that matches, or the modifier itself.
+    /// The rounding of the embedding or the head: that of the override with exactly its name. No glob means them.
+    #[must_use]
+    pub fn rounding_of_table(&self, table: Outer) -> Option<&dyn Rounding> {
+        let named = self.overrides.iter().find(|(glob, _)| glob.pattern() == table.module());
+        named.map(|(_, rounding)| &**rounding)
+    }
+    /// The rounding of a linear of a block: the last override that matches, or the modifier itself.
     #[must_use]
     pub fn rounding_of(&self, module: &str) -> &dyn Rounding {
         let matching = self.overrides.iter().rev().find(|(glob, _)| glob.matches(module));
         &**matching.map_or(&self.rounding, |(_, rounding)| rounding)
+    }
+}
+
+/// Refuses a table that is written down to be left alone and to be rounded. Otherwise an override needs no word about the
+/// `ignore` that is meant where nothing is written.
+fn refuse_both(overrides: &[(Glob, Arc<dyn Rounding>)], ignore: &Value) -> Result<(), RecipeError> {
+    let written = |table: &Outer| match ignore {
+        Value::Array(entries) => entries.iter().any(|entry| entry == table.module()),
+        other => other == table.module(),
+    };
+    let overridden = |table: &Outer| overrides.iter().any(|(glob, _)| glob.pattern() == table.module());
+    match Outer::TABLES.iter().find(|table| written(table) && overridden(table)) {
+        None => Ok(()),
+        Some(table) => Err(RecipeError::conflict(
+            format!("overrides.{:?}", table.module()),
+            format!("ignore leaves {} in float; take it out of one of the two", table.module()),
+        )),
     }
 }
 

@@ -127,11 +127,11 @@ pub fn schema_with(registry: &Registry) -> Value {
             "activations": settings::schema(ACTIVATIONS),
             "kv_cache": settings::schema(KV_CACHE),
             "overrides": {"type": "object", "default": {}, "additionalProperties": override_schema,
-                "description": "module glob to keys of the rounding modifier, which replace the modifier's, or to { method: { keys } } of another rounding, whose scheme is the modifier's unless written; * crosses dots; the last match wins; a glob that matches nothing is an error"},
+                "description": "module glob to keys of the rounding modifier, which replace the modifier's, or to { method: { keys } } of another rounding, whose scheme is the modifier's unless written; * crosses dots; the last match wins; a glob that matches nothing is an error; the keys lm_head and model.embed_tokens, and no glob, quantise head and embedding"},
             "compute": {"enum": ["f32", "bf16"], "default": "f32",
                 "description": "operands of calibration products; accumulation is f32"},
             "ignore": {"type": "array", "items": {"type": "string"}, "default": ["lm_head"],
-                "description": "module globs left in float; lm_head always is; a glob that matches nothing is a warning"},
+                "description": "module globs left in float; lm_head and model.embed_tokens are without being named, unless an override has exactly that name; a glob that matches nothing is a warning"},
             "export": {"type": "object", "additionalProperties": false,
                 "properties": {"format": {"enum": formats, "default": "dequantized"}}}
         }

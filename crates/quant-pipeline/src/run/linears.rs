@@ -15,7 +15,7 @@ use quant_graph::{
     BlockParams, BlockSource, BoxError, LinearId, LinearParams, LinearSpec, LinearWeight, StageSpec,
 };
 use quant_kernels::Par;
-use quant_methods::{Figures, Prepared, Rounded, RowRounding, SiteStatistics};
+use quant_methods::{Figures, Prepared, Rounded, RowRounding, SiteStatistics, Solver};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -119,13 +119,24 @@ impl Run<'_> {
         let Some((linear, solver)) = planned.find_map(|l| Some((l, l.solver()?))) else {
             return Ok(Prepared::default());
         };
+        let rows = group.iter().filter_map(|id| pending.linears.get(id)).map(|l| l.weight.dim().0).sum();
+        self.prepare(Some(index), &linear.module, solver, seen, rows)
+    }
+
+    /// What a solver makes of the statistics for weights of `rows` rows in all, of which `module` is the first.
+    pub(super) fn prepare(
+        &mut self,
+        block: Option<usize>,
+        module: &str,
+        solver: &dyn Solver,
+        seen: &mut SiteStatistics,
+        rows: usize,
+    ) -> Result<Prepared, PipelineError> {
         self.phase("factor")?;
         let started = Instant::now();
-        let rows = group.iter().filter_map(|id| pending.linears.get(id)).map(|l| l.weight.dim().0).sum();
-        let mut prepared =
-            solver.prepare(seen, rows, self.par()).map_err(PipelineError::method(&linear.module))?;
+        let mut prepared = solver.prepare(seen, rows, self.par()).map_err(PipelineError::method(module))?;
         if let Some(factor) = prepared.factor.take() {
-            self.report.factors.push(StageFactor { block: index, module: linear.module.clone(), factor });
+            self.report.factors.push(StageFactor { block, module: module.to_owned(), factor });
         }
         add_seconds(&mut self.report.seconds, "factor", started.elapsed());
         Ok(prepared)
@@ -258,7 +269,7 @@ fn linear_report(
     let scheme = plan.scheme;
     LinearReport {
         module: plan.module.clone(),
-        block,
+        block: Some(block),
         method: plan.solver().map(|s| s.method().id),
         scheme: scheme_text(
             scheme.weight.map(|w| w.bits),

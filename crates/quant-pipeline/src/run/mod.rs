@@ -13,6 +13,7 @@ mod cache;
 mod linears;
 mod measure;
 mod observe;
+mod outer;
 mod stages;
 mod stats;
 mod stream;
@@ -43,7 +44,8 @@ pub trait BlockSink: Send {
     /// If it cannot be kept; [`PipelineError::Sink`] holds any error that is none of ours.
     fn block(&mut self, index: usize, block: BlockParams) -> Result<(), PipelineError>;
     /// Copies a part outside the blocks that the source has stored as it is, or says that it wants its numbers. All parts
-    /// come after the blocks: embedding, final norm, and the head unless it is tied.
+    /// come after the blocks: embedding, final norm, and the head unless the output is tied; of a tied source that is the
+    /// embedding once more.
     ///
     /// # Errors
     /// If it cannot be kept.
@@ -52,7 +54,7 @@ pub trait BlockSink: Send {
         Ok(false)
     }
     /// Takes rows `[rows, hidden]` of a part outside the blocks, the first of which is row `first` of it; they come in order,
-    /// all of them, and the final norm is one row.
+    /// all of them, and the final norm is one row. Of a table that is quantised they are the rounded values.
     ///
     /// # Errors
     /// If they cannot be kept.
@@ -124,7 +126,7 @@ pub fn run(
     let mut streams = Activations::default();
     if let Some(tokens) = tokens {
         let started = Instant::now();
-        let embedded = run.embed(source, &tokens.sequences)?;
+        let mut embedded = run.embed(source, &tokens.sequences)?;
         if plan.streams.float && plan.streams.deployed {
             let mut copy = run.store(spec.hidden)?;
             run.copy(&embedded, &mut copy)?;
@@ -133,11 +135,11 @@ pub fn run(
         if plan.streams.together == Some(FloatStream::Block) {
             streams.beside = Some(ActivationStream::new(run.store(spec.hidden)?));
         }
-        let stream = Some(ActivationStream::new(embedded));
         if plan.streams.deployed {
-            streams.deployed = stream;
+            run.round_embedded(&mut embedded)?;
+            streams.deployed = Some(ActivationStream::new(embedded));
         } else {
-            streams.float = stream;
+            streams.float = Some(ActivationStream::new(embedded));
         }
         run.spent("read", started);
     }
@@ -162,7 +164,9 @@ pub fn run(
         run.spent("write", started);
         run.events.event(Event::BlockDone { index, of: spec.layers, seconds: began.elapsed().as_secs_f64() });
     }
-    run.outer(source, sink)?;
+    let deployed = streams.deployed.take().map(|stream| stream.residual);
+    drop(streams);
+    run.outer(source, sink, deployed)?;
     Ok(run.report)
 }
 
@@ -216,37 +220,6 @@ impl Run<'_> {
             }
             None => self.quantize_alone(index, block, statistics),
         }
-    }
-    /// Hands on what is outside the blocks, tables some rows at a time.
-    fn outer(&mut self, source: &mut dyn BlockSource, sink: &mut dyn BlockSink) -> Result<(), PipelineError> {
-        self.phase("copy")?;
-        let started = Instant::now();
-        let spec = &self.plan.spec;
-        // A few MB of a table at a time.
-        let step = ((4 << 20) / (size_of::<f32>() * spec.hidden.max(1))).max(1);
-        for &what in spec.outer() {
-            self.go_on()?;
-            if source.is_stored(what) && sink.copy_stored(what)? {
-                continue;
-            }
-            if what == Outer::FinalNorm {
-                sink.outer_rows(what, 0, source.final_norm()?.insert_axis(Axis(0)).view())?;
-                continue;
-            }
-            for first in (0..spec.vocab).step_by(step) {
-                self.go_on()?;
-                let rows = first..(first + step).min(spec.vocab);
-                let values = if what == Outer::Head {
-                    source.head(rows)?
-                } else {
-                    let ids: Vec<u32> = rows.filter_map(|id| u32::try_from(id).ok()).collect();
-                    source.embed(&ids)?
-                };
-                sink.outer_rows(what, first, values.view())?;
-            }
-        }
-        self.spent("write", started);
-        Ok(())
     }
     /// Announces a part of the work, unless it is not to be done any more.
     fn phase(&mut self, what: &'static str) -> Result<(), PipelineError> {

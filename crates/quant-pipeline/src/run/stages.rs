@@ -49,7 +49,7 @@ impl Run<'_> {
                 seen.deployed = self.deployed_statistics(index, stage);
                 self.look(index, stage, &block, deployed, beside, &mut seen.deployed)?;
             }
-            // The output of the last stage of the last block feeds nothing here.
+            // The output of the last stage of the last block feeds nothing but the head.
             let ends = site == Site::MlpActivation;
             let goes_on = !ends || !last;
             let anew = plan.streams.together == Some(FloatStream::Block);
@@ -66,7 +66,9 @@ impl Run<'_> {
             }
             match plan.scheme.kv.filter(|_| site == Site::AttentionInput) {
                 Some(scheme) => kv = self.advance_cached(index, scheme, &mut block, deployed)?,
-                None if goes_on => deployed.advance(self, index, site, &block, None)?,
+                None if goes_on || !plan.needs_of_head().is_empty() => {
+                    deployed.advance(self, index, site, &block, None)?;
+                }
                 None => {}
             }
             // A stage's float and dequantised weights are of no more use.

@@ -190,6 +190,12 @@ impl Format for CompressedTensors {
                 "drop the KV part, or export to vllm-ascend (KV8 per channel) or dequantized",
             ));
         }
+        if let Some(table) = scheme.tables.keys().next() {
+            return Err(unsupported(
+                format!("a quantised {} (its loaders keep embedding and head as floats)", table.module()),
+                "drop its override, or export to dequantized",
+            ));
+        }
         for (index, id, linear) in scheme.linears() {
             let module = spec.module(index, id);
             if let Some(weight) = linear.weight {
@@ -262,7 +268,7 @@ impl Format for CompressedTensors {
             let linears = spec.block(index).linears.into_iter();
             linears.map(|linear| (linear.id, scheme(&linear.module))).collect::<BTreeMap<_, _>>()
         };
-        Ok(ModelScheme { blocks: (0..spec.layers).map(block).collect(), kv: None })
+        Ok(ModelScheme { blocks: (0..spec.layers).map(block).collect(), ..ModelScheme::default() })
     }
     fn expected(&self, checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<Vec<ExpectedTensor>> {
         let layouts = Config::read(checkpoint)?.layouts(spec)?;

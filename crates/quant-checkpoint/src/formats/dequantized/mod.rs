@@ -2,7 +2,8 @@
 //!
 //! For research: any scheme at all can be stored, and any program that reads Hugging Face folders can load the weights
 //! (the activation and cache quantisers are then left out; this crate's readers apply them). What the weights were
-//! quantised with, and the quantisers themselves, stand in `ptq_scheme.json`; its numbers read back bit by bit.
+//! quantised with, and the quantisers themselves, stand in `ptq_scheme.json`; its numbers read back bit by bit. The embedding
+//! and the head can be quantised too; they keep their values in f32 like the rest.
 
 mod scheme_file;
 
@@ -79,11 +80,14 @@ impl Format for Dequantized {
     fn declare(
         &self,
         spec: &ModelSpec,
-        _: &ModelScheme,
+        scheme: &ModelScheme,
         source_dtype: &dyn Fn(&str) -> Option<Dtype>,
     ) -> Vec<TensorDecl> {
         let block = |index| slots(spec, index).into_iter().map(|s| s.decl);
-        (0..spec.layers).flat_map(block).chain(outer_decls(spec, source_dtype)).collect()
+        // Rounded values are no numbers of the input's type.
+        let rounded = |name: &str| scheme.tables.keys().any(|table| table.tensor() == name);
+        let dtype = |name: &str| if rounded(name) { Some(Dtype::F32) } else { source_dtype(name) };
+        (0..spec.layers).flat_map(block).chain(outer_decls(spec, &dtype)).collect()
     }
     fn encode_block(
         &self,
@@ -111,11 +115,14 @@ impl Format for Dequantized {
         };
         slots(spec, index).into_par_iter().map(encode).collect()
     }
-    fn config(&self, _: &ModelSpec, _: &ModelScheme, config: &Value, _: &ConfigNotes) -> Value {
+    fn config(&self, spec: &ModelSpec, scheme: &ModelScheme, config: &Value, _: &ConfigNotes) -> Value {
         let mut config = config.clone();
         if let Some(object) = config.as_object_mut() {
             object.shift_remove("quantization_config");
             declare_dtype(object, FloatType::F32, true);
+            if !scheme.tables.is_empty() {
+                object.insert("tie_word_embeddings".to_owned(), spec.tied.into());
+            }
         }
         config
     }

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use ndarray::Array1;
 use quant_core::{ActQuant, ActRule, Bits, EntryQuant, KvGranularity, KvQuant, KvSide, QParams};
 use quant_graph::{
-    ActOrder, InputScheme, KvScheme, LinearId, LinearScheme, ModelScheme, ModelSpec, WeightForm, WeightScheme,
+    ActOrder, InputScheme, KvScheme, LinearId, LinearScheme, ModelScheme, ModelSpec, Outer, WeightForm,
+    WeightScheme,
 };
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +28,9 @@ pub(super) struct SchemeFile {
     version: u32,
     kv: Option<KvEntry>,
     blocks: Vec<BlockEntry>,
+    /// Embedding and head by module; left out where neither is quantised, as before there was this key.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    tables: BTreeMap<String, WeightEntry>,
 }
 
 // Keys that came later are left out where they say what was always so: such a file is the one of before, byte by byte.
@@ -236,6 +240,7 @@ impl SchemeFile {
                 }
             }
         }
+        parsed.tables(spec)?;
         Ok(parsed)
     }
     /// The scheme of the model.
@@ -246,7 +251,24 @@ impl SchemeFile {
         };
         let blocks = (0..spec.layers).map(block).collect::<Result<_>>()?;
         let kv = self.kv.map(KvEntry::scheme).transpose()?;
-        Ok(ModelScheme { blocks, kv })
+        Ok(ModelScheme { blocks, kv, tables: self.tables(spec)? })
+    }
+    /// Embedding and head, as far as they are quantised.
+    fn tables(&self, spec: &ModelSpec) -> Result<BTreeMap<Outer, WeightScheme>> {
+        let subject = || format!("{FILE}: tables");
+        let named = |module: &str| Outer::TABLES.into_iter().find(|table| table.module() == module);
+        let table = |(module, entry): (&String, &WeightEntry)| match named(module) {
+            Some(table) => Ok((table, entry.scheme())),
+            None => {
+                let known = Outer::TABLES.map(Outer::module).join(" or ");
+                Err(bad(subject(), known, module.clone()))
+            }
+        };
+        let tables: BTreeMap<_, _> = self.tables.iter().map(table).collect::<Result<_>>()?;
+        if spec.tied && !tables.is_empty() {
+            return Err(bad(subject(), "a head of its own", "a config that ties it to the embedding"));
+        }
+        Ok(tables)
     }
     fn linear(&self, spec: &ModelSpec, index: usize, id: LinearId) -> Option<&LinearEntry> {
         self.blocks.get(index)?.linears.get(spec.layout.module(id))
@@ -359,6 +381,7 @@ pub(super) fn write(spec: &ModelSpec, scheme: &ModelScheme, blocks: &[BlockSideD
         version: VERSION,
         kv: scheme.kv.map(KvEntry::of),
         blocks: scheme.blocks.iter().enumerate().map(block).collect(),
+        tables: scheme.tables.iter().map(|(t, w)| (t.module().to_owned(), WeightEntry::of(*w))).collect(),
     };
     // Every number is finite and every key a string, so this cannot fail.
     let mut text = serde_json::to_vec_pretty(&file).unwrap_or_default();

@@ -122,5 +122,5 @@ pub(super) fn scheme(checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<ModelS
     }
     let kv = KvScheme::new(bits, ActRule::Symmetric, KvGranularity::ChannelStatic);
     let kv = (cached != 0).then_some(kv);
-    Ok(ModelScheme { blocks, kv })
+    Ok(ModelScheme { blocks, kv, ..ModelScheme::default() })
 }

@@ -213,6 +213,15 @@ impl Format for VllmAscend {
                 ));
             }
         }
+        if let Some(table) = scheme.tables.keys().next() {
+            return Err(unsupported(
+                format!(
+                    "a quantised {} (its loader wants FLOAT entries for embedding and head)",
+                    table.module()
+                ),
+                "drop its override, or export to dequantized",
+            ));
+        }
         if let Some(linear) = spec.block(0).linears.iter().find(|l| l.parts.len() > 1) {
             let what = format!("a fused linear ({})", linear.module);
             return Err(unsupported(
