@@ -286,6 +286,8 @@ fn recipes_that_contradict_themselves() {
     refused_recipe(&gptq("", rest), 2, &["overrides", "*.q_proj", "make it the modifier"]);
     let rest = "overrides: { \"*.q_proj\": { gptaq: { true_sequential: false } } }\n";
     refused_recipe(&gptq("", rest), 2, &["overrides", "gptaq", "true_sequential"]);
+    refused_recipe(&gptq("sweeps: 2, variant: official", ""), 2, &["modifiers[0].gptq", "published code"]);
+    refused_recipe(&gptq("sweeps: 2, actorder: dynamic", ""), 2, &["modifiers[0].gptq", "consecutive"]);
     refused_recipe(
         &gptq("actorder: static, static_groups: false", ""),
         2,

@@ -13,6 +13,7 @@ const SMOOTH_GPTQ: &str =
     "modifiers: [smoothquant: {}, gptq: { scheme: W8A8KV8 }]\nexport: { format: vllm-ascend }";
 
 const QRONOS: &str = "modifiers: [qronos: { scheme: W4A16g128, actorder: static }]";
+const SWEEPS: &str = "modifiers: [gptq: { scheme: W3A16g32, sweeps: 2 }]";
 const GPTAQ: &str = "modifiers: [smoothquant: {}, gptaq: { scheme: W4A16g128 }]";
 const AWQ: &str = "modifiers: [awq: { scheme: W4A16g64 }]\nexport: { format: compressed-tensors }";
 const AWQ_ALL: &str = "modifiers: [awq: { search_tokens: all }, gptq: { scheme: W4A16g128 }]";
@@ -120,6 +121,7 @@ fn the_peak_is_the_predicted_one() {
         (GPTAQ, 1, (8, 128)),
         (GPTAQ, 2, (4, 1024)),
         (QRONOS, 1, (8, 128)),
+        (SWEEPS, 2, (8, 128)),
         (QRONOS, 2, (4, 1024)),
         (AWQ, 1, (8, 128)),
         (AWQ, 2, (4, 1024)),

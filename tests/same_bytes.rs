@@ -79,7 +79,7 @@ fn several_chunks_of_tokens_do_not_matter() {
             "  - awq: { search_tokens: 300, gqa: true }\n  - gptaq: { scheme: W4A8g32, true_sequential: false }".to_owned(),
             "activations: { in_calibration: true }",
         ),
-        ("qronos", "  - qronos: { scheme: W3A16g32, mse_clip: true }".to_owned(), "export: { format: dequantized }"),
+        ("qronos", "  - qronos: { scheme: W3A16g32, mse_clip: true, sweeps: 2 }".to_owned(), "export: { format: dequantized }"),
         (
             "qronos-block",
             "  - smoothquant: {}\n  - qronos: { scheme: W4A8g32, actorder: static, float_stream: block }".to_owned(),

@@ -63,6 +63,8 @@ pub struct FactorSettings {
     pub residual_tolerance: f64,
     /// Library of the factorisation.
     pub backend: FactorBackend,
+    /// Keep `H_d` beside its factor, for [sweeps](crate::GptqConfig::sweeps).
+    pub keep_matrix: bool,
 }
 
 impl Default for FactorSettings {
@@ -77,6 +79,7 @@ impl Default for FactorSettings {
             f64_retry: true,
             residual_tolerance: 1e-3,
             backend: FactorBackend::Native,
+            keep_matrix: false,
         }
     }
 }
@@ -176,6 +179,8 @@ pub struct Factor {
     pub(crate) dead: Vec<bool>,
     /// `H_jj` of the column that is processed first, before damping; 0 if it is dead.
     pub(crate) first_diagonal: f64,
+    /// `H_d`, row-major in original column order, if it was to be kept.
+    pub(crate) matrix: Option<Vec<f32>>,
     report: FactorReport,
 }
 
@@ -198,7 +203,12 @@ impl Factor {
     /// Bytes held.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.panels.bytes()
+        self.panels.bytes() + self.matrix.as_ref().map_or(0, |h| h.len() * size_of::<f32>())
+    }
+    /// Bytes of the matrix that is kept for `n` input channels.
+    #[must_use]
+    pub fn matrix_bytes(n: usize, settings: &FactorSettings) -> usize {
+        if settings.keep_matrix { n * n * size_of::<f32>() } else { 0 }
     }
     /// Bytes [`prepare`] holds at its peak for `n` input channels, the Hessian included.
     ///
@@ -210,7 +220,9 @@ impl Factor {
         let double = settings.precision == Precision::F64 || settings.f64_retry;
         let lower = triangle_bytes(n, if double { size_of::<f64>() } else { size_of::<f32>() }, BLOCK);
         // The Hessian is freed before the factor is packed.
-        lower + triangle_bytes(n, size_of::<f32>(), BLOCK).max(Panels::<f32>::bytes_for(n))
+        Self::matrix_bytes(n, settings)
+            + lower
+            + triangle_bytes(n, size_of::<f32>(), BLOCK).max(Panels::<f32>::bytes_for(n))
     }
 }
 
@@ -381,6 +393,7 @@ pub fn prepare(hessian: Hessian, settings: &FactorSettings, par: Par) -> Result<
         }
     };
     let units = (largest_eigenvalue.unwrap_or(mean), mean);
+    let kept = if settings.keep_matrix { Some(hessian.clone().finish()?) } else { None };
     let panels = factorise(hessian, &diagonal, order.as_deref(), units, settings, &mut attempts, par);
     let Some(panels) = panels? else {
         return Err(HessianError::NotPositiveDefinite { attempts });
@@ -398,7 +411,13 @@ pub fn prepare(hessian: Hessian, settings: &FactorSettings, par: Par) -> Result<
     let first = order.as_ref().map_or(0, |order| order.first().map_or(0, |&column| column as usize));
     let alive = dead.get(first).is_some_and(|dead| !dead);
     let first_diagonal = if alive { f64::from(diagonal[first]) } else { 0.0 };
-    Ok(Factor { panels, order, dead, first_diagonal, report })
+    let matrix = kept.map(|mut h| {
+        for (entry, &value) in h.diag_mut().iter_mut().zip(&diagonal) {
+            *entry = (f64::from(value) + report.lambda()) as f32;
+        }
+        h.into_raw_vec_and_offset().0
+    });
+    Ok(Factor { panels, order, dead, first_diagonal, matrix, report })
 }
 
 /// The escalation; takes the Hessian so that it is freed before the factor is packed. The units are that of the damping and

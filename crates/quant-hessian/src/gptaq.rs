@@ -213,7 +213,7 @@ pub fn gptaq_workspace_bytes(n: usize, variant: Variant, par: Par) -> usize {
 /// ```
 ///
 /// # Errors
-/// As [`gptq`](crate::gptq), and [`HessianError::Correction`] if the correction was prepared for another number of channels,
+/// As [`gptq`](crate::gptq), [`HessianError::Setting`] for any sweeps, and [`HessianError::Correction`] if the correction was prepared for another number of channels,
 /// column order, α or variant.
 pub fn gptaq(
     weight: ArrayView2<'_, f32>,
@@ -224,6 +224,13 @@ pub fn gptaq(
 ) -> Result<GptqResult, HessianError> {
     check_factor(weight, factor, &config.gptq)?;
     correction.check(factor, config)?;
+    if config.gptq.sweeps > 0 {
+        return Err(HessianError::Setting {
+            name: "sweeps",
+            value: config.gptq.sweeps.to_string(),
+            expected: "0: the target of GPTAQ moves with the columns; gptq and qronos have them",
+        });
+    }
     let (order, dead) = (factor.order.as_deref(), &factor.dead);
     solve(weight, &factor.panels, correction.aim(), order, dead, &config.gptq, par)
 }

@@ -4,9 +4,10 @@ use ndarray::{Array2, ArrayView2};
 use quant_core::{ActOrder, ClipSearch, Grid, Groups, QuantizedMatrix, matrix::check_finite};
 use quant_kernels::{Element, Par};
 
+use crate::descent::Descent;
 use crate::panels::Panels;
 use crate::solve::{Aim, GroupPlan, Problem, SUPER, TileOut};
-use crate::{Factor, HessianError, tasks};
+use crate::{Factor, GptqResult, HessianError, tasks};
 
 /// Columns of a block in the published code.
 const BLOCK: usize = 128;
@@ -30,13 +31,41 @@ pub struct GptqConfig {
     /// Columns whose updates reach the rest of the matrix together. Only dynamic groups that do not start at a block start
     /// see a difference: their parameters come from the weight as the finished blocks left it.
     pub block: usize,
+    /// Sweeps of block coordinate descent over the rounded weight, which look at every level, scale and zero level again given
+    /// all the others. 0 is the published method; the first few gain most of what there is. The factor must have
+    /// [kept its matrix](crate::FactorSettings::keep_matrix). Not with [`ActOrder::Dynamic`], and not of [`gptaq`](crate::gptaq), whose
+    /// target moves with the columns.
+    pub sweeps: usize,
 }
 
 impl GptqConfig {
     /// One set of parameters per output channel, no clip search, no act-order, blocks of 128.
     #[must_use]
     pub fn new(grid: Grid) -> Self {
-        Self { grid, group: None, clip: None, act_order: ActOrder::None, static_groups: false, block: BLOCK }
+        Self {
+            grid,
+            group: None,
+            clip: None,
+            act_order: ActOrder::None,
+            static_groups: false,
+            block: BLOCK,
+            sweeps: 0,
+        }
+    }
+
+    /// What comes after the column loop, if anything does.
+    pub(crate) fn descent<'a>(&self, factor: &'a Factor) -> Result<Option<Descent<'a>>, HessianError> {
+        let refused = |expected| {
+            Err(HessianError::Setting { name: "sweeps", value: self.sweeps.to_string(), expected })
+        };
+        match &factor.matrix {
+            _ if self.sweeps == 0 => Ok(None),
+            _ if self.act_order == ActOrder::Dynamic && self.group.is_some() => {
+                refused("0 with act_order dynamic: groups must be consecutive columns")
+            }
+            None => refused("0, or a factor that was prepared with keep_matrix"),
+            Some(h) => Ok(Some(Descent::new(h, factor.n(), self.grid, self.group, self.sweeps))),
+        }
     }
 
     fn plan(&self) -> Result<GroupPlan, HessianError> {
@@ -67,30 +96,6 @@ impl GptqConfig {
     }
 }
 
-/// A quantised linear and what it cost.
-#[derive(Clone, Debug, PartialEq)]
-pub struct GptqResult {
-    /// Levels, scales, zeros and groups, columns in original order.
-    pub matrix: QuantizedMatrix,
-    /// `Σ (w̃ − q)²/U_kk² / 2` by row, `[out]`: the loss the published code prints, before its sum. For
-    /// [`gptaq`](crate::gptaq) as well, whose print leaves out what the asymmetry costs.
-    pub row_losses: Vec<f64>,
-}
-
-impl GptqResult {
-    /// `Σ (w̃ − q)²/U_kk² / 2` over the matrix.
-    #[must_use]
-    pub fn loss(&self) -> f64 {
-        self.row_losses.iter().sum()
-    }
-    /// `tr((W − Ŵ) H_d (W − Ŵ)ᵀ) = ‖E‖²`, twice the loss, for the weight with dead columns zeroed. Of [`gptq`] only: with
-    /// an asymmetry `Ŵ` answers another target, and this is twice the loss and no more.
-    #[must_use]
-    pub fn weighted_error(&self) -> f64 {
-        2.0 * self.loss()
-    }
-}
-
 /// Bytes [`gptq`] holds besides its arguments and its result, for `n` input channels and blocks of 128.
 #[must_use]
 pub fn workspace_bytes(n: usize, par: Par) -> usize {
@@ -104,7 +109,7 @@ pub fn workspace_bytes(n: usize, par: Par) -> usize {
 ///
 /// # Errors
 /// [`HessianError::Shape`] if the weight has not the factor's columns, [`HessianError::Order`] if the factor was prepared
-/// for another column order, [`HessianError::Setting`] for a zero block or group or contradicting groups, [`HessianError::Core`] for NaN or
+/// for another column order, [`HessianError::Setting`] for a zero block or group, contradicting groups, or sweeps that cannot be made, [`HessianError::Core`] for NaN or
 /// infinity in the weight or a scale beyond its type, [`HessianError::NotFiniteResult`] if an update or its loss overflows.
 pub fn gptq(
     weight: ArrayView2<'_, f32>,
@@ -113,7 +118,17 @@ pub fn gptq(
     par: Par,
 ) -> Result<GptqResult, HessianError> {
     check_factor(weight, factor, config)?;
-    solve(weight, &factor.panels, Aim::Weight, factor.order.as_deref(), &factor.dead, config, par)
+    let descent = config.descent(factor)?;
+    let result =
+        solve(weight, &factor.panels, Aim::Weight, factor.order.as_deref(), &factor.dead, config, par)?;
+    let Some(descent) = descent else { return Ok(result) };
+    let target = |first: usize, column: usize, lanes: &mut [f32]| {
+        let alive = !factor.dead[column];
+        for (r, lane) in lanes.iter_mut().enumerate() {
+            *lane = if alive { weight[(first + r, column)] } else { 0.0 };
+        }
+    };
+    descent.run(&target, result, par)
 }
 
 /// Whether a weight and a configuration fit a factor.

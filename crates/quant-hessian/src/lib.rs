@@ -38,6 +38,7 @@ mod blockwise;
 mod cholesky;
 mod coupling;
 mod cross;
+mod descent;
 mod error;
 mod factor;
 mod feedback;
@@ -48,6 +49,7 @@ mod lapack;
 mod panels;
 mod qronos;
 mod residual;
+mod result;
 mod retarget;
 mod slim;
 mod solve;
@@ -64,10 +66,11 @@ pub use billm::{
     BillmBlock, BillmConfig, BillmResult, SalientMetric, billm, billm_operations, billm_workspace_bytes,
 };
 pub use cross::CrossGram;
+pub use descent::descent_bytes;
 pub use error::HessianError;
 pub use factor::{DampingUnit, Factor, FactorBackend, FactorReport, FactorSettings, prepare};
 pub use gptaq::{Correction, GptaqConfig, gptaq, gptaq_workspace_bytes};
-pub use gptq::{GptqConfig, GptqResult, gptq, workspace_bytes};
+pub use gptq::{GptqConfig, gptq, workspace_bytes};
 /// The arrays of the functions here.
 pub use ndarray;
 pub use qronos::{QronosConfig, QronosResult, qronos, qronos_workspace_bytes};
@@ -75,5 +78,6 @@ pub use quant_core::{
     ActOrder, BinaryMatrix, Bits, ClipSearch, Convention, FloatType, Grid, QuantizedMatrix, Variant, Widths,
 };
 pub use quant_kernels::{Compute, Par};
+pub use result::GptqResult;
 pub use retarget::Retarget;
 pub use slim::{SlimConfig, SlimFactor, SlimResult, slim, slim_most, slim_operations, slim_workspace_bytes};

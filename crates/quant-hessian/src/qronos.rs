@@ -27,6 +27,11 @@ impl QronosConfig {
         Self { gptq: GptqConfig { static_groups: true, ..gptq }, variant: Variant::Exact }
     }
 
+    /// What a dead channel that comes first is rounded from, as a multiple of its weight.
+    pub(crate) fn dead_first(&self) -> f64 {
+        if self.variant == Variant::Official { 0.0 } else { 1.0 }
+    }
+
     fn check(&self) -> Result<(), HessianError> {
         let static_groups = self.gptq.static_groups || self.gptq.act_order == ActOrder::Static;
         if self.gptq.group.is_some() && !static_groups {
@@ -115,21 +120,31 @@ pub fn qronos(
         first_diagonal: factor.first_diagonal,
     };
     quant_core::matrix::check_finite(weight)?;
-    solve_mismatch(weight, weight, &problem, &factor.dead, config, par)
+    let descent = config.gptq.descent(factor)?;
+    let moved = problem.retarget(weight, config.dead_first(), par)?;
+    let result = solve_moved(weight, &moved, &problem, &factor.dead, config, par)?;
+    let Some(descent) = descent else { return Ok(result) };
+    let mut positions = vec![0; factor.n()];
+    for (position, column) in (0..factor.n()).map(|k| problem.column(k)).enumerate() {
+        positions[column] = position;
+    }
+    let out = weight.nrows();
+    let target = |first: usize, column: usize, lanes: &mut [f32]| {
+        lanes.copy_from_slice(&moved.weight[positions[column] * out + first..][..lanes.len()]);
+    };
+    Ok(QronosResult { rounded: descent.run(&target, result.rounded, par)?, ..result })
 }
 
-/// [`qronos`] of a weight, which is given in the arithmetic of `T` as well.
-pub(crate) fn solve_mismatch<T: Element>(
+/// The column loop on a moved weight.
+pub(crate) fn solve_moved<T: Element>(
     weight: ArrayView2<'_, f32>,
-    same: ArrayView2<'_, T>,
+    moved: &Retargeted<T>,
     problem: &Mismatch<'_, T>,
     dead: &[bool],
     config: &QronosConfig,
     par: Par,
 ) -> Result<QronosResult, HessianError> {
-    let rounded_from = if config.variant == Variant::Official { 0.0 } else { 1.0 };
-    let Retargeted { weight: target, first, shift } = problem.retarget(same, rounded_from, par)?;
-    let aim = Aim::Target(Target { weight: &target, first: &first });
+    let aim = Aim::Target(Target { weight: &moved.weight, first: &moved.first });
     let rounded = solve(weight, problem.panels, aim, problem.order, dead, &config.gptq, par)?;
-    Ok(QronosResult { rounded, shift })
+    Ok(QronosResult { rounded, shift: moved.shift })
 }

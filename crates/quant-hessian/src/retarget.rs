@@ -142,7 +142,8 @@ pub(crate) struct Mismatch<'a, T> {
 }
 
 impl<T: Element> Mismatch<'_, T> {
-    fn column(&self, position: usize) -> usize {
+    /// The channel at a position.
+    pub(crate) fn column(&self, position: usize) -> usize {
         self.order.map_or(position, |order| order[position] as usize)
     }
 

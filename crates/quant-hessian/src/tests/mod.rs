@@ -2,6 +2,7 @@
 
 mod billm;
 mod billm_goldens;
+mod descent;
 mod equivalence;
 mod factor;
 mod goldens;

@@ -8,7 +8,7 @@ use quant_testkit::Numbers;
 
 use super::reference::{Prepared, inverse};
 use super::{grid, hessian};
-use crate::qronos::solve_mismatch;
+use crate::qronos::solve_moved;
 use crate::retarget::{Mismatch, Square};
 use crate::{
     ActOrder, CrossGram, DampingUnit, Factor, FactorSettings, GptqConfig, HessianError, Precision,
@@ -168,7 +168,8 @@ proptest! {
             first_diagonal: if problem.dead[first] { 0.0 } else { f64::from(h[(first, first)]) },
         };
         let same = weight.mapv(f64::from);
-        let got = solve_mismatch(weight.view(), same.view(), &mismatch, &problem.dead, &config, Par::Seq).unwrap();
+        let moved = mismatch.retarget(same.view(), config.dead_first(), Par::Seq).unwrap();
+        let got = solve_moved(weight.view(), &moved, &mismatch, &problem.dead, &config, Par::Seq).unwrap();
         let want = literal(&weight, &problem, lambda, &d, &config);
         prop_assert_eq!(got.rounded.matrix.levels(), &want);
     }

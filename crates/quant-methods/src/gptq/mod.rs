@@ -9,9 +9,9 @@ use crate::{
     Rounding, Settings, SettingsError, SiteStatistics, Solver, Statistic, Stream, WeightSettings, Workspace,
 };
 use ndarray::ArrayView2;
-use quant_core::{ActOrder, CoreError, FloatType};
+use quant_core::{ActOrder, CoreError, FloatType, Variant};
 use quant_graph::{WeightScheme, WeightSpec};
-use quant_hessian::{Factor, FactorSettings, GptqConfig, Precision, gptq, prepare};
+use quant_hessian::{Factor, FactorSettings, GptqConfig, Precision, descent_bytes, gptq, prepare};
 use quant_kernels::Par;
 use std::sync::Arc;
 
@@ -21,7 +21,10 @@ pub static METHOD: Method = Method {
     summary: "rounds column by column with second-order error feedback from calibration activations",
     source: "arXiv 2210.17323",
     kind: MethodKind::Rounding,
-    build: |settings| Ok(Modifier::rounding(Rounds::read(settings)?)),
+    build: |settings| {
+        let sweeps = read_sweeps(settings)?;
+        Ok(Modifier::rounding(Rounds { sweeps, ..Rounds::read(settings)? }))
+    },
     fields: &[
         SCHEME,
         SYMMETRIC,
@@ -33,6 +36,7 @@ pub static METHOD: Method = Method {
         DAMPING,
         BLOCK_SIZE,
         FACTOR_PRECISION,
+        SWEEPS,
         INPUT_SHARDS,
         VARIANT,
     ],
@@ -55,6 +59,31 @@ pub(crate) const STATIC_GROUPS: Field = Field {
            dynamic; default false for none",
     run_wide: false,
 };
+/// What comes after the column loop.
+pub(crate) const SWEEPS: Field = Field {
+    name: "sweeps",
+    kind: FieldKind::Integer(0, 100),
+    default: "0",
+    help: "sweeps over the rounded weight that look at every level, scale and zero level again given all the others; 0 is the \
+           published method, a few gain most at 2 and 3 bits",
+    run_wide: false,
+};
+
+/// Reads [`SWEEPS`].
+pub(crate) fn read_sweeps(settings: &Settings) -> Result<usize, SettingsError> {
+    let sweeps = settings.integer("sweeps")?;
+    let conflict = |problem: &str| {
+        Err(SettingsError::Conflict { path: settings.path().to_owned(), problem: problem.to_owned() })
+    };
+    if sweeps > 0 && settings.word::<Variant>("variant")? == Some(Variant::Official) {
+        return conflict("sweeps are not in the published code; drop them or variant: official");
+    }
+    if sweeps > 0 && settings.word::<ActOrder>("actorder")? == Some(ActOrder::Dynamic) {
+        return conflict("sweeps need groups of consecutive columns; use actorder: static or none");
+    }
+    Ok(sweeps)
+}
+
 /// Whether later linears see earlier ones quantised.
 pub(crate) const TRUE_SEQUENTIAL: Field = Field {
     name: "true_sequential",
@@ -94,6 +123,7 @@ pub(crate) struct Rounds {
     pub(crate) weights: WeightSettings,
     pub(crate) act_order: ActOrder,
     static_groups: bool,
+    sweeps: usize,
     pub(crate) true_sequential: bool,
     damping: f64,
     block_size: usize,
@@ -122,6 +152,7 @@ impl Rounds {
             weights,
             act_order,
             static_groups: static_groups.unwrap_or(act_order == ActOrder::Static),
+            sweeps: 0,
             true_sequential: settings.bool("true_sequential")?,
             damping: settings.number("damping")?,
             block_size: settings.integer("block_size")?,
@@ -144,6 +175,7 @@ impl Rounds {
                 clip: self.weights.clip,
                 act_order: self.act_order,
                 static_groups: self.static_groups,
+                sweeps: self.sweeps,
                 block: self.block_size,
                 ..GptqConfig::new(grid)
             };
@@ -151,6 +183,7 @@ impl Rounds {
                 damping: self.damping,
                 act_order: self.act_order.permutes(),
                 precision: self.precision,
+                keep_matrix: self.sweeps > 0,
                 ..FactorSettings::default()
             };
             (weight, config, factor)
@@ -205,11 +238,12 @@ impl Solver for Gptq {
         Some(self.factor.precision)
     }
     fn workspace(&self, (_, inputs): (usize, usize), _: usize) -> Workspace {
-        factor_workspace(&self.factor, inputs)
+        loop_workspace(&self.config, &self.factor, inputs)
     }
     fn operations(&self, (outputs, inputs): (usize, usize), _: usize) -> Operations {
         let n = inputs as f64;
-        Operations { prepare: FACTOR * n.powi(3), round: outputs as f64 * n * n }
+        let each = outputs as f64 * n * n;
+        Operations { prepare: FACTOR * n.powi(3), round: each + sweep_operations(self.config.sweeps) * each }
     }
     fn prepare(&self, statistics: &mut SiteStatistics, _: usize, par: Par) -> Result<Prepared, MethodError> {
         let missing = || MethodError::MissingStatistic { method: METHOD.id, what: "second moments" };
@@ -237,6 +271,18 @@ impl Solver for Gptq {
 /// A factorisation in operations of a product, over `n³`: half the work at the full rate (measured).
 pub(crate) const FACTOR: f64 = 0.5;
 
+/// Sweeps and the loss behind them, in column loops of the same weight.
+pub(crate) fn sweep_operations(sweeps: usize) -> f64 {
+    if sweeps > 0 { 2.0 * (sweeps + 1) as f64 } else { 0.0 }
+}
+
+/// What factorising a Hessian, a column loop over its factor and the sweeps behind that hold.
+pub(crate) fn loop_workspace(config: &GptqConfig, settings: &FactorSettings, inputs: usize) -> Workspace {
+    let workspace = factor_workspace(settings, inputs);
+    let sweeping = if config.sweeps > 0 { descent_bytes(inputs, config.group, Par::Seq) as u64 } else { 0 };
+    Workspace { thread: workspace.thread + sweeping, ..workspace }
+}
+
 /// What factorising a Hessian and a column loop over its factor hold.
 pub(crate) fn factor_workspace(settings: &FactorSettings, inputs: usize) -> Workspace {
     let peak = |f64_retry| {
@@ -246,7 +292,7 @@ pub(crate) fn factor_workspace(settings: &FactorSettings, inputs: usize) -> Work
     Workspace {
         prepare: peak(false),
         retry: peak(settings.f64_retry) - peak(false),
-        prepared: (size_of::<f32>() * (inputs * inputs / 2)) as u64,
+        prepared: (size_of::<f32>() * (inputs * inputs / 2) + Factor::matrix_bytes(inputs, settings)) as u64,
         weight: 0,
         thread: quant_hessian::workspace_bytes(inputs, Par::Seq) as u64,
     }

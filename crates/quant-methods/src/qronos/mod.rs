@@ -4,7 +4,7 @@
 //! moments and cross moments that GPTAQ takes, but all of the latter, and where GPTAQ lets the residual of a column move to
 //! later columns only, it moves the weight to its least squares optimum before anything is rounded.
 
-use crate::gptq::{FACTOR, factor_workspace};
+use crate::gptq::{FACTOR, SWEEPS, loop_workspace, read_sweeps, sweep_operations};
 use crate::rounding::{CONVENTION, INPUT_SHARDS, MSE_CLIP, SCHEME, SYMMETRIC, VARIANT};
 use crate::settings::FieldKind;
 use crate::{
@@ -63,6 +63,7 @@ pub static METHOD: Method = Method {
             help: "precision of the factorisation; f32 is checked by a residual and retried in f64",
             run_wide: false,
         },
+        SWEEPS,
         INPUT_SHARDS,
         VARIANT,
     ],
@@ -77,6 +78,7 @@ struct Rounds {
     float_stream: FloatStream,
     act_order: ActOrder,
     precision: Precision,
+    sweeps: usize,
 }
 
 impl Rounds {
@@ -89,6 +91,7 @@ impl Rounds {
             float_stream: settings.word("float_stream")?.unwrap_or_default(),
             act_order: settings.word("actorder")?.unwrap_or_default(),
             precision: settings.word("factor")?.unwrap_or_default(),
+            sweeps: read_sweeps(settings)?,
         })
     }
 }
@@ -111,6 +114,7 @@ impl Rounding for Rounds {
                 group: weight.group,
                 clip: self.weights.clip,
                 act_order: self.act_order,
+                sweeps: self.sweeps,
                 ..GptqConfig::new(grid)
             };
             let config = QronosConfig { variant: self.weights.variant, ..QronosConfig::new(gptq) };
@@ -119,6 +123,7 @@ impl Rounding for Rounds {
                 damping_unit: DampingUnit::LargestEigenvalue,
                 act_order: self.act_order.permutes(),
                 precision: self.precision,
+                keep_matrix: self.sweeps > 0,
                 ..FactorSettings::default()
             };
             let solver = Qronos { config, factor, float_stream: self.float_stream };
@@ -164,24 +169,25 @@ impl Solver for Qronos {
     }
     fn workspace(&self, shape: (usize, usize), _: usize) -> Workspace {
         let (_, inputs) = shape;
-        let gptq = factor_workspace(&self.factor, inputs);
+        let gptq = loop_workspace(&self.config.gptq, &self.factor, inputs);
         let square = Retarget::bytes_for(inputs) as u64;
         let solving = Retarget::peak_bytes(inputs, self.factor.act_order) as u64;
-        let thread = quant_hessian::workspace_bytes(inputs, Par::Seq);
+        let own = qronos_workspace_bytes(shape, Par::Seq) - quant_hessian::workspace_bytes(inputs, Par::Seq);
         Workspace {
             // The cross moments wait while the Hessian is factorised, and the factor while they are solved with.
             prepare: (gptq.prepare + square).max(gptq.prepared + solving),
             retry: gptq.retry,
             prepared: gptq.prepared + square,
-            weight: (qronos_workspace_bytes(shape, Par::Seq) - thread) as u64,
-            thread: thread as u64,
+            weight: own as u64,
+            thread: gptq.thread,
         }
     }
     fn operations(&self, (outputs, inputs): (usize, usize), _: usize) -> Operations {
         let (n, rows) = (inputs as f64, outputs as f64);
         // A product with `D`, and two triangular solves: of the weight, or once for all weights.
         let solves = 2.0 * n * n * rows.min(n);
-        Operations { prepare: FACTOR * n.powi(3), round: (1.0 + 2.0) * rows * n * n + solves }
+        let sweeping = sweep_operations(self.config.gptq.sweeps);
+        Operations { prepare: FACTOR * n.powi(3), round: (1.0 + 2.0 + sweeping) * rows * n * n + solves }
     }
     fn prepare(
         &self,
