@@ -9,6 +9,7 @@
 //!
 //! so a row holds four pairs `(μ, α)` per block, and a block one bit per column that says whether it is salient.
 
+use crate::codec::{Bytes, Codec};
 use crate::{CoreError, Real};
 use ndarray::{Array2, Array3, ArrayView2};
 
@@ -105,6 +106,19 @@ pub struct BinaryMatrix {
     codes: Array2<u8>,
     /// `[out, blocks, 8]`.
     numbers: Array3<f32>,
+}
+
+impl Codec for BinaryMatrix {
+    fn encode(&self, out: &mut Vec<u8>) {
+        let Self { block, salient, codes, numbers } = self;
+        block.encode(out);
+        salient.encode(out);
+        codes.encode(out);
+        numbers.encode(out);
+    }
+    fn decode(from: &mut Bytes<'_>) -> Result<Self, CoreError> {
+        Self::new(usize::decode(from)?, Vec::decode(from)?, Array2::decode(from)?, Array3::decode(from)?)
+    }
 }
 
 impl BinaryMatrix {

@@ -75,6 +75,14 @@ pub enum CoreError {
         /// The shape or length given.
         found: String,
     },
+    /// Bytes that are no value of the type they should hold.
+    #[error("the bytes hold {found} where {expected} should be")]
+    Encoded {
+        /// What belongs there.
+        expected: &'static str,
+        /// What is there.
+        found: String,
+    },
 }
 
 impl CoreError {

@@ -40,6 +40,7 @@
 //! | largest values and ranges per channel | [`range`] |
 //! | `W4A16g128` and friends | [`scheme`] |
 //! | bits in words | [`packing`] |
+//! | values as bytes and back, for journals | [`codec`] |
 //! | exponentials, powers, sines that are the same on every system | [`elementary`] |
 //! | files that are not what their name says | [`Foreign`] |
 #![forbid(unsafe_code)]
@@ -49,6 +50,7 @@ pub mod activation;
 pub mod binary;
 pub mod cache;
 pub mod clip;
+pub mod codec;
 pub mod convention;
 pub mod elementary;
 mod error;

@@ -1,5 +1,6 @@
 //! A quantised weight matrix: unsigned levels, and one scale and zero level per row and group.
 
+use crate::codec::{Bytes, Codec, bad_tag};
 use crate::convention::level_byte;
 use crate::range::all_finite;
 use crate::{Bits, ClipSearch, CoreError, FloatType, Grid, QParams, Real, Widths};
@@ -68,6 +69,31 @@ impl Groups {
             Self::Channel => 0,
             Self::Size(size) => column / (*size).max(1),
             Self::Index { of_column, .. } => of_column[column] as usize,
+        }
+    }
+}
+
+impl Codec for Groups {
+    fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Channel => out.push(0),
+            Self::Size(size) => {
+                out.push(1);
+                size.encode(out);
+            }
+            Self::Index { size, of_column } => {
+                out.push(2);
+                size.encode(out);
+                of_column.encode(out);
+            }
+        }
+    }
+    fn decode(from: &mut Bytes<'_>) -> Result<Self, CoreError> {
+        match u8::decode(from)? {
+            0 => Ok(Self::Channel),
+            1 => Ok(Self::Size(usize::decode(from)?)),
+            2 => Ok(Self::Index { size: usize::decode(from)?, of_column: Vec::decode(from)? }),
+            tag => bad_tag("groups of columns", tag),
         }
     }
 }
@@ -316,6 +342,26 @@ impl QuantizedMatrix {
         let index = if matches!(self.groups, Groups::Index { .. }) { 32 * columns as u64 } else { 0 };
         let row = self.widths.row_bits(columns, |column| self.groups.of(column));
         out as u64 * row + params + index + self.widths.own_bits()
+    }
+}
+
+impl Codec for QuantizedMatrix {
+    fn encode(&self, out: &mut Vec<u8>) {
+        let Self { widths, levels, scales, zeros, groups } = self;
+        widths.encode(out);
+        levels.encode(out);
+        scales.encode(out);
+        zeros.encode(out);
+        groups.encode(out);
+    }
+    fn decode(from: &mut Bytes<'_>) -> Result<Self, CoreError> {
+        Self::new(
+            Widths::decode(from)?,
+            Array2::decode(from)?,
+            Array2::decode(from)?,
+            Array2::decode(from)?,
+            Groups::decode(from)?,
+        )
     }
 }
 

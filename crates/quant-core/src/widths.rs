@@ -1,5 +1,6 @@
 //! Bit widths of the levels of a matrix: one for all, or one for every group of columns.
 
+use crate::codec::{Bytes, Codec, bad_tag};
 use crate::{Bits, CoreError};
 use ndarray::ArrayView2;
 
@@ -18,6 +19,28 @@ const WIDTH_BITS: u64 = 8;
 impl From<Bits> for Widths {
     fn from(bits: Bits) -> Self {
         Self::Uniform(bits)
+    }
+}
+
+impl Codec for Widths {
+    fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Uniform(bits) => {
+                out.push(0);
+                bits.encode(out);
+            }
+            Self::PerGroup(widths) => {
+                out.push(1);
+                widths.encode(out);
+            }
+        }
+    }
+    fn decode(from: &mut Bytes<'_>) -> Result<Self, CoreError> {
+        match u8::decode(from)? {
+            0 => Ok(Self::Uniform(Bits::decode(from)?)),
+            1 => Ok(Self::PerGroup(Vec::decode(from)?)),
+            tag => bad_tag("widths of groups", tag),
+        }
     }
 }
 

@@ -22,6 +22,7 @@
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 mod catalogue;
+mod codec;
 mod error;
 mod forward;
 mod layout;

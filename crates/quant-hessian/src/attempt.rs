@@ -1,5 +1,7 @@
 //! One try at a factorisation: its arithmetic and how it ended.
 
+use quant_core::codec::{Bytes, Codec, bad_tag};
+use quant_core::{CoreError, codec_of_fields};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -69,4 +71,49 @@ pub struct Attempt {
     pub precision: Precision,
     /// How it ended.
     pub outcome: Outcome,
+}
+
+codec_of_fields!(Attempt { damping, lambda, precision, outcome });
+
+impl Codec for Precision {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.push(match self {
+            Self::F32 => 0,
+            Self::F64 => 1,
+        });
+    }
+    fn decode(from: &mut Bytes<'_>) -> Result<Self, CoreError> {
+        match u8::decode(from)? {
+            0 => Ok(Self::F32),
+            1 => Ok(Self::F64),
+            tag => bad_tag("a precision", tag),
+        }
+    }
+}
+
+impl Codec for Outcome {
+    fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Accepted { residual } => {
+                out.push(0);
+                residual.encode(out);
+            }
+            Self::Pivot { column } => {
+                out.push(1);
+                column.encode(out);
+            }
+            Self::Residual { residual, tolerance } => {
+                out.push(2);
+                (*residual, *tolerance).encode(out);
+            }
+        }
+    }
+    fn decode(from: &mut Bytes<'_>) -> Result<Self, CoreError> {
+        match u8::decode(from)? {
+            0 => Ok(Self::Accepted { residual: f64::decode(from)? }),
+            1 => Ok(Self::Pivot { column: usize::decode(from)? }),
+            2 => Ok(Self::Residual { residual: f64::decode(from)?, tolerance: f64::decode(from)? }),
+            tag => bad_tag("the end of a factorisation", tag),
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! From a Hessian to the factor GPTQ runs on: dead columns, order, damping, Cholesky, residual check.
 
+use quant_core::codec_of_fields;
 use quant_kernels::{Element, Par};
 use serde::{Deserialize, Serialize};
 
@@ -138,6 +139,16 @@ pub struct FactorReport {
     /// Smallest and largest `R_kk²`: their ratio bounds the condition of `H_d` from below.
     pub pivot_range: (f64, f64),
 }
+
+codec_of_fields!(FactorReport {
+    attempts,
+    dead_columns,
+    min_diagonal,
+    max_diagonal,
+    mean_diagonal,
+    pivot_range,
+    largest_eigenvalue
+});
 
 impl FactorReport {
     fn accepted(&self) -> Option<&Attempt> {
