@@ -1,6 +1,7 @@
 //! One error type for reading untrusted checkpoints and writing output folders.
 
 mod class;
+mod difference;
 mod header;
 
 use quant_core::Bytes;
@@ -11,6 +12,7 @@ use safetensors::Dtype;
 
 use self::class::some;
 pub use self::class::{ErrorClass, Result};
+pub use self::difference::Difference;
 pub use self::header::HeaderError;
 
 /// Everything that can go wrong while reading a checkpoint or writing an output folder.
@@ -286,8 +288,34 @@ pub enum CheckpointError {
         /// The partial folder that is locked.
         path: PathBuf,
     },
+    /// The unfinished output of a run that can go on.
+    #[error(
+        "{path}: holds the work of a run that was interrupted; --resume goes on with it, --restart throws it away and begins \
+         again"
+    )]
+    Unfinished {
+        /// The unfinished folder.
+        path: PathBuf,
+    },
+    /// The unfinished output of another job.
+    #[error("{path}: holds the work of another job, which cannot be gone on with: {}; \
+             --restart throws it away and begins again", differences.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    OtherJob {
+        /// The unfinished folder.
+        path: PathBuf,
+        /// Every field that is another.
+        differences: Vec<Difference>,
+    },
+    /// The journal of an unfinished output, or what it speaks of, is not what was written.
+    #[error("{path}: {detail}; the work of that run is lost: --restart throws it away and begins again")]
+    DamagedJournal {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        detail: String,
+    },
     /// No space left on the device.
-    #[error("{path}: no space left on the disk (or quota reached): {source}; nothing was left behind")]
+    #[error("{path}: no space left on the disk (or quota reached): {source}")]
     DiskFull {
         /// File being written.
         path: PathBuf,

@@ -1,6 +1,7 @@
 //! Any model folder, float or quantised, as a stream of blocks.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ndarray::{Array1, Array2};
 use quant_core::FloatType;
@@ -25,8 +26,34 @@ pub struct FolderSource {
     spec: ModelSpec,
     format: Option<&'static dyn Format>,
     decoder: Option<Box<dyn Decoder>>,
-    hashes: BTreeMap<String, TensorHash>,
+    hashes: InputHashes,
     hashing: bool,
+}
+
+/// Hashes of input tensors, gathered by a source and seen by whoever holds a clone.
+#[derive(Debug, Clone, Default)]
+pub struct InputHashes(Arc<Mutex<BTreeMap<String, TensorHash>>>);
+
+impl InputHashes {
+    /// All so far.
+    #[must_use]
+    pub fn all(&self) -> BTreeMap<String, TensorHash> {
+        self.lock().clone()
+    }
+
+    /// Adds some.
+    pub fn extend(&self, hashes: impl IntoIterator<Item = (String, TensorHash)>) {
+        self.lock().extend(hashes);
+    }
+
+    fn has_any(&self, prefix: &str) -> bool {
+        self.lock().keys().any(|name| name.starts_with(prefix))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, TensorHash>> {
+        // Nothing panics between two changes of the map.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl FolderSource {
@@ -45,7 +72,7 @@ impl FolderSource {
     pub fn open_with(checkpoint: Checkpoint, spec: ModelSpec, formats: &Formats) -> Result<Self> {
         let format = check_tensors_with(&checkpoint, &spec, formats)?;
         let decoder = format.map(|f| f.decoder(&checkpoint, &spec)).transpose()?;
-        Ok(Self { checkpoint, spec, format, decoder, hashes: BTreeMap::new(), hashing: true })
+        Ok(Self { checkpoint, spec, format, decoder, hashes: InputHashes::default(), hashing: true })
     }
 
     /// Reads without hashing, where nothing will ask for [`FolderSource::input_hashes`].
@@ -67,17 +94,25 @@ impl FolderSource {
         self.format
     }
 
+    /// Goes on with the hashes of tensors that were read before; they are shared with the caller.
+    #[must_use]
+    pub fn with_hashes(mut self, hashes: InputHashes) -> Self {
+        self.hashes = hashes;
+        self
+    }
+
     /// SHA-256 of the stored bytes of every tensor read whole so far: blocks, final norm, and tables that were visited from
     /// their first row to their last. Float tensors are hashed in the pass that reads them; what is read twice is hashed once.
     #[must_use]
-    pub fn input_hashes(&self) -> &BTreeMap<String, TensorHash> {
-        &self.hashes
+    pub fn input_hashes(&self) -> BTreeMap<String, TensorHash> {
+        self.hashes.all()
     }
 
     /// Gives the folder back with the hashes gathered.
     #[must_use]
     pub fn into_parts(self) -> (Checkpoint, BTreeMap<String, TensorHash>) {
-        (self.checkpoint, self.hashes)
+        let hashes = self.hashes.all();
+        (self.checkpoint, hashes)
     }
 
     /// The table that holds the head.
@@ -94,20 +129,23 @@ impl FolderSource {
             });
         }
         let prefix = format!("{}.", self.spec.block_prefix(index));
-        let new = self.hashing && !self.hashes.keys().any(|name| name.starts_with(&prefix));
+        let new = self.hashing && !self.hashes.has_any(&prefix);
         Ok((prefix, new))
     }
 
     fn read(&mut self, index: usize) -> Result<BlockParams> {
         let (prefix, new) = self.begin(index)?;
         let Some(decoder) = &self.decoder else {
-            return read_plain_block(&self.checkpoint, &self.spec, index, new.then_some(&mut self.hashes));
+            let mut hashes = BTreeMap::new();
+            let block = read_plain_block(&self.checkpoint, &self.spec, index, new.then_some(&mut hashes));
+            self.hashes.extend(hashes);
+            return block;
         };
         if new {
             let names = self.checkpoint.tensors().map(|t| t.name.clone()).filter(|n| n.starts_with(&prefix));
             for name in names.collect::<Vec<_>>() {
                 let hash = self.checkpoint.sha256(&name)?;
-                self.hashes.insert(name, hash);
+                self.hashes.extend([(name, hash)]);
             }
         }
         decoder.block(&self.checkpoint, &self.spec, index)
@@ -119,7 +157,10 @@ impl FolderSource {
         visit: &mut RowVisitor<'_>,
     ) -> std::result::Result<BlockFrame, BoxError> {
         let (_, new) = self.begin(index)?;
-        visit_plain_block(&self.checkpoint, &self.spec, index, new.then_some(&mut self.hashes), visit)
+        let mut hashes = BTreeMap::new();
+        let frame = visit_plain_block(&self.checkpoint, &self.spec, index, new.then_some(&mut hashes), visit);
+        self.hashes.extend(hashes);
+        frame
     }
 
     fn read_final_norm(&mut self) -> Result<Array1<f32>> {
@@ -127,7 +168,7 @@ impl FolderSource {
             return self.checkpoint.read_vector_f32(ModelSpec::FINAL_NORM);
         }
         let (values, hash) = self.checkpoint.read_vector_f32_hashed(ModelSpec::FINAL_NORM)?;
-        self.hashes.insert(ModelSpec::FINAL_NORM.to_owned(), hash);
+        self.hashes.extend([(ModelSpec::FINAL_NORM.to_owned(), hash)]);
         Ok(values)
     }
 
@@ -136,7 +177,7 @@ impl FolderSource {
         name: &'static str,
         visit: &mut TableVisitor<'_>,
     ) -> std::result::Result<(), BoxError> {
-        let new = self.hashing && !self.hashes.contains_key(name);
+        let new = self.hashing && !self.hashes.has_any(name);
         self.checkpoint.tensor_shaped(name, &[self.spec.vocab, self.spec.hidden])?;
         let hash = self.checkpoint.visit_rows_f32(name, new, |first, rows| visit(first, rows))?;
         self.hashes.extend(hash.map(|hash| (name.to_owned(), hash)));

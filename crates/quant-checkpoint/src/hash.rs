@@ -1,7 +1,10 @@
 //! SHA-256 of tensors, as the manifest records it.
 
 use std::fmt;
+use std::io::{self, Read};
 
+use quant_core::CoreError;
+use quant_core::codec::{Bytes, Codec};
 use serde::{Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 
@@ -17,6 +20,23 @@ impl TensorHash {
         let mut hasher = Hasher::default();
         hasher.update(bytes);
         hasher.finish()
+    }
+
+    /// Hash of everything that `from` holds, read in pieces.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn of_reader(mut from: impl Read) -> io::Result<Self> {
+        let mut hasher = Hasher::default();
+        let mut piece = vec![0; 1 << 18];
+        loop {
+            match from.read(&mut piece) {
+                Ok(0) => return Ok(hasher.finish()),
+                Ok(read) => hasher.update(&piece[..read]),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
     }
 }
 
@@ -35,6 +55,17 @@ impl fmt::Debug for TensorHash {
 impl Serialize for TensorHash {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
+    }
+}
+
+impl Codec for TensorHash {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.0);
+    }
+    fn decode(from: &mut Bytes<'_>) -> Result<Self, CoreError> {
+        let mut hash = [0; 32];
+        hash.copy_from_slice(from.take(32)?);
+        Ok(Self(hash))
     }
 }
 
@@ -61,6 +92,7 @@ mod tests {
         // FIPS 180-4 example: SHA-256("abc").
         let hex = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(TensorHash::of(b"abc").to_string(), hex);
+        assert_eq!(TensorHash::of_reader(&b"abc"[..]).unwrap(), TensorHash::of(b"abc"));
         assert_eq!(serde_json::to_string(&TensorHash::of(b"abc")).unwrap(), format!("\"{hex}\""));
     }
 }

@@ -81,9 +81,9 @@ pub use quant_graph::{BlockParams, BlockSource, ModelSpec, SourceError};
 pub use safetensors::Dtype;
 
 pub use crate::copy::{SideFiles, is_side_file, side_files};
-pub use crate::error::{CheckpointError, ErrorClass, HeaderError, Result};
+pub use crate::error::{CheckpointError, Difference, ErrorClass, HeaderError, Result};
 pub use crate::folder_source::{
-    FolderSource, check_tensors, check_tensors_with, redundant_head_equals, stored_float_type,
+    FolderSource, InputHashes, check_tensors, check_tensors_with, redundant_head_equals, stored_float_type,
 };
 pub use crate::formats::Formats;
 pub use crate::hash::TensorHash;
@@ -98,6 +98,6 @@ pub use crate::verify::{
     verify_all_with, verify_with,
 };
 pub use crate::writer::{
-    DEFAULT_SHARD_BYTES, Disk, Finished, Leftover, OutputFolder, OutputOptions, PlannedShard, ShardNaming,
-    ShardPlan, Storage, StorageFile, TensorDecl, WriteStats, WrittenFile,
+    DEFAULT_SHARD_BYTES, Disk, Finished, Identity, Kept, Leftover, OutputFolder, OutputOptions, PlannedShard,
+    Resumable, ShardNaming, ShardPlan, Storage, StorageFile, TensorDecl, Unfinished, WriteStats, WrittenFile,
 };

@@ -4,5 +4,5 @@
 pub const MARKER: &str = "INCOMPLETE";
 
 /// How every marker begins.
-pub(crate) const MARKER_TEXT: &str = "This folder is an unfinished output of a quantisation run. Do not load it. It is replaced by the next run with the \
-     same output, and may be deleted when no run is active.\n";
+pub(crate) const MARKER_TEXT: &str = "This folder is an unfinished output of a quantisation run. Do not load it. The command that began it goes on with \
+     --resume where the folder holds a JOURNAL, and replaces it otherwise. It may be deleted when no run is active.\n";

@@ -3,14 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 use safetensors::Dtype;
 use serde_json::Value;
 
 use crate::error::{CheckpointError, Result};
-use crate::header::Header;
+use crate::hash::TensorHash;
+use crate::header::{Header, MAX_HEADER_BYTES};
 use crate::hints;
 use crate::index::ShardIndex;
 use crate::json::{LARGE_JSON_BYTES, SMALL_JSON_BYTES, open_regular, parse_strict_json, read_json_text};
@@ -220,6 +223,38 @@ impl Checkpoint {
         self.metadata.extend(header.metadata);
         self.shards.push(Shard { path, file });
         Ok(names)
+    }
+
+    /// What tells this checkpoint from one that was changed, without reading its weights: a hash of `config.json` and of the
+    /// index, and of each shard the size, the time of its last change and a hash of its header.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Read`]
+    pub fn fingerprint(&self) -> Result<Vec<(String, String)>> {
+        let short = |hash: TensorHash| format!("SHA-256 {}", &hash.to_string()[..32]);
+        let mut fields = vec![(CONFIG.to_owned(), short(TensorHash::of(self.config_text.as_bytes())))];
+        if let Some(index) = &self.index {
+            let path = self.path.join(index);
+            let text = read_json_text(&path, index, "the list of shards", LARGE_JSON_BYTES)?;
+            fields.push((index.clone(), short(TensorHash::of(&text))));
+        }
+        for Shard { path, file } in &self.shards {
+            let fail = |e| CheckpointError::read(path, e);
+            let meta = file.metadata().map_err(fail)?;
+            let changed = meta.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
+            let changed = changed
+                .map_or_else(|| "unknown".to_owned(), |t| format!("{}.{:09}", t.as_secs(), t.subsec_nanos()));
+            // The header was checked when the file was opened: its length is one that a file may have.
+            let mut length = [0; 8];
+            file.read_exact_at(&mut length, 0).map_err(fail)?;
+            let length = u64::from_le_bytes(length).min(MAX_HEADER_BYTES);
+            let mut header = vec![0; usize::try_from(length).unwrap_or_default()];
+            file.read_exact_at(&mut header, 8).map_err(fail)?;
+            let name = path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+            let header = short(TensorHash::of(&header));
+            fields.push((name, format!("{} bytes of {changed}, header {header}", meta.len())));
+        }
+        Ok(fields)
     }
 
     /// The folder (or the file, for [`Checkpoint::open_file`]) as given.

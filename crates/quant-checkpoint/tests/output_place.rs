@@ -305,35 +305,27 @@ fn killed(dir: &Path, journal: &str) {
 }
 
 #[test]
-fn a_swap_that_was_killed_is_finished_or_undone_by_the_next_run() {
-    // Both renames are done: the new folder is complete and only needs its mark removed.
+fn a_swap_that_was_killed_is_finished_by_the_next_run() {
     for (fate, left) in [("delete", &["out"][..]), ("keep", &["out", "out.old-1"])] {
-        let root = tempfile::tempdir().unwrap();
-        let dir = root.path().join("out");
-        killed(&dir, &format!("Complete {fate} 1\n"));
-        foreign(&root.path().join("out.old-1"), &[]);
-        assert_error!(Checkpoint::open(&dir), E::PartialOutput { .. });
-        assert_error!(write_small(&dir, &OutputOptions::default(), 1), E::OutputExists { .. });
-        assert_eq!(Checkpoint::open(&dir).unwrap().read("w").unwrap(), [7; 4]);
-        assert_eq!(entries(root.path()), left);
-        write_small(&dir, &force(), 1).unwrap();
-        assert_eq!(Checkpoint::open(&dir).unwrap().read("w").unwrap(), [1; 4]);
-        assert_eq!(entries(root.path()), left);
+        // Both renames are done, the first one, or none.
+        for (new, was) in [("out", "out.old-1"), ("out.partial", "out.old-1"), ("out.partial", "out")] {
+            let root = tempfile::tempdir().unwrap();
+            let dir = root.path().join("out");
+            killed(&root.path().join(new), &format!("Complete {fate} 1\n"));
+            foreign(&root.path().join(was), &[]);
+            assert_error!(Checkpoint::open(root.path().join(new)), E::PartialOutput { .. });
+            // This run finds an output in its place, and is refused.
+            assert_error!(write_small(&dir, &OutputOptions::default(), 1), E::OutputExists { .. });
+            assert_eq!(Checkpoint::open(&dir).unwrap().read("w").unwrap(), [7; 4]);
+            assert_eq!(entries(root.path()), left);
+            write_small(&dir, &force(), 1).unwrap();
+            assert_eq!(Checkpoint::open(&dir).unwrap().read("w").unwrap(), [1; 4]);
+            assert_eq!(entries(root.path()), left);
+        }
     }
-    // Killed between the renames: what stood there goes back.
-    let root = tempfile::tempdir().unwrap();
-    let dir = root.path().join("out");
-    killed(&root.path().join("out.partial"), "Complete keep 1\n");
-    foreign(&root.path().join("out.old-1"), &[]);
-    assert_error!(Checkpoint::open(root.path().join("out.partial")), E::PartialOutput { .. });
-    assert_error!(write_small(&dir, &OutputOptions::default(), 1), E::OutputExists { .. });
-    assert_eq!(entries(&dir), ["letter.txt"]);
-    write_small(&dir, &force(), 1).unwrap();
-    assert_eq!(entries(root.path()), ["out", "out.old-1"]);
-    assert_eq!(entries(&root.path().join("out.old-1")), ["letter.txt"]);
-    // Killed before them.
     let root = tempfile::tempdir().unwrap();
     killed(&root.path().join("out.partial"), "Complete\n");
-    write_small(&root.path().join("out"), &OutputOptions::default(), 1).unwrap();
+    OutputFolder::recover(root.path().join("out"), &OutputOptions::default()).unwrap();
     assert_eq!(entries(root.path()), ["out"]);
+    assert_eq!(Checkpoint::open(root.path().join("out")).unwrap().read("w").unwrap(), [7; 4]);
 }

@@ -5,9 +5,11 @@
 mod golden;
 mod models;
 mod numbers;
+mod storage;
 
 pub use golden::{
     Golden, Tensor, TensorData, Tensors, load_safetensors, parse_safetensors, shared_dir, skipped,
 };
 pub use models::{block_from_tensors, random_block};
 pub use numbers::Numbers;
+pub use storage::CutDisk;

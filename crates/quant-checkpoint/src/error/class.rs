@@ -38,6 +38,8 @@ impl CheckpointError {
             | Self::BadOutput { .. }
             | Self::OutputTouchesInput { .. }
             | Self::OutputBusy { .. }
+            | Self::Unfinished { .. }
+            | Self::OtherJob { .. }
             | Self::BadOutputName { .. }
             | Self::PlanViolation { .. }
             | Self::NotEncodable { .. } => ErrorClass::Usage,

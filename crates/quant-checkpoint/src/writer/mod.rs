@@ -3,31 +3,39 @@
 //! Everything is written into a sibling `<output>.partial`, which carries the marker file [`MARKER`] from its first
 //! moment. Weight shards are streamed by a thread that hashes and writes while the caller computes; every file is
 //! synced; the index of the shards comes last. [`OutputFolder::finish`] then renames the folder into place and removes
-//! the marker. A run that fails removes its unfinished folder; a run that is killed leaves one that readers of this
-//! crate refuse and the next run replaces, and a swap that it had begun is undone or finished by the next run.
+//! the marker. A swap that was begun by a run that is killed is finished by the next run.
+//!
+//! A caller that keeps a journal ([`OutputFolder::record`], [`OutputFolder::commit`]) leaves, from the first record on, a folder
+//! that can be gone on with, whether the run fails, is stopped or is killed. Without a record a run that fails removes its
+//! unfinished folder, and a run that is killed leaves one that readers of this crate refuse and the next run replaces.
 
+mod journal;
 mod paths;
 mod pipeline;
 mod place;
 mod plan;
+mod resume;
 mod storage;
 mod swap;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::io::Read as _;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use safetensors::Dtype;
 use serde::Serialize;
 
+pub use self::journal::{Identity, Kept};
 pub use self::pipeline::WriteStats;
 pub use self::plan::{DEFAULT_SHARD_BYTES, PlannedShard, ShardNaming, ShardPlan, TensorDecl};
+pub use self::resume::Resumable;
 pub use self::storage::{Disk, Storage, StorageFile};
 pub use self::swap::Leftover;
 
+use self::journal::JOURNAL;
 use self::paths::sync_dir;
 use self::pipeline::{Outcome, PIECE_BYTES, Pipeline};
 use self::place::Workplace;
@@ -47,15 +55,32 @@ pub struct OutputOptions {
     pub inputs: Vec<PathBuf>,
     /// Bytes that will be written in all, compared with what the file system has free before anything is created.
     pub space: u64,
+    /// What becomes of an unfinished output that can be gone on with.
+    pub unfinished: Unfinished,
+    /// What the job is, for its journal: an unfinished output of another is not gone on with.
+    pub identity: Identity,
     /// Where files are created.
     pub storage: Arc<dyn Storage>,
 }
 
 impl Default for OutputOptions {
-    /// No replacing, no inputs, any space, the real disk.
+    /// No replacing, no inputs, any space, unfinished work refused, no identity, the real disk.
     fn default() -> Self {
-        Self { force: false, inputs: Vec::new(), space: 0, storage: Arc::new(Disk) }
+        let (inputs, identity, unfinished) = (Vec::new(), Identity::new(), Unfinished::Refuse);
+        Self { force: false, inputs, space: 0, unfinished, identity, storage: Arc::new(Disk) }
     }
+}
+
+/// What becomes of an unfinished output with the work of a run that was interrupted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Unfinished {
+    /// Nothing: it is an error.
+    #[default]
+    Refuse,
+    /// It is gone on with, if it is the same job's.
+    Resume,
+    /// It is thrown away.
+    Discard,
 }
 
 /// A file of a finished folder.
@@ -103,11 +128,19 @@ struct Current {
     left: u64,
 }
 
-/// An output folder under construction. Dropped without [`OutputFolder::finish`], it leaves nothing behind.
+/// An output folder under construction. Dropped without [`OutputFolder::finish`], it leaves nothing behind, unless its journal has
+/// a record.
 #[derive(Debug)]
 pub struct OutputFolder {
     place: Workplace,
     storage: Arc<dyn Storage>,
+    identity: Identity,
+    /// What an earlier run left to go on with.
+    kept: Option<Kept>,
+    /// Number of the journal's next segment.
+    segment: u32,
+    /// Whether there is something to go on with.
+    resumable: Arc<AtomicBool>,
     files: Vec<WrittenFile>,
     names: BTreeSet<String>,
     weights: Option<Box<Weights>>,
@@ -123,15 +156,20 @@ impl OutputFolder {
     /// # Errors
     /// [`CheckpointError::OutputExists`] when `dir` holds something and `force` is off; [`CheckpointError::BadOutput`]
     /// for a file, a mount point, a git repository or the current folder; [`CheckpointError::OutputTouchesInput`];
-    /// [`CheckpointError::OutputBusy`] when another process is writing the same output; [`CheckpointError::NoSpace`];
-    /// [`CheckpointError::Write`].
+    /// [`CheckpointError::OutputBusy`] when another process is writing the same output; [`CheckpointError::Unfinished`],
+    /// [`CheckpointError::OtherJob`] and [`CheckpointError::DamagedJournal`] where an earlier run left its work, as
+    /// [`OutputOptions::unfinished`] says; [`CheckpointError::NoSpace`]; [`CheckpointError::Write`].
     pub fn create(dir: impl AsRef<Path>, options: &OutputOptions) -> Result<Self> {
-        let place = Workplace::prepare(dir.as_ref(), options)?;
+        let (place, kept) = Workplace::prepare(dir.as_ref(), options)?;
         Ok(Self {
             place,
             storage: Arc::clone(&options.storage),
+            identity: options.identity.clone(),
+            segment: kept.as_ref().map_or(0, |kept| kept.number.saturating_add(1)),
+            resumable: Arc::new(AtomicBool::new(kept.is_some())),
+            kept,
             files: Vec::new(),
-            names: BTreeSet::from([MARKER.to_owned()]),
+            names: BTreeSet::from([MARKER.to_owned(), JOURNAL.to_owned()]),
             weights: None,
             indices: Vec::new(),
             hashes: BTreeMap::new(),
@@ -146,6 +184,14 @@ impl OutputFolder {
     /// As [`OutputFolder::create`].
     pub fn check(dir: impl AsRef<Path>, options: &OutputOptions) -> Result<()> {
         place::check(dir.as_ref(), options)
+    }
+
+    /// Finishes the swap of an earlier run to `dir` that was killed in it, and gives the absolute path of the output.
+    ///
+    /// # Errors
+    /// As [`OutputFolder::create`], of the place alone.
+    pub fn recover(dir: impl AsRef<Path>, options: &OutputOptions) -> Result<PathBuf> {
+        place::recover(dir.as_ref(), options)
     }
 
     /// Where the finished folder will be.
@@ -164,7 +210,8 @@ impl OutputFolder {
     ///
     /// # Errors
     /// [`CheckpointError::PlanViolation`] when weights are being written already; [`CheckpointError::BadOutputName`]
-    /// when a file of the plan exists already.
+    /// when a file of the plan exists already; [`CheckpointError::DamagedJournal`] when the tensors that an earlier run
+    /// wrote are not those of the plan or not what its journal says.
     pub fn begin_weights(&mut self, plan: ShardPlan) -> Result<()> {
         if self.weights.is_some() {
             return Err(violation("", "weights are being written already; call end_weights first"));
@@ -175,15 +222,28 @@ impl OutputFolder {
         if let Some(index) = plan.index_file() {
             self.reserve(index)?;
         }
-        let pipeline = Pipeline::start(Arc::clone(&self.storage), &self.place.partial)?;
-        self.weights = Some(Box::new(Weights {
+        let begun = resume::take_up(&*self.storage, &self.place.partial, self.kept.as_ref(), &plan)?;
+        let mut weights = Weights {
             missing: plan.places.keys().cloned().collect(),
             left: plan.shards.iter().map(|s| s.tensors).collect(),
             opened: vec![false; plan.shards.len()],
+            pipeline: Pipeline::start(
+                Arc::clone(&self.storage),
+                &self.place.partial,
+                begun.pipeline,
+                Arc::clone(&self.resumable),
+            )?,
             plan,
-            pipeline,
             current: None,
-        }));
+        };
+        for name in begun.tensors {
+            if let (Some(place), true) = (weights.plan.places.get(&name), weights.missing.remove(&name)) {
+                weights.left[place.shard] -= 1;
+                // A shard that is whole is not opened again.
+                weights.opened[place.shard] |= weights.left[place.shard] == 0;
+            }
+        }
+        self.weights = Some(Box::new(weights));
         Ok(())
     }
 
@@ -334,6 +394,8 @@ impl OutputFolder {
         self.stats.hash_s += stats.hash_s;
         self.stats.fsync_s += stats.fsync_s;
         self.stats.wait_s += stats.wait_s;
+        self.stats.journal_bytes += stats.journal_bytes;
+        self.stats.journal_s += stats.journal_s;
         self.files.extend(plan.shards.into_iter().map(|s| WrittenFile { name: s.file, bytes: s.bytes }));
         self.indices.extend(plan.index);
         Ok(&self.hashes)
@@ -397,7 +459,7 @@ impl OutputFolder {
             .iter()
             .filter_map(|f| self.place.partial.join(&f.name).parent().map(Path::to_path_buf))
             .collect();
-        folders.iter().try_for_each(|f| sync_dir(f))?;
+        folders.iter().try_for_each(|f| sync_dir(&*self.storage, f))?;
         let leftover = self.place.commit()?;
         self.committed = true;
         self.stats.fsync_s += start.elapsed().as_secs_f64();
@@ -426,8 +488,9 @@ impl OutputFolder {
 
     fn make_parent(&self, name: &str) -> Result<PathBuf> {
         let path = self.place.partial.join(name);
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).map_err(|e| CheckpointError::write(parent, e))?;
+        let above = path.ancestors().skip(1).take_while(|dir| !dir.is_dir()).collect::<Vec<_>>();
+        for dir in above.into_iter().rev() {
+            self.storage.create_dir(dir).map_err(|e| CheckpointError::write(dir, e))?;
         }
         Ok(path)
     }
@@ -459,7 +522,12 @@ impl Drop for OutputFolder {
     fn drop(&mut self) {
         // The thread first, so that it does not create files in a folder that is being removed.
         self.weights = None;
-        if !self.committed {
+        if self.committed {
+            return;
+        }
+        if self.resumable.load(Ordering::Acquire) {
+            self.place.keep();
+        } else {
             self.place.abandon();
         }
     }

@@ -1,13 +1,13 @@
 //! What the writer's modules share about paths.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use super::storage::Storage;
 use crate::error::{CheckpointError, Result};
 
 /// Makes a folder's entries durable.
-pub(super) fn sync_dir(dir: &Path) -> Result<()> {
-    File::open(dir).and_then(|d| d.sync_all()).map_err(|e| CheckpointError::write(dir, e))
+pub(super) fn sync_dir(storage: &dyn Storage, dir: &Path) -> Result<()> {
+    storage.sync_dir(dir).map_err(|e| CheckpointError::write(dir, e))
 }
 
 /// `{path}{suffix}` beside `path`.

@@ -4,16 +4,21 @@
 //! owner has given them away, which are freed as soon as they are written. At most [`IN_FLIGHT`] bytes are on their way (or one tensor, if it
 //! is larger), so the memory of the writer is bounded whatever it writes. The first failure ends the thread; the caller
 //! meets it at its next call.
+//!
+//! The journal is written by the same thread in the same order, so that a record follows the tensors it speaks of: those
+//! are synced first, then the record is.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use crate::error::{CheckpointError, Result};
 use crate::hash::{Hasher, TensorHash};
+use crate::writer::journal::{self, Kind};
 use crate::writer::storage::{Storage, StorageFile};
 
 /// Bytes of one piece.
@@ -34,6 +39,10 @@ pub struct WriteStats {
     pub fsync_s: f64,
     /// Seconds for which the caller waited for the writer: zero when computing hides hashing and writing.
     pub wait_s: f64,
+    /// Bytes written to the journal.
+    pub journal_bytes: u64,
+    /// Seconds of writing the journal, of its checksums, and of waiting until it and what it speaks of are on the disk.
+    pub journal_s: f64,
 }
 
 /// What the thread is told.
@@ -48,6 +57,12 @@ enum Order {
     Done { name: String },
     /// All tensors of a shard are complete: sync and close it.
     Close { shard: usize },
+    /// The journal goes on in a new file, in which everything is said anew.
+    Segment(PathBuf),
+    /// A frame of the journal.
+    Frame(Kind, Vec<u8>),
+    /// Make everything so far durable, and close the record that says so.
+    Commit,
 }
 
 /// What comes back of a piece: how long it was, and its buffer if that can be filled again.
@@ -68,6 +83,10 @@ pub(crate) struct Outcome {
 pub(crate) struct Pipeline {
     orders: Option<Sender<Order>>,
     back: Receiver<Written>,
+    /// One message for every record that is on the disk.
+    committed: Receiver<()>,
+    /// Records on their way there.
+    uncommitted: usize,
     /// Bytes sent and not known to be written.
     in_flight: usize,
     /// A buffer to be filled again.
@@ -82,19 +101,82 @@ impl std::fmt::Debug for Order {
     }
 }
 
+/// Where the thread goes on.
+#[derive(Debug, Default)]
+pub(crate) struct Begun {
+    /// The tensors that are on the disk.
+    pub(crate) hashes: BTreeMap<String, TensorHash>,
+    /// The journal's segment, and how many of its bytes are believed.
+    pub(crate) journal: Option<(PathBuf, u64)>,
+}
+
 impl Pipeline {
-    pub(crate) fn start(storage: Arc<dyn Storage>, folder: &std::path::Path) -> Result<Self> {
+    /// `kept` is set as soon as there is something to go on with.
+    pub(crate) fn start(
+        storage: Arc<dyn Storage>,
+        folder: &Path,
+        begun: Begun,
+        kept: Arc<AtomicBool>,
+    ) -> Result<Self> {
         let (orders, incoming) = channel();
         let (done, back) = channel();
+        let (acknowledge, committed) = channel();
+        let resumed = begun.journal.is_some();
+        let mut log = Log { segment: None, old: Vec::new(), unsaid: Vec::new(), kept, acknowledge };
+        if let Some((path, end)) = begun.journal {
+            log.reopen(&*storage, path, end)?;
+        }
+        let outcome = Outcome { hashes: begun.hashes, stats: WriteStats::default() };
+        let folder_of = folder.to_path_buf();
         let thread = std::thread::Builder::new()
             .name("weight-writer".to_owned())
             .spawn(move || {
-                Worker { storage, back: done, open: BTreeMap::new(), outcome: Outcome::default() }
+                let (folder, open) = (folder_of, BTreeMap::new());
+                Worker { storage, folder, back: done, open, outcome, log, resumed, new_names: false }
                     .run(&incoming)
             })
             .map_err(|e| CheckpointError::write(folder, e))?;
-        let (in_flight, spare) = (0, Vec::new());
-        Ok(Self { orders: Some(orders), back, in_flight, spare, thread: Some(thread), wait_s: 0.0 })
+        Ok(Self {
+            orders: Some(orders),
+            back,
+            committed,
+            uncommitted: 0,
+            in_flight: 0,
+            spare: Vec::new(),
+            thread: Some(thread),
+            wait_s: 0.0,
+        })
+    }
+
+    /// Begins a segment of the journal in this file.
+    pub(crate) fn segment(&mut self, path: PathBuf) -> Result<()> {
+        self.send(Order::Segment(path))
+    }
+
+    /// Adds a frame to the record that is being written.
+    pub(crate) fn frame(&mut self, kind: Kind, content: Vec<u8>) -> Result<()> {
+        self.make_room(content.len())?;
+        self.in_flight += content.len();
+        self.send(Order::Frame(kind, content))
+    }
+
+    /// Closes the record; it is on the disk when [`Pipeline::settle`] returns.
+    pub(crate) fn commit(&mut self) -> Result<()> {
+        self.uncommitted += 1;
+        self.send(Order::Commit)
+    }
+
+    /// Waits until every record is on the disk.
+    pub(crate) fn settle(&mut self) -> Result<()> {
+        let start = Instant::now();
+        while self.uncommitted > 0 {
+            if self.committed.recv().is_err() {
+                return Err(self.failure());
+            }
+            self.uncommitted -= 1;
+        }
+        self.wait_s += start.elapsed().as_secs_f64();
+        Ok(())
     }
 
     pub(crate) fn open(&mut self, shard: usize, path: PathBuf, header: Vec<u8>) -> Result<()> {
@@ -207,13 +289,68 @@ fn stopped() -> CheckpointError {
 struct OpenShard {
     path: PathBuf,
     file: Box<dyn StorageFile>,
+    /// Whether anything was written since it was synced.
+    unsynced: bool,
+}
+
+/// The journal as the thread has it.
+#[derive(Debug)]
+struct Log {
+    segment: Option<Segment>,
+    /// Segments that the next record makes worthless.
+    old: Vec<PathBuf>,
+    /// Tensors that this segment does not speak of.
+    unsaid: Vec<String>,
+    kept: Arc<AtomicBool>,
+    acknowledge: Sender<()>,
+}
+
+#[derive(Debug)]
+struct Segment {
+    path: PathBuf,
+    file: Box<dyn StorageFile>,
+    at: u64,
+    /// Whether its name is still to be made durable.
+    new: bool,
+}
+
+impl Segment {
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all_at(bytes, self.at).map_err(|e| CheckpointError::write(&self.path, e))?;
+        self.at += bytes.len() as u64;
+        Ok(())
+    }
+    fn frame(&mut self, kind: Kind, content: &[u8]) -> Result<u64> {
+        let head = journal::head(kind, content);
+        self.write(&head)?;
+        self.write(content)?;
+        Ok((head.len() + content.len()) as u64)
+    }
+}
+
+impl Log {
+    /// Goes on in a segment behind its first `end` bytes.
+    fn reopen(&mut self, storage: &dyn Storage, path: PathBuf, end: u64) -> Result<()> {
+        let fail = |e| CheckpointError::write(&path, e);
+        let mut file = storage.reopen(&path).map_err(fail)?;
+        // A rest of an unfinished record could pass for the end of the next one.
+        file.truncate(end).and_then(|()| file.sync()).map_err(fail)?;
+        self.segment = Some(Segment { path, file, at: end, new: false });
+        Ok(())
+    }
 }
 
 struct Worker {
     storage: Arc<dyn Storage>,
+    folder: PathBuf,
     back: Sender<Written>,
     open: BTreeMap<usize, OpenShard>,
     outcome: Outcome,
+    log: Log,
+    /// Whether shards may be there already.
+    resumed: bool,
+    /// Whether files were created since the folder was synced.
+    new_names: bool,
 }
 
 impl Worker {
@@ -223,8 +360,11 @@ impl Worker {
         while let Ok(order) = orders.recv() {
             match order {
                 Order::Open { shard, path, header } => {
-                    let file = self.storage.create(&path).map_err(|e| CheckpointError::write(&path, e))?;
-                    self.open.insert(shard, OpenShard { path, file });
+                    let file =
+                        if self.resumed { self.storage.reopen(&path) } else { self.storage.create(&path) };
+                    let file = file.map_err(|e| CheckpointError::write(&path, e))?;
+                    self.new_names = true;
+                    self.open.insert(shard, OpenShard { path, file, unsynced: true });
                     self.write(shard, &header, 0)?;
                 }
                 Order::Tensor { shard: to, offset: at } => (shard, offset) = (to, at),
@@ -234,34 +374,109 @@ impl Worker {
                     self.outcome.stats.hash_s += start.elapsed().as_secs_f64();
                     self.write(shard, &piece, offset)?;
                     offset += piece.len() as u64;
-                    let bytes = piece.len();
-                    // A tensor's memory is not kept: the next one has another size.
-                    let buffer = (piece.capacity() <= PIECE_BYTES).then_some(piece);
-                    // Nobody takes spare buffers any more at the very end.
-                    let _ = self.back.send(Written { bytes, buffer });
+                    self.give_back(piece);
                 }
                 Order::Done { name } => {
+                    self.log.unsaid.push(name.clone());
                     self.outcome.hashes.insert(name, std::mem::take(&mut hasher).finish());
                 }
                 Order::Close { shard } => {
-                    if let Some(OpenShard { path, mut file }) = self.open.remove(&shard) {
-                        let start = Instant::now();
-                        file.sync().map_err(|e| CheckpointError::write(&path, e))?;
-                        self.outcome.stats.fsync_s += start.elapsed().as_secs_f64();
+                    if let Some(open) = self.open.remove(&shard) {
+                        self.outcome.stats.fsync_s += sync(open)?.1;
                     }
                 }
+                Order::Segment(path) => self.begin_segment(path)?,
+                Order::Frame(kind, content) => {
+                    self.frame(kind, &content)?;
+                    self.give_back(content);
+                }
+                Order::Commit => self.commit()?,
             }
         }
         Ok(self.outcome)
     }
 
+    fn give_back(&self, piece: Vec<u8>) {
+        let bytes = piece.len();
+        // A tensor's memory is not kept: the next one has another size.
+        let buffer = (piece.capacity() <= PIECE_BYTES).then_some(piece);
+        // Nobody takes spare buffers any more at the very end.
+        let _ = self.back.send(Written { bytes, buffer });
+    }
+
+    fn begin_segment(&mut self, path: PathBuf) -> Result<()> {
+        self.log.old.extend(self.log.segment.take().map(|segment| segment.path));
+        let file = self.storage.create(&path).map_err(|e| CheckpointError::write(&path, e))?;
+        let mut segment = Segment { path, file, at: 0, new: true };
+        segment.write(&journal::MAGIC)?;
+        self.log.segment = Some(segment);
+        self.log.unsaid = self.outcome.hashes.keys().cloned().collect();
+        Ok(())
+    }
+
+    fn frame(&mut self, kind: Kind, content: &[u8]) -> Result<()> {
+        let start = Instant::now();
+        // The folder begins a segment before it sends a frame.
+        let Some(segment) = &mut self.log.segment else { return Err(stopped()) };
+        self.outcome.stats.journal_bytes += segment.frame(kind, content)?;
+        self.outcome.stats.journal_s += start.elapsed().as_secs_f64();
+        Ok(())
+    }
+
+    /// Tensors first, then the record that believes in them, then what it makes worthless goes.
+    fn commit(&mut self) -> Result<()> {
+        let start = Instant::now();
+        for (shard, open) in std::mem::take(&mut self.open) {
+            let open = if open.unsynced { sync(open)?.0 } else { open };
+            self.open.insert(shard, open);
+        }
+        let fail = |path: &Path| {
+            let path = path.to_path_buf();
+            move |e| CheckpointError::write(&path, e)
+        };
+        if std::mem::take(&mut self.new_names) {
+            self.storage.sync_dir(&self.folder).map_err(fail(&self.folder))?;
+        }
+        self.outcome.stats.journal_s += start.elapsed().as_secs_f64();
+        let said = journal::tensors_frame(&self.outcome.hashes, &std::mem::take(&mut self.log.unsaid));
+        self.frame(Kind::Tensors, &said)?;
+        self.frame(Kind::End, &[])?;
+        let start = Instant::now();
+        let Some(segment) = &mut self.log.segment else { return Err(stopped()) };
+        segment.file.sync().map_err(fail(&segment.path))?;
+        if std::mem::take(&mut segment.new)
+            && let Some(folder) = segment.path.parent()
+        {
+            self.storage.sync_dir(folder).map_err(fail(folder))?;
+        }
+        self.log.kept.store(true, Ordering::Release);
+        for path in self.log.old.drain(..) {
+            self.storage.remove_file(&path).map_err(fail(&path))?;
+        }
+        self.outcome.stats.journal_s += start.elapsed().as_secs_f64();
+        // Whoever does not wait for it any more has an error to report.
+        let _ = self.log.acknowledge.send(());
+        Ok(())
+    }
+
     fn write(&mut self, shard: usize, bytes: &[u8], offset: u64) -> Result<()> {
         // The folder opens a shard before it sends anything for it.
-        let Some(OpenShard { path, file }) = self.open.get_mut(&shard) else { return Err(stopped()) };
+        let Some(OpenShard { path, file, unsynced }) = self.open.get_mut(&shard) else {
+            return Err(stopped());
+        };
         let start = Instant::now();
         file.write_all_at(bytes, offset).map_err(|e| CheckpointError::write(path, e))?;
+        *unsynced = true;
         self.outcome.stats.write_s += start.elapsed().as_secs_f64();
         self.outcome.stats.bytes += bytes.len() as u64;
         Ok(())
     }
+}
+
+/// Syncs a shard; gives the seconds that took.
+fn sync(mut open: OpenShard) -> Result<(OpenShard, f64)> {
+    let start = Instant::now();
+    open.file.sync().map_err(|e| CheckpointError::write(&open.path, e))?;
+    open.unsynced = false;
+    Ok((open, start.elapsed().as_secs_f64()))
 }

@@ -1,13 +1,16 @@
 //! Where the output folder may lie, and its unfinished sibling.
 
 use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
-use super::OutputOptions;
+use super::journal::Kept;
 use super::paths::{sibling, sync_dir};
+use super::storage::Storage;
 use super::swap::{self, Fate, Leftover};
+use super::{OutputOptions, Unfinished};
 use crate::error::{CheckpointError, Result};
 use crate::manifest::Manifest;
 use crate::marker::{MARKER, MARKER_TEXT};
@@ -17,40 +20,56 @@ use crate::marker::{MARKER, MARKER_TEXT};
 pub(super) struct Workplace {
     pub(super) target: PathBuf,
     pub(super) partial: PathBuf,
+    storage: Arc<dyn Storage>,
     /// What becomes of the folder that stands at the target now.
     fate: Option<Fate>,
     /// The marker. Held open because the lock lives as long as the handle; a killed process loses it.
-    marker: File,
+    _lock: File,
     /// Parents that did not exist, outermost first.
     created: Created,
 }
 
 impl Workplace {
-    /// Checks `dir` and creates its unfinished sibling with the marker in it. What an earlier run left when it was
-    /// killed is put in order first.
-    pub(super) fn prepare(dir: &Path, options: &OutputOptions) -> Result<Self> {
+    /// Checks `dir` and creates its unfinished sibling with the marker in it, or takes over the one that is there with what
+    /// it knows. A swap in which an earlier run was killed is finished first.
+    pub(super) fn prepare(dir: &Path, options: &OutputOptions) -> Result<(Self, Option<Kept>)> {
+        let storage = Arc::clone(&options.storage);
         let (target, partial) = apart(dir, &options.inputs)?;
-        swap::recover(&target, &partial)?;
+        swap::recover(&*storage, &target, &partial)?;
         let fate = check_target(&target, options.force)?;
-        check_room(&target, options)?;
-        let mut created = Created::default();
+        let left = left_over(&partial, options)?;
+        check_room(&target, options, left.as_ref().and_then(|l| l.kept.as_ref()).map(|_| &*partial))?;
+        let mut created = Created { storage: Arc::clone(&storage), folders: Vec::new() };
         if let Some(parent) = target.parent() {
             created.create_all(parent)?;
         }
-        let marker = claim(&partial)?;
-        Ok(Self { target, partial, fate, marker, created })
+        let (lock, kept) = match left {
+            Some(LeftOver { lock: Some(lock), kept: Some(kept) }) => (lock, Some(kept)),
+            // Its lock is held until the folder is removed, so that of two runs only one takes it over.
+            Some(_held) => {
+                clear(&*storage, &partial)?;
+                (claim(&*storage, &partial)?, None)
+            }
+            None => (claim(&*storage, &partial)?, None),
+        };
+        Ok((Self { target, partial, storage, fate, _lock: lock, created }, kept))
     }
 
     /// Removes the unfinished folder and the parents made for it, as far as that works.
     pub(super) fn abandon(&mut self) {
-        let _ = swap::remove_marked(&self.partial);
+        let _ = swap::remove_marked(&*self.storage, &self.partial);
         self.created.remove();
+    }
+
+    /// Leaves the unfinished folder where it is.
+    pub(super) fn keep(&mut self) {
+        self.created.keep();
     }
 
     /// Turns the complete, synced unfinished folder into the output. Returns when that is on the disk, with what was
     /// left of the folder it replaces.
     pub(super) fn commit(&mut self) -> Result<Option<Leftover>> {
-        let leftover = swap::commit(&self.target, &self.partial, self.fate, &mut self.marker)?;
+        let leftover = swap::commit(&*self.storage, &self.target, &self.partial, self.fate)?;
         self.created.keep();
         Ok(leftover)
     }
@@ -58,9 +77,17 @@ impl Workplace {
 
 /// Checks `dir` without creating anything.
 pub(super) fn check(dir: &Path, options: &OutputOptions) -> Result<()> {
-    let (target, _) = apart(dir, &options.inputs)?;
+    let (target, partial) = apart(dir, &options.inputs)?;
     check_target(&target, options.force)?;
-    check_room(&target, options)
+    let left = left_over(&partial, options)?;
+    check_room(&target, options, left.and_then(|l| l.kept).map(|_| &*partial))
+}
+
+/// Finishes a swap in which an earlier run to `dir` was killed.
+pub(super) fn recover(dir: &Path, options: &OutputOptions) -> Result<PathBuf> {
+    let (target, partial) = apart(dir, &options.inputs)?;
+    swap::recover(&*options.storage, &target, &partial)?;
+    Ok(target)
 }
 
 /// Output and unfinished folder, which have nothing to do with any input.
@@ -78,29 +105,45 @@ fn apart(dir: &Path, inputs: &[PathBuf]) -> Result<(PathBuf, PathBuf)> {
 }
 
 /// Refuses a place where nothing may be created, or not enough. The folder that is replaced stays until the new one is
-/// complete, so its space does not count.
-fn check_room(target: &Path, options: &OutputOptions) -> Result<()> {
+/// complete, so its space does not count; what an unfinished folder that is gone on with has taken is not taken again.
+fn check_room(target: &Path, options: &OutputOptions, resumed: Option<&Path>) -> Result<()> {
     let Some(folder) = target.ancestors().skip(1).find(|a| a.is_dir()) else { return Ok(()) };
     let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
     rustix::fs::access(folder, access).map_err(|e| CheckpointError::write(folder, e.into()))?;
+    let needed = options.space.saturating_sub(resumed.map_or(0, taken));
     match options.storage.free_bytes(folder) {
-        Some(free) if free < options.space => {
-            Err(CheckpointError::NoSpace { path: folder.to_path_buf(), needed: options.space, free })
+        Some(free) if free < needed => {
+            Err(CheckpointError::NoSpace { path: folder.to_path_buf(), needed, free })
         }
         _ => Ok(()),
     }
 }
 
+/// Bytes of the disk that the files in a folder take, as far as they can be counted.
+fn taken(dir: &Path) -> u64 {
+    const SECTOR: u64 = 512;
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let of = |entry: fs::DirEntry| match entry.metadata() {
+        Ok(meta) if meta.is_dir() => taken(&entry.path()),
+        Ok(meta) => meta.blocks() * SECTOR,
+        Err(_) => 0,
+    };
+    entries.map(of).sum()
+}
+
 /// Folders made on the way to the output; removed again, while they are empty, unless kept.
-#[derive(Debug, Default)]
-struct Created(Vec<PathBuf>);
+#[derive(Debug)]
+struct Created {
+    storage: Arc<dyn Storage>,
+    folders: Vec<PathBuf>,
+}
 
 impl Created {
     fn create_all(&mut self, dir: &Path) -> Result<()> {
         let missing: Vec<&Path> = dir.ancestors().take_while(|d| d.symlink_metadata().is_err()).collect();
         for dir in missing.into_iter().rev() {
-            match fs::create_dir(dir) {
-                Ok(()) => self.0.push(dir.to_owned()),
+            match self.storage.create_dir(dir) {
+                Ok(()) => self.folders.push(dir.to_owned()),
                 // Made by someone else meanwhile.
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(e) => return Err(CheckpointError::write(dir, e)),
@@ -109,12 +152,12 @@ impl Created {
         Ok(())
     }
     fn keep(&mut self) {
-        self.0.clear();
+        self.folders.clear();
     }
     fn remove(&mut self) {
-        while let Some(dir) = self.0.pop() {
+        while let Some(dir) = self.folders.pop() {
             // Fails, as it should, once something else lies in it.
-            let _ = fs::remove_dir(dir);
+            let _ = self.storage.remove_dir(&dir);
         }
     }
 }
@@ -187,48 +230,91 @@ fn check_target(target: &Path, force: bool) -> Result<Option<Fate>> {
     Ok(Some(if ours { Fate::Delete } else { Fate::Keep }))
 }
 
-/// Creates the unfinished folder with a locked marker. One left by a killed run is replaced, one in use is not.
-fn claim(partial: &Path) -> Result<File> {
-    let fail = |e| CheckpointError::write(partial, e);
-    let marker = partial.join(MARKER);
-    let busy = || CheckpointError::OutputBusy { path: partial.to_path_buf() };
-    if partial.symlink_metadata().is_ok() {
-        if !partial.is_dir() || partial.is_symlink() {
-            return Err(CheckpointError::BadOutput {
-                path: partial.to_path_buf(),
-                reason: "its working folder exists already and is not a folder; remove it",
-            });
+/// An unfinished folder that is there already.
+struct LeftOver {
+    /// Its marker, locked; none where it has none.
+    lock: Option<File>,
+    /// What can be gone on with.
+    kept: Option<Kept>,
+}
+
+/// Looks at the unfinished folder of an earlier run. One that lives is refused, and so is work that the options say nothing of
+/// or that is another job's.
+fn left_over(partial: &Path, options: &OutputOptions) -> Result<Option<LeftOver>> {
+    if partial.symlink_metadata().is_err() {
+        return Ok(None);
+    }
+    if !partial.is_dir() || partial.is_symlink() {
+        return Err(CheckpointError::BadOutput {
+            path: partial.to_path_buf(),
+            reason: "its working folder exists already and is not a folder; remove it",
+        });
+    }
+    let lock = match File::open(partial.join(MARKER)) {
+        Ok(lock) => lock,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return Ok(Some(LeftOver { lock: None, kept: None }));
         }
-        match File::open(&marker) {
-            // Held until the folder is removed, so that of two runs only one takes it over.
-            Ok(old) => {
-                if matches!(old.try_lock(), Err(fs::TryLockError::WouldBlock)) {
-                    return Err(busy());
-                }
-                swap::remove_marked(partial).map_err(fail)?;
+        Err(e) => return Err(CheckpointError::read(partial, e)),
+    };
+    if matches!(lock.try_lock(), Err(fs::TryLockError::WouldBlock)) {
+        return Err(CheckpointError::OutputBusy { path: partial.to_path_buf() });
+    }
+    let kept = match options.unfinished {
+        Unfinished::Discard => None,
+        Unfinished::Refuse => match Kept::find(partial) {
+            // What cannot be read might be worth something all the same.
+            Ok(Some(_)) | Err(_) => {
+                return Err(CheckpointError::Unfinished { path: partial.to_path_buf() });
             }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => match fs::remove_dir(partial) {
-                Ok(()) => {}
-                Err(_) => {
-                    return Err(CheckpointError::BadOutput {
-                        path: partial.to_path_buf(),
-                        reason: "its working folder exists already and holds no marker of ours; remove it",
-                    });
-                }
-            },
-            Err(e) => return Err(fail(e)),
+            Ok(None) => None,
+        },
+        Unfinished::Resume => Kept::find(partial)?,
+    };
+    if let Some(kept) = &kept {
+        kept.check(&options.identity)?;
+    }
+    Ok(Some(LeftOver { lock: Some(lock), kept }))
+}
+
+/// Removes an unfinished folder that nobody goes on with.
+fn clear(storage: &dyn Storage, partial: &Path) -> Result<()> {
+    if partial.join(MARKER).symlink_metadata().is_ok() {
+        return swap::remove_marked(storage, partial).map_err(|e| CheckpointError::write(partial, e));
+    }
+    storage.remove_dir(partial).map_err(|_| CheckpointError::BadOutput {
+        path: partial.to_path_buf(),
+        reason: "its working folder exists already and holds no marker of ours; remove it",
+    })
+}
+
+/// Creates the unfinished folder with a locked marker.
+fn claim(storage: &dyn Storage, partial: &Path) -> Result<File> {
+    storage.create_dir(partial).map_err(|e| CheckpointError::write(partial, e))?;
+    let marker = partial.join(MARKER);
+    let mark = || -> io::Result<File> {
+        let mut file = storage.create(&marker)?;
+        let lock = File::open(&marker)?;
+        if matches!(lock.try_lock(), Err(fs::TryLockError::WouldBlock)) {
+            return Err(io::ErrorKind::WouldBlock.into());
         }
+        file.write_all_at(MARKER_TEXT.as_bytes(), 0)?;
+        file.sync()?;
+        Ok(lock)
+    };
+    let lock = match mark() {
+        Ok(lock) => lock,
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+            return Err(CheckpointError::OutputBusy { path: partial.to_path_buf() });
+        }
+        Err(e) => {
+            let _ = storage.remove_dir_all(partial);
+            return Err(CheckpointError::write(&marker, e));
+        }
+    };
+    sync_dir(storage, partial)?;
+    if let Some(parent) = partial.parent() {
+        sync_dir(storage, parent)?;
     }
-    fs::create_dir(partial).map_err(fail)?;
-    let mut file = File::create_new(&marker).map_err(|e| CheckpointError::write(&marker, e))?;
-    if matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock)) {
-        return Err(busy());
-    }
-    let written = file.write_all(MARKER_TEXT.as_bytes()).and_then(|()| file.sync_all());
-    if let Err(e) = written {
-        let _ = fs::remove_dir_all(partial);
-        return Err(CheckpointError::write(&marker, e));
-    }
-    sync_dir(partial)?;
-    Ok(file)
+    Ok(lock)
 }

@@ -2,22 +2,24 @@
 //!
 //! Two renames cannot be one step, so the marker is a journal. Once everything is synced it gains a line that says so,
 //! with the number of the sibling `NAME.old-N` to which the folder being replaced moves and what becomes of it. A run
-//! that is killed then leaves one of these states, and [`recover`] knows what to do with each:
+//! that is killed then leaves one of these states, and [`recover`] finishes each:
 //!
 //! | `NAME` | `NAME.old-N` | `NAME.partial` | recovery |
 //! |---|---|---|---|
-//! | as before | - | marked, complete | none needed: the partial folder is replaced by the next run |
-//! | - | what was there | marked, complete | what was there goes back |
-//! | new, marked, complete | what was there, or a part of it | - | it is deleted or kept as decided, then the mark goes |
+//! | as before | - | marked, complete | both renames, then as below |
+//! | - | what was there | marked, complete | the second rename, then as below |
+//! | new, marked, complete | what was there, or a part of it | - | it is deleted or kept as decided, the journal goes, then the mark |
 //!
 //! Readers refuse a marked folder at every moment.
 
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
+use super::journal::JOURNAL;
 use super::paths::{sibling, sync_dir};
+use super::storage::Storage;
 use crate::error::{CheckpointError, Result};
 use crate::marker::{MARKER, MARKER_TEXT};
 
@@ -129,8 +131,8 @@ pub(super) fn is_marked(dir: &Path) -> bool {
     marker_text(dir).is_some_and(|text| text.starts_with(MARKER_TEXT))
 }
 
-/// Puts in order what a run that was killed in [`commit`] left. A run that lives is left alone.
-pub(super) fn recover(target: &Path, partial: &Path) -> Result<()> {
+/// Finishes what a run that was killed in [`commit`] left. A run that lives is left alone.
+pub(super) fn recover(storage: &dyn Storage, target: &Path, partial: &Path) -> Result<()> {
     let journal = |dir: &Path| -> Result<Option<(File, Option<Old>)>> {
         let Some(old) = marker_text(dir).as_deref().and_then(parse) else { return Ok(None) };
         let path = dir.join(MARKER);
@@ -145,54 +147,68 @@ pub(super) fn recover(target: &Path, partial: &Path) -> Result<()> {
         Ok(Some((file, old)))
     };
     if let Some((_lock, old)) = journal(target)? {
-        return finish(target, old).map(drop);
+        return finish(storage, target, old).map(drop);
     }
-    if target.symlink_metadata().is_err()
-        && let Some((_lock, Some(old))) = journal(partial)?
-    {
-        let old = old.path(target);
-        if old.symlink_metadata().is_ok() {
-            rename(&old, target)?;
-            sync_parent(target)?;
-        }
+    let Some((_lock, old)) = journal(partial)? else { return Ok(()) };
+    let there = target.symlink_metadata().is_ok();
+    // Something that nobody decided to replace came to stand there since.
+    let in_the_way = there && old.is_none() && storage.remove_dir(target).is_err();
+    if in_the_way {
+        return Ok(());
     }
-    Ok(())
+    let moves = old.filter(|_| there);
+    swap(storage, target, partial, moves)?;
+    finish(storage, target, old).map(drop)
 }
 
-/// Moves `partial` to `target`. `marker` is the open marker of `partial`, which is complete and synced.
+/// Moves `partial` to `target`. The marker of `partial`, which is complete and synced, is the file that the caller has locked.
 ///
-/// On an error everything is as it was, except that a mark that cannot be removed stays: the new folder is in place
-/// then, and [`recover`] finishes it.
+/// On an error everything is as it was, except that the marker may say that the folder is complete, and that a mark that
+/// cannot be removed stays: [`recover`] finishes both.
 pub(super) fn commit(
+    storage: &dyn Storage,
     target: &Path,
     partial: &Path,
     fate: Option<Fate>,
-    marker: &mut File,
 ) -> Result<Option<Leftover>> {
     let old = fate.map(|fate| Old::unused(target, fate));
-    marker
-        .write_all(line(old).as_bytes())
-        .and_then(|()| marker.sync_all())
-        .map_err(|e| CheckpointError::write(&partial.join(MARKER), e))?;
+    let marker = partial.join(MARKER);
+    storage
+        .reopen(&marker)
+        .and_then(|mut file| {
+            // A line that was cut off would show behind a shorter one.
+            file.truncate(MARKER_TEXT.len() as u64)?;
+            file.write_all_at(line(old).as_bytes(), MARKER_TEXT.len() as u64)?;
+            file.sync()
+        })
+        .map_err(|e| CheckpointError::write(&marker, e))?;
+    swap(storage, target, partial, old)?;
+    finish(storage, target, old)
+}
+
+/// The renames: what stands at `target` to `old`, `partial` to `target`.
+fn swap(storage: &dyn Storage, target: &Path, partial: &Path, old: Option<Old>) -> Result<()> {
+    let rename = |from: &Path, to: &Path| storage.rename(from, to).map_err(|e| CheckpointError::write(to, e));
     if let Some(old) = old {
         rename(target, &old.path(target))?;
     }
     let moved = rename(partial, target).and_then(|()| {
-        sync_parent(target).inspect_err(|_| {
-            let _ = fs::rename(target, partial);
-        })
+        let synced = target.parent().map_or(Ok(()), |parent| sync_dir(storage, parent));
+        synced.inspect_err(|_| drop(storage.rename(target, partial)))
     });
-    if let Err(error) = moved {
+    moved.inspect_err(|_| {
         if let Some(old) = old {
-            let _ = fs::rename(old.path(target), target);
+            drop(storage.rename(&old.path(target), target));
         }
-        return Err(error);
-    }
-    finish(target, old)
+    })
 }
 
 /// The steps after the renames, which may be repeated.
-fn finish(target: &Path, old: Option<Old>) -> Result<Option<Leftover>> {
+fn finish(storage: &dyn Storage, target: &Path, old: Option<Old>) -> Result<Option<Leftover>> {
+    let gone = |removed: io::Result<()>| match removed {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    };
     let leftover = match old {
         None => None,
         Some(old) => {
@@ -200,46 +216,51 @@ fn finish(target: &Path, old: Option<Old>) -> Result<Option<Leftover>> {
             match old.fate {
                 Fate::Keep => Some(Leftover::Kept(path)),
                 // The new output stands; a leftover is worth a remark, not a failure.
-                Fate::Delete => match fs::remove_dir_all(&path) {
-                    Err(e) if e.kind() != io::ErrorKind::NotFound => Some(Leftover::Undeleted(path)),
-                    _ => None,
-                },
+                Fate::Delete => {
+                    let removed = gone(storage.remove_dir_all(&path));
+                    removed.is_err().then_some(Leftover::Undeleted(path))
+                }
             }
         }
     };
+    let journal = target.join(JOURNAL);
+    if journal.symlink_metadata().is_ok() {
+        gone(storage.remove_dir_all(&journal)).map_err(|e| CheckpointError::write(&journal, e))?;
+        // So that no folder without a mark has a journal.
+        sync_dir(storage, target)?;
+    }
     let marker = target.join(MARKER);
-    fs::remove_file(&marker).map_err(|e| CheckpointError::write(&marker, e))?;
-    sync_dir(target)?;
+    storage.remove_file(&marker).map_err(|e| CheckpointError::write(&marker, e))?;
+    sync_dir(storage, target)?;
     Ok(leftover)
 }
 
-/// Removes a marked folder, the mark last: killed on the way, it is still known.
-pub(super) fn remove_marked(dir: &Path) -> io::Result<()> {
+/// Removes a marked folder, the journal first and the mark last: killed on the way, it is still known, and nothing goes on
+/// with half of it.
+pub(super) fn remove_marked(storage: &dyn Storage, dir: &Path) -> io::Result<()> {
+    let journal = dir.join(JOURNAL);
+    if journal.symlink_metadata().is_ok() {
+        storage.remove_dir_all(&journal)?;
+        storage.sync_dir(dir)?;
+    }
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         if entry.file_name() == MARKER {
             continue;
         }
         if entry.file_type()?.is_dir() {
-            fs::remove_dir_all(entry.path())?;
+            storage.remove_dir_all(&entry.path())?;
         } else {
-            fs::remove_file(entry.path())?;
+            storage.remove_file(&entry.path())?;
         }
     }
-    fs::remove_dir_all(dir)
-}
-
-fn rename(from: &Path, to: &Path) -> Result<()> {
-    fs::rename(from, to).map_err(|e| CheckpointError::write(to, e))
-}
-
-fn sync_parent(path: &Path) -> Result<()> {
-    path.parent().map_or(Ok(()), sync_dir)
+    storage.remove_dir_all(dir)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::writer::storage::Disk;
 
     fn marker(line: &str) -> String {
         format!("{MARKER_TEXT}{line}")
@@ -296,7 +317,7 @@ mod tests {
             Self { root }
         }
         fn recover(&self) -> Result<()> {
-            recover(&self.root.path().join("out"), &self.root.path().join("out.partial"))
+            recover(&Disk, &self.root.path().join("out"), &self.root.path().join("out.partial"))
         }
         #[track_caller]
         fn recovers_to(&self, expected: &[&str]) {
@@ -309,32 +330,34 @@ mod tests {
     }
 
     #[test]
-    fn every_state_of_a_killed_swap_is_put_in_order() {
+    fn every_state_of_a_killed_swap_is_finished() {
         for (fate, kept) in [("delete", &[][..]), ("keep", &["out.old-1/was"][..])] {
             let journal = format!("Complete {fate} 1\n");
             let journal = Some(journal.as_str());
+            let finished = [kept, &["out/new"]].concat();
             // Before the first rename.
-            State::new(&[("out", "was", None), ("out.partial", "new", journal)]).recovers_to(&[
-                "out.partial/INCOMPLETE",
-                "out.partial/new",
-                "out/was",
-            ]);
+            State::new(&[("out", "was", None), ("out.partial", "new", journal)]).recovers_to(&finished);
             // Between the renames.
-            State::new(&[("out.old-1", "was", None), ("out.partial", "new", journal)]).recovers_to(&[
-                "out.partial/INCOMPLETE",
-                "out.partial/new",
-                "out/was",
-            ]);
+            State::new(&[("out.old-1", "was", None), ("out.partial", "new", journal)]).recovers_to(&finished);
             // After both.
-            let after = State::new(&[("out.old-1", "was", None), ("out", "new", journal)]);
-            after.recovers_to(&[kept, &["out/new"]].concat());
+            State::new(&[("out.old-1", "was", None), ("out", "new", journal)]).recovers_to(&finished);
         }
         // After the old folder went.
         State::new(&[("out", "new", Some("Complete delete 1\n"))]).recovers_to(&["out/new"]);
         State::new(&[("out", "new", Some("Complete\n"))]).recovers_to(&["out/new"]);
-        State::new(&[("out.partial", "new", Some("Complete\n"))])
-            .recovers_to(&["out.partial/INCOMPLETE", "out.partial/new"]);
-        // A mark that says nothing of a swap is no journal, wherever it is.
+        State::new(&[("out.partial", "new", Some("Complete\n"))]).recovers_to(&["out/new"]);
+        // With a journal, wherever it is.
+        for folder in ["out", "out.partial"] {
+            let state = State::new(&[(folder, "new", Some("Complete\n"))]);
+            fs::create_dir_all(state.root.path().join(folder).join(JOURNAL).join("x")).unwrap();
+            state.recovers_to(&["out/new"]);
+        }
+        // What came to stand at the output since is not replaced, unless it is an empty folder.
+        let state = State::new(&[("out", "other", None), ("out.partial", "new", Some("Complete\n"))]);
+        state.recovers_to(&["out.partial/INCOMPLETE", "out.partial/new", "out/other"]);
+        fs::remove_file(state.root.path().join("out/other")).unwrap();
+        state.recovers_to(&["out/new"]);
+        // A mark that says nothing of a swap is no journal of one, wherever it is.
         State::new(&[("out.old-1", "was", None), ("out", "half", Some(""))]).recovers_to(&[
             "out.old-1/was",
             "out/INCOMPLETE",
@@ -361,10 +384,10 @@ mod tests {
     fn a_failed_second_rename_is_undone() {
         let state = State::new(&[("out", "was", None)]);
         let (target, partial) = (state.root.path().join("out"), state.root.path().join("out.partial"));
-        let mut marker = File::create(state.root.path().join("marker")).unwrap();
         // There is no partial folder to move.
-        assert!(commit(&target, &partial, Some(Fate::Delete), &mut marker).is_err());
-        assert_eq!(tree(state.root.path()), ["marker", "out/was"]);
+        let old = Some(Old::unused(&target, Fate::Delete));
+        assert!(swap(&Disk, &target, &partial, old).is_err());
+        assert_eq!(tree(state.root.path()), ["out/was"]);
     }
 
     #[test]
@@ -372,7 +395,7 @@ mod tests {
         let state = State::new(&[("out.partial", "half", Some(""))]);
         let partial = state.root.path().join("out.partial");
         fs::create_dir(partial.join("inner")).unwrap();
-        remove_marked(&partial).unwrap();
+        remove_marked(&Disk, &partial).unwrap();
         assert!(tree(state.root.path()).is_empty() && !partial.exists());
     }
 }

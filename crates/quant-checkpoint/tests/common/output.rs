@@ -73,6 +73,10 @@ impl StorageFile for TinyFile {
         }
     }
 
+    fn truncate(&mut self, bytes: u64) -> io::Result<()> {
+        self.file.truncate(bytes)
+    }
+
     fn sync(&mut self) -> io::Result<()> {
         self.file.sync()
     }
