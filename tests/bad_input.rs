@@ -1,17 +1,17 @@
 //! Damaged checkpoints, wrong recipes and data, and a machine that runs out of something: each has its exit code and a
-//! message that names the place; no output is left, finished or not; the input stays as it was.
+//! message that names the place; no output is left, finished or not, unless there is work to go on with; the input stays as it
+//! was.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
 
 use common::{
-    CALIBRATION, Ran, SMALL, copy_of_model, files, ptq, quantize, split_in_two, text, tiny_reasoner,
-    write_tokens,
+    CALIBRATION, Ran, SMALL, copy_of_model, files, on_a_full_disk, ptq, quantize, split_in_two, text,
+    tiny_reasoner, write_tokens,
 };
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use tempfile::{TempDir, tempdir};
 
 /// A preset that needs no calibration data.
@@ -187,10 +187,14 @@ fn missing_shards_and_lying_indices() {
 fn weights_that_are_not_finite() {
     const NAN: u16 = 0x7FC0;
     const INFINITY: u16 = 0x7F80;
-    // In the middle of the run, so that there is something to remove.
+    // In the middle of the run, so that there is something to remove: nothing was paid for but rounding to nearest.
     let (_folder, model) = with_element("model.layers.2.mlp.up_proj.weight", 3 * 192 + 7, NAN);
     refused(&model, SIMPLE, &[], 4, &["model.layers.2.mlp.up_proj.weight", "[3, 7]", "NaN"]);
-    refused(&model, "w8a8kv8-ascend", SMALL, 4, &["model.layers.2.mlp.up_proj.weight", "[3, 7]", "NaN"]);
+    // From the first stage on there is work to keep, whatever ends the run.
+    let work = tempdir().unwrap();
+    let words = ["model.layers.2.mlp.up_proj.weight", "[3, 7]", "NaN", "out.partial", "--resume"];
+    quantize(&model, "w8a8kv8-ascend", &work.path().join("out"), SMALL).expect(4, &words);
+    assert!(work.path().join("out.partial/JOURNAL").is_dir() && !work.path().join("out").exists());
     let tokens = tempdir().unwrap();
     let tokens = write_tokens(&tokens.path().join("t.safetensors"), &[vec![5, 6, 7]], 3);
     ptq(&["eval", "--model", text(&model), "--tokens", &tokens])
@@ -377,15 +381,6 @@ fn calibration_data() {
     let (_folder, model) = model();
     std::fs::remove_file(model.join("tokenizer.json")).unwrap();
     self::refused(&model, "w4a16g32", SMALL, 4, &["tokenizer.json"]);
-}
-
-/// Runs the command where no file may grow beyond `kilobytes`: the nearest thing to a full disk that needs no rights.
-fn on_a_full_disk(kilobytes: usize, arguments: &[&str]) -> Ran {
-    // The units of `ulimit -f` are 512 bytes by POSIX, 1024 in some shells.
-    let script = format!("trap '' XFSZ; ulimit -f {kilobytes}; exec \"$@\"");
-    let mut command = Command::new("sh");
-    command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_ptq")]).args(arguments);
-    command.output().unwrap().into()
 }
 
 #[test]

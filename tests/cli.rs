@@ -5,8 +5,8 @@
 mod common;
 
 use common::{
-    CALIBRATION, SMALL, assert_same_files, few_windows, files, interrupt, ptq, quantize, root, text,
-    tiny_reasoner, write_tokens,
+    CALIBRATION, SMALL, assert_same_files, few_windows, files, ptq, quantize, root, text, tiny_reasoner,
+    write_tokens,
 };
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -451,18 +451,4 @@ fn inspection_and_lists() {
     }
     assert!(ptq(&["--version"]).expect(0, &[]).out.starts_with("ptq "));
     assert!(ptq(&["--help"]).expect(0, &[]).out.contains("Exit codes"));
-}
-
-#[test]
-fn an_interrupted_run_leaves_nothing() {
-    let work = tempdir().unwrap();
-    let output = work.path().join("out");
-    let model = tiny_reasoner();
-    let mut arguments =
-        vec!["quantize", "--model", text(&model), "--recipe", "w8a8kv8-ascend", "--output", text(&output)];
-    arguments.extend(["--calibration", CALIBRATION, "--num-samples", "64", "--max-seq-len", "256"]);
-    arguments.extend(["--threads", "1"]);
-    interrupt(&arguments, "block 1/6 done", || assert!(work.path().join("out.partial").exists()))
-        .expect(130, &["interrupted"]);
-    assert_eq!(std::fs::read_dir(work.path()).unwrap().count(), 0);
 }

@@ -283,3 +283,12 @@ pub(crate) fn write_tokens(path: &Path, rows: &[Vec<i64>], length: usize) -> Str
     safetensors::serialize_to_file([("ids", view)], None, path).unwrap();
     format!("{}:ids", path.display())
 }
+
+/// Runs the command where no file may grow beyond `kilobytes`: the nearest thing to a full disk that needs no rights.
+pub(crate) fn on_a_full_disk(kilobytes: usize, arguments: &[&str]) -> Ran {
+    // The units of `ulimit -f` are 512 bytes by POSIX, 1024 in some shells.
+    let script = format!("trap '' XFSZ; ulimit -f {kilobytes}; exec \"$@\"");
+    let mut command = Command::new("sh");
+    command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_ptq")]).args(arguments);
+    command.output().unwrap().into()
+}

@@ -7,6 +7,7 @@ mod files;
 mod house;
 mod package;
 mod scan;
+mod survive;
 mod text;
 
 use std::path::Path;
@@ -33,6 +34,7 @@ static COMMANDS: &[(&str, &str, Chore)] = &[
         "crate arrows, import circles, unsafe code, inherited settings, file sizes",
         house::check_deps,
     ),
+    ("survive", "kills 300 runs at random moments, resumes them and compares the outputs", survive::survive),
     ("package", "packs every published crate and builds it from its package, offline", package::package),
     ("check-text", "home paths and unfinished-work markers in tracked files", text::check_text),
 ];

@@ -45,7 +45,7 @@ pub use error::MethodError;
 pub use folding::HeadTie;
 pub use method::{
     BlockContext, Figures, Method, MethodKind, Modifier, Operations, PlannedRounding, Prepared, Rounded,
-    Rounding, RowRounding, Scaled, Solver, Transform, WeightSettings, Workspace, rounding,
+    Rounding, RowRounding, Scaled, Solver, Transform, WeightSettings, Workspace, rounding, scale_weights,
 };
 /// The arrays of the functions here.
 pub use ndarray;

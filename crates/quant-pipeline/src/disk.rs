@@ -1,6 +1,7 @@
 //! What a job needs of the disk.
 
 use crate::PipelineError;
+use crate::keeping::Keeping;
 use crate::open::OpenFolder;
 use crate::plan::Plan;
 use quant_checkpoint::{DEFAULT_SHARD_BYTES, ShardPlan, TensorDecl, side_files};
@@ -16,6 +17,8 @@ pub struct DiskPlan {
     pub files: u64,
     /// Activations, while the job runs.
     pub spilled: u64,
+    /// What it takes to go on after a break, while the job runs.
+    pub journal: u64,
 }
 
 impl DiskPlan {
@@ -23,7 +26,12 @@ impl DiskPlan {
     ///
     /// # Errors
     /// An output whose header no safetensors file can hold; a folder that cannot be listed.
-    pub(crate) fn new(folder: &OpenFolder, plan: &Plan, spilled: u64) -> Result<Self, PipelineError> {
+    pub(crate) fn new(
+        folder: &OpenFolder,
+        plan: &Plan,
+        spilled: u64,
+        keeping: Keeping,
+    ) -> Result<Self, PipelineError> {
         /// One linear in report, manifest and description together.
         const WORDS: u64 = 8 << 10;
         let dir = folder.checkpoint.path();
@@ -34,12 +42,13 @@ impl DiskPlan {
             weights: shard_plan(folder, plan)?.shards().iter().map(|s| s.bytes).sum(),
             files: copied.sum::<u64>() + WORDS * (linears + 16),
             spilled,
+            journal: keeping.bytes,
         })
     }
     /// The most that is needed at once.
     #[must_use]
     pub fn peak(&self) -> u64 {
-        self.weights.saturating_add(self.files).saturating_add(self.spilled)
+        [self.files, self.spilled, self.journal].into_iter().fold(self.weights, u64::saturating_add)
     }
 }
 

@@ -158,8 +158,19 @@ pub enum PipelineError {
         source: rayon::ThreadPoolBuildError,
     },
     /// The person asked to stop ([`Events::cancelled`](crate::Events::cancelled)).
-    #[error("interrupted; nothing was left behind")]
+    #[error("interrupted")]
     Interrupted,
+    /// Any of these errors where the work so far is kept.
+    #[error(
+        "{source}\nthe work so far is kept in {}: the same command with --resume goes on with it, with --restart it \
+         begins again; to throw it away, delete that folder", folder.display()
+    )]
+    Kept {
+        /// The unfinished output.
+        folder: PathBuf,
+        /// What ended the run.
+        source: Box<Self>,
+    },
     /// A source of blocks other than a folder.
     #[error(transparent)]
     Source(SourceError),

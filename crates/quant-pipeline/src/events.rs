@@ -6,6 +6,13 @@ use crate::report::LinearReport;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
+    /// The run goes on where an earlier one broke off.
+    Resumed {
+        /// The first block that is not finished.
+        index: usize,
+        /// How many there are.
+        of: usize,
+    },
     /// Work on a block begins.
     Block {
         /// Its index.
@@ -48,7 +55,7 @@ pub trait Events: Send {
     /// One step.
     fn event(&mut self, event: Event<'_>);
     /// Whether the person has asked to stop. It is looked at between the steps of the work; the run then ends with
-    /// [`PipelineError::Interrupted`](crate::PipelineError::Interrupted) and leaves no output.
+    /// [`PipelineError::Interrupted`](crate::PipelineError::Interrupted), and what it leaves can be gone on with or is gone.
     fn cancelled(&self) -> bool {
         false
     }

@@ -2,14 +2,16 @@
 
 use crate::PipelineError;
 use crate::plan::Plan;
-use crate::run::BlockSink;
+use crate::run::{BlockSink, Keeper, of_sink, sink_frame};
 use ndarray::ArrayView2;
 use quant_checkpoint::formats::{BlockSideData, TensorDecl, stored_floats};
-use quant_checkpoint::{Checkpoint, OutputFolder};
-use quant_graph::{BlockParams, Outer};
+use quant_checkpoint::{Checkpoint, CheckpointError, InputHashes, OutputFolder, TensorHash};
+use quant_core::{ActQuant, KvQuant, codec_of_fields};
+use quant_graph::{BlockParams, LinearId, Outer};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Encodes finished blocks and streams them to a folder; parts outside them are copied from the input where they lie there
-/// as they are.
+/// as they are. Keeps the journal of the run in the folder, with what side files and manifest need of finished blocks.
 pub(crate) struct FolderSink<'a> {
     plan: &'a Plan,
     output: &'a mut OutputFolder,
@@ -17,17 +19,67 @@ pub(crate) struct FolderSink<'a> {
     declared: &'a [TensorDecl],
     side: Vec<BlockSideData>,
     copied: Vec<(&'static str, &'static str)>,
+    input_hashes: InputHashes,
+    /// Blocks and input tensors that the journal has.
+    kept_blocks: usize,
+    kept_hashes: BTreeSet<String>,
 }
 
+/// What the journal keeps of finished blocks besides the run's own frames.
+struct Kept {
+    /// Blocks that were kept before.
+    before: usize,
+    side: Vec<(BTreeMap<LinearId, ActQuant>, Option<KvQuant>)>,
+    input_hashes: Vec<(String, TensorHash)>,
+}
+
+codec_of_fields!(Kept { before, side, input_hashes });
+
 impl<'a> FolderSink<'a> {
-    /// `declared` are the tensors of the folder, `input` the checkpoint the source reads, if it reads one.
+    /// `declared` are the tensors of the folder, `input` the checkpoint the source reads, if it reads one, and `input_hashes`
+    /// those that the source gathers. What an earlier run left in the folder is taken up.
+    ///
+    /// # Errors
+    /// A journal that cannot be read or makes no sense.
     pub(crate) fn new(
         plan: &'a Plan,
         output: &'a mut OutputFolder,
         input: Option<&'a Checkpoint>,
         declared: &'a [TensorDecl],
-    ) -> Self {
-        Self { plan, output, input, declared, side: Vec::new(), copied: Vec::new() }
+        input_hashes: InputHashes,
+    ) -> Result<Self, PipelineError> {
+        let mut sink = Self {
+            plan,
+            output,
+            input,
+            declared,
+            side: Vec::new(),
+            copied: Vec::new(),
+            input_hashes,
+            kept_blocks: 0,
+            kept_hashes: BTreeSet::new(),
+        };
+        for frame in 0..sink.frames() {
+            let Some(kept) = of_sink::<Kept>(&sink, frame)? else { continue };
+            if kept.before != sink.side.len() {
+                let found = format!("frame {frame}: {} blocks where {} are", kept.before, sink.side.len());
+                return Err(sink.senseless(found));
+            }
+            sink.side.extend(kept.side.into_iter().map(|(inputs, kv)| BlockSideData { inputs, kv }));
+            sink.input_hashes.extend(kept.input_hashes);
+        }
+        sink.kept_blocks = sink.side.len();
+        for &what in plan.stored.outer().iter().filter(|what| !plan.tables.contains_key(what)) {
+            if sink.output.has(what.tensor()) {
+                sink.copied.push((plan.spec.stored_in(what).tensor(), what.tensor()));
+            }
+        }
+        sink.kept_hashes = sink.input_hashes.all().into_keys().collect();
+        Ok(sink)
+    }
+    /// How many blocks it has.
+    pub(crate) fn blocks(&self) -> usize {
+        self.side.len()
     }
     /// What side files need of every block, and the tensors that were copied: their names in the input and here.
     pub(crate) fn into_parts(self) -> (Vec<BlockSideData>, Vec<(&'static str, &'static str)>) {
@@ -35,7 +87,45 @@ impl<'a> FolderSink<'a> {
     }
 }
 
+impl Keeper for FolderSink<'_> {
+    fn begin(&mut self) -> Result<(), PipelineError> {
+        self.kept_blocks = 0;
+        self.kept_hashes.clear();
+        Ok(self.output.begin_journal()?)
+    }
+    fn add(&mut self, frame: Vec<u8>) -> Result<(), PipelineError> {
+        Ok(self.output.record(frame)?)
+    }
+    fn commit(&mut self) -> Result<(), PipelineError> {
+        let hashes = self.input_hashes.all();
+        let new: Vec<_> = hashes.into_iter().filter(|(name, _)| !self.kept_hashes.contains(name)).collect();
+        self.kept_hashes.extend(new.iter().map(|(name, _)| name.clone()));
+        let side = self.side.iter().skip(self.kept_blocks).map(|s| (s.inputs.clone(), s.kv.clone()));
+        let kept = Kept { before: self.kept_blocks, side: side.collect(), input_hashes: new };
+        self.kept_blocks = self.side.len();
+        self.output.record(sink_frame(&kept))?;
+        Ok(self.output.commit()?)
+    }
+    fn settle(&mut self) -> Result<(), PipelineError> {
+        Ok(self.output.settle()?)
+    }
+    fn frames(&self) -> usize {
+        self.output.kept().map_or(0, quant_checkpoint::Kept::frames)
+    }
+    fn beginning(&self, frame: usize, bytes: u64) -> Result<Vec<u8>, PipelineError> {
+        // Asked for only below `frames`.
+        Ok(self.output.kept().map_or(Ok(Vec::new()), |kept| kept.beginning(frame, bytes))?)
+    }
+    fn senseless(&self, detail: String) -> PipelineError {
+        let path = self.output.kept().map_or_else(|| self.output.partial(), quant_checkpoint::Kept::path);
+        CheckpointError::DamagedJournal { path: path.to_owned(), detail }.into()
+    }
+}
+
 impl BlockSink for FolderSink<'_> {
+    fn keeper(&mut self) -> Option<&mut dyn Keeper> {
+        Some(self)
+    }
     fn block(&mut self, index: usize, block: BlockParams) -> Result<(), PipelineError> {
         let format = self.plan.recipe.format();
         for tensor in format.encode_block(&self.plan.spec, &self.plan.scheme, index, &block)? {
@@ -43,6 +133,9 @@ impl BlockSink for FolderSink<'_> {
         }
         self.side.push(BlockSideData::of(&block));
         Ok(())
+    }
+    fn has(&self, what: Outer) -> bool {
+        self.output.has(what.tensor())
     }
     fn copy_stored(&mut self, what: Outer) -> Result<bool, PipelineError> {
         let Some(input) = self.input else { return Ok(false) };
@@ -108,7 +201,8 @@ mod tests {
         let mut output = OutputFolder::create(&folder, &OutputOptions::default()).unwrap();
         let shards = ShardPlan::new(declared.clone(), &recipe.format().naming(), 4 << 20).unwrap();
         output.begin_weights(shards).unwrap();
-        let mut sink = FolderSink::new(&plan, &mut output, None, &declared);
+        let hashes = InputHashes::default();
+        let mut sink = FolderSink::new(&plan, &mut output, None, &declared, hashes).unwrap();
         let options = RunOptions { par: Par::Seq, spill: None };
         run(&plan, &mut source, None, &mut sink, &mut Silent, &options).unwrap();
         let (side, copied) = sink.into_parts();

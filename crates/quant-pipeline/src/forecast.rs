@@ -1,7 +1,7 @@
 //! What a plan will give and take, from shapes alone: bits, bytes, time.
 
 use crate::plan::Plan;
-use crate::quantize::PreparedJob;
+use crate::prepare::PreparedJob;
 use ndarray::Array2;
 use quant_graph::{BlockSpec, LinearSpec, ModelSpec, Role};
 use quant_kernels::{Compute, Par, PreparedWeight};

@@ -31,6 +31,10 @@ pub struct QuantizeJob {
     pub memory: Option<u64>,
     /// Replace an existing output.
     pub force: bool,
+    /// Go on where a run of the same job broke off, if one did. Threads and memory may be others.
+    pub resume: bool,
+    /// Throw the work of an interrupted run away. Without this or [`Self::resume`] it is refused.
+    pub restart: bool,
     /// Devices that a program which loads the output must be able to use by tensor parallelism.
     pub tensor_parallel: Option<usize>,
     /// Write a folder that no program listed for its format loads.
@@ -64,6 +68,8 @@ impl QuantizeJob {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             memory: None,
             force: false,
+            resume: false,
+            restart: false,
             tensor_parallel: None,
             force_unsupported: false,
         }
@@ -89,6 +95,10 @@ pub struct QuantizeOutcome {
     /// format here packs them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compact_bytes: Option<u64>,
+    /// Blocks that an earlier run had finished; none where nothing was gone on with.
+    pub resumed: Option<usize>,
+    /// Whether the output stood there already, made by an earlier run of the same job.
+    pub stood: bool,
     /// Wall-clock seconds of everything.
     pub seconds: f64,
     /// Seconds of reading and of hashing what was read; they overlap with the rest and with each other.
@@ -129,10 +139,12 @@ pub struct WriteSeconds {
     pub hash: f64,
     /// Waiting for the disk to confirm.
     pub fsync: f64,
+    /// Writing the journal, and waiting for the disk to confirm it and what it speaks of.
+    pub journal: f64,
 }
 
 impl From<WriteStats> for WriteSeconds {
     fn from(s: WriteStats) -> Self {
-        Self { write: s.write_s, hash: s.hash_s, fsync: s.fsync_s }
+        Self { write: s.write_s, hash: s.hash_s, fsync: s.fsync_s, journal: s.journal_s }
     }
 }

@@ -32,13 +32,16 @@ mod evaluate;
 mod events;
 mod folder_sink;
 mod forecast;
+mod identity;
 mod job;
+mod keeping;
 mod layout;
 mod logits_file;
 mod manifest;
 pub mod memory;
 mod open;
 mod plan;
+mod prepare;
 mod presets;
 mod quantize;
 mod recipe;
@@ -46,6 +49,7 @@ mod registry;
 mod report;
 pub mod run;
 mod serving;
+mod stood;
 mod version;
 mod views;
 
@@ -56,14 +60,16 @@ pub use evaluate::{EvalData, EvalJob, EvalOutcome, eval_sequences, evaluate, eva
 pub use events::{Event, Events, Silent};
 pub use forecast::Forecast;
 pub use job::{QuantizeJob, QuantizeOutcome, ReadSeconds, WriteSeconds};
+pub use keeping::Keeping;
 pub use manifest::Card;
 pub use open::{
     OpenFolder, Scored, folder_spec, folder_spec_with, open_folder, open_folder_with, with_threads,
 };
 pub use plan::{LinearPlan, Plan, StageNeeds, Streams};
+pub use prepare::{PreparedJob, prepare};
 pub use presets::{PRESETS, Preset, preset};
-pub use quantize::{PreparedJob, prepare, quantize, read_recipe, read_recipe_with};
+pub use quantize::{quantize, quantize_on, read_recipe, read_recipe_with};
 pub use recipe::{ActivationSpec, Glob, KvSpec, Recipe, schema, schema_with};
 pub use registry::{Presets, Registry};
-pub use report::{LinearReport, RunReport, Seconds, StageFactor, peak_memory, reset_peak_memory};
+pub use report::{LinearReport, Named, RunReport, Seconds, StageFactor, peak_memory, reset_peak_memory};
 pub use serving::ServeCommand;

@@ -241,8 +241,10 @@ fn stage_phases(sizes: &Sizes<'_>, at: usize, done: &mut u64, phases: &mut Vec<P
             ..sizes.phase("cache ranges")
         });
     }
+    // The linears are on their way to the journal.
+    let kept = if stage.kept { stage.weights.min(QUEUE) } else { 0 };
     phases.push(PhaseMemory {
-        weights: held(*done) + sizes.prepared * stage.weights,
+        weights: held(*done) + sizes.prepared * stage.weights + kept,
         solver: waiting,
         chunk: sizes.step,
         ..sizes.phase("forward")
@@ -262,6 +264,8 @@ struct Stage {
     copied: u64,
     /// What its solver holds.
     workspace: Workspace,
+    /// Whether its linears go to the journal as soon as they are rounded.
+    kept: bool,
 }
 
 impl Stage {
@@ -298,6 +302,7 @@ impl Stage {
             deployed,
             copied: if several { float + deployed } else { 0 },
             workspace,
+            kept: plan.paid(),
         }
     }
     /// The sampled tokens on which a linear is measured: as they came, in float and quantised.

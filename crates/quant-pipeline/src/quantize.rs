@@ -1,50 +1,31 @@
 //! From folder to folder: plan, run, write, describe.
 
 use crate::PipelineError;
-use crate::disk::{DiskPlan, declared, shard_plan};
+use crate::disk::{declared, shard_plan};
 use crate::events::{Event, Events};
 use crate::folder_sink::FolderSink;
+use crate::identity::identity;
 use crate::job::{QuantizeJob, QuantizeOutcome, ReadSeconds, WriteSeconds};
 use crate::manifest::{self, CalibrationFacts, Origin, Provenance};
-use crate::memory::{self, MemoryPlan};
-use crate::open::{OpenFolder, open_folder_with, with_threads};
+use crate::open::with_threads;
 use crate::plan::Plan;
+use crate::prepare::{PreparedJob, prepare};
 use crate::recipe::Recipe;
 use crate::registry::Registry;
 use crate::report::{LinearReport, RunReport, peak_memory};
 use crate::run::{RunOptions, check_calibration, run};
 use crate::serving;
+use crate::stood::stands;
 use quant_checkpoint::formats::ConfigNotes;
 use quant_checkpoint::{
-    Checkpoint, FolderSource, OutputFolder, OutputOptions, TargetVerdict, judge_plan, side_files,
+    Checkpoint, Disk, FolderSource, InputHashes, OutputFolder, OutputOptions, Storage, Unfinished, side_files,
 };
-use quant_core::{Bytes, ObserverKind};
-use quant_data::{CalibrationSpec, LoadOptions, TokenSet};
-use quant_graph::{LinearId, LinearScheme, ModelSpec, Outer, Unsupported, WeightForm};
-use quant_kernels::return_freed_memory;
+use quant_core::ObserverKind;
+use quant_data::TokenSet;
+use quant_graph::{LinearId, LinearScheme, ModelSpec, Outer, WeightForm};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
-
-/// A job that has been checked: nothing has been written and no weight read.
-#[derive(Debug)]
-pub struct PreparedJob {
-    /// The input.
-    pub folder: OpenFolder,
-    /// What happens to every linear.
-    pub plan: Plan,
-    /// What every target that reads the format will say of the output.
-    pub verdicts: Vec<TargetVerdict>,
-    /// Calibration tokens, if the recipe needs any and they were given.
-    pub tokens: Option<TokenSet>,
-    /// Predicted memory.
-    pub memory: MemoryPlan,
-    /// Disk the job needs.
-    pub disk: DiskPlan,
-    /// Whether activations go to disk.
-    pub spill: bool,
-    /// What the person should know.
-    pub warnings: Vec<String>,
-}
 
 impl PreparedJob {
     /// Checks whether the output of `job`, from which this was prepared, can be written to its place, without creating
@@ -53,159 +34,91 @@ impl PreparedJob {
     /// # Errors
     /// Everything that [`OutputFolder::check`] refuses.
     pub fn check_output(&self, job: &QuantizeJob) -> Result<(), PipelineError> {
-        Ok(OutputFolder::check(&job.output, &output_options(job, &self.disk))?)
+        Ok(OutputFolder::check(&job.output, &output_options(job, self, &default_storage())?)?)
     }
 }
 
-/// Checks everything about a job that can be checked without reading weights.
-///
-/// # Errors
-/// All of [`PipelineError`] but those of running.
-pub fn prepare(job: &QuantizeJob) -> Result<PreparedJob, PipelineError> {
-    let folder = open_folder_with(&job.model, job.recipe.registry())?;
-    if let Some(format) = folder.format {
-        return Err(PipelineError::QuantisedAlready { path: job.model.clone(), format: format.id() });
-    }
-    let plan = Plan::new(&job.recipe, &folder.spec)?;
-    let mut warnings = folder.warnings.clone();
-    warnings.extend(plan.warnings.iter().cloned());
-    let verdicts = judge_plan(&plan.spec, &plan.scheme, plan.recipe.format());
-    warnings.extend(check_targets(&verdicts, &plan, job)?);
-    let tokens = match &job.calibration {
-        Some(_) if !plan.streams.calibration() => {
-            warnings.push("this recipe needs no calibration data; --calibration is not read".into());
-            None
-        }
-        Some(spec) => Some(load_tokens(job, spec, &folder.spec)?),
-        None => None,
-    };
-    if let Some(tokens) = &tokens {
-        warnings.extend(tokens.warnings.iter().cloned());
-        warnings.extend(too_few_tokens(&plan, tokens.tokens()));
-    }
-    let lengths: Vec<usize> = tokens.iter().flat_map(|t| t.sequences.iter().map(Vec::len)).collect();
-    let text_bytes = tokens.as_ref().map_or(0, |t| t.longest_text as u64);
-    let memory = memory::predict(&plan, &lengths, text_bytes, job.threads);
-    let spill = match job.memory {
-        Some(allowed) if memory.bound(false) > allowed => {
-            if memory.bound(true) > allowed {
-                return Err(PipelineError::Memory {
-                    needed: Bytes(memory.bound(true)),
-                    allowed: Bytes(allowed),
-                    advice: memory.advice(),
-                });
-            }
-            true
-        }
-        _ => false,
-    };
-    let disk = DiskPlan::new(&folder, &plan, if spill { memory.spilled_to_disk() } else { 0 })?;
-    Ok(PreparedJob { folder, plan, verdicts, tokens, memory, disk, spill, warnings })
+fn default_storage() -> Arc<dyn Storage> {
+    Arc::new(Disk)
 }
 
 /// How the output of a job is made.
-fn output_options(job: &QuantizeJob, disk: &DiskPlan) -> OutputOptions {
+fn output_options(
+    job: &QuantizeJob,
+    prepared: &PreparedJob,
+    storage: &Arc<dyn Storage>,
+) -> Result<OutputOptions, PipelineError> {
     // The recipe's text goes into the output; its file is not needed again.
     let calibration = job.calibration.iter().map(|c| c.path().to_owned()).filter(|path| path.exists());
-    let inputs = calibration.chain([job.model.clone()]).collect();
-    OutputOptions { force: job.force, inputs, space: disk.peak(), ..OutputOptions::default() }
-}
-
-/// Refuses what no target loads; what some do not load is a warning, as is what they load and should not be given.
-fn check_targets(
-    verdicts: &[TargetVerdict],
-    plan: &Plan,
-    job: &QuantizeJob,
-) -> Result<Vec<String>, PipelineError> {
-    let format = plan.recipe.format();
-    let all = || verdicts.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-    if verdicts.is_empty() && job.tensor_parallel.is_none() {
-        // A format from outside has its own readers.
-        return Ok(vec![format!("no program whose rules are known here reads the format {}", format.id())]);
-    }
-    if !job.force_unsupported && !verdicts.iter().any(TargetVerdict::passes) {
-        let what = format!("this model by this recipe in a form that is loaded anywhere ({})", all());
-        let alternatives =
-            "change the scheme, export to dequantized, or write it all the same with --force-unsupported";
-        return Err(Unsupported { format: format.id(), what, alternatives: alternatives.into() }.into());
-    }
-    if let Some(n) = job.tensor_parallel
-        && !verdicts.iter().any(|v| v.passes_with(n, &plan.spec, &plan.scheme, format))
-    {
-        let what = format!("this model by this recipe for tensor parallelism over {n} devices ({})", all());
-        let alternatives = "use smaller groups or whole channels, or fewer devices";
-        return Err(Unsupported { format: format.id(), what, alternatives: alternatives.into() }.into());
-    }
-    let failing = verdicts.iter().filter(|v| !v.passes()).map(ToString::to_string);
-    let advised = verdicts.iter().filter(|v| v.passes());
-    let advised = advised.flat_map(|v| v.advice.iter().map(move |a| format!("{}: {a}", v.rules)));
-    Ok(failing.chain(advised).collect())
-}
-
-/// What the person should know where calibration has fewer tokens than a planned linear has inputs: its second moments
-/// cannot have full rank, and ranges rest on little. Methods may want more.
-fn too_few_tokens(plan: &Plan, tokens: usize) -> Option<String> {
-    let linears = plan.blocks.iter().flatten();
-    let linears = linears.filter_map(|(id, linear)| {
-        Some((plan.spec.site_width(id.site()), &*linear.module, linear.solver()?))
-    });
-    let head = plan.tables.get(&Outer::Head);
-    let head = head.map(|head| (plan.spec.hidden, Outer::Head.module(), &*head.solver));
-    let wanted = linears
-        .chain(head)
-        .map(|(inputs, module, solver)| (solver.tokens_wanted(inputs), inputs, module, solver.method().id));
-    let (wanted, inputs, module, method) =
-        wanted.reduce(|most, next| if next.0 > most.0 { next } else { most }).filter(|w| tokens < w.0)?;
-    Some(if tokens < inputs {
-        format!(
-            "calibration has {tokens} tokens, fewer than the {inputs} inputs of {module}: what it measures is uncertain; give \
-             more or longer sequences"
-        )
-    } else {
-        format!(
-            "calibration has {tokens} tokens for the {inputs} inputs of {module}: {method} fits them more than other text with \
-             fewer than {wanted}; give more or longer sequences"
-        )
+    Ok(OutputOptions {
+        force: job.force,
+        inputs: calibration.chain([job.model.clone()]).collect(),
+        space: prepared.disk.peak(),
+        unfinished: match (job.resume, job.restart) {
+            (true, _) => Unfinished::Resume,
+            (false, true) => Unfinished::Discard,
+            (false, false) => Unfinished::Refuse,
+        },
+        identity: identity(job, prepared)?,
+        storage: Arc::clone(storage),
     })
-}
-
-fn load_tokens(
-    job: &QuantizeJob,
-    spec: &CalibrationSpec,
-    model: &ModelSpec,
-) -> Result<TokenSet, PipelineError> {
-    let options = LoadOptions {
-        num_samples: job.num_samples,
-        max_seq_len: job.max_seq_len,
-        seed: job.seed,
-        vocab_size: model.vocab,
-        max_position_embeddings: model.max_position_embeddings,
-    };
-    let tokens = quant_data::load(spec, &options, &job.model)?;
-    // A tokenised text leaves its small pieces behind, which nothing later has a use for.
-    return_freed_memory();
-    Ok(tokens)
 }
 
 /// Quantises a checkpoint into a folder.
 ///
-/// The output appears at its place only when it is complete; the input is never written to.
+/// The output appears at its place only when it is complete; the input is never written to. A run that pays for statistics
+/// or searches keeps a journal beside the unfinished output: one that ends early leaves both, and the same job with
+/// [`QuantizeJob::resume`] goes on with them.
 ///
 /// # Errors
-/// All of [`PipelineError`].
+/// All of [`PipelineError`]; in [`PipelineError::Kept`] where the work so far is kept.
 pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOutcome, PipelineError> {
+    quantize_on(job, &default_storage(), events)
+}
+
+/// The same with the files of the output on `storage`.
+///
+/// # Errors
+/// As [`quantize`].
+pub fn quantize_on(
+    job: &QuantizeJob,
+    storage: &Arc<dyn Storage>,
+    events: &mut dyn Events,
+) -> Result<QuantizeOutcome, PipelineError> {
     let started = Instant::now();
     events.event(Event::Phase("reading the model and the data"));
     let prepared = prepare(job)?;
     for warning in &prepared.warnings {
         events.event(Event::Warning(warning.clone()));
     }
+    check_calibration(&prepared.plan, prepared.tokens.as_ref())?;
+    let options = output_options(job, &prepared, storage)?;
+    if job.resume {
+        let target = OutputFolder::recover(&job.output, &options)?;
+        if let Some(outcome) = stands(job, &prepared, &target)? {
+            return Ok(outcome);
+        }
+    }
     if prepared.spill {
         events.event(Event::Note("activations are kept on disk, to stay within the memory budget"));
     }
-    let PreparedJob { folder, plan, verdicts: _, tokens, memory, disk, spill, mut warnings } = prepared;
-    check_calibration(&plan, tokens.as_ref())?;
-    let mut output = OutputFolder::create(&job.output, &output_options(job, &disk))?;
+    let output = OutputFolder::create(&job.output, &options)?;
+    let resumable = output.resumable();
+    write(job, prepared, output, events, started).map_err(|source| match resumable.folder() {
+        Some(folder) => PipelineError::Kept { folder: folder.to_owned(), source: Box::new(source) },
+        None => source,
+    })
+}
+
+/// The output of a job that has been prepared.
+fn write(
+    job: &QuantizeJob,
+    prepared: PreparedJob,
+    mut output: OutputFolder,
+    events: &mut dyn Events,
+    started: Instant,
+) -> Result<QuantizeOutcome, PipelineError> {
+    let PreparedJob { folder, plan, tokens, memory, spill, mut warnings, .. } = prepared;
     let format = job.recipe.format();
     let checkpoint = &folder.checkpoint;
     let declared = declared(&folder, &plan);
@@ -213,10 +126,14 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
     let output_bytes = shards.total_bytes();
     output.begin_weights(shards)?;
     let input_bytes = checkpoint.total_bytes();
+    let input_hashes = InputHashes::default();
     let mut source =
-        FolderSource::open_with(folder.reopen()?, plan.spec.clone(), job.recipe.registry().formats())?;
+        FolderSource::open_with(folder.reopen()?, plan.spec.clone(), job.recipe.registry().formats())?
+            .with_hashes(input_hashes.clone());
     let run_options_spill = spill.then(|| output.partial().to_owned());
-    let mut sink = FolderSink::new(&plan, &mut output, Some(checkpoint), &declared);
+    let resumed = output.kept().is_some();
+    let mut sink = FolderSink::new(&plan, &mut output, Some(checkpoint), &declared, input_hashes)?;
+    let resumed = resumed.then(|| sink.blocks());
     let report = with_threads(job.threads, |par| {
         let options = RunOptions { par, spill: run_options_spill };
         run(&plan, &mut source, tokens.as_ref(), &mut sink, events, &options)
@@ -266,6 +183,8 @@ pub fn quantize(job: &QuantizeJob, events: &mut dyn Events) -> Result<QuantizeOu
         bytes: 0,
         input_bytes,
         compact_bytes,
+        resumed,
+        stood: false,
         seconds: started.elapsed().as_secs_f64(),
         read: ReadSeconds { read: read.read_s, hash: read.hash_s },
         write: WriteSeconds::default(),

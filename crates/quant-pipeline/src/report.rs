@@ -2,8 +2,8 @@
 
 use quant_graph::KvScheme;
 use quant_hessian::FactorReport;
-use quant_methods::Figures;
 use serde::Serialize;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// One quantised linear, or a table outside the blocks.
@@ -26,8 +26,8 @@ pub struct LinearReport {
     /// `½ Σ ((w − q)/U_ii)²` of second-order methods.
     pub loss: Option<f64>,
     /// What else the method said of it, by names of its own.
-    #[serde(skip_serializing_if = "Figures::is_empty")]
-    pub figures: Figures,
+    #[serde(skip_serializing_if = "Named::is_empty")]
+    pub figures: Named,
     /// Bytes of its stored form, bit by bit.
     pub stored_bytes: u64,
     /// Bit width of every group of columns, where they differ.
@@ -76,8 +76,11 @@ impl CacheReport {
     }
 }
 
+/// Numbers by name.
+pub type Named = BTreeMap<Cow<'static, str>, f64>;
+
 /// Seconds by kind of work, wall clock.
-pub type Seconds = BTreeMap<&'static str, f64>;
+pub type Seconds = Named;
 
 /// A finished run over the blocks.
 #[derive(Clone, Debug, Default, Serialize)]

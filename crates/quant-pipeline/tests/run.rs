@@ -4,14 +4,19 @@
 
 use ndarray::{Array2, ArrayView2};
 use quant_data::TokenSet;
-use quant_graph::{BlockParams, LinearId, LinearWeight, ModelSpec, Outer};
+use quant_graph::{BlockParams, BlockSpec, LinearId, LinearWeight, ModelSpec, Outer, Site};
 use quant_kernels::Par;
-use quant_methods::{FloatStream, Statistic, Stream};
+use quant_methods::{
+    BlockContext, FloatStream, Method, MethodError, MethodKind, Modifier, Need, Scaled, SiteStatistics,
+    Statistic, Stream, Transform,
+};
 use quant_model::{InMemoryModel, model_spec};
-use quant_pipeline::run::{BlockSink, RunOptions, run};
-use quant_pipeline::{PipelineError, Plan, Recipe, RunReport, Silent};
+use quant_pipeline::run::{BlockSink, Keeper, RunOptions, run};
+use quant_pipeline::{Event, Events, PipelineError, Plan, Recipe, Registry, RunReport, Silent};
 use quant_testkit::{Numbers, random_block};
 use serde_json::json;
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 #[derive(Default)]
 struct Collect(Vec<BlockParams>);
@@ -237,4 +242,220 @@ fn rows_are_rounded_as_they_are_read() {
     assert_eq!(report.calibration_tokens, 0);
     let levels = |b: &BlockParams| b.linears.values().all(|l| matches!(l.weight, LinearWeight::Quantized(_)));
     assert!(blocks.iter().all(levels));
+}
+
+/// A sink that keeps blocks and journal in memory, and what an earlier run left of both.
+#[derive(Default)]
+struct Journal {
+    blocks: Vec<BlockParams>,
+    /// Frames of whole records, and of the record that is being made.
+    frames: Vec<Vec<u8>>,
+    open: Vec<Vec<u8>>,
+    /// Blocks that were taken when the last record was closed.
+    kept_blocks: usize,
+    records: usize,
+    /// What the run begins with.
+    before: Vec<Vec<u8>>,
+    begun: bool,
+    /// How long it takes over a block.
+    slow: Duration,
+}
+
+impl BlockSink for Journal {
+    fn block(&mut self, index: usize, block: BlockParams) -> Result<(), PipelineError> {
+        assert_eq!(index, self.blocks.len(), "blocks come in order");
+        self.blocks.push(block);
+        std::thread::sleep(self.slow);
+        Ok(())
+    }
+    fn outer_rows(&mut self, _: Outer, _: usize, _: ArrayView2<'_, f32>) -> Result<(), PipelineError> {
+        Ok(())
+    }
+    fn keeper(&mut self) -> Option<&mut dyn Keeper> {
+        Some(self)
+    }
+}
+
+impl Keeper for Journal {
+    fn begin(&mut self) -> Result<(), PipelineError> {
+        self.open.clear();
+        self.begun = true;
+        Ok(())
+    }
+    fn add(&mut self, frame: Vec<u8>) -> Result<(), PipelineError> {
+        self.open.push(frame);
+        Ok(())
+    }
+    fn commit(&mut self) -> Result<(), PipelineError> {
+        if std::mem::take(&mut self.begun) {
+            self.frames.clear();
+        }
+        self.frames.append(&mut self.open);
+        (self.kept_blocks, self.records) = (self.blocks.len(), self.records + 1);
+        Ok(())
+    }
+    fn settle(&mut self) -> Result<(), PipelineError> {
+        Ok(())
+    }
+    fn frames(&self) -> usize {
+        self.before.len()
+    }
+    fn beginning(&self, frame: usize, bytes: u64) -> Result<Vec<u8>, PipelineError> {
+        Ok(self.before[frame].iter().copied().take(usize::try_from(bytes).unwrap_or(usize::MAX)).collect())
+    }
+    fn senseless(&self, detail: String) -> PipelineError {
+        PipelineError::Usage(detail)
+    }
+}
+
+/// A run into a journal, stopped after so many linears, and one that goes on from it.
+fn stopped_and_resumed(plan: &Plan, stop: usize, slow: Duration) -> (Journal, Journal, RunReport) {
+    struct Stop(usize);
+    impl Events for Stop {
+        fn event(&mut self, event: Event<'_>) {
+            if let Event::Linear(_) = event {
+                self.0 = self.0.saturating_sub(1);
+            }
+        }
+        fn cancelled(&self) -> bool {
+            self.0 == 0
+        }
+    }
+    let options = RunOptions { par: Par::Seq, spill: None };
+    let mut first = Journal { slow, ..Journal::default() };
+    let ended = run(plan, &mut model(), Some(&tokens()), &mut first, &mut Stop(stop), &options);
+    assert!(matches!(ended, Err(PipelineError::Interrupted)));
+    let mut second = Journal {
+        blocks: first.blocks[..first.kept_blocks].to_vec(),
+        frames: first.frames.clone(),
+        before: first.frames.clone(),
+        ..Journal::default()
+    };
+    let report = run(plan, &mut model(), Some(&tokens()), &mut second, &mut Silent, &options).unwrap();
+    (first, second, report)
+}
+
+#[test]
+fn a_run_goes_on_from_the_state_that_its_keeper_has() {
+    let gptq = "smoothquant: {}, gptq: { scheme: W4A8KV8g16 }";
+    for (modifiers, rest, stop) in [
+        (gptq, "activations: { dynamic: false }\nkv_cache: { granularity: channel_static }", 9),
+        ("awq: { scheme: W4A16g16 }", "", 4),
+        ("awq: {}, rtn: { scheme: W4A16g16 }", "", 10),
+        ("gptaq: { scheme: W4A16g16, true_sequential: false }", "", 12),
+    ] {
+        let plan = plan(modifiers, rest);
+        let (blocks, expected) = quantise(modifiers, rest);
+        let (first, second, report) = stopped_and_resumed(&plan, stop, Duration::ZERO);
+        assert!(first.records > 0, "{modifiers}");
+        assert_eq!(second.blocks, blocks, "{modifiers}");
+        let linears = |report: &RunReport| -> Vec<_> {
+            report.linears.iter().map(|l| (l.module.clone(), l.method, l.weight_error, l.loss)).collect()
+        };
+        assert_eq!(linears(&report), linears(&expected), "{modifiers}");
+        assert_eq!(report.factors.len(), expected.factors.len(), "{modifiers}");
+    }
+}
+
+/// Where nothing is paid for but reading and rounding to nearest, a record is made only when the last one is some seconds old.
+#[test]
+fn rounding_alone_is_kept_now_and_then() {
+    for (modifiers, rest) in [
+        ("rtn: { scheme: W8A8 }", ""),
+        ("smoothquant: {}, rtn: { scheme: W8A8 }", "activations: { dynamic: false }"),
+    ] {
+        let plan = plan(modifiers, rest);
+        let (hasty, _, _) = stopped_and_resumed(&plan, 10, Duration::ZERO);
+        assert_eq!((hasty.blocks.len(), hasty.records), (1, 0), "{modifiers}");
+        let (slow, resumed, _) = stopped_and_resumed(&plan, 10, Duration::from_millis(5100));
+        assert_eq!((slow.blocks.len(), slow.records, slow.kept_blocks), (1, 1, 1), "{modifiers}");
+        assert_eq!(resumed.blocks, quantise(modifiers, rest).0, "{modifiers}");
+    }
+}
+
+/// A transform of another crate: it turns the signs of up and down, which no scale of the activations tells.
+#[derive(Debug)]
+struct Mirror;
+
+static MIRROR: Method = Method {
+    id: "mirror",
+    summary: "turns the signs of what passes from up to down",
+    source: "this test",
+    kind: MethodKind::Transform,
+    build: |_| Ok(Modifier::transform(Mirror)),
+    fields: &[],
+    tier: 3,
+};
+
+impl Transform for Mirror {
+    fn method(&self) -> &'static Method {
+        &MIRROR
+    }
+    fn describe(&self) -> String {
+        "signs".into()
+    }
+    fn needs(&self, _: &BlockSpec) -> Vec<Need> {
+        Vec::new()
+    }
+    fn apply(
+        &self,
+        block: &mut BlockParams,
+        _: &BTreeMap<Site, SiteStatistics>,
+        _: BlockContext<'_>,
+    ) -> Result<Scaled, MethodError> {
+        for id in [LinearId::UP, LinearId::DOWN] {
+            if let Some(LinearWeight::Float(weight)) = block.linears.get_mut(&id).map(|l| &mut l.weight) {
+                weight.mapv_inplace(|w| -w);
+            }
+        }
+        Ok(Scaled::new())
+    }
+}
+
+/// It says nothing of how it changes weights, so they are kept as they are.
+#[test]
+fn weights_that_scales_do_not_tell_are_kept() {
+    let registry = Registry::default().with_method(&MIRROR).unwrap();
+    let text = "version: 1\nmodifiers: [mirror: {}, smoothquant: {}, gptq: { scheme: W4A16g16 }]\n";
+    let plan = Plan::new(&Recipe::parse_with(text, &registry).unwrap(), &spec()).unwrap();
+    let mut whole = Journal::default();
+    let options = RunOptions { par: Par::Seq, spill: None };
+    run(&plan, &mut model(), Some(&tokens()), &mut whole, &mut Silent, &options).unwrap();
+    let (first, second, _) = stopped_and_resumed(&plan, 4, Duration::ZERO);
+    assert!(first.records > 1 && first.kept_blocks == 0);
+    assert_eq!(second.blocks, whole.blocks);
+    assert_ne!(second.blocks, quantise("smoothquant: {}, gptq: { scheme: W4A16g16 }", "").0);
+}
+
+/// The factors of a transform that only scales make its weights.
+#[test]
+fn what_a_transform_did_is_repeated_for_those_that_only_scale() {
+    let plan = plan("smoothquant: {}, awq: { gqa: true }, rtn: { scheme: W4A16g16 }", "");
+    assert!(plan.recipe.transforms().iter().all(|transform| transform.only_scales()));
+    let block = plan.spec.block(0);
+    let mut numbers = Numbers::new(5);
+    let before = random_block(&plan.spec, &mut numbers);
+    let mut scaled = Scaled::new();
+    for edge in &block.edges {
+        let width = plan.spec.site_width(edge.to);
+        let mut factors = numbers.vector(width, 1.0, 0.2);
+        if let Some((heads, kv_heads)) = edge.heads {
+            // Equal over the query heads of a value head.
+            let (dim, shared) = (width / heads, heads / kv_heads);
+            let of = |i: usize| factors[i / dim / shared * shared * dim + i % dim];
+            factors = (0..width).map(of).collect();
+        }
+        scaled.insert(edge.to, factors);
+    }
+    let mut after = before.clone();
+    quant_methods::scale_weights(&mut after, &block, &scaled).unwrap();
+    // What v and up lose per row, o and down gain per column.
+    let product = |params: &BlockParams, from, to| values(params, to).dot(&values(params, from));
+    let factor = &scaled[&Site::MlpInput];
+    let (up, down) = (values(&before, LinearId::UP), values(&before, LinearId::DOWN));
+    let expected = down.dot(&(&up * factor));
+    let found = product(&after, LinearId::UP, LinearId::DOWN);
+    assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() <= 1e-4 * (1.0 + b.abs())));
+    scaled.insert(Site::MlpInput, numbers.vector(3, 1.0, 0.2));
+    assert!(quant_methods::scale_weights(&mut after, &block, &scaled).is_err());
 }

@@ -67,7 +67,7 @@ pub const INTERRUPTED: u8 = 130;
 #[must_use]
 pub fn exit_code(error: &PipelineError) -> u8 {
     use PipelineError as E;
-    if let E::In { source, .. } = error {
+    if let E::In { source, .. } | E::Kept { source, .. } = error {
         return exit_code(source);
     }
     // What a reader of blocks reports may arrive wrapped in the errors of the model and of the metrics.

@@ -38,6 +38,12 @@ pub(super) struct JobArgs {
     /// Allow an existing output folder to be replaced
     #[arg(long)]
     force: bool,
+    /// Go on where the same command broke off, if it did: with other threads and memory if need be
+    #[arg(long, conflicts_with = "restart")]
+    resume: bool,
+    /// Throw away the work of a run that broke off, and begin again
+    #[arg(long)]
+    restart: bool,
     /// Devices it must load on by tensor parallelism, or nothing is done
     #[arg(long, value_name = "N", value_parser = count)]
     tp: Option<usize>,
@@ -69,6 +75,8 @@ impl JobArgs {
             threads: self.threads.unwrap_or_else(default_threads),
             memory: self.memory,
             force: self.force,
+            resume: self.resume,
+            restart: self.restart,
             tensor_parallel: self.tp,
             force_unsupported: self.force_unsupported,
         })

@@ -48,6 +48,7 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
                 "retry": prepared.memory.retry, "bound": prepared.memory.bound(prepared.spill),
                 "bound_spilled": prepared.memory.bound(true)},
             "disk": prepared.disk,
+            "keeping": prepared.keeping,
             "targets": prepared.verdicts,
             "warnings": prepared.warnings,
         });
@@ -105,11 +106,16 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
         human(prepared.memory.peak(true))
     ))?;
     print_line(format_args!(
-        "disk: {} of output{}",
+        "disk: {} of output{}, at most {} of journal during the run{}",
         human(prepared.disk.weights + prepared.disk.files),
         match prepared.disk.spilled {
             0 => String::new(),
             spilled => format!(", {} of activations during the run", human(spilled)),
+        },
+        human(prepared.disk.journal),
+        match prepared.keeping.every {
+            1 => String::new(),
+            every => format!(" (activations at every {every}th block)"),
         }
     ))?;
     let least = if tokens.is_none() && plan.streams.calibration() { "at least " } else { "" };

@@ -95,6 +95,9 @@ impl Progress {
 impl Events for Progress {
     fn event(&mut self, event: Event<'_>) {
         match event {
+            Event::Resumed { index, of } => {
+                self.line(&format!("going on where the run broke off: {index} of {of} blocks are finished"));
+            }
             Event::Block { index, of } => self.count("block", index, of),
             Event::Phase(phase) => {
                 if let Some(bar) = &self.bar {
@@ -133,9 +136,9 @@ pub(super) fn seconds(s: f64) -> String {
     }
 }
 
-/// A flag that Ctrl-C sets, so that the work stops between two steps and removes what it has begun. A second Ctrl-C ends
-/// the process where it is; what is left then is recognisably unfinished: a folder with a marker that every reader
-/// refuses, or a file that ends in `.partial`.
+/// A flag that Ctrl-C sets, so that the work stops between two steps and keeps what can be gone on with, or removes what it
+/// has begun. A second Ctrl-C ends the process where it is; what is left then is recognisably unfinished: a folder with a marker
+/// that every reader refuses, with a journal if there was one, or a file that ends in `.partial`.
 pub(super) fn on_interrupt() -> Result<Arc<AtomicBool>, Failure> {
     let flag = Arc::new(AtomicBool::new(false));
     let set = Arc::clone(&flag);
@@ -143,7 +146,7 @@ pub(super) fn on_interrupt() -> Result<Arc<AtomicBool>, Failure> {
         if set.swap(true, Ordering::Relaxed) {
             std::process::exit(i32::from(INTERRUPTED));
         }
-        say("\ninterrupted: stopping after this step; once more to stop at once");
+        say("\ninterrupted: stopping at the next chunk of tokens; once more to stop at once");
     };
     ctrlc::set_handler(handler).map_err(|e| Failure::other(format!("cannot handle Ctrl-C: {e}")))?;
     Ok(flag)

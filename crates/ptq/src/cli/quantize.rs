@@ -90,6 +90,16 @@ fn not_copied(names: &[String]) -> String {
 }
 
 fn summary(outcome: &QuantizeOutcome, recipe: &Recipe) -> String {
+    if outcome.stood {
+        return format!(
+            "{}: finished before, by the same job: {}, {:.3} bits per weight, {}{}",
+            outcome.output.display(),
+            outcome.format,
+            outcome.bits_per_weight,
+            human(outcome.bytes),
+            served(outcome)
+        );
+    }
     let mut text = format!(
         "{}: {}, {:.3} bits per weight, {} (input {}), {}",
         outcome.output.display(),
@@ -104,12 +114,13 @@ fn summary(outcome: &QuantizeOutcome, recipe: &Recipe) -> String {
     }
     text += &format!("\n{}", arithmetic(recipe));
     text += &format!(
-        "\nreading {} (hashing {}), writing {} (hashing {}, fsync {})",
+        "\nreading {} (hashing {}), writing {} (hashing {}, fsync {}), keeping a journal {}",
         seconds(outcome.read.read),
         seconds(outcome.read.hash),
         seconds(outcome.write.write),
         seconds(outcome.write.hash),
-        seconds(outcome.write.fsync)
+        seconds(outcome.write.fsync),
+        seconds(outcome.write.journal)
     );
     for (what, s) in &outcome.run.seconds {
         text += &format!(", {what} {}", seconds(*s));
@@ -129,9 +140,10 @@ fn summary(outcome: &QuantizeOutcome, recipe: &Recipe) -> String {
         text +=
             &format!("\n{raised} factorisations needed more than one attempt; see quantization_report.json");
     }
-    text += &not_copied(&outcome.not_copied);
-    for line in &outcome.serve {
-        text += &format!("\n{:13} {}", line.client, line.command);
-    }
-    text
+    text + &not_copied(&outcome.not_copied) + &served(outcome)
+}
+
+/// How to load it, a line for each program.
+fn served(outcome: &QuantizeOutcome) -> String {
+    outcome.serve.iter().map(|line| format!("\n{:13} {}", line.client, line.command)).collect()
 }

@@ -27,6 +27,12 @@ impl OutputFolder {
         self.kept.as_ref()
     }
 
+    /// Whether an earlier run wrote a tensor, so that it need not come again.
+    #[must_use]
+    pub fn has(&self, tensor: &str) -> bool {
+        self.kept.as_ref().is_some_and(|kept| kept.hashes.contains_key(tensor))
+    }
+
     /// Tells, also when the folder is gone, whether what is left of it can be gone on with.
     #[must_use]
     pub fn resumable(&self) -> Resumable {

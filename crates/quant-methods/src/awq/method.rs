@@ -134,6 +134,9 @@ impl Transform for Awq {
     fn runs_block(&self) -> bool {
         true
     }
+    fn only_scales(&self) -> bool {
+        true
+    }
     fn workspace(&self, block: &BlockSpec, tokens: usize) -> u64 {
         const F32: usize = size_of::<f32>();
         let tokens = tokens.min(self.tokens);

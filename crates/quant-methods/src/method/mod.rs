@@ -11,7 +11,7 @@ mod transform;
 
 pub use rounding::{PlannedRounding, Rounding, WeightSettings};
 pub use solver::{Figures, Operations, Prepared, Rounded, RowRounding, Solver, Workspace};
-pub use transform::{BlockContext, Scaled, Transform};
+pub use transform::{BlockContext, Scaled, Transform, scale_weights};
 
 /// What a method does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,7 +3,9 @@
 use crate::{Method, MethodError, Need, SettingsError, SiteStatistics};
 use ndarray::Array1;
 use quant_core::{FloatType, Grid};
-use quant_graph::{BlockForward, BlockParams, BlockSpec, LinearId, LinearScheme, Site};
+use quant_graph::{
+    BlockForward, BlockParams, BlockSpec, EdgeSource, LinearId, LinearScheme, LinearWeight, Site,
+};
 use quant_kernels::Par;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -57,6 +59,12 @@ pub trait Transform: Debug + Send + Sync {
     fn runs_block(&self) -> bool {
         false
     }
+    /// Whether all it does to the weights follows from the factors it gives: edge by edge in the order of the block,
+    /// columns are multiplied by them and, where an edge comes from rows, those are divided, as [`scale_weights`] does. A run
+    /// that goes on after a break then repeats that instead of having kept the weights.
+    fn only_scales(&self) -> bool {
+        false
+    }
     /// Bytes it holds at its peak besides the statistics and the block, given the calibration tokens.
     fn workspace(&self, block: &BlockSpec, tokens: usize) -> u64 {
         let _ = (block, tokens);
@@ -77,4 +85,51 @@ pub trait Transform: Debug + Send + Sync {
         statistics: &BTreeMap<Site, SiteStatistics>,
         context: BlockContext<'_>,
     ) -> Result<Scaled, MethodError>;
+}
+
+/// Does to the float weights of a block what a transform did that gave these factors and [only
+/// scales](Transform::only_scales); norms and biases are left alone.
+///
+/// # Errors
+/// [`MethodError::Channels`] for factors of another width than the weights.
+pub fn scale_weights(block: &mut BlockParams, spec: &BlockSpec, scaled: &Scaled) -> Result<(), MethodError> {
+    let channels = |expected: usize, found: usize| MethodError::Channels {
+        method: "a repeated transform",
+        what: "a weight".into(),
+        expected,
+        found,
+    };
+    for edge in &spec.edges {
+        let Some(factors) = scaled.get(&edge.to) else { continue };
+        if let EdgeSource::Rows { linear, first } = edge.from
+            && let Some(LinearWeight::Float(weight)) = block.linears.get_mut(&linear).map(|l| &mut l.weight)
+        {
+            let divisors = match edge.heads {
+                None => factors.to_owned(),
+                // Equal over the query heads of a value head: the first of each stands for all.
+                Some((heads, kv_heads)) => {
+                    let dim = (factors.len() / heads.max(1)).max(1);
+                    let shared = heads / kv_heads.max(1);
+                    let of = |i: usize| factors.get(i / dim * shared * dim + i % dim).copied();
+                    (0..kv_heads * dim).filter_map(of).collect()
+                }
+            };
+            if first + divisors.len() > weight.nrows() {
+                return Err(channels(first + divisors.len(), weight.nrows()));
+            }
+            for (&c, row) in divisors.iter().zip(first..) {
+                weight.row_mut(row).mapv_inplace(|w| w / c);
+            }
+        }
+        for id in spec.at(edge.to) {
+            let Some(LinearWeight::Float(weight)) = block.linears.get_mut(id).map(|l| &mut l.weight) else {
+                continue;
+            };
+            if weight.ncols() != factors.len() {
+                return Err(channels(factors.len(), weight.ncols()));
+            }
+            weight.rows_mut().into_iter().for_each(|mut row| row *= factors);
+        }
+    }
+    Ok(())
 }

@@ -144,6 +144,9 @@ impl Transform for Smoothing {
             |e: &ScaleEdge| Need { site: e.to, stream: Stream::Float, statistic: Statistic::ChannelMax };
         self.edges(block).map(need).collect()
     }
+    fn only_scales(&self) -> bool {
+        true
+    }
     fn apply(
         &self,
         block: &mut BlockParams,

@@ -63,6 +63,33 @@ impl CalibrationFacts {
     }
 }
 
+/// The settings that an output depends on besides its scheme.
+pub(crate) fn settings(job: &QuantizeJob, plan: &Plan) -> Value {
+    json!({
+        "compute": job.recipe.compute().to_string(),
+        // Of the first factorisation; overrides are in the recipe, attempts in the list of factors.
+        "factor": plan.solvers().find_map(quant_methods::Solver::precision),
+        "scale_type": plan.scale_type,
+        "convention": job.recipe.rounding().weights().convention.name(),
+        "variant": job.recipe.rounding().weights().variant,
+        "true_sequential": plan.true_sequential(),
+        "modifiers": job.recipe.modifiers().iter().map(|(id, s)| json!({*id: s})).collect::<Vec<_>>(),
+    })
+}
+
+/// The calibration data, as far as an output depends on it.
+pub(crate) fn calibration(job: &QuantizeJob, facts: Option<&CalibrationFacts>) -> Value {
+    facts.map_or(Value::Null, |facts| {
+        json!({
+            "num_samples": job.num_samples, "max_seq_len": job.max_seq_len, "seed": job.seed,
+            "sequences": facts.sequences, "tokens": facts.tokens, "sha256": facts.sha256,
+            "source": job.calibration.as_ref().map(|c| {
+                c.path().file_name().map(|n| n.to_string_lossy().into_owned())
+            }),
+        })
+    })
+}
+
 impl Provenance<'_> {
     /// Names and contents of the files. None of them holds a time, a path or a thread count: the same job gives the same
     /// bytes.
@@ -73,31 +100,6 @@ impl Provenance<'_> {
             ("manifest.json", pretty(&self.manifest())),
             ("README.md", card::card(self).into_bytes()),
         ]
-    }
-
-    fn settings(&self) -> Value {
-        json!({
-            "compute": self.job.recipe.compute().to_string(),
-            // Of the first factorisation; overrides are in the recipe, attempts in the list of factors.
-            "factor": self.plan.solvers().find_map(quant_methods::Solver::precision),
-            "scale_type": self.plan.scale_type,
-            "convention": self.job.recipe.rounding().weights().convention.name(),
-            "variant": self.job.recipe.rounding().weights().variant,
-            "true_sequential": self.plan.true_sequential(),
-            "modifiers": self.job.recipe.modifiers().iter().map(|(id, s)| json!({*id: s})).collect::<Vec<_>>(),
-        })
-    }
-
-    fn calibration(&self) -> Value {
-        self.calibration.as_ref().map_or(Value::Null, |facts| {
-            json!({
-                "num_samples": self.job.num_samples, "max_seq_len": self.job.max_seq_len, "seed": self.job.seed,
-                "sequences": facts.sequences, "tokens": facts.tokens, "sha256": facts.sha256,
-                "source": self.job.calibration.as_ref().map(|c| {
-                    c.path().file_name().map(|n| n.to_string_lossy().into_owned())
-                }),
-            })
-        })
     }
 
     fn report(&self) -> Value {
@@ -122,7 +124,7 @@ impl Provenance<'_> {
             .collect();
         let mut report = json!({
             "tool": tool(), "format": self.outcome.format, "scheme": self.job.recipe.rounding().weights().scheme.to_string(),
-            "settings": self.settings(), "calibration": self.calibration(),
+            "settings": settings(self.job, self.plan), "calibration": calibration(self.job, self.calibration.as_ref()),
             "bits_per_weight": self.outcome.bits_per_weight,
             "linears": linears,
             "factors": self.outcome.run.factors,
@@ -141,7 +143,7 @@ impl Provenance<'_> {
         };
         json!({
             "tool": tool(), "format": self.outcome.format, "base_model": self.origin.base_model, "hash": "sha256 of the tensor's bytes",
-            "settings": self.settings(), "calibration": self.calibration(),
+            "settings": settings(self.job, self.plan), "calibration": calibration(self.job, self.calibration.as_ref()),
             "input": list(&self.input_hashes), "output": list(self.output_hashes),
         })
     }

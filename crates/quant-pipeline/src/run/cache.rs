@@ -116,7 +116,11 @@ impl Run<'_> {
         let mut measured = KeyMeasure::default();
         let head_dim = self.plan.spec.head_dim;
         self.entries(scheme, block, stream, chunk, &mut |[keys, _]| measured.add(keys, quant, head_dim))?;
-        self.report.caches.push(measured.report(block.index()));
+        // A block that passes again after a break was measured before.
+        let caches = &mut self.state.report.caches;
+        if caches.iter().all(|known| known.block != block.index()) {
+            caches.push(measured.report(block.index()));
+        }
         self.spent("measure", started);
         Ok(())
     }

@@ -7,7 +7,7 @@ use super::{Run, add_seconds};
 use crate::PipelineError;
 use crate::events::Event;
 use crate::plan::{LinearPlan, MEASURED, Plan};
-use crate::report::{LinearReport, StageFactor};
+use crate::report::{LinearReport, Named, StageFactor};
 use crate::views;
 use ndarray::{Array2, ArrayView2};
 use quant_core::ActQuant;
@@ -30,7 +30,7 @@ impl Run<'_> {
         let mut linears = BTreeMap::new();
         for stage in self.plan.spec.block(index).stages {
             let seen = statistics.remove(&stage.site).unwrap_or_default();
-            linears.extend(self.round_stage(index, &stage, &mut block, seen)?);
+            linears.extend(self.finish_stage(index, &stage, &mut block, seen)?);
         }
         Ok(BlockParams { linears, norms: block.norms, kv: dynamic_kv(self.plan) })
     }
@@ -56,23 +56,41 @@ impl Run<'_> {
         let mut linears = BTreeMap::new();
         for (id, done) in pending {
             worked += done.rounding + done.measuring;
-            add_seconds(&mut self.report.seconds, "round", done.rounding);
-            add_seconds(&mut self.report.seconds, "measure", done.measuring);
+            add_seconds(&mut self.state.report.seconds, "round", done.rounding);
+            add_seconds(&mut self.state.report.seconds, "measure", done.measuring);
             let linear_plan = &plan.blocks[index][&id];
             let (seconds, errors) = (done.rounding.as_secs_f64(), done.measure.finish());
             let weight = done.weight.finish();
             let report = linear_report(linear_plan, index, &weight, errors, seconds, self);
             self.events.event(Event::Linear(&report));
-            self.report.linears.push(report);
+            self.state.report.linears.push(report);
             let input = linear_plan.scheme.input.and_then(|i| i.dynamic());
             linears.insert(id, LinearParams { weight, bias: frame.biases.remove(&id), input });
         }
-        add_seconds(&mut self.report.seconds, "read", started.elapsed().saturating_sub(worked));
+        add_seconds(&mut self.state.report.seconds, "read", started.elapsed().saturating_sub(worked));
         Ok(BlockParams { linears, norms: frame.norms, kv: dynamic_kv(plan) })
     }
 
-    /// Rounds the linears of a stage with the statistics of their input, from `pending` to the returned list.
-    pub(super) fn round_stage(
+    /// The linears of a stage as they are deployed, from `pending` to the returned list: those that are known, or rounded and
+    /// then known.
+    pub(super) fn finish_stage(
+        &mut self,
+        index: usize,
+        stage: &StageSpec,
+        pending: &mut BlockParams,
+        seen: SiteStatistics,
+    ) -> Result<Vec<(LinearId, LinearParams)>, PipelineError> {
+        if let Some(known) = self.known_stage(index, stage, pending)? {
+            return Ok(known);
+        }
+        self.settle()?;
+        let done = self.round_stage(index, stage, pending, seen)?;
+        self.keep_stage(index, &done)?;
+        Ok(done)
+    }
+
+    /// Rounds the linears of a stage with the statistics of their input.
+    fn round_stage(
         &mut self,
         index: usize,
         stage: &StageSpec,
@@ -136,9 +154,9 @@ impl Run<'_> {
         let started = Instant::now();
         let mut prepared = solver.prepare(seen, rows, self.par()).map_err(PipelineError::method(module))?;
         if let Some(factor) = prepared.factor.take() {
-            self.report.factors.push(StageFactor { block, module: module.to_owned(), factor });
+            self.state.report.factors.push(StageFactor { block, module: module.to_owned(), factor });
         }
-        add_seconds(&mut self.report.seconds, "factor", started.elapsed());
+        add_seconds(&mut self.state.report.seconds, "factor", started.elapsed());
         Ok(prepared)
     }
 
@@ -162,7 +180,7 @@ impl Run<'_> {
         });
         let rounded = rounded.transpose().map_err(PipelineError::method(&plan.module))?;
         let seconds = started.elapsed().as_secs_f64();
-        add_seconds(&mut self.report.seconds, "round", started.elapsed());
+        add_seconds(&mut self.state.report.seconds, "round", started.elapsed());
         let started = Instant::now();
         let stored = rounded.as_ref().map(|r| &r.weight);
         let errors = errors(float.view(), stored, sample, input.as_ref(), par);
@@ -174,11 +192,14 @@ impl Run<'_> {
             }
             None => Rounded::new(LinearWeight::Float(float)),
         };
-        let report =
-            LinearReport { loss, figures, ..linear_report(plan, index, &weight, errors, seconds, self) };
+        let report = LinearReport {
+            loss,
+            figures: named(figures),
+            ..linear_report(plan, index, &weight, errors, seconds, self)
+        };
         self.events.event(Event::Linear(&report));
-        self.report.linears.push(report);
-        add_seconds(&mut self.report.seconds, "measure", started.elapsed());
+        self.state.report.linears.push(report);
+        add_seconds(&mut self.state.report.seconds, "measure", started.elapsed());
         let bias = match (params.bias, correction) {
             (Some(bias), Some(correction)) => Some(bias + correction),
             (bias, correction) => bias.or(correction),
@@ -258,6 +279,11 @@ impl<'a> RowByRow<'a> {
     }
 }
 
+/// Figures as a report has them.
+fn named(figures: Figures) -> Named {
+    figures.into_iter().map(|(name, value)| (name.into(), value)).collect()
+}
+
 fn linear_report(
     plan: &LinearPlan,
     block: usize,
@@ -281,7 +307,7 @@ fn linear_report(
         weight_error: errors.weight,
         output_error: errors.output,
         loss: None,
-        figures: Figures::new(),
+        figures: Named::new(),
         stored_bytes: weight.storage_bits(run.plan.norm_type).div_ceil(8),
         group_bits: weight
             .quantized()

@@ -10,61 +10,38 @@
 //! like those of the deployed stream. It may be that of the float model, or begin anew with the deployed one at every block.
 
 mod cache;
+mod keep;
 mod linears;
 mod measure;
 mod observe;
 mod outer;
+mod sink;
 mod stages;
+mod state;
 mod stats;
 mod stream;
 
 pub(crate) use measure::TILE as MEASURED_ROWS;
+pub use sink::{BlockSink, Keeper};
+pub use state::RunState;
+pub(crate) use state::{of_sink, sink_frame};
 
 use crate::PipelineError;
 use crate::events::{Event, Events};
 use crate::layout::Layout;
 use crate::plan::Plan;
 use crate::report::{RunReport, Seconds};
+use keep::Journal;
 use ndarray::{ArrayView2, Axis};
 use quant_data::TokenSet;
-use quant_graph::{BlockParams, BlockSource, Outer};
+use quant_graph::{BlockParams, BlockSource};
 use quant_kernels::{Par, return_freed_memory};
-use quant_methods::FloatStream;
+use quant_methods::{FloatStream, Stream};
 use quant_model::{RopeTables, RowStore, StageScratch};
 use rayon::prelude::*;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use stream::ActivationStream;
-
-/// Where finished blocks go: a folder writer, a model in memory.
-pub trait BlockSink: Send {
-    /// Takes block `index`; blocks arrive in order.
-    ///
-    /// # Errors
-    /// If it cannot be kept; [`PipelineError::Sink`] holds any error that is none of ours.
-    fn block(&mut self, index: usize, block: BlockParams) -> Result<(), PipelineError>;
-    /// Copies a part outside the blocks that the source has stored as it is, or says that it wants its numbers. All parts
-    /// come after the blocks: embedding, final norm, and the head unless the output is tied; of a tied source that is the
-    /// embedding once more.
-    ///
-    /// # Errors
-    /// If it cannot be kept.
-    fn copy_stored(&mut self, what: Outer) -> Result<bool, PipelineError> {
-        let _ = what;
-        Ok(false)
-    }
-    /// Takes rows `[rows, hidden]` of a part outside the blocks, the first of which is row `first` of it; they come in order,
-    /// all of them, and the final norm is one row. Of a table that is quantised they are the rounded values.
-    ///
-    /// # Errors
-    /// If they cannot be kept.
-    fn outer_rows(
-        &mut self,
-        what: Outer,
-        first: usize,
-        rows: ArrayView2<'_, f32>,
-    ) -> Result<(), PipelineError>;
-}
 
 /// Settings of a run that change neither plan nor result.
 #[derive(Clone, Debug)]
@@ -92,16 +69,20 @@ struct Run<'a> {
     layout: Layout,
     rope: RopeTables,
     options: &'a RunOptions,
-    report: RunReport,
+    /// Everything that going on after a break begins with.
+    state: RunState,
+    journal: Journal,
+    sink: &'a mut dyn BlockSink,
     events: &'a mut dyn Events,
     scratch: StageScratch<f32>,
 }
 
-/// Quantises every block of `source` by the plan and hands it to `sink`.
+/// Quantises every block of `source` by the plan and hands it to `sink`. A sink with a [`Keeper`] is told the state of the run
+/// on the way, and a run goes on from the state that the keeper has from before.
 ///
 /// # Errors
 /// Missing calibration data, unreadable blocks, activations that overflow, factorisations that fail, a sink that cannot
-/// write.
+/// write, a kept state that makes no sense.
 pub fn run(
     plan: &Plan,
     source: &mut dyn BlockSource,
@@ -114,36 +95,26 @@ pub fn run(
     let tokens = calibration.filter(|_| plan.streams.calibration());
     let layout = Layout::new(tokens.iter().flat_map(|t| t.sequences.iter().map(Vec::len)));
     let spec = &plan.spec;
+    let (mut state, mut resumed) = (RunState::default(), None);
+    if let Some(keeper) = sink.keeper().filter(|keeper| keeper.frames() > 0) {
+        state = RunState::read(keeper, plan.recipe.registry(), spec.layers)?;
+        resumed = Some((state.report.linears.len(), state.report.factors.len()));
+        events.event(Event::Resumed { index: state.closed, of: spec.layers });
+    }
+    state.report.calibration_tokens = layout.rows();
     let mut run = Run {
         plan,
         rope: RopeTables::new(spec, layout.lengths()),
         options,
-        report: RunReport { calibration_tokens: layout.rows(), ..RunReport::default() },
+        journal: Journal::new(plan, layout.rows(), resumed),
+        state,
         layout,
+        sink,
         events,
         scratch: StageScratch::default(),
     };
-    let mut streams = Activations::default();
-    if let Some(tokens) = tokens {
-        let started = Instant::now();
-        let mut embedded = run.embed(source, &tokens.sequences)?;
-        if plan.streams.float && plan.streams.deployed {
-            let mut copy = run.store(spec.hidden)?;
-            run.copy(&embedded, &mut copy)?;
-            streams.float = Some(ActivationStream::new(copy));
-        }
-        if plan.streams.together == Some(FloatStream::Block) {
-            streams.beside = Some(ActivationStream::new(run.store(spec.hidden)?));
-        }
-        if plan.streams.deployed {
-            run.round_embedded(&mut embedded)?;
-            streams.deployed = Some(ActivationStream::new(embedded));
-        } else {
-            streams.float = Some(ActivationStream::new(embedded));
-        }
-        run.spent("read", started);
-    }
-    for index in 0..spec.layers {
+    let mut streams = run.streams(source, tokens)?;
+    for index in run.state.from..spec.layers {
         let began = Instant::now();
         if plan.streams.calibration() {
             // What the block before left: its arrays came and went in many orders.
@@ -158,16 +129,22 @@ pub fn run(
             run.spent("read", began);
             run.quantize(index, block, &mut streams)?
         };
+        if index < run.state.closed {
+            // The sink has it from before: only the streams had to come by.
+            continue;
+        }
         let started = Instant::now();
         run.phase("write")?;
-        sink.block(index, finished)?;
+        run.keep_rest(index, &finished)?;
+        run.sink.block(index, finished)?;
         run.spent("write", started);
+        run.keep_block(index, &streams)?;
         run.events.event(Event::BlockDone { index, of: spec.layers, seconds: began.elapsed().as_secs_f64() });
     }
     let deployed = streams.deployed.take().map(|stream| stream.residual);
     drop(streams);
-    run.outer(source, sink, deployed)?;
-    Ok(run.report)
+    run.outer(source, deployed)?;
+    Ok(run.state.report)
 }
 
 /// Refuses a plan that needs calibration data and has none.
@@ -184,6 +161,42 @@ pub(crate) fn check_calibration(plan: &Plan, calibration: Option<&TokenSet>) -> 
 impl Run<'_> {
     fn par(&self) -> Par {
         self.options.par
+    }
+    /// The streams at the input of the first block: embedded, or as they were kept.
+    fn streams(
+        &mut self,
+        source: &mut dyn BlockSource,
+        tokens: Option<&TokenSet>,
+    ) -> Result<Activations, PipelineError> {
+        let wanted = &self.plan.streams;
+        let mut streams = Activations::default();
+        let wanted_still = self.state.from < self.plan.spec.layers || self.waits_for_head();
+        let Some(tokens) = tokens.filter(|_| wanted_still) else {
+            return Ok(streams);
+        };
+        let started = Instant::now();
+        if self.state.from > 0 {
+            streams.float = wanted.float.then(|| self.known_stream(Stream::Float)).transpose()?;
+            streams.deployed = wanted.deployed.then(|| self.known_stream(Stream::Deployed)).transpose()?;
+        } else {
+            let mut embedded = self.embed(source, &tokens.sequences)?;
+            if wanted.float && wanted.deployed {
+                let mut copy = self.store(self.plan.spec.hidden)?;
+                self.copy(&embedded, &mut copy)?;
+                streams.float = Some(ActivationStream::new(copy));
+            }
+            if wanted.deployed {
+                self.round_embedded(&mut embedded)?;
+                streams.deployed = Some(ActivationStream::new(embedded));
+            } else {
+                streams.float = Some(ActivationStream::new(embedded));
+            }
+        }
+        if wanted.together == Some(FloatStream::Block) {
+            streams.beside = Some(ActivationStream::new(self.store(self.plan.spec.hidden)?));
+        }
+        self.spent("read", started);
+        Ok(streams)
     }
     /// Quantises a block whose weights were read whole.
     fn quantize(
@@ -232,7 +245,7 @@ impl Run<'_> {
         if self.events.cancelled() { Err(PipelineError::Interrupted) } else { Ok(()) }
     }
     fn spent(&mut self, what: &'static str, since: Instant) {
-        add_seconds(&mut self.report.seconds, what, since.elapsed());
+        add_seconds(&mut self.state.report.seconds, what, since.elapsed());
     }
     /// An activation store for all calibration tokens.
     fn store(&self, width: usize) -> Result<RowStore, PipelineError> {
@@ -282,5 +295,5 @@ impl Run<'_> {
 }
 
 fn add_seconds(seconds: &mut Seconds, what: &'static str, spent: Duration) {
-    *seconds.entry(what).or_default() += spent.as_secs_f64();
+    *seconds.entry(what.into()).or_default() += spent.as_secs_f64();
 }

@@ -195,7 +195,12 @@ impl Run<'_> {
                 Some((*id, (rounding.grid, rounding.weight.group)))
             })
             .collect();
+        if plan.recipe.transforms().is_empty() || self.transform_as_known(index, params, statistics)? {
+            return Ok(());
+        }
+        self.settle()?;
         let mut runner = runner;
+        let mut done = Vec::new();
         for transform in plan.recipe.transforms() {
             let started = Instant::now();
             let id = transform.method().id;
@@ -214,15 +219,16 @@ impl Run<'_> {
             };
             let at = || PipelineError::method(plan.spec.block_prefix(index));
             let scaled = transform.apply(params, statistics, context).map_err(at())?;
-            for (site, factors) in scaled {
-                if let Some(seen) = statistics.get_mut(&site) {
+            for (site, factors) in &scaled {
+                if let Some(seen) = statistics.get_mut(site) {
                     seen.float.divide(factors.view()).map_err(at())?;
                 }
             }
+            done.push(scaled);
             // It computed the same, but its weights are others now.
             runner = None;
             self.spent(id, started);
         }
-        Ok(())
+        self.keep_transformed(index, params, done)
     }
 }

@@ -2,14 +2,14 @@
 
 use super::measure::Measure;
 use super::stats::scheme_text;
-use super::{BlockSink, Run, add_seconds};
+use super::{Run, add_seconds};
 use crate::PipelineError;
 use crate::events::Event;
-use crate::report::LinearReport;
+use crate::report::{LinearReport, Named};
 use ndarray::{Array2, ArrayView2, Axis};
 use quant_graph::{BlockSource, Outer};
 use quant_kernels::{Par, return_freed_memory};
-use quant_methods::{Batch, Figures, Gathered, PlannedRounding, Prepared, Rounded, SiteStatistics, Solver};
+use quant_methods::{Batch, Gathered, PlannedRounding, Prepared, Rounded, SiteStatistics, Solver};
 use quant_model::{RowStore, normed};
 use std::time::{Duration, Instant};
 
@@ -19,12 +19,14 @@ impl Run<'_> {
     pub(super) fn outer(
         &mut self,
         source: &mut dyn BlockSource,
-        sink: &mut dyn BlockSink,
         deployed: Option<RowStore>,
     ) -> Result<(), PipelineError> {
         let plan = self.plan;
         let mut of_head = self.look_at_head(source, deployed)?;
         for &what in plan.stored.outer() {
+            if self.sink.has(what) {
+                continue;
+            }
             match plan.tables.get(&what) {
                 Some(planned) => {
                     let seen = if what == Outer::Head {
@@ -32,12 +34,18 @@ impl Run<'_> {
                     } else {
                         SiteStatistics::default()
                     };
-                    self.round_table(what, planned, source, sink, seen)?;
+                    self.round_table(what, planned, source, seen)?;
+                    self.keep_table(planned)?;
                 }
-                None => self.hand_on(what, source, sink)?,
+                None => self.hand_on(what, source)?,
             }
         }
         Ok(())
+    }
+
+    /// Whether the head is still to be rounded against what comes out of the last block.
+    pub(super) fn waits_for_head(&self) -> bool {
+        !self.plan.needs_of_head().is_empty() && !self.sink.has(Outer::Head)
     }
 
     /// Rounds embedded tokens `[tokens, hidden]` as the rows of the table will be, where it is quantised: what the deployed
@@ -65,7 +73,7 @@ impl Run<'_> {
         let plan = self.plan;
         let needs = plan.needs_of_head();
         let mut seen = SiteStatistics::default();
-        let Some(residual) = deployed.filter(|_| !needs.is_empty()) else { return Ok(seen) };
+        let Some(residual) = deployed.filter(|_| self.waits_for_head()) else { return Ok(seen) };
         self.phase("statistics")?;
         let started = Instant::now();
         return_freed_memory();
@@ -84,20 +92,15 @@ impl Run<'_> {
     }
 
     /// Hands a part on as it is: its stored bytes where the sink can copy them, otherwise its numbers.
-    fn hand_on(
-        &mut self,
-        what: Outer,
-        source: &mut dyn BlockSource,
-        sink: &mut dyn BlockSink,
-    ) -> Result<(), PipelineError> {
+    fn hand_on(&mut self, what: Outer, source: &mut dyn BlockSource) -> Result<(), PipelineError> {
         self.phase("copy")?;
         let started = Instant::now();
-        if source.is_stored(self.plan.spec.stored_in(what)) && sink.copy_stored(what)? {
+        if source.is_stored(self.plan.spec.stored_in(what)) && self.sink.copy_stored(what)? {
             // Nothing is left to do.
         } else if what == Outer::FinalNorm {
-            sink.outer_rows(what, 0, source.final_norm()?.insert_axis(Axis(0)).view())?;
+            self.sink.outer_rows(what, 0, source.final_norm()?.insert_axis(Axis(0)).view())?;
         } else {
-            source.table_by_rows(what, &mut |first, rows| Ok(self.hand_rows(sink, what, first, rows)?))?;
+            source.table_by_rows(what, &mut |first, rows| Ok(self.hand_rows(what, first, rows)?))?;
         }
         self.spent("write", started);
         Ok(())
@@ -105,13 +108,12 @@ impl Run<'_> {
 
     fn hand_rows(
         &mut self,
-        sink: &mut dyn BlockSink,
         what: Outer,
         first: usize,
         rows: ArrayView2<'_, f32>,
     ) -> Result<(), PipelineError> {
         self.go_on()?;
-        sink.outer_rows(what, first, rows)
+        self.sink.outer_rows(what, first, rows)
     }
 
     /// Rounds a table as its rows are read and hands on their values; `seen` is what was gathered of its input.
@@ -120,11 +122,11 @@ impl Run<'_> {
         what: Outer,
         planned: &PlannedRounding,
         source: &mut dyn BlockSource,
-        sink: &mut dyn BlockSink,
         mut seen: SiteStatistics,
     ) -> Result<(), PipelineError> {
         let (plan, par) = (self.plan, self.par());
         let solver = &*planned.solver;
+        self.settle()?;
         let prepared = if solver.sharing_key().is_empty() {
             Prepared::default()
         } else {
@@ -137,7 +139,7 @@ impl Run<'_> {
         let mut table = Table { what, solver, prepared, measure, loss: None, times: [Duration::ZERO; 2] };
         source.table_by_rows(what, &mut |first, rows| {
             let values = table.rows(first, rows, par)?;
-            Ok(self.hand_rows(sink, what, first, values.view())?)
+            Ok(self.hand_rows(what, first, values.view())?)
         })?;
         let Table { measure, loss, times: [rounding, measuring], .. } = table;
         let errors = measure.finish();
@@ -151,7 +153,7 @@ impl Run<'_> {
             weight_error: errors.weight,
             output_error: errors.output,
             loss,
-            figures: Figures::new(),
+            figures: Named::new(),
             // Whole bits, which the mean per weight hides.
             stored_bytes: ((bits * (plan.spec.vocab * plan.spec.hidden) as f64).round() as u64).div_ceil(8),
             group_bits: None,
@@ -159,8 +161,8 @@ impl Run<'_> {
             seconds: rounding.as_secs_f64(),
         };
         self.events.event(Event::Linear(&report));
-        self.report.linears.push(report);
-        let seconds = &mut self.report.seconds;
+        self.state.report.linears.push(report);
+        let seconds = &mut self.state.report.seconds;
         add_seconds(seconds, "round", rounding);
         add_seconds(seconds, "measure", measuring);
         add_seconds(seconds, "write", started.elapsed().saturating_sub(rounding + measuring));

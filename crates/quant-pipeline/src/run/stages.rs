@@ -33,7 +33,7 @@ impl Run<'_> {
         if !plan.true_sequential() {
             let block = self.float_block(index, &pending)?;
             let float = float.take();
-            for stage in &spec.stages {
+            for stage in spec.stages.iter().filter(|stage| !self.state.knows(index, &stage.linears)) {
                 let seen = statistics.entry(stage.site).or_default();
                 seen.deployed = self.deployed_statistics(index, stage);
             }
@@ -44,7 +44,7 @@ impl Run<'_> {
         for stage in &spec.stages {
             let site = stage.site;
             let mut seen = statistics.remove(&site).unwrap_or_default();
-            if plan.true_sequential() {
+            if plan.true_sequential() && !self.state.knows(index, &stage.linears) {
                 let beside = float.as_deref();
                 seen.deployed = self.deployed_statistics(index, stage);
                 self.look(index, stage, &block, deployed, beside, &mut seen.deployed)?;
@@ -56,7 +56,7 @@ impl Run<'_> {
             if let Some(float) = float.as_deref_mut().filter(|_| goes_on && !(ends && anew)) {
                 self.advance_float(index, stage, &pending, float)?;
             }
-            for (id, mut linear) in self.round_stage(index, stage, &mut pending, seen)? {
+            for (id, mut linear) in self.finish_stage(index, stage, &mut pending, seen)? {
                 // Calibration quantises inputs only if the recipe says so.
                 let input = linear.input;
                 linear.input = input.filter(|_| plan.recipe.activations().in_calibration);

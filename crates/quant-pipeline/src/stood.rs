@@ -1,0 +1,124 @@
+//! An output that stands already, made by an earlier run of the same job.
+
+use crate::PipelineError;
+use crate::job::{QuantizeJob, QuantizeOutcome, ReadSeconds, WriteSeconds};
+use crate::manifest::{self, CalibrationFacts};
+use crate::prepare::PreparedJob;
+use crate::report::{LinearReport, Named, RunReport, peak_memory};
+use crate::serving;
+use crate::version::tool;
+use quant_checkpoint::{MARKER, parse_strict_json, side_files};
+use quant_data::TokenSet;
+use serde_json::{Map, Value};
+use std::fs;
+use std::path::Path;
+
+/// Side files beyond this size are none of ours.
+const LARGEST: u64 = 256 << 20;
+
+/// The outcome of the run that made the folder at `target`, if that was a run of this job. What a run does not write down (seconds,
+/// memory, details of a linear) is zero or none.
+///
+/// # Errors
+/// Input tensors that cannot be read: a finished output says of them only their hashes.
+pub(crate) fn stands(
+    job: &QuantizeJob,
+    prepared: &PreparedJob,
+    target: &Path,
+) -> Result<Option<QuantizeOutcome>, PipelineError> {
+    let PreparedJob { folder, plan, tokens, memory, spill, warnings, .. } = prepared;
+    let Some(manifest) = json(target, "manifest.json").filter(|_| !target.join(MARKER).exists()) else {
+        return Ok(None);
+    };
+    let facts = tokens.as_ref().map(CalibrationFacts::of);
+    let same = |key: &str, value: Value| manifest.get(key) == Some(&value);
+    let recipe = fs::read(target.join("recipe.yaml")).is_ok_and(|r| r == job.recipe.source().as_bytes());
+    if !recipe
+        || !same("tool", tool().into())
+        || !same("format", job.recipe.format().id().into())
+        || !same("settings", manifest::settings(job, plan))
+        || !same("calibration", manifest::calibration(job, facts.as_ref()))
+    {
+        return Ok(None);
+    }
+    let empty = Map::new();
+    let inputs = manifest.get("input").and_then(Value::as_object).unwrap_or(&empty);
+    for (name, hash) in inputs {
+        let known = folder.checkpoint.get(name).is_some();
+        if !known || Some(folder.checkpoint.sha256(name)?.to_string().as_str()) != hash.as_str() {
+            return Ok(None);
+        }
+    }
+    let Some(report) = json(target, "quantization_report.json").filter(|_| !inputs.is_empty()) else {
+        return Ok(None);
+    };
+    let weights = fs::read_dir(target).into_iter().flatten().flatten();
+    let weights = weights.filter(|e| e.path().extension().is_some_and(|e| e == "safetensors"));
+    let custom_code = folder.checkpoint.config().get("auto_map").is_some_and(|map| !map.is_null());
+    Ok(Some(QuantizeOutcome {
+        output: job.output.clone(),
+        format: job.recipe.format().id(),
+        run: RunReport {
+            linears: linears(prepared, &report),
+            calibration_tokens: tokens.as_ref().map_or(0, TokenSet::tokens),
+            ..RunReport::default()
+        },
+        bits_per_weight: report.get("bits_per_weight").and_then(Value::as_f64).unwrap_or_default(),
+        bytes: weights.filter_map(|e| Some(e.metadata().ok()?.len())).sum(),
+        input_bytes: folder.checkpoint.total_bytes(),
+        compact_bytes: report.get("compact_bytes").and_then(Value::as_u64),
+        resumed: Some(plan.spec.layers),
+        stood: true,
+        seconds: 0.0,
+        read: ReadSeconds::default(),
+        write: WriteSeconds::default(),
+        predicted_memory: memory.peak(*spill),
+        peak_memory: peak_memory(),
+        spilled: *spill,
+        calibration: tokens.as_ref().map(TokenSet::describe),
+        not_copied: side_files(&job.model)?.left,
+        serve: serving::commands(plan, &job.output.to_string_lossy(), custom_code),
+        // That of the run, which knows more than its plan.
+        warnings: report.get("warnings").and_then(Value::as_array).map_or_else(
+            || warnings.clone(),
+            |all| all.iter().filter_map(|w| Some(w.as_str()?.to_owned())).collect(),
+        ),
+    }))
+}
+
+/// A JSON file of a folder, if it is there and is one.
+fn json(dir: &Path, name: &str) -> Option<Value> {
+    let path = dir.join(name);
+    path.symlink_metadata().ok().filter(|meta| meta.is_file() && meta.len() <= LARGEST)?;
+    parse_strict_json(name, &fs::read(path).ok()?).ok()
+}
+
+/// The linears of a report.
+fn linears(prepared: &PreparedJob, report: &Value) -> Vec<LinearReport> {
+    let entries = report.get("linears").and_then(Value::as_array);
+    let mut found = Vec::new();
+    for entry in entries.into_iter().flatten() {
+        let text = |key: &str| entry.get(key).and_then(Value::as_str);
+        let number = |key: &str| entry.get(key).and_then(Value::as_f64);
+        let Some(module) = text("module") else { continue };
+        let mut blocks = prepared.plan.blocks.iter();
+        let block = blocks.position(|block| block.values().any(|linear| linear.module == module));
+        let method = text("method").and_then(|id| prepared.plan.recipe.registry().methods().get(id));
+        found.push(LinearReport {
+            module: module.to_owned(),
+            block,
+            method: method.map(|m| m.id),
+            scheme: text("scheme").unwrap_or_default().to_owned(),
+            bits_per_weight: number("bits_per_weight").unwrap_or_default(),
+            weight_error: number("weight_error").unwrap_or_default(),
+            output_error: number("output_error"),
+            loss: number("loss"),
+            figures: Named::new(),
+            stored_bytes: 0,
+            group_bits: None,
+            salient_columns: None,
+            seconds: 0.0,
+        });
+    }
+    found
+}
