@@ -62,7 +62,11 @@ impl Rounding for Diffuse {
     fn weights(&self) -> &WeightSettings {
         &self.weights
     }
-    fn plan(&self, weight: WeightSpec<'_>, scale_type: FloatType) -> Result<Option<PlannedRounding>, CoreError> {
+    fn plan(
+        &self,
+        weight: WeightSpec<'_>,
+        scale_type: FloatType,
+    ) -> Result<Option<PlannedRounding>, CoreError> {
         let stored = self.weights.stored(weight, scale_type, ActOrder::None)?;
         Ok(stored.map(|(grid, weight)| PlannedRounding {
             weight,
