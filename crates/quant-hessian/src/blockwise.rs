@@ -14,7 +14,7 @@ use quant_kernels::{Par, vectorized};
 
 use crate::feedback::add_feedback;
 use crate::panels::PANEL;
-use crate::{Factor, HessianError, tasks};
+use crate::{Factor, HessianError, lanes, tasks};
 
 /// Rows of a tile; a fixed number, so that nothing depends on the threads.
 pub(crate) const ROWS: usize = 128;
@@ -134,7 +134,8 @@ impl<'a> Blockwise<'a> {
         let feedback = self.feedback;
         each(&mut self.tiles, self.par, |tile| {
             let Tile { first_row, rows, origin, fed_back, block, gained, ahead, .. } = tile;
-            load(origin, weight, dead, columns.clone(), *first_row, *rows);
+            origin.resize(width, [0.0; ROWS]);
+            lanes::load(origin, weight, dead, columns.clone(), *first_row, *rows);
             block.clone_from(origin);
             if !feedback {
                 return;
@@ -209,27 +210,6 @@ fn substitute(target: &mut [Lanes], minus: &[Vec<f32>]) {
             }
         },
     );
-}
-
-/// Columns of some rows, dead ones and rows that are not there zeroed.
-fn load(
-    target: &mut Vec<Lanes>,
-    weight: ArrayView2<'_, f32>,
-    dead: &[bool],
-    columns: Range<usize>,
-    first_row: usize,
-    rows: usize,
-) {
-    target.clear();
-    target.resize(columns.len(), [0.0; ROWS]);
-    // 16 rows at a time: one cache line of every target column is filled before moving on.
-    for r0 in (0..rows).step_by(16) {
-        for (column, lanes) in columns.clone().zip(target.iter_mut()).filter(|(c, _)| !dead[*c]) {
-            for r in r0..(r0 + 16).min(rows) {
-                lanes[r] = weight[(first_row + r, column)];
-            }
-        }
-    }
 }
 
 /// Bytes that the tiles of a weight `(out, in)` hold, for blocks of `block` columns.

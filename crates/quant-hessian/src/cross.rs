@@ -177,6 +177,17 @@ impl CrossGram {
         }
     }
 
+    /// Whether it is of the channels of a factor.
+    pub(crate) fn check_channels(&self, n: usize) -> Result<(), HessianError> {
+        if self.n() == n {
+            return Ok(());
+        }
+        Err(HessianError::Shape {
+            what: "cross product of activations",
+            expected: format!("[{n}, {n}], as the factor"),
+            found: format!("[{0}, {0}]", self.n()),
+        })
+    }
     /// The factor `2/N` from the stored sum to `D`.
     pub(crate) fn scale(&self) -> Result<f64, HessianError> {
         if self.sequences == 0 {

@@ -18,7 +18,7 @@ const ROUNDS: usize = 2;
 const LARGEST_STEP: f32 = 4.0;
 
 /// One number for every row of a tile.
-type Lanes = [f32; LANES];
+pub(crate) type Lanes = [f32; LANES];
 
 /// `min tr((T − Ŵ) H_d (T − Ŵ)ᵀ)` over what a quantised matrix can hold: the target `T` is the weight for GPTQ, the weight moved to
 /// its optimum for Qronos.
@@ -60,8 +60,8 @@ struct Scratch {
     product: Vec<Lanes>,
 }
 
-/// Writes the rows of the target from a first one on, at one column, into as many places.
-pub(crate) type Target<'a> = dyn Fn(usize, usize, &mut [f32]) + Sync + 'a;
+/// Writes so many rows of the target from a first one on, by column; the other lanes are zero.
+pub(crate) type Target<'a> = dyn Fn(usize, usize, &mut [Lanes]) + Sync + 'a;
 
 impl<'a> Descent<'a> {
     /// On `H_d` of side `n`, row-major.
@@ -143,11 +143,11 @@ impl<'a> Descent<'a> {
                 (scale[g][r], zero[g][r]) = (scales[r * of_row + g], zeros[r * of_row + g]);
             }
         }
+        target(first, rows, &mut scratch.error);
         for (g, columns) in self.groups() {
             for j in columns {
                 let (error, level) = (&mut scratch.error[j], &mut scratch.levels[j]);
-                (*error, *level) = ([0.0; LANES], [0.0; LANES]);
-                target(first, j, &mut error[..rows]);
+                *level = [0.0; LANES];
                 for r in 0..rows {
                     level[r] = f32::from(levels[r * n + j]);
                     error[r] -= QParams { scale: scale[g][r], zero: zero[g][r] }.value(level[r]);

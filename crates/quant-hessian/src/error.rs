@@ -90,8 +90,10 @@ pub enum HessianError {
         /// Side of the cross product.
         columns: usize,
     },
-    /// The correction of a GPTAQ problem was prepared for another one.
-    #[error("GPTAQ correction: expected {expected}, but it was prepared with {found}")]
+    /// The correction of a GPTAQ or Qronos problem was prepared for another one.
+    #[error(
+        "the correction for the float model's inputs: expected {expected}, but it was prepared with {found}"
+    )]
     Correction {
         /// What the factor or the configuration asks for.
         expected: String,

@@ -211,6 +211,17 @@ impl Factor {
     pub fn order(&self) -> Option<&[u32]> {
         self.order.as_deref()
     }
+    /// Whether something was prepared with this factor: for so many input channels in this order.
+    pub(crate) fn check_prepared(&self, n: usize, order: Option<&[u32]>) -> Result<(), HessianError> {
+        let bad = |expected: String, found: String| Err(HessianError::Correction { expected, found });
+        if n != self.n() {
+            return bad(format!("{} input channels", self.n()), format!("{n}"));
+        }
+        if order != self.order() {
+            return bad("the column order of the factor".to_owned(), "another one".to_owned());
+        }
+        Ok(())
+    }
     /// Bytes held.
     #[must_use]
     pub fn bytes(&self) -> usize {

@@ -60,13 +60,7 @@ impl Correction {
         par: Par,
     ) -> Result<Self, HessianError> {
         let n = factor.n();
-        if cross.n() != n {
-            return Err(HessianError::Shape {
-                what: "cross product of activations",
-                expected: format!("[{n}, {n}], as the factor"),
-                found: format!("[{0}, {0}]", cross.n()),
-            });
-        }
+        cross.check_channels(n)?;
         if !(alpha >= 0.0 && alpha.is_finite()) {
             return Err(HessianError::Setting {
                 name: "alpha",
@@ -130,19 +124,13 @@ impl Correction {
     }
 
     fn check(&self, factor: &Factor, config: &GptaqConfig) -> Result<(), HessianError> {
-        let bad = |expected: String, found: String| Err(HessianError::Correction { expected, found });
-        if self.n != factor.n() {
-            return bad(format!("{} input channels", factor.n()), format!("{}", self.n));
-        }
-        if self.order != factor.order {
-            return bad("the column order of the factor".to_owned(), "another one".to_owned());
-        }
+        factor.check_prepared(self.n, self.order.as_deref())?;
         // Bits, not values: what was asked is what was prepared, or it is not.
         if self.alpha.to_bits() != config.alpha.to_bits() || self.variant != config.variant {
-            return bad(
-                format!("alpha {} and variant {:?}", config.alpha, config.variant),
-                format!("alpha {} and variant {:?}", self.alpha, self.variant),
-            );
+            return Err(HessianError::Correction {
+                expected: format!("alpha {} and variant {:?}", config.alpha, config.variant),
+                found: format!("alpha {} and variant {:?}", self.alpha, self.variant),
+            });
         }
         Ok(())
     }

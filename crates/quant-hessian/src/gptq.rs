@@ -4,10 +4,10 @@ use ndarray::{Array2, ArrayView2};
 use quant_core::{ActOrder, ClipSearch, Grid, Groups, QuantizedMatrix, matrix::check_finite};
 use quant_kernels::{Element, Par};
 
-use crate::descent::Descent;
+use crate::descent::{Descent, Lanes};
 use crate::panels::Panels;
 use crate::solve::{Aim, GroupPlan, Problem, SUPER, TileOut};
-use crate::{Factor, GptqResult, HessianError, tasks};
+use crate::{Factor, GptqResult, HessianError, lanes, tasks};
 
 /// Columns of a block in the published code.
 const BLOCK: usize = 128;
@@ -122,11 +122,8 @@ pub fn gptq(
     let result =
         solve(weight, &factor.panels, Aim::Weight, factor.order.as_deref(), &factor.dead, config, par)?;
     let Some(descent) = descent else { return Ok(result) };
-    let target = |first: usize, column: usize, lanes: &mut [f32]| {
-        let alive = !factor.dead[column];
-        for (r, lane) in lanes.iter_mut().enumerate() {
-            *lane = if alive { weight[(first + r, column)] } else { 0.0 };
-        }
+    let target = |first: usize, rows: usize, lanes: &mut [Lanes]| {
+        lanes::load(lanes, weight, &factor.dead, 0..factor.n(), first, rows);
     };
     descent.run(&target, result, par)
 }

@@ -44,6 +44,7 @@ mod factor;
 mod feedback;
 mod gptaq;
 mod gptq;
+mod lanes;
 #[cfg(feature = "lapack")]
 mod lapack;
 mod panels;

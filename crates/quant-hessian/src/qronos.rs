@@ -4,6 +4,7 @@ use ndarray::ArrayView2;
 use quant_core::Variant;
 use quant_kernels::{Element, Par};
 
+use crate::descent::Lanes;
 use crate::gptq::{check_factor, solve};
 use crate::retarget::{Mismatch, Retargeted};
 use crate::solve::{Aim, Target};
@@ -124,13 +125,13 @@ pub fn qronos(
     let moved = problem.retarget(weight, config.dead_first(), par)?;
     let result = solve_moved(weight, &moved, &problem, &factor.dead, config, par)?;
     let Some(descent) = descent else { return Ok(result) };
-    let mut positions = vec![0; factor.n()];
-    for (position, column) in (0..factor.n()).map(|k| problem.column(k)).enumerate() {
-        positions[column] = position;
-    }
     let out = weight.nrows();
-    let target = |first: usize, column: usize, lanes: &mut [f32]| {
-        lanes.copy_from_slice(&moved.weight[positions[column] * out + first..][..lanes.len()]);
+    let target = |first: usize, rows: usize, lanes: &mut [Lanes]| {
+        for (position, values) in moved.weight.chunks_exact(out).enumerate() {
+            let lanes = &mut lanes[problem.column(position)];
+            lanes[rows..].fill(0.0);
+            lanes[..rows].copy_from_slice(&values[first..][..rows]);
+        }
     };
     Ok(QronosResult { rounded: descent.run(&target, result.rounded, par)?, ..result })
 }

@@ -52,13 +52,7 @@ impl Retarget {
     /// half was summed, [`HessianError::Empty`] without calibration data, [`HessianError::NotFiniteCross`] for NaN or infinity in it.
     pub fn new(cross: CrossGram, factor: &Factor, rows: usize, par: Par) -> Result<Self, HessianError> {
         let n = factor.n();
-        if cross.n() != n {
-            return Err(HessianError::Shape {
-                what: "cross product of activations",
-                expected: format!("[{n}, {n}], as the factor"),
-                found: format!("[{0}, {0}]", cross.n()),
-            });
-        }
+        cross.check_channels(n)?;
         if !cross.is_whole() {
             return Err(HessianError::HalfCross { columns: n });
         }
@@ -96,13 +90,7 @@ impl Retarget {
 
     /// The square, for a factor that this was prepared with.
     pub(crate) fn square(&self, factor: &Factor) -> Result<Option<&Square<f32>>, HessianError> {
-        let bad = |expected: String, found: String| Err(HessianError::Correction { expected, found });
-        if self.n != factor.n() {
-            return bad(format!("{} input channels", factor.n()), format!("{}", self.n));
-        }
-        if self.order != factor.order {
-            return bad("the column order of the factor".to_owned(), "another one".to_owned());
-        }
+        factor.check_prepared(self.n, self.order.as_deref())?;
         Ok(self.square.as_ref())
     }
 }

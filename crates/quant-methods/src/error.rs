@@ -64,6 +64,10 @@ pub enum MethodError {
 }
 
 impl MethodError {
+    /// Of a method that does not find what it asked for.
+    pub(crate) fn missing(method: &'static str, what: &'static str) -> Self {
+        Self::MissingStatistic { method, what }
+    }
     /// The same error of a weight whose row `first` is row 0 of the one it was found in.
     #[must_use]
     pub fn in_rows_from(self, first: usize) -> Self {

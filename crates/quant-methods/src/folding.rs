@@ -112,7 +112,7 @@ pub(crate) fn fold(
     block: &mut BlockParams,
     context: &BlockContext<'_>,
 ) -> Result<Array1<f32>, MethodError> {
-    let missing = |what| MethodError::MissingStatistic { method, what };
+    let missing = |what| MethodError::missing(method, what);
     let tie = HeadTie::of(edge, scales.len());
     let fed = context.block.at(edge.to);
     match edge.from {

@@ -22,6 +22,7 @@ use quant_kernels::{Element, vectorized};
 
 use crate::HessianError;
 use crate::feedback::add_feedback;
+use crate::lanes;
 use crate::panels::{PANEL, Panels};
 
 mod asymmetry;
@@ -288,23 +289,15 @@ impl<T: Element> Problem<'_, T> {
         rows: usize,
     ) {
         let target = &mut target[..positions.len()];
-        if rows < L {
-            target.fill([T::zero(); L]);
-        }
-        if let Some(other) = self.aim.target() {
-            for (position, lanes) in positions.zip(target) {
-                lanes[..rows].copy_from_slice(other.lanes(position, first_row, rows));
+        match self.aim.target() {
+            None => {
+                let columns = positions.map(|position| self.column(position));
+                lanes::load(target, self.weight, self.dead, columns, first_row, rows);
             }
-            return;
-        }
-        // 16 rows at a time: one cache line of every target column is filled before moving on.
-        for r0 in (0..rows).step_by(16) {
-            for (position, lanes) in positions.clone().zip(target.iter_mut()) {
-                let column = self.column(position);
-                let dead = self.dead[column];
-                for r in r0..(r0 + 16).min(rows) {
-                    lanes[r] =
-                        if dead { T::zero() } else { T::from_f32(self.weight[(first_row + r, column)]) };
+            Some(other) => {
+                for (position, lanes) in positions.zip(target) {
+                    lanes[rows..].fill(T::zero());
+                    lanes[..rows].copy_from_slice(other.lanes(position, first_row, rows));
                 }
             }
         }

@@ -197,7 +197,7 @@ impl Awq {
         statistics: &BTreeMap<Site, SiteStatistics>,
         context: &BlockContext<'_>,
     ) -> Result<Option<Found>, MethodError> {
-        let missing = |what| MethodError::MissingStatistic { method: ID, what };
+        let missing = |what| MethodError::missing(ID, what);
         // Linears that stay float are exact whatever the scales are.
         let mut ids = Vec::new();
         let mut targets = Vec::new();

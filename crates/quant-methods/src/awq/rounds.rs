@@ -82,7 +82,7 @@ impl Solver for AwqRounding {
     }
     fn prepare(&self, statistics: &mut SiteStatistics, _: usize, _: Par) -> Result<Prepared, MethodError> {
         let Some(spacing) = self.clip else { return Ok(Prepared::default()) };
-        let missing = || MethodError::MissingStatistic { method: METHOD.id, what: "sampled tokens" };
+        let missing = || MethodError::missing(METHOD.id, "sampled tokens");
         let tokens = statistics.float.sample(spacing).ok_or_else(missing)?;
         Ok(Prepared::new(tokens.to_owned(), None))
     }

@@ -3,7 +3,7 @@
 //! The solver is [`quant_hessian::billm`]; this module gives it a recipe's settings. There is no scheme among them: the method is
 //! one for one bit.
 
-use crate::gptq::{DAMPING, FACTOR, factor_workspace};
+use crate::gptq::{DAMPING, FACTOR, factor_workspace, factorised};
 use crate::rounding::VARIANT;
 use crate::settings::FieldKind;
 use crate::{
@@ -15,7 +15,7 @@ use quant_core::{ActOrder, Bits, Convention, CoreError, FloatType, Grid, Scheme,
 use quant_graph::{LinearWeight, WeightForm, WeightScheme, WeightSpec};
 use quant_hessian::{
     BillmConfig, Factor, FactorSettings, Precision, SalientMetric, billm, billm_operations,
-    billm_workspace_bytes, prepare,
+    billm_workspace_bytes,
 };
 use quant_kernels::Par;
 use std::sync::Arc;
@@ -136,11 +136,7 @@ impl Solver for Billm {
         Operations { prepare: FACTOR * (shape.1 as f64).powi(3), round: billm_operations(shape) }
     }
     fn prepare(&self, statistics: &mut SiteStatistics, _: usize, par: Par) -> Result<Prepared, MethodError> {
-        let missing = || MethodError::MissingStatistic { method: METHOD.id, what: "second moments" };
-        let hessian = statistics.deployed.take_gram().ok_or_else(missing)?;
-        let factor = prepare(hessian, &self.factor, par)?;
-        let report = factor.report().clone();
-        Ok(Prepared::new(factor, Some(report)))
+        factorised(METHOD.id, statistics, &self.factor, par)
     }
     fn round(
         &self,

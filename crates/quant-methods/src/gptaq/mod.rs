@@ -143,11 +143,8 @@ impl Solver for Gptaq {
         Operations { prepare: (FACTOR + 1.0 / 3.0) * n.powi(3), round: 2.0 * outputs as f64 * n * n }
     }
     fn prepare(&self, statistics: &mut SiteStatistics, _: usize, par: Par) -> Result<Prepared, MethodError> {
-        let missing = |what| MethodError::MissingStatistic { method: METHOD.id, what };
-        let seen = &mut statistics.deployed;
-        let hessian = seen.take_gram().ok_or_else(|| missing("second moments"))?;
-        let cross = seen.take_cross().ok_or_else(|| missing("cross moments with the float model"))?;
-        let factor = prepare(hessian, &self.factor, par)?;
+        let cross = statistics.deployed.take_cross(METHOD.id)?;
+        let factor = prepare(statistics.deployed.take_gram(METHOD.id)?, &self.factor, par)?;
         let GptaqConfig { alpha, variant, .. } = self.config;
         let correction = Correction::new(cross, &factor, alpha, variant, par)?;
         let report = factor.report().clone();

@@ -246,11 +246,7 @@ impl Solver for Gptq {
         Operations { prepare: FACTOR * n.powi(3), round: each + sweep_operations(self.config.sweeps) * each }
     }
     fn prepare(&self, statistics: &mut SiteStatistics, _: usize, par: Par) -> Result<Prepared, MethodError> {
-        let missing = || MethodError::MissingStatistic { method: METHOD.id, what: "second moments" };
-        let hessian = statistics.deployed.take_gram().ok_or_else(missing)?;
-        let factor = prepare(hessian, &self.factor, par)?;
-        let report = factor.report().clone();
-        Ok(Prepared::new(factor, Some(report)))
+        factorised(METHOD.id, statistics, &self.factor, par)
     }
     fn round(
         &self,
@@ -266,6 +262,18 @@ impl Solver for Gptq {
     fn rows_alone(&self) -> bool {
         true
     }
+}
+
+/// The factor of the deployed input's second moments, which are used up.
+pub(crate) fn factorised(
+    method: &'static str,
+    statistics: &mut SiteStatistics,
+    settings: &FactorSettings,
+    par: Par,
+) -> Result<Prepared, MethodError> {
+    let factor = prepare(statistics.deployed.take_gram(method)?, settings, par)?;
+    let report = factor.report().clone();
+    Ok(Prepared::new(factor, Some(report)))
 }
 
 /// A factorisation in operations of a product, over `n³`: half the work at the full rate (measured).

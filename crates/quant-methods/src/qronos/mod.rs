@@ -195,11 +195,8 @@ impl Solver for Qronos {
         rows: usize,
         par: Par,
     ) -> Result<Prepared, MethodError> {
-        let missing = |what| MethodError::MissingStatistic { method: METHOD.id, what };
-        let seen = &mut statistics.deployed;
-        let hessian = seen.take_gram().ok_or_else(|| missing("second moments"))?;
-        let cross = seen.take_cross().ok_or_else(|| missing("cross moments with the float model"))?;
-        let factor = prepare(hessian, &self.factor, par)?;
+        let cross = statistics.deployed.take_cross(METHOD.id)?;
+        let factor = prepare(statistics.deployed.take_gram(METHOD.id)?, &self.factor, par)?;
         let retarget = Retarget::new(cross, &factor, rows, par)?;
         let report = factor.report().clone();
         Ok(Prepared::new(State { factor, retarget }, Some(report)))

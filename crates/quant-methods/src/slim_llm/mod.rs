@@ -172,11 +172,9 @@ impl Solver for Slim {
         }
     }
     fn prepare(&self, statistics: &mut SiteStatistics, _: usize, par: Par) -> Result<Prepared, MethodError> {
-        let missing = |what| MethodError::MissingStatistic { method: METHOD.id, what };
         let seen = &mut statistics.deployed;
-        let hessian = seen.take_gram().ok_or_else(|| missing("second moments"))?;
-        let sample = seen.take_sample(self.sample()).ok_or_else(|| missing("sampled inputs"))?;
-        let factor = SlimFactor::new(hessian, &self.factor, self.config.variant, par)?;
+        let sample = seen.take_sample(self.sample(), METHOD.id)?;
+        let factor = SlimFactor::new(seen.take_gram(METHOD.id)?, &self.factor, self.config.variant, par)?;
         let report = factor.report().clone();
         Ok(Prepared::new(State { factor, sample }, Some(report)))
     }

@@ -161,7 +161,7 @@ impl Transform for Smoothing {
             if fed.iter().all(|id| context.scheme.get(id).is_none_or(LinearScheme::is_float)) {
                 continue;
             }
-            let missing = || MethodError::MissingStatistic { method: METHOD.id, what: "channel maxima" };
+            let missing = || MethodError::missing(METHOD.id, "channel maxima");
             let absmax = statistics.get(&edge.to).and_then(|s| s.float.channel_max()).ok_or_else(missing)?;
             let weights = fed.iter().filter_map(|id| match &block.linears.get(id)?.weight {
                 LinearWeight::Float(weight) => Some(weight.view()),

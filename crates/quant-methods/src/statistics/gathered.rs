@@ -179,23 +179,37 @@ impl Gathered {
     pub fn gram(&self) -> Option<&Hessian> {
         self.gram.as_ref()
     }
-    /// Takes the second moments out, if they were asked for: whoever factorises them frees them on the way.
-    pub fn take_gram(&mut self) -> Option<Hessian> {
-        self.gram.take()
+    /// Takes the second moments out for a method that asked for them: whoever factorises them frees them on the way.
+    ///
+    /// # Errors
+    /// [`MethodError::MissingStatistic`].
+    pub fn take_gram(&mut self, method: &'static str) -> Result<Hessian, MethodError> {
+        self.gram.take().ok_or_else(|| MethodError::missing(method, "second moments"))
     }
-    /// Takes the cross moments out, if they were asked for.
-    pub fn take_cross(&mut self) -> Option<CrossGram> {
-        self.cross.take()
+    /// Takes the cross moments out for a method that asked for them.
+    ///
+    /// # Errors
+    /// [`MethodError::MissingStatistic`].
+    pub fn take_cross(&mut self, method: &'static str) -> Result<CrossGram, MethodError> {
+        self.cross.take().ok_or_else(|| MethodError::missing(method, "cross moments with the float model"))
     }
     /// Sampled tokens `[tokens, width]`, if this sample was asked for.
     #[must_use]
     pub fn sample(&self, spacing: Spacing) -> Option<ArrayView2<'_, f32>> {
         self.samples.iter().find(|s| s.spacing() == spacing).map(Sample::view)
     }
-    /// Takes sampled tokens `[tokens, width]` out, if this sample was asked for.
-    pub fn take_sample(&mut self, spacing: Spacing) -> Option<Array2<f32>> {
-        let at = self.samples.iter().position(|s| s.spacing() == spacing)?;
-        Some(self.samples.remove(at).into_rows())
+    /// Takes sampled tokens `[tokens, width]` out for a method that asked for this sample.
+    ///
+    /// # Errors
+    /// [`MethodError::MissingStatistic`].
+    pub fn take_sample(
+        &mut self,
+        spacing: Spacing,
+        method: &'static str,
+    ) -> Result<Array2<f32>, MethodError> {
+        let at = self.samples.iter().position(|s| s.spacing() == spacing);
+        let at = at.ok_or_else(|| MethodError::missing(method, "sampled inputs"))?;
+        Ok(self.samples.remove(at).into_rows())
     }
     /// Any sampled tokens.
     #[must_use]
