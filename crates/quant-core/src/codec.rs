@@ -16,6 +16,7 @@
 
 use crate::{ActQuant, ActRule, Bits, CoreError, EntryQuant, KvQuant, QParams};
 use ndarray::{Array1, Array2, Array3, ArrayView2};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// A value that comes back from its bytes as it was, also a NaN.
@@ -157,15 +158,28 @@ impl Codec for bool {
     }
 }
 
+fn encode_text(text: &str, out: &mut Vec<u8>) {
+    text.len().encode(out);
+    out.extend_from_slice(text.as_bytes());
+}
+
 impl Codec for String {
     fn encode(&self, out: &mut Vec<u8>) {
-        self.len().encode(out);
-        out.extend_from_slice(self.as_bytes());
+        encode_text(self, out);
     }
     fn decode(from: &mut Bytes<'_>) -> Result<Self, CoreError> {
         let length = from.count(1)?;
         let text = std::str::from_utf8(from.take(length)?);
         Ok(text.map_err(|e| CoreError::Encoded { expected: "text", found: e.to_string() })?.to_owned())
+    }
+}
+
+impl Codec for Cow<'static, str> {
+    fn encode(&self, out: &mut Vec<u8>) {
+        encode_text(self, out);
+    }
+    fn decode(from: &mut Bytes<'_>) -> Result<Self, CoreError> {
+        String::decode(from).map(Self::Owned)
     }
 }
 

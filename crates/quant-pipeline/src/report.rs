@@ -1,5 +1,6 @@
 //! What a run knows when it is done, as data.
 
+use quant_core::codec_of_fields;
 use quant_graph::KvScheme;
 use quant_hessian::FactorReport;
 use serde::Serialize;
@@ -14,7 +15,7 @@ pub struct LinearReport {
     /// Block it belongs to; none of embedding and head.
     pub block: Option<usize>,
     /// Registry id of the rounding; none was left float.
-    pub method: Option<&'static str>,
+    pub method: Option<Cow<'static, str>>,
     /// `W4A16g32` and so on, without the cache.
     pub scheme: String,
     /// Stored bits per weight, scales and zero points included.
@@ -40,6 +41,22 @@ pub struct LinearReport {
     pub seconds: f64,
 }
 
+codec_of_fields!(LinearReport {
+    module,
+    block,
+    method,
+    scheme,
+    bits_per_weight,
+    weight_error,
+    output_error,
+    loss,
+    figures,
+    stored_bytes,
+    group_bits,
+    salient_columns,
+    seconds
+});
+
 /// The factorisation behind the linears of one stage, or the head.
 #[derive(Clone, Debug, Serialize)]
 pub struct StageFactor {
@@ -50,6 +67,8 @@ pub struct StageFactor {
     /// Dampings tried, residuals, dead columns.
     pub factor: FactorReport,
 }
+
+codec_of_fields!(StageFactor { block, module, factor });
 
 /// How hard the keys of a block are to quantise, on the first chunk of calibration tokens and where the cache takes them:
 /// behind rope, or before it and without their bias.
@@ -62,6 +81,8 @@ pub struct CacheReport {
     /// `10 log₁₀(Σk² / Σ(k̂ − k)²)`; none where nothing is lost.
     pub key_snr_db: Option<f64>,
 }
+
+codec_of_fields!(CacheReport { block, key_outliers, key_snr_db });
 
 impl CacheReport {
     /// Above this ratio a few channels take the range of all others along.
@@ -130,7 +151,7 @@ impl RunReport {
     /// The largest relative error of a rounded weight, with its module.
     #[must_use]
     pub fn largest_weight_error(&self) -> Option<(f64, &str)> {
-        self.largest(|l| l.method.map(|_| l.weight_error))
+        self.largest(|l| l.method.as_ref().map(|_| l.weight_error))
     }
     /// At most `count` quantised linears, those with the largest errors first: of outputs where activations were carried,
     /// of weights where none were. Of equal ones the earlier comes first.

@@ -107,7 +107,7 @@ fn linears(prepared: &PreparedJob, report: &Value) -> Vec<LinearReport> {
         found.push(LinearReport {
             module: module.to_owned(),
             block,
-            method: method.map(|m| m.id),
+            method: method.map(|m| m.id.into()),
             scheme: text("scheme").unwrap_or_default().to_owned(),
             bits_per_weight: number("bits_per_weight").unwrap_or_default(),
             weight_error: number("weight_error").unwrap_or_default(),

@@ -197,7 +197,8 @@ fn methods_differ_within_a_block() {
     let overrides = "overrides: { '*.0.*.k_proj': { rtn: {} }, '*.0.*.v_proj': { qronos: { scheme: W3A16, actorder: static } }, \
                      '*.0.*.q_proj': { damping: 0.1 }, '*.0.*.down_proj': { gptaq: { alpha: 1 } } }";
     let (mixed, report) = quantise("gptq: { scheme: W4A16g16 }", overrides);
-    let method = |at: &str| report.linears.iter().find(|l| l.module.ends_with(at)).unwrap().method.unwrap();
+    let method =
+        |at: &str| report.linears.iter().find(|l| l.module.ends_with(at)).unwrap().method.as_deref().unwrap();
     let found = [
         "0.self_attn.q_proj",
         "0.self_attn.k_proj",
@@ -228,7 +229,7 @@ fn methods_differ_within_a_block() {
 fn awq_lowers_output_errors() {
     let awq = quantise("awq: { scheme: W3A16g16, search_tokens: all }", "").1;
     let rtn = quantise("rtn: { scheme: W3A16g16, convention: q-awq }", "").1;
-    assert!(awq.linears.iter().all(|l| l.method == Some("awq")));
+    assert!(awq.linears.iter().all(|l| l.method.as_deref() == Some("awq")));
     let weight = |report: &RunReport| report.linears.iter().map(|l| l.weight_error).sum::<f64>();
     assert!(weight(&awq).is_finite() && weight(&rtn) > 0.0);
     let measured = awq.linears.iter().filter_map(|l| l.output_error).count();
@@ -350,7 +351,11 @@ fn a_run_goes_on_from_the_state_that_its_keeper_has() {
         assert!(first.records > 0, "{modifiers}");
         assert_eq!(second.blocks, blocks, "{modifiers}");
         let linears = |report: &RunReport| -> Vec<_> {
-            report.linears.iter().map(|l| (l.module.clone(), l.method, l.weight_error, l.loss)).collect()
+            report
+                .linears
+                .iter()
+                .map(|l| (l.module.clone(), l.method.clone(), l.weight_error, l.loss))
+                .collect()
         };
         assert_eq!(linears(&report), linears(&expected), "{modifiers}");
         assert_eq!(report.factors.len(), expected.factors.len(), "{modifiers}");

@@ -133,8 +133,8 @@ fn tables_are_what_they_are_when_rounded_whole() {
     // What the report says of them.
     let of = |what: Outer| report.linears.iter().find(|l| l.module == what.module()).unwrap();
     let (e, h) = (of(Outer::Embedding), of(Outer::Head));
-    assert_eq!((e.block, e.method, e.scheme.as_str()), (None, Some("rtn"), "W3A16g8"));
-    assert_eq!((h.block, h.method, h.scheme.as_str()), (None, Some("gptq"), "W4A16"));
+    assert_eq!((e.block, e.method.as_deref(), e.scheme.as_str()), (None, Some("rtn"), "W3A16g8"));
+    assert_eq!((h.block, h.method.as_deref(), h.scheme.as_str()), (None, Some("gptq"), "W4A16"));
     assert_eq!((e.bits_per_weight, e.output_error, e.loss), (bits, None, None));
     assert_eq!(h.bits_per_weight, whole.weight.bits_per_weight(plan.norm_type));
     let norm = |m: &Array2<f32>| m.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>();

@@ -124,7 +124,7 @@ fn a_method_and_a_family_from_outside_go_the_whole_way() {
         let calibration = modifiers.contains("smoothquant").then(|| tokens(&model));
         let job = QuantizeJob { threads: 2, calibration, ..QuantizeJob::new(&model, recipe, &output) };
         let outcome = quantize(&job, &mut Silent).unwrap();
-        assert!(outcome.run.linears.iter().all(|l| l.method == Some("diffuse")));
+        assert!(outcome.run.linears.iter().all(|l| l.method.as_deref() == Some("diffuse")));
 
         // By the rules of every program that reads the format.
         let spec = folder_spec_with(&output, &registry).unwrap();

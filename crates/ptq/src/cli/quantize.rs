@@ -64,10 +64,10 @@ fn linear_table(linears: &[&LinearReport]) -> Table {
     for l in linears {
         table.row(vec![
             l.module.clone(),
-            l.method.unwrap_or("-").into(),
+            l.method.as_deref().unwrap_or("-").into(),
             l.scheme.clone(),
             format!("{:.2}", l.bits_per_weight),
-            l.method.map_or_else(|| "-".into(), |_| format!("{:.5}", l.weight_error)),
+            l.method.as_ref().map_or_else(|| "-".into(), |_| format!("{:.5}", l.weight_error)),
             l.output_error.map_or_else(|| "-".into(), |e| format!("{e:.5}")),
             format!("{:.2}", l.seconds),
         ]);

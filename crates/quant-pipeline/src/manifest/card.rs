@@ -68,7 +68,7 @@ pub(super) fn card(of: &Provenance<'_>) -> String {
             "`{}`: {}, {}, {:.3} bits per weight.",
             l.module,
             l.scheme,
-            l.method.unwrap_or("float"),
+            l.method.as_deref().unwrap_or("float"),
             l.bits_per_weight
         )
     });

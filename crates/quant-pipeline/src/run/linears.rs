@@ -296,7 +296,7 @@ fn linear_report(
     LinearReport {
         module: plan.module.clone(),
         block: Some(block),
-        method: plan.solver().map(|s| s.method().id),
+        method: plan.solver().map(|s| s.method().id.into()),
         scheme: scheme_text(
             scheme.weight.map(|w| w.bits),
             scheme.weight.and_then(|w| w.group),

@@ -147,7 +147,7 @@ impl Run<'_> {
         let report = LinearReport {
             module: what.module().to_owned(),
             block: None,
-            method: Some(solver.method().id),
+            method: Some(solver.method().id.into()),
             scheme: scheme_text(Some(planned.weight.bits), planned.weight.group, None),
             bits_per_weight: bits,
             weight_error: errors.weight,

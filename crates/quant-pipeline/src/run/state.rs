@@ -7,7 +7,7 @@
 use super::sink::Keeper;
 use crate::PipelineError;
 use crate::registry::Registry;
-use crate::report::{CacheReport, LinearReport, Named, RunReport, StageFactor};
+use crate::report::{CacheReport, LinearReport, RunReport, Seconds, StageFactor};
 use ndarray::{Array1, Array2, ArrayView2};
 use quant_core::codec::{Bytes, Codec, bad_tag, decoded, encode_matrix};
 use quant_core::{ActQuant, CoreError, codec_of_fields};
@@ -69,12 +69,12 @@ struct Progress {
     closed: usize,
     /// Reports that are known already.
     linears_before: usize,
-    linears: Vec<KnownReport>,
+    linears: Vec<LinearReport>,
     factors_before: usize,
-    factors: Vec<KnownFactor>,
+    factors: Vec<StageFactor>,
     /// All of them, each time: they are few.
     caches: Vec<CacheReport>,
-    seconds: BTreeMap<String, f64>,
+    seconds: Seconds,
 }
 
 codec_of_fields!(Progress {
@@ -87,62 +87,6 @@ codec_of_fields!(Progress {
     caches,
     seconds
 });
-codec_of_fields!(CacheReport { block, key_outliers, key_snr_db });
-
-/// A [`LinearReport`] whose method is a name.
-struct KnownReport {
-    module: String,
-    block: Option<usize>,
-    method: Option<String>,
-    scheme: String,
-    bits_per_weight: f64,
-    weight_error: f64,
-    output_error: Option<f64>,
-    loss: Option<f64>,
-    figures: BTreeMap<String, f64>,
-    stored_bytes: u64,
-    group_bits: Option<Vec<u32>>,
-    salient_columns: Option<Vec<usize>>,
-    seconds: f64,
-}
-
-codec_of_fields!(KnownReport {
-    module,
-    block,
-    method,
-    scheme,
-    bits_per_weight,
-    weight_error,
-    output_error,
-    loss,
-    figures,
-    stored_bytes,
-    group_bits,
-    salient_columns,
-    seconds
-});
-
-fn named(known: BTreeMap<String, f64>) -> Named {
-    known.into_iter().map(|(name, value)| (name.into(), value)).collect()
-}
-
-fn by_name(named: &Named) -> BTreeMap<String, f64> {
-    named.iter().map(|(name, value)| (name.to_string(), *value)).collect()
-}
-
-struct KnownFactor(StageFactor);
-
-impl Codec for KnownFactor {
-    fn encode(&self, out: &mut Vec<u8>) {
-        self.0.block.encode(out);
-        self.0.module.encode(out);
-        self.0.factor.encode(out);
-    }
-    fn decode(from: &mut Bytes<'_>) -> Result<Self, CoreError> {
-        let (block, module) = (Option::decode(from)?, String::decode(from)?);
-        Ok(Self(StageFactor { block, module, factor: Codec::decode(from)? }))
-    }
-}
 
 /// What a frame holds; the tag is its first byte.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -288,59 +232,29 @@ impl RunState {
             return Err(format!("blocks {from} and {closed} of {layers}"));
         }
         (self.from, self.closed) = (from, closed);
-        for known in linears {
-            let method = known
-                .method
-                .as_deref()
-                .map(|id| registry.methods().get(id).map(|m| m.id).ok_or_else(|| format!("a method {id:?}")));
-            self.report.linears.push(LinearReport {
-                module: known.module,
-                block: known.block,
-                method: method.transpose()?,
-                scheme: known.scheme,
-                bits_per_weight: known.bits_per_weight,
-                weight_error: known.weight_error,
-                output_error: known.output_error,
-                loss: known.loss,
-                figures: named(known.figures),
-                stored_bytes: known.stored_bytes,
-                group_bits: known.group_bits,
-                salient_columns: known.salient_columns,
-                seconds: known.seconds,
-            });
+        let methods = registry.methods();
+        let unknown = linears.iter().filter_map(|l| l.method.as_deref()).find(|id| methods.get(id).is_none());
+        if let Some(id) = unknown {
+            return Err(format!("a method {id:?}"));
         }
-        self.report.factors.extend(factors.into_iter().map(|f| f.0));
+        self.report.linears.extend(linears);
+        self.report.factors.extend(factors);
         self.report.caches = caches;
-        self.report.seconds = named(seconds);
+        self.report.seconds = seconds;
         Ok(())
     }
 
     /// The frame that says how far the run has come, with the reports behind those that are `known`.
     pub(super) fn progress_frame(&self, known: (usize, usize)) -> Vec<u8> {
-        let report = |l: &LinearReport| KnownReport {
-            module: l.module.clone(),
-            block: l.block,
-            method: l.method.map(str::to_owned),
-            scheme: l.scheme.clone(),
-            bits_per_weight: l.bits_per_weight,
-            weight_error: l.weight_error,
-            output_error: l.output_error,
-            loss: l.loss,
-            figures: by_name(&l.figures),
-            stored_bytes: l.stored_bytes,
-            group_bits: l.group_bits.clone(),
-            salient_columns: l.salient_columns.clone(),
-            seconds: l.seconds,
-        };
         let progress = Progress {
             from: self.from,
             closed: self.closed,
             linears_before: known.0,
-            linears: self.report.linears.iter().skip(known.0).map(report).collect(),
+            linears: self.report.linears.iter().skip(known.0).cloned().collect(),
             factors_before: known.1,
-            factors: self.report.factors.iter().skip(known.1).cloned().map(KnownFactor).collect(),
+            factors: self.report.factors.iter().skip(known.1).cloned().collect(),
             caches: self.report.caches.clone(),
-            seconds: by_name(&self.report.seconds),
+            seconds: self.report.seconds.clone(),
         };
         frame(Frame::Progress, &progress)
     }
@@ -387,6 +301,7 @@ impl RunState {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::Named;
     use quant_core::codec::encoded;
     use quant_graph::Site;
     use quant_hessian::{FactorReport, Outcome, Precision};
@@ -427,7 +342,7 @@ mod tests {
             state.report.linears.push(LinearReport {
                 module: format!("model.{block:?}"),
                 block,
-                method,
+                method: method.map(Into::into),
                 scheme: "W4A16".into(),
                 bits_per_weight: 4.1,
                 weight_error: 0.1 + 0.2,
