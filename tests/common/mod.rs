@@ -292,3 +292,21 @@ pub(crate) fn on_a_full_disk(kilobytes: usize, arguments: &[&str]) -> Ran {
     command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_ptq")]).args(arguments);
     command.output().unwrap().into()
 }
+
+/// Quantises and expects a refusal that leaves nothing behind.
+#[track_caller]
+pub(crate) fn refused(model: &Path, recipe: &str, more: &[&str], code: i32, words: &[&str]) -> Ran {
+    let work = tempfile::tempdir().unwrap();
+    let before = files(model);
+    let ran = quantize(model, recipe, &work.path().join("out"), more).expect(code, words);
+    assert!(ran.err.lines().last().unwrap().starts_with("error: "), "{ran:#?}");
+    nothing_left(work.path());
+    assert!(files(model) == before, "the input was touched");
+    ran
+}
+
+#[track_caller]
+pub(crate) fn nothing_left(folder: &Path) {
+    let left: Vec<_> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+    assert!(left.is_empty(), "left behind: {left:?}");
+}

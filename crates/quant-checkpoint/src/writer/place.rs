@@ -7,10 +7,10 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use super::journal::Kept;
+use super::options::{OutputOptions, Unfinished};
 use super::paths::{sibling, sync_dir};
 use super::storage::Storage;
 use super::swap::{self, Fate, Leftover};
-use super::{OutputOptions, Unfinished};
 use crate::error::{CheckpointError, Result};
 use crate::manifest::Manifest;
 use crate::marker::{MARKER, MARKER_TEXT};
