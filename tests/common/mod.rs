@@ -2,12 +2,10 @@
 
 #![allow(dead_code, reason = "every test binary uses its own part")]
 
-use ndarray::{Array2, ArrayView2, Axis};
 use ptq::data::{CalibrationSpec, LoadOptions, TokenSet};
-use ptq::graph::{BlockParams, ModelSpec, Outer};
 use ptq::model::InMemoryModel;
-use ptq::pipeline::run::{BlockSink, RunOptions, run};
-use ptq::pipeline::{PipelineError, Plan, Recipe, RunReport, Silent, open_folder, with_threads};
+use ptq::pipeline::run::{MemorySink, RunOptions, run};
+use ptq::pipeline::{Plan, Recipe, RunReport, Silent, open_folder, with_threads};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -62,41 +60,6 @@ pub(crate) fn few_windows(samples: usize, length: usize) -> TokenSet {
     ptq::data::load(&spec, &options, &tiny_reasoner()).unwrap()
 }
 
-/// Keeps a finished model.
-#[derive(Default)]
-pub(crate) struct Collect {
-    pub(crate) blocks: Vec<BlockParams>,
-    outer: BTreeMap<Outer, Array2<f32>>,
-}
-
-impl Collect {
-    /// The model, when everything has come.
-    pub(crate) fn model(mut self, spec: ModelSpec) -> InMemoryModel {
-        let mut take = |what| self.outer.remove(&what);
-        let (embedding, norm) = (take(Outer::Embedding).unwrap(), take(Outer::FinalNorm).unwrap());
-        let head = take(Outer::Head);
-        InMemoryModel::new(spec, self.blocks, embedding, norm.row(0).to_owned(), head).unwrap()
-    }
-}
-
-impl BlockSink for Collect {
-    fn block(&mut self, _: usize, block: BlockParams) -> Result<(), PipelineError> {
-        self.blocks.push(block);
-        Ok(())
-    }
-    fn outer_rows(
-        &mut self,
-        what: Outer,
-        first: usize,
-        rows: ArrayView2<'_, f32>,
-    ) -> Result<(), PipelineError> {
-        let part = self.outer.entry(what).or_insert_with(|| Array2::zeros((0, rows.ncols())));
-        assert_eq!(part.nrows(), first, "rows come in order");
-        part.append(Axis(0), rows).unwrap();
-        Ok(())
-    }
-}
-
 /// Quantises a model in memory.
 pub(crate) fn quantize_in_memory(
     model: &Path,
@@ -108,14 +71,14 @@ pub(crate) fn quantize_in_memory(
     let folder = open_folder(model).unwrap();
     let plan = Plan::new(&recipe, &folder.spec).unwrap_or_else(|e| panic!("{e}"));
     let mut source = folder.into_source().unwrap();
-    let mut blocks = Collect::default();
+    let mut blocks = MemorySink::default();
     let report = with_threads(threads, |par| {
         let options = RunOptions { par, spill: None };
         run(&plan, &mut source, calibration, &mut blocks, &mut Silent, &options)
     })
     .unwrap()
     .unwrap_or_else(|e| panic!("{e}"));
-    (blocks.model(plan.stored.clone()), report)
+    (blocks.into_model(plan.stored.clone()).unwrap(), report)
 }
 
 /// Calibration data that comes with the embedded model.

@@ -32,7 +32,9 @@ impl Entry for Preset {
 
 /// All presets of this crate, alphabetical.
 pub static PRESETS: &[&Preset] = &[
+    &Preset { name: "w2a16g32-research", text: include_str!("../recipes/w2a16g32-research.yaml") },
     &Preset { name: "w3a16g128-research", text: include_str!("../recipes/w3a16g128-research.yaml") },
+    &Preset { name: "w3a16g32-research", text: include_str!("../recipes/w3a16g32-research.yaml") },
     &Preset { name: "w4a16g128", text: include_str!("../recipes/w4a16g128.yaml") },
     &Preset { name: "w4a16g128-asym", text: include_str!("../recipes/w4a16g128-asym.yaml") },
     &Preset { name: "w4a16g128-awq", text: include_str!("../recipes/w4a16g128-awq.yaml") },

@@ -2,29 +2,16 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use ndarray::{Array2, ArrayView2, Axis};
+use ndarray::{Array2, Axis};
 use quant_core::{ActQuant, ActRule, ChannelRanges, EntryQuant, FloatType, KvGranularity, KvQuant};
 use quant_data::TokenSet;
-use quant_graph::{BlockParams, BlockSource, KvScheme, LinearId, ModelSpec, Outer, Site};
+use quant_graph::{BlockParams, BlockSource, KvScheme, LinearId, ModelSpec, Site};
 use quant_kernels::{Compute, Par};
 use quant_model::{Block, InMemoryModel, RopeTable, model_spec};
-use quant_pipeline::run::{BlockSink, RunOptions, run};
-use quant_pipeline::{PipelineError, Plan, Recipe, RunReport, Silent};
+use quant_pipeline::run::{MemorySink, RunOptions, run};
+use quant_pipeline::{Plan, Recipe, RunReport, Silent};
 use quant_testkit::{Numbers, random_block};
 use serde_json::json;
-
-#[derive(Default)]
-struct Collect(Vec<BlockParams>);
-
-impl BlockSink for Collect {
-    fn block(&mut self, _: usize, block: BlockParams) -> Result<(), PipelineError> {
-        self.0.push(block);
-        Ok(())
-    }
-    fn outer_rows(&mut self, _: Outer, _: usize, _: ArrayView2<'_, f32>) -> Result<(), PipelineError> {
-        Ok(())
-    }
-}
 
 fn spec(architecture: &str) -> ModelSpec {
     model_spec(&json!({
@@ -72,10 +59,10 @@ fn cache(modifiers: &str, rest: &str) -> KvScheme {
 
 fn quantise(model: &mut InMemoryModel, modifiers: &str, rest: &str) -> (Vec<BlockParams>, RunReport) {
     let plan = Plan::new(&recipe(modifiers, rest).unwrap(), model.spec()).unwrap();
-    let mut blocks = Collect::default();
+    let mut blocks = MemorySink::default();
     let options = RunOptions { par: Par::Seq, spill: None };
     let report = run(&plan, model, Some(&tokens()), &mut blocks, &mut Silent, &options).unwrap();
-    (blocks.0, report)
+    (blocks.blocks().to_vec(), report)
 }
 
 #[test]

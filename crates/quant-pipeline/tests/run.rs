@@ -11,26 +11,12 @@ use quant_methods::{
     Statistic, Stream, Transform,
 };
 use quant_model::{InMemoryModel, model_spec};
-use quant_pipeline::run::{BlockSink, Keeper, RunOptions, run};
+use quant_pipeline::run::{BlockSink, Keeper, MemorySink, RunOptions, run};
 use quant_pipeline::{Event, Events, PipelineError, Plan, Recipe, Registry, RunReport, Silent};
 use quant_testkit::{Numbers, random_block};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::time::Duration;
-
-#[derive(Default)]
-struct Collect(Vec<BlockParams>);
-
-impl BlockSink for Collect {
-    fn block(&mut self, index: usize, block: BlockParams) -> Result<(), PipelineError> {
-        assert_eq!(index, self.0.len(), "blocks come in order");
-        self.0.push(block);
-        Ok(())
-    }
-    fn outer_rows(&mut self, _: Outer, _: usize, _: ArrayView2<'_, f32>) -> Result<(), PipelineError> {
-        Ok(())
-    }
-}
 
 fn model() -> InMemoryModel {
     let config = json!({
@@ -61,10 +47,10 @@ fn spec() -> ModelSpec {
 
 fn quantise(modifiers: &str, rest: &str) -> (Vec<BlockParams>, RunReport) {
     let plan = plan(modifiers, rest);
-    let mut blocks = Collect::default();
+    let mut blocks = MemorySink::default();
     let options = RunOptions { par: Par::Seq, spill: None };
     let report = run(&plan, &mut model(), Some(&tokens()), &mut blocks, &mut Silent, &options).unwrap();
-    (blocks.0, report)
+    (blocks.blocks().to_vec(), report)
 }
 
 fn values(block: &BlockParams, id: LinearId) -> Array2<f32> {

@@ -13,6 +13,7 @@ mod cache;
 mod keep;
 mod linears;
 mod measure;
+mod memory_sink;
 mod observe;
 mod outer;
 mod sink;
@@ -22,6 +23,7 @@ mod stats;
 mod stream;
 
 pub(crate) use measure::TILE as MEASURED_ROWS;
+pub use memory_sink::MemorySink;
 pub use sink::{BlockSink, Keeper};
 pub use state::RunState;
 pub(crate) use state::{of_sink, sink_frame};
