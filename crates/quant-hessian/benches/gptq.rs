@@ -3,6 +3,8 @@
 //!
 //! `cargo bench -p quant-hessian --bench gptq [-- WHAT]`, where WHAT is `wide` (in = 8960), `narrow` (in = 1536) or both, and
 //! `one` for one thread only, `plain` without clip search and act-order, `statistics` with the accumulation over 4096 tokens.
+//! With `--features openblas-system` every factorisation stands beside the one by LAPACK, whose threads are its own
+//! (`OPENBLAS_NUM_THREADS`).
 //! Rates count `n³/3` operations for the factorisation and `out · n²` for the column loop, and are compared with an f32
 //! product measured in the same run. The Hessian is a diagonal plus a few rank-one terms: timing does not depend on it.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a measurement program fails by panicking")]
@@ -105,6 +107,20 @@ fn shape(n: usize, out: usize, threads: &[usize], plain_only: bool, with_statist
         let cube = (n as f64).powi(3) / 3.0;
         let (prepared, factor) = timed(par, || prepare(h, &FactorSettings::default(), par).unwrap());
         report("prepare", 0, prepared, cube);
+        #[cfg(feature = "lapack")]
+        for precision in [quant_hessian::Precision::F32, quant_hessian::Precision::F64] {
+            let seconds =
+                [quant_hessian::FactorBackend::Native, quant_hessian::FactorBackend::Lapack].map(|backend| {
+                    let settings = FactorSettings { backend, precision, ..FactorSettings::default() };
+                    let h = hessian(n);
+                    timed(par, || prepare(h, &settings, par).unwrap()).0
+                });
+            let ratio = seconds[1] / seconds[0];
+            println!(
+                "  prepare, {precision}: {:.3} s, by LAPACK {:.3} s ({ratio:.2}x)",
+                seconds[0], seconds[1]
+            );
+        }
         let flops = out as f64 * (n as f64).powi(2);
         let (solved, result) = timed(par, || gptq(weight.view(), &factor, &plain, par).unwrap());
         report("gptq 4 bit g128", 1, solved, flops);

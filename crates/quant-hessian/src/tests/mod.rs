@@ -8,6 +8,8 @@ mod factor;
 mod goldens;
 mod gptaq;
 mod gptaq_goldens;
+#[cfg(feature = "lapack")]
+mod lapack;
 mod properties;
 mod qronos;
 mod qronos_goldens;
