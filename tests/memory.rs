@@ -136,16 +136,25 @@ fn the_peak_is_the_predicted_one() {
     assert!(wrong.is_empty(), "{wrong:?}");
 }
 
-/// Embedding and head come some rows at a time: one of 100 000 rows would be 358 MB in f32, and 90 MB as levels.
+/// Embedding and head come some rows at a time: one of 100 000 rows would be 358 MB in f32, and 90 MB as levels. In the smaller
+/// shape they outweigh the blocks, and most of the peak is what waits for the writer: as much as it lags, so that only the upper
+/// bound is certain.
 #[test]
 fn tables_are_never_whole_in_memory() {
-    for (recipe, layers, threads) in [(TABLES, 1, 1), (TABLES, 1, 2), (HEAD_GPTQ, 2, 2)] {
-        let job = Job { rows: (8, 128), vocab: "100000", ..Job::new("qwen2-0.5b", layers, recipe, threads) };
+    for (shape, recipe, layers, threads) in [
+        ("qwen2-0.5b", TABLES, 1, 1),
+        ("qwen2-0.5b", TABLES, 1, 2),
+        ("qwen2-0.5b", HEAD_GPTQ, 2, 2),
+        ("smollm2-135m", TABLES, 1, 1),
+        ("smollm2-135m", TABLES, 1, 2),
+    ] {
+        let job = Job { rows: (8, 128), vocab: "100000", ..Job::new(shape, layers, recipe, threads) };
         let (predicted, peak) = job.peaks();
-        println!("{recipe:?}, {threads} threads: peak {peak}, predicted {predicted}");
+        println!("{shape}, {recipe:?}, {threads} threads: peak {peak}, predicted {predicted}");
+        let below = if shape == "qwen2-0.5b" { predicted * 85 / 100 } else { 0 };
         assert!(
-            peak.abs_diff(predicted) * 100 <= predicted * 15,
-            "{recipe:?}: {peak}, predicted {predicted}"
+            (below..=predicted * 115 / 100).contains(&peak),
+            "{shape}, {recipe:?}: {peak}, predicted {predicted}"
         );
         assert!(recipe != TABLES || peak < 105 * MIB, "{peak}");
     }
