@@ -36,6 +36,7 @@
 //! | a quantised weight matrix and its groups | [`matrix`] |
 //! | binary codes with a residual for salient columns | [`binary`] |
 //! | activations, per token or static | [`activation`], [`observer`] |
+//! | what activations are multiplied by before they are quantised | [`online`] |
 //! | the KV cache, per token and head or per channel | [`cache`] |
 //! | largest values and ranges per channel | [`range`] |
 //! | `W4A16g128` and friends | [`scheme`] |
@@ -57,6 +58,7 @@ mod error;
 mod foreign;
 pub mod matrix;
 pub mod observer;
+pub mod online;
 pub mod packing;
 mod par;
 pub mod range;
@@ -77,6 +79,7 @@ pub use error::CoreError;
 pub use foreign::{Foreign, ForeignKind};
 pub use matrix::{ActOrder, Groups, QuantizedMatrix, RowsMut};
 pub use observer::{Observer, ObserverKind};
+pub use online::{AxisTransform, OnlineKind, OnlineTransform};
 pub use par::Par;
 pub use range::{ChannelMaxima, ChannelMeans, ChannelRanges};
 pub use real::Real;
