@@ -10,11 +10,11 @@ use std::ops::Range;
 
 use ndarray::ArrayView2;
 use quant_core::matrix::check_finite;
-use quant_kernels::{Par, vectorized};
+use quant_kernels::{Par, tasks, vectorized};
 
 use crate::feedback::add_feedback;
 use crate::panels::PANEL;
-use crate::{Factor, HessianError, lanes, tasks};
+use crate::{Factor, HessianError, lanes};
 
 /// Rows of a tile; a fixed number, so that nothing depends on the threads.
 pub(crate) const ROWS: usize = 128;
@@ -115,7 +115,7 @@ impl<'a> Blockwise<'a> {
     /// rows.
     pub(crate) fn each<R: Send>(&mut self, work: impl Fn(&mut Tile, &[Vec<f32>]) -> R + Sync) -> Vec<R> {
         let Self { tiles, minus, .. } = self;
-        each(tiles, self.par, |tile| work(tile, minus))
+        tasks::map(tiles, self.par, |tile| work(tile, minus))
     }
 
     /// Opens a block: every tile has its columns as the blocks before left them.
@@ -132,7 +132,7 @@ impl<'a> Blockwise<'a> {
         let left = start / stride * stride;
         let right = (left + stride).min(self.factor.n());
         let feedback = self.feedback;
-        each(&mut self.tiles, self.par, |tile| {
+        tasks::for_each(&mut self.tiles, self.par, |tile| {
             let Tile { first_row, rows, origin, fed_back, block, gained, ahead, .. } = tile;
             origin.resize(width, [0.0; ROWS]);
             lanes::load(origin, weight, dead, columns.clone(), *first_row, *rows);
@@ -188,13 +188,6 @@ impl Tile {
     pub(crate) fn gained(&mut self, columns: Range<usize>) -> &mut [Lanes] {
         &mut self.gained[columns]
     }
-}
-
-/// Lets `work` see every tile; its answers come in the order of the tiles.
-fn each<R: Send>(tiles: &mut [Tile], par: Par, work: impl Fn(&mut Tile) -> R + Sync) -> Vec<R> {
-    let mut results: Vec<Option<R>> = tiles.iter().map(|_| None).collect();
-    tasks::run(tiles.iter_mut().zip(&mut results), par, |(tile, result)| *result = Some(work(tile)));
-    results.into_iter().flatten().collect()
 }
 
 /// Solves `x Ũ_bb = target` in place, column by column.

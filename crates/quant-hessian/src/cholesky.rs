@@ -2,11 +2,11 @@
 
 use ndarray::{ArrayViewMut2, Axis, Slice};
 use quant_kernels::{
-    Compute, Element, Par, PivotError, cholesky_lower_in_place, matmul_nn, matmul_nt, vectorized,
+    Compute, Element, Par, PivotError, cholesky_lower_in_place, matmul_nn, matmul_nt, tasks, vectorized,
+    views,
 };
 
 use crate::feedback::add_feedback;
-use crate::{tasks, views};
 
 /// Columns of a block: the inner dimension of the triangular solves, which run slower than products do.
 pub(crate) const BLOCK: usize = 256;
@@ -56,7 +56,7 @@ pub(crate) fn solve_below<T: Element>(mut x: ArrayViewMut2<'_, T>, l: &[T], widt
     let sub_blocks: Vec<SubBlock<T>> =
         (0..width).step_by(SUB).map(|start| SubBlock::new(l, width, start)).collect();
     let column_major = x.strides()[0] == 1;
-    tasks::run(x.axis_chunks_iter_mut(Axis(0), ROWS), par, |mut rows| {
+    tasks::for_each(x.axis_chunks_iter_mut(Axis(0), ROWS), par, |mut rows| {
         // Transposed, so that every column operation runs over consecutive rows.
         let mut lanes = vec![[T::zero(); ROWS]; width];
         if column_major {

@@ -2,12 +2,11 @@
 
 use ndarray::{ArrayView2, Axis, Slice};
 use quant_core::Variant;
-use quant_kernels::{Element, Par};
+use quant_kernels::{Element, Par, tasks, views};
 
 use crate::factor::triangle_bytes;
 use crate::panels::{PANEL, Panels};
 use crate::sweeps::{self, Part};
-use crate::{tasks, views};
 
 /// What a column passes on to later ones beside its rounding error: `M̃_jk = α M_jk / R_kk` or `P_jk`, for `j < k`.
 ///
@@ -46,7 +45,7 @@ impl<T: Element> Coupling<T> {
     /// `z_k → scale z_k / R_kk²`, and zeros over what is not below the diagonal in the diagonal blocks.
     fn normalise(&mut self, scale: f64, panels: &Panels<T>, par: Par) {
         let n = self.n;
-        tasks::run(self.transposed.chunks_mut(n.max(1)).enumerate(), par, |(k, row)| {
+        tasks::for_each(self.transposed.chunks_mut(n.max(1)).enumerate(), par, |(k, row)| {
             let pivot = panels.diagonal()[k].to_f64_exact();
             let factor = T::from_f64(scale / (pivot * pivot));
             let end = ((k / PANEL + 1) * PANEL).min(n);

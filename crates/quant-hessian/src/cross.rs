@@ -1,10 +1,10 @@
 //! Streaming accumulation of `D = (2/N) Σ (X_f − X)ᵀ X`.
 
 use ndarray::{Array2, ArrayView2, Axis, Slice, Zip};
-use quant_kernels::{Compute, Par, cross_gram_lower, matmul_nn};
+use quant_kernels::{Compute, Par, cross_gram_lower, matmul_nn, tasks};
 
+use crate::HessianError;
 use crate::factor::triangle_bytes;
-use crate::{HessianError, tasks};
 
 /// Tokens whose differences are formed at a time: whole blocks of the products' summed index, so that the bits are those of
 /// one product over all tokens of a call.
@@ -112,7 +112,7 @@ impl CrossGram {
                 .axis_chunks_iter_mut(Axis(0), ROWS)
                 .zip(float.axis_chunks_iter(Axis(0), ROWS))
                 .zip(x.axis_chunks_iter(Axis(0), ROWS));
-            tasks::run(parts, par, |((target, float), x)| {
+            tasks::for_each(parts, par, |((target, float), x)| {
                 Zip::from(target).and(float).and(x).for_each(|d, &float, &x| *d = float - x);
             });
             let (sum, difference) = (self.sum.view_mut(), difference.view());
@@ -209,7 +209,7 @@ impl CrossGram {
                 None => Ok(()),
             }
         };
-        tasks::for_each(sum.chunks(n.max(1)).enumerate(), par, || (), |(), row| check(row))?;
+        tasks::try_for_each(sum.chunks(n.max(1)).enumerate(), par, check)?;
         Ok(sum)
     }
 }

@@ -3,10 +3,10 @@
 use ndarray::{ArrayView2, Axis, Slice};
 use quant_core::convention::level_byte;
 use quant_core::{Grid, QParams, QuantizedMatrix};
-use quant_kernels::{Compute, Par, matmul_nn, vectorized};
+use quant_kernels::{Compute, Par, matmul_nn, tasks, vectorized, views};
 use std::ops::Range;
 
-use crate::{GptqResult, HessianError, tasks, views};
+use crate::{GptqResult, HessianError};
 
 /// Rows of a tile; fixed, so that a row does not know with whom it is worked on.
 const LANES: usize = 64;
@@ -110,7 +110,12 @@ impl<'a> Descent<'a> {
                     zeros,
                     losses,
                 });
-            tasks::for_each(tiles, par, || self.scratch(), |scratch, tile| self.tile(target, scratch, tile))?;
+            tasks::try_for_each_with(
+                tiles,
+                par,
+                || self.scratch(),
+                |scratch, tile| self.tile(target, scratch, tile),
+            )?;
         }
         Ok(GptqResult { matrix: QuantizedMatrix::new(widths, levels, scales, zeros, groups)?, row_losses })
     }

@@ -1,7 +1,7 @@
 //! From a Hessian to the factor GPTQ runs on: dead columns, order, damping, Cholesky, residual check.
 
 use quant_core::codec_of_fields;
-use quant_kernels::{Element, Par};
+use quant_kernels::{Element, Par, tasks};
 use serde::{Deserialize, Serialize};
 
 use crate::attempt::{Attempt, Outcome, Precision};
@@ -9,7 +9,7 @@ use crate::cholesky::BLOCK;
 use crate::panels::Panels;
 use crate::residual::residual;
 use crate::triangle::largest_eigenvalue;
-use crate::{Hessian, HessianError, tasks};
+use crate::{Hessian, HessianError};
 
 /// Which library computes the Cholesky factor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -290,7 +290,7 @@ impl Damped<'_> {
         let n = self.n();
         let mut out = vec![T::zero(); n * n];
         let scale = T::from_f64(self.scale);
-        tasks::run(out.chunks_mut(SQUARE * n.max(1)).enumerate(), par, |(chunk, rows)| {
+        tasks::for_each(out.chunks_mut(SQUARE * n.max(1)).enumerate(), par, |(chunk, rows)| {
             let first = chunk * SQUARE;
             let last = first + rows.len() / n;
             // Square blocks through a small buffer: without a permutation the source is read along its rows and the result

@@ -2,12 +2,12 @@
 
 use ndarray::ArrayView2;
 use quant_core::Variant;
-use quant_kernels::Par;
+use quant_kernels::{Par, tasks};
 
 use crate::coupling::Coupling;
 use crate::gptq::{WIDEST_TILE, check_factor, solve};
 use crate::solve::{Aim, Asymmetry, SUPER};
-use crate::{CrossGram, Factor, GptqConfig, GptqResult, HessianError, tasks, workspace_bytes};
+use crate::{CrossGram, Factor, GptqConfig, GptqResult, HessianError, workspace_bytes};
 
 /// What [`gptaq`] does to one linear.
 #[derive(Clone, Debug, PartialEq)]
@@ -146,7 +146,7 @@ fn in_processing_order(mut sum: Vec<f32>, factor: &Factor, par: Par) -> Vec<f32>
         return sum;
     };
     let mut permuted = vec![0.0_f32; n * n];
-    tasks::run(permuted.chunks_mut(n.max(1)).enumerate(), par, |(k, target)| {
+    tasks::for_each(permuted.chunks_mut(n.max(1)).enumerate(), par, |(k, target)| {
         let column = order[k] as usize;
         if !factor.dead[column] {
             let source = &sum[column * n..][..n];

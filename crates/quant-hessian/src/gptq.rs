@@ -2,12 +2,12 @@
 
 use ndarray::{Array2, ArrayView2};
 use quant_core::{ActOrder, ClipSearch, Grid, Groups, QuantizedMatrix, matrix::check_finite};
-use quant_kernels::{Element, Par};
+use quant_kernels::{Element, Par, tasks};
 
 use crate::descent::{Descent, Lanes};
 use crate::panels::Panels;
 use crate::solve::{Aim, GroupPlan, Problem, SUPER, TileOut};
-use crate::{Factor, GptqResult, HessianError, lanes, tasks};
+use crate::{Factor, GptqResult, HessianError, lanes};
 
 /// Columns of a block in the published code.
 const BLOCK: usize = 128;
@@ -224,7 +224,12 @@ pub(crate) fn run_tiles<T: Element, const L: usize>(
             zeros,
             losses,
         });
-    tasks::for_each(tiles, par, || problem.scratch::<L>(), |scratch, tile| problem.solve(scratch, tile))
+    tasks::try_for_each_with(
+        tiles,
+        par,
+        || problem.scratch::<L>(),
+        |scratch, tile| problem.solve(scratch, tile),
+    )
 }
 
 #[expect(clippy::expect_used, reason = "the buffers were allocated with exactly this size")]

@@ -1,9 +1,7 @@
 //! LAPACK's Cholesky factorisation through ndarray-linalg.
 
 use ndarray_linalg::{CholeskyInplace, Lapack, UPLO};
-use quant_kernels::Element;
-
-use crate::views;
+use quant_kernels::{Element, views};
 
 /// Replaces the lower triangle of a row-major `[n, n]` matrix by its Cholesky factor (`potrf`).
 ///

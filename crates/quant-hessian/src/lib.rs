@@ -55,11 +55,9 @@ mod retarget;
 mod slim;
 mod solve;
 mod sweeps;
-mod tasks;
 #[cfg(test)]
 mod tests;
 mod triangle;
-mod views;
 
 pub use accumulate::Hessian;
 pub use attempt::{Attempt, Outcome, Precision};

@@ -3,9 +3,7 @@
 use ndarray::{ArrayView2, Axis, Slice};
 use std::ops::Range;
 
-use quant_kernels::{Compute, Element, Par, matmul_nn};
-
-use crate::{tasks, views};
+use quant_kernels::{Compute, Element, Par, matmul_nn, tasks, views};
 
 /// Columns of a panel. Wide enough that a product with it reads the other operand rarely, narrow enough that the part
 /// below the diagonal, which is stored as zeros, stays small.
@@ -29,7 +27,7 @@ impl<T: Element> Panels<T> {
     pub(crate) fn from_reversed_lower<S: Element>(lower: &[S], n: usize, par: Par) -> Self {
         let diagonal: Vec<f64> = (0..n).map(|k| lower[(n - 1 - k) * (n + 1)].to_f64_exact()).collect();
         let mut panels = vec![Vec::new(); n.div_ceil(PANEL)];
-        tasks::run(panels.iter_mut().enumerate(), par, |(p, panel)| {
+        tasks::for_each(panels.iter_mut().enumerate(), par, |(p, panel)| {
             let start = p * PANEL;
             let end = (start + PANEL).min(n);
             let scale: Vec<f64> = diagonal[start..end].iter().map(|d| d.recip()).collect();

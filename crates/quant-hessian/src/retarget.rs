@@ -1,11 +1,11 @@
 //! The weight whose outputs come nearest to those of the float model, before anything is rounded.
 
 use ndarray::{ArrayView1, ArrayView2};
-use quant_kernels::{Compute, Element, Par, matmul_nt};
+use quant_kernels::{Compute, Element, Par, matmul_nt, tasks, views};
 
 use crate::panels::Panels;
 use crate::sweeps::{self, Part};
-use crate::{CrossGram, Factor, HessianError, tasks, views};
+use crate::{CrossGram, Factor, HessianError};
 
 /// What turns a weight `W` into `W* = W + W D H_d⁻¹`, the minimiser of `‖W X_f − V X‖² + λ‖V − W‖²`; prepared once and shared by
 /// all linears with that input (`qronos.md` section 1).
@@ -99,7 +99,7 @@ impl Retarget {
 fn in_order(sum: Vec<f32>, order: Option<&[u32]>, n: usize, par: Par) -> Vec<f32> {
     let Some(order) = order else { return sum };
     let mut permuted = vec![0.0_f32; sum.len()];
-    tasks::run(permuted.chunks_mut(n.max(1)).zip(order), par, |(target, &column)| {
+    tasks::for_each(permuted.chunks_mut(n.max(1)).zip(order), par, |(target, &column)| {
         target.copy_from_slice(&sum[column as usize * n..][..n]);
     });
     permuted
@@ -165,7 +165,7 @@ impl<T: Element> Mismatch<'_, T> {
         }
         let mut squares = vec![[0.0_f64; 2]; n];
         let positions = moved.chunks_mut(out.max(1)).zip(&mut squares).enumerate();
-        tasks::run(positions, par, |(k, (target, squares))| {
+        tasks::for_each(positions, par, |(k, (target, squares))| {
             for (target, &w) in target.iter_mut().zip(weight.column(self.column(k))) {
                 squares[0] += target.to_f64_exact().powi(2);
                 squares[1] += w.to_f64_exact().powi(2);
@@ -200,7 +200,7 @@ impl<T: Element> Mismatch<'_, T> {
 /// `Y → scale · Y H_d⁻¹` for `Yᵀ` `[n, columns]` row-major.
 fn solve<T: Element>(values: &mut [T], columns: usize, scale: T, panels: &Panels<T>, par: Par) {
     sweeps::backward(values, Part::Whole(columns), panels, par);
-    tasks::run(values.chunks_mut(columns.max(1)).zip(panels.diagonal()), par, |(row, pivot)| {
+    tasks::for_each(values.chunks_mut(columns.max(1)).zip(panels.diagonal()), par, |(row, pivot)| {
         let pivot = pivot.to_f64_exact();
         let factor = T::from_f64(scale.to_f64_exact() / (pivot * pivot));
         row.iter_mut().for_each(|z| *z *= factor);

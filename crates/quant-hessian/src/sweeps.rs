@@ -10,11 +10,10 @@
 use std::ops::Range;
 
 use ndarray::{Axis, Slice};
-use quant_kernels::{Compute, Element, Par, matmul_nn};
+use quant_kernels::{Compute, Element, Par, matmul_nn, views};
 
 use crate::cholesky::{BLOCK, solve_below};
 use crate::panels::{PANEL, Panels};
-use crate::views;
 
 /// Which part of `Xᵀ` is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,8 +1,6 @@
 //! Passes over a symmetric matrix that is stored as its lower triangle, with a few vectors at a time.
 
-use quant_kernels::{Element, Par, vectorized};
-
-use crate::tasks;
+use quant_kernels::{Element, Par, tasks, vectorized};
 
 /// Probe vectors applied together.
 pub(crate) const PROBES: usize = 2;
@@ -39,7 +37,7 @@ pub(crate) fn triangle_times<T: Element>(
     let bounds = bounds(n);
     let mut parts: Vec<(Vec<Probes>, Vec<Probes>)> =
         bounds.iter().map(|_| (Vec::new(), Vec::new())).collect();
-    tasks::run(bounds.iter().zip(&mut parts), par, |(&(start, end), (rows, columns))| {
+    tasks::for_each(bounds.iter().zip(&mut parts), par, |(&(start, end), (rows, columns))| {
         *rows = vec![[0.0; PROBES]; end - start];
         // Probes apart from each other, so that the loops below run over consecutive numbers.
         let split: [Vec<f64>; PROBES] = std::array::from_fn(|p| v[..end].iter().map(|x| x[p]).collect());

@@ -10,6 +10,7 @@
 //! | Hessians | [`gram_lower`], [`cross_gram_lower`], [`mirror_lower`], [`cholesky_lower_in_place`] |
 //! | row operations | [`rms_norm`], [`softmax_rows_causal`], [`CausalSoftmax`], [`silu_mul`], [`rope_in_place`] |
 //! | logits of a wide vocabulary, piece by piece | [`OnlineSoftmax`], [`OnlineDivergence`] |
+//! | independent tasks, parts of matrices | [`tasks`], [`views`] |
 //! | settings | [`Compute`] (which arithmetic), [`Par`] (how many threads) |
 //! | instruction sets | [`Level`], and [`vectorized`] for the loops of other crates |
 //!
@@ -69,7 +70,9 @@ mod rope;
 mod rows;
 mod scalar;
 mod softmax;
+pub mod tasks;
 mod vectorize;
+pub mod views;
 
 /// The arrays of the functions here.
 pub use ndarray;

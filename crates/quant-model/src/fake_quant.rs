@@ -1,9 +1,8 @@
 //! What quantised activations do to a float product.
 
-use crate::parallel::for_rows;
 use ndarray::{Array2, ArrayView2};
 use quant_core::ActQuant;
-use quant_kernels::{Element, Par, vectorized};
+use quant_kernels::{Element, Par, tasks, vectorized};
 
 /// `x` `[tokens, features]` quantised and dequantised by `quant`: what a linear behind it multiplies.
 #[must_use]
@@ -11,7 +10,7 @@ pub fn fake_quantized<T: Element>(quant: &ActQuant, x: ArrayView2<'_, T>, par: P
     // Row-major whatever x is: the quantiser works on contiguous rows.
     let mut copy = Array2::zeros(x.dim());
     copy.assign(&x);
-    for_rows(copy.view_mut(), par, |_, rows| {
+    tasks::for_rows(copy.view_mut(), par, |_, rows| {
         vectorized(
             #[inline(always)]
             || quant.fake_quantize(rows),

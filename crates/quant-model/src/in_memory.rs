@@ -1,8 +1,9 @@
 //! A model whose numbers are all in memory.
 
-use crate::{ModelError, views};
+use crate::ModelError;
 use ndarray::{Array1, Array2, Axis};
 use quant_graph::{BlockParams, BlockSource, ModelSpec, Rows, SourceError};
+use quant_kernels::views;
 
 /// A [`BlockSource`] in memory: test models, and models right after fake quantisation.
 #[derive(Clone, Debug, PartialEq)]

@@ -35,11 +35,9 @@ mod kv;
 mod linear;
 mod model;
 mod ops;
-mod parallel;
 mod rope;
 mod rope_config;
 mod row_store;
-mod views;
 
 /// The arrays of the functions here.
 pub use ndarray;

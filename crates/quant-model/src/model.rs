@@ -1,12 +1,10 @@
 //! Evaluation of a whole model with one block in memory at a time.
 
 use crate::ops::norm::normed;
-use crate::parallel::for_each;
-use crate::{Block, ModelError, RopeTables, RowStore, views};
+use crate::{Block, ModelError, RopeTables, RowStore};
 use ndarray::{Array2, ArrayViewMut2, Axis, CowArray, Ix2};
 use quant_graph::{BlockSource, ModelSpec};
-use quant_kernels::{Compute, Par, PreparedWeight};
-use std::collections::BTreeMap;
+use quant_kernels::{Compute, Par, PreparedWeight, tasks, views};
 use std::ops::{ControlFlow, Range};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -282,34 +280,20 @@ fn run_block(
     // With a sequence or more per thread, whole sequences in parallel beat threads inside each of them. Both compute
     // the same bits.
     let (outer, inner) = if hidden.len() >= par.threads() { (par, Par::Seq) } else { (Par::Seq, par) };
-    let failed: Mutex<BTreeMap<usize, ModelError>> = Mutex::new(BTreeMap::new());
     let non_finite: Mutex<Option<usize>> = Mutex::new(None);
-    let tasks = hidden.into_iter().enumerate().collect();
-    for_each(
-        tasks,
-        outer,
-        || (),
-        |(), (sequence, mut h): (usize, ArrayViewMut2<'_, f32>)| match steps
-            .add(0)
-            .and_then(|()| block.forward_while(h.to_owned(), rope.table(h.nrows()), &|| steps.add(0), inner))
-            .and_then(|output| steps.add(1).map(|()| output))
-        {
-            Ok(output) => {
-                if !all_finite(&output) {
-                    let mut first = non_finite.lock().unwrap_or_else(PoisonError::into_inner);
-                    *first = Some(first.map_or(sequence, |s| s.min(sequence)));
-                }
-                h.assign(&output);
-            }
-            Err(error) => {
-                failed.lock().unwrap_or_else(PoisonError::into_inner).insert(sequence, error);
-            }
-        },
-    );
-    match failed.into_inner().unwrap_or_else(PoisonError::into_inner).pop_first() {
-        Some((_, error)) => Err(error),
-        None => Ok(non_finite.into_inner().unwrap_or_else(PoisonError::into_inner)),
-    }
+    tasks::try_for_each(hidden.into_iter().enumerate(), outer, |(sequence, mut h)| {
+        steps.add(0)?;
+        let go_on = || steps.add(0);
+        let output = block.forward_while(h.to_owned(), rope.table(h.nrows()), &go_on, inner)?;
+        steps.add(1)?;
+        if !all_finite(&output) {
+            let mut first = non_finite.lock().unwrap_or_else(PoisonError::into_inner);
+            *first = Some(first.map_or(sequence, |s| s.min(sequence)));
+        }
+        h.assign(&output);
+        Ok::<(), ModelError>(())
+    })?;
+    Ok(non_finite.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// The most rows of hidden states in memory at a time while sequences of these lengths run on so many threads with hidden

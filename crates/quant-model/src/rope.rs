@@ -1,10 +1,10 @@
 //! Rotary position embedding: inverse frequencies under every scaling, and tables of cosines and sines.
 
-use crate::views;
 use ndarray::{Array2, ArrayView2};
 use quant_core::Real;
 use quant_core::elementary::{self, ln, pow_f32};
 use quant_graph::{ModelSpec, RopeScaling, RopeSpec};
+use quant_kernels::views;
 use std::collections::{BTreeMap, BTreeSet};
 use std::f64::consts::PI;
 

@@ -1,7 +1,7 @@
 //! Activations of many tokens, in memory or in a file.
 
-use crate::views;
 use ndarray::{Array2, ArrayViewMut2, Axis, CowArray, Ix2, Slice};
+use quant_kernels::views;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;

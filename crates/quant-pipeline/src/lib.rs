@@ -51,7 +51,6 @@ pub mod run;
 mod serving;
 mod stood;
 mod version;
-mod views;
 
 pub use disk::DiskPlan;
 pub use error::{PipelineError, RecipeError};

@@ -7,11 +7,10 @@ use std::ops::Range;
 
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis, Slice};
 use quant_core::{Bits, Convention, Grid, Variant};
-use quant_kernels::{Compute, Par, exp_f32, matmul_nn, matmul_nt, vectorized};
+use quant_kernels::{Compute, Par, exp_f32, matmul_nn, matmul_nt, tasks, vectorized};
 
 use super::official::Rules;
 use super::{SlimConfig, slim_most};
-use crate::tasks;
 
 /// Probabilities are at least this.
 const LEAST: f32 = 1e-6;
@@ -124,33 +123,37 @@ impl Allocation<'_> {
         let grid = Grid { convention: Convention::QAsym, bits, variant: Variant::Exact, scale_type };
         let width = columns.len();
         let mut values = Array2::zeros((out, width));
-        tasks::run(values.axis_chunks_iter_mut(Axis(0), ROWS).enumerate(), par, |(chunk, mut values)| {
-            let span = Slice::from(columns.clone());
-            let rows = Slice::from(chunk * ROWS..chunk * ROWS + values.nrows());
-            values.assign(&self.weight.slice_axis(Axis(1), span).slice_axis(Axis(0), rows));
-            for column in columns.clone().filter(|&column| self.dead[column]) {
-                values.column_mut(column - columns.start).fill(0.0);
-            }
-            for row in values.rows_mut() {
-                let Some(row) = row.into_slice() else { continue };
-                vectorized(
-                    #[inline(always)]
-                    || {
-                        if bits == Bits::ONE {
-                            let params = (self.rules.one_bit)(row, scale_type);
-                            for w in row {
-                                *w = params.value(grid.level(*w, params));
+        tasks::for_each(
+            values.axis_chunks_iter_mut(Axis(0), ROWS).enumerate(),
+            par,
+            |(chunk, mut values)| {
+                let span = Slice::from(columns.clone());
+                let rows = Slice::from(chunk * ROWS..chunk * ROWS + values.nrows());
+                values.assign(&self.weight.slice_axis(Axis(1), span).slice_axis(Axis(0), rows));
+                for column in columns.clone().filter(|&column| self.dead[column]) {
+                    values.column_mut(column - columns.start).fill(0.0);
+                }
+                for row in values.rows_mut() {
+                    let Some(row) = row.into_slice() else { continue };
+                    vectorized(
+                        #[inline(always)]
+                        || {
+                            if bits == Bits::ONE {
+                                let params = (self.rules.one_bit)(row, scale_type);
+                                for w in row {
+                                    *w = params.value(grid.level(*w, params));
+                                }
+                            } else {
+                                let (params, top) = (grid.params(row, None), bits.max_level());
+                                for w in row {
+                                    *w = params.fake(*w, top);
+                                }
                             }
-                        } else {
-                            let (params, top) = (grid.params(row, None), bits.max_level());
-                            for w in row {
-                                *w = params.fake(*w, top);
-                            }
-                        }
-                    },
-                );
-            }
-        });
+                        },
+                    );
+                }
+            },
+        );
         values.reversed_axes()
     }
 }
@@ -191,7 +194,7 @@ fn log_sum(row: &[f32]) -> f32 {
 /// `ln max(softmax, 1e-6)` of every row, in place.
 fn log_probabilities(rows: &mut Array2<f32>, par: Par) {
     let least = least();
-    tasks::run(rows.axis_chunks_iter_mut(Axis(0), TOKENS), par, |mut rows| {
+    tasks::for_each(rows.axis_chunks_iter_mut(Axis(0), TOKENS), par, |mut rows| {
         for row in rows.rows_mut() {
             let Some(row) = row.into_slice() else { continue };
             vectorized(
@@ -217,7 +220,7 @@ fn divergence(outputs: &Array2<f32>, reference: &Array2<f32>, par: Par) -> f64 {
     let chunks =
         || outputs.axis_chunks_iter(Axis(0), TOKENS).zip(reference.axis_chunks_iter(Axis(0), TOKENS));
     let mut sums = vec![0.0_f64; outputs.nrows().div_ceil(TOKENS)];
-    tasks::run(chunks().zip(&mut sums), par, |((outputs, reference), total)| {
+    tasks::for_each(chunks().zip(&mut sums), par, |((outputs, reference), total)| {
         for (row, reference) in outputs.rows().into_iter().zip(reference.rows()) {
             let (Some(row), Some(reference)) = (row.to_slice(), reference.to_slice()) else { continue };
             let of_row = vectorized(

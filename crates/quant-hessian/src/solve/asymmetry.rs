@@ -21,12 +21,11 @@
 use std::ops::Range;
 
 use quant_core::{QParams, Variant};
-use quant_kernels::{Compute, Element, Par, matmul_nn};
+use quant_kernels::{Compute, Element, Par, matmul_nn, views};
 
 use super::{Problem, SUB, Scratch, Span};
 use crate::coupling::Coupling;
 use crate::feedback::add_feedback;
-use crate::views;
 
 /// No asymmetric calibration.
 pub(super) const PLAIN: u8 = 0;

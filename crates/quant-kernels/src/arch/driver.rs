@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ndarray::{Array2, Axis, Slice};
 
+use crate::tasks::on_workers;
 use crate::{Par, vectorized};
 
 use super::buffer::Buffer;
@@ -416,7 +417,7 @@ fn balanced(total: usize, limit: usize, width: usize) -> usize {
 }
 
 /// Runs `task(0)`, ..., `task(count - 1)`, at most `par.threads()` at a time. Tasks are handed out one by one, so a
-/// slow thread delays nobody.
+/// slow thread delays nobody: by a counter, since the tasks of a product are short and many for the lock of a queue.
 fn parallel_for(par: Par, count: usize, task: impl Fn(usize) + Sync) {
     let workers = par.threads().min(count);
     if workers <= 1 {
@@ -424,7 +425,7 @@ fn parallel_for(par: Par, count: usize, task: impl Fn(usize) + Sync) {
         return;
     }
     let next = AtomicUsize::new(0);
-    let work = || {
+    on_workers(workers, || {
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
             if index >= count {
@@ -432,12 +433,6 @@ fn parallel_for(par: Par, count: usize, task: impl Fn(usize) + Sync) {
             }
             task(index);
         }
-    };
-    rayon::scope(|scope| {
-        for _ in 1..workers {
-            scope.spawn(|_| work());
-        }
-        work();
     });
 }
 

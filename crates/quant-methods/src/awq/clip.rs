@@ -2,12 +2,12 @@
 
 use super::energy::Energy;
 use super::round::clipped_differences;
-use super::{channels, refused, tiles};
+use super::{channels, refused};
 use crate::{MethodError, Spacing};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, Slice};
 use quant_core::matrix::check_finite;
 use quant_core::{Grid, Groups};
-use quant_kernels::{Par, vectorized};
+use quant_kernels::{Par, tasks, vectorized};
 
 /// Settings of the search for clipped ranges.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -91,7 +91,7 @@ pub fn clip_ranges(
     let weight = weight.as_standard_layout();
     // Whole rows per channel are wide: fewer at a time keep their differences in the cache.
     let tile = if size > 1024 { TILE / 4 } else { TILE };
-    let found = tiles::map(par, out.div_ceil(tile), |i| {
+    let found = tasks::map(0..out.div_ceil(tile), par, |i| {
         let rows = weight.slice_axis(Axis(0), Slice::from(i * tile..((i + 1) * tile).min(out)));
         tile_ranges(clip, &factors, size, rows, &energies)
     });

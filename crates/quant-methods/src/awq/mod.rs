@@ -54,7 +54,6 @@ mod round;
 mod rounds;
 mod scales;
 mod search;
-mod tiles;
 
 pub use apply::{divide_norm, divide_rows};
 pub use clip::{Clip, clamp_to, clip_ranges, every_token};

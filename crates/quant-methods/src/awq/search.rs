@@ -2,13 +2,12 @@
 
 use super::energy::{Energy, dot};
 use super::round::scaled_rows;
-use super::{candidate, channels, refused, tiles};
+use super::{candidate, channels, refused};
 use crate::{HeadTie, MethodError};
-use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayViewMut2, Axis, Slice};
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayViewMut2, Axis};
 use quant_core::matrix::check_finite;
 use quant_core::{Grid, Groups};
-use quant_kernels::{Par, vectorized};
-use rayon::prelude::*;
+use quant_kernels::{Par, tasks, vectorized};
 use std::borrow::Cow;
 use std::fmt;
 
@@ -187,13 +186,12 @@ fn linear_losses(
         return Err(refused("inputs of AWQ's search for scales", "at least one token", "none"));
     }
     let n = candidates[0].len();
-    let tiles: Vec<Target<'_>> = weights
+    let tiles = weights
         .iter()
         .flat_map(|t| t.weight.axis_chunks_iter(Axis(0), TILE).map(|weight| Target { weight, ..*t }))
-        .collect();
+        .collect::<Vec<_>>();
     // All candidates of a tile together: its rows and buffers stay in the cache.
-    let sums = tiles::map(par, tiles.len(), |tile| {
-        let Target { weight: rows, grid, group } = tiles[tile];
+    let sums = tasks::map(tiles, par, |Target { weight: rows, grid, group }| {
         let size = Groups::from_size(group).size(n);
         let mut differences = Array2::zeros(rows.dim());
         let (mut scratch, mut energies) = (Vec::new(), vec![0.0; rows.nrows()]);
@@ -250,43 +248,41 @@ fn forward_losses(
 fn substitute_weight(target: &Target<'_>, scales: &[f32], mut out: ArrayViewMut2<'_, f32>, par: Par) {
     let Target { weight, grid, group } = *target;
     let size = Groups::from_size(group).size(weight.ncols());
-    let round = |(weight, out): (ArrayView2<'_, f32>, ArrayViewMut2<'_, f32>)| {
+    let tiles = weight.axis_chunks_iter(Axis(0), TILE).zip(out.axis_chunks_iter_mut(Axis(0), TILE));
+    tasks::for_each(tiles, par, |(weight, out)| {
         vectorized(
             #[inline(always)]
             || scaled_rows(&grid, size, weight, scales, out, false),
         );
-    };
-    let tiles: Vec<_> =
-        weight.axis_chunks_iter(Axis(0), TILE).zip(out.axis_chunks_iter_mut(Axis(0), TILE)).collect();
-    match par {
-        Par::Seq => tiles.into_iter().for_each(round),
-        Par::Threads(_) => tiles.into_par_iter().for_each(round),
-    }
+    });
 }
 
 /// The mean of `(a − b)²`, summed in f64.
 fn mean_square(a: &Array2<f32>, b: &Array2<f32>, par: Par) -> f64 {
     /// Rows summed by one task.
     const ROWS: usize = 256;
-    let sums = tiles::map(par, a.nrows().div_ceil(ROWS), |tile| {
-        let rows = Slice::from(tile * ROWS..((tile + 1) * ROWS).min(a.nrows()));
-        let (a, b) = (a.slice_axis(Axis(0), rows), b.slice_axis(Axis(0), rows));
-        let mut difference = vec![0.0; a.ncols()];
-        vectorized(
-            #[inline(always)]
-            || {
-                let mut sum = 0.0;
-                for (a, b) in a.rows().into_iter().zip(b.rows()) {
-                    // In f32, as the published code subtracts.
-                    for ((to, &a), &b) in difference.iter_mut().zip(a).zip(b) {
-                        *to = a - b;
+    let tiles = a.axis_chunks_iter(Axis(0), ROWS).zip(b.axis_chunks_iter(Axis(0), ROWS));
+    let sums = tasks::map_with(
+        tiles,
+        par,
+        || vec![0.0; a.ncols()],
+        |difference, (a, b)| {
+            vectorized(
+                #[inline(always)]
+                || {
+                    let mut sum = 0.0;
+                    for (a, b) in a.rows().into_iter().zip(b.rows()) {
+                        // In f32, as the published code subtracts.
+                        for ((to, &a), &b) in difference.iter_mut().zip(a).zip(b) {
+                            *to = a - b;
+                        }
+                        sum += dot(difference, difference);
                     }
-                    sum += dot(&difference, &difference);
-                }
-                sum
-            },
-        )
-    });
+                    sum
+                },
+            )
+        },
+    );
     sums.iter().sum::<f64>() / a.len() as f64
 }
 

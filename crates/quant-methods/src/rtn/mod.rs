@@ -9,8 +9,7 @@ use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice};
 use quant_core::matrix::{check_finite, check_scales, round_row};
 use quant_core::{ActOrder, ClipSearch, CoreError, FloatType, Grid, QuantizedMatrix, RowsMut};
 use quant_graph::WeightSpec;
-use quant_kernels::{Par, vectorized};
-use rayon::prelude::*;
+use quant_kernels::{Par, tasks, vectorized};
 use std::sync::Arc;
 
 /// Registry line.
@@ -105,15 +104,13 @@ impl RowRounding for ByRows {
         let rows = rows.as_standard_layout();
         let Self { rtn, matrix } = self;
         let size = matrix.groups().size(columns);
-        let round_tile = |(((rows, mut levels), mut scales), mut zeros): Tile<'_>| -> bool {
+        let round_tile = |(tile, (((rows, mut levels), mut scales), mut zeros)): (usize, Tile<'_>)| {
             vectorized(
                 // Without it the loops are compiled for the baseline instruction set.
                 #[inline(always)]
                 || {
                     // Checked here, so that the rows come from memory once.
-                    if check_finite(rows).is_err() {
-                        return false;
-                    }
+                    check_finite(rows).map_err(|error| error.in_rows_from(first + tile * TILE))?;
                     for i in 0..rows.nrows() {
                         if let (Some(row), Some(l), Some(s), Some(z)) = (
                             rows.row(i).to_slice(),
@@ -124,27 +121,19 @@ impl RowRounding for ByRows {
                             round_row(&rtn.grid, rtn.clip.as_ref(), size, row, l, s, z);
                         }
                     }
-                    true
+                    Ok::<(), CoreError>(())
                 },
             )
         };
         let span = Slice::from(first..end);
-        let finite = matrix.fill_rows(first..end, |RowsMut { mut levels, mut scales, mut zeros }| {
-            let tiles: Vec<Tile<'_>> = rows
+        matrix.fill_rows(first..end, |RowsMut { mut levels, mut scales, mut zeros }| {
+            let tiles = rows
                 .axis_chunks_iter(Axis(0), TILE)
                 .zip(levels.axis_chunks_iter_mut(Axis(0), TILE))
                 .zip(scales.axis_chunks_iter_mut(Axis(0), TILE))
-                .zip(zeros.axis_chunks_iter_mut(Axis(0), TILE))
-                .collect();
-            match par {
-                Par::Seq => tiles.into_iter().all(round_tile),
-                Par::Threads(_) => tiles.into_par_iter().all(round_tile),
-            }
-        })?;
-        if !finite {
-            // Tiles stop in any order; the error names the first place.
-            check_finite(rows.view()).map_err(|error| error.in_rows_from(first))?;
-        }
+                .zip(zeros.axis_chunks_iter_mut(Axis(0), TILE));
+            tasks::try_for_each(tiles.enumerate(), par, round_tile)
+        })??;
         let scales = matrix.scales().slice_axis(Axis(0), span);
         check_scales(scales, rtn.grid.scale_type).map_err(|error| error.in_rows_from(first))?;
         Ok(())

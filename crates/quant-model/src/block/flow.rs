@@ -6,12 +6,11 @@ use crate::ops::attention::causal_attention_into;
 use crate::ops::mlp::gated;
 use crate::ops::norm::{norm_heads, normed};
 use crate::ops::project::forward_shared;
-use crate::parallel::for_rows;
-use crate::{ModelError, RopeTable, views};
+use crate::{ModelError, RopeTable};
 use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut2, Axis, CowArray, Ix2, Slice};
 use quant_core::EntryQuant;
 use quant_graph::{KvScheme, LinearSpec, Norm, Role, Site};
-use quant_kernels::{Element, Par, rope_in_place, vectorized};
+use quant_kernels::{Element, Par, rope_in_place, tasks, vectorized, views};
 use std::fmt::{self, Debug, Formatter};
 use std::ops::ControlFlow;
 
@@ -152,7 +151,7 @@ impl<T: Element> Block<T> {
         drop(attended);
         let mut buffer = std::mem::take(&mut scratch.activation);
         for rows in h.axis_chunks_iter_mut(Axis(0), mlp_rows.max(1)) {
-            let wide = scratched(&mut buffer, (rows.nrows(), self.intermediate))?;
+            let wide = views::scratch(&mut buffer, (rows.nrows(), self.intermediate));
             // Whether these rows went through or stopped, nothing comes after.
             let _ends = self.half((Site::MlpInput, rows, wide), walk, scratch, see, par)?;
         }
@@ -341,7 +340,7 @@ impl<T: Element> Block<T> {
     ) -> Result<(), ModelError> {
         let shape = (x.nrows(), self.intermediate);
         self.check("MLP activation", &[shape.0, shape.1], out.shape())?;
-        let mut up = scratched(scratch, shape)?;
+        let mut up = views::scratch(scratch, shape);
         let parts = [(Role::Gate, out.view_mut()), (Role::Up, up.view_mut())];
         self.project_into(Site::MlpInput, parts, x, par)?;
         gated(out, up.view(), par);
@@ -409,12 +408,12 @@ impl<T: Element> Block<T> {
     /// Per-head norm of queries or keys `[tokens, n · head_dim]`, where the model has one.
     fn norm_heads(&self, x: &mut Array2<T>, norm: Norm, par: Par) {
         if let Some(weight) = self.norm(norm) {
-            for_rows(x.view_mut(), par, |_, rows| norm_heads(rows, weight, self.eps));
+            tasks::for_rows(x.view_mut(), par, |_, rows| norm_heads(rows, weight, self.eps));
         }
     }
     /// Rope on queries or keys `[tokens, n · head_dim]` of the positions from `past` on.
     fn rotate(&self, x: &mut Array2<T>, rope: &RopeTable<T>, past: usize, par: Par) {
-        for_rows(x.view_mut(), par, |first, rows| {
+        tasks::for_rows(x.view_mut(), par, |first, rows| {
             let (tokens, width) = rows.dim();
             let first = past + first;
             rope_in_place(
@@ -427,7 +426,7 @@ impl<T: Element> Block<T> {
     }
     /// What the cache holds of entries `[tokens, kv_heads · head_dim]`, of which `bias` is taken off meanwhile.
     fn quantise(&self, entries: &EntryQuant, x: &mut Array2<T>, bias: Option<ArrayView1<'_, T>>, par: Par) {
-        for_rows(x.view_mut(), par, |_, mut rows| {
+        tasks::for_rows(x.view_mut(), par, |_, mut rows| {
             if let Some(bias) = bias {
                 rows -= &bias;
             }
@@ -461,22 +460,9 @@ impl<T: Element> Block<T> {
     }
 }
 
-/// The first numbers of a buffer as a matrix; what stands there is whatever was left.
-fn scratched<T: Element>(
-    buffer: &mut Vec<T>,
-    (rows, columns): (usize, usize),
-) -> Result<ArrayViewMut2<'_, T>, ModelError> {
-    buffer.resize(rows * columns, T::zero());
-    ArrayViewMut2::from_shape((rows, columns), buffer.as_mut_slice()).map_err(|_| ModelError::Shape {
-        what: "MLP scratch".into(),
-        expected: vec![rows, columns],
-        found: vec![0],
-    })
-}
-
 /// `h += y`, rows in parallel.
 fn add<T: Element>(h: ArrayViewMut2<'_, T>, y: ArrayView2<'_, T>, par: Par) {
-    for_rows(h, par, |first, mut rows| {
+    tasks::for_rows(h, par, |first, mut rows| {
         let y = views::rows(y, first..first + rows.nrows());
         rows += &y;
     });

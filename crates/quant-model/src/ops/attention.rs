@@ -1,9 +1,8 @@
 //! Causal grouped-query attention over one sequence.
 
-use crate::parallel::for_each;
-use crate::views::{columns, rows};
 use ndarray::{ArrayView2, ArrayViewMut2, Axis};
-use quant_kernels::{CausalSoftmax, Compute, Element, Par, matmul_nn, matmul_nt};
+use quant_kernels::views::{columns, rows};
+use quant_kernels::{CausalSoftmax, Compute, Element, Par, matmul_nn, matmul_nt, tasks, views};
 
 /// Queries and keys of one tile of scores, which stays in the second-level cache with the packed keys and values it meets.
 const QUERY_BLOCK: usize = 128;
@@ -60,7 +59,7 @@ pub(crate) fn causal_attention_into<T: Element>(
     // The longest tiles first, or the last worker finishes alone.
     tasks.sort_by_key(|tile| std::cmp::Reverse(tile.start));
     let scale = T::from_f64((shape.head_dim as f64).sqrt().recip());
-    for_each(tasks, par, Scratch::default, |scratch, mut tile| {
+    tasks::for_each_with(tasks, par, Scratch::default, |scratch, mut tile| {
         let (start, end) = (past + tile.start, past + tile.start + tile.out.nrows());
         let first = shape.window.map_or(0, |w| (start + 1).saturating_sub(w));
         let key_head = head(tile.head / (shape.heads / shape.kv_heads), shape.head_dim);
@@ -71,10 +70,7 @@ pub(crate) fn causal_attention_into<T: Element>(
             let keys = columns(rows(k, range.clone()), key_head.clone());
             let values = columns(rows(v, range), key_head.clone());
             let dim = (queries.nrows(), keys.nrows());
-            scratch.scores.resize(dim.0 * dim.1, T::zero());
-            let Ok(mut scores) = ArrayViewMut2::from_shape(dim, scratch.scores.as_mut_slice()) else {
-                return;
-            };
+            let mut scores = views::scratch(&mut scratch.scores, dim);
             matmul_nt(scores.view_mut(), false, scale, queries, keys, Compute::F32, Par::Seq);
             scratch.softmax.tile(scores.view_mut(), from, start, shape.window, tile.out.view_mut());
             matmul_nn(tile.out.view_mut(), true, T::one(), scores.view(), values, Compute::F32, Par::Seq);

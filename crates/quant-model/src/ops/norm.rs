@@ -1,9 +1,7 @@
 //! RMS norms of rows and of heads.
 
-use crate::parallel::for_rows;
-use crate::views;
 use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut2, Axis};
-use quant_kernels::{Element, Par, rms_norm};
+use quant_kernels::{Element, Par, rms_norm, tasks, views};
 
 /// RMS norm of rows `h` `[tokens, features]` by `weight` `[features]`, in blocks of tokens: what stands before the head, and
 /// before every stage that begins with a norm.
@@ -15,7 +13,7 @@ pub fn normed<T: Element>(h: ArrayView2<'_, T>, weight: ArrayView1<'_, T>, eps: 
         return rms_norm(h, weight, eps);
     }
     let mut out = Array2::zeros(h.dim());
-    for_rows(out.view_mut(), par, |first, mut rows| {
+    tasks::for_rows(out.view_mut(), par, |first, mut rows| {
         let part = views::rows(h, first..first + rows.nrows());
         rows.assign(&rms_norm(part, weight, eps));
     });

@@ -8,13 +8,12 @@ use crate::PipelineError;
 use crate::events::Event;
 use crate::plan::{LinearPlan, MEASURED, Plan};
 use crate::report::{LinearReport, Named, StageFactor};
-use crate::views;
 use ndarray::{Array2, ArrayView2};
 use quant_core::ActQuant;
 use quant_graph::{
     BlockParams, BlockSource, BoxError, LinearId, LinearParams, LinearSpec, LinearWeight, StageSpec,
 };
-use quant_kernels::Par;
+use quant_kernels::{Par, views};
 use quant_methods::{Figures, Prepared, Rounded, RowRounding, SiteStatistics, Solver};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

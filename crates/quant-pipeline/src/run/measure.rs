@@ -3,8 +3,7 @@
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
 use quant_core::{ActQuant, QuantizedMatrix};
 use quant_graph::LinearWeight;
-use quant_kernels::{Compute, Par, PreparedWeight, vectorized};
-use rayon::prelude::*;
+use quant_kernels::{Compute, Par, PreparedWeight, tasks, vectorized, views};
 
 /// Rows of a weight measured by one task; a fixed number, so that sums do not depend on the threads.
 pub(crate) const TILE: usize = 64;
@@ -80,14 +79,7 @@ impl Measure {
             }
             sums
         };
-        let tiles: Vec<_> = rows.axis_chunks_iter(Axis(0), TILE).enumerate().collect();
-        let sums: Vec<Sums> = match par {
-            Par::Seq => {
-                let mut buffer = Vec::new();
-                tiles.into_iter().map(|t| tile(&mut buffer, t)).collect()
-            }
-            Par::Threads(_) => tiles.into_par_iter().map_init(Vec::new, tile).collect(),
-        };
+        let sums = tasks::map_with(rows.axis_chunks_iter(Axis(0), TILE).enumerate(), par, Vec::new, tile);
         self.total = sums.iter().fold(self.total, |a, b| a.plus(b));
     }
 
@@ -132,7 +124,7 @@ fn change<'b>(
     buffer: &'b mut Vec<f32>,
     squares: &mut Squares,
 ) -> ArrayViewMut2<'b, f32> {
-    let mut change = crate::views::scratch(buffer, rows.dim());
+    let mut change = views::scratch(buffer, rows.dim());
     for (i, (w, mut d)) in rows.rows().into_iter().zip(change.rows_mut()).enumerate() {
         if let (Some(w), Some(d)) = (w.to_slice(), d.as_slice_mut()) {
             let of_row = vectorized(

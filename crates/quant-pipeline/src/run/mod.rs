@@ -35,12 +35,13 @@ use crate::plan::Plan;
 use crate::report::{RunReport, Seconds};
 use keep::Journal;
 use ndarray::{ArrayView2, Axis};
+use quant_core::CoreError;
+use quant_core::matrix::check_finite;
 use quant_data::TokenSet;
 use quant_graph::{BlockParams, BlockSource};
-use quant_kernels::{Par, return_freed_memory};
+use quant_kernels::{Par, return_freed_memory, tasks};
 use quant_methods::{FloatStream, Stream};
 use quant_model::{RopeTables, RowStore, StageScratch};
-use rayon::prelude::*;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use stream::ActivationStream;
@@ -279,20 +280,15 @@ impl Run<'_> {
     /// Refuses activations that have left the finite numbers, naming the sequence.
     fn check_finite(&self, x: ArrayView2<'_, f32>, first_row: usize, at: &str) -> Result<(), PipelineError> {
         const ROWS: usize = 64;
-        let finite = |rows: ArrayView2<'_, f32>| quant_core::matrix::check_finite(rows).is_ok();
-        let all = match self.par() {
-            Par::Seq => finite(x),
-            Par::Threads(_) => {
-                x.axis_chunks_iter(Axis(0), ROWS).collect::<Vec<_>>().into_par_iter().all(finite)
-            }
-        };
-        if all {
-            return Ok(());
-        }
-        let bad =
-            x.rows().into_iter().position(|r| r.iter().any(|v| !v.is_finite())).unwrap_or(0) + first_row;
-        let sequence = self.layout.starts.partition_point(|&start| start <= bad).saturating_sub(1);
-        Err(PipelineError::NotFinite { at: at.to_owned(), sequence })
+        let parts = x.axis_chunks_iter(Axis(0), ROWS).enumerate();
+        let bad = tasks::try_for_each(parts, self.par(), |(i, rows)| match check_finite(rows) {
+            Err(CoreError::NotFinite { row, .. }) => Err(first_row + i * ROWS + row),
+            _ => Ok(()),
+        });
+        bad.map_err(|row| {
+            let sequence = self.layout.starts.partition_point(|&start| start <= row).saturating_sub(1);
+            PipelineError::NotFinite { at: at.to_owned(), sequence }
+        })
     }
 }
 
