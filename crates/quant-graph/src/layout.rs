@@ -218,11 +218,6 @@ impl BlockLayout {
         let named = self.norms.iter().chain(NORMS).find(|(known, _)| *known == norm);
         named.map_or("norm", |(_, module)| module)
     }
-    /// Whether any matrix holds the rows of several roles.
-    #[must_use]
-    pub fn is_fused(&self) -> bool {
-        self.linears.iter().any(|(role, _)| role.parts().len() > 1)
-    }
 }
 
 #[cfg(test)]

@@ -300,7 +300,6 @@ mod tests {
             ]
         );
         assert_eq!(from(&one)[1].0, rows(LinearId::V, 0));
-        assert!(BlockLayout::FUSED.is_fused() && !BlockLayout::SEPARATE.is_fused());
         let names = |spec: &ModelSpec| spec.tensors().into_iter().map(|t| t.name).collect::<Vec<_>>();
         assert!(names(&fused).contains(&"model.layers.0.mlp.gate_up_proj.weight".to_owned()));
         assert_eq!(names(&separate).iter().filter(|n| n.ends_with(".bias")).count(), 6);

@@ -4,6 +4,8 @@ use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
 use quant_kernels::{Compute, Par, gram_lower, mirror_lower};
 
 use crate::HessianError;
+use crate::moments::Moments;
+use crate::triangle::triangle_bytes;
 
 /// `H = (2/N) Σ_sequences XᵀX` of one linear input, accumulated sequence by sequence (`gptq.md` section 2).
 ///
@@ -26,42 +28,23 @@ use crate::HessianError;
 /// ```
 #[derive(Clone, Debug)]
 pub struct Hessian {
-    /// Lower triangle of `Σ XᵀX`, `[n, n]`.
-    sum: Array2<f32>,
-    sequences: usize,
-    tokens: usize,
+    /// Lower triangle of `Σ XᵀX`.
+    moments: Moments,
 }
 
 impl Hessian {
     /// An empty accumulator for `n` input channels.
     #[must_use]
     pub fn new(n: usize) -> Self {
-        Self { sum: Array2::zeros((n, n)), sequences: 0, tokens: 0 }
+        Self { moments: Moments::new(n) }
     }
 
     /// A Hessian computed elsewhere: the lower triangle of the finished `h` `[n, n]` of that many sequences.
     ///
     /// # Errors
     /// [`HessianError::Shape`] if `h` is not square, [`HessianError::Empty`] if `sequences` is 0.
-    pub fn from_matrix(mut h: Array2<f32>, sequences: usize) -> Result<Self, HessianError> {
-        let n = h.ncols();
-        if h.nrows() != n {
-            return Err(HessianError::Shape {
-                what: "Hessian",
-                expected: "a square matrix".to_owned(),
-                found: format!("{:?}", h.dim()),
-            });
-        }
-        if sequences == 0 {
-            return Err(HessianError::Empty { columns: n });
-        }
-        if sequences != 2 {
-            let back = sequences as f32 / 2.0;
-            h.mapv_inplace(|x| x * back);
-        }
-        // A square matrix in any other layout is copied once.
-        let sum = if h.is_standard_layout() { h } else { h.as_standard_layout().into_owned() };
-        Ok(Self { sum, sequences, tokens: 0 })
+    pub fn from_matrix(h: Array2<f32>, sequences: usize) -> Result<Self, HessianError> {
+        Ok(Self { moments: Moments::of_finished("Hessian", h, sequences)? })
     }
 
     /// Adds the activations `x` `[tokens, n]` of `sequences` whole sequences (all their tokens, nothing masked).
@@ -75,50 +58,36 @@ impl Hessian {
         compute: Compute,
         par: Par,
     ) -> Result<(), HessianError> {
-        if x.ncols() != self.n() {
-            return Err(HessianError::Shape {
-                what: "calibration activations",
-                expected: format!("[tokens, {}]", self.n()),
-                found: format!("{:?}", x.dim()),
-            });
-        }
-        gram_lower(self.sum.view_mut(), 1.0, x, compute, par);
-        self.sequences += sequences;
-        self.tokens += x.nrows();
+        self.moments.check_width(x)?;
+        gram_lower(self.moments.sum.view_mut(), 1.0, x, compute, par);
+        self.moments.count(sequences, x.nrows());
         Ok(())
     }
 
     /// Number of input channels.
     #[must_use]
     pub fn n(&self) -> usize {
-        self.sum.ncols()
+        self.moments.n()
     }
     /// Sequences seen.
     #[must_use]
     pub fn sequences(&self) -> usize {
-        self.sequences
+        self.moments.sequences()
     }
     /// Tokens seen (0 for [`Self::from_matrix`]).
     #[must_use]
     pub fn tokens(&self) -> usize {
-        self.tokens
+        self.moments.tokens()
     }
-    /// Bytes of the buffer.
+    /// Bytes held, as [`Self::bytes_for`].
     #[must_use]
     pub fn bytes(&self) -> usize {
         Self::bytes_for(self.n())
     }
-    /// Bytes of the buffer for `n` input channels; what a plan reserves.
+    /// Bytes held for `n` input channels, what a plan reserves: the pages that the lower triangle touches.
     #[must_use]
     pub fn bytes_for(n: usize) -> usize {
-        n * n * size_of::<f32>()
-    }
-
-    /// Bytes of that buffer that are ever touched: the pages of its lower triangle.
-    #[must_use]
-    pub fn touched_bytes(n: usize) -> usize {
-        const PAGE: usize = 4096;
-        size_of::<f32>() * n * n / 2 + n * PAGE / 2
+        triangle_bytes(n, size_of::<f32>(), 1)
     }
 
     /// With another diagonal of `H`, entry by entry.
@@ -127,14 +96,14 @@ impl Hessian {
     /// [`HessianError::Empty`].
     pub(crate) fn map_diagonal(mut self, entry: impl Fn(f64) -> f64) -> Result<Self, HessianError> {
         let scale = self.scale()?;
-        self.sum.diag_mut().mapv_inplace(|sum| (entry(f64::from(sum) * scale) / scale) as f32);
+        self.moments.sum.diag_mut().mapv_inplace(|sum| (entry(f64::from(sum) * scale) / scale) as f32);
         Ok(self)
     }
 
     /// The plain sum `Σ XᵀX`, `[n, n]`; what lies above the diagonal means nothing.
     #[must_use]
     pub fn moments(&self) -> ArrayView2<'_, f32> {
-        self.sum.view()
+        self.moments.sum.view()
     }
 
     /// The moments of activations whose channels are divided by `factors` `[n]`.
@@ -143,7 +112,7 @@ impl Hessian {
     /// If there is another number of factors.
     pub fn divide(&mut self, factors: ArrayView1<'_, f32>) {
         assert_eq!(factors.len(), self.n(), "factors and channels");
-        for (i, mut row) in self.sum.rows_mut().into_iter().enumerate() {
+        for (i, mut row) in self.moments.sum.rows_mut().into_iter().enumerate() {
             for (value, &c) in row.iter_mut().zip(factors).take(i + 1) {
                 *value /= c * factors[i];
             }
@@ -152,10 +121,7 @@ impl Hessian {
 
     /// The factor `2/N` from the stored sum to `H`.
     pub(crate) fn scale(&self) -> Result<f64, HessianError> {
-        if self.sequences == 0 {
-            return Err(HessianError::Empty { columns: self.n() });
-        }
-        Ok(2.0 / self.sequences as f64)
+        self.moments.scale()
     }
     /// The stored sum, row-major; only its lower triangle means anything.
     #[expect(
@@ -163,7 +129,7 @@ impl Hessian {
         reason = "both constructors make a row-major matrix and nothing replaces it"
     )]
     pub(crate) fn lower_sum(&self) -> &[f32] {
-        self.sum.as_slice().expect("a row-major matrix")
+        self.moments.sum.as_slice().expect("a row-major matrix")
     }
 
     /// The diagonal of `H`, `[n]`.
@@ -173,7 +139,7 @@ impl Hessian {
     /// reaches the diagonal entry of that column, so this check covers the whole matrix.
     pub fn diagonal(&self) -> Result<Array1<f32>, HessianError> {
         let scale = self.scale()? as f32;
-        let diagonal = self.sum.diag().mapv(|x| x * scale);
+        let diagonal = self.moments.sum.diag().mapv(|x| x * scale);
         match diagonal.iter().position(|x| !x.is_finite()) {
             Some(column) => Err(HessianError::NotFiniteHessian { column, value: diagonal[column] }),
             None => Ok(diagonal),
@@ -187,7 +153,7 @@ impl Hessian {
     pub fn finish(self) -> Result<Array2<f32>, HessianError> {
         self.diagonal()?;
         let scale = self.scale()? as f32;
-        let mut h = self.sum;
+        let mut h = self.moments.sum;
         h.mapv_inplace(|x| x * scale);
         mirror_lower(h.view_mut());
         Ok(h)

@@ -4,9 +4,9 @@ use ndarray::{ArrayView2, Axis, Slice};
 use quant_core::Variant;
 use quant_kernels::{Element, Par, tasks, views};
 
-use crate::factor::triangle_bytes;
 use crate::panels::{PANEL, Panels};
 use crate::sweeps::{self, Part};
+use crate::triangle::triangle_bytes;
 
 /// What a column passes on to later ones beside its rounding error: `M̃_jk = α M_jk / R_kk` or `P_jk`, for `j < k`.
 ///

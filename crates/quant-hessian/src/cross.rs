@@ -4,7 +4,8 @@ use ndarray::{Array2, ArrayView2, Axis, Slice, Zip};
 use quant_kernels::{Compute, Par, cross_gram_lower, matmul_nn, tasks};
 
 use crate::HessianError;
-use crate::factor::triangle_bytes;
+use crate::moments::Moments;
+use crate::triangle::triangle_bytes;
 
 /// Tokens whose differences are formed at a time: whole blocks of the products' summed index, so that the bits are those of
 /// one product over all tokens of a call.
@@ -36,11 +37,9 @@ const ROWS: usize = 64;
 #[derive(Clone, Debug)]
 pub struct CrossGram {
     /// `Σ Xᵀ (X_f − X)`, the **transpose** of the sum: what is needed is its lower triangle, which the kernels write.
-    sum: Array2<f32>,
-    /// Whether what lies above the diagonal of `sum` was summed too.
+    moments: Moments,
+    /// Whether what lies above the diagonal of the sum was summed too.
     all: bool,
-    sequences: usize,
-    tokens: usize,
 }
 
 impl CrossGram {
@@ -48,7 +47,7 @@ impl CrossGram {
     /// act-order needs.
     #[must_use]
     pub fn new(n: usize, all: bool) -> Self {
-        Self { sum: Array2::zeros((n, n)), all, sequences: 0, tokens: 0 }
+        Self { moments: Moments::new(n), all }
     }
 
     /// A matrix computed elsewhere: the finished, whole `d` `[n, n]` of that many sequences, row index from the difference.
@@ -56,26 +55,8 @@ impl CrossGram {
     /// # Errors
     /// [`HessianError::Shape`] if `d` is not square, [`HessianError::Empty`] if `sequences` is 0.
     pub fn from_matrix(d: Array2<f32>, sequences: usize) -> Result<Self, HessianError> {
-        let n = d.ncols();
-        if d.nrows() != n {
-            return Err(HessianError::Shape {
-                what: "cross product of activations",
-                expected: "a square matrix".to_owned(),
-                found: format!("{:?}", d.dim()),
-            });
-        }
-        if sequences == 0 {
-            return Err(HessianError::Empty { columns: n });
-        }
-        let mut sum = d.reversed_axes();
-        if !sum.is_standard_layout() {
-            sum = sum.as_standard_layout().into_owned();
-        }
-        if sequences != 2 {
-            let back = sequences as f32 / 2.0;
-            sum.mapv_inplace(|x| x * back);
-        }
-        Ok(Self { sum, all: true, sequences, tokens: 0 })
+        let moments = Moments::of_finished("cross product of activations", d.reversed_axes(), sequences)?;
+        Ok(Self { moments, all: true })
     }
 
     /// Adds `sequences` whole sequences (all their tokens, nothing masked): `float` and `x`, both `[tokens, n]`, are the inputs
@@ -91,13 +72,7 @@ impl CrossGram {
         compute: Compute,
         par: Par,
     ) -> Result<(), HessianError> {
-        if x.ncols() != self.n() {
-            return Err(HessianError::Shape {
-                what: "calibration activations",
-                expected: format!("[tokens, {}]", self.n()),
-                found: format!("{:?}", x.dim()),
-            });
-        }
+        self.moments.check_width(x)?;
         if float.dim() != x.dim() {
             return Err(HessianError::Shape {
                 what: "calibration activations of the float model",
@@ -115,32 +90,31 @@ impl CrossGram {
             tasks::for_each(parts, par, |((target, float), x)| {
                 Zip::from(target).and(float).and(x).for_each(|d, &float, &x| *d = float - x);
             });
-            let (sum, difference) = (self.sum.view_mut(), difference.view());
+            let (sum, difference) = (self.moments.sum.view_mut(), difference.view());
             if self.all {
                 matmul_nn(sum, true, 1.0, x.reversed_axes(), difference, compute, par);
             } else {
                 cross_gram_lower(sum, 1.0, x, difference, compute, par);
             }
         }
-        self.sequences += sequences;
-        self.tokens += x.nrows();
+        self.moments.count(sequences, x.nrows());
         Ok(())
     }
 
     /// Number of input channels.
     #[must_use]
     pub fn n(&self) -> usize {
-        self.sum.ncols()
+        self.moments.n()
     }
     /// Sequences seen.
     #[must_use]
     pub fn sequences(&self) -> usize {
-        self.sequences
+        self.moments.sequences()
     }
     /// Tokens seen (0 for [`Self::from_matrix`]).
     #[must_use]
     pub fn tokens(&self) -> usize {
-        self.tokens
+        self.moments.tokens()
     }
     /// Whether the entries below the diagonal of `D` were summed.
     #[must_use]
@@ -157,12 +131,6 @@ impl CrossGram {
     pub fn bytes_for(n: usize, all: bool) -> usize {
         if all { n * n * size_of::<f32>() } else { triangle_bytes(n, size_of::<f32>(), 1) }
     }
-    /// Bytes [`Self::add`] holds besides its arguments for that many tokens at a time: their differences. Not counted: the
-    /// packed operands of the products.
-    #[must_use]
-    pub fn add_bytes(n: usize, tokens: usize) -> usize {
-        tokens.min(TOKENS) * n * size_of::<f32>()
-    }
 
     /// `D` `[n, n]`; where only the entries on and above the diagonal were summed, the others are 0.
     ///
@@ -170,10 +138,10 @@ impl CrossGram {
     /// [`HessianError::Empty`], or [`HessianError::NotFiniteCross`] for the first entry, by column, that is NaN or infinite.
     pub fn finish(mut self) -> Result<Array2<f32>, HessianError> {
         let scale = self.scale()? as f32;
-        self.sum.mapv_inplace(|x| x * scale);
-        match self.sum.indexed_iter().find(|(_, x)| !x.is_finite()) {
+        self.moments.sum.mapv_inplace(|x| x * scale);
+        match self.moments.sum.indexed_iter().find(|(_, x)| !x.is_finite()) {
             Some(((column, row), &value)) => Err(HessianError::NotFiniteCross { row, column, value }),
-            None => Ok(self.sum.reversed_axes()),
+            None => Ok(self.moments.sum.reversed_axes()),
         }
     }
 
@@ -190,10 +158,7 @@ impl CrossGram {
     }
     /// The factor `2/N` from the stored sum to `D`.
     pub(crate) fn scale(&self) -> Result<f64, HessianError> {
-        if self.sequences == 0 {
-            return Err(HessianError::Empty { columns: self.n() });
-        }
-        Ok(2.0 / self.sequences as f64)
+        self.moments.scale()
     }
     /// The transposed sum, row-major, `sum[k n + j] = N/2 · d_jk`; without [`Self::is_whole`], only for `j <= k`.
     ///
@@ -201,7 +166,7 @@ impl CrossGram {
     /// [`HessianError::NotFiniteCross`].
     pub(crate) fn into_finite_transposed_sum(self, par: Par) -> Result<Vec<f32>, HessianError> {
         let (n, all) = (self.n(), self.all);
-        let sum = self.sum.into_raw_vec_and_offset().0;
+        let sum = self.moments.sum.into_raw_vec_and_offset().0;
         let check = |(k, row): (usize, &[f32])| {
             let read = if all { row } else { &row[..=k] };
             match read.iter().position(|x| !x.is_finite()) {

@@ -8,7 +8,7 @@ use crate::attempt::{Attempt, Outcome, Precision};
 use crate::cholesky::BLOCK;
 use crate::panels::Panels;
 use crate::residual::residual;
-use crate::triangle::largest_eigenvalue;
+use crate::triangle::{largest_eigenvalue, triangle_bytes};
 use crate::{Hessian, HessianError};
 
 /// Which library computes the Cholesky factor.
@@ -246,21 +246,6 @@ impl Factor {
             + lower
             + triangle_bytes(n, size_of::<f32>(), BLOCK).max(Panels::<f32>::bytes_for(n))
     }
-}
-
-/// Bytes of the pages of a row-major `[n, n]` buffer that hold an element on or below the diagonal, where whole diagonal
-/// blocks of `block` columns are written: their entries above the diagonal are counted too.
-pub(crate) fn triangle_bytes(n: usize, element: usize, block: usize) -> usize {
-    const PAGE: usize = 4096;
-    let mut counted = 0;
-    let mut pages = 0;
-    for row in 0..n {
-        let last = ((row / block + 1) * block).min(n);
-        let (first, end) = (row * n * element / PAGE, ((row * n + last) * element).div_ceil(PAGE));
-        pages += end.saturating_sub(first.max(counted));
-        counted = counted.max(end);
-    }
-    pages * PAGE
 }
 
 /// The damped matrix in processing order, still as its parts.

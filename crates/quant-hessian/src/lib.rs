@@ -47,6 +47,7 @@ mod gptq;
 mod lanes;
 #[cfg(feature = "lapack")]
 mod lapack;
+mod moments;
 mod panels;
 mod qronos;
 mod residual;

@@ -10,6 +10,21 @@ const CHUNKS: usize = 16;
 /// One number for every probe.
 pub(crate) type Probes = [f64; PROBES];
 
+/// Bytes of the pages of a row-major `[n, n]` buffer that hold an element on or below the diagonal, where whole diagonal
+/// blocks of `block` columns are written: their entries above the diagonal are counted too.
+pub(crate) fn triangle_bytes(n: usize, element: usize, block: usize) -> usize {
+    const PAGE: usize = 4096;
+    let mut counted = 0;
+    let mut pages = 0;
+    for row in 0..n {
+        let last = ((row / block + 1) * block).min(n);
+        let (first, end) = (row * n * element / PAGE, ((row * n + last) * element).div_ceil(PAGE));
+        pages += end.saturating_sub(first.max(counted));
+        counted = counted.max(end);
+    }
+    pages * PAGE
+}
+
 /// Entries of the deterministic ±1 probes, `[n]` each: the top bit of a 64-bit mix (splitmix) of index and probe.
 pub(crate) fn probes(n: usize) -> Vec<Probes> {
     let sign = |i: usize, p: usize| {

@@ -15,8 +15,7 @@ use ndarray::{Array2, ArrayView1, ArrayView2};
 use quant_core::{ActOrder, Convention, CoreError, FloatType, Variant};
 use quant_graph::{WeightForm, WeightScheme, WeightSpec};
 use quant_hessian::{
-    FactorSettings, Hessian, Precision, SlimConfig, SlimFactor, slim, slim_most, slim_operations,
-    slim_workspace_bytes,
+    FactorSettings, Precision, SlimConfig, SlimFactor, slim, slim_most, slim_operations, slim_workspace_bytes,
 };
 use quant_kernels::Par;
 use std::sync::Arc;
@@ -151,10 +150,10 @@ impl Solver for Slim {
     fn workspace(&self, shape: (usize, usize), tokens: usize) -> Workspace {
         let (_, inputs) = shape;
         let factor = factor_workspace(&self.factor, inputs);
-        // The published code factorises a copy first.
+        // The published code factorises a copy first; unlike a sum, a copy is written to as a whole.
         let copy = match self.config.variant {
             Variant::Exact => 0,
-            Variant::Official => Hessian::bytes_for(inputs) as u64,
+            Variant::Official => (inputs * inputs * size_of::<f32>()) as u64,
         };
         let tokens = self.sample().count(tokens);
         let weight = slim_workspace_bytes(shape, self.config.group, tokens) as u64;

@@ -78,7 +78,7 @@ impl Gathered {
             Statistic::ChannelMax => F32 * width,
             Statistic::ChannelMeanAbs => size_of::<f64>() * width,
             Statistic::Range(_) => 0,
-            Statistic::Gram => Hessian::touched_bytes(width),
+            Statistic::Gram => Hessian::bytes_for(width),
             Statistic::CrossGram { below, .. } => CrossGram::bytes_for(width, below),
             Statistic::Sample(spacing) => F32 * width * spacing.count(tokens),
             Statistic::Sequences { tokens } => F32 * width * Sequences::count(tokens, starts),
