@@ -161,7 +161,7 @@ mod tests {
         let swing = Recipe::parse_with(&RECIPE.replace("0.25", "2"), &registry).unwrap_err().to_string();
         assert!(swing.contains("modifiers[0].rtne.swing: expected a number from 0 to 1"), "{swing}");
         let none = Recipe::parse_with("version: 1\nmodifiers: []", &registry).unwrap_err().to_string();
-        assert!(none.contains("rtn or slim-llm or rtne with a scheme"), "{none}");
+        assert!(none.contains("rtn or slim-llm or rtne with a scheme, or billm without one"), "{none}");
     }
 
     #[test]

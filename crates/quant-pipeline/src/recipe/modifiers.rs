@@ -58,8 +58,14 @@ pub(super) fn parse_modifiers(value: Value, methods: &Methods) -> Result<Modifie
     }
     let (written, rounding) = rounding.ok_or_else(|| {
         let roundings = methods.iter().filter(|m| m.kind.rounds());
-        let ids: Vec<_> = roundings.map(|m| m.id).collect();
-        conflict(&format!("there is no rounding modifier; add {} with a scheme", ids.join(" or ")))
+        let (with, without): (Vec<&Method>, Vec<_>) =
+            roundings.partition(|m| m.fields.iter().any(|field| field.name == "scheme"));
+        let ids = |methods: &[&Method]| methods.iter().map(|m| m.id).collect::<Vec<_>>().join(" or ");
+        let mut add = format!("{} with a scheme", ids(&with));
+        if !without.is_empty() {
+            add.push_str(&format!(", or {} without one", ids(&without)));
+        }
+        conflict(&format!("there is no rounding modifier; add {add}"))
     })?;
     Ok(Modifiers { transforms, rounding, written, resolved })
 }
