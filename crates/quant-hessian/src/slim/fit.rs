@@ -3,12 +3,10 @@
 use quant_core::{Bits, Convention, FloatType, Grid, QParams, Variant};
 use quant_kernels::vectorized;
 
-use super::official::Rules;
+use super::official::{Rules, STEPS};
 use crate::blockwise::{Blockwise, Lanes, ROWS};
 
-/// Factors on the range: 1, then 50 steps up to 1.1, then 50 down to 0.9.
-const STEPS: u32 = 50;
-/// Size of the last step.
+/// Size of the last of all steps.
 const REACH: f64 = 0.1;
 /// A sensitivity further than this many standard deviations from the mean is an outlier.
 const OUTLIER: f64 = 2.0;
@@ -85,11 +83,12 @@ fn to_the_norm(d: f32) -> f32 {
     x * part * (r * r.mul_add(0.72, 0.8) + 1.0)
 }
 
-/// Factors on the range, in the order in which they are tried.
-pub(super) fn factors() -> impl Iterator<Item = f32> {
+/// Factors on the range, in the order in which they are tried: 1, then some steps up, all of which end at 1.1, then as many
+/// down, to 0.9.
+fn factors(steps: u32) -> impl Iterator<Item = f32> {
     let step = |i: u32| f64::from(i) * REACH / f64::from(STEPS);
-    let up = (1..=STEPS).map(move |i| 1.0 + step(i));
-    let down = (1..=STEPS).map(move |i| 1.0 - step(i));
+    let up = (1..=steps).map(move |i| 1.0 + step(i));
+    let down = (1..=steps).map(move |i| 1.0 - step(i));
     std::iter::once(1.0).chain(up).chain(down).map(|p| p as f32)
 }
 
@@ -150,7 +149,7 @@ impl Fit<'_> {
         let mut best = [self.of_range(0.0, 0.0); PART];
         let mut least = [f32::INFINITY; PART];
         let (mut scale, mut zero, mut inverse) = ([0.0_f32; PART], [0.0_f32; PART], [0.0_f32; PART]);
-        for (tried, factor) in factors().enumerate() {
+        for (tried, factor) in factors(self.rules.steps).enumerate() {
             for r in 0..PART {
                 let params = self.of_range(factor * mn[r], factor * mx[r]);
                 (scale[r], zero[r], inverse[r]) = (params.scale, params.zero, params.scale.recip());
@@ -193,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_hundred_factors_beside_one() {
-        let all: Vec<f32> = factors().collect();
+        let all: Vec<f32> = factors(STEPS).collect();
         assert_eq!(
             (all.len(), all[0], all[1], all[50], all[51], all[100]),
             (101, 1.0, 1.002, 1.1, 0.998, 0.9)

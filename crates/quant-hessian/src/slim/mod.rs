@@ -304,3 +304,51 @@ impl Rounded {
         Self { levels, params }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{GptqConfig, gptq};
+    use quant_core::{Convention, Grid};
+    use quant_kernels::Compute;
+    use quant_testkit::Numbers;
+
+    /// `slim_llm.md` section 7, property 3: with one width and the range as it is, what is left is GPTQ with the min-max
+    /// parameters of a group's updated weight.
+    #[test]
+    fn one_width_and_no_search_is_gptq() {
+        let (n, out, group) = (96, 300, 16);
+        let mut noise = Numbers::new(17);
+        let x = noise.activations(4 * n, n);
+        let weight = noise.normals(out, n) * 0.3;
+        let mut hessian = Hessian::new(n);
+        hessian.add(x.view(), 1, Compute::F32, Par::Seq).unwrap();
+        let factor = prepare(hessian, &FactorSettings::default(), Par::Seq).unwrap();
+        for width in [2, 3, 4] {
+            let bits = Bits::new(width).unwrap();
+            let config = SlimConfig::new(bits, group);
+            let mut rules = Rules::of(Variant::Exact);
+            rules.steps = 0;
+            let work = Blockwise::new("weight", weight.view(), &factor, group, true, Par::Seq).unwrap();
+            let widths = vec![bits; n / group];
+            let slim = round(work, out, n, &config, &rules, widths, Vec::new()).unwrap();
+            let grid = Grid::new(Convention::QAsym, bits, Variant::Exact, FloatType::F32).unwrap();
+            // Blocks as wide as groups: GPTQ looks at a group when its block is opened.
+            let same = GptqConfig { group: Some(group), block: group, ..GptqConfig::new(grid) };
+            let gptq = gptq(weight.view(), &factor, &same, Par::Seq).unwrap();
+            // Both loops add up feedback in an order of their own: a weight on a half step may fall on either side, and then
+            // changes its row and no other.
+            let (ours, theirs) = (slim.matrix.levels(), gptq.matrix.levels());
+            let rows = ours.rows().into_iter().zip(theirs.rows()).filter(|(a, b)| a != b).count();
+            assert!(rows <= 2, "{width} bits: {rows} of {out} rows differ");
+            assert!((slim.loss() - gptq.loss()).abs() <= 1e-4 * gptq.loss(), "{width} bits");
+            // The search is what was left out.
+            let work = Blockwise::new("weight", weight.view(), &factor, group, true, Par::Seq).unwrap();
+            let widths = vec![bits; n / group];
+            let searched =
+                round(work, out, n, &config, &Rules::of(Variant::Exact), widths, Vec::new()).unwrap();
+            let rows = searched.matrix.levels().rows().into_iter().zip(theirs.rows());
+            assert!(rows.filter(|(a, b)| a != b).count() > out / 2, "{width} bits");
+        }
+    }
+}

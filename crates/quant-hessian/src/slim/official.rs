@@ -16,8 +16,13 @@ pub(super) fn damped(hessian: Hessian) -> Result<Hessian, HessianError> {
 /// Scale and zero of a group of one bit.
 type OneBit = fn(&[f32], FloatType) -> QParams;
 
+/// Steps of the search for a range in either direction.
+pub(super) const STEPS: u32 = 50;
+
 /// The rules in which the variants differ while they search and round.
 pub(super) struct Rules {
+    /// Factors on the range that are tried beyond 1, and as many below it.
+    pub(super) steps: u32,
     /// Parameters of groups of one bit.
     pub(super) one_bit: OneBit,
     /// Whether candidates are compared with the bias in their outputs, as the float linear has it.
@@ -29,8 +34,12 @@ pub(super) struct Rules {
 impl Rules {
     pub(super) fn of(variant: Variant) -> Self {
         match variant {
-            Variant::Exact => Self { one_bit: around_the_mean, bias: true, narrow_first_fixed: false },
-            Variant::Official => Self { one_bit: mean_size, bias: false, narrow_first_fixed: true },
+            Variant::Exact => {
+                Self { steps: STEPS, one_bit: around_the_mean, bias: true, narrow_first_fixed: false }
+            }
+            Variant::Official => {
+                Self { steps: STEPS, one_bit: mean_size, bias: false, narrow_first_fixed: true }
+            }
         }
     }
     /// Whether each group's zero level is fixed at `2^(b−1)`, with the scale of the range all the same. The published quantiser
