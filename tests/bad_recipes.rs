@@ -93,6 +93,20 @@ fn recipes_that_contradict_themselves() {
     refused_recipe("version: 1\nmodifiers: [rtn: { scheme: W9A8 }]\n", 2, &["modifiers[0].rtn.scheme"]);
 }
 
+/// Methods that look at a whole weight cannot round a table, which comes some rows at a time.
+#[test]
+fn heads_that_a_method_cannot_round() {
+    for (modifier, head, method) in [
+        ("rtn: { scheme: W4A16 }", "{ billm: {} }", "billm"),
+        ("rtn: { scheme: W4A16 }", "{ slim-llm: {} }", "slim-llm"),
+        ("slim-llm: { scheme: W4A16g32 }", "{}", "slim-llm"),
+    ] {
+        let recipe = format!("version: 1\nmodifiers: [{modifier}]\noverrides: {{ lm_head: {head} }}\n");
+        let what = format!("{method} looks at a whole weight");
+        refused_recipe(&recipe, 2, &["overrides.\"lm_head\"", &what, "write", "{ rtn: {", "{ gptq: {"]);
+    }
+}
+
 #[test]
 fn globs_that_match_nothing() {
     let rest = "overrides: { \"*.dwn_proj\": { scheme: W8A16 } }\n";

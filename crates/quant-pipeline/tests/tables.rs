@@ -212,6 +212,20 @@ fn what_cannot_be_rounded_is_refused_with_what_can() {
         ),
         ("rtn: { scheme: W8A16 }", "lm_head: { gptaq: {} }", &["gptaq", "activations of the float model"]),
         ("awq: { scheme: W8A16 }", "lm_head: {}", &["awq", "activations of the float model"]),
+        (
+            "rtn: { scheme: W8A16 }",
+            "lm_head: { billm: {} }",
+            &["billm looks at a whole weight", "{ rtn: {", "{ gptq: {"],
+        ),
+        (
+            "slim-llm: { scheme: W4A16g16 }",
+            "lm_head: {}",
+            &[
+                "slim-llm looks at a whole weight",
+                "{ rtn: { scheme: W4A16g16 } }",
+                "{ gptq: { scheme: W4A16g16 } }",
+            ],
+        ),
         ("rtn: { scheme: W8A8 }", "lm_head: {}", &["the scheme is W8A8", "stay floats", "scheme: W8A16"]),
         (
             "rtn: { scheme: W4A8KV8g16 }",
