@@ -138,7 +138,8 @@ fn write(
         let options = RunOptions { par, spill: run_options_spill };
         run(&plan, &mut source, tokens.as_ref(), &mut sink, events, &options)
     })??;
-    if let Some(warning) = plan.scheme.kv.and_then(|kv| report.cache_warning(&kv, plan.key_bias())) {
+    let of_cache = plan.scheme.kv.and_then(|kv| report.cache_warning(&kv, plan.key_bias()));
+    for warning in of_cache.into_iter().chain(report.doubts(&plan)) {
         events.event(Event::Warning(warning.clone()));
         warnings.push(warning);
     }

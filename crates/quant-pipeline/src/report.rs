@@ -1,8 +1,10 @@
 //! What a run knows when it is done, as data.
 
+use crate::plan::Plan;
 use quant_core::codec_of_fields;
 use quant_graph::KvScheme;
 use quant_hessian::FactorReport;
+use quant_methods::Solver;
 use serde::Serialize;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -142,6 +144,37 @@ impl RunReport {
             worst.key_outliers,
             snr(worst)
         ))
+    }
+    /// What the methods of a plan say of linears that were not rounded as they should be: of each method about the one whose
+    /// weight changed most, and how many there are.
+    #[must_use]
+    pub fn doubts(&self, plan: &Plan) -> Vec<String> {
+        let linears = plan.blocks.iter().flat_map(|block| block.values());
+        let solvers: BTreeMap<&str, &dyn Solver> =
+            linears.filter_map(|l| Some((l.module.as_str(), l.solver()?))).collect();
+        let mut doubts: BTreeMap<&str, (usize, &LinearReport, String)> = BTreeMap::new();
+        for linear in &self.linears {
+            let Some(solver) = solvers.get(linear.module.as_str()) else { continue };
+            let Some(says) = solver.doubt(&|name| linear.figures.get(name).copied()) else { continue };
+            match doubts.get_mut(solver.method().id) {
+                Some((count, worst, said)) => {
+                    *count += 1;
+                    if linear.weight_error > worst.weight_error {
+                        (*worst, *said) = (linear, says);
+                    }
+                }
+                None => {
+                    doubts.insert(solver.method().id, (1, linear, says));
+                }
+            }
+        }
+        let others = |count| match count {
+            1 => String::new(),
+            2 => " and one other linear".to_owned(),
+            _ => format!(" and {} other linears", count - 1),
+        };
+        let doubts = doubts.into_values();
+        doubts.map(|(count, worst, says)| format!("{}{}: {says}", worst.module, others(count))).collect()
     }
     /// The largest relative error of an output, with its module; none where no activations were carried.
     #[must_use]

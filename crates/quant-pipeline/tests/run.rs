@@ -139,6 +139,22 @@ fn gptaq_without_correction_is_gptq() {
     }
 }
 
+/// A correction for streams that are far apart can make a weight larger and larger; whoever runs it hears of it, and of what
+/// would help.
+#[test]
+fn gptaq_says_where_it_blew_a_weight_up() {
+    let doubts = |modifiers: &str| {
+        let (_, report) = quantise(modifiers, "");
+        report.doubts(&plan(modifiers, ""))
+    };
+    assert_eq!(doubts("gptaq: { scheme: W4A16g16 }"), Vec::<String>::new());
+    let told = doubts("gptaq: { scheme: W2A16g16, alpha: 4 }");
+    let words = ["model.layers.", "other linear", "times as large", "a smaller alpha than 4"];
+    assert!(told.len() == 1 && words.iter().all(|w| told[0].contains(w)), "{told:?}");
+    // Only a method that corrects has this figure.
+    assert_eq!(doubts("gptq: { scheme: W2A16g16 }"), Vec::<String>::new());
+}
+
 /// The float stream of GPTAQ goes through the transformed block: with weights that are not rounded at all both streams agree
 /// to rounding, so that the correction is nothing. A float stream through the block as it was read would differ by the scales.
 #[test]

@@ -463,3 +463,30 @@ fn announced_bytes_are_those_of_the_buffers() {
     assert_eq!(Correction::peak_bytes(8960, false), half);
     assert_eq!(Correction::peak_bytes(8960, true), square + half);
 }
+
+/// `gptaq.md` section 6: nothing bounds the correction, so the norm of what comes out is watched.
+#[test]
+fn streams_far_apart_blow_the_weight_up() {
+    let mut noise = Numbers::new(41);
+    let (n, out) = (64, 70);
+    let weight = noise.normals(out, n);
+    let x = noise.activations(4 * n, n);
+    let config = GptqConfig { group: Some(16), ..GptqConfig::new(grid(Convention::QAsym, 4)) };
+    let growth = |float: &Array2<f32>, alpha: f64| {
+        let factor = factor(&x, false);
+        let correction =
+            Correction::new(cross(float, &x, true), &factor, alpha, Variant::Exact, Par::Seq).unwrap();
+        let config = GptaqConfig { alpha, ..GptaqConfig::new(config.clone()) };
+        let result = gptaq(weight.view(), &factor, &correction, &config, Par::Seq).unwrap();
+        let growth = result.growth(weight.view(), Par::Seq);
+        let norm = |w: &Array2<f32>| w.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>().sqrt();
+        assert!((growth - norm(&result.matrix.dequantize()) / norm(&weight)).abs() <= 1e-9 * growth);
+        assert_eq!(result.growth(weight.view(), Par::new(3)).to_bits(), growth.to_bits());
+        growth
+    };
+    let near = &x + &(noise.normals(4 * n, n) * 0.05);
+    let far = noise.activations(4 * n, n) * 8.0;
+    assert!((growth(&near, 0.25) - 1.0).abs() < 0.05, "{}", growth(&near, 0.25));
+    assert!((growth(&far, 0.0) - 1.0).abs() < 0.05, "{}", growth(&far, 0.0));
+    assert!(growth(&far, 1.0) > 1.5, "{}", growth(&far, 1.0));
+}

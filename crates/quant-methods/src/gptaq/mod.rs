@@ -11,9 +11,9 @@ use crate::gptq::{
 use crate::rounding::{CONVENTION, INPUT_SHARDS, MSE_CLIP, SCHEME, SYMMETRIC, VARIANT};
 use crate::settings::FieldKind;
 use crate::{
-    Field, FloatStream, Method, MethodError, MethodKind, Modifier, Operations, PlannedRounding, Prepared,
-    Rounded, Rounding, Settings, SettingsError, SiteStatistics, Solver, Statistic, Stream, WeightSettings,
-    Workspace,
+    Field, Figures, FloatStream, Method, MethodError, MethodKind, Modifier, Operations, PlannedRounding,
+    Prepared, Rounded, Rounding, Settings, SettingsError, SiteStatistics, Solver, Statistic, Stream,
+    WeightSettings, Workspace,
 };
 use ndarray::ArrayView2;
 use quant_core::{CoreError, FloatType};
@@ -54,6 +54,11 @@ pub static METHOD: Method = Method {
     ],
     tier: 1,
 };
+
+/// Name of the figure `‖Ŵ‖ / ‖W‖`.
+const GROWTH: &str = "growth";
+/// Beyond this the correction does harm: it is large where both streams are far apart, and nothing bounds it.
+const LARGEST_GROWTH: f64 = 1.5;
 
 /// The modifier of a recipe.
 #[derive(Debug)]
@@ -158,7 +163,15 @@ impl Solver for Gptaq {
     ) -> Result<Rounded, MethodError> {
         let State { factor, correction } = prepared.state(&METHOD)?;
         let result = gptaq(weight, factor, correction, &self.config, par)?;
-        let loss = Some(result.loss());
-        Ok(Rounded { loss, ..Rounded::levels(result.matrix) })
+        let (loss, figures) = (Some(result.loss()), Figures::from([(GROWTH, result.growth(weight, par))]));
+        Ok(Rounded { loss, figures, ..Rounded::levels(result.matrix) })
+    }
+    fn doubt(&self, figure: &dyn Fn(&str) -> Option<f64>) -> Option<String> {
+        let growth = figure(GROWTH).filter(|&growth| growth > LARGEST_GROWTH)?;
+        Some(format!(
+            "gptaq made the weight {growth:.1} times as large as it was, to make up for inputs that are far from those of the float \
+             model; give it a smaller alpha than {}, more bits, or gptq",
+            self.config.alpha
+        ))
     }
 }

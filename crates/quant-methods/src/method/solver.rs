@@ -166,6 +166,12 @@ pub trait Solver: Debug + Send + Sync {
         let _ = bias;
         self.round(weight, prepared, par)
     }
+    /// What a person should know of a linear of whose rounding this method gave these figures, by their names in
+    /// [`Rounded::figures`]: that it went as it should not, and what would help.
+    fn doubt(&self, figure: &dyn Fn(&str) -> Option<f64>) -> Option<String> {
+        let _ = figure;
+        None
+    }
     /// Whether [`Self::round`] makes of some rows of a weight what it makes of them within the whole, given the same state: then
     /// a table that is too large for memory can be rounded some rows at a time. Its loss is a sum over rows, and beyond that
     /// nothing is reported and no bias corrected.
