@@ -18,6 +18,7 @@ use crate::{ActQuant, ActRule, Bits, CoreError, EntryQuant, KvQuant, QParams};
 use ndarray::{Array1, Array2, Array3, ArrayView2};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// A value that comes back from its bytes as it was, also a NaN.
 pub trait Codec: Sized {
@@ -192,6 +193,15 @@ impl<T: Codec> Codec for Option<T> {
     }
     fn decode(from: &mut Bytes<'_>) -> Result<Self, CoreError> {
         Ok(if bool::decode(from)? { Some(T::decode(from)?) } else { None })
+    }
+}
+
+impl<T: Codec> Codec for Arc<T> {
+    fn encode(&self, out: &mut Vec<u8>) {
+        self.as_ref().encode(out);
+    }
+    fn decode(from: &mut Bytes<'_>) -> Result<Self, CoreError> {
+        T::decode(from).map(Self::new)
     }
 }
 

@@ -79,7 +79,7 @@ pub use error::CoreError;
 pub use foreign::{Foreign, ForeignKind};
 pub use matrix::{ActOrder, Groups, QuantizedMatrix, RowsMut};
 pub use observer::{Observer, ObserverKind};
-pub use online::{AxisTransform, OnlineKind, OnlineTransform};
+pub use online::{AxisShape, AxisTransform, OnlineKind, OnlineShape, OnlineTransform, PairTransform};
 pub use par::Par;
 pub use range::{ChannelMaxima, ChannelMeans, ChannelRanges};
 pub use real::Real;

@@ -1,6 +1,6 @@
 //! The names of a block: roles, linears, sites and norms, and how a family's checkpoints store and spell them.
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 use std::fmt;
 
 /// What a linear of a decoder block computes.
@@ -127,7 +127,7 @@ impl Serialize for LinearId {
 }
 
 /// A place in the block where activations enter one or more linears.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Site {
     /// After the input norm; feeds q, k, v. Width: hidden.

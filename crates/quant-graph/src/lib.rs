@@ -26,6 +26,7 @@ mod codec;
 mod error;
 mod forward;
 mod layout;
+mod online;
 mod params;
 mod scheme;
 mod spec;
@@ -38,6 +39,7 @@ pub use forward::{BlockForward, ForwardError, Part};
 pub use layout::{BlockLayout, LinearId, Norm, Role, Site};
 /// The arrays of the types here.
 pub use ndarray;
+pub use online::{Online, OnlineScheme};
 pub use params::{
     BlockFrame, BlockParams, BlockSource, LinearParams, LinearWeight, RowVisitor, Rows, TableVisitor,
     visit_whole_weights,

@@ -1,6 +1,6 @@
 //! The numbers of a model on their way between reader, model, methods and writer.
 
-use crate::{BoxError, LinearId, ModelSpec, Norm, Outer, SourceError};
+use crate::{BoxError, LinearId, ModelSpec, Norm, Online, Outer, SourceError};
 use ndarray::{Array1, Array2, ArrayView2};
 use quant_core::{ActQuant, BinaryMatrix, FloatType, KvQuant, QuantizedMatrix, Real};
 use std::{collections::BTreeMap, ops::Range};
@@ -100,6 +100,8 @@ pub struct BlockParams {
     pub linears: BTreeMap<LinearId, LinearParams>,
     /// Its norm weights.
     pub norms: BTreeMap<Norm, Array1<f32>>,
+    /// What it multiplies activations by while the model runs.
+    pub online: Online,
     /// Quantisation of its KV cache.
     pub kv: Option<KvQuant>,
 }
@@ -114,6 +116,8 @@ pub struct BlockFrame {
     pub norms: BTreeMap<Norm, Array1<f32>>,
     /// The biases of its linears, `[out]`.
     pub biases: BTreeMap<LinearId, Array1<f32>>,
+    /// What it multiplies activations by while the model runs.
+    pub online: Online,
 }
 
 /// Sees a weight some rows at a time: whose it is, the index of the first row, and the rows `[rows, in]`.
@@ -198,5 +202,5 @@ pub fn visit_whole_weights(block: BlockParams, visit: &mut RowVisitor<'_>) -> Re
         visit(id, 0, linear.weight.into_values().view())?;
         biases.extend(linear.bias.map(|bias| (id, bias)));
     }
-    Ok(BlockFrame { norms: block.norms, biases })
+    Ok(BlockFrame { norms: block.norms, biases, online: block.online })
 }

@@ -1,6 +1,6 @@
 //! What a plan wants done to every linear and to the cache: the question a format answers with yes or no.
 
-use crate::{LinearId, ModelSpec, Outer};
+use crate::{LinearId, ModelSpec, OnlineScheme, Outer};
 use quant_core::{
     ActOrder, ActQuant, ActRule, Bits, ChannelRanges, EntryQuant, FloatType, KvGranularity, KvQuant, KvSide,
 };
@@ -196,6 +196,9 @@ impl KvScheme {
 pub struct ModelScheme {
     /// Per block, every linear.
     pub blocks: Vec<BTreeMap<LinearId, LinearScheme>>,
+    /// Per block, what it multiplies activations by while the model runs; empty where no block does.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub online: Vec<OnlineScheme>,
     /// The cache of all blocks.
     pub kv: Option<KvScheme>,
     /// The embedding and the head, as far as they are quantised. They multiply floats.

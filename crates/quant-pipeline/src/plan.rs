@@ -159,6 +159,7 @@ impl Plan {
                 .iter()
                 .map(|block| block.iter().map(|(id, linear)| (*id, linear.scheme)).collect())
                 .collect(),
+            online: Vec::new(),
             kv,
             tables: tables.iter().map(|(table, planned)| (*table, planned.weight)).collect(),
         };

@@ -1,7 +1,7 @@
 //! Blocks of tiny models.
 
 use crate::{Numbers, Tensors};
-use quant_graph::{BlockParams, LinearParams, LinearWeight, ModelSpec};
+use quant_graph::{BlockParams, LinearParams, LinearWeight, ModelSpec, Online};
 
 /// A float block with random numbers of sensible size.
 #[must_use]
@@ -15,7 +15,7 @@ pub fn random_block(spec: &ModelSpec, numbers: &mut Numbers) -> BlockParams {
     let linears = linears.collect();
     let norms =
         spec.norms().into_iter().map(|(norm, width)| (norm, numbers.vector(width, 1.0, 0.3))).collect();
-    BlockParams { linears, norms, kv: None }
+    BlockParams { linears, norms, online: Online::default(), kv: None }
 }
 
 /// A float block out of the tensors of a checkpoint.
@@ -34,5 +34,5 @@ pub fn block_from_tensors(spec: &ModelSpec, index: usize, tensors: &Tensors) -> 
     let linears = linears.collect();
     let norms =
         spec.norms().into_iter().map(|(norm, _)| (norm, get(&spec.norm(index, norm)).vector())).collect();
-    BlockParams { linears, norms, kv: None }
+    BlockParams { linears, norms, online: Online::default(), kv: None }
 }

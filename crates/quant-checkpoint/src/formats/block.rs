@@ -58,6 +58,7 @@ pub(crate) fn check(
             ));
         }
     }
+    super::online::check(format, spec, &super::online::of_block(scheme, index), index, &block.online)?;
     check_cache(format, spec, scheme, index, block)
 }
 

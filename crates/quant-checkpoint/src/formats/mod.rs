@@ -16,6 +16,7 @@ mod bytes;
 mod compressed_tensors;
 mod dequantized;
 mod layout;
+mod online;
 mod plain;
 mod vllm_ascend;
 

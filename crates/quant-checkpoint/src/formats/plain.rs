@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ndarray::Array1;
 use quant_graph::{
-    BlockFrame, BlockParams, BoxError, LinearParams, LinearSpec, LinearWeight, ModelSpec, RowVisitor,
+    BlockFrame, BlockParams, BoxError, LinearParams, LinearSpec, LinearWeight, ModelSpec, Online, RowVisitor,
 };
 
 use crate::error::Result;
@@ -60,7 +60,8 @@ impl Reader<'_> {
     }
 
     fn frame(&mut self, index: usize) -> Result<BlockFrame> {
-        let mut frame = BlockFrame { norms: BTreeMap::new(), biases: BTreeMap::new() };
+        let mut frame =
+            BlockFrame { norms: BTreeMap::new(), biases: BTreeMap::new(), online: Online::default() };
         for (norm, width) in self.spec.norms() {
             frame.norms.insert(norm, self.vector(self.spec.norm(index, norm), width)?);
         }
@@ -89,7 +90,7 @@ pub(crate) fn read_block(
     hashes: Option<&mut BTreeMap<String, TensorHash>>,
 ) -> Result<BlockParams> {
     let mut reader = Reader { checkpoint, spec, hashes };
-    let BlockFrame { norms, mut biases } = reader.frame(index)?;
+    let BlockFrame { norms, mut biases, .. } = reader.frame(index)?;
     let mut linears = BTreeMap::new();
     for linear in spec.block(index).linears {
         let name = reader.weight(&linear)?;
@@ -105,7 +106,7 @@ pub(crate) fn read_block(
         let bias = biases.remove(&linear.id);
         linears.insert(linear.id, LinearParams { weight, bias, input: None });
     }
-    Ok(BlockParams { linears, norms, kv: None })
+    Ok(BlockParams { linears, norms, online: Online::default(), kv: None })
 }
 
 /// Reads a float block, its weights by rows; with `hashes`, hashes every tensor in the same pass.

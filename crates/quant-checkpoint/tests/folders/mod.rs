@@ -3,17 +3,18 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ndarray::{Array1, Array2, Array3};
 use quant_checkpoint::formats::{BlockSideData, ConfigNotes, Format};
 use quant_checkpoint::{Checkpoint, DEFAULT_SHARD_BYTES, Dtype, OutputFolder, OutputOptions, ShardPlan};
 use quant_core::{
-    ActQuant, ActRule, BinaryMatrix, Bits, EntryQuant, FloatType, Groups, KvGranularity, KvQuant, QParams,
-    QuantizedMatrix, Widths,
+    ActQuant, ActRule, BinaryMatrix, Bits, EntryQuant, FloatType, Groups, KvGranularity, KvQuant,
+    OnlineShape, PairTransform, QParams, QuantizedMatrix, Widths,
 };
 use quant_graph::{
     ActOrder, BlockLayout, BlockParams, InputScheme, LinearParams, LinearScheme, LinearWeight, ModelScheme,
-    ModelSpec, RopeScaling, RopeSpec, WeightForm, WeightScheme,
+    ModelSpec, Online, OnlineScheme, RopeScaling, RopeSpec, WeightForm, WeightScheme,
 };
 use serde_json::{Value, json};
 
@@ -207,7 +208,22 @@ pub(crate) fn block(
         let (keys, values) = (side(kv.keys), side(kv.values));
         KvQuant { keys, values, before_rope: kv.before_rope, pre_bias: kv.pre_bias }
     });
-    BlockParams { linears, norms, kv }
+    let online = scheme.online.get(index).map(|online| online_of(online, &mut numbers)).unwrap_or_default();
+    BlockParams { linears, norms, online, kv }
+}
+
+/// Transforms of these shapes; a pair has no numbers of its own.
+fn online_of(scheme: &OnlineScheme, numbers: &mut Numbers) -> Online {
+    let mut build = |shape: OnlineShape| {
+        let matrices = shape.matrices().into_iter();
+        let matrices = matrices
+            .map(|n| Array2::from_shape_simple_fn((n, n), || numbers.value(FloatType::F32)))
+            .collect();
+        shape.build(matrices).unwrap()
+    };
+    let sites = scheme.sites.iter().map(|(site, shape)| (*site, Arc::new(build(*shape)))).collect();
+    let pair = scheme.pair.map(|[key, query]| PairTransform::new(build(key), build(query)).unwrap().into());
+    Online { sites, pair }
 }
 
 /// `config.json` of the tiny model.

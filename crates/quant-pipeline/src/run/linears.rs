@@ -31,7 +31,7 @@ impl Run<'_> {
             let seen = statistics.remove(&stage.site).unwrap_or_default();
             linears.extend(self.finish_stage(index, &stage, &mut block, seen)?);
         }
-        Ok(BlockParams { linears, norms: block.norms, kv: dynamic_kv(self.plan) })
+        Ok(BlockParams { linears, norms: block.norms, online: block.online, kv: dynamic_kv(self.plan) })
     }
 
     /// Reads and quantises a block in one pass over the rows of its weights, which are never in memory as floats.
@@ -67,7 +67,7 @@ impl Run<'_> {
             linears.insert(id, LinearParams { weight, bias: frame.biases.remove(&id), input });
         }
         add_seconds(&mut self.state.report.seconds, "read", started.elapsed().saturating_sub(worked));
-        Ok(BlockParams { linears, norms: frame.norms, kv: dynamic_kv(plan) })
+        Ok(BlockParams { linears, norms: frame.norms, online: frame.online, kv: dynamic_kv(plan) })
     }
 
     /// The linears of a stage as they are deployed, from `pending` to the returned list: those that are known, or rounded and

@@ -27,7 +27,7 @@ impl Run<'_> {
         let mut pending = params;
         let mut finished = BTreeMap::new();
         let mut kv = dynamic_kv(plan);
-        let norms = pending.norms.clone();
+        let (norms, online) = (pending.norms.clone(), pending.online.clone());
         let spec = plan.spec.block(index);
         let last = index + 1 == plan.spec.layers;
         if !plan.true_sequential() {
@@ -76,7 +76,7 @@ impl Run<'_> {
                 block.clear_linear(id);
             }
         }
-        Ok(BlockParams { linears: finished, norms, kv })
+        Ok(BlockParams { linears: finished, norms, online, kv })
     }
 
     /// A block whose linears are still to be set.
@@ -85,7 +85,12 @@ impl Run<'_> {
         index: usize,
         params: &BlockParams,
     ) -> Result<Block<f32>, PipelineError> {
-        let empty = BlockParams { linears: BTreeMap::new(), norms: params.norms.clone(), kv: None };
+        let empty = BlockParams {
+            linears: BTreeMap::new(),
+            norms: params.norms.clone(),
+            online: params.online.clone(),
+            kv: None,
+        };
         Ok(Block::new(&self.plan.spec, index, empty, self.plan.recipe.compute(), self.par())?)
     }
 

@@ -6,7 +6,7 @@ use ndarray::{Array2, ArrayD, Ix2};
 use quant_core::packing::{pack_columns, pack_rows, unpack_columns, unpack_rows};
 use quant_core::{ActQuant, Bits, FloatType, Groups, QParams, QuantizedMatrix};
 use quant_graph::{
-    ActOrder, BlockParams, LinearParams, LinearSpec, LinearWeight, ModelScheme, ModelSpec, WeightForm,
+    ActOrder, BlockParams, LinearParams, LinearSpec, LinearWeight, ModelScheme, ModelSpec, Online, WeightForm,
 };
 use rayon::prelude::*;
 use safetensors::Dtype;
@@ -233,6 +233,11 @@ impl Decoder for Config {
         let linears = spec.block(index).linears;
         let linears = linears.iter().map(|l| Ok((l.id, linear(checkpoint, l, self)?)));
         let linears = linears.collect::<Result<BTreeMap<_, _>>>()?;
-        Ok(BlockParams { linears, norms: read_norms(checkpoint, spec, index)?, kv: None })
+        Ok(BlockParams {
+            linears,
+            norms: read_norms(checkpoint, spec, index)?,
+            online: Online::default(),
+            kv: None,
+        })
     }
 }

@@ -196,6 +196,7 @@ impl Format for CompressedTensors {
                 "drop its override, or export to dequantized",
             ));
         }
+        super::online::refuse(ID, spec, scheme)?;
         for (index, id, linear) in scheme.linears() {
             let module = spec.module(index, id);
             if let Some(weight) = linear.weight {

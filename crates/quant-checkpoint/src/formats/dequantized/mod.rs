@@ -83,7 +83,10 @@ impl Format for Dequantized {
         scheme: &ModelScheme,
         source_dtype: &dyn Fn(&str) -> Option<Dtype>,
     ) -> Vec<TensorDecl> {
-        let block = |index| slots(spec, index).into_iter().map(|s| s.decl);
+        let block = |index| {
+            let online = super::online::decls(spec, &super::online::of_block(scheme, index), index);
+            slots(spec, index).into_iter().map(|s| s.decl).chain(online)
+        };
         // Rounded values are no numbers of the input's type.
         let rounded = |name: &str| scheme.tables.keys().any(|table| table.tensor() == name);
         let dtype = |name: &str| if rounded(name) { Some(Dtype::F32) } else { source_dtype(name) };
@@ -113,7 +116,10 @@ impl Format for Dequantized {
             };
             Ok(Encoded { name: decl.name, dtype: decl.dtype, shape: decl.shape, bytes })
         };
-        slots(spec, index).into_par_iter().map(encode).collect()
+        let mut encoded = slots(spec, index).into_par_iter().map(encode).collect::<Result<Vec<_>>>()?;
+        let online = super::online::of_block(scheme, index);
+        encoded.extend(super::online::encode(ID, spec, &online, index, &block.online)?);
+        Ok(encoded)
     }
     fn config(&self, spec: &ModelSpec, scheme: &ModelScheme, config: &Value, _: &ConfigNotes) -> Value {
         let mut config = config.clone();
@@ -143,8 +149,10 @@ impl Format for Dequantized {
         SchemeFile::read(checkpoint, spec)?.model(spec)
     }
     fn expected(&self, checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<Vec<ExpectedTensor>> {
-        SchemeFile::read(checkpoint, spec)?;
-        Ok(plain_expected(spec))
+        let scheme = SchemeFile::read(checkpoint, spec)?.model(spec)?;
+        let online = scheme.online.iter().enumerate();
+        let online = online.flat_map(|(index, online)| super::online::decls(spec, online, index));
+        Ok(plain_expected(spec).into_iter().chain(online.map(|decl| ExpectedTensor::of(&decl))).collect())
     }
     fn decoder(&self, checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<Box<dyn Decoder>> {
         Ok(Box::new(SchemeFile::read(checkpoint, spec)?))
@@ -157,6 +165,7 @@ impl Decoder for SchemeFile {
         for (id, linear) in &mut block.linears {
             linear.input = self.input(spec, index, *id)?;
         }
+        block.online = super::online::read(ID, checkpoint, spec, &self.online(index), index)?;
         block.kv = self.kv(spec, index)?;
         Ok(block)
     }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use ndarray::Array1;
 use quant_core::{ActQuant, ActRule, Bits, EntryQuant, KvGranularity, KvQuant, KvSide, QParams};
 use quant_graph::{
-    ActOrder, InputScheme, KvScheme, LinearId, LinearScheme, ModelScheme, ModelSpec, Outer, WeightForm,
-    WeightScheme,
+    ActOrder, InputScheme, KvScheme, LinearId, LinearScheme, ModelScheme, ModelSpec, OnlineScheme, Outer,
+    WeightForm, WeightScheme,
 };
 use serde::{Deserialize, Serialize};
 
@@ -93,6 +93,9 @@ impl KvEntry {
 struct BlockEntry {
     linears: BTreeMap<String, LinearEntry>,
     kv_scales: Option<KvScales>,
+    /// What it multiplies activations by; the matrices are tensors of the folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    online: Option<OnlineScheme>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -251,7 +254,14 @@ impl SchemeFile {
         };
         let blocks = (0..spec.layers).map(block).collect::<Result<_>>()?;
         let kv = self.kv.map(KvEntry::scheme).transpose()?;
-        Ok(ModelScheme { blocks, kv, tables: self.tables(spec)? })
+        let any = self.blocks.iter().any(|block| block.online.is_some());
+        let online =
+            if any { (0..spec.layers).map(|index| self.online(index)).collect() } else { Vec::new() };
+        Ok(ModelScheme { blocks, kv, online, tables: self.tables(spec)? })
+    }
+    /// What a block multiplies activations by.
+    pub(super) fn online(&self, index: usize) -> OnlineScheme {
+        self.blocks.get(index).and_then(|block| block.online.clone()).unwrap_or_default()
     }
     /// Embedding and head, as far as they are quantised.
     fn tables(&self, spec: &ModelSpec) -> Result<BTreeMap<Outer, WeightScheme>> {
@@ -375,7 +385,8 @@ pub(super) fn write(spec: &ModelSpec, scheme: &ModelScheme, blocks: &[BlockSideD
             (Some(kv), Some(quant)) => KvScales::of(quant, kv.rule),
             _ => None,
         };
-        BlockEntry { linears: linears.iter().map(linear).collect(), kv_scales }
+        let online = scheme.online.get(index).filter(|online| !online.is_empty()).cloned();
+        BlockEntry { linears: linears.iter().map(linear).collect(), kv_scales, online }
     };
     let file = SchemeFile {
         version: VERSION,

@@ -6,7 +6,7 @@ use ndarray::{Array1, Array2};
 use quant_core::{ActQuant, ActRule, Bits, EntryQuant, Groups, KvGranularity, KvQuant, QuantizedMatrix};
 use quant_graph::{
     BlockParams, InputScheme, KvScheme, LinearId, LinearParams, LinearScheme, LinearSpec, LinearWeight,
-    ModelScheme, ModelSpec, WeightScheme,
+    ModelScheme, ModelSpec, Online, WeightScheme,
 };
 
 use super::ID;
@@ -84,7 +84,12 @@ impl Decoder for Description {
         } else {
             None
         };
-        Ok(BlockParams { linears, norms: read_norms(checkpoint, spec, index)?, kv })
+        Ok(BlockParams {
+            linears,
+            norms: read_norms(checkpoint, spec, index)?,
+            online: Online::default(),
+            kv,
+        })
     }
 }
 

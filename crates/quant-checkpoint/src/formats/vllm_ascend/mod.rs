@@ -222,6 +222,7 @@ impl Format for VllmAscend {
                 "drop its override, or export to dequantized",
             ));
         }
+        super::online::refuse(ID, spec, scheme)?;
         if let Some(linear) = spec.block(0).linears.iter().find(|l| l.parts.len() > 1) {
             let what = format!("a fused linear ({})", linear.module);
             return Err(unsupported(

@@ -5,6 +5,12 @@
 //! Kronecker products (FlatQuant, arXiv 2410.09426), permuted block rotations (DuQuant, arXiv 2406.01721). All of them are products of
 //! few cheap pieces; this module has them as data, and the scalar arithmetic that specifies the fast one.
 
+mod pair;
+mod shape;
+
+pub use pair::PairTransform;
+pub use shape::{AxisShape, OnlineShape};
+
 use crate::codec::{Bytes, Codec, bad_tag};
 use crate::{CoreError, Real};
 use ndarray::{Array2, Axis};

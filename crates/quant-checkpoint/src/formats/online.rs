@@ -1,0 +1,150 @@
+//! Matrices of the transforms that a block applies while the model runs, as tensors of a folder, and the refusal of formats whose
+//! loaders apply none.
+
+use std::sync::Arc;
+
+use ndarray::Array2;
+use quant_core::{CoreError, OnlineShape, OnlineTransform, PairTransform};
+use quant_graph::{ModelScheme, ModelSpec, Online, OnlineScheme, Site};
+use safetensors::Dtype;
+
+use super::block::not_encodable;
+use super::bytes::{Loss, float_bytes};
+use super::{Encoded, TensorDecl, Unsupported};
+use crate::error::{CheckpointError, Result};
+use crate::source::Checkpoint;
+
+/// The name of a site in tensor names.
+fn site_name(site: Site) -> &'static str {
+    match site {
+        Site::AttentionInput => "attention_input",
+        Site::AttentionOutput => "attention_output",
+        Site::MlpInput => "mlp_input",
+        Site::MlpActivation => "mlp_activation",
+    }
+}
+
+/// The transforms of a block by name, with the rows they apply to.
+fn places(spec: &ModelSpec, scheme: &OnlineScheme) -> Vec<(&'static str, OnlineShape, usize)> {
+    let sites = scheme.sites.iter().map(|(&site, &shape)| (site_name(site), shape, spec.site_width(site)));
+    let pair = scheme.pair.map(|[key, query]| [("key", key, spec.head_dim), ("query", query, spec.head_dim)]);
+    sites.chain(pair.into_iter().flatten()).collect()
+}
+
+fn names(spec: &ModelSpec, index: usize, place: &str, shape: OnlineShape) -> Vec<(String, usize)> {
+    let name = |(at, size)| (format!("{}.transform.{place}.{at}", spec.block_prefix(index)), size);
+    shape.matrices().into_iter().enumerate().map(name).collect()
+}
+
+/// What a scheme has for a block.
+pub(super) fn of_block(scheme: &ModelScheme, index: usize) -> OnlineScheme {
+    scheme.online.get(index).cloned().unwrap_or_default()
+}
+
+/// The tensors of a block's transforms, in f32.
+pub(super) fn decls(spec: &ModelSpec, scheme: &OnlineScheme, index: usize) -> Vec<TensorDecl> {
+    let of = |(place, shape, _): (&'static str, OnlineShape, usize)| {
+        let names = names(spec, index, place, shape).into_iter();
+        names.map(|(name, size)| TensorDecl::new(name, Dtype::F32, [size, size]))
+    };
+    places(spec, scheme).into_iter().flat_map(of).collect()
+}
+
+/// Their bytes, exactly the declared ones in their order.
+///
+/// # Errors
+/// [`CheckpointError::NotEncodable`] if the block has other transforms than its scheme.
+pub(super) fn encode(
+    id: &'static str,
+    spec: &ModelSpec,
+    scheme: &OnlineScheme,
+    index: usize,
+    online: &Online,
+) -> Result<Vec<Encoded>> {
+    check(id, spec, scheme, index, online)?;
+    let sites = online.sites.values().map(|transform| &**transform);
+    let pair = online.pair.iter().flat_map(|pair| [pair.key(), pair.query()]);
+    let matrices = sites.chain(pair).flat_map(OnlineTransform::matrices);
+    let encoded = |(decl, matrix): (TensorDecl, &Array2<f32>)| {
+        let bytes =
+            float_bytes(id, &decl.name, matrix.iter().copied(), quant_core::FloatType::F32, Loss::None)?;
+        Ok(Encoded { name: decl.name, dtype: decl.dtype, shape: decl.shape, bytes })
+    };
+    decls(spec, scheme, index).into_iter().zip(matrices).map(encoded).collect()
+}
+
+/// Whether a block has the transforms of its scheme.
+pub(super) fn check(
+    id: &'static str,
+    spec: &ModelSpec,
+    scheme: &OnlineScheme,
+    index: usize,
+    online: &Online,
+) -> Result<()> {
+    if online.scheme().as_ref() == Some(scheme) {
+        return Ok(());
+    }
+    let subject = format!("{}, transforms", spec.block_prefix(index));
+    Err(not_encodable(id, subject, format!("{scheme:?}"), format!("{:?}", online.scheme())))
+}
+
+/// Reads the transforms of a block.
+///
+/// # Errors
+/// [`CheckpointError::BadFormat`] where they do not fit the model or are none, and what reading tensors can give.
+pub(super) fn read(
+    id: &'static str,
+    checkpoint: &Checkpoint,
+    spec: &ModelSpec,
+    scheme: &OnlineScheme,
+    index: usize,
+) -> Result<Online> {
+    let bad = |place: &str, expected: String, found: String| CheckpointError::BadFormat {
+        format: id,
+        subject: format!("{}.transform.{place}", spec.block_prefix(index)),
+        expected,
+        found,
+    };
+    let mut transforms = Vec::new();
+    for (place, shape, width) in places(spec, scheme) {
+        if shape.width() != width {
+            return Err(bad(place, format!("rows of {width}"), format!("rows of {}", shape.width())));
+        }
+        let matrix = |(name, size): (String, usize)| {
+            checkpoint.tensor_shaped(&name, &[size, size])?;
+            checkpoint.read_matrix_f32(&name)
+        };
+        let matrices = names(spec, index, place, shape).into_iter().map(matrix).collect::<Result<_>>()?;
+        let wrong = |error: CoreError| bad(place, "an invertible transform".into(), error.to_string());
+        transforms.push(shape.build(matrices).map_err(wrong)?);
+    }
+    let mut transforms = transforms.into_iter();
+    let sites = scheme.sites.keys().copied().zip(transforms.by_ref().map(Arc::new)).collect();
+    let pair = match (transforms.next(), transforms.next()) {
+        (Some(key), Some(query)) => {
+            let wrong =
+                |error: CoreError| bad("key", "transforms that keep scores".into(), error.to_string());
+            Some(PairTransform::new(key, query).map_err(wrong)?.into())
+        }
+        _ => None,
+    };
+    Ok(Online { sites, pair })
+}
+
+/// The refusal of a format whose loader applies no transforms.
+///
+/// # Errors
+/// [`Unsupported`] naming the first.
+pub(super) fn refuse(id: &'static str, spec: &ModelSpec, scheme: &ModelScheme) -> Result<(), Unsupported> {
+    let Some((index, online)) = scheme.online.iter().enumerate().find(|(_, online)| !online.is_empty())
+    else {
+        return Ok(());
+    };
+    let place = places(spec, online).first().map_or("", |(place, ..)| place);
+    Err(Unsupported {
+        format: id,
+        what: format!("the transform of {place} in {} (its loader applies none)", spec.block_prefix(index)),
+        alternatives: "leave out the rotations that run online (for quarot: rotations: [r1, r2]), or export to dequantized"
+            .to_owned(),
+    })
+}

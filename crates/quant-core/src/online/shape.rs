@@ -1,0 +1,174 @@
+//! What a plan knows of a transform before there are numbers, and what a folder says of it beside them.
+
+use super::{AxisTransform, OnlineKind, OnlineTransform};
+use crate::CoreError;
+use ndarray::Array2;
+use serde::{Deserialize, Serialize};
+
+/// Kind and size of one axis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AxisShape {
+    /// [`AxisTransform::Identity`].
+    Identity(usize),
+    /// [`AxisTransform::Walsh`].
+    Walsh(usize),
+    /// [`AxisTransform::Dense`].
+    Dense(usize),
+}
+
+impl AxisShape {
+    /// Entries of the axis.
+    #[must_use]
+    pub fn size(self) -> usize {
+        match self {
+            Self::Identity(size) | Self::Walsh(size) | Self::Dense(size) => size,
+        }
+    }
+}
+
+/// A Kronecker product of at most three axes, once for a whole row or once for each of its shards: the transforms that formats
+/// can store.
+///
+/// ```
+/// use quant_core::ndarray::array;
+/// use quant_core::{AxisShape, OnlineShape};
+///
+/// let shape = OnlineShape::new([AxisShape::Dense(2), AxisShape::Walsh(4)]);
+/// assert_eq!((shape.width(), shape.matrices()), (8, vec![2]));
+/// let transform = shape.build(vec![array![[0.0, 1.0], [1.0, 0.0]]])?;
+/// assert_eq!(transform.shape(), Some(shape));
+/// # Ok::<(), quant_core::CoreError>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OnlineShape {
+    /// Consecutive parts of a row, each with matrices of its own; 1 is the whole row.
+    pub shards: usize,
+    /// The axes of a part; those that do not exist are `Identity(1)`, behind the others.
+    pub axes: [AxisShape; 3],
+}
+
+impl OnlineShape {
+    /// One Kronecker product with these axes, of which the first three count.
+    pub fn new(axes: impl IntoIterator<Item = AxisShape>) -> Self {
+        let mut filled = [AxisShape::Identity(1); 3];
+        filled.iter_mut().zip(axes).for_each(|(to, axis)| *to = axis);
+        Self { shards: 1, axes: filled }
+    }
+    /// Entries of a row.
+    #[must_use]
+    pub fn width(self) -> usize {
+        self.axes.into_iter().fold(self.shards, |width, axis| width.saturating_mul(axis.size()))
+    }
+    /// Whether it is made of Hadamard matrices alone, which nobody has to learn.
+    #[must_use]
+    pub fn is_walsh(self) -> bool {
+        !self.axes.iter().any(|axis| matches!(axis, AxisShape::Dense(_)))
+    }
+    /// Sizes of its square matrices, in the order in which they are stored: shard by shard, axis by axis.
+    #[must_use]
+    pub fn matrices(self) -> Vec<usize> {
+        let of_axis = |axis: &AxisShape| if let AxisShape::Dense(size) = axis { Some(*size) } else { None };
+        let of_shard: Vec<usize> = self.axes.iter().filter_map(of_axis).collect();
+        of_shard.repeat(self.shards)
+    }
+    /// The transform with these matrices.
+    ///
+    /// # Errors
+    /// [`CoreError::Shape`] if they are not those of [`Self::matrices`], and as [`OnlineTransform::new`].
+    pub fn build(self, matrices: Vec<Array2<f32>>) -> Result<OnlineTransform, CoreError> {
+        let found: Vec<(usize, usize)> = matrices.iter().map(Array2::dim).collect();
+        if found != self.matrices().into_iter().map(|n| (n, n)).collect::<Vec<_>>() {
+            return Err(CoreError::Shape {
+                what: "the matrices of a transform",
+                expected: format!("square ones of {:?}", self.matrices()),
+                found: format!("{found:?}"),
+            });
+        }
+        let mut matrices = matrices.into_iter();
+        let mut part = || {
+            let axes = self.axes.into_iter().filter(|axis| *axis != AxisShape::Identity(1));
+            let axes: Vec<AxisTransform> = axes
+                .filter_map(|axis| match axis {
+                    AxisShape::Identity(size) => Some(AxisTransform::Identity(size)),
+                    AxisShape::Walsh(size) => Some(AxisTransform::Walsh(size)),
+                    AxisShape::Dense(_) => matrices.next().map(AxisTransform::Dense),
+                })
+                .collect();
+            OnlineTransform::kronecker(if axes.is_empty() { vec![AxisTransform::Identity(1)] } else { axes })
+        };
+        if self.shards == 1 {
+            return part();
+        }
+        OnlineTransform::new(OnlineKind::Blocks((0..self.shards).map(|_| part()).collect::<Result<_, _>>()?))
+    }
+}
+
+impl OnlineTransform {
+    /// Its kind and sizes; none for what has more axes than three, a permutation or several links, or shards that differ.
+    #[must_use]
+    pub fn shape(&self) -> Option<OnlineShape> {
+        match self.kind() {
+            OnlineKind::Kronecker(axes) if axes.len() <= 3 => {
+                Some(OnlineShape::new(axes.iter().map(|axis| match axis {
+                    AxisTransform::Identity(size) => AxisShape::Identity(*size),
+                    AxisTransform::Walsh(size) => AxisShape::Walsh(*size),
+                    AxisTransform::Dense(matrix) => AxisShape::Dense(matrix.nrows()),
+                })))
+            }
+            OnlineKind::Blocks(parts) => {
+                let first = parts.first()?.shape()?;
+                let equal = first.shards == 1 && parts.iter().all(|part| part.shape() == Some(first));
+                equal.then_some(OnlineShape { shards: parts.len(), ..first })
+            }
+            OnlineKind::Kronecker(_) | OnlineKind::Permutation(_) | OnlineKind::Chain(_) => None,
+        }
+    }
+    /// Its matrices, in the order of [`OnlineShape::matrices`].
+    #[must_use]
+    pub fn matrices(&self) -> Vec<&Array2<f32>> {
+        match self.kind() {
+            OnlineKind::Kronecker(axes) => axes
+                .iter()
+                .filter_map(|axis| if let AxisTransform::Dense(matrix) = axis { Some(matrix) } else { None })
+                .collect(),
+            OnlineKind::Permutation(_) => Vec::new(),
+            OnlineKind::Blocks(parts) | OnlineKind::Chain(parts) => {
+                parts.iter().flat_map(Self::matrices).collect()
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_and_transforms_tell_the_same() {
+        let dense = |n: usize, seed: usize| {
+            Array2::from_shape_fn((n, n), |(i, j)| ((i * 7 + j * 3 + seed) % 11) as f32 - 5.0)
+        };
+        let axes = [AxisShape::Dense(3), AxisShape::Identity(2), AxisShape::Dense(2)];
+        for shards in [1, 2] {
+            let shape = OnlineShape { shards, ..OnlineShape::new(axes) };
+            let matrices: Vec<_> =
+                shape.matrices().into_iter().enumerate().map(|(seed, n)| dense(n, seed)).collect();
+            assert_eq!((shape.width(), matrices.len()), (12 * shards, 2 * shards));
+            let transform = shape.build(matrices.clone()).unwrap();
+            assert_eq!(transform.shape(), Some(shape));
+            assert_eq!(transform.matrices(), matrices.iter().collect::<Vec<_>>());
+            assert!(shape.build(matrices[1..].to_vec()).unwrap_err().to_string().contains("square ones of"));
+        }
+        let walsh = OnlineShape::new([AxisShape::Walsh(8)]);
+        assert!(walsh.is_walsh() && !OnlineShape::new(axes).is_walsh());
+        let one = walsh.build(Vec::new()).unwrap();
+        assert_eq!(OnlineTransform::chain(vec![one.clone(), one]).unwrap().shape(), None);
+        // What a file can say and no transform can be.
+        for wrong in [AxisShape::Walsh(12), AxisShape::Identity(0), AxisShape::Identity(usize::MAX)] {
+            assert!(OnlineShape::new([wrong, AxisShape::Walsh(2)]).build(Vec::new()).is_err(), "{wrong:?}");
+        }
+        assert!(OnlineShape { shards: 0, ..walsh }.build(Vec::new()).is_err());
+    }
+}
