@@ -8,6 +8,7 @@
 //! | [`graph`] | `quant-graph` | what a decoder model consists of, as data |
 //! | [`kernels`] | `quant-kernels` | products, Gram matrices, [`kernels::Compute`], [`kernels::Par`] |
 //! | [`hessian`] | `quant-hessian` | accumulation, factorisation, the GPTQ solver |
+//! | [`rotate`] | `quant-rotate` | Hadamard, Kronecker and learned transforms, straight-through quantisers |
 //! | [`methods`] | `quant-methods` | rtn, smoothquant, gptq on bare matrices |
 //! | [`model`] | `quant-model` | families, the decoder block, streamed evaluation |
 //! | [`checkpoint`] | `quant-checkpoint` | reading, writing and verifying folders |
@@ -43,6 +44,7 @@ pub use quant_kernels as kernels;
 pub use quant_methods as methods;
 pub use quant_model as model;
 pub use quant_pipeline as pipeline;
+pub use quant_rotate as rotate;
 
 pub mod cli;
 pub mod synth;

@@ -8,11 +8,12 @@
 //! | products | [`matmul_nt`], [`matmul_nn`], [`linear`], [`linear_into`] |
 //! | a weight used for many chunks of tokens | [`PreparedWeight`] |
 //! | Hessians | [`gram_lower`], [`cross_gram_lower`], [`mirror_lower`], [`cholesky_lower_in_place`] |
+//! | rotations | [`walsh_hadamard_rows`], [`mix_blocks_in_place`] |
 //! | row operations | [`rms_norm`], [`softmax_rows_causal`], [`CausalSoftmax`], [`silu_mul`], [`rope_in_place`] |
 //! | logits of a wide vocabulary, piece by piece | [`OnlineSoftmax`], [`OnlineDivergence`] |
 //! | independent tasks, parts of matrices | [`tasks`], [`views`] |
 //! | settings | [`Compute`] (which arithmetic), [`Par`] (how many threads) |
-//! | instruction sets | [`Level`], and [`vectorized`] for the loops of other crates |
+//! | instruction sets | [`Level`], and [`vectorized`] for the loops of other crates, [`for_pieces`] for their threads |
 //!
 //! ```
 //! use quant_kernels::ndarray::array;
@@ -55,6 +56,7 @@ mod activation;
 )]
 mod arch;
 mod bf16;
+mod blocks;
 mod cholesky;
 mod compute;
 mod element;
@@ -62,8 +64,10 @@ mod error;
 mod exp;
 mod factor;
 mod gram;
+mod hadamard;
 mod logits;
 mod norm;
+mod parallel;
 mod prepared;
 mod product;
 mod rope;
@@ -79,14 +83,17 @@ pub use ndarray;
 
 pub use activation::silu_mul;
 pub use arch::{Level, return_freed_memory};
+pub use blocks::mix_blocks_in_place;
 pub use cholesky::cholesky_lower_in_place;
 pub use compute::{Compute, UnknownCompute};
 pub use element::Element;
 pub use error::PivotError;
 pub use exp::exp_f32;
 pub use gram::{cross_gram_lower, gram_lower, mirror_lower};
+pub use hadamard::walsh_hadamard_rows;
 pub use logits::{OnlineDivergence, OnlineSoftmax};
 pub use norm::rms_norm;
+pub use parallel::{for_pieces, piece_rows};
 pub use prepared::PreparedWeight;
 pub use product::{linear, linear_into, matmul_nn, matmul_nt};
 pub use quant_core::Par;

@@ -8,6 +8,9 @@ pub(super) const MAX_TILE: usize = 512;
 /// Lanes and words of a block that packing transposes: with 4-byte words one cache line of each source lane.
 pub(super) const STEP: usize = 16;
 
+/// Values that travel together through the butterflies of a Walsh-Hadamard transform: one AVX-512 register of f32.
+pub(crate) const WIDTH: usize = 16;
+
 /// One way to compute a small tile of a product from packed panels.
 ///
 /// A panel holds `W` lanes (rows of A with `W = MR`, columns of B with `W = NR`) over a range of the summed index:

@@ -3,9 +3,11 @@
 mod avx2;
 mod avx512;
 mod avx512bf16;
+mod hadamard;
 mod tile;
 mod transpose;
 
 pub(super) use avx2::{Avx2F32, Avx2F64};
 pub(super) use avx512::{Avx512F32, Avx512F64};
 pub(super) use avx512bf16::Avx512Bf16;
+pub(super) use hadamard::{first_pass, pass};
