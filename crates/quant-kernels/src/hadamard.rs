@@ -4,9 +4,8 @@ use ndarray::ArrayViewMut2;
 
 use crate::arch::WIDTH;
 use crate::element::Element;
-use crate::parallel::for_row_chunks;
 use crate::rows::with_row_mut;
-use crate::{Level, Par, vectorized};
+use crate::{Level, Par, tasks, vectorized};
 
 /// Bytes of stride from which rows of a pass compete for the same lines of a first-level cache, so that fewer of them are
 /// taken at once.
@@ -30,7 +29,7 @@ pub fn walsh_hadamard_rows<T: Element>(x: ArrayViewMut2<'_, T>, block: usize, sc
 }
 
 fn on_level<T: Element>(level: Level, x: ArrayViewMut2<'_, T>, block: usize, scale: T, par: Par) {
-    for_row_chunks(x, par, |mut rows| {
+    tasks::for_rows(x, par, |_, mut rows| {
         let mut scratch = Vec::new();
         vectorized(
             #[inline(always)]

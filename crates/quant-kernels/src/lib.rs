@@ -13,7 +13,7 @@
 //! | logits of a wide vocabulary, piece by piece | [`OnlineSoftmax`], [`OnlineDivergence`] |
 //! | independent tasks, parts of matrices | [`tasks`], [`views`] |
 //! | settings | [`Compute`] (which arithmetic), [`Par`] (how many threads) |
-//! | instruction sets | [`Level`], and [`vectorized`] for the loops of other crates, [`for_pieces`] for their threads |
+//! | instruction sets | [`Level`], and [`vectorized`] for the loops of other crates |
 //!
 //! ```
 //! use quant_kernels::ndarray::array;
@@ -67,7 +67,6 @@ mod gram;
 mod hadamard;
 mod logits;
 mod norm;
-mod parallel;
 mod prepared;
 mod product;
 mod rope;
@@ -93,7 +92,6 @@ pub use gram::{cross_gram_lower, gram_lower, mirror_lower};
 pub use hadamard::walsh_hadamard_rows;
 pub use logits::{OnlineDivergence, OnlineSoftmax};
 pub use norm::rms_norm;
-pub use parallel::{for_pieces, piece_rows};
 pub use prepared::PreparedWeight;
 pub use product::{linear, linear_into, matmul_nn, matmul_nt};
 pub use quant_core::Par;

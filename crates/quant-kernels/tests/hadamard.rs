@@ -44,7 +44,7 @@ fn check<T: Element>(tokens: usize, blocks: usize, block: usize) {
 #[test]
 fn every_power_of_two_to_16384() {
     for exponent in 0..15 {
-        let tokens = if exponent < 10 { 5 } else { 1 };
+        let tokens = if exponent < 8 { 40 } else { 1 };
         check::<f32>(tokens, 1 + exponent % 3, 1 << exponent);
         check::<f64>(tokens, 1 + exponent % 2, 1 << exponent);
     }

@@ -1,7 +1,7 @@
 //! Rotations that look for outliers and permutations that spread them over blocks.
 
 use ndarray::{Array2, ArrayView2, Axis};
-use quant_core::Variant;
+use quant_core::{AxisTransform, OnlineKind, OnlineTransform, Variant};
 use quant_kernels::{Element, Par};
 
 use crate::dense::{finite, narrow, product};
@@ -84,6 +84,23 @@ impl DuQuant {
         assert_eq!(x.ncols(), self.permutation.len(), "features of x and of the DuQuant transform");
         let rotated = per_head(x, narrow(&self.first).view(), par);
         per_head(rotated.select(Axis(1), &self.permutation).view(), narrow(&self.second).view(), par)
+    }
+
+    /// The transform as data for a model that applies it while it runs, with rotations in f32.
+    ///
+    /// # Errors
+    /// [`RotateError::Core`] for a transform wider than online transforms are.
+    pub fn online(&self) -> Result<OnlineTransform, RotateError> {
+        let blocks = self.permutation.len() / self.first.nrows();
+        let rotation = |matrix: &Array2<f64>| {
+            let axis = AxisTransform::Dense(matrix.mapv(|v| v as f32));
+            OnlineTransform::kronecker(vec![AxisTransform::Identity(blocks), axis])
+        };
+        // A width above those of online transforms is refused by the first link, before an index could be cut off.
+        let first = rotation(&self.first)?;
+        let order = self.permutation.iter().map(|&from| from as u32).collect();
+        let permutation = OnlineTransform::new(OnlineKind::Permutation(order))?;
+        Ok(OnlineTransform::chain(vec![first, permutation, rotation(&self.second)?])?)
     }
 
     /// The first rotation `R1`, `[block, block]`.

@@ -1,3 +1,4 @@
+use quant_core::CoreError;
 use thiserror::Error;
 
 /// What can be wrong with a rotation, a learned transform or its training.
@@ -75,6 +76,9 @@ pub enum RotateError {
         /// Its value.
         value: f64,
     },
+    /// Parts that make no online transform.
+    #[error("online transform: {0}")]
+    Core(#[from] CoreError),
     /// A setting outside its range.
     #[error("setting `{name}` is {value}: expected {expected}")]
     Setting {

@@ -1,6 +1,7 @@
 //! Kronecker transforms of rows.
 
 use ndarray::{Array2, ArrayView2};
+use quant_core::{AxisTransform, OnlineTransform};
 use quant_kernels::{Element, Par};
 
 use crate::dense::square;
@@ -75,6 +76,15 @@ impl<'a, T: Element> Kronecker<'a, T> {
             }
         }
         Ok(Self { left, right })
+    }
+
+    /// The transform as data for a model that applies it while it runs, with matrices in f32.
+    ///
+    /// # Errors
+    /// [`RotateError::Core`] for numbers that are not finite.
+    pub fn online(&self) -> Result<OnlineTransform, RotateError> {
+        let axis = |matrix: ArrayView2<'_, T>| AxisTransform::Dense(matrix.mapv(|v| v.to_f32_lossy()));
+        Ok(OnlineTransform::kronecker(vec![axis(self.left), axis(self.right)])?)
     }
 
     /// The number of features, `L * R`.

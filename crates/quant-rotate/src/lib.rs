@@ -14,6 +14,7 @@
 //! | quantisers with learned clipping and straight-through gradients | [`StraightThrough`], [`clip_weight`] |
 //! | training: AdamW, a cosine with warm-up, first scales of channels | [`AdamW`], [`CosineSchedule`], [`initial_scales`] |
 //! | rotations and permutations fitted to outliers | [`DuQuant`], [`zigzag`] |
+//! | transforms that a model applies while it runs, on many rows | [`apply_online`] |
 //! | random numbers keyed by seed and name | [`KeyedRandom`] |
 //!
 //! ```
@@ -50,6 +51,7 @@ mod hadamard;
 mod heads;
 mod kronecker;
 mod learned;
+mod online;
 mod optimiser;
 mod orthogonal;
 mod random;
@@ -65,6 +67,7 @@ pub use kronecker::{Kronecker, KroneckerGradient, kronecker_sides};
 pub use learned::{Conditioning, Learned, Parametrisation, Realised};
 /// The arrays of the functions here.
 pub use ndarray;
+pub use online::apply_online;
 pub use optimiser::{AdamW, AdamWSettings, CosineSchedule, Update};
 pub use orthogonal::haar;
 pub use quant_core::{Bits, Variant};

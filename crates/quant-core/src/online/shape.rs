@@ -50,9 +50,10 @@ pub struct OnlineShape {
 }
 
 impl OnlineShape {
-    /// One Kronecker product with these axes, of which the first three count.
+    /// One Kronecker product with these axes, of which the first three count; an axis of one entry that stays is none.
     pub fn new(axes: impl IntoIterator<Item = AxisShape>) -> Self {
         let mut filled = [AxisShape::Identity(1); 3];
+        let axes = axes.into_iter().filter(|axis| *axis != AxisShape::Identity(1));
         filled.iter_mut().zip(axes).for_each(|(to, axis)| *to = axis);
         Self { shards: 1, axes: filled }
     }
@@ -110,19 +111,21 @@ impl OnlineTransform {
     #[must_use]
     pub fn shape(&self) -> Option<OnlineShape> {
         match self.kind() {
-            OnlineKind::Kronecker(axes) if axes.len() <= 3 => {
-                Some(OnlineShape::new(axes.iter().map(|axis| match axis {
+            OnlineKind::Kronecker(axes) => {
+                let shape = OnlineShape::new(axes.iter().map(|axis| match axis {
                     AxisTransform::Identity(size) => AxisShape::Identity(*size),
                     AxisTransform::Walsh(size) => AxisShape::Walsh(*size),
                     AxisTransform::Dense(matrix) => AxisShape::Dense(matrix.nrows()),
-                })))
+                }));
+                // More axes than it holds.
+                (shape.width() == self.width()).then_some(shape)
             }
             OnlineKind::Blocks(parts) => {
                 let first = parts.first()?.shape()?;
                 let equal = first.shards == 1 && parts.iter().all(|part| part.shape() == Some(first));
                 equal.then_some(OnlineShape { shards: parts.len(), ..first })
             }
-            OnlineKind::Kronecker(_) | OnlineKind::Permutation(_) | OnlineKind::Chain(_) => None,
+            OnlineKind::Permutation(_) | OnlineKind::Chain(_) => None,
         }
     }
     /// Its matrices, in the order of [`OnlineShape::matrices`].
@@ -161,7 +164,12 @@ mod tests {
             assert_eq!(transform.matrices(), matrices.iter().collect::<Vec<_>>());
             assert!(shape.build(matrices[1..].to_vec()).unwrap_err().to_string().contains("square ones of"));
         }
+        let one = AxisTransform::Identity(1);
+        let loose = OnlineTransform::kronecker(vec![one.clone(), AxisTransform::Walsh(8), one]).unwrap();
         let walsh = OnlineShape::new([AxisShape::Walsh(8)]);
+        assert_eq!(loose.shape(), Some(walsh));
+        let many = vec![AxisTransform::Walsh(2); 4];
+        assert_eq!(OnlineTransform::kronecker(many).unwrap().shape(), None);
         assert!(walsh.is_walsh() && !OnlineShape::new(axes).is_walsh());
         let one = walsh.build(Vec::new()).unwrap();
         assert_eq!(OnlineTransform::chain(vec![one.clone(), one]).unwrap().shape(), None);

@@ -8,9 +8,10 @@ use crate::ops::norm::{norm_heads, normed};
 use crate::ops::project::forward_shared;
 use crate::{ModelError, RopeTable};
 use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut2, Axis, CowArray, Ix2, Slice};
-use quant_core::EntryQuant;
+use quant_core::{EntryQuant, OnlineTransform, PairTransform};
 use quant_graph::{KvScheme, LinearSpec, Norm, Role, Site};
 use quant_kernels::{Element, Par, rope_in_place, tasks, vectorized, views};
+use quant_rotate::apply_online;
 use std::fmt::{self, Debug, Formatter};
 use std::ops::ControlFlow;
 
@@ -210,12 +211,14 @@ impl<T: Element> Block<T> {
         Ok(h)
     }
 
-    /// The input norm: `h` `[tokens, hidden]` to [`Site::AttentionInput`].
+    /// The input norm: `h` `[tokens, hidden]` to [`Site::AttentionInput`], transformed as its linears expect it.
     ///
     /// # Errors
     /// [`ModelError::Shape`] if `h` is not `[tokens, hidden]`.
     pub fn attention_input(&self, h: ArrayView2<'_, T>, par: Par) -> Result<Array2<T>, ModelError> {
-        self.normed(Norm::Input, h, par)
+        let mut x = self.normed(Norm::Input, h, par)?;
+        self.transform(Site::AttentionInput, x.view_mut(), par);
+        Ok(x)
     }
     /// From [`Site::AttentionInput`] `[tokens, hidden]` to [`Site::AttentionOutput`] `[tokens, heads · head_dim]` of one
     /// sequence: q, k, v, their norms, rope, KV quantisation, causal attention. The new tokens stand behind those of `cache`,
@@ -243,7 +246,7 @@ impl<T: Element> Block<T> {
         x: ArrayView2<'_, T>,
         rope: &RopeTable<T>,
         cache: &mut dyn KvStore<T>,
-        out: ArrayViewMut2<'_, T>,
+        mut out: ArrayViewMut2<'_, T>,
         par: Par,
     ) -> Result<(), ModelError> {
         let (past, tokens) = (cache.past(), x.nrows());
@@ -254,15 +257,18 @@ impl<T: Element> Block<T> {
         let [mut q, mut k, mut v] = self.project(Site::AttentionInput, parts, x, par)?;
         self.norm_heads(&mut q, Norm::Query, par);
         self.rotate(&mut q, rope, past, par);
+        self.transform_heads(&mut q, PairTransform::query, par);
         self.norm_heads(&mut k, Norm::Key, par);
         match &self.kv {
             Some(kv) if kv.before_rope => {
                 let bias = if kv.pre_bias { self.key_bias() } else { None };
                 self.quantise(&kv.keys, &mut k, bias, par);
                 self.rotate(&mut k, rope, past, par);
+                self.transform_heads(&mut k, PairTransform::key, par);
             }
             kv => {
                 self.rotate(&mut k, rope, past, par);
+                self.transform_heads(&mut k, PairTransform::key, par);
                 if let Some(kv) = kv {
                     self.quantise(&kv.keys, &mut k, None, par);
                 }
@@ -274,7 +280,8 @@ impl<T: Element> Block<T> {
         cache.extend(k, v);
         self.check("keys in the cache", &[past + tokens, self.shape.kv_width()], cache.keys().shape())?;
         self.check("values in the cache", &[past + tokens, self.shape.kv_width()], cache.values().shape())?;
-        causal_attention_into(q.view(), cache.keys(), cache.values(), &self.shape, past, out, par);
+        causal_attention_into(q.view(), cache.keys(), cache.values(), &self.shape, past, out.view_mut(), par);
+        self.transform(Site::AttentionOutput, out, par);
         Ok(())
     }
     /// Keys and values `[tokens, kv_heads · head_dim]` of a sequence as a quantiser of the cache by `scheme` takes them, from
@@ -295,7 +302,10 @@ impl<T: Element> Block<T> {
         let [mut k, v] = self.project(Site::AttentionInput, [(Role::K, width), (Role::V, width)], x, par)?;
         self.norm_heads(&mut k, Norm::Key, par);
         match (scheme.before_rope, self.key_bias()) {
-            (false, _) => self.rotate(&mut k, rope, 0, par),
+            (false, _) => {
+                self.rotate(&mut k, rope, 0, par);
+                self.transform_heads(&mut k, PairTransform::key, par);
+            }
             (true, Some(bias)) if scheme.pre_bias => k -= &bias,
             _ => {}
         }
@@ -314,7 +324,9 @@ impl<T: Element> Block<T> {
     /// # Errors
     /// [`ModelError::Shape`] if `h` is not `[tokens, hidden]`.
     pub fn mlp_input(&self, h: ArrayView2<'_, T>, par: Par) -> Result<Array2<T>, ModelError> {
-        self.normed(Norm::PostAttention, h, par)
+        let mut x = self.normed(Norm::PostAttention, h, par)?;
+        self.transform(Site::MlpInput, x.view_mut(), par);
+        Ok(x)
     }
     /// `silu(gate(x)) · up(x)`: [`Site::MlpInput`] `[tokens, hidden]` to [`Site::MlpActivation`]
     /// `[tokens, intermediate]`.
@@ -343,7 +355,8 @@ impl<T: Element> Block<T> {
         let mut up = views::scratch(scratch, shape);
         let parts = [(Role::Gate, out.view_mut()), (Role::Up, up.view_mut())];
         self.project_into(Site::MlpInput, parts, x, par)?;
-        gated(out, up.view(), par);
+        gated(out.view_mut(), up.view(), par);
+        self.transform(Site::MlpActivation, out, par);
         Ok(())
     }
     /// The down projection: `m` `[tokens, intermediate]` to `[tokens, hidden]`, to be added to the residual stream.
@@ -409,6 +422,24 @@ impl<T: Element> Block<T> {
     fn norm_heads(&self, x: &mut Array2<T>, norm: Norm, par: Par) {
         if let Some(weight) = self.norm(norm) {
             tasks::for_rows(x.view_mut(), par, |_, rows| norm_heads(rows, weight, self.eps));
+        }
+    }
+    /// What the linears behind a site expect its rows `[tokens, features]` to be multiplied by.
+    fn transform(&self, site: Site, x: ArrayViewMut2<'_, T>, par: Par) {
+        if let Some(transform) = self.online.sites.get(&site) {
+            apply_online(transform, x, par);
+        }
+    }
+    /// The transform of queries or of keys `[tokens, n · head_dim]`, head by head.
+    fn transform_heads(
+        &self,
+        x: &mut Array2<T>,
+        side: impl Fn(&PairTransform) -> &OnlineTransform,
+        par: Par,
+    ) {
+        let Some(pair) = &self.online.pair else { return };
+        for heads in x.axis_chunks_iter_mut(Axis(1), self.shape.head_dim) {
+            apply_online(side(pair), heads, par);
         }
     }
     /// Rope on queries or keys `[tokens, n · head_dim]` of the positions from `past` on.

@@ -11,7 +11,7 @@ use crate::ops::attention::AttentionShape;
 use crate::{ModelError, RopeTable};
 use ndarray::{Array1, ArrayView1};
 use quant_core::{EntryQuant, KvQuant};
-use quant_graph::{BlockParams, BlockSpec, LinearId, LinearParams, ModelSpec, Norm};
+use quant_graph::{BlockParams, BlockSpec, LinearId, LinearParams, ModelSpec, Norm, Online};
 use quant_kernels::{Compute, Element, Par};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -43,6 +43,7 @@ pub struct Block<T: Element> {
     compute: Compute,
     linears: BTreeMap<LinearId, Arc<dyn LinearOp<T>>>,
     norms: [Option<Array1<T>>; 4],
+    online: Online,
     kv: Option<KvQuant>,
 }
 
@@ -80,8 +81,10 @@ impl<T: Element> Block<T> {
             compute,
             linears: BTreeMap::new(),
             norms: [const { None }; 4],
+            online: Online::default(),
             kv: None,
         };
+        block.set_online(spec, params.online)?;
         let widths = block.spec.norms.clone();
         for (norm, weight) in params.norms {
             let name = spec.layout.norm(norm);
@@ -152,6 +155,21 @@ impl<T: Element> Block<T> {
     #[must_use]
     pub fn norm(&self, norm: Norm) -> Option<ArrayView1<'_, T>> {
         self.norms[norm as usize].as_ref().map(|w| w.view())
+    }
+    /// What it multiplies activations by while it runs.
+    #[must_use]
+    pub fn online(&self) -> &Online {
+        &self.online
+    }
+    fn set_online(&mut self, spec: &ModelSpec, online: Online) -> Result<(), ModelError> {
+        for (site, transform) in &online.sites {
+            self.check(&format!("transform of {site:?}"), &[spec.site_width(*site)], &[transform.width()])?;
+        }
+        if let Some(pair) = &online.pair {
+            self.check("transforms of queries and keys", &[spec.head_dim], &[pair.key().width()])?;
+        }
+        self.online = online;
+        Ok(())
     }
     /// Quantisation of the KV cache.
     #[must_use]

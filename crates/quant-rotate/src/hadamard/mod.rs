@@ -5,6 +5,7 @@ mod core;
 mod tests;
 
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
+use quant_core::{AxisTransform, OnlineTransform};
 use quant_kernels::{Element, Par, mix_blocks_in_place, walsh_hadamard_rows};
 
 pub use self::core::hadamard_core;
@@ -128,6 +129,31 @@ impl Hadamard {
                 mix_blocks_in_place(runs, T::one(), core, par);
             }
         });
+    }
+
+    /// The transform of every run of `n` in a row of `width`, as data for a model that applies it while it runs. The core is in f32.
+    ///
+    /// # Errors
+    /// [`RotateError::Shape`] if the width is no multiple of the size, [`RotateError::Core`] if it is 0 or wider than online transforms are.
+    pub fn online(&self, width: usize) -> Result<OnlineTransform, RotateError> {
+        let length = self.size / self.order();
+        let mut axes = vec![AxisTransform::Identity(width / self.size)];
+        if let Some(core) = &self.core {
+            let scale = 1.0 / (self.order() as f64).sqrt();
+            // A row is multiplied from the right, so the transpose of the core.
+            axes.push(AxisTransform::Dense(core.t().mapv(|sign| (f64::from(sign) * scale) as f32)));
+        }
+        axes.push(AxisTransform::Walsh(length));
+        let transform = OnlineTransform::kronecker(axes)?;
+        if transform.width() == width {
+            Ok(transform)
+        } else {
+            Err(RotateError::Shape {
+                what: "width of an online Hadamard transform",
+                expected: format!("a multiple of its size {}", self.size),
+                found: width.to_string(),
+            })
+        }
     }
 
     /// `H` itself, `[n, n]` in f64, from its definition.

@@ -13,7 +13,7 @@ fn largest(x: impl IntoIterator<Item = f64>) -> f64 {
 /// Applied to rows, transposed, in both types, one thread and several, against the dense matrix.
 fn against_the_matrix<T: Element>(h: &Hadamard, runs: usize, tolerance: f64) {
     let n = h.size();
-    let x = Numbers::new(n as u64).matrix(3, n * runs, 1.0).mapv(T::from_f32);
+    let x = Numbers::new(n as u64).matrix(if n < 100 { 40 } else { 3 }, n * runs, 1.0).mapv(T::from_f32);
     let matrix = h.matrix();
     for transposed in [false, true] {
         let mut got = x.clone();

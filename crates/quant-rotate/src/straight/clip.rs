@@ -1,10 +1,10 @@
 //! Learned clipping of weights.
 
 use ndarray::{Array2, ArrayView2, Axis};
-use quant_kernels::{Element, Par, for_pieces, piece_rows, vectorized};
+use quant_kernels::{Element, Par, tasks, vectorized};
 
 use super::ClipLogits;
-use super::extremes::{Factor, LANES, add_where, extremes, total};
+use super::extremes::{Factor, LANES, TASK_RUNS, add_where, extremes, total};
 use crate::RotateError;
 use crate::runs::{as_runs, from_runs};
 
@@ -34,15 +34,13 @@ pub fn clip_weight<T: Element>(
 ) -> Result<Array2<T>, RotateError> {
     check(w, run, logits)?;
     let mut clipped = as_runs(w, run).into_owned();
-    let per_piece = piece_rows(clipped.nrows(), par);
-    let pieces = clipped.axis_chunks_iter_mut(Axis(0), per_piece).enumerate();
-    for_pieces(pieces, par, |(piece, mut runs)| {
+    tasks::for_rows(clipped.view_mut(), par, |first, mut runs| {
         vectorized(
             #[inline(always)]
             || {
                 for (i, mut values) in runs.rows_mut().into_iter().enumerate() {
                     let Some(values) = values.as_slice_mut() else { continue };
-                    let (low, high) = Bounds::new(values, logits, piece * per_piece + i).ends();
+                    let (low, high) = Bounds::new(values, logits, first + i).ends();
                     for value in values {
                         let at_least = if *value < low { low } else { *value };
                         *value = if at_least > high { high } else { at_least };
@@ -75,18 +73,17 @@ pub fn clip_weight_gradient<T: Element>(
     let values = as_runs(w, run);
     let mut gradient = as_runs(g, run).into_owned();
     let mut ends = ClipLogits::zeros(logits.max.len());
-    let per_piece = piece_rows(values.nrows(), par);
-    let pieces = gradient
-        .axis_chunks_iter_mut(Axis(0), per_piece)
-        .zip(ends.max.axis_chunks_iter_mut(Axis(0), per_piece))
-        .zip(ends.min.axis_chunks_iter_mut(Axis(0), per_piece))
+    let parts = gradient
+        .axis_chunks_iter_mut(Axis(0), TASK_RUNS)
+        .zip(ends.max.axis_chunks_iter_mut(Axis(0), TASK_RUNS))
+        .zip(ends.min.axis_chunks_iter_mut(Axis(0), TASK_RUNS))
         .enumerate();
-    for_pieces(pieces, par, |(piece, ((mut gradients, mut of_max), mut of_min))| {
+    tasks::for_each(parts, par, |(part, ((mut gradients, mut of_max), mut of_min))| {
         vectorized(
             #[inline(always)]
             || {
                 for (i, mut gradient) in gradients.rows_mut().into_iter().enumerate() {
-                    let at = piece * per_piece + i;
+                    let at = part * TASK_RUNS + i;
                     let values = values.row(at);
                     let (Some(values), Some(gradient)) = (values.to_slice(), gradient.as_slice_mut()) else {
                         continue;

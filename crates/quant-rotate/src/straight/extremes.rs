@@ -6,6 +6,9 @@ use quant_kernels::Element;
 /// Partial results kept side by side: fixed, so that sums do not depend on the machine.
 pub(super) const LANES: usize = 16;
 
+/// Runs of one task of a gradient.
+pub(super) const TASK_RUNS: usize = 16;
+
 /// The smallest and the largest value; a NaN is passed over. Infinities of the wrong sign for an empty run.
 #[inline(always)]
 pub(super) fn extremes<T: Element>(values: &[T]) -> (T, T) {

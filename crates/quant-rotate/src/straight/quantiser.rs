@@ -2,10 +2,10 @@
 
 use ndarray::{Array2, ArrayView2, Axis};
 use quant_core::Bits;
-use quant_kernels::{Element, Par, for_pieces, piece_rows, vectorized};
+use quant_kernels::{Element, Par, tasks, vectorized};
 
 use super::ClipLogits;
-use super::extremes::{Factor, LANES, add_where, extremes, total};
+use super::extremes::{Factor, LANES, TASK_RUNS, add_where, extremes, total};
 use crate::RotateError;
 use crate::runs::{as_runs, from_runs};
 
@@ -111,15 +111,13 @@ impl StraightThrough {
     ) -> Result<Array2<T>, RotateError> {
         let factors = Factors::new(x.ncols(), run, clip)?;
         let mut y = as_runs(x, run).into_owned();
-        let per_piece = piece_rows(y.nrows(), par);
-        let pieces = y.axis_chunks_iter_mut(Axis(0), per_piece).enumerate();
-        for_pieces(pieces, par, |(piece, mut runs)| {
+        tasks::for_rows(y.view_mut(), par, |first, mut runs| {
             vectorized(
                 #[inline(always)]
                 || {
                     for (i, mut values) in runs.rows_mut().into_iter().enumerate() {
                         let Some(values) = values.as_slice_mut() else { continue };
-                        let (max, min) = factors.of(piece * per_piece + i);
+                        let (max, min) = factors.of(first + i);
                         let Found { scale, zero, .. } = self.find(values, max, min);
                         let top = T::from_f32(self.bits.max_level());
                         for value in values {
@@ -153,17 +151,16 @@ impl StraightThrough {
         let mut gradient = as_runs(g, run).into_owned();
         // Of every run; they are added up in order afterwards, so that threads change no sum.
         let mut ends = Array2::<T>::zeros((values.nrows(), 2));
-        let per_piece = piece_rows(values.nrows(), par);
-        let pieces = gradient
-            .axis_chunks_iter_mut(Axis(0), per_piece)
-            .zip(ends.axis_chunks_iter_mut(Axis(0), per_piece))
+        let parts = gradient
+            .axis_chunks_iter_mut(Axis(0), TASK_RUNS)
+            .zip(ends.axis_chunks_iter_mut(Axis(0), TASK_RUNS))
             .enumerate();
-        for_pieces(pieces, par, |(piece, (mut gradients, mut ends))| {
+        tasks::for_each(parts, par, |(part, (mut gradients, mut ends))| {
             vectorized(
                 #[inline(always)]
                 || {
                     for (i, mut gradient) in gradients.rows_mut().into_iter().enumerate() {
-                        let at = piece * per_piece + i;
+                        let at = part * TASK_RUNS + i;
                         let values = values.row(at);
                         let (Some(values), Some(gradient)) = (values.to_slice(), gradient.as_slice_mut())
                         else {

@@ -163,7 +163,7 @@ fn gradients_of_quantisers_are_differences() {
             (StraightThrough::weights(bits(n), symmetric).unwrap(), 1e-5),
         ];
         for (quantiser, floor) in all {
-            for (rows, columns, run) in [(3, 7, 7), (2, 40, 20), (4, 6, 2), (0, 4, 4)] {
+            for (rows, columns, run) in [(3, 7, 7), (2, 40, 20), (4, 6, 2), (50, 2, 2), (0, 4, 4)] {
                 let mut x = random(rows, columns, u64::from(n));
                 if rows > 2 {
                     // One-sided rows: the end that is 0 has no gradient.
@@ -261,7 +261,7 @@ proptest! {
 /// Of an independent version that freezes which elements are clipped.
 #[test]
 fn gradients_of_clipped_weights_are_differences() {
-    for (rows, columns, run) in [(3, 9, 9), (2, 40, 20), (5, 4, 2), (0, 3, 3)] {
+    for (rows, columns, run) in [(3, 9, 9), (2, 40, 20), (5, 4, 2), (50, 3, 3), (0, 3, 3)] {
         let mut w = random(rows, columns, 3);
         if rows > 2 {
             w.row_mut(0).mapv_inplace(|v| v.abs() + 0.5);
