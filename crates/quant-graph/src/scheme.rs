@@ -203,6 +203,10 @@ pub struct ModelScheme {
     pub kv: Option<KvScheme>,
     /// The embedding and the head, as far as they are quantised. They multiply floats.
     pub tables: BTreeMap<Outer, WeightScheme>,
+    /// Whether a transform of the whole model was fused into embedding, final norm and head, so that they hold other numbers than
+    /// those of the input.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub fused: bool,
 }
 
 impl ModelScheme {
@@ -210,11 +214,11 @@ impl ModelScheme {
     pub fn linears(&self) -> impl Iterator<Item = (usize, LinearId, &LinearScheme)> {
         self.blocks.iter().enumerate().flat_map(|(i, block)| block.iter().map(move |(id, s)| (i, *id, s)))
     }
-    /// The shape of the model as it is stored: a tied head gets a table of its own where one of the two is quantised, since the
-    /// other then holds other numbers.
+    /// The shape of the model as it is stored: a tied head gets a table of its own where one of the two is quantised or
+    /// something is fused into them, since the other then holds other numbers.
     #[must_use]
     pub fn stored(&self, spec: &ModelSpec) -> ModelSpec {
-        ModelSpec { tied: spec.tied && self.tables.is_empty(), ..spec.clone() }
+        ModelSpec { tied: spec.tied && self.tables.is_empty() && !self.fused, ..spec.clone() }
     }
     /// The first linear whose scheme differs from those its loader fuses it with.
     #[must_use]

@@ -34,6 +34,7 @@ pub mod gptaq;
 pub mod gptq;
 mod method;
 pub mod qronos;
+pub mod quarot;
 mod registry;
 pub mod rtn;
 pub mod settings;
@@ -44,8 +45,9 @@ pub mod statistics;
 pub use error::MethodError;
 pub use folding::HeadTie;
 pub use method::{
-    BlockContext, Figures, Method, MethodKind, Modifier, Operations, PlannedRounding, Prepared, Rounded,
-    Rounding, RowRounding, Scaled, Solver, Transform, WeightSettings, Workspace, rounding, scale_weights,
+    BlockContext, Figures, Method, MethodKind, ModelTransform, Modifier, Operations, PlannedRounding,
+    Prepared, Rounded, Rounding, RowRounding, Scaled, Solver, Transform, WeightSettings, WholePlan,
+    Workspace, rounding, scale_weights,
 };
 /// The arrays of the functions here.
 pub use ndarray;

@@ -23,6 +23,7 @@ pub static METHODS: &[&Method] = &[
     &crate::gptaq::METHOD,
     &crate::gptq::METHOD,
     &crate::qronos::METHOD,
+    &crate::quarot::METHOD,
     &crate::rtn::METHOD,
     &crate::slim_llm::METHOD,
     &crate::smoothquant::METHOD,

@@ -79,7 +79,7 @@ fn operations(plan: &Plan, lengths: &[usize]) -> f64 {
     let forward = (plan.streams.count() + again) as f64 * once;
     let mut all = spec.layers as f64 * forward / FORWARD;
     for index in 0..spec.layers {
-        let block = spec.block(index);
+        let block = plan.block(index);
         all += cache_passes(plan) * cache_pass(&block, tokens) / FORWARD;
         for transform in plan.recipe.transforms() {
             all += transform.operations(&block, tokens) / FORWARD;

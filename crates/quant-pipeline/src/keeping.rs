@@ -59,7 +59,7 @@ impl Plan {
     /// soon as it is there.
     #[must_use]
     pub fn paid_block(&self, block: usize) -> bool {
-        let spec = self.spec.block(block);
+        let spec = self.block(block);
         let searches = self.recipe.transforms().iter().any(|t| t.operations(&spec, 1) > 0.0);
         searches || spec.stages.iter().any(|stage| self.paid_stage(block, stage))
     }

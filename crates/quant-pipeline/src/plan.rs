@@ -8,7 +8,8 @@ use crate::recipe::Recipe;
 use quant_checkpoint::formats::Format;
 use quant_core::{Bits, CoreError, FloatType};
 use quant_graph::{
-    InputScheme, KvScheme, LinearId, LinearScheme, LinearSpec, ModelScheme, ModelSpec, Outer, StageSpec,
+    BlockSpec, InputScheme, KvScheme, LinearId, LinearScheme, LinearSpec, ModelScheme, ModelSpec,
+    OnlineScheme, Outer, ScaleEdge, StageSpec,
 };
 use quant_methods::{FloatStream, Need, PlannedRounding, Rounding, Solver, Spacing, Statistic, Stream};
 use std::collections::BTreeMap;
@@ -130,12 +131,22 @@ impl Plan {
                 return Err(RecipeError::conflict(format!("overrides.{:?}", glob.pattern()), problem).into());
             }
         }
-        for block in (0..spec.layers).map(|index| spec.block(index)) {
+        let whole = recipe.model_transform().map(|model| model.plan(spec)).transpose();
+        let whole = whole.map_err(RecipeError::from)?;
+        let mut warnings = Vec::new();
+        let mut online = Vec::new();
+        if let Some(whole) = &whole {
+            warnings.extend(whole.notices.iter().cloned());
+            if !whole.online.is_empty() {
+                online = vec![whole.online.clone(); spec.layers];
+            }
+        }
+        for index in 0..spec.layers {
+            let block = movable(spec.block(index), online.get(index));
             for transform in recipe.transforms() {
                 transform.check(&block).map_err(RecipeError::from)?;
             }
         }
-        let mut warnings = Vec::new();
         for glob in recipe.ignore() {
             let table = Outer::TABLES.iter().any(|table| glob.matches(table.module()));
             if !table && !modules.iter().any(|(_, l)| glob.matches(&l.module)) {
@@ -159,16 +170,21 @@ impl Plan {
                 .iter()
                 .map(|block| block.iter().map(|(id, linear)| (*id, linear.scheme)).collect())
                 .collect(),
-            online: Vec::new(),
+            online,
             kv,
             tables: tables.iter().map(|(table, planned)| (*table, planned.weight)).collect(),
+            fused: whole.is_some(),
         };
         let stored = scheme.stored(spec);
         format.supports(&stored, &scheme)?;
         check_float_streams(&blocks)?;
         warnings.extend(notices(&blocks));
-        let streams = streams(recipe, spec, &blocks, &tables, kv);
-        if scheme.linears().all(|(_, _, s)| s.is_float()) && kv.is_none() && tables.is_empty() {
+        let streams = streams(recipe, spec, &blocks, &tables, &scheme);
+        if whole.is_none()
+            && scheme.linears().all(|(_, _, s)| s.is_float())
+            && kv.is_none()
+            && tables.is_empty()
+        {
             warnings
                 .push("the scheme leaves everything in 16 bits: the output is a copy of the model".into());
         }
@@ -192,6 +208,12 @@ impl Plan {
     pub(crate) fn solvers(&self) -> impl Iterator<Item = &dyn Solver> {
         let linears = self.blocks.iter().flat_map(BTreeMap::values).filter_map(LinearPlan::solver);
         linears.chain(self.tables.values().map(|table| &*table.solver))
+    }
+
+    /// What a block consists of, with the edges along which scales can still move.
+    #[must_use]
+    pub fn block(&self, index: usize) -> BlockSpec {
+        movable(self.spec.block(index), self.scheme.online.get(index))
     }
 
     /// Whether later linears of a block see already quantised earlier ones.
@@ -242,7 +264,7 @@ impl Plan {
         for (stream, statistic) in linears().filter_map(LinearPlan::solver).flat_map(Solver::needs) {
             needs.of_mut(stream).push(statistic);
         }
-        let spec = self.spec.block(block);
+        let spec = self.block(block);
         let transforms = self.recipe.transforms().iter().flat_map(|t| t.needs(&spec));
         for need in transforms.filter(|need| need.site == stage.site) {
             needs.of_mut(need.stream).push(need.statistic);
@@ -264,6 +286,13 @@ impl StageNeeds {
             Stream::Deployed => &mut self.deployed,
         }
     }
+}
+
+/// A block without the edges whose scales would have to pass a transform that runs online: rows that make what is mixed behind them.
+fn movable(mut block: BlockSpec, online: Option<&OnlineScheme>) -> BlockSpec {
+    let mixed = |edge: &ScaleEdge| online.is_some_and(|online| online.sites.contains_key(&edge.to));
+    block.edges.retain(|edge| !mixed(edge));
+    block
 }
 
 /// What methods say of how they round, each with the number of linears of which it is true and the first of them.
@@ -352,8 +381,9 @@ fn streams(
     spec: &ModelSpec,
     blocks: &[BTreeMap<LinearId, LinearPlan>],
     tables: &BTreeMap<Outer, PlannedRounding>,
-    kv: Option<KvScheme>,
+    scheme: &ModelScheme,
 ) -> Streams {
+    let (kv, online) = (scheme.kv, scheme.online.first());
     let linears = || blocks.iter().flat_map(BTreeMap::values);
     let mut streams = Streams::default();
     let mut need = |stream: Stream, reason: &'static str| {
@@ -370,7 +400,7 @@ fn streams(
     for (stream, statistic) in &of_solvers {
         need(*stream, statistic.reason());
     }
-    let block = spec.block(0);
+    let block = movable(spec.block(0), online);
     for Need { stream, statistic, .. } in recipe.transforms().iter().flat_map(|t| t.needs(&block)) {
         need(stream, statistic.reason());
     }

@@ -40,6 +40,10 @@ pub static PRESETS: &[&Preset] = &[
     &Preset { name: "w4a16g128-awq", text: include_str!("../recipes/w4a16g128-awq.yaml") },
     &Preset { name: "w4a16g128-gptaq", text: include_str!("../recipes/w4a16g128-gptaq.yaml") },
     &Preset { name: "w4a16g32", text: include_str!("../recipes/w4a16g32.yaml") },
+    &Preset {
+        name: "w4a4kv4-quarot-research",
+        text: include_str!("../recipes/w4a4kv4-quarot-research.yaml"),
+    },
     &Preset { name: "w4a4kv4-research", text: include_str!("../recipes/w4a4kv4-research.yaml") },
     &Preset { name: "w8a16-ascend", text: include_str!("../recipes/w8a16-ascend.yaml") },
     &Preset { name: "w8a8", text: include_str!("../recipes/w8a8.yaml") },

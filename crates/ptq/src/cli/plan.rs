@@ -179,8 +179,7 @@ fn by_scheme(
 
 /// The modifiers in the order in which they work.
 fn methods(plan: &Plan) -> Vec<String> {
-    let transforms = plan.recipe.transforms().iter().map(|t| format!("{} ({})", t.method().id, t.describe()));
-    transforms.chain([plan.recipe.rounding().method().id.to_owned()]).collect()
+    plan.recipe.before_rounding().chain([plan.recipe.rounding().method().id.to_owned()]).collect()
 }
 
 /// What is stored as it is.

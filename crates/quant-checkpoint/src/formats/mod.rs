@@ -63,6 +63,13 @@ pub(crate) fn declare_dtype(config: &mut Map<String, Value>, dtype: FloatType, r
     }
 }
 
+/// Makes `config.json` say whether head and embedding are one table, where the scheme may have taken them apart.
+pub(crate) fn declare_tie(config: &mut Map<String, Value>, stored: &ModelSpec, scheme: &ModelScheme) {
+    if scheme.fused || !scheme.tables.is_empty() {
+        config.insert("tie_word_embeddings".to_owned(), stored.tied.into());
+    }
+}
+
 /// A tensor ready to write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Encoded {

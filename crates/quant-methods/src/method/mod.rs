@@ -8,10 +8,12 @@ use std::sync::Arc;
 pub mod rounding;
 mod solver;
 mod transform;
+mod whole;
 
 pub use rounding::{PlannedRounding, Rounding, WeightSettings};
 pub use solver::{Figures, Operations, Prepared, Rounded, RowRounding, Solver, Workspace};
 pub use transform::{BlockContext, Scaled, Transform, scale_weights};
+pub use whole::{ModelTransform, WholePlan};
 
 /// What a method does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +46,8 @@ impl MethodKind {
 /// What a section of a recipe makes: what happens to a block before rounding, how weights are rounded, or both.
 #[derive(Clone, Debug, Default)]
 pub struct Modifier {
+    /// Rewrites the whole model before anything else looks at it.
+    pub model: Option<Arc<dyn ModelTransform>>,
     /// Comes before any rounding.
     pub transform: Option<Arc<dyn Transform>>,
     /// Rounds every linear without an override.
@@ -54,12 +58,17 @@ impl Modifier {
     /// One that only transforms.
     #[must_use]
     pub fn transform(transform: impl Transform + 'static) -> Self {
-        Self { transform: Some(Arc::new(transform)), rounding: None }
+        Self { transform: Some(Arc::new(transform)), ..Self::default() }
     }
     /// One that only rounds.
     #[must_use]
     pub fn rounding(rounding: impl Rounding + 'static) -> Self {
-        Self { transform: None, rounding: Some(Arc::new(rounding)) }
+        Self { rounding: Some(Arc::new(rounding)), ..Self::default() }
+    }
+    /// One that rewrites the whole model.
+    #[must_use]
+    pub fn model(model: impl ModelTransform + 'static) -> Self {
+        Self { model: Some(Arc::new(model)), ..Self::default() }
     }
 }
 

@@ -32,8 +32,7 @@ pub(super) fn card(of: &Provenance<'_>) -> String {
     let weights = recipe.rounding().weights();
     let name = of.origin.name().unwrap_or(&of.plan.spec.model_type);
     let from = of.origin.base_model.as_deref().unwrap_or(name);
-    let transforms: String =
-        recipe.transforms().iter().map(|t| format!("{} ({}) + ", t.method().id, t.describe())).collect();
+    let transforms: String = recipe.before_rounding().map(|text| format!("{text} + ")).collect();
     let calibration = of.calibration.as_ref().map_or_else(
         || "none".to_owned(),
         |c| format!("{} sequences, {} tokens (SHA-256 of the ids {})", c.sequences, c.tokens, c.sha256),

@@ -112,10 +112,13 @@ impl Plan {
         let head = declared.iter().find(|tensor| tensor.name == ModelSpec::HEAD)?;
         let bytes = (head.shape.iter().product::<usize>() * head.dtype.bitsize()).div_ceil(8) as u64;
         let named: Vec<&str> = self.tables.keys().map(|table| table.module()).collect();
+        let reason = match self.recipe.model_transform() {
+            Some(model) => model.method().id.to_owned(),
+            None => format!("quantising {}", named.join(" and ")),
+        };
         Some(format!(
-            "the head of this model is its embedding; quantising {} unties them: the output has a table {} of its own, {} more \
+            "the head of this model is its embedding; {reason} unties them: the output has a table {} of its own, {} more \
              ({bytes} bytes), and tie_word_embeddings: false",
-            named.join(" and "),
             ModelSpec::HEAD,
             Bytes(bytes)
         ))

@@ -17,7 +17,7 @@ use quant_core::{Foreign, ForeignKind, KvGranularity, ObserverKind};
 use quant_graph::{ModelSpec, Outer};
 use quant_kernels::Compute;
 use quant_methods::settings::{nearest, one_of, unknown_key};
-use quant_methods::{Rounding, Settings, SettingsError, Transform};
+use quant_methods::{ModelTransform, Rounding, Settings, SettingsError, Transform};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -70,6 +70,7 @@ pub struct KvSpec {
 /// the text written beside the output are one thing.
 #[derive(Clone, Debug)]
 pub struct Recipe {
+    model: Option<Arc<dyn ModelTransform>>,
     transforms: Vec<Arc<dyn Transform>>,
     rounding: Arc<dyn Rounding>,
     overrides: Vec<(Glob, Arc<dyn Rounding>)>,
@@ -158,7 +159,7 @@ impl Recipe {
             v if v.as_u64() == Some(1) => {}
             other => return Err(RecipeError::value("version", "1", &other)),
         }
-        let Modifiers { transforms, rounding, written, resolved } =
+        let Modifiers { model, transforms, rounding, written, resolved } =
             parse_modifiers(take("modifiers"), registry.methods())?;
         let usual = Usual { method: rounding.method(), written: &written };
         let mut overrides = Vec::new();
@@ -179,6 +180,7 @@ impl Recipe {
         let ignore = parse_ignore(ignore)?;
         let format = parse_export(take("export"), registry.formats())?;
         Ok(Self {
+            model,
             transforms,
             rounding,
             overrides,
@@ -218,10 +220,20 @@ impl Recipe {
         Self::parse_with(preset.text, registry)
     }
 
-    /// Transforms, in the order in which they are applied.
+    /// What rewrites the whole model before anything else, if something does.
+    #[must_use]
+    pub fn model_transform(&self) -> Option<&dyn ModelTransform> {
+        self.model.as_deref()
+    }
+    /// Transforms of blocks, in the order in which they are applied.
     #[must_use]
     pub fn transforms(&self) -> &[Arc<dyn Transform>] {
         &self.transforms
+    }
+    /// What happens before anything is rounded, in words and in its order.
+    pub fn before_rounding(&self) -> impl Iterator<Item = String> {
+        let model = self.model.iter().map(|t| format!("{} ({})", t.method().id, t.describe()));
+        model.chain(self.transforms.iter().map(|t| format!("{} ({})", t.method().id, t.describe())))
     }
     /// The rounding of every linear without an override.
     #[must_use]

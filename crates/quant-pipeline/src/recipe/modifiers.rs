@@ -3,12 +3,13 @@
 use super::mapping;
 use crate::error::RecipeError;
 use quant_methods::settings::unknown_key;
-use quant_methods::{Method, Methods, Modifier, Rounding, Settings, Transform};
+use quant_methods::{Method, Methods, ModelTransform, Modifier, Rounding, Settings, Transform};
 use serde_json::{Map, Value};
 use std::sync::Arc;
 
 /// What the list of modifiers says.
 pub(super) struct Modifiers {
+    pub(super) model: Option<Arc<dyn ModelTransform>>,
     pub(super) transforms: Vec<Arc<dyn Transform>>,
     pub(super) rounding: Arc<dyn Rounding>,
     /// The rounding's section as written, for overrides to build on.
@@ -24,6 +25,7 @@ pub(super) fn parse_modifiers(value: Value, methods: &Methods) -> Result<Modifie
     };
     let conflict = |problem: &str| RecipeError::conflict("modifiers", problem);
     let (mut transforms, mut rounding) = (Vec::<Arc<dyn Transform>>::new(), None);
+    let mut model: Option<Arc<dyn ModelTransform>> = None;
     let mut resolved = Vec::new();
     for (i, modifier) in modifiers.into_iter().enumerate() {
         let path = format!("modifiers[{i}]");
@@ -37,7 +39,14 @@ pub(super) fn parse_modifiers(value: Value, methods: &Methods) -> Result<Modifie
             let method = methods.get(&name).ok_or_else(|| unknown_key(&path, &name, known()))?;
             let settings = Settings::new(&format!("{path}.{name}"), value.clone(), method.fields)?;
             resolved.push((method.id, settings.resolved()));
-            let Modifier { transform, rounding: rounds } = (method.build)(&settings)?;
+            let Modifier { model: whole, transform, rounding: rounds } = (method.build)(&settings)?;
+            if let Some(whole) = whole {
+                if model.is_some() || !transforms.is_empty() || rounding.is_some() {
+                    let problem = format!("{name} rewrites the whole model; it stands first, and once");
+                    return Err(conflict(&problem));
+                }
+                model = Some(whole);
+            }
             if transform.is_some() && rounding.is_some() {
                 return Err(conflict("a transform must stand before the rounding it prepares"));
             }
@@ -67,7 +76,7 @@ pub(super) fn parse_modifiers(value: Value, methods: &Methods) -> Result<Modifie
         }
         conflict(&format!("there is no rounding modifier; add {add}"))
     })?;
-    Ok(Modifiers { transforms, rounding, written, resolved })
+    Ok(Modifiers { model, transforms, rounding, written, resolved })
 }
 
 /// The rounding of a recipe, for overrides to build on.
@@ -108,7 +117,7 @@ pub(super) fn parse_override(
     let mut merged: Map<String, Value> =
         taken.filter_map(|key| Some((key.to_owned(), usual.written.get(key)?.clone()))).collect();
     merged.extend(section);
-    let Modifier { transform, rounding } =
+    let Modifier { transform, rounding, .. } =
         (method.build)(&Settings::new(&path, merged.into(), method.fields)?)?;
     match (transform, rounding) {
         (None, Some(rounding)) => Ok(rounding),

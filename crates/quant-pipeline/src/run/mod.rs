@@ -116,6 +116,14 @@ pub fn run(
         events,
         scratch: StageScratch::default(),
     };
+    let mut rewritten;
+    let source = match plan.recipe.model_transform() {
+        Some(model) => {
+            rewritten = model.fuse(source)?;
+            &mut *rewritten
+        }
+        None => source,
+    };
     let mut streams = run.streams(source, tokens)?;
     for index in run.state.from..spec.layers {
         let began = Instant::now();
@@ -208,7 +216,7 @@ impl Run<'_> {
         mut block: BlockParams,
         streams: &mut Activations,
     ) -> Result<BlockParams, PipelineError> {
-        let (plan, spec) = (self.plan, self.plan.spec.block(index));
+        let (plan, spec) = (self.plan, self.plan.block(index));
         let mut statistics = self.float_statistics(index, &spec);
         let mut runner = None;
         let Activations { float, deployed, beside } = streams;

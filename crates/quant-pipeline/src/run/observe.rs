@@ -187,7 +187,7 @@ impl Run<'_> {
         statistics: &mut BlockStatistics,
     ) -> Result<(), PipelineError> {
         let plan = self.plan;
-        let spec = plan.spec.block(index);
+        let spec = plan.block(index);
         let planned = plan.blocks[index].iter();
         let grids: BTreeMap<LinearId, _> = planned
             .filter_map(|(id, linear)| {

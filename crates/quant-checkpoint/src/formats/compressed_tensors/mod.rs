@@ -29,7 +29,9 @@ use serde_json::Value;
 use self::config::{Config, Layout};
 use super::bytes::{float_dtype, held_type};
 use super::layout::{ExpectedTensor, Item, Slot, norm_slot, outer_decls, outer_expected};
-use super::{BlockSideData, ConfigNotes, Decoder, Encoded, Format, TensorDecl, Unsupported, declare_dtype};
+use super::{
+    BlockSideData, ConfigNotes, Decoder, Encoded, Format, TensorDecl, Unsupported, declare_dtype, declare_tie,
+};
 use crate::error::Result;
 use crate::formats::ascend_description::Description;
 use crate::source::Checkpoint;
@@ -244,6 +246,7 @@ impl Format for CompressedTensors {
         let mut config = config.clone();
         if let Some(object) = config.as_object_mut() {
             declare_dtype(object, spec.dtype, false);
+            declare_tie(object, spec, scheme);
             object.insert("quantization_config".to_owned(), section::write(spec, scheme, notes));
         }
         config

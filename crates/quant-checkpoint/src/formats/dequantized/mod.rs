@@ -17,7 +17,9 @@ use self::scheme_file::{FILE, SchemeFile};
 use super::block::check;
 use super::bytes::{Loss, dequantized_bytes, float_bytes};
 use super::layout::{ExpectedTensor, Item, Part, Slot, norm_slot, outer_decls, plain_expected};
-use super::{BlockSideData, ConfigNotes, Decoder, Encoded, Format, TensorDecl, Unsupported, declare_dtype};
+use super::{
+    BlockSideData, ConfigNotes, Decoder, Encoded, Format, TensorDecl, Unsupported, declare_dtype, declare_tie,
+};
 use crate::error::Result;
 use crate::source::Checkpoint;
 use crate::writer::ShardNaming;
@@ -88,7 +90,7 @@ impl Format for Dequantized {
             slots(spec, index).into_iter().map(|s| s.decl).chain(online)
         };
         // Rounded values are no numbers of the input's type.
-        let rounded = |name: &str| scheme.tables.keys().any(|table| table.tensor() == name);
+        let rounded = |name: &str| scheme.fused || scheme.tables.keys().any(|table| table.tensor() == name);
         let dtype = |name: &str| if rounded(name) { Some(Dtype::F32) } else { source_dtype(name) };
         (0..spec.layers).flat_map(block).chain(outer_decls(spec, &dtype)).collect()
     }
@@ -126,9 +128,7 @@ impl Format for Dequantized {
         if let Some(object) = config.as_object_mut() {
             object.shift_remove("quantization_config");
             declare_dtype(object, FloatType::F32, true);
-            if !scheme.tables.is_empty() {
-                object.insert("tie_word_embeddings".to_owned(), spec.tied.into());
-            }
+            declare_tie(object, spec, scheme);
         }
         config
     }

@@ -28,6 +28,9 @@ pub(super) struct SchemeFile {
     version: u32,
     kv: Option<KvEntry>,
     blocks: Vec<BlockEntry>,
+    /// Whether something is fused into embedding, final norm and head.
+    #[serde(default, skip_serializing_if = "is_false")]
+    fused: bool,
     /// Embedding and head by module; left out where neither is quantised, as before there was this key.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     tables: BTreeMap<String, WeightEntry>,
@@ -257,7 +260,7 @@ impl SchemeFile {
         let any = self.blocks.iter().any(|block| block.online.is_some());
         let online =
             if any { (0..spec.layers).map(|index| self.online(index)).collect() } else { Vec::new() };
-        Ok(ModelScheme { blocks, kv, online, tables: self.tables(spec)? })
+        Ok(ModelScheme { blocks, kv, online, tables: self.tables(spec)?, fused: self.fused })
     }
     /// What a block multiplies activations by.
     pub(super) fn online(&self, index: usize) -> OnlineScheme {
@@ -391,6 +394,7 @@ pub(super) fn write(spec: &ModelSpec, scheme: &ModelScheme, blocks: &[BlockSideD
     let file = SchemeFile {
         version: VERSION,
         kv: scheme.kv.map(KvEntry::of),
+        fused: scheme.fused,
         blocks: scheme.blocks.iter().enumerate().map(block).collect(),
         tables: scheme.tables.iter().map(|(t, w)| (t.module().to_owned(), WeightEntry::of(*w))).collect(),
     };

@@ -35,7 +35,9 @@ use serde_json::Value;
 use self::description::{AscendType, Description};
 use super::bytes::{float_dtype, held_type};
 use super::layout::{ExpectedTensor, Item, Slot, norm_slot, outer_decls, outer_expected};
-use super::{BlockSideData, ConfigNotes, Decoder, Encoded, Format, TensorDecl, Unsupported, declare_dtype};
+use super::{
+    BlockSideData, ConfigNotes, Decoder, Encoded, Format, TensorDecl, Unsupported, declare_dtype, declare_tie,
+};
 use crate::error::Result;
 use crate::source::Checkpoint;
 use crate::writer::ShardNaming;
@@ -283,12 +285,13 @@ impl Format for VllmAscend {
     ) -> Result<Vec<Encoded>> {
         encode::block(spec, scheme, index, block)
     }
-    fn config(&self, spec: &ModelSpec, _: &ModelScheme, config: &Value, _: &ConfigNotes) -> Value {
+    fn config(&self, spec: &ModelSpec, scheme: &ModelScheme, config: &Value, _: &ConfigNotes) -> Value {
         let mut config = config.clone();
         if let Some(object) = config.as_object_mut() {
             // `shift_remove` keeps the order of the other keys.
             object.shift_remove("quantization_config");
             declare_dtype(object, spec.dtype, false);
+            declare_tie(object, spec, scheme);
         }
         config
     }

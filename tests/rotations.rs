@@ -1,0 +1,85 @@
+//! QuaRot from recipe to folder: what 4 bits cost with rotations and without, and what a folder computes when it is read back.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use common::{
+    SMALL, few_windows, ptq, quantize, quantize_in_memory, refused, text, tiny_reasoner, write_tokens,
+};
+use ptq::eval::{EvalOptions, evaluate};
+use ptq::kernels::Compute;
+use ptq::model::InMemoryModel;
+use ptq::pipeline::{Scored, with_threads};
+use tempfile::tempdir;
+
+fn perplexity(model: InMemoryModel, rows: &[Vec<u32>]) -> f64 {
+    with_threads(2, |par| {
+        let mut scored = Scored::new(model, Compute::F32, par);
+        evaluate(&mut scored, rows, EvalOptions::default()).unwrap().perplexity.unwrap()
+    })
+    .unwrap()
+}
+
+#[test]
+fn rotations_keep_what_four_bits_would_lose() {
+    let rows = few_windows(8, 128);
+    let of = |modifiers: &str| {
+        let recipe = format!("version: 1\nmodifiers: [{modifiers}]\n");
+        perplexity(quantize_in_memory(&tiny_reasoner(), &recipe, Some(&rows), 2).0, &rows.sequences)
+    };
+    let float = of("rtn: { scheme: W16A16 }");
+    let kept = of("quarot: {}, rtn: { scheme: W16A16 }");
+    assert!((kept / float - 1.0).abs() < 1e-4, "{kept} rotated, {float} as it is");
+    let plain = of("rtn: { scheme: W4A4KV4 }");
+    let turned = of("quarot: {}, rtn: { scheme: W4A4KV4 }");
+    let solved = of("quarot: {}, gptq: { scheme: W4A4KV4, convention: q-sym, mse_clip: true }");
+    println!("float {float:.3}, plain {plain:.3}, rotated {turned:.3}, with gptq {solved:.3}");
+    // Without them the model is lost: 97 instead of 1.4 on its tasks.
+    assert!(plain > 10.0 * turned, "{plain} without, {turned} with");
+    assert!(turned < 1.2 * float && solved < turned, "{float} {turned} {solved}");
+}
+
+#[test]
+fn a_folder_computes_what_was_measured() {
+    let work = tempdir().unwrap();
+    let (model, output) = (tiny_reasoner(), work.path().join("out"));
+    let report = quantize(&model, "w4a4kv4-quarot-research", &output, &[SMALL, &["--json"]].concat());
+    let report = report.expect(0, &[]).json();
+    assert!(report["warnings"].to_string().contains("quarot unties them"), "{report}");
+    let config = std::fs::read_to_string(output.join("config.json")).unwrap();
+    assert!(config.contains("\"tie_word_embeddings\": false"), "{config}");
+    let card = std::fs::read_to_string(output.join("README.md")).unwrap();
+    assert!(card.contains("quarot (Hadamard rotations r1, r2, r3, r4) + gptq"), "{card}");
+
+    let rows = few_windows(4, 64);
+    let ids: Vec<Vec<i64>> =
+        rows.sequences.iter().map(|row| row.iter().map(|&t| t.into()).collect()).collect();
+    let data = write_tokens(&work.path().join("rows.safetensors"), &ids, 64);
+    let read = ptq(&["eval", "--model", text(&output), "--tokens", &data, "--json"]).expect(0, &[]).json();
+    let recipe =
+        std::fs::read_to_string(common::root().join("recipes/w4a4kv4-quarot-research.yaml")).unwrap();
+    let expected = perplexity(quantize_in_memory(&model, &recipe, Some(&rows), 2).0, &rows.sequences);
+    let found = read["perplexity"].as_f64().unwrap();
+    assert!((found / expected - 1.0).abs() < 1e-6, "{found} from the folder, {expected} in memory");
+}
+
+#[test]
+fn what_cannot_run_is_refused_in_the_plan() {
+    let work = tempdir().unwrap();
+    let model = tiny_reasoner();
+    for (name, modifiers, code, words) in [
+        (
+            "ascend",
+            "[quarot: {}, rtn: { scheme: W8A8 }]\nexport: { format: vllm-ascend }",
+            3,
+            &["transform of attention_output", "rotations: [r1, r2]"][..],
+        ),
+        ("second", "[rtn: { scheme: W8A8 }, quarot: {}]", 2, &["quarot", "stands first"]),
+        ("block", "[quarot: { block: 48 }, rtn: { scheme: W8A8 }]", 2, &["block", "none, 16, 32, 64 or 128"]),
+    ] {
+        let recipe = work.path().join(format!("{name}.yaml"));
+        std::fs::write(&recipe, format!("version: 1\nmodifiers: {modifiers}\n")).unwrap();
+        refused(&model, text(&recipe), SMALL, code, words);
+    }
+}
