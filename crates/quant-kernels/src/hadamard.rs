@@ -7,6 +7,9 @@ use crate::element::Element;
 use crate::rows::with_row_mut;
 use crate::{Level, Par, tasks, vectorized};
 
+/// Bytes of a part that is transformed before the stages across parts, in a first-level cache: a power of two.
+const NEAR: usize = 16 << 10;
+
 /// Bytes of stride from which rows of a pass compete for the same lines of a first-level cache, so that fewer of them are
 /// taken at once.
 const CROWDED: usize = 4096;
@@ -53,7 +56,17 @@ fn transform<T: Element>(level: Level, values: &mut [T], scale: T) {
         return short(rest, scale);
     }
     // Stages are done in increasing order of their stride, however they are put together: the bits are the same.
-    let mut stride = T::first_stages(level, registers, scale);
+    let near = registers.len().min((NEAR / size_of::<[T; WIDTH]>()).max(1));
+    for part in registers.chunks_exact_mut(near) {
+        let stride = T::first_stages(level, part, scale);
+        remaining(level, part, stride);
+    }
+    remaining(level, registers, near);
+}
+
+/// The stages from this stride on.
+#[inline(always)]
+fn remaining<T: Element>(level: Level, registers: &mut [[T; WIDTH]], mut stride: usize) {
     while stride < registers.len() {
         let left = registers.len() / stride;
         let crowded = stride * size_of::<[T; WIDTH]>() >= CROWDED;

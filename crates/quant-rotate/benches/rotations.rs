@@ -1,4 +1,5 @@
-//! Fast Hadamard transforms beside a copy of the same bytes and beside the product of matrices, measured in one run.
+//! Hadamard and Kronecker transforms beside a copy of the same bytes and beside the product of matrices, and quantisers with
+//! gradients, measured in one run.
 //!
 //! Contenders of one shape take turns, and each keeps its best round, so that a disturbance of the machine hits all of them
 //! alike. One thread.
@@ -12,7 +13,7 @@ use std::time::Instant;
 
 use quant_kernels::{Compute, Level, Par, linear_into, mix_blocks_in_place};
 use quant_rotate::ndarray::Array2;
-use quant_rotate::{Hadamard, hadamard_core};
+use quant_rotate::{Bits, ClipLogits, Hadamard, Kronecker, StraightThrough, hadamard_core, kronecker_sides};
 
 fn main() {
     let rounds = if std::env::args().any(|argument| argument == "quick") { 1 } else { 30 };
@@ -27,10 +28,83 @@ fn main() {
     for columns in [12 * 128, 28 * 128, 28 * 512, 108 * 64, 140 * 16, 148 * 128, 924 * 4] {
         cores(columns, rounds);
     }
+    println!("\nKronecker transforms of 2048 rows: GF/s, and as a ratio to the f32 product");
+    for columns in [1536, 4096, 8960] {
+        kroneckers(columns, rounds.div_ceil(3));
+    }
+    println!("\nQuantisers with learned clipping: nanoseconds an element, a copy included");
+    for columns in [1536, 8960] {
+        for symmetric in [true, false] {
+            quantisers(columns, symmetric, rounds.div_ceil(3));
+        }
+    }
 }
 
 /// Bytes of the buffer of the first table.
 const BYTES: usize = 8 << 20;
+
+/// Kronecker transforms of 2048 rows, there and back, beside the product.
+fn kroneckers(columns: usize, rounds: usize) {
+    let (l, r) = kronecker_sides(columns).expect("a size of the model zoo");
+    let (left, right, x, g) = (random(l, l), random(r, r), random(2048, columns), random(2048, columns));
+    let (mut y, mut input) = (x.clone(), x.clone());
+    let transform = Kronecker::new(left.view(), right.view()).expect("square matrices");
+    let (a, b) = (random(1024, 1024), random(1024, 1024));
+    let mut c = Array2::<f32>::zeros((1024, 1024));
+    let [product, forward, backward] = best(
+        rounds,
+        [
+            &mut || linear_into(a.view(), b.view(), None, c.view_mut(), Compute::F32, Par::Seq),
+            &mut || transform.apply_into(x.view(), y.view_mut(), Par::Seq),
+            &mut || drop(transform.backward_into(x.view(), g.view(), input.view_mut(), Par::Seq)),
+        ],
+    );
+    let rate = |operations: usize, seconds: f64| operations as f64 / seconds / 1e9;
+    let products = rate(2 << 30, product);
+    let once = 2 * 2048 * columns;
+    let there = rate(once * (l + r), forward);
+    // Two products with each matrix for the input and the matrices themselves, one more with the left.
+    let back = rate(once * (3 * l + 2 * r), backward);
+    println!(
+        "{l:>3} x {r:<3}  product {products:.0}  forward {there:.0} ({:.2})  backward {back:.0} ({:.2})",
+        there / products,
+        back / products
+    );
+}
+
+/// Quantisers of one scale per row on 2048 rows, beside a copy of them.
+fn quantisers(columns: usize, symmetric: bool, rounds: usize) {
+    let (x, g) = (random(2048, columns), random(2048, columns));
+    let bits = Bits::new(4).expect("a width");
+    let quantiser = StraightThrough::activations(bits, symmetric).expect("a quantiser");
+    let logits = ClipLogits::initial(1);
+    let (mut copied, mut y, mut input) = (x.clone(), x.clone(), x.clone());
+    let [copy, forward, backward] = best(
+        rounds,
+        [
+            &mut || copied.assign(black_box(&x)),
+            &mut || {
+                y.assign(&x);
+                quantiser
+                    .forward_in_place(y.view_mut(), columns, Some(&logits), Par::Seq)
+                    .expect("whole rows");
+            },
+            &mut || {
+                input.assign(&g);
+                let to = input.view_mut();
+                let clip = quantiser.backward_in_place(x.view(), to, columns, Some(&logits), Par::Seq);
+                black_box(clip.expect("whole rows"));
+            },
+        ],
+    );
+    let each = |seconds: f64| seconds * 1e9 / (2048 * columns) as f64;
+    println!(
+        "rows of {columns:<5} symmetric {symmetric:<5}  copy {:.2}  forward {:.2}  backward {:.2}",
+        each(copy),
+        each(forward),
+        each(backward)
+    );
+}
 
 /// Rows of a power of two that fill the buffer.
 fn powers_of_two(columns: usize, rounds: usize) {

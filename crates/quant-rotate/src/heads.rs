@@ -7,7 +7,7 @@
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, Slice};
 use quant_kernels::{Compute, Element, Par, matmul_nn, matmul_nt, mix_blocks_in_place};
 
-use crate::runs::as_runs;
+use crate::runs::{as_runs, in_runs};
 
 /// Rows gathered at a time for the gradient of [`across_heads`]: enough for a product of good size, few enough for caches.
 const GATHERED: usize = 64;
@@ -27,15 +27,20 @@ const GATHERED: usize = 64;
 #[must_use]
 pub fn per_head<T: Element>(x: ArrayView2<'_, T>, m: ArrayView2<'_, T>, par: Par) -> Array2<T> {
     let mut y = Array2::zeros(x.dim());
-    {
-        let x = as_runs(x, m.nrows());
-        let runs = y.view_mut().into_shape_with_order(x.dim());
-        // A new array is in standard layout, so it has the other shape as well.
-        if let Ok(runs) = runs {
-            matmul_nn(runs, false, T::one(), x.view(), m, Compute::F32, par);
-        }
-    }
+    per_head_into(x, m, y.view_mut(), par);
     y
+}
+
+/// [`per_head`] into an array of the shape of `x`, whose old content is not read.
+pub(crate) fn per_head_into<T: Element>(
+    x: ArrayView2<'_, T>,
+    m: ArrayView2<'_, T>,
+    y: ArrayViewMut2<'_, T>,
+    par: Par,
+) {
+    in_runs(y, m.nrows(), |y| {
+        matmul_nn(y, false, T::one(), as_runs(x, m.nrows()).view(), m, Compute::F32, par);
+    });
 }
 
 /// The gradient of [`per_head`] with respect to `M`, `sum X^T G` over rows and heads, for the gradient `g` of its result.
@@ -97,10 +102,13 @@ pub fn across_heads_gradient<T: Element>(
     for first in (0..x.nrows()).step_by(GATHERED) {
         let rows = GATHERED.min(x.nrows() - first);
         for (all, source) in gathered.iter_mut().zip(&sources) {
+            // Runs are in standard layout.
+            let Some(source) = source.as_slice() else { continue };
             for (head, mut line) in all.rows_mut().into_iter().enumerate() {
-                for row in 0..rows {
-                    let from = source.row((first + row) * heads + head);
-                    line.slice_axis_mut(Axis(0), Slice::from(row * width..(row + 1) * width)).assign(&from);
+                let Some(line) = line.as_slice_mut() else { continue };
+                for (row, to) in line.chunks_exact_mut(width).take(rows).enumerate() {
+                    let from = ((first + row) * heads + head) * width;
+                    to.copy_from_slice(&source[from..from + width]);
                 }
             }
         }

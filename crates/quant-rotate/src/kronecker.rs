@@ -1,11 +1,15 @@
 //! Kronecker transforms of rows.
 
-use ndarray::{Array2, ArrayView2};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
 use quant_core::{AxisTransform, OnlineTransform};
-use quant_kernels::{Element, Par};
+use quant_kernels::{Element, Par, tasks};
 
 use crate::dense::square;
-use crate::{RotateError, across_heads, across_heads_gradient, per_head, per_head_gradient};
+use crate::heads::per_head_into;
+use crate::{RotateError, across_heads, across_heads_gradient, per_head_gradient};
+
+/// Bytes of the rows of a chunk.
+const CHUNK_BYTES: usize = 512 << 10;
 
 /// The two sides `(L, R)` of the Kronecker pair of `size` features: the factors `L R = size` of one parity that are closest to each
 /// other, `L <= R` (FlatQuant's `get_decompose_dim`).
@@ -99,10 +103,30 @@ impl<'a, T: Element> Kronecker<'a, T> {
     /// If `x` has another number of features.
     #[must_use]
     pub fn apply(&self, x: ArrayView2<'_, T>, par: Par) -> Array2<T> {
-        assert_eq!(x.ncols(), self.features(), "features of x and of the Kronecker transform");
-        let mut y = per_head(x, self.right, par);
-        across_heads(y.view_mut(), self.left, par);
+        let mut y = Array2::zeros(x.dim());
+        self.apply_into(x, y.view_mut(), par);
         y
+    }
+
+    /// [`Kronecker::apply`] into an array of the shape of `x`, whose old content is not read: a fresh array of some megabytes costs about
+    /// as much as the transform.
+    ///
+    /// # Panics
+    /// If `x` has another number of features, or `y` another shape than `x`.
+    pub fn apply_into(&self, x: ArrayView2<'_, T>, mut y: ArrayViewMut2<'_, T>, par: Par) {
+        assert!(
+            x.ncols() == self.features() && x.dim() == y.dim(),
+            "inputs {:?} and results {:?} of a Kronecker transform of {} features",
+            x.dim(),
+            y.dim(),
+            self.features()
+        );
+        let rows = self.chunk_rows();
+        let chunks = y.axis_chunks_iter_mut(Axis(0), rows).zip(x.axis_chunks_iter(Axis(0), rows));
+        tasks::for_each(chunks, par, |(mut y, x)| {
+            per_head_into(x, self.right, y.view_mut(), Par::Seq);
+            across_heads(y, self.left, Par::Seq);
+        });
     }
 
     /// The gradients for an input `x` and the gradient `g` of the result, both `[rows, features]`: with `X` and `G` of a row,
@@ -112,22 +136,56 @@ impl<'a, T: Element> Kronecker<'a, T> {
     /// If `x` or `g` has another number of features, or another number of rows than the other.
     #[must_use]
     pub fn backward(&self, x: ArrayView2<'_, T>, g: ArrayView2<'_, T>, par: Par) -> KroneckerGradient<T> {
+        let mut input = Array2::zeros(x.dim());
+        let (left, right) = self.backward_into(x, g, input.view_mut(), par);
+        KroneckerGradient { input, left, right }
+    }
+
+    /// [`Kronecker::backward`] with the gradient of the input in an array of its shape, whose old content is not read; gives those of the
+    /// left and the right matrix.
+    ///
+    /// # Panics
+    /// As there, and if `input` has another shape than `x`.
+    #[must_use]
+    pub fn backward_into(
+        &self,
+        x: ArrayView2<'_, T>,
+        g: ArrayView2<'_, T>,
+        mut input: ArrayViewMut2<'_, T>,
+        par: Par,
+    ) -> (Array2<T>, Array2<T>) {
         let (heads, width) = (self.left.nrows(), self.right.nrows());
         assert!(
-            x.ncols() == self.features() && x.dim() == g.dim(),
+            x.ncols() == self.features() && x.dim() == g.dim() && x.dim() == input.dim(),
             "inputs {:?} and gradients {:?} of a Kronecker transform of {} features",
             x.dim(),
             g.dim(),
             self.features()
         );
-        // G R^T serves the input and the left matrix: X R G^T = X (G R^T)^T.
-        let mut input = per_head(g, self.right.t(), par);
-        let left = across_heads_gradient(x, input.view(), heads, par);
-        across_heads(input.view_mut(), self.left.t(), par);
-        let mut mixed = g.as_standard_layout().into_owned();
-        across_heads(mixed.view_mut(), self.left.t(), par);
-        let right = per_head_gradient(x, mixed.view(), width, par);
-        KroneckerGradient { input, left, right }
+        let rows = self.chunk_rows();
+        let chunks = input.axis_chunks_iter_mut(Axis(0), rows);
+        let chunks = chunks.zip(x.axis_chunks_iter(Axis(0), rows)).zip(g.axis_chunks_iter(Axis(0), rows));
+        let parts = tasks::map(chunks, par, |((mut input, x), g)| {
+            // G R^T serves the input and the left matrix: X R G^T = X (G R^T)^T.
+            per_head_into(g, self.right.t(), input.view_mut(), Par::Seq);
+            let left = across_heads_gradient(x, input.view(), heads, Par::Seq);
+            across_heads(input, self.left.t(), Par::Seq);
+            let mut mixed = g.as_standard_layout().into_owned();
+            across_heads(mixed.view_mut(), self.left.t(), Par::Seq);
+            (left, per_head_gradient(x, mixed.view(), width, Par::Seq))
+        });
+        // In the order of the rows: chunks do not depend on the threads, so neither does the sum.
+        let (mut left, mut right) = (Array2::zeros((heads, heads)), Array2::zeros((width, width)));
+        for (of_left, of_right) in parts {
+            left += &of_left;
+            right += &of_right;
+        }
+        (left, right)
+    }
+
+    /// Rows that go all the way at a time: what they are made of stays in a second-level cache.
+    fn chunk_rows(&self) -> usize {
+        (CHUNK_BYTES / size_of::<T>() / self.features()).max(1)
     }
 }
 

@@ -3,7 +3,7 @@
 use ndarray::{ArrayView2, ArrayViewMut2, ShapeBuilder};
 
 use super::Dispatch;
-use super::buffer::Buffer;
+use super::buffer::{Buffer, LINE};
 use super::dispatch::Visitor;
 use super::kernel::{Kernel, MAX_TILE};
 use super::level::Level;
@@ -108,6 +108,10 @@ impl<K: Kernel> Work<K> {
         // SAFETY: the elements of one token.
         let x = unsafe { self.x.add(token * k * m) };
         let panels = m.div_ceil(K::NR);
+        // Packing only moves numbers and tiles only multiply them: the next token is fetched while this one is multiplied.
+        let line = LINE / size_of::<K::Elem>();
+        let each_tile = (k * m).div_ceil(panels * k.div_ceil(K::MR)).next_multiple_of(line);
+        let mut fetched = k * m;
         for first in (0..panels).step_by(self.together) {
             let group = first..(first + self.together).min(panels);
             // SAFETY: the view is of the token, columns as lanes, and ends with the call; the buffer has room for the group.
@@ -119,6 +123,10 @@ impl<K: Kernel> Work<K> {
             // What the group needs of the token is copied, so its place can be written.
             for row in (0..k).step_by(K::MR) {
                 for panel in group.clone() {
+                    for ahead in (fetched..fetched + each_tile).step_by(line) {
+                        K::prefetch(x.wrapping_add(ahead));
+                    }
+                    fetched += each_tile;
                     let column = panel * K::NR;
                     let width = K::NR.min(m - column);
                     // SAFETY: a panel of the group; its columns of the token, from `row` on.

@@ -4,9 +4,9 @@ mod core;
 #[cfg(test)]
 mod tests;
 
-use ndarray::{Array2, ArrayView2, ArrayViewMut2};
+use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2};
 use quant_core::{AxisTransform, OnlineTransform};
-use quant_kernels::{Element, Par, mix_blocks_in_place, walsh_hadamard_rows};
+use quant_kernels::{Element, Par, mix_blocks_in_place, tasks, walsh_hadamard_rows};
 
 pub use self::core::hadamard_core;
 use crate::runs::in_runs;
@@ -239,7 +239,7 @@ impl RandomHadamard {
     /// # Panics
     /// If `x` has another number of columns.
     pub fn apply<T: Element>(&self, mut x: ArrayViewMut2<'_, T>, par: Par) {
-        self.flip(x.view_mut());
+        self.flip(x.view_mut(), par);
         self.hadamard.apply(x, par);
     }
 
@@ -249,16 +249,13 @@ impl RandomHadamard {
     /// If `x` has another number of columns.
     pub fn apply_transposed<T: Element>(&self, mut x: ArrayViewMut2<'_, T>, par: Par) {
         self.hadamard.apply_transposed(x.view_mut(), par);
-        self.flip(x);
+        self.flip(x, par);
     }
 
-    fn flip<T: Element>(&self, mut x: ArrayViewMut2<'_, T>) {
+    fn flip<T: Element>(&self, x: ArrayViewMut2<'_, T>, par: Par) {
         assert_eq!(x.ncols(), self.width(), "columns of x and of the random Hadamard rotation");
-        for mut row in x.rows_mut() {
-            for (value, &sign) in row.iter_mut().zip(&self.signs) {
-                *value *= T::from_f32(f32::from(sign));
-            }
-        }
+        let signs: Array1<T> = self.signs.iter().map(|&sign| T::from_f32(f32::from(sign))).collect();
+        tasks::for_rows(x, par, |_, mut rows| rows *= &signs);
     }
 
     /// `Q` itself, `[width, width]` in f64.

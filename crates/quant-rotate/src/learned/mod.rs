@@ -6,6 +6,8 @@ mod condition;
 mod tests;
 
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
+use quant_core::CoreError;
+use quant_core::codec::{Bytes, Codec, bad_tag};
 use quant_kernels::Element;
 use serde::{Deserialize, Serialize};
 
@@ -256,6 +258,35 @@ impl<T: Element> Realised<T> {
             }
         };
         Ok(Learned { form })
+    }
+}
+
+impl Codec for Learned<f32> {
+    fn encode(&self, out: &mut Vec<u8>) {
+        match &self.form {
+            Form::Free { matrix } => {
+                out.push(0);
+                matrix.encode(out);
+            }
+            Form::Svd { u, v, t } => {
+                out.push(1);
+                u.encode(out);
+                v.encode(out);
+                t.encode(out);
+            }
+        }
+    }
+
+    fn decode(from: &mut Bytes<'_>) -> Result<Self, CoreError> {
+        let learned = match u8::decode(from)? {
+            0 => Self::free(Array2::decode(from)?.view()),
+            1 => {
+                let (u, v, t) = (Array2::decode(from)?, Array2::decode(from)?, Array1::decode(from)?);
+                Self::svd(u.view(), v.view(), t.view())
+            }
+            tag => return bad_tag("a learned matrix", tag),
+        };
+        learned.map_err(|e| CoreError::Encoded { expected: "a learned matrix", found: e.to_string() })
     }
 }
 

@@ -1,4 +1,5 @@
 use ndarray::{Array1, Array2, array};
+use quant_core::codec::{decoded, encoded};
 use quant_testkit::{Golden, Numbers};
 
 use super::*;
@@ -119,6 +120,22 @@ fn what_cannot_be_learned_is_refused() {
     );
     let both = Learned::<f32>::initial(3, Parametrisation::Inverse, 0, "").realise().unwrap();
     assert!(both.backward(both.matrix(), Array2::zeros((2, 2)).view()).is_err());
+}
+
+#[test]
+fn parameters_come_back_from_their_bytes() {
+    for parametrisation in [Parametrisation::Inverse, Parametrisation::Svd] {
+        let parameters = Learned::<f32>::initial(5, parametrisation, 2, "x");
+        let bytes = encoded(&parameters);
+        assert_eq!(decoded::<Learned<f32>>(&bytes).unwrap(), parameters);
+        assert!(decoded::<Learned<f32>>(&bytes[..bytes.len() - 1]).is_err());
+        let mut wrong = bytes;
+        let end = wrong.len() - 4;
+        wrong[end..].copy_from_slice(&f32::NAN.to_le_bytes());
+        let error = decoded::<Learned<f32>>(&wrong).unwrap_err().to_string();
+        assert!(error.contains("NaN"), "{error}");
+    }
+    assert!(decoded::<Learned<f32>>(&[7]).is_err());
 }
 
 /// Every Cayley transform and every pair of the golden file.

@@ -2,6 +2,8 @@
 
 mod schedule;
 
+use quant_core::codec::{Bytes, Codec};
+use quant_core::{CoreError, codec_of_fields};
 use quant_kernels::{Element, vectorized};
 use serde::{Deserialize, Serialize};
 
@@ -42,7 +44,7 @@ pub struct Update<'a, T> {
 /// `p <- p - lr / (1 - beta1^k) m / (sqrt(v) / sqrt(1 - beta2^k) + epsilon)` with the running means `m` of gradients and `v` of their
 /// squares, in PyTorch's order of operations.
 ///
-/// The value is the whole state: what was stored goes on where it was, to the same bits.
+/// The value is the whole state: what was stored by its [`Codec`] goes on where it was, to the same bits.
 ///
 /// ```
 /// use quant_rotate::{AdamW, AdamWSettings, Update};
@@ -54,7 +56,7 @@ pub struct Update<'a, T> {
 /// assert!((parameters[0] - 0.9).abs() < 1e-6 && (parameters[1] + 1.9).abs() < 1e-6);
 /// # Ok::<(), quant_rotate::RotateError>(())
 /// ```
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct AdamW<T> {
     settings: AdamWSettings,
     steps: u64,
@@ -62,10 +64,34 @@ pub struct AdamW<T> {
     moments: Vec<Moments<T>>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 struct Moments<T> {
     mean: Vec<T>,
     square: Vec<T>,
+}
+
+codec_of_fields!(AdamWSettings { beta1, beta2, epsilon, weight_decay });
+codec_of_fields!(Moments<f32> { mean, square });
+
+impl Codec for AdamW<f32> {
+    fn encode(&self, out: &mut Vec<u8>) {
+        self.settings.encode(out);
+        self.steps.encode(out);
+        self.moments.encode(out);
+    }
+
+    fn decode(from: &mut Bytes<'_>) -> Result<Self, CoreError> {
+        let wrong = |expected, found| CoreError::Encoded { expected, found };
+        let empty = Self::new(Codec::decode(from)?).map_err(|e| wrong("settings of AdamW", e.to_string()))?;
+        let optimiser = Self { steps: Codec::decode(from)?, moments: Codec::decode(from)?, ..empty };
+        match optimiser.moments.iter().find(|m| m.mean.len() != m.square.len()) {
+            Some(m) => {
+                let found = format!("{} and {}", m.square.len(), m.mean.len());
+                Err(wrong("as many means of squares as of gradients", found))
+            }
+            None => Ok(optimiser),
+        }
+    }
 }
 
 impl<T: Element> AdamW<T> {
@@ -180,6 +206,7 @@ fn power(base: f64, mut exponent: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use quant_core::codec;
     use quant_testkit::Numbers;
 
     /// The formulas, one number at a time in f64.
@@ -240,14 +267,20 @@ mod tests {
         };
         let gradients: Vec<Vec<f32>> = (0..6).map(|_| numbers.vector(3, 0.0, 1.0).to_vec()).collect();
         gradients[..3].iter().for_each(|g| step(&mut optimiser, &mut parameters, g));
-        let mut stored: AdamW<f32> =
-            serde_json::from_str(&serde_json::to_string(&optimiser).unwrap()).unwrap();
+        let bytes = codec::encoded(&optimiser);
+        let mut stored: AdamW<f32> = codec::decoded(&bytes).unwrap();
         let mut copy = parameters;
         for g in &gradients[3..] {
             step(&mut optimiser, &mut parameters, g);
             step(&mut stored, &mut copy, g);
         }
         assert_eq!((stored, copy), (optimiser, parameters));
+        // Cut off, or with a beta of another kind.
+        assert!(codec::decoded::<AdamW<f32>>(&bytes[..bytes.len() - 1]).is_err());
+        let mut wrong = bytes;
+        wrong[..8].copy_from_slice(&2.0_f64.to_le_bytes());
+        let error = codec::decoded::<AdamW<f32>>(&wrong).unwrap_err().to_string();
+        assert!(error.contains("beta1"), "{error}");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Learning rates over the steps of a training.
 
+use quant_core::CoreError;
+use quant_core::codec::{Bytes, Codec};
 use quant_core::elementary::cos;
-use serde::{Deserialize, Serialize};
 
 use crate::RotateError;
 
@@ -13,7 +14,8 @@ const WARMUP_START: f64 = 0.01;
 /// hundredth over 16 steps before it in a chain if asked.
 ///
 /// Rates follow from those of the step before, `lr <- (1 + cos(pi k / T)) / (1 + cos(pi (k - 1) / T)) (lr - floor) + floor`, so with
-/// a warm-up they are not the product of both. The value is the whole state: what was stored goes on where it was.
+/// a warm-up they are not the product of both. The value is the whole state: what was stored by its [`Codec`] goes
+/// on where it was.
 ///
 /// ```
 /// use quant_rotate::CosineSchedule;
@@ -26,7 +28,7 @@ const WARMUP_START: f64 = 0.01;
 /// assert!((schedule.rates()[0] - 0.5005).abs() < 1e-12);
 /// # Ok::<(), quant_rotate::RotateError>(())
 /// ```
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct CosineSchedule {
     base: Vec<f64>,
     rates: Vec<f64>,
@@ -90,9 +92,33 @@ impl CosineSchedule {
     }
 }
 
+impl Codec for CosineSchedule {
+    fn encode(&self, out: &mut Vec<u8>) {
+        self.base.encode(out);
+        self.rates.encode(out);
+        self.floor.encode(out);
+        self.steps.encode(out);
+        self.done.encode(out);
+        self.warmup.encode(out);
+    }
+
+    fn decode(from: &mut Bytes<'_>) -> Result<Self, CoreError> {
+        let (base, rates): (Vec<f64>, Vec<f64>) = Codec::decode(from)?;
+        let (floor, steps) = Codec::decode(from)?;
+        let (done, warmup) = Codec::decode(from)?;
+        let wrong = |found| CoreError::Encoded { expected: "a schedule of learning rates", found };
+        let begun = Self::new(&base, floor, steps, warmup).map_err(|e| wrong(e.to_string()))?;
+        if rates.len() != base.len() || !rates.iter().all(|rate| rate.is_finite()) {
+            return Err(wrong(format!("{rates:?} of {} groups", base.len())));
+        }
+        Ok(Self { rates, done, ..begun })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use quant_core::codec;
     use quant_testkit::Golden;
 
     #[test]
@@ -112,10 +138,16 @@ mod tests {
     fn a_stored_schedule_goes_on() {
         let mut schedule = CosineSchedule::new(&[0.5, 5.0], 1e-3, 30, true).unwrap();
         (0..7).for_each(|_| schedule.advance());
-        let text = serde_json::to_string(&schedule).unwrap();
-        let mut stored: CosineSchedule = serde_json::from_str(&text).unwrap();
+        let bytes = codec::encoded(&schedule);
+        let mut stored: CosineSchedule = codec::decoded(&bytes).unwrap();
         (0..9).for_each(|_| (schedule.advance(), stored.advance()).0);
         assert_eq!(stored, schedule);
+        assert!(codec::decoded::<CosineSchedule>(&bytes[1..]).is_err());
+        // A rate that no step has.
+        let mut wrong = bytes;
+        wrong[8..16].copy_from_slice(&f64::NAN.to_le_bytes());
+        let error = codec::decoded::<CosineSchedule>(&wrong).unwrap_err().to_string();
+        assert!(error.contains("learning_rate"), "{error}");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use ndarray::{Array2, ArrayView2, Axis};
 use quant_kernels::{Element, Par, tasks, vectorized};
 
 use super::ClipLogits;
-use super::extremes::{Factor, LANES, TASK_RUNS, add_where, extremes, total};
+use super::extremes::{Factor, LANES, TASK_RUNS, add_where, extremes, for_lanes, total};
 use crate::RotateError;
 use crate::runs::{as_runs, from_runs};
 
@@ -123,15 +123,13 @@ impl<T: Element> Bounds<T> {
     fn backward(&self, values: &[T], gradient: &mut [T]) -> (T, T) {
         let (low, high) = self.ends();
         let (mut at_high, mut at_low) = ([T::zero(); LANES], [T::zero(); LANES]);
-        for (values, gradient) in values.chunks(LANES).zip(gradient.chunks_mut(LANES)) {
-            for ((l, &value), g) in values.iter().enumerate().zip(gradient) {
-                let above = value > high || high < low;
-                let below = low < high && value < low;
-                at_high[l] += if above { *g } else { T::zero() };
-                at_low[l] += if below { *g } else { T::zero() };
-                *g = if value >= low && value <= high { *g } else { T::zero() };
-            }
-        }
+        for_lanes(values, gradient, |l, value, g| {
+            let above = value > high || high < low;
+            let below = low < high && value < low;
+            at_high[l] += if above { *g } else { T::zero() };
+            at_low[l] += if below { *g } else { T::zero() };
+            *g = if value >= low && value <= high { *g } else { T::zero() };
+        });
         let (at_high, at_low) = (total(&at_high), total(&at_low));
         add_where(values, self.highest, gradient, at_high * self.of_max.value);
         add_where(values, self.lowest, gradient, at_low * self.of_min.value);

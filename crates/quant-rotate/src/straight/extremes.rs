@@ -25,6 +25,26 @@ pub(super) fn extremes<T: Element>(values: &[T]) -> (T, T) {
     (lowest, highest)
 }
 
+/// Runs `work` on every value with its gradient and the lane its sums belong to.
+#[inline(always)]
+pub(super) fn for_lanes<T: Element>(
+    values: &[T],
+    gradient: &mut [T],
+    mut work: impl FnMut(usize, T, &mut T),
+) {
+    let (blocks, rest) = values.as_chunks::<LANES>();
+    let (gradients, gradients_rest) = gradient.as_chunks_mut::<LANES>();
+    // Of a fixed length, so that the compiler vectorises them.
+    for (block, gradient) in blocks.iter().zip(gradients) {
+        for l in 0..LANES {
+            work(l, block[l], &mut gradient[l]);
+        }
+    }
+    for ((l, &value), g) in rest.iter().enumerate().zip(gradients_rest) {
+        work(l, value, g);
+    }
+}
+
 /// The sum of lanes.
 #[inline(always)]
 pub(super) fn total<T: Element>(lanes: &[T; LANES]) -> T {

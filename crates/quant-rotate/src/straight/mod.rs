@@ -7,6 +7,7 @@ mod quantiser;
 mod tests;
 
 use ndarray::Array1;
+use quant_core::codec_of_fields;
 use quant_kernels::Element;
 
 pub use self::clip::{clip_weight, clip_weight_gradient};
@@ -20,6 +21,8 @@ pub struct ClipLogits<T> {
     /// Of the lower ends, as many.
     pub min: Array1<T>,
 }
+
+codec_of_fields!(ClipLogits<f32> { max, min });
 
 impl<T: Element> ClipLogits<T> {
     /// Those with which training begins: 4, a factor of 0.982 (FlatQuant).

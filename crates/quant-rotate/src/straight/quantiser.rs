@@ -1,13 +1,13 @@
 //! Straight-through quantisers of runs of values.
 
-use ndarray::{Array2, ArrayView2, Axis};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
 use quant_core::Bits;
 use quant_kernels::{Element, Par, tasks, vectorized};
 
 use super::ClipLogits;
-use super::extremes::{Factor, LANES, TASK_RUNS, add_where, extremes, total};
+use super::extremes::{Factor, LANES, TASK_RUNS, add_where, extremes, for_lanes, total};
 use crate::RotateError;
-use crate::runs::{as_runs, from_runs};
+use crate::runs::{as_runs, in_runs};
 
 /// A quantiser whose scale is found from every run of adjacent values, with a gradient.
 ///
@@ -109,26 +109,43 @@ impl StraightThrough {
         clip: Option<&ClipLogits<T>>,
         par: Par,
     ) -> Result<Array2<T>, RotateError> {
+        let mut y = x.to_owned();
+        self.forward_in_place(y.view_mut(), run, clip, par)?;
+        Ok(y)
+    }
+
+    /// [`StraightThrough::forward`] in place.
+    ///
+    /// # Errors
+    /// As there; nothing is changed then.
+    pub fn forward_in_place<T: Element>(
+        &self,
+        x: ArrayViewMut2<'_, T>,
+        run: usize,
+        clip: Option<&ClipLogits<T>>,
+        par: Par,
+    ) -> Result<(), RotateError> {
         let factors = Factors::new(x.ncols(), run, clip)?;
-        let mut y = as_runs(x, run).into_owned();
-        tasks::for_rows(y.view_mut(), par, |first, mut runs| {
-            vectorized(
-                #[inline(always)]
-                || {
-                    for (i, mut values) in runs.rows_mut().into_iter().enumerate() {
-                        let Some(values) = values.as_slice_mut() else { continue };
-                        let (max, min) = factors.of(first + i);
-                        let Found { scale, zero, .. } = self.find(values, max, min);
-                        let top = T::from_f32(self.bits.max_level());
-                        for value in values {
-                            let level = clamp((*value / scale).round_half_even() + zero, top);
-                            *value = scale * (level - zero);
+        in_runs(x, run, |runs| {
+            tasks::for_rows(runs, par, |first, mut runs| {
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        for (i, mut values) in runs.rows_mut().into_iter().enumerate() {
+                            let Some(values) = values.as_slice_mut() else { continue };
+                            let (max, min) = factors.of(first + i);
+                            let Found { scale, zero, .. } = self.find(values, max, min);
+                            let top = T::from_f32(self.bits.max_level());
+                            for value in values {
+                                let level = clamp((*value / scale).round_half_even() + zero, top);
+                                *value = scale * (level - zero);
+                            }
                         }
-                    }
-                },
-            );
+                    },
+                );
+            });
         });
-        Ok(from_runs(y, x.dim()))
+        Ok(())
     }
 
     /// The gradients for an input `x` and the gradient `g` of the result; `run` and `clip` as in [`StraightThrough::forward`].
@@ -143,46 +160,65 @@ impl StraightThrough {
         clip: Option<&ClipLogits<T>>,
         par: Par,
     ) -> Result<QuantGradient<T>, RotateError> {
+        let mut input = g.to_owned();
+        let clip = self.backward_in_place(x, input.view_mut(), run, clip, par)?;
+        Ok(QuantGradient { input, clip })
+    }
+
+    /// [`StraightThrough::backward`] that turns the gradient of the result into that of the input, in place, and gives those of the clip
+    /// logits.
+    ///
+    /// # Errors
+    /// As there; nothing is changed then.
+    pub fn backward_in_place<T: Element>(
+        &self,
+        x: ArrayView2<'_, T>,
+        g: ArrayViewMut2<'_, T>,
+        run: usize,
+        clip: Option<&ClipLogits<T>>,
+        par: Par,
+    ) -> Result<Option<ClipLogits<T>>, RotateError> {
         let factors = Factors::new(x.ncols(), run, clip)?;
         if g.dim() != x.dim() {
             return Err(RotateError::shape("gradient of a quantised array", x.dim(), g.dim()));
         }
         let values = as_runs(x, run);
-        let mut gradient = as_runs(g, run).into_owned();
         // Of every run; they are added up in order afterwards, so that threads change no sum.
         let mut ends = Array2::<T>::zeros((values.nrows(), 2));
-        let parts = gradient
-            .axis_chunks_iter_mut(Axis(0), TASK_RUNS)
-            .zip(ends.axis_chunks_iter_mut(Axis(0), TASK_RUNS))
-            .enumerate();
-        tasks::for_each(parts, par, |(part, (mut gradients, mut ends))| {
-            vectorized(
-                #[inline(always)]
-                || {
-                    for (i, mut gradient) in gradients.rows_mut().into_iter().enumerate() {
-                        let at = part * TASK_RUNS + i;
-                        let values = values.row(at);
-                        let (Some(values), Some(gradient)) = (values.to_slice(), gradient.as_slice_mut())
-                        else {
-                            continue;
-                        };
-                        let (max, min) = factors.of(at);
-                        let found = self.find(values, max, min);
-                        let scale = found.through(values, gradient, T::from_f32(self.bits.max_level()));
-                        let (high, low) = (scale * found.by_high, scale * found.by_low);
-                        if found.highest > T::zero() {
-                            add_where(values, found.highest, gradient, high * max.value);
-                            ends[(i, 0)] = high * found.highest * max.slope;
+        in_runs(g, run, |mut gradient| {
+            let parts = gradient
+                .axis_chunks_iter_mut(Axis(0), TASK_RUNS)
+                .zip(ends.axis_chunks_iter_mut(Axis(0), TASK_RUNS))
+                .enumerate();
+            tasks::for_each(parts, par, |(part, (mut gradients, mut ends))| {
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        for (i, mut gradient) in gradients.rows_mut().into_iter().enumerate() {
+                            let at = part * TASK_RUNS + i;
+                            let values = values.row(at);
+                            let (Some(values), Some(gradient)) = (values.to_slice(), gradient.as_slice_mut())
+                            else {
+                                continue;
+                            };
+                            let (max, min) = factors.of(at);
+                            let found = self.find(values, max, min);
+                            let scale = found.through(values, gradient, T::from_f32(self.bits.max_level()));
+                            let (high, low) = (scale * found.by_high, scale * found.by_low);
+                            if found.highest > T::zero() {
+                                add_where(values, found.highest, gradient, high * max.value);
+                                ends[(i, 0)] = high * found.highest * max.slope;
+                            }
+                            if found.lowest < T::zero() {
+                                add_where(values, found.lowest, gradient, low * min.value);
+                                ends[(i, 1)] = low * found.lowest * min.slope;
+                            }
                         }
-                        if found.lowest < T::zero() {
-                            add_where(values, found.lowest, gradient, low * min.value);
-                            ends[(i, 1)] = low * found.lowest * min.slope;
-                        }
-                    }
-                },
-            );
+                    },
+                );
+            });
         });
-        let clip = clip.map(|logits| {
+        Ok(clip.map(|logits| {
             let count = logits.max.len();
             let mut sums = vec![[0.0_f64; 2]; count];
             for (i, run) in ends.rows().into_iter().enumerate() {
@@ -192,8 +228,7 @@ impl StraightThrough {
             }
             let side = |end: usize| sums.iter().map(|sum| T::from_f64(sum[end])).collect();
             ClipLogits { max: side(0), min: side(1) }
-        });
-        Ok(QuantGradient { input: from_runs(gradient, x.dim()), clip })
+        }))
     }
 
     /// Scale and zero level of a run, and what its scale owes to the ends of the range.
@@ -267,17 +302,15 @@ impl<T: Element> Found<T> {
     #[inline(always)]
     fn through(&self, values: &[T], gradient: &mut [T], top: T) -> T {
         let mut sums = [T::zero(); LANES];
-        for (values, gradient) in values.chunks(LANES).zip(gradient.chunks_mut(LANES)) {
-            for ((l, &value), g) in values.iter().enumerate().zip(gradient) {
-                let steps = value / self.scale;
-                let rounded = steps.round_half_even();
-                let level = rounded + self.zero;
-                let inside = level >= T::zero() && level <= top;
-                let by_scale = if inside { rounded - steps } else { clamp(level, top) - self.zero };
-                sums[l] += *g * by_scale;
-                *g = if inside { *g } else { T::zero() };
-            }
-        }
+        for_lanes(values, gradient, |l, value, g| {
+            let steps = value / self.scale;
+            let rounded = steps.round_half_even();
+            let level = rounded + self.zero;
+            let inside = level >= T::zero() && level <= top;
+            let by_scale = if inside { rounded - steps } else { clamp(level, top) - self.zero };
+            sums[l] += *g * by_scale;
+            *g = if inside { *g } else { T::zero() };
+        });
         total(&sums)
     }
 }

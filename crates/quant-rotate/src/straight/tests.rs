@@ -1,5 +1,6 @@
 use ndarray::{Array1, Array2, ArrayView2, array};
 use proptest::prelude::*;
+use quant_core::codec::{decoded, encoded};
 use quant_core::{
     ActQuant, ActRule, Bits, Convention, FloatType, Grid, Groups, Variant, matrix::round_matrix,
 };
@@ -329,6 +330,12 @@ fn bounds_of_weights() {
     // At the beginning every range shrinks by sigmoid(4) = 0.982013790.
     let begun = clip_weight(array![[-1.0, 0.0, 1.0]].view(), 3, &ClipLogits::initial(1), Par::Seq).unwrap();
     assert!((begun[(0, 2)] - 0.982_013_790_f64).abs() < 1e-9 && begun[(0, 0)] == -begun[(0, 2)]);
+}
+
+#[test]
+fn logits_come_back_from_their_bytes() {
+    let clip = ClipLogits { max: array![1.0_f32, 2.0], min: array![-0.5, 0.25] };
+    assert_eq!(decoded::<ClipLogits<f32>>(&encoded(&clip)).unwrap(), clip);
 }
 
 #[test]
