@@ -10,6 +10,7 @@
 //! | Hessians | [`gram_lower`], [`cross_gram_lower`], [`mirror_lower`], [`cholesky_lower_in_place`] |
 //! | rotations | [`walsh_hadamard_rows`], [`mix_blocks_in_place`] |
 //! | row operations | [`rms_norm`], [`softmax_rows_causal`], [`CausalSoftmax`], [`silu_mul`], [`rope_in_place`] |
+//! | their gradients | [`rms_norm_backward`], [`softmax_tile_backward`], [`row_dots`], [`silu_mul_backward`], [`rope_in_place`] with `sin` negated |
 //! | logits of a wide vocabulary, piece by piece | [`OnlineSoftmax`], [`OnlineDivergence`] |
 //! | independent tasks, parts of matrices | [`tasks`], [`views`] |
 //! | settings | [`Compute`] (which arithmetic), [`Par`] (how many threads) |
@@ -62,6 +63,7 @@ mod compute;
 mod element;
 mod error;
 mod exp;
+mod f16;
 mod factor;
 mod gram;
 mod hadamard;
@@ -73,6 +75,7 @@ mod rope;
 mod rows;
 mod scalar;
 mod softmax;
+mod softmax_backward;
 pub mod tasks;
 mod vectorize;
 pub mod views;
@@ -80,7 +83,7 @@ pub mod views;
 /// The arrays of the functions here.
 pub use ndarray;
 
-pub use activation::silu_mul;
+pub use activation::{silu_mul, silu_mul_backward};
 pub use arch::{Level, return_freed_memory};
 pub use blocks::mix_blocks_in_place;
 pub use cholesky::cholesky_lower_in_place;
@@ -91,10 +94,11 @@ pub use exp::exp_f32;
 pub use gram::{cross_gram_lower, gram_lower, mirror_lower};
 pub use hadamard::walsh_hadamard_rows;
 pub use logits::{OnlineDivergence, OnlineSoftmax};
-pub use norm::rms_norm;
+pub use norm::{rms_norm, rms_norm_backward};
 pub use prepared::PreparedWeight;
 pub use product::{linear, linear_into, matmul_nn, matmul_nt};
 pub use quant_core::Par;
 pub use rope::rope_in_place;
 pub use softmax::{CausalSoftmax, softmax_rows_causal};
+pub use softmax_backward::{row_dots, softmax_tile_backward};
 pub use vectorize::vectorized;

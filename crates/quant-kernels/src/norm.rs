@@ -1,9 +1,9 @@
 //! Root-mean-square normalisation.
 
-use ndarray::{Array2, ArrayView1, ArrayView2};
+use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut2};
 
 use crate::element::Element;
-use crate::rows::{lane_sum, with_row};
+use crate::rows::{lane_sum, lane_sum_of, with_row, with_row_mut};
 use crate::vectorized;
 
 /// `y[t, j] = x[t, j] / sqrt(mean_j(x[t, j]^2) + eps) * weight[j]` for `x` `[tokens, features]` and `weight`
@@ -40,4 +40,46 @@ pub fn rms_norm<T: Element>(x: ArrayView2<'_, T>, weight: ArrayView1<'_, T>, eps
         },
     );
     y
+}
+
+/// The backward of [`rms_norm`] with respect to `x` `[tokens, features]`: replaces `grad`, the gradient of the loss with
+/// respect to the normed rows, by the one with respect to `x`. With `r = 1 / sqrt(mean_j(x_j^2) + eps)` and
+/// `g_j = grad_j weight_j`, `dx_j = r g_j - x_j r^3 mean_k(g_k x_k)`.
+///
+/// # Panics
+/// If `weight` does not have one element per feature, or `grad` is not of the shape of `x`.
+pub fn rms_norm_backward<T: Element>(
+    x: ArrayView2<'_, T>,
+    weight: ArrayView1<'_, T>,
+    eps: T,
+    mut grad: ArrayViewMut2<'_, T>,
+) {
+    assert_eq!(weight.len(), x.ncols(), "the norm weight must have one element per feature of x");
+    assert_eq!(grad.dim(), x.dim(), "the gradient must have the shape of x");
+    if x.is_empty() {
+        return;
+    }
+    let weight: Vec<T> = weight.iter().copied().collect();
+    let count = T::from_f64(weight.len() as f64);
+    let (mut scratch, mut grad_scratch) = (Vec::new(), Vec::new());
+    vectorized(
+        #[inline(always)]
+        || {
+            for (row, grad) in x.rows().into_iter().zip(grad.rows_mut()) {
+                with_row(row, &mut scratch, |row| {
+                    with_row_mut(grad, &mut grad_scratch, |grad| {
+                        let mean = lane_sum(row, |v| v * v) / count;
+                        let factor = (mean + eps).sqrt().recip();
+                        for (g, &w) in grad.iter_mut().zip(&weight) {
+                            *g *= w;
+                        }
+                        let along = lane_sum_of(row, grad, |v, g| v * g) / count * factor * factor;
+                        for (g, &v) in grad.iter_mut().zip(row) {
+                            *g = (*g - v * along) * factor;
+                        }
+                    });
+                });
+            }
+        },
+    );
 }

@@ -25,6 +25,23 @@ pub(crate) fn lane_sum<X: Copy, T: Element>(row: &[X], term: impl Fn(X) -> T) ->
     tree_sum(lanes)
 }
 
+/// `sum_j term(a[j], b[j])` over the shorter of two rows, in the lanes of [`lane_sum`].
+#[inline(always)]
+pub(crate) fn lane_sum_of<T: Element>(a: &[T], b: &[T], term: impl Fn(T, T) -> T) -> T {
+    let mut lanes = [T::zero(); LANES];
+    let length = a.len().min(b.len());
+    let ((a, a_tail), (b, b_tail)) = (a[..length].as_chunks::<LANES>(), b[..length].as_chunks::<LANES>());
+    for (a, b) in a.iter().zip(b) {
+        for l in 0..LANES {
+            lanes[l] += term(a[l], b[l]);
+        }
+    }
+    for ((lane, &a), &b) in lanes.iter_mut().zip(a_tail).zip(b_tail) {
+        *lane += term(a, b);
+    }
+    tree_sum(lanes)
+}
+
 /// The sum of the lanes as a balanced tree.
 #[inline(always)]
 pub(crate) fn tree_sum<T: Element>(mut lanes: [T; LANES]) -> T {
@@ -100,6 +117,8 @@ mod tests {
         for n in 0..70u16 {
             let row: Vec<f64> = (0..n).map(|i| f64::from((i * 37) % 11) - 3.0).collect();
             assert_eq!(lane_sum(&row, |x| x), row.iter().sum::<f64>());
+            let squares = row.iter().map(|x| x * x).sum::<f64>();
+            assert_eq!(lane_sum_of(&row, &row, |a, b| a * b), squares);
             assert_eq!(lane_max(&row), row.iter().copied().fold(f64::NEG_INFINITY, f64::max));
         }
     }

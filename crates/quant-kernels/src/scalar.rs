@@ -15,10 +15,13 @@ pub trait Scalar:
 
     /// This value rounded to bfloat16, halves to even.
     fn round_to_bf16(self) -> Self;
+
+    /// This value rounded to IEEE half precision, halves to even; infinite from 65520 on.
+    fn round_to_f16(self) -> Self;
 }
 
 macro_rules! scalar {
-    ($ty:ident, $exp:expr, $round:expr) => {
+    ($ty:ident, $exp:expr, $bf16:expr, $f16:expr) => {
         impl Scalar for $ty {
             #[inline(always)]
             fn exp_element(self) -> Self {
@@ -27,10 +30,15 @@ macro_rules! scalar {
 
             #[inline(always)]
             fn round_to_bf16(self) -> Self {
-                $round(self)
+                $bf16(self)
+            }
+
+            #[inline(always)]
+            fn round_to_f16(self) -> Self {
+                $f16(self)
             }
         }
     };
 }
-scalar!(f32, crate::exp::exp_f32, crate::bf16::round_f32);
-scalar!(f64, quant_core::elementary::exp, crate::bf16::round_f64);
+scalar!(f32, crate::exp::exp_f32, crate::bf16::round_f32, crate::f16::round_f32);
+scalar!(f64, quant_core::elementary::exp, crate::bf16::round_f64, crate::f16::round_f64);

@@ -113,6 +113,15 @@ impl<T: Element> CausalSoftmax<T> {
         );
     }
 
+    /// The largest score and the sum of weights of every row so far: what [`softmax_tile_backward`] forms the weights
+    /// from again. Negative infinity and 0 of a row that attended nothing.
+    ///
+    /// [`softmax_tile_backward`]: crate::softmax_tile_backward
+    #[must_use]
+    pub fn rows(&self) -> (&[T], &[T]) {
+        (&self.largest, &self.total)
+    }
+
     /// Divides the weighted values `[queries, features]` by the sums of their weights; a row that attended nothing, or no
     /// tile, becomes zero.
     pub fn finish(&mut self, mut sums: ArrayViewMut2<'_, T>) {
@@ -134,7 +143,7 @@ impl<T: Element> CausalSoftmax<T> {
 
 /// The columns that a query at `position` attends of `keys` keys that stand at `first_key..`.
 #[inline(always)]
-fn seen(position: usize, window: Option<usize>, first_key: usize, keys: usize) -> Range<usize> {
+pub(crate) fn seen(position: usize, window: Option<usize>, first_key: usize, keys: usize) -> Range<usize> {
     let end = position.saturating_add(1);
     let start = window.map_or(0, |width| end.saturating_sub(width)).saturating_sub(first_key).min(keys);
     start..end.saturating_sub(first_key).min(keys).max(start)
