@@ -32,6 +32,7 @@ mod scheme;
 mod spec;
 mod tensors;
 mod topology;
+mod training;
 
 pub use catalogue::{Catalogue, Entry, Taken};
 pub use error::{BoxError, SourceError, Unsupported};
@@ -51,3 +52,7 @@ pub use scheme::{InputScheme, KvScheme, LinearScheme, ModelScheme, WeightForm, W
 pub use spec::{ModelSpec, Outer, RopeScaling, RopeSpec};
 pub use tensors::TensorSpec;
 pub use topology::{BlockSpec, EdgeSource, LinearSpec, ScaleEdge, StageSpec, WeightSpec};
+pub use training::{
+    BlockGradients, BlockTape, BlockTraining, EffectiveWeight, EffectiveWeights, Insert, NoInsert, Recorded,
+    Spot, WeightGradient,
+};

@@ -1,6 +1,6 @@
 //! What can be wrong with a config or an input.
 
-use quant_graph::SourceError;
+use quant_graph::{BoxError, SourceError, Spot};
 use thiserror::Error;
 
 /// Why a model cannot be described, built or run.
@@ -80,6 +80,17 @@ pub enum ModelError {
         block: usize,
         /// Full module name of the linear.
         module: String,
+    },
+    /// A piece that a method put into a training pass.
+    #[error("block {block}: what is inserted at {spot:?} failed")]
+    Insert {
+        /// Index of the block.
+        block: usize,
+        /// Where it stands.
+        spot: Spot,
+        /// Why, in the words of the method.
+        #[source]
+        cause: BoxError,
     },
     /// A rope table shorter than the sequence.
     #[error("rope table holds {available} positions, {needed} are needed")]

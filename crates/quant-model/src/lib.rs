@@ -44,7 +44,10 @@ pub use ndarray;
 pub use quant_graph::{BlockParams, BlockSource, ModelSpec};
 pub use quant_kernels::{Compute, Par};
 
-pub use block::{Block, BlockRunner, MLP_ROWS, Output, See, StageScratch, Walk};
+pub use block::{
+    Block, BlockRunner, BlockTrainer, MLP_ROWS, Output, See, StageScratch, TrainingMemory, Walk,
+    training_memory,
+};
 pub use config::{
     Reading, declared_dtype, model_spec, model_spec_with, read_model_config, read_model_config_with,
 };
@@ -58,5 +61,6 @@ pub use fake_quant::fake_quantized;
 pub use model::{EncodeProgress, NonFinite, StreamedModel, spilled_rows_at_once};
 pub use ops::attention::attention_workspace_bytes;
 pub use ops::norm::normed;
+pub use ops::precision::Precision;
 pub use rope::{RopeTable, RopeTables, inverse_frequencies};
 pub use row_store::{RowStore, StoreError};

@@ -255,19 +255,19 @@ impl<T: Element> Block<T> {
         let (q, kv) = (self.shape.query_width(), self.shape.kv_width());
         let parts = [(Role::Q, q), (Role::K, kv), (Role::V, kv)];
         let [mut q, mut k, mut v] = self.project(Site::AttentionInput, parts, x, par)?;
-        self.norm_heads(&mut q, Norm::Query, par);
-        self.rotate(&mut q, rope, past, par);
+        self.norm_heads(q.view_mut(), Norm::Query, par);
+        self.rotate(q.view_mut(), rope, past, par);
         self.transform_heads(&mut q, PairTransform::query, par);
-        self.norm_heads(&mut k, Norm::Key, par);
+        self.norm_heads(k.view_mut(), Norm::Key, par);
         match &self.kv {
             Some(kv) if kv.before_rope => {
                 let bias = if kv.pre_bias { self.key_bias() } else { None };
                 self.quantise(&kv.keys, &mut k, bias, par);
-                self.rotate(&mut k, rope, past, par);
+                self.rotate(k.view_mut(), rope, past, par);
                 self.transform_heads(&mut k, PairTransform::key, par);
             }
             kv => {
-                self.rotate(&mut k, rope, past, par);
+                self.rotate(k.view_mut(), rope, past, par);
                 self.transform_heads(&mut k, PairTransform::key, par);
                 if let Some(kv) = kv {
                     self.quantise(&kv.keys, &mut k, None, par);
@@ -280,7 +280,7 @@ impl<T: Element> Block<T> {
         cache.extend(k, v);
         self.check("keys in the cache", &[past + tokens, self.shape.kv_width()], cache.keys().shape())?;
         self.check("values in the cache", &[past + tokens, self.shape.kv_width()], cache.values().shape())?;
-        causal_attention_into(q.view(), cache.keys(), cache.values(), &self.shape, past, out.view_mut(), par);
+        causal_attention_into(q.view(), cache.keys(), cache.values(), &self.shape, past, out.view_mut(), None, par);
         self.transform(Site::AttentionOutput, out, par);
         Ok(())
     }
@@ -300,10 +300,10 @@ impl<T: Element> Block<T> {
         self.check_positions(rope, x.nrows())?;
         let width = self.shape.kv_width();
         let [mut k, v] = self.project(Site::AttentionInput, [(Role::K, width), (Role::V, width)], x, par)?;
-        self.norm_heads(&mut k, Norm::Key, par);
+        self.norm_heads(k.view_mut(), Norm::Key, par);
         match (scheme.before_rope, self.key_bias()) {
             (false, _) => {
-                self.rotate(&mut k, rope, 0, par);
+                self.rotate(k.view_mut(), rope, 0, par);
                 self.transform_heads(&mut k, PairTransform::key, par);
             }
             (true, Some(bias)) if scheme.pre_bias => k -= &bias,
@@ -419,9 +419,9 @@ impl<T: Element> Block<T> {
         Ok(())
     }
     /// Per-head norm of queries or keys `[tokens, n · head_dim]`, where the model has one.
-    fn norm_heads(&self, x: &mut Array2<T>, norm: Norm, par: Par) {
+    pub(super) fn norm_heads(&self, x: ArrayViewMut2<'_, T>, norm: Norm, par: Par) {
         if let Some(weight) = self.norm(norm) {
-            tasks::for_rows(x.view_mut(), par, |_, rows| norm_heads(rows, weight, self.eps));
+            tasks::for_rows(x, par, |_, rows| norm_heads(rows, weight, self.eps));
         }
     }
     /// What the linears behind a site expect its rows `[tokens, features]` to be multiplied by.
@@ -443,17 +443,22 @@ impl<T: Element> Block<T> {
         }
     }
     /// Rope on queries or keys `[tokens, n · head_dim]` of the positions from `past` on.
-    fn rotate(&self, x: &mut Array2<T>, rope: &RopeTable<T>, past: usize, par: Par) {
-        tasks::for_rows(x.view_mut(), par, |first, rows| {
-            let (tokens, width) = rows.dim();
-            let first = past + first;
-            rope_in_place(
-                rows,
-                width / self.shape.head_dim,
-                rope.cos(first, tokens),
-                rope.sin(first, tokens),
-            );
+    pub(super) fn rotate(&self, x: ArrayViewMut2<'_, T>, rope: &RopeTable<T>, past: usize, par: Par) {
+        tasks::for_rows(x, par, |first, rows| {
+            let (first, tokens) = (past + first, rows.nrows());
+            self.rotate_by(rows, rope.cos(first, tokens), rope.sin(first, tokens));
         });
+    }
+    /// The inverse of [`Self::rotate`] from the first position on, which is also its backward.
+    pub(super) fn rotate_back(&self, x: ArrayViewMut2<'_, T>, rope: &RopeTable<T>, par: Par) {
+        tasks::for_rows(x, par, |first, rows| {
+            let tokens = rows.nrows();
+            self.rotate_by(rows, rope.cos(first, tokens), rope.sin(first, tokens).mapv(|s| -s).view());
+        });
+    }
+    fn rotate_by(&self, x: ArrayViewMut2<'_, T>, cos: ArrayView2<'_, T>, sin: ArrayView2<'_, T>) {
+        let heads = x.ncols() / self.shape.head_dim;
+        rope_in_place(x, heads, cos, sin);
     }
     /// What the cache holds of entries `[tokens, kv_heads · head_dim]`, of which `bias` is taken off meanwhile.
     fn quantise(&self, entries: &EntryQuant, x: &mut Array2<T>, bias: Option<ArrayView1<'_, T>>, par: Par) {
@@ -478,7 +483,7 @@ impl<T: Element> Block<T> {
         let bias = self.linear(id)?.bias()?;
         Some(bias.slice_axis_move(Axis(0), Slice::from(rows)))
     }
-    fn normed(&self, norm: Norm, h: ArrayView2<'_, T>, par: Par) -> Result<Array2<T>, ModelError> {
+    pub(super) fn normed(&self, norm: Norm, h: ArrayView2<'_, T>, par: Par) -> Result<Array2<T>, ModelError> {
         let Some(weight) = self.norm(norm) else {
             return Err(ModelError::Part {
                 block: self.index,
@@ -492,7 +497,7 @@ impl<T: Element> Block<T> {
 }
 
 /// `h += y`, rows in parallel.
-fn add<T: Element>(h: ArrayViewMut2<'_, T>, y: ArrayView2<'_, T>, par: Par) {
+pub(super) fn add<T: Element>(h: ArrayViewMut2<'_, T>, y: ArrayView2<'_, T>, par: Par) {
     tasks::for_rows(h, par, |first, mut rows| {
         let y = views::rows(y, first..first + rows.nrows());
         rows += &y;

@@ -2,9 +2,11 @@
 
 mod flow;
 mod run;
+mod train;
 
 pub use flow::{MLP_ROWS, Output, See, StageScratch, Walk};
 pub use run::BlockRunner;
+pub use train::{BlockTrainer, TrainingMemory, training_memory};
 
 use crate::linear::{LinearOp, linear_op};
 use crate::ops::attention::AttentionShape;
@@ -202,6 +204,9 @@ impl<T: Element> Block<T> {
         Ok(())
     }
 
+    fn part(&self, what: String, problem: &'static str) -> ModelError {
+        ModelError::Part { block: self.index, what, problem }
+    }
     fn check(&self, what: &str, expected: &[usize], found: &[usize]) -> Result<(), ModelError> {
         if expected == found {
             return Ok(());

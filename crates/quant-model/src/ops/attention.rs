@@ -1,12 +1,12 @@
 //! Causal grouped-query attention over one sequence.
 
-use ndarray::{ArrayView2, ArrayViewMut2, Axis};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
 use quant_kernels::views::{columns, rows};
 use quant_kernels::{CausalSoftmax, Compute, Element, Par, matmul_nn, matmul_nt, tasks, views};
 
 /// Queries and keys of one tile of scores, which stays in the second-level cache with the packed keys and values it meets.
-const QUERY_BLOCK: usize = 128;
-const KEY_BLOCK: usize = 512;
+pub(crate) const QUERY_BLOCK: usize = 128;
+pub(crate) const KEY_BLOCK: usize = 512;
 
 /// The most that one worker holds besides queries, keys, values and outputs, in bytes: a tile of scores and the packed
 /// operands of its two products. Beyond the length of a tile, the number of tokens is not in it.
@@ -37,12 +37,26 @@ impl AttentionShape {
     }
 }
 
+/// The largest score and the sum of weights of every query, both `[heads, tokens]`: what a backward forms the weights
+/// from again, tile by tile.
+#[derive(Clone, Debug)]
+pub(crate) struct SoftmaxRows<T> {
+    pub(crate) largest: Array2<T>,
+    pub(crate) total: Array2<T>,
+}
+
+impl<T: Element> SoftmaxRows<T> {
+    pub(crate) fn new(heads: usize, tokens: usize) -> Self {
+        Self { largest: Array2::zeros((heads, tokens)), total: Array2::zeros((heads, tokens)) }
+    }
+}
+
 /// `softmax(q k^T / sqrt(head_dim) + mask) v` per head (Vaswani et al. 2017), key head `h / (heads / kv_heads)` serving
 /// query head `h` (Ainslie et al. 2023).
 ///
 /// `q` is `[tokens, heads · head_dim]`; `k` and `v` are `[past + tokens, kv_heads · head_dim]`, so that query `i` stands
 /// at position `past + i`. It sees keys `j <= past + i`, with a window only `j > past + i − window`.
-/// Writes `out` `[tokens, heads · head_dim]`, whose old content is not read. A task is a block of queries of one head; its
+/// Writes `out` `[tokens, heads · head_dim]`, whose old content is not read, and `rows` for a backward. A task is a block of queries of one head; its
 /// scores exist one tile of keys at a time. Tiles are cut at fixed key positions and summed in their order, so that the
 /// output of a query depends neither on the threads nor on which other queries are there. All in f32 or f64, whatever the
 /// compute setting of the linears.
@@ -53,9 +67,10 @@ pub(crate) fn causal_attention_into<T: Element>(
     shape: &AttentionShape,
     past: usize,
     out: ArrayViewMut2<'_, T>,
+    rows_of: Option<&mut SoftmaxRows<T>>,
     par: Par,
 ) {
-    let mut tasks = tiles(out, shape.head_dim);
+    let mut tasks = tiles(out, shape.head_dim, rows_of);
     // The longest tiles first, or the last worker finishes alone.
     tasks.sort_by_key(|tile| std::cmp::Reverse(tile.start));
     let scale = T::from_f64((shape.head_dim as f64).sqrt().recip());
@@ -75,6 +90,11 @@ pub(crate) fn causal_attention_into<T: Element>(
             scratch.softmax.tile(scores.view_mut(), from, start, shape.window, tile.out.view_mut());
             matmul_nn(tile.out.view_mut(), true, T::one(), scores.view(), values, Compute::F32, Par::Seq);
         }
+        if let Some((largest, total)) = tile.rows {
+            let found = scratch.softmax.rows();
+            largest.copy_from_slice(found.0);
+            total.copy_from_slice(found.1);
+        }
         scratch.softmax.finish(tile.out);
     });
 }
@@ -91,10 +111,25 @@ struct Tile<'a, T> {
     head: usize,
     start: usize,
     out: ArrayViewMut2<'a, T>,
+    rows: Option<(&'a mut [T], &'a mut [T])>,
 }
 
-fn tiles<T>(out: ArrayViewMut2<'_, T>, head_dim: usize) -> Vec<Tile<'_, T>> {
+fn tiles<'a, T>(
+    out: ArrayViewMut2<'a, T>,
+    head_dim: usize,
+    rows_of: Option<&'a mut SoftmaxRows<T>>,
+) -> Vec<Tile<'a, T>> {
     let mut tiles = Vec::new();
+    let (largest, total) = match rows_of {
+        None => (&mut [][..], &mut [][..]),
+        Some(SoftmaxRows { largest, total }) => {
+            (largest.as_slice_mut().unwrap_or_default(), total.as_slice_mut().unwrap_or_default())
+        }
+    };
+    // A row of a head has as many numbers as there are tokens, so that its blocks are those of the queries.
+    let tokens = out.nrows().max(1);
+    let blocks = |x: &'a mut [T]| x.chunks_mut(tokens).flat_map(|head| head.chunks_mut(QUERY_BLOCK));
+    let mut numbers = blocks(largest).zip(blocks(total));
     let mut rest = out;
     let mut index = 0;
     while rest.ncols() > 0 {
@@ -103,7 +138,7 @@ fn tiles<T>(out: ArrayViewMut2<'_, T>, head_dim: usize) -> Vec<Tile<'_, T>> {
         while left.nrows() > 0 {
             let rows = left.nrows().min(QUERY_BLOCK);
             let (tile, below) = left.split_at(Axis(0), rows);
-            tiles.push(Tile { head: index, start, out: tile });
+            tiles.push(Tile { head: index, start, out: tile, rows: numbers.next() });
             start += rows;
             left = below;
         }
@@ -113,7 +148,7 @@ fn tiles<T>(out: ArrayViewMut2<'_, T>, head_dim: usize) -> Vec<Tile<'_, T>> {
     tiles
 }
 
-fn head(index: usize, head_dim: usize) -> std::ops::Range<usize> {
+pub(crate) fn head(index: usize, head_dim: usize) -> std::ops::Range<usize> {
     index * head_dim..(index + 1) * head_dim
 }
 
@@ -142,7 +177,7 @@ mod tests {
         par: Par,
     ) -> Array2<f64> {
         let mut out = Array2::from_elem(q.dim(), f64::NAN);
-        causal_attention_into(q, k, v, shape, past, out.view_mut(), par);
+        causal_attention_into(q, k, v, shape, past, out.view_mut(), None, par);
         out
     }
 
