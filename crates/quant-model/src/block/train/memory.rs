@@ -10,13 +10,16 @@ use std::ops::Range;
 /// Tokens that go through a block together in training: enough that packing a weight costs little beside multiplying by it.
 const PIECE_TOKENS: usize = 2048;
 
+/// The most that a product packs: a group of rows and one of columns.
+const PACKED_BYTES: usize = 18 << 20;
+
 /// What one step of training a block holds beside its weights and the input and output of the step, in bytes. What an
 /// insert keeps is not in it, nor the input of a linear that an insert gives one of its own (tokens times its inputs).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TrainingMemory {
     /// Tapes that are there together, when the gradients of all linears are wanted.
     pub tape: usize,
-    /// Temporaries of the forward or backward of one piece.
+    /// Temporaries of the forward or backward of one piece, packed operands of a product among them.
     pub working: usize,
     /// Gradients of all weights and biases.
     pub gradients: usize,
@@ -62,7 +65,8 @@ pub fn training_memory<T: Element>(
         block.linears.iter().map(|l| l.weights() + if l.bias { l.outputs } else { 0 }).sum();
     TrainingMemory {
         tape: sizes[..kept].iter().sum::<usize>() + again,
-        working: widths.working(&block, most) * size_of::<T>()
+        working: PACKED_BYTES
+            + widths.working(&block, most) * size_of::<T>()
             + attention_backward_bytes(&shape, longest, size_of::<T>()),
         gradients: parameters * size_of::<T>(),
     }
