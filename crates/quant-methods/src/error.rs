@@ -1,6 +1,7 @@
 use quant_core::CoreError;
 use quant_graph::ForwardError;
 use quant_hessian::HessianError;
+use quant_rotate::RotateError;
 use thiserror::Error;
 
 /// What can go wrong while a method works on one block or matrix.
@@ -13,6 +14,15 @@ pub enum MethodError {
     /// A Hessian that cannot be factorised, or a solve that left the finite numbers.
     #[error(transparent)]
     Hessian(#[from] HessianError),
+    /// A transform or its training.
+    #[error(transparent)]
+    Rotate(#[from] RotateError),
+    /// A learned transform without a part that the block needs: parameters of another block or scheme.
+    #[error("flatquant: the parameters have no {what}; they belong to another block or another scheme")]
+    Learned {
+        /// The part.
+        what: String,
+    },
     /// A statistic the method declared was not handed in: an error of the caller.
     #[error("{method} needs {what} and the caller did not gather it")]
     MissingStatistic {

@@ -29,6 +29,7 @@
 pub mod awq;
 pub mod billm;
 mod error;
+pub mod flatquant;
 mod folding;
 pub mod gptaq;
 pub mod gptq;

@@ -1,0 +1,198 @@
+//! What stands in the block: transforms and quantisers of activations, queries, keys and values.
+
+use super::scheme::Matrix;
+use super::step::{FlatStep, FlatSums};
+use crate::MethodError;
+use ndarray::{Array2, ArrayView2, Axis, CowArray, Ix2};
+use quant_graph::{BoxError, Insert, Site, Spot};
+use quant_kernels::{Element, Par};
+use quant_rotate::{
+    Kronecker, StraightThrough, across_heads, across_heads_gradient, per_head, per_head_gradient,
+};
+use std::collections::BTreeMap;
+
+impl<T: Element> FlatStep<'_, T> {
+    /// What stands in the block during this step.
+    #[must_use]
+    pub fn insert(&self) -> FlatInsert<'_, T> {
+        FlatInsert { step: self, tape: BTreeMap::new(), sums: FlatSums::new() }
+    }
+}
+
+/// The [`Insert`] of a [`FlatStep`], which sums gradients of its parameters. Its tape is what came in at every spot; transforms are
+/// made again on the way back, which costs some percent of the products of the linears.
+#[derive(Debug)]
+pub struct FlatInsert<'s, T> {
+    step: &'s FlatStep<'s, T>,
+    tape: BTreeMap<Spot, Vec<Array2<T>>>,
+    sums: FlatSums<T>,
+}
+
+/// What a transform does at a spot.
+enum Transform {
+    /// Factors of channels, then a Kronecker pair.
+    Pair(Site, Matrix, Matrix),
+    /// Every head from the right: by the matrix, by its inverse transpose, or by its inverse.
+    Heads(Matrix),
+    InverseTranspose(Matrix),
+    Inverse(Matrix),
+    /// Across heads.
+    Across(Matrix),
+}
+
+impl<T: Element> FlatInsert<'_, T> {
+    /// What was summed, for [`FlatStep::backward`].
+    #[must_use]
+    pub fn into_sums(self) -> FlatSums<T> {
+        self.sums
+    }
+
+    fn transform(&self, spot: Spot) -> Option<Transform> {
+        let has = |matrix: &Matrix| self.step.realised.contains_key(matrix);
+        let transform = match spot {
+            Spot::Site(Site::AttentionOutput) if has(&Matrix::Output) => Transform::Across(Matrix::Output),
+            // Nothing merges the inverse of P_v into o where only the cache is quantised.
+            Spot::Site(Site::AttentionOutput) if has(&Matrix::Value) => Transform::Inverse(Matrix::Value),
+            Spot::Site(site) => {
+                let (left, right) = Matrix::pair(site).filter(|(left, _)| has(left))?;
+                Transform::Pair(site, left, right)
+            }
+            Spot::Query if has(&Matrix::Key) => Transform::InverseTranspose(Matrix::Key),
+            Spot::Key if has(&Matrix::Key) => Transform::Heads(Matrix::Key),
+            _ => return None,
+        };
+        Some(transform)
+    }
+
+    /// The quantiser of a spot, and how many columns share a scale.
+    fn quantiser(&self, spot: Spot, columns: usize) -> Option<(StraightThrough, usize)> {
+        let run = match spot {
+            Spot::Key | Spot::Value => self.step.shape.head_dim,
+            _ => columns,
+        };
+        Some((self.step.scheme.quantiser(spot)?, run))
+    }
+
+    fn pair(&self, left: Matrix, right: Matrix) -> Result<Kronecker<'_, T>, MethodError> {
+        let matrix = |matrix| self.step.realised(matrix).map(|realised| realised.matrix());
+        Ok(Kronecker::new(matrix(left)?, matrix(right)?)?)
+    }
+
+    fn scaled<'x>(&self, site: Site, x: ArrayView2<'x, T>) -> CowArray<'x, T, Ix2> {
+        self.step.scales(site).map_or_else(|| x.into(), |scales| (&x * &scales).into())
+    }
+
+    fn transformed<'x>(
+        &self,
+        spot: Spot,
+        x: ArrayView2<'x, T>,
+        par: Par,
+    ) -> Result<CowArray<'x, T, Ix2>, MethodError> {
+        let realised = |matrix| self.step.realised(matrix);
+        Ok(match self.transform(spot) {
+            None => x.into(),
+            Some(Transform::Pair(site, left, right)) => {
+                self.pair(left, right)?.apply(self.scaled(site, x).view(), par).into()
+            }
+            Some(Transform::Heads(matrix)) => per_head(x, realised(matrix)?.matrix(), par).into(),
+            Some(Transform::InverseTranspose(matrix)) => {
+                per_head(x, realised(matrix)?.inverse_transpose(), par).into()
+            }
+            Some(Transform::Inverse(matrix)) => {
+                per_head(x, realised(matrix)?.inverse_transpose().reversed_axes(), par).into()
+            }
+            Some(Transform::Across(matrix)) => {
+                let mut y = x.to_owned();
+                across_heads(y.view_mut(), realised(matrix)?.matrix(), par);
+                y.into()
+            }
+        })
+    }
+
+    fn transformed_back(
+        &mut self,
+        spot: Spot,
+        x: ArrayView2<'_, T>,
+        grad: Array2<T>,
+        par: Par,
+    ) -> Result<Array2<T>, MethodError> {
+        let step = self.step;
+        let side = |matrix| step.realised(matrix).map(|realised| (realised, realised.matrix().nrows()));
+        Ok(match self.transform(spot) {
+            None => grad,
+            Some(Transform::Pair(site, left, right)) => {
+                let back = self.pair(left, right)?.backward(self.scaled(site, x).view(), grad.view(), par);
+                self.sums.matrix(left, back.left);
+                self.sums.matrix(right, back.right);
+                match step.scales(site) {
+                    None => back.input,
+                    Some(scales) => {
+                        self.sums.scale(site, (&back.input * &x).sum_axis(Axis(0)));
+                        back.input * scales
+                    }
+                }
+            }
+            Some(Transform::Heads(matrix)) => {
+                let (realised, side) = side(matrix)?;
+                self.sums.matrix(matrix, per_head_gradient(x, grad.view(), side, par));
+                per_head(grad.view(), realised.matrix().reversed_axes(), par)
+            }
+            Some(Transform::InverseTranspose(matrix)) => {
+                let (realised, side) = side(matrix)?;
+                self.sums.inverse(matrix, per_head_gradient(x, grad.view(), side, par));
+                per_head(grad.view(), realised.inverse_transpose().reversed_axes(), par)
+            }
+            Some(Transform::Inverse(matrix)) => {
+                let (realised, side) = side(matrix)?;
+                // y = x M^T, so that the gradient of M is that of M^T transposed.
+                self.sums.inverse(matrix, per_head_gradient(grad.view(), x, side, par));
+                per_head(grad.view(), realised.inverse_transpose(), par)
+            }
+            Some(Transform::Across(matrix)) => {
+                let (realised, side) = side(matrix)?;
+                self.sums.matrix(matrix, across_heads_gradient(x, grad.view(), side, par));
+                let mut back = grad;
+                across_heads(back.view_mut(), realised.matrix().reversed_axes(), par);
+                back
+            }
+        })
+    }
+}
+
+impl<T: Element> Insert<T> for FlatInsert<'_, T> {
+    fn covers(&self, spot: Spot) -> bool {
+        self.step.scheme.quantiser(spot).is_some() || self.transform(spot).is_some()
+    }
+
+    fn forward(&mut self, spot: Spot, x: Array2<T>, keep: bool, par: Par) -> Result<Array2<T>, BoxError> {
+        let y = self.transformed(spot, x.view(), par)?;
+        let y = match self.quantiser(spot, x.ncols()) {
+            None => y.into_owned(),
+            Some((quantiser, run)) => {
+                quantiser.forward(y.view(), run, self.step.parameters.input_clips.get(&spot), par)?
+            }
+        };
+        if keep {
+            self.tape.entry(spot).or_default().push(x);
+        }
+        Ok(y)
+    }
+
+    fn backward(&mut self, spot: Spot, grad: Array2<T>, par: Par) -> Result<Array2<T>, BoxError> {
+        let x = self.tape.get_mut(&spot).and_then(Vec::pop);
+        let x = x.ok_or_else(|| format!("there was no forward at {spot:?} that this backward belongs to"))?;
+        let grad = match self.quantiser(spot, x.ncols()) {
+            None => grad,
+            Some((quantiser, run)) => {
+                let y = self.transformed(spot, x.view(), par)?;
+                let clip = self.step.parameters.input_clips.get(&spot);
+                let back = quantiser.backward(y.view(), grad.view(), run, clip, par)?;
+                if let Some(clip) = back.clip {
+                    self.sums.input_clip(spot, clip);
+                }
+                back.input
+            }
+        };
+        Ok(self.transformed_back(spot, x.view(), grad, par)?)
+    }
+}

@@ -1,0 +1,215 @@
+//! Effective weights: transformed, clipped, mixed by `P_v` and quantised; and the way back.
+
+use super::scheme::Matrix;
+use super::step::{FlatStep, FlatSums, channels};
+use crate::MethodError;
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis, Slice};
+use quant_graph::{EffectiveWeight, EffectiveWeights, LinearId, Site, WeightGradient};
+use quant_kernels::{Element, Par};
+use quant_rotate::{Kronecker, clip_weight, clip_weight_gradient, per_head, per_head_gradient};
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// What a linear multiplies by and adds with the transforms merged into it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MergedWeight<T> {
+    /// `[out, in]`.
+    pub weight: Array2<T>,
+    /// `[out]`.
+    pub bias: Option<Array1<T>>,
+}
+
+impl<T> MergedWeight<T> {
+    /// For a pass through the block.
+    #[must_use]
+    pub fn view(&self) -> EffectiveWeight<'_, T> {
+        EffectiveWeight { weight: self.weight.view(), bias: self.bias.as_ref().map(|b| b.view()) }
+    }
+}
+
+/// A weight on its way; a step that does nothing leaves nothing.
+struct Stages<T> {
+    /// Columns divided by the factors of channels.
+    scaled: Option<Array2<T>>,
+    /// Times the inverse transposes.
+    transformed: Option<Array2<T>>,
+    clipped: Option<Array2<T>>,
+    /// Rows of values mixed.
+    mixed: Option<Array2<T>>,
+}
+
+impl<T> Stages<T> {
+    fn scaled<'s>(&'s self, own: &'s EffectiveWeight<'_, T>) -> ArrayView2<'s, T> {
+        self.scaled.as_ref().map_or_else(|| own.weight.view(), |w| w.view())
+    }
+    fn transformed<'s>(&'s self, own: &'s EffectiveWeight<'_, T>) -> ArrayView2<'s, T> {
+        self.transformed.as_ref().map_or_else(|| self.scaled(own), |w| w.view())
+    }
+    fn clipped<'s>(&'s self, own: &'s EffectiveWeight<'_, T>) -> ArrayView2<'s, T> {
+        self.clipped.as_ref().map_or_else(|| self.transformed(own), |w| w.view())
+    }
+    fn mixed<'s>(&'s self, own: &'s EffectiveWeight<'_, T>) -> ArrayView2<'s, T> {
+        self.mixed.as_ref().map_or_else(|| self.clipped(own), |w| w.view())
+    }
+}
+
+impl<T: Element> FlatStep<'_, T> {
+    /// The effective weights of all linears that anything is done to, from their float ones.
+    ///
+    /// # Errors
+    /// [`MethodError::Learned`] if `float` lacks one, [`MethodError::Channels`] if one does not fit the block,
+    /// [`MethodError::Rotate`] if clip factors do not.
+    pub fn weights(
+        &self,
+        float: &EffectiveWeights<'_, T>,
+        par: Par,
+    ) -> Result<BTreeMap<LinearId, MergedWeight<T>>, MethodError> {
+        let changed = self.shape.block.linears.iter().filter(|linear| self.changes(linear.id));
+        changed
+            .map(|linear| {
+                let missing = || MethodError::Learned { what: format!("float weight of {}", linear.module) };
+                let own = float.get(&linear.id).ok_or_else(missing)?;
+                for (what, expected, found) in [
+                    ("rows of", linear.outputs, own.weight.nrows()),
+                    ("columns of", linear.inputs, own.weight.ncols()),
+                    ("bias of", linear.outputs, own.bias.map_or(linear.outputs, |bias| bias.len())),
+                ] {
+                    if expected != found {
+                        return Err(channels(format!("{what} {}", linear.module), expected, found));
+                    }
+                }
+                Ok((linear.id, self.merged(linear.id, own, par)?))
+            })
+            .collect()
+    }
+
+    /// Whether anything is done to a weight.
+    pub(super) fn changes(&self, id: LinearId) -> bool {
+        self.scheme.weights.is_some()
+            || self.weight_pair(id).is_some()
+            || self.parameters.weight_clips.contains_key(&id)
+            || self.value_mix(id).is_some()
+    }
+
+    /// The matrices whose inverse transposes multiply the columns of a weight.
+    fn weight_pair(&self, id: LinearId) -> Option<(Matrix, Matrix)> {
+        let pair = Matrix::pair(id.site()).unwrap_or((Matrix::Output, Matrix::Value));
+        // Where only the cache is quantised, the attention output gets the inverse of P_v instead.
+        (self.realised.contains_key(&pair.0) && self.realised.contains_key(&pair.1)).then_some(pair)
+    }
+
+    /// The rows of a weight that `P_v` mixes, and `P_v`.
+    fn value_mix(&self, id: LinearId) -> Option<(Range<usize>, ArrayView2<'_, T>)> {
+        Some((self.shape.value_rows(id)?, self.realised.get(&Matrix::Value)?.matrix()))
+    }
+
+    /// The transform of the columns of a weight.
+    fn columns(&self, (left, right): (Matrix, Matrix)) -> Result<Kronecker<'_, T>, MethodError> {
+        let inverse = |matrix| self.realised(matrix).map(|realised| realised.inverse_transpose());
+        Ok(Kronecker::new(inverse(left)?, inverse(right)?)?)
+    }
+
+    fn stages(&self, id: LinearId, own: &EffectiveWeight<'_, T>, par: Par) -> Result<Stages<T>, MethodError> {
+        let mut stages = Stages { scaled: None, transformed: None, clipped: None, mixed: None };
+        stages.scaled = self.scales(id.site()).map(|scales| &own.weight / &scales);
+        if let Some(pair) = self.weight_pair(id) {
+            stages.transformed = Some(self.columns(pair)?.apply(stages.scaled(own), par));
+        }
+        if let Some(logits) = self.parameters.weight_clips.get(&id) {
+            let w = stages.transformed(own);
+            stages.clipped = Some(clip_weight(w, w.ncols(), logits, par)?);
+        }
+        if let Some((rows, matrix)) = self.value_mix(id) {
+            let mut mixed = stages.clipped(own).to_owned();
+            let part = Slice::from(rows);
+            let values = per_head(mixed.slice_axis(Axis(0), part).reversed_axes(), matrix, par);
+            mixed.slice_axis_mut(Axis(0), part).assign(&values.t());
+            stages.mixed = Some(mixed);
+        }
+        Ok(stages)
+    }
+
+    /// The effective weight of a linear that has `own`.
+    pub(super) fn merged(
+        &self,
+        id: LinearId,
+        own: &EffectiveWeight<'_, T>,
+        par: Par,
+    ) -> Result<MergedWeight<T>, MethodError> {
+        let stages = self.stages(id, own, par)?;
+        let mut bias = own.bias.map(|bias| bias.to_owned());
+        if let (Some(bias), Some((rows, matrix))) = (&mut bias, self.value_mix(id)) {
+            let mut part = bias.slice_axis_mut(Axis(0), Slice::from(rows));
+            let mixed = per_head(as_row(part.view()), matrix, par);
+            part.assign(&mixed.row(0));
+        }
+        let weight = match self.scheme.weights {
+            Some(quantiser) => {
+                let w = stages.mixed(own);
+                quantiser.forward(w, w.ncols(), None, par)?
+            }
+            None => stages.mixed(own).to_owned(),
+        };
+        Ok(MergedWeight { weight, bias })
+    }
+
+    /// What the gradient of an effective weight is for the parameters. The steps of the weight are made again.
+    pub(super) fn merged_back(
+        &self,
+        id: LinearId,
+        own: &EffectiveWeight<'_, T>,
+        gradient: &WeightGradient<T>,
+        sums: &mut FlatSums<T>,
+        par: Par,
+    ) -> Result<(), MethodError> {
+        let stages = self.stages(id, own, par)?;
+        let mut g = match self.scheme.weights {
+            Some(quantiser) => {
+                let w = stages.mixed(own);
+                quantiser.backward(w, gradient.weight.view(), w.ncols(), None, par)?.input
+            }
+            None => gradient.weight.clone(),
+        };
+        if let Some((rows, matrix)) = self.value_mix(id) {
+            let part = Slice::from(rows);
+            let clipped = stages.clipped(own);
+            let values = clipped.slice_axis(Axis(0), part).reversed_axes();
+            let behind = g.slice_axis(Axis(0), part).reversed_axes();
+            sums.matrix(Matrix::Value, per_head_gradient(values, behind, matrix.nrows(), par));
+            let before = per_head(behind, matrix.t(), par);
+            if let (Some(bias), Some(of_bias)) = (&own.bias, &gradient.bias) {
+                let (bias, of_bias) = (bias.slice_axis(Axis(0), part), of_bias.slice_axis(Axis(0), part));
+                let of_matrix = per_head_gradient(as_row(bias), as_row(of_bias), matrix.nrows(), par);
+                sums.matrix(Matrix::Value, of_matrix);
+            }
+            g.slice_axis_mut(Axis(0), part).assign(&before.t());
+        }
+        if let Some(logits) = self.parameters.weight_clips.get(&id) {
+            let w = stages.transformed(own);
+            let (of_weight, of_logits) = clip_weight_gradient(w, g.view(), w.ncols(), logits, par)?;
+            sums.weight_clips.insert(id, of_logits);
+            g = of_weight;
+        }
+        if let Some(pair) = self.weight_pair(id) {
+            let back = self.columns(pair)?.backward(stages.scaled(own), g.view(), par);
+            sums.inverse(pair.0, back.left);
+            sums.inverse(pair.1, back.right);
+            g = back.input;
+        }
+        if let (Some(scales), Some(scaled)) = (self.scales(id.site()), &stages.scaled) {
+            // Of w / c: -w / c^2.
+            let sum = (&g * scaled).sum_axis(Axis(0));
+            sums.scale(id.site(), -sum / scales);
+        }
+        Ok(())
+    }
+
+    /// The factors of channels at a site.
+    pub(super) fn scales(&self, site: Site) -> Option<ArrayView1<'_, T>> {
+        self.parameters.scales.get(&site).map(|scales| scales.view())
+    }
+}
+
+fn as_row<T>(x: ArrayView1<'_, T>) -> ArrayView2<'_, T> {
+    x.insert_axis(Axis(0))
+}
