@@ -11,9 +11,75 @@
 //! | one step: effective weights, what stands in the block, gradients | [`FlatStep`], [`FlatInsert`], [`FlatSums`] |
 //! | the loss | [`mean_squared_error`] |
 //!
-//! A block is run by a [`BlockTraining`](quant_graph::BlockTraining); a step is
-//! [`FlatStep::new`], [`FlatStep::weights`], a recorded forward with [`FlatStep::insert`], [`mean_squared_error`], the tape's backward,
-//! and [`FlatStep::backward`], whose result an optimiser meets tensor by tensor.
+//! A block is run by a [`BlockTraining`](quant_graph::BlockTraining). One step of training:
+//!
+//! ```
+//! use quant_graph::{BlockTraining, EffectiveWeights, LinearId};
+//! use quant_methods::flatquant::{
+//!     FlatParameters, FlatScheme, FlatShape, FlatStep, Start, mean_squared_error,
+//! };
+//! use quant_methods::{Bits, MethodError, Par};
+//! use quant_methods::ndarray::Array2;
+//! use quant_rotate::{AdamW, Parametrisation};
+//! # use quant_kernels::Compute;
+//! # use std::collections::BTreeMap;
+//!
+//! /// One step on sequences that begin at rows `starts` of `x`; gives the loss before it.
+//! fn step(
+//!     block: &dyn BlockTraining<f32>,
+//!     (shape, scheme): (&FlatShape, &FlatScheme),
+//!     float: &EffectiveWeights<'_, f32>,
+//!     (x, starts, target): (&Array2<f32>, &[usize], &Array2<f32>),
+//!     (parameters, optimiser): (&mut FlatParameters<f32>, &mut AdamW<f32>),
+//! ) -> Result<f64, MethodError> {
+//!     let par = Par::Seq;
+//!     let step = FlatStep::new(shape, scheme, parameters)?;
+//!     let merged = step.weights(float, par)?;
+//!     let with = merged.iter().map(|(id, weight)| (*id, weight.view())).collect();
+//!     let mut insert = step.insert();
+//!     let (y, tape) = block.record(x.view(), starts, &with, &mut insert, par)?;
+//!     let loss = mean_squared_error(y.view(), target.view()).logarithmic();
+//!     let back = tape.backward(loss.gradient, &mut insert, par)?;
+//!     let gradients = step.backward(float, &back.weights, insert.into_sums(), par)?;
+//!     parameters.descend(&gradients, optimiser, [5e-3, 5e-3, 5e-2, 5e-2])?;
+//!     Ok(loss.value)
+//! }
+//! # let config = serde_json::json!({ "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 8,
+//! #     "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 10 });
+//! # let spec = quant_model::model_spec(&config)?;
+//! # let mut params = quant_testkit::random_block(&spec, &mut quant_testkit::Numbers::new(1));
+//! # let linears = std::mem::take(&mut params.linears);
+//! # let weights: BTreeMap<LinearId, Array2<f32>> = linears.into_iter().map(|(id, l)| match l.weight {
+//! #     quant_graph::LinearWeight::Float(w) => (id, w),
+//! #     _ => unreachable!(),
+//! # }).collect();
+//! # let block = quant_model::Block::<f32>::new(&spec, 0, params, Compute::F32, Par::Seq)?;
+//! # let table = quant_model::RopeTable::new(&spec.rope, spec.head_dim, 64, 3);
+//! # let rope = |_| &table;
+//! # let view = |id| quant_graph::EffectiveWeight { weight: weights[&id].view(), bias: None };
+//! # let float: EffectiveWeights<'_, f32> = weights.keys().map(|id| (*id, view(*id))).collect();
+//! # let trainer = quant_model::BlockTrainer::new(&block, &rope, EffectiveWeights::new())?;
+//! # let x = quant_testkit::Numbers::new(2).matrix(6, 8, 1.0);
+//! # let target = trainer.forward(x.view(), &[0, 3, 6], &float, &mut quant_graph::NoInsert, Par::Seq)?;
+//!
+//! let four = Bits::new(4)?;
+//! let scheme = FlatScheme::new(Some(four), Some((four, true)), Some((four, false)))?;
+//! let shape = FlatShape::new(&spec, 0);
+//! let start = Start {
+//!     parametrisation: Parametrisation::Inverse,
+//!     scales: &BTreeMap::new(),
+//!     weight_clips: true,
+//!     input_clips: true,
+//!     seed: 0,
+//!     name: "model.layers.0",
+//! };
+//! let mut parameters = FlatParameters::initial(&shape, &scheme, start)?;
+//! let mut optimiser = AdamW::new(Default::default())?;
+//! let state = (&mut parameters, &mut optimiser);
+//! let loss = step(&trainer, (&shape, &scheme), &float, (&x, &[0, 3, 6], &target), state)?;
+//! assert!(loss > 0.0 && loss.is_finite());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod insert;
 mod loss;

@@ -5,7 +5,7 @@ use crate::MethodError;
 use ndarray::Array1;
 use quant_graph::{LinearId, Site, Spot};
 use quant_kernels::Element;
-use quant_rotate::{ClipLogits, Learned, Parametrisation};
+use quant_rotate::{AdamW, ClipLogits, Learned, Parametrisation, Update};
 use std::collections::BTreeMap;
 
 /// Parameters that share a learning rate.
@@ -128,5 +128,23 @@ impl<T: Element> FlatParameters<T> {
             }
         }
         tensors
+    }
+
+    /// One step of an optimiser; `rates` are those of the groups in their order, as a
+    /// [`CosineSchedule`](quant_rotate::CosineSchedule) of four rates gives them.
+    ///
+    /// # Errors
+    /// [`MethodError::Rotate`] if the gradients are those of other parameters.
+    pub fn descend(
+        &mut self,
+        gradients: &Self,
+        optimiser: &mut AdamW<T>,
+        rates: [f64; 4],
+    ) -> Result<(), MethodError> {
+        let gradients = gradients.tensors();
+        let updates = self.tensors_mut().into_iter().zip(&gradients).map(|((group, parameters), given)| {
+            Update { parameters, gradient: given.2, learning_rate: rates[group as usize] }
+        });
+        Ok(optimiser.step(updates)?)
     }
 }
