@@ -1,7 +1,6 @@
 //! A block that is trained in.
 
-use ndarray::Array1;
-use ndarray::Array2;
+use ndarray::{Array1, Array2};
 use quant_graph::{
     BlockParams, BlockTraining, EffectiveWeight, EffectiveWeights, LinearId, LinearWeight, ModelSpec,
 };
