@@ -5,7 +5,8 @@
 mod common;
 
 use common::{
-    SMALL, few_windows, ptq, quantize, quantize_in_memory, refused, text, tiny_reasoner, write_tokens,
+    SMALL, copy_of_model, few_windows, ptq, quantize, quantize_in_memory, refused, text, tie, tiny_reasoner,
+    write_tokens,
 };
 use ptq::eval::{EvalOptions, evaluate};
 use ptq::kernels::Compute;
@@ -43,10 +44,13 @@ fn rotations_keep_what_four_bits_would_lose() {
 #[test]
 fn a_folder_computes_what_was_measured() {
     let work = tempdir().unwrap();
-    let (model, output) = (tiny_reasoner(), work.path().join("out"));
+    let (model, output) = (copy_of_model(work.path()), work.path().join("out"));
+    tie(&model);
     let report = quantize(&model, "w4a4kv4-quarot-research", &output, &[SMALL, &["--json"]].concat());
     let report = report.expect(0, &[]).json();
-    assert!(report["warnings"].to_string().contains("quarot unties them"), "{report}");
+    let warnings = report["warnings"].to_string();
+    assert!(warnings.contains("quarot unties them") && warnings.contains("not applied there"), "{warnings}");
+    assert!(report["serve"].as_array().unwrap().is_empty(), "{}", report["serve"]);
     let config = std::fs::read_to_string(output.join("config.json")).unwrap();
     assert!(config.contains("\"tie_word_embeddings\": false"), "{config}");
     let card = std::fs::read_to_string(output.join("README.md")).unwrap();
@@ -73,7 +77,7 @@ fn what_cannot_run_is_refused_in_the_plan() {
             "ascend",
             "[quarot: {}, rtn: { scheme: W8A8 }]\nexport: { format: vllm-ascend }",
             3,
-            &["transform of attention_output", "rotations: [r1, r2]"][..],
+            &["transform of mlp_activation", "rotations: [r1, r2]"][..],
         ),
         ("second", "[rtn: { scheme: W8A8 }, quarot: {}]", 2, &["quarot", "stands first"]),
         ("block", "[quarot: { block: 48 }, rtn: { scheme: W8A8 }]", 2, &["block", "none, 16, 32, 64 or 128"]),

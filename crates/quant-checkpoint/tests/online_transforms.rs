@@ -43,7 +43,7 @@ fn a_folder_gives_back_its_transforms() {
     let entry = &mut folder.json.get_mut("ptq_scheme.json").unwrap()["blocks"][1]["online"]["sites"];
     entry["attention-output"]["axes"][1] = serde_json::json!({ "identity": 1 });
     folder.save(&parent.path().join("narrow"));
-    let open = |name: &str| Checkpoint::open(&parent.path().join(name)).unwrap();
+    let open = |name: &str| Checkpoint::open(parent.path().join(name)).unwrap();
     let text = Dequantized.decode(&open("narrow"), &model, 1).unwrap_err().to_string();
     assert!(text.contains("attention_output: expected rows of 24"), "{text}");
     let mut folder = Folder::load(&dir);

@@ -11,7 +11,9 @@
 #![allow(clippy::unwrap_used, reason = "a bench fails by panicking")]
 
 use ndarray::{Array1, Array2};
-use quant_graph::{BlockParams, BlockTraining, EffectiveWeight, EffectiveWeights, LinearId, NoInsert};
+use quant_graph::{
+    BlockParams, BlockTraining, EffectiveWeight, EffectiveWeights, LinearId, NoInsert, Online,
+};
 use quant_kernels::{Compute, Par, matmul_nn, matmul_nt};
 use quant_model::{Block, BlockTrainer, RopeTable, model_spec, training_memory};
 use std::collections::BTreeMap;
@@ -28,7 +30,7 @@ fn main() {
     let spec = model_spec(&config).unwrap();
     let tokens: usize = LENGTHS.iter().sum();
     let norms = spec.norms().into_iter().map(|(norm, width)| (norm, Array1::ones(width))).collect();
-    let params = BlockParams { norms, linears: BTreeMap::new(), kv: None };
+    let params = BlockParams { norms, linears: BTreeMap::new(), online: Online::default(), kv: None };
     let block = Block::<f32>::new(&spec, 0, params, Compute::F32, Par::Seq).unwrap();
     let topology = block.spec().clone();
     let weights: BTreeMap<LinearId, (Array2<f32>, Option<Array1<f32>>)> = topology

@@ -95,7 +95,9 @@ fn check_targets(
         // A format from outside has its own readers.
         return Ok(vec![format!("no program whose rules are known here reads the format {}", format.id())]);
     }
-    if !job.force_unsupported && !verdicts.iter().any(TargetVerdict::passes) {
+    // Transforms that run online are for `ptq eval`; the format that holds them was asked for by that.
+    let simulated = !plan.scheme.online.is_empty();
+    if !job.force_unsupported && !simulated && !verdicts.iter().any(TargetVerdict::passes) {
         let what = format!("this model by this recipe in a form that is loaded anywhere ({})", all());
         let alternatives =
             "change the scheme, export to dequantized, or write it all the same with --force-unsupported";

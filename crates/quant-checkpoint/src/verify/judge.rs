@@ -76,6 +76,11 @@ pub fn judge(rules: Rules, spec: &ModelSpec, scheme: &ModelScheme, format: &dyn 
     } else {
         found.problems.push((format!("the format {} is not read", format.id()), String::new(), 1));
     }
+    if scheme.online.iter().any(|online| !online.is_empty()) && format.id() == Dequantized.id() {
+        let text =
+            "the transforms that run with the model are not applied there: it would compute another model";
+        found.problems.push((text.to_owned(), String::new(), 1));
+    }
     if format.id() == Dequantized.id()
         && (scheme.kv.is_some() || scheme.linears().any(|(_, _, l)| l.input.is_some()))
     {

@@ -280,7 +280,16 @@ impl<T: Element> Block<T> {
         cache.extend(k, v);
         self.check("keys in the cache", &[past + tokens, self.shape.kv_width()], cache.keys().shape())?;
         self.check("values in the cache", &[past + tokens, self.shape.kv_width()], cache.values().shape())?;
-        causal_attention_into(q.view(), cache.keys(), cache.values(), &self.shape, past, out.view_mut(), None, par);
+        causal_attention_into(
+            q.view(),
+            cache.keys(),
+            cache.values(),
+            &self.shape,
+            past,
+            out.view_mut(),
+            None,
+            par,
+        );
         self.transform(Site::AttentionOutput, out, par);
         Ok(())
     }
