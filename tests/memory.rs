@@ -20,6 +20,8 @@ const AWQ_ALL: &str = "modifiers: [awq: { search_tokens: all }, gptq: { scheme: 
 const CACHE: &str = "modifiers: [gptq: { scheme: W8A8KV4, true_sequential: false }]\n\
                      activations: { in_calibration: true }\nkv_cache: { before_rope: true, pre_bias: true }";
 
+const QUAROT: &str = "modifiers: [quarot: {}, gptq: { scheme: W4A8 }]";
+
 const TABLES: &str = "modifiers: [rtn: { scheme: W4A16g128 }]
 overrides: { lm_head: { scheme: W8A16 }, model.embed_tokens: { scheme: W8A16 } }";
 const HEAD_GPTQ: &str = "modifiers: [gptq: { scheme: W4A16g128 }]\noverrides: { lm_head: { scheme: W8A16 } }";
@@ -123,6 +125,7 @@ fn the_peak_is_the_predicted_one() {
         (QRONOS, 1, (8, 128)),
         (SWEEPS, 2, (8, 128)),
         (QRONOS, 2, (4, 1024)),
+        (QUAROT, 2, (4, 1024)),
         (AWQ, 1, (8, 128)),
         (AWQ, 2, (4, 1024)),
         (AWQ_ALL, 2, (2, 512)),

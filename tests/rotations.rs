@@ -80,7 +80,12 @@ fn what_cannot_run_is_refused_in_the_plan() {
             &["transform of mlp_activation", "rotations: [r1, r2]"][..],
         ),
         ("second", "[rtn: { scheme: W8A8 }, quarot: {}]", 2, &["quarot", "stands first"]),
-        ("block", "[quarot: { block: 48 }, rtn: { scheme: W8A8 }]", 2, &["block", "none, 16, 32, 64 or 128"]),
+        (
+            "block",
+            "[quarot: { block: 48 }, rtn: { scheme: W8A8 }]",
+            2,
+            &["block", "one of 16, 32, 64, 128, or none"],
+        ),
     ] {
         let recipe = work.path().join(format!("{name}.yaml"));
         std::fs::write(&recipe, format!("version: 1\nmodifiers: {modifiers}\n")).unwrap();

@@ -93,6 +93,11 @@ fn several_chunks_of_tokens_do_not_matter() {
             "  - gptq: { scheme: W4A16g32 }".to_owned(),
             "overrides: { lm_head: { scheme: W8A16, actorder: static }, model.embed_tokens: { rtn: { scheme: W4A16g32 } } }",
         ),
+        (
+            "quarot",
+            "  - quarot: { seed: 9 }\n  - awq: {}\n  - gptaq: { scheme: W4A8KV4 }".to_owned(),
+            "activations: { in_calibration: true }",
+        ),
         ("awq", "  - awq: { scheme: W4A16g32 }".to_owned(), "export: { format: compressed-tensors }"),
         ("awq-all", "  - awq: { scheme: W3A16, variant: official }".to_owned(), "compute: bf16"),
         (

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use tempfile::tempdir;
 
 /// A recipe of every method, of every way through a block and of every kind of cache, by name.
-const RECIPES: [(&str, &str); 12] = [
+const RECIPES: [(&str, &str); 13] = [
     ("gptq", "[gptq: { scheme: W4A16g32, actorder: dynamic, symmetric: false, convention: q-asym }]"),
     (
         "smoothquant, gptq at once",
@@ -54,6 +54,7 @@ const RECIPES: [(&str, &str); 12] = [
         "a rounded head",
         "[gptq: { scheme: W4A16g32 }]\noverrides: { lm_head: { scheme: W8A16 }, model.embed_tokens: { rtn: { scheme: W8A16 } } }",
     ),
+    ("quarot, gptq", "[quarot: { seed: 3 }, gptq: { scheme: W4A4KV4 }]"),
     ("billm", "[billm: { block_size: 64 }]"),
     ("slim-llm", "[slim-llm: { scheme: W2A16g32 }]"),
 ];

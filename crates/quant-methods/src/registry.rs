@@ -74,7 +74,11 @@ mod tests {
             Settings::new(m.id, resolved, m.fields).unwrap();
             let modifier = (m.build)(&settings).unwrap();
             assert_eq!(modifier.rounding.is_some(), m.kind.rounds(), "{}", m.id);
-            assert_eq!(modifier.transform.is_some(), m.kind != MethodKind::Rounding, "{}", m.id);
+            let transforms = modifier.transform.is_some() || modifier.model.is_some();
+            assert_eq!(transforms, m.kind != MethodKind::Rounding, "{}", m.id);
+            if let Some(model) = modifier.model {
+                assert_eq!(model.method().id, m.id);
+            }
             if let Some(transform) = modifier.transform {
                 assert_eq!(transform.method().id, m.id);
             }

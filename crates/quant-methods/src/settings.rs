@@ -60,6 +60,8 @@ pub enum FieldKind {
     Integer(u64, u64),
     /// A whole number in a closed range, or the word `all`.
     IntegerOrAll(u64, u64),
+    /// One of these whole numbers, or the word `none`.
+    SizeOrNone(&'static [u64]),
     /// One of these words.
     Choice(&'static [&'static str]),
     /// A list of these words, at least one and none twice.
@@ -76,6 +78,10 @@ impl FieldKind {
             Self::Number(lo, hi) => format!("a number from {lo} to {hi}"),
             Self::Integer(lo, hi) => format!("a whole number from {lo} to {hi}"),
             Self::IntegerOrAll(lo, hi) => format!("a whole number from {lo} to {hi}, or all"),
+            Self::SizeOrNone(sizes) => {
+                let sizes: Vec<String> = sizes.iter().map(u64::to_string).collect();
+                format!("one of {}, or none", sizes.join(", "))
+            }
             Self::Choice(words) => one_of(words, found),
             Self::Words(words) => {
                 let unknown = |v: &&Value| !v.as_str().is_some_and(|w| words.contains(&w));
@@ -93,6 +99,9 @@ impl FieldKind {
             Self::IntegerOrAll(lo, hi) => {
                 value.as_u64().is_some_and(|v| (lo..=hi).contains(&v)) || value.as_str() == Some("all")
             }
+            Self::SizeOrNone(sizes) => {
+                value.as_u64().is_some_and(|v| sizes.contains(&v)) || value.as_str() == Some("none")
+            }
             Self::Choice(words) => value.as_str().is_some_and(|v| words.contains(&v)),
             Self::Words(words) => value.as_array().is_some_and(|list| {
                 let known = |v: &Value| v.as_str().is_some_and(|v| words.contains(&v));
@@ -109,6 +118,7 @@ impl FieldKind {
             Self::Integer(lo, hi) => json!({"type": "integer", "minimum": lo, "maximum": hi}),
             Self::IntegerOrAll(lo, hi) => json!({"anyOf": [
                 {"type": "integer", "minimum": lo, "maximum": hi}, {"const": "all"}]}),
+            Self::SizeOrNone(sizes) => json!({"anyOf": [{"enum": sizes}, {"const": "none"}]}),
             Self::Choice(words) => json!({"enum": words}),
             Self::Words(words) => {
                 json!({"type": "array", "items": {"enum": words}, "minItems": 1, "uniqueItems": true})
@@ -278,6 +288,14 @@ impl Settings {
     /// [`SettingsError::MissingKey`].
     pub fn integer_or_all(&self, key: &str) -> Result<usize, SettingsError> {
         Ok(self.value(key)?.as_u64().map_or(usize::MAX, |v| v as usize))
+    }
+    /// One of some whole numbers; nothing for `none`.
+    ///
+    /// # Errors
+    /// As [`Settings::bool`].
+    pub fn size_or_none(&self, key: &str) -> Result<Option<usize>, SettingsError> {
+        let value = self.value(key)?;
+        Ok(value.as_u64().and_then(|size| usize::try_from(size).ok()))
     }
     /// A text.
     ///

@@ -81,7 +81,7 @@ fn the_function_is_kept() {
             "rotations: [r2]",
             "rotations: [r3]",
             "rotations: [r4]",
-            "block: \"16\"",
+            "block: 16",
             "tp: 2, seed: 5",
         ];
         for options in if at < 3 { options } else { &options[..1] } {
@@ -115,10 +115,10 @@ fn plans_say_what_runs_online_and_what_cannot_be() {
     assert!(plan("quarot: {}, smoothquant: {}, rtn: { scheme: W8A8 }").is_ok());
     for (modifiers, words) in [
         (
-            "quarot: { rotations: [r4], block: \"64\" }, rtn: { scheme: W4A4 }",
+            "quarot: { rotations: [r4], block: 64 }, rtn: { scheme: W4A4 }",
             "64 does not divide the 80 channels",
         ),
-        ("quarot: { cross_head: \"on\", tp: 2 }, rtn: { scheme: W4A4 }", "heads lie on different devices"),
+        ("quarot: { cross_head: on, tp: 2 }, rtn: { scheme: W4A4 }", "heads lie on different devices"),
         ("quarot: { tp: 3 }, rtn: { scheme: W4A4 }", "3 does not divide the 80 inputs"),
         ("smoothquant: {}, quarot: {}, rtn: { scheme: W4A4 }", "stands first"),
         ("quarot: {}, quarot: {}, rtn: { scheme: W4A4 }", "stands first, and once"),

@@ -33,10 +33,7 @@ pub static METHOD: Method = Method {
             seed: settings.integer("seed")? as u64,
             rotations: settings.words("rotations")?,
             cross_head: settings.word("cross_head")?.unwrap_or_default(),
-            block: match settings.text("block")?.as_str() {
-                "none" => None,
-                size => size.parse().ok(),
-            },
+            block: settings.size_or_none("block")?,
             tp: settings.integer("tp")?,
             path: settings.path().to_owned(),
         };
@@ -66,7 +63,7 @@ pub static METHOD: Method = Method {
         },
         Field {
             name: "block",
-            kind: FieldKind::Choice(&["none", "16", "32", "64", "128"]),
+            kind: FieldKind::SizeOrNone(&[16, 32, 64, 128]),
             default: "\"none\"",
             help: "r1 and r4 as block-diagonal matrices of this size in place of full ones",
             run_wide: false,
