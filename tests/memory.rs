@@ -20,6 +20,7 @@ const AWQ_ALL: &str = "modifiers: [awq: { search_tokens: all }, gptq: { scheme: 
 const CACHE: &str = "modifiers: [gptq: { scheme: W8A8KV4, true_sequential: false }]\n\
                      activations: { in_calibration: true }\nkv_cache: { before_rope: true, pre_bias: true }";
 
+const ROTATED: &str = "modifiers: [quarot: { rotations: [r1, r2], cross_head: off }, rtn: { scheme: W8A8 }]";
 const QUAROT: &str = "modifiers: [quarot: {}, gptq: { scheme: W4A8 }]";
 
 const TABLES: &str = "modifiers: [rtn: { scheme: W4A16g128 }]
@@ -125,6 +126,7 @@ fn the_peak_is_the_predicted_one() {
         (QRONOS, 1, (8, 128)),
         (SWEEPS, 2, (8, 128)),
         (QRONOS, 2, (4, 1024)),
+        (ROTATED, 1, (2, 512)),
         (QUAROT, 2, (4, 1024)),
         (AWQ, 1, (8, 128)),
         (AWQ, 2, (4, 1024)),

@@ -119,7 +119,7 @@ pub fn predict(plan: &Plan, lengths: &[usize], text_bytes: u64, threads: usize) 
         let chunk = quant_data::tokenising_bytes(text_bytes);
         phases.push(PhaseMemory { chunk, activations: 0, ..sizes.phase("tokenise") });
     }
-    if calibration || !plan.recipe.transforms().is_empty() {
+    if calibration || plan.recipe.rewrites() {
         // Reading converts a tensor wave by wave; the floats of the whole block stay.
         phases.push(PhaseMemory { weights: F32 * sizes.block + sizes.in_flight(), ..sizes.phase("read") });
     }
@@ -374,7 +374,7 @@ impl<'a> Sizes<'a> {
         let kept = F32 * chunk * wide * (1 + u64::from(streams.float));
         let heads = (spec.query_width() + 2 * spec.kv_width()) as u64;
         let passing = F32 * chunk * (3 * hidden + heads);
-        let transformed = !plan.recipe.transforms().is_empty();
+        let transformed = plan.recipe.rewrites();
         Self {
             plan,
             stages: topology

@@ -2,6 +2,7 @@
 
 use crate::{Method, SettingsError};
 use quant_graph::{BlockSource, ModelSpec, OnlineScheme, SourceError};
+use quant_kernels::Par;
 use std::fmt::Debug;
 
 /// What a plan must know of a rewritten model.
@@ -29,5 +30,9 @@ pub trait ModelTransform: Debug + Send + Sync {
     ///
     /// # Errors
     /// If the source cannot say what the rewriting needs to know of it beforehand.
-    fn fuse<'a>(&self, source: &'a mut dyn BlockSource) -> Result<Box<dyn BlockSource + 'a>, SourceError>;
+    fn fuse<'a>(
+        &self,
+        source: &'a mut dyn BlockSource,
+        par: Par,
+    ) -> Result<Box<dyn BlockSource + 'a>, SourceError>;
 }

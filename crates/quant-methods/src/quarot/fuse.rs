@@ -19,12 +19,17 @@ pub(super) struct RotatedSource<'a> {
     rotations: Rotations,
     /// Folded into the head.
     final_norm: Array1<f32>,
+    par: Par,
 }
 
 impl<'a> RotatedSource<'a> {
-    pub(super) fn new(inner: &'a mut dyn BlockSource, rotations: Rotations) -> Result<Self, SourceError> {
+    pub(super) fn new(
+        inner: &'a mut dyn BlockSource,
+        rotations: Rotations,
+        par: Par,
+    ) -> Result<Self, SourceError> {
         let final_norm = inner.final_norm()?;
-        Ok(Self { inner, rotations, final_norm })
+        Ok(Self { inner, rotations, final_norm, par })
     }
     /// Rows of the residual stream's width, multiplied by `gain` first.
     fn turned(&self, rows: Array2<f32>, gain: Option<ArrayView1<'_, f32>>) -> Array2<f32> {
@@ -34,7 +39,7 @@ impl<'a> RotatedSource<'a> {
                 part *= &gain.mapv(f64::from);
             }
             if let Some(residual) = &self.rotations.residual {
-                residual.apply(part, Par::Seq);
+                residual.apply(part, self.par);
             }
         });
         rows
@@ -63,28 +68,28 @@ impl<'a> RotatedSource<'a> {
                 }
                 Site::AttentionOutput => inputs(weight, |mut part| {
                     if let Some(head) = &self.rotations.head {
-                        head.apply(part.view_mut(), Par::Seq);
+                        head.apply(part.view_mut(), self.par);
                     }
                     if let Some(heads) = &self.rotations.heads {
-                        apply_online(heads, part, Par::Seq);
+                        apply_online(heads, part, self.par);
                     }
                 }),
                 Site::MlpActivation => inputs(weight, |part| {
                     if let Some(down) = &self.rotations.down {
-                        down.apply(part, Par::Seq);
+                        down.apply(part, self.par);
                     }
                 }),
             }
             if let Some((_, rows)) = linear.parts.iter().find(|(role, _)| *role == Role::V)
                 && let Some(head) = &self.rotations.head
             {
-                outputs((weight, params.bias.as_mut()), rows.clone(), |part| head.apply(part, Par::Seq));
+                outputs((weight, params.bias.as_mut()), rows.clone(), |part| head.apply(part, self.par));
             }
             if writes_residual(linear.id)
                 && let Some(residual) = &self.rotations.residual
             {
                 let all = 0..weight.nrows();
-                outputs((weight, params.bias.as_mut()), all, |part| residual.apply(part, Par::Seq));
+                outputs((weight, params.bias.as_mut()), all, |part| residual.apply(part, self.par));
             }
         }
         for norm in [Norm::Input, Norm::PostAttention] {

@@ -19,6 +19,7 @@ mod rotations;
 use crate::settings::FieldKind;
 use crate::{Field, Method, MethodKind, ModelTransform, Modifier, SettingsError, WholePlan};
 use quant_graph::{BlockSource, ModelSpec, OnlineScheme, Site, SourceError};
+use quant_kernels::Par;
 use rotations::Rotations;
 use serde::Deserialize;
 
@@ -141,9 +142,14 @@ impl ModelTransform for QuaRot {
         }
         Ok(WholePlan { online: OnlineScheme { sites, pair }, notices })
     }
-    fn fuse<'a>(&self, source: &'a mut dyn BlockSource) -> Result<Box<dyn BlockSource + 'a>, SourceError> {
+    fn fuse<'a>(
+        &self,
+        source: &'a mut dyn BlockSource,
+        par: Par,
+    ) -> Result<Box<dyn BlockSource + 'a>, SourceError> {
         let rotations = Rotations::new(self, source.spec())
             .map_err(|cause| SourceError::new("the rotated model", METHOD.id, cause))?;
-        fuse::RotatedSource::new(source, rotations).map(|rotated| Box::new(rotated) as Box<dyn BlockSource>)
+        let rotated = fuse::RotatedSource::new(source, rotations, par)?;
+        Ok(Box::new(rotated))
     }
 }

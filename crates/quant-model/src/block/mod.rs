@@ -1,6 +1,7 @@
 //! The decoder block, runnable stage by stage.
 
 mod flow;
+mod heads;
 mod run;
 mod train;
 

@@ -230,6 +230,11 @@ impl Recipe {
     pub fn transforms(&self) -> &[Arc<dyn Transform>] {
         &self.transforms
     }
+    /// Whether anything rewrites float weights, which must be whole for that.
+    #[must_use]
+    pub fn rewrites(&self) -> bool {
+        self.model.is_some() || !self.transforms.is_empty()
+    }
     /// What happens before anything is rounded, in words and in its order.
     pub fn before_rounding(&self) -> impl Iterator<Item = String> {
         let model = self.model.iter().map(|t| format!("{} ({})", t.method().id, t.describe()));

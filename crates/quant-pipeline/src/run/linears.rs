@@ -210,7 +210,7 @@ impl Run<'_> {
 /// The linears of a block whose weights can be rounded as their rows are read: nothing else has to see them. None where
 /// something has.
 pub(super) fn row_by_row(plan: &Plan, index: usize) -> Option<BTreeMap<LinearId, RowByRow<'_>>> {
-    if plan.streams.calibration() || !plan.recipe.transforms().is_empty() {
+    if plan.streams.calibration() || plan.recipe.rewrites() {
         return None;
     }
     let linears = plan.blocks[index].iter();

@@ -119,7 +119,7 @@ pub fn run(
     let mut rewritten;
     let source = match plan.recipe.model_transform() {
         Some(model) => {
-            rewritten = model.fuse(source)?;
+            rewritten = model.fuse(source, options.par)?;
             &mut *rewritten
         }
         None => source,
