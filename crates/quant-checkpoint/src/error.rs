@@ -415,3 +415,18 @@ pub enum CheckpointError {
         tensor: String,
     },
 }
+
+/// The error for what a format cannot hold as it is.
+pub(crate) fn not_encodable(
+    format: &'static str,
+    subject: impl Into<String>,
+    expected: impl Into<String>,
+    found: impl Into<String>,
+) -> CheckpointError {
+    CheckpointError::NotEncodable {
+        format,
+        subject: subject.into(),
+        expected: expected.into(),
+        found: found.into(),
+    }
+}

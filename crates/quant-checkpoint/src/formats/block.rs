@@ -6,22 +6,7 @@ use quant_graph::{
     ModelScheme, ModelSpec, WeightForm,
 };
 
-use crate::error::{CheckpointError, Result};
-
-/// The error for a block that does not fit.
-pub(crate) fn not_encodable(
-    format: &'static str,
-    subject: impl Into<String>,
-    expected: impl Into<String>,
-    found: impl Into<String>,
-) -> CheckpointError {
-    CheckpointError::NotEncodable {
-        format,
-        subject: subject.into(),
-        expected: expected.into(),
-        found: found.into(),
-    }
-}
+use crate::error::{Result, not_encodable};
 
 /// The scheme of a linear; float where the scheme has no such block.
 pub(crate) fn linear_scheme(scheme: &ModelScheme, index: usize, id: LinearId) -> LinearScheme {

@@ -28,7 +28,7 @@ use quant_graph::{BlockParams, Catalogue, Entry, LinearId, ModelScheme, ModelSpe
 use safetensors::Dtype;
 use serde_json::{Map, Value};
 
-use crate::error::Result;
+use crate::error::{Result, not_encodable};
 use crate::source::Checkpoint;
 use crate::writer::ShardNaming;
 
@@ -127,7 +127,7 @@ pub fn stored_floats(name: &str, values: impl IntoIterator<Item = f32>, dtype: D
     let kinds = [FloatType::F32, FloatType::F16, FloatType::Bf16];
     match kinds.into_iter().find(|kind| float_dtype(*kind) == dtype) {
         Some(kind) => bytes::float_bytes("a folder", name, values, kind, bytes::Loss::Rounding),
-        None => Err(block::not_encodable("a folder", name, "a float type", dtype.to_string())),
+        None => Err(not_encodable("a folder", name, "a float type", dtype.to_string())),
     }
 }
 

@@ -8,10 +8,9 @@ use quant_core::{CoreError, OnlineShape, OnlineTransform, PairTransform};
 use quant_graph::{ModelScheme, ModelSpec, Online, OnlineScheme, Site};
 use safetensors::Dtype;
 
-use super::block::not_encodable;
 use super::bytes::{Loss, float_bytes};
 use super::{Encoded, TensorDecl, Unsupported};
-use crate::error::{CheckpointError, Result};
+use crate::error::{CheckpointError, Result, not_encodable};
 use crate::source::Checkpoint;
 
 /// The name of a site in tensor names.

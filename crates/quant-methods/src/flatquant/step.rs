@@ -57,7 +57,7 @@ impl<'a, T: Element> FlatStep<'a, T> {
     }
 
     /// The gradients of all parameters: `weights` are those of the effective weights, `sums` what an insert of this step has summed
-    /// ([`FlatInsert::into_sums`]).
+    /// ([`FlatInsert::into_sums`](super::FlatInsert::into_sums)).
     ///
     /// # Errors
     /// As [`Self::weights`].

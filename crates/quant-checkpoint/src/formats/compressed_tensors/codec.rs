@@ -13,8 +13,8 @@ use safetensors::Dtype;
 
 use super::config::{Config, Layout, Storage, bad};
 use super::{ID, slots};
-use crate::error::Result;
-use crate::formats::block::{check, linear_scheme, not_encodable};
+use crate::error::{Result, not_encodable};
+use crate::formats::block::{check, linear_scheme};
 use crate::formats::bytes::{
     Loss, float_bytes, held_type, int8_bytes, read_levels, read_scales, shaped, single, word_bytes,
 };

@@ -8,9 +8,9 @@ use safetensors::Dtype;
 
 use super::description::AscendType;
 use super::{ID, slots};
-use crate::error::Result;
+use crate::error::{Result, not_encodable};
 use crate::formats::Encoded;
-use crate::formats::block::{check, linear_scheme, not_encodable};
+use crate::formats::block::{check, linear_scheme};
 use crate::formats::bytes::{Loss, float_bytes, held_type, int8_bytes, word_bytes};
 use crate::formats::layout::{Item, Slot};
 
