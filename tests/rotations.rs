@@ -68,6 +68,40 @@ fn a_folder_computes_what_was_measured() {
     assert!((found / expected - 1.0).abs() < 1e-6, "{found} from the folder, {expected} in memory");
 }
 
+/// Rotations that are fused cost a deployment nothing: 4 bits of weights and activations for vLLM-Ascend.
+#[test]
+fn fused_rotations_are_for_any_loader() {
+    let work = tempdir().unwrap();
+    let (model, recipe) = (tiny_reasoner(), work.path().join("recipe.yaml"));
+    let modifiers =
+        "[quarot: { rotations: [r1, r2], cross_head: off }, gptq: { scheme: W4A4, mse_clip: true }]";
+    let rest = "overrides: { \"*.down_proj\": { scheme: W8A8 } }\nexport: { format: vllm-ascend }";
+    let text_of = format!("version: 1\nmodifiers: {modifiers}\n{rest}\n");
+    std::fs::write(&recipe, &text_of).unwrap();
+    let output = work.path().join("out");
+    quantize(&model, text(&recipe), &output, SMALL).expect(0, &[]);
+    let described = std::fs::read_to_string(output.join("quant_model_description.json")).unwrap();
+    assert!(
+        described.contains("\"model.layers.0.self_attn.q_proj.weight\": \"W4A4_DYNAMIC\""),
+        "{described}"
+    );
+    assert!(described.contains("\"model.layers.0.mlp.down_proj.weight\": \"W8A8_DYNAMIC\""), "{described}");
+    ptq(&["verify", text(&output), "--target", "vllm-ascend"]).expect(0, &[]);
+    let old = ptq(&["verify", text(&output), "--target", "vllm-ascend@0.13", "--json"]).expect(1, &[]);
+    assert!(old.json().to_string().contains("W4A4_DYNAMIC"));
+
+    let rows = few_windows(4, 64);
+    let ids: Vec<Vec<i64>> =
+        rows.sequences.iter().map(|row| row.iter().map(|&t| t.into()).collect()).collect();
+    let data = write_tokens(&work.path().join("rows.safetensors"), &ids, 64);
+    let read = ptq(&["eval", "--model", text(&output), "--tokens", &data, "--json"]).expect(0, &[]).json();
+    let expected = perplexity(quantize_in_memory(&model, &text_of, Some(&rows), 2).0, &rows.sequences);
+    let found = read["perplexity"].as_f64().unwrap();
+    // The tables of the folder are in bfloat16.
+    assert!((found / expected - 1.0).abs() < 0.02, "{found} from the folder, {expected} in memory");
+    assert!(expected < 4.0, "{expected}");
+}
+
 #[test]
 fn what_cannot_run_is_refused_in_the_plan() {
     let work = tempdir().unwrap();

@@ -74,11 +74,13 @@ fn by_stage(spec: &ModelSpec, schemes: [LinearScheme; 4]) -> ModelScheme {
 
 fn ascend_linear() -> impl Strategy<Value = LinearScheme> {
     let w8 = weight(8, true, None);
+    let four = InputScheme { bits: bits(4), ..input(ActRule::Symmetric, true) };
     prop_oneof![
         Just(linear(Some(w8), Some(input(ActRule::Symmetric, true)))),
         Just(linear(Some(w8), Some(input(ActRule::Symmetric, false)))),
         Just(linear(Some(w8), Some(input(ActRule::Asymmetric, false)))),
         Just(linear(Some(w8), None)),
+        Just(linear(Some(weight(4, true, None)), Some(four))),
         Just(linear(None, None)),
     ]
 }

@@ -69,11 +69,12 @@ pub(crate) fn float_bytes(
 }
 
 /// 8-bit levels as int8 values `level - 128`; flipping the top bit is that subtraction in two's complement.
-pub(crate) fn int8_bytes(levels: ArrayView2<'_, u8>) -> Vec<u8> {
+pub(crate) fn int8_bytes(levels: ArrayView2<'_, u8>, bits: quant_core::Bits) -> Vec<u8> {
+    let middle = 1 << (bits.get() - 1);
     // The slice's loop is vectorised, the general one is not.
     match levels.as_slice() {
-        Some(slice) => slice.iter().map(|level| level ^ 0x80).collect(),
-        None => levels.iter().map(|level| level ^ 0x80).collect(),
+        Some(slice) => slice.iter().map(|level| level.wrapping_sub(middle)).collect(),
+        None => levels.iter().map(|level| level.wrapping_sub(middle)).collect(),
     }
 }
 

@@ -65,7 +65,7 @@ fn part(model: FloatType, name: &str, suffix: &str, linear: &LinearParams) -> Re
         }
     };
     match (suffix, linear.input) {
-        ("weight", _) => Ok(int8_bytes(matrix.levels().view())),
+        ("weight", _) => Ok(int8_bytes(matrix.levels().view(), matrix.bits())),
         ("weight_packed", _) => Ok(word_bytes(pack_rows(matrix.levels().view(), matrix.bits()))),
         ("weight_shape", _) => {
             let (rows, columns) = matrix.dim();
@@ -79,7 +79,7 @@ fn part(model: FloatType, name: &str, suffix: &str, linear: &LinearParams) -> Re
             }
             let levels = matrix.zeros().mapv(|z| z as u8);
             Ok(match input {
-                Some(_) => int8_bytes(levels.view()),
+                Some(_) => int8_bytes(levels.view(), matrix.bits()),
                 None => word_bytes(pack_columns(levels.view(), matrix.bits())),
             })
         }

@@ -18,8 +18,13 @@ use crate::formats::bytes::{read_levels, read_scales};
 use crate::formats::plain::{read_bias, read_linear, read_norms};
 use crate::source::Checkpoint;
 
+fn bits_of(kind: AscendType) -> Result<Bits> {
+    Bits::new(kind.bits()).map_err(|e| bad("bits", "1 to 8", e.to_string()))
+}
+
+/// Of a C8 cache.
 fn eight() -> Result<Bits> {
-    Bits::new(8).map_err(|e| bad("bits", "8", e.to_string()))
+    bits_of(AscendType::W8A8)
 }
 
 fn linear(checkpoint: &Checkpoint, linear: &LinearSpec, description: &Description) -> Result<LinearParams> {
@@ -29,7 +34,7 @@ fn linear(checkpoint: &Checkpoint, linear: &LinearSpec, description: &Descriptio
         return read_linear(checkpoint, linear);
     }
     let shape = linear.shape();
-    let bits = eight()?;
+    let bits = bits_of(kind)?;
     let levels = read_levels(ID, checkpoint, &format!("{module}.weight"), shape, bits)?;
     let scales = weight_scales(checkpoint, module, kind, shape.0)?;
     let offsets = format!("{module}.weight_offset");
@@ -42,7 +47,7 @@ fn linear(checkpoint: &Checkpoint, linear: &LinearSpec, description: &Descriptio
         .map_err(|e| bad(module, "a quantised matrix", e.to_string()))?;
     let input = match kind {
         AscendType::W8A8 => Some(ActQuant::Static { bits, params: static_input(checkpoint, module)? }),
-        AscendType::W8A8Dynamic | AscendType::W8A8Mix => {
+        AscendType::W8A8Dynamic | AscendType::W8A8Mix | AscendType::W4A4Dynamic => {
             Some(ActQuant::Dynamic { bits, rule: ActRule::Symmetric, clip_ratio: 1.0, shards: 1 })
         }
         AscendType::Float | AscendType::W8A16 => None,
@@ -95,16 +100,18 @@ impl Decoder for Description {
 
 pub(super) fn scheme(checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<ModelScheme> {
     let description = Description::read(checkpoint)?;
-    let bits = eight()?;
-    let weight = WeightScheme::integer(bits, true, None);
     let mut blocks = Vec::with_capacity(spec.layers);
     for index in 0..spec.layers {
         let mut block = BTreeMap::new();
         for LinearSpec { id, module, .. } in spec.block(index).linears {
             let kind = description.kind(&module)?;
+            let bits = bits_of(kind)?;
+            let weight = WeightScheme::integer(bits, true, None);
             let input = match kind {
                 AscendType::Float | AscendType::W8A16 => None,
-                AscendType::W8A8Dynamic | AscendType::W8A8Mix => Some((true, ActRule::Symmetric)),
+                AscendType::W8A8Dynamic | AscendType::W8A8Mix | AscendType::W4A4Dynamic => {
+                    Some((true, ActRule::Symmetric))
+                }
                 // The file has parameters, not the rule that found them: an offset of zero is what symmetric means.
                 AscendType::W8A8 if static_input(checkpoint, &module)?.zero == bits.mid_level() => {
                     Some((false, ActRule::Symmetric))
@@ -125,7 +132,7 @@ pub(super) fn scheme(checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<ModelS
             format!("{cached} blocks"),
         ));
     }
-    let kv = KvScheme::new(bits, ActRule::Symmetric, KvGranularity::ChannelStatic);
+    let kv = KvScheme::new(eight()?, ActRule::Symmetric, KvGranularity::ChannelStatic);
     let kv = (cached != 0).then_some(kv);
     Ok(ModelScheme { blocks, kv, ..ModelScheme::default() })
 }

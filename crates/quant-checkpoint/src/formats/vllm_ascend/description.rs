@@ -38,9 +38,8 @@ const META: [&str; 9] = [
 ];
 
 /// Types of linears that the loader has and this crate does not read.
-const OTHER_TYPES: [&str; 12] = [
+const OTHER_TYPES: [&str; 11] = [
     "W4A8_DYNAMIC",
-    "W4A4_DYNAMIC",
     "W4A4_FLATQUANT_DYNAMIC",
     "W8A8_MXFP8",
     "W4A4_MXFP4",
@@ -80,6 +79,8 @@ pub(crate) enum AscendType {
     W8A8Mix,
     /// Weight only.
     W8A16,
+    /// Both in 4 bits, dynamic per-token input.
+    W4A4Dynamic,
 }
 
 impl AscendType {
@@ -90,10 +91,15 @@ impl AscendType {
             Self::W8A8Dynamic => "W8A8_DYNAMIC",
             Self::W8A8Mix => "W8A8_MIX",
             Self::W8A16 => "W8A16",
+            Self::W4A4Dynamic => "W4A4_DYNAMIC",
         }
     }
+    /// Bits of its weight, and of its input where that is quantised.
+    pub(crate) fn bits(self) -> u32 {
+        if self == Self::W4A4Dynamic { 4 } else { 8 }
+    }
     pub(crate) fn from_name(name: &str) -> Option<Self> {
-        [Self::Float, Self::W8A8, Self::W8A8Dynamic, Self::W8A8Mix, Self::W8A16]
+        [Self::Float, Self::W8A8, Self::W8A8Dynamic, Self::W8A8Mix, Self::W8A16, Self::W4A4Dynamic]
             .into_iter()
             .find(|k| k.name() == name)
     }
@@ -102,6 +108,7 @@ impl AscendType {
         match (scheme.weight, scheme.input) {
             (None, _) => Self::Float,
             (Some(_), None) => Self::W8A16,
+            (Some(weight), Some(input)) if input.dynamic && weight.bits.get() == 4 => Self::W4A4Dynamic,
             (Some(_), Some(input)) if input.dynamic => Self::W8A8Dynamic,
             (Some(_), Some(_)) => Self::W8A8,
         }

@@ -94,7 +94,7 @@ fn part(spec: &ModelSpec, name: &str, suffix: &str, linear: &LinearParams) -> Re
     };
     let scales = || matrix.scales().column(0).iter().copied().collect::<Vec<_>>();
     match suffix {
-        "weight" => Ok(int8_bytes(matrix.levels().view())),
+        "weight" => Ok(int8_bytes(matrix.levels().view(), matrix.bits())),
         "weight_scale" => float_bytes(ID, name, scales(), FloatType::F32, Loss::None),
         "weight_offset" => Ok(vec![0; matrix.dim().0 * 4]),
         "bias" => float_bytes(ID, name, linear.bias.iter().flatten().copied(), FloatType::F32, Loss::None),

@@ -8,6 +8,7 @@
 //! | `W8A8` | same | 8 bits, per tensor, static | `quant_bias`, `input_scale`, `input_offset`, `deq_scale` |
 //! | `W8A8_MIX` (read) | same | either of the two, by the node's task | all of the above |
 //! | `W8A16` | same | float | `weight_scale`, `weight_offset` |
+//! | `W4A4_DYNAMIC` | 4 bits, one to a byte, per channel, symmetric | 4 bits, per token, symmetric | `weight_scale`, `weight_offset` |
 //! | `FLOAT` | float | float | none |
 //!
 //! and the cache may be `C8`: 8 bits, one static symmetric scale per channel, keys after rope.
@@ -98,14 +99,28 @@ fn kv_slots(spec: &ModelSpec, index: usize) -> Vec<Slot> {
     slots
 }
 
-fn check_weight(module: &str, w: WeightScheme) -> Result<(), Unsupported> {
-    const ELSE: &str = "use 8-bit symmetric weights per channel (W8A8, W8A16), or export to compressed-tensors \
-                        (2 to 8 bits, groups, asymmetric) or dequantized (anything)";
+/// Inputs that the loader packs into one word.
+const PACKED: usize = 8;
+
+fn check_weight(
+    module: &str,
+    w: WeightScheme,
+    input: Option<InputScheme>,
+    inputs: usize,
+) -> Result<(), Unsupported> {
+    const ELSE: &str = "use symmetric weights per channel of 8 bits (W8A8, W8A16), or of 4 before dynamic inputs of 4 \
+                        (W4A4), or export to compressed-tensors (2 to 8 bits, groups, asymmetric) or dequantized (anything)";
+    let four = input.is_some_and(|input| input.bits.get() == 4);
     if matches!(w.form, WeightForm::MixedInteger | WeightForm::BinaryResidual) {
         return Err(unsupported(format!("{} ({module})", w.form.name()), ELSE));
     }
-    if w.bits.get() != 8 {
-        return Err(unsupported(format!("{}-bit weights ({module})", w.bits.get()), ELSE));
+    if w.bits.get() != if four { 4 } else { 8 } {
+        let before = input.map_or_else(String::new, |i| format!(" before {}-bit activations", i.bits.get()));
+        return Err(unsupported(format!("{}-bit weights{before} ({module})", w.bits.get()), ELSE));
+    }
+    if four && !inputs.is_multiple_of(PACKED) {
+        let what = format!("4-bit weights of {inputs} inputs ({module}), which it packs {PACKED} to a word");
+        return Err(unsupported(what, "give this linear W8A8 by an override, or export to dequantized"));
     }
     if let Some(group) = w.group {
         return Err(unsupported(format!("weight groups of {group} ({module})"), ELSE));
@@ -126,9 +141,10 @@ fn check_input(module: &str, weight: bool, input: InputScheme) -> Result<(), Uns
             "quantise the weight too (W8A8), or export to dequantized",
         ));
     }
-    if input.bits.get() != 8 {
-        let what = format!("{}-bit activations ({module})", input.bits.get());
-        return Err(unsupported(what, "use A8 or A16, or export to dequantized"));
+    if !matches!(input.bits.get(), 4 | 8) || (input.bits.get() == 4 && !input.dynamic) {
+        let kind = if input.dynamic { "" } else { "static " };
+        let what = format!("{kind}{}-bit activations ({module})", input.bits.get());
+        return Err(unsupported(what, "use A8, A16 or dynamic A4, or export to dequantized"));
     }
     if input.shards > 1 {
         return Err(unsupported(
@@ -160,10 +176,10 @@ impl Format for VllmAscend {
         1
     }
     fn schemes(&self) -> &'static str {
-        "W8A8 dynamic (symmetric) or static (per tensor), W8A16, per channel; KV8 per channel (C8); float"
+        "W8A8 dynamic (symmetric) or static (per tensor), W8A16, W4A4 dynamic, per channel; KV8 per channel (C8); float"
     }
     fn clients(&self) -> &'static [&'static str] {
-        &["vLLM-Ascend (C8: 0.18 or later)"]
+        &["vLLM-Ascend (C8: 0.18 or later, W4A4: 0.14 or later)"]
     }
     fn scale_type(&self, spec: &ModelSpec) -> FloatType {
         held_type(spec.dtype)
@@ -239,7 +255,7 @@ impl Format for VllmAscend {
                 check_input(&module, linear.weight.is_some(), input)?;
             }
             if let Some(weight) = linear.weight {
-                check_weight(&module, weight)?;
+                check_weight(&module, weight, linear.input, spec.site_width(id.site()))?;
             }
         }
         // Rounding order is no property of the file, so it may differ inside a fused layer.
