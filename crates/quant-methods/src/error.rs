@@ -23,6 +23,26 @@ pub enum MethodError {
         /// The part.
         what: String,
     },
+    /// A block that something was done to already, where one as its checkpoint has it is needed.
+    #[error("{method}: {what}; it needs the float block as its checkpoint has it")]
+    NotFloat {
+        /// Registry id.
+        method: &'static str,
+        /// What is not as it was.
+        what: String,
+    },
+    /// Too little calibration data for one training step.
+    #[error(
+        "{method}: {found} calibration sequences make no batch of {batch}: give it more of them or a smaller batch_size"
+    )]
+    Sequences {
+        /// Registry id.
+        method: &'static str,
+        /// Sequences given.
+        found: usize,
+        /// Sequences of a batch.
+        batch: usize,
+    },
     /// A statistic the method declared was not handed in: an error of the caller.
     #[error("{method} needs {what} and the caller did not gather it")]
     MissingStatistic {

@@ -10,6 +10,7 @@
 //! | the parameters of a block, or their gradients | [`FlatParameters`] |
 //! | one step: effective weights, what stands in the block, gradients | [`FlatStep`], [`FlatInsert`], [`FlatSums`] |
 //! | the loss | [`mean_squared_error`] |
+//! | what a deployment runs: transforms merged into a block | [`FlatParameters::merge`] |
 //!
 //! A block is run by a [`BlockTraining`](quant_graph::BlockTraining). One step of training:
 //!
@@ -83,6 +84,7 @@
 
 mod insert;
 mod loss;
+mod merge;
 mod parameters;
 mod scheme;
 mod step;

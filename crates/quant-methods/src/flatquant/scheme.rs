@@ -132,6 +132,10 @@ impl FlatScheme {
         })
     }
 
+    /// Nothing is quantised.
+    pub(super) const NONE: Self =
+        Self { weights: None, activations: None, keys: None, values: None, share_inputs: true };
+
     /// Whether a matrix is there: pairs and `P_o` where weights or activations are quantised, `P_v` also where values are, `P_k`
     /// where keys are.
     #[must_use]

@@ -4,7 +4,7 @@ use super::scheme::Matrix;
 use super::step::{FlatStep, FlatSums, channels};
 use crate::MethodError;
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis, Slice};
-use quant_graph::{EffectiveWeight, EffectiveWeights, LinearId, Site, WeightGradient};
+use quant_graph::{EffectiveWeight, EffectiveWeights, LinearId, LinearSpec, Site, WeightGradient};
 use quant_kernels::{Element, Par};
 use quant_rotate::{Kronecker, clip_weight, clip_weight_gradient, per_head, per_head_gradient};
 use std::collections::BTreeMap;
@@ -69,18 +69,28 @@ impl<T: Element> FlatStep<'_, T> {
             .map(|linear| {
                 let missing = || MethodError::Learned { what: format!("float weight of {}", linear.module) };
                 let own = float.get(&linear.id).ok_or_else(missing)?;
-                for (what, expected, found) in [
-                    ("rows of", linear.outputs, own.weight.nrows()),
-                    ("columns of", linear.inputs, own.weight.ncols()),
-                    ("bias of", linear.outputs, own.bias.map_or(linear.outputs, |bias| bias.len())),
-                ] {
-                    if expected != found {
-                        return Err(channels(format!("{what} {}", linear.module), expected, found));
-                    }
-                }
-                Ok((linear.id, self.merged(linear.id, own, par)?))
+                Ok((linear.id, self.weight(linear, own, par)?))
             })
             .collect()
+    }
+
+    /// The effective weight of one linear.
+    pub(super) fn weight(
+        &self,
+        linear: &LinearSpec,
+        own: &EffectiveWeight<'_, T>,
+        par: Par,
+    ) -> Result<MergedWeight<T>, MethodError> {
+        for (what, expected, found) in [
+            ("rows of", linear.outputs, own.weight.nrows()),
+            ("columns of", linear.inputs, own.weight.ncols()),
+            ("bias of", linear.outputs, own.bias.map_or(linear.outputs, |bias| bias.len())),
+        ] {
+            if expected != found {
+                return Err(channels(format!("{what} {}", linear.module), expected, found));
+            }
+        }
+        self.merged(linear.id, own, par)
     }
 
     /// Whether anything is done to a weight.
@@ -130,7 +140,7 @@ impl<T: Element> FlatStep<'_, T> {
     }
 
     /// The effective weight of a linear that has `own`.
-    pub(super) fn merged(
+    fn merged(
         &self,
         id: LinearId,
         own: &EffectiveWeight<'_, T>,

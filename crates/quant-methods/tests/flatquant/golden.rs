@@ -3,7 +3,7 @@
 use crate::case::Case;
 use ndarray::{Array2, Axis, Slice};
 use quant_core::Bits;
-use quant_graph::{ModelSpec, Site, Spot};
+use quant_graph::{BlockParams, ModelSpec, Site, Spot};
 use quant_kernels::Par;
 use quant_methods::flatquant::{FlatParameters, FlatScheme, Group, Matrix};
 use quant_model::model_spec;
@@ -39,7 +39,7 @@ const INPUTS: [(Spot, &[&str]); 6] = [
 ];
 
 /// The tensors under `prefix` as parameters; gradients are read alike.
-fn read(golden: &Golden, prefix: &str, spec: &ModelSpec) -> FlatParameters<f32> {
+pub(crate) fn read(golden: &Golden, prefix: &str, spec: &ModelSpec) -> FlatParameters<f32> {
     let has = |name: &str| golden.has(&format!("{prefix}.{name}"));
     let vector = |name: &str| golden.vector(&format!("{prefix}.{name}"));
     let matrix = |name: &str| golden.matrix(&format!("{prefix}.{name}"));
@@ -80,7 +80,7 @@ fn read(golden: &Golden, prefix: &str, spec: &ModelSpec) -> FlatParameters<f32> 
     }
 }
 
-fn scheme_of(case: &Value) -> FlatScheme {
+pub(crate) fn scheme_of(case: &Value) -> FlatScheme {
     let bits = |key: &str| {
         let bits = u32::try_from(case[key].as_u64().unwrap()).unwrap();
         (bits < 16).then(|| Bits::new(bits).unwrap())
@@ -96,7 +96,7 @@ fn scheme_of(case: &Value) -> FlatScheme {
 }
 
 /// Parameters with other last bits; seed 0 leaves them.
-fn varied(parameters: &FlatParameters<f32>, seed: u64) -> FlatParameters<f32> {
+pub(crate) fn varied(parameters: &FlatParameters<f32>, seed: u64) -> FlatParameters<f32> {
     let (mut varied, mut numbers) = (parameters.clone(), Numbers::new(seed));
     for (_, values) in varied.tensors_mut().into_iter().filter(|_| seed > 0) {
         values.iter_mut().for_each(|x| *x *= 1.0 + f32::EPSILON * numbers.uniform());
@@ -111,8 +111,8 @@ fn distance(found: &[f32], want: &[f32]) -> f64 {
     (difference / want.iter().map(|b| square(f64::from(*b))).sum::<f64>()).sqrt()
 }
 
-/// The block of a case with some of its samples.
-fn golden_block(golden: &Golden, case: &Value, samples: std::ops::Range<usize>) -> (ModelSpec, Case<f32>) {
+/// The float block of a case.
+pub(crate) fn golden_params(golden: &Golden, case: &Value) -> (ModelSpec, BlockParams) {
     let kind = case["kind"].as_str().unwrap();
     let architecture = if kind == "qwen2" { "Qwen2ForCausalLM" } else { "LlamaForCausalLM" };
     let spec = model_spec(&json!({
@@ -126,6 +126,17 @@ fn golden_block(golden: &Golden, case: &Value, samples: std::ops::Range<usize>) 
         Some((format!("{}.{}", spec.block_prefix(0), key.strip_prefix(&prefix)?), tensor.clone()))
     });
     let params = block_from_tensors(&spec, 0, &stored.collect());
+    (spec, params)
+}
+
+/// The block of a case with some of its samples.
+pub(crate) fn golden_block(
+    golden: &Golden,
+    case: &Value,
+    samples: std::ops::Range<usize>,
+) -> (ModelSpec, Case<f32>) {
+    let (spec, params) = golden_params(golden, case);
+    let kind = case["kind"].as_str().unwrap();
     let rows = Slice::from(24 * samples.start..24 * samples.end);
     let part = |name: &str| golden.matrix(&format!("{kind}.{name}")).slice_axis(Axis(0), rows).to_owned();
     let block = Case::new(&spec, params, 24, part("X"), part("fp_out"));

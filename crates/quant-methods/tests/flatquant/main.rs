@@ -5,4 +5,5 @@
 
 mod case;
 mod golden;
+mod merge;
 mod properties;
