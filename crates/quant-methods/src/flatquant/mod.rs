@@ -10,6 +10,7 @@
 //! | the parameters of a block, or their gradients | [`FlatParameters`] |
 //! | one step: effective weights, what stands in the block, gradients | [`FlatStep`], [`FlatInsert`], [`FlatSums`] |
 //! | the loss | [`mean_squared_error`] |
+//! | the training of a block, its settings, and how it went | [`FlatBlock::train`], [`FlatSettings`], [`FlatReport`], [`Alarm`] |
 //! | what a deployment runs: transforms merged into a block | [`FlatParameters::merge`] |
 //!
 //! A block is run by a [`BlockTraining`](quant_graph::BlockTraining). One step of training:
@@ -82,17 +83,23 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod guard;
 mod insert;
 mod loss;
 mod merge;
 mod parameters;
 mod scheme;
+mod settings;
 mod step;
+mod train;
 mod weights;
 
+pub use guard::Alarm;
 pub use insert::FlatInsert;
 pub use loss::{Loss, mean_squared_error};
 pub use parameters::{FlatParameters, Group, Start};
 pub use scheme::{FlatScheme, FlatShape, Matrix};
+pub use settings::{FlatSettings, FlatVariant};
 pub use step::{FlatStep, FlatSums};
+pub use train::{FlatBlock, FlatReport, Sequences, Trained};
 pub use weights::MergedWeight;

@@ -7,3 +7,4 @@ mod case;
 mod golden;
 mod merge;
 mod properties;
+mod train;
