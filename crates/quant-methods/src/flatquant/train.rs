@@ -9,7 +9,9 @@ use super::step::FlatStep;
 use super::weights::MergedWeight;
 use crate::MethodError;
 use ndarray::{Array1, Array2, ArrayView2, Axis, Slice};
-use quant_graph::{BlockTraining, BoxError, EffectiveWeight, EffectiveWeights, Insert, LinearId, Site, Spot};
+use quant_graph::{
+    BlockTraining, BoxError, EffectiveWeight, EffectiveWeights, Insert, LinearId, NoInsert, Site, Spot,
+};
 use quant_kernels::Par;
 use quant_rotate::{AdamW, AdamWSettings, CosineSchedule, Learned, RotateError, initial_scales};
 use std::collections::BTreeMap;
@@ -48,6 +50,12 @@ pub struct Sequences<'a> {
     pub x: ArrayView2<'a, f32>,
     /// The first row of every sequence, and the number of rows at the end.
     pub starts: &'a [usize],
+}
+
+impl Sequences<'_> {
+    fn count(&self) -> usize {
+        self.starts.len().saturating_sub(1)
+    }
 }
 
 /// What a training ends with.
@@ -163,14 +171,61 @@ impl FlatBlock<'_, '_> {
         par: Par,
     ) -> Result<Trained, MethodError> {
         let scheme = settings.scheme(scheme);
-        let (count, dropped) = settings.batches(sequences.starts.len().saturating_sub(1))?;
+        settings.batches(sequences.count())?;
         let mut maxima = Maxima::default();
         let target = self.training.forward(sequences.x, sequences.starts, self.float, &mut maxima, par)?;
-        // The forward has seen that starts are ascending and end with the rows.
+        let parameters = self.initial(&scheme, settings, &maxima)?;
+        self.descend(parameters, scheme, settings, sequences, target.view(), par)
+    }
+
+    /// [`Self::train`] from these parameters on, with a fresh optimiser: those of an earlier training, to be gone on with at another
+    /// learning rate. Settings of what parameters begin with have no effect.
+    ///
+    /// ```
+    /// use quant_methods::flatquant::{FlatBlock, FlatSettings, Sequences, Trained};
+    /// use quant_methods::{MethodError, Par};
+    ///
+    /// fn again_at_half_the_rate(
+    ///     block: &FlatBlock<'_, '_>,
+    ///     (sequences, settings): (Sequences<'_>, &FlatSettings),
+    ///     Trained { parameters, scheme, .. }: Trained,
+    /// ) -> Result<Trained, MethodError> {
+    ///     let settings = FlatSettings { learning_rate: settings.learning_rate / 2.0, ..*settings };
+    ///     block.train_from(parameters, &scheme, &settings, sequences, Par::Seq)
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Self::train`]; [`MethodError::Learned`] and [`MethodError::Channels`] also for parameters of another block or scheme.
+    pub fn train_from(
+        &self,
+        parameters: FlatParameters<f32>,
+        scheme: &FlatScheme,
+        settings: &FlatSettings,
+        sequences: Sequences<'_>,
+        par: Par,
+    ) -> Result<Trained, MethodError> {
+        let scheme = settings.scheme(scheme);
+        settings.batches(sequences.count())?;
+        let Sequences { x, starts } = sequences;
+        let target = self.training.forward(x, starts, self.float, &mut NoInsert, par)?;
+        self.descend(parameters, scheme, settings, sequences, target.view(), par)
+    }
+
+    /// Takes all steps towards `target`. A forward of the float block has seen that the sequences fit it.
+    fn descend(
+        &self,
+        mut parameters: FlatParameters<f32>,
+        scheme: FlatScheme,
+        settings: &FlatSettings,
+        sequences: Sequences<'_>,
+        target: ArrayView2<'_, f32>,
+        par: Par,
+    ) -> Result<Trained, MethodError> {
+        let (count, dropped) = settings.batches(sequences.count())?;
         let batches: Vec<Batch> =
             (0..count).map(|i| Batch::new(sequences.starts, settings.batch_size, i)).collect();
-        let mut parameters = self.initial(&scheme, settings, &maxima)?;
-        let error = |parameters: &_| self.relative_error(&scheme, parameters, sequences, target.view(), par);
+        let error = |parameters: &_| self.relative_error(&scheme, parameters, sequences, target, par);
         let before = error(&parameters)?;
         let mut report = FlatReport { before, after: before, dropped, ..FlatReport::default() };
         let mut best = parameters.clone();
@@ -181,8 +236,7 @@ impl FlatBlock<'_, '_> {
         let mut optimiser = AdamW::new(AdamWSettings::default())?;
         for epoch in 1..=settings.epochs {
             let state = (&mut parameters, &mut optimiser, &mut schedule);
-            let passed =
-                self.epoch(&scheme, state, (sequences.x, target.view()), &batches, &mut report.losses, par);
+            let passed = self.epoch(&scheme, state, (sequences.x, target), &batches, &mut report.losses, par);
             if !stable {
                 passed?;
                 continue;

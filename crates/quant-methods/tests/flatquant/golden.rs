@@ -3,11 +3,13 @@
 use crate::case::Case;
 use ndarray::{Array2, Axis, Slice};
 use quant_core::Bits;
-use quant_graph::{BlockParams, ModelSpec, Site, Spot};
+use quant_graph::{BlockParams, EffectiveWeights, ModelSpec, Site, Spot};
 use quant_kernels::Par;
-use quant_methods::flatquant::{FlatParameters, FlatScheme, Group, Matrix};
-use quant_model::model_spec;
-use quant_rotate::{AdamW, AdamWSettings, ClipLogits, CosineSchedule, Learned};
+use quant_methods::flatquant::{
+    FlatBlock, FlatParameters, FlatScheme, FlatSettings, FlatVariant, Group, Matrix, Sequences, Trained,
+};
+use quant_model::{BlockTrainer, model_spec};
+use quant_rotate::{ClipLogits, Learned, Parametrisation};
 use quant_testkit::{Golden, Numbers, block_from_tensors};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -178,27 +180,36 @@ fn gradients_of_the_golden_file() {
     assert_eq!(seen, 6);
 }
 
-/// The losses of a training, and where it ends.
+/// The losses of the official training, and where it ends, from these parameters or those that it begins with.
 fn trained(
-    batches: &[(ModelSpec, Case<f32>)],
+    block: &Case<f32>,
     case: &Value,
-    initial: &FlatParameters<f32>,
+    begin: Option<FlatParameters<f32>>,
+    epochs: Option<usize>,
 ) -> (Vec<f64>, FlatParameters<f32>) {
-    let (scheme, rate) = (scheme_of(case), case["flat_lr"].as_f64().unwrap());
-    let (steps, warmup) = (case["steps"].as_u64().unwrap(), case["warmup"] == json!(true));
-    let rates = [rate, rate, 10.0 * rate, 10.0 * rate];
-    let mut schedule = CosineSchedule::new(&rates, 1e-3 * rate, steps, warmup).unwrap();
-    let (mut parameters, mut optimiser) = (initial.clone(), AdamW::new(AdamWSettings::default()).unwrap());
-    let losses = batches.iter().cycle().take(steps as usize).map(|(_, batch)| {
-        let (_, loss, mut gradients) = batch.step(&scheme, &parameters, Par::Seq);
-        // Of the logarithm: divided by the loss.
-        let factor = loss.value.recip() as f32;
-        gradients.tensors_mut().into_iter().for_each(|(_, x)| x.iter_mut().for_each(|x| *x *= factor));
-        parameters.descend(&gradients, &mut optimiser, schedule.rates().try_into().unwrap()).unwrap();
-        schedule.advance();
-        loss.value
-    });
-    (losses.collect(), parameters)
+    let number = |key: &str| usize::try_from(case[key].as_u64().unwrap()).unwrap();
+    let on = |key: &str| case.get(key) != Some(&json!(false));
+    let settings = FlatSettings {
+        variant: FlatVariant::Exact,
+        epochs: epochs.unwrap_or(number("epochs")),
+        learning_rate: case["flat_lr"].as_f64().unwrap(),
+        batch_size: number("cali_bsz"),
+        diag: on("add_diag"),
+        lac: on("lac"),
+        warmup: case["warmup"] == json!(true),
+        parametrisation: if on("direct_inv") { Parametrisation::Inverse } else { Parametrisation::Svd },
+        ..FlatSettings::default()
+    };
+    let (rope, float, scheme) = (|_| &block.table, block.own(), scheme_of(case));
+    let training = BlockTrainer::new(&block.block, &rope, EffectiveWeights::new()).unwrap();
+    let flat = FlatBlock { training: &training, shape: &block.shape, float: &float, name: "model.layers.0" };
+    let sequences = Sequences { x: block.x.view(), starts: &block.starts };
+    let outcome = match begin {
+        Some(begin) => flat.train_from(begin, &scheme, &settings, sequences, Par::Seq),
+        None => flat.train(&scheme, &settings, sequences, Par::Seq),
+    };
+    let Trained { parameters, report, .. } = outcome.unwrap();
+    (report.losses, parameters)
 }
 
 /// Whether a training went as in the official program.
@@ -248,15 +259,22 @@ fn traces_of_the_golden_file() {
     let Some(golden) = Golden::shared("flatquant.safetensors") else { return };
     let mut tries = Vec::new();
     for (name, case) in golden.cases().iter().filter(|(name, _)| name.starts_with("trace.")) {
-        let number = |key: &str| usize::try_from(case[key].as_u64().unwrap()).unwrap();
-        let size = number("cali_bsz");
-        let batches: Vec<(ModelSpec, Case<f32>)> = (0..number("nsamples") / size)
-            .map(|batch| golden_block(&golden, case, batch * size..(batch + 1) * size))
-            .collect();
-        let initial = read(&golden, &format!("{name}.init"), &batches[0].0);
+        let samples = usize::try_from(case["nsamples"].as_u64().unwrap()).unwrap();
+        let (spec, block) = golden_block(&golden, case, 0..samples);
+        let initial = read(&golden, &format!("{name}.init"), &spec);
+        // All but the random matrices is what the official program begins with.
+        let (_, begin) = trained(&block, case, None, Some(0));
+        assert_eq!(begin.tensors().len(), initial.tensors().len());
+        for ((tensor, group, found), (other, same, want)) in
+            begin.tensors().into_iter().zip(initial.tensors())
+        {
+            assert_eq!((&tensor, group), (&other, same));
+            let error = distance(found, want);
+            assert!(group == Group::Matrices || error < 1e-5, "{name}: {tensor} is off by {error}");
+        }
         let outcome = |seed| {
-            let training = trained(&batches, case, &varied(&initial, seed));
-            check_trace(&golden, (name, case), &batches[0].0, &training)
+            let training = trained(&block, case, Some(varied(&initial, seed)), None);
+            check_trace(&golden, (name, case), &spec, &training)
         };
         let first = (0..TRIES).position(|seed| outcome(seed).is_ok());
         tries.push(first.unwrap_or_else(|| panic!("{name}: {:?}", outcome(0))));

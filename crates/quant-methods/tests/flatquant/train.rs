@@ -146,6 +146,25 @@ fn settings_say_what_is_learned() {
     assert_ne!(warm.report.losses[3], cold.report.losses[3]);
 }
 
+/// Going on from what was kept, as a repair does, cannot lose it.
+#[test]
+fn a_training_goes_on() {
+    let first = trained(&few(3)).unwrap();
+    let settings = FlatSettings { learning_rate: 2.5e-3, ..few(3) };
+    let again = with_block(None, |block, sequences| {
+        block.train_from(first.parameters.clone(), &first.scheme, &settings, sequences, Par::Seq)
+    });
+    let again = again.unwrap().report;
+    assert_eq!(again.before, first.report.after);
+    assert!(again.after <= again.before && again.losses.len() == 12);
+    let mut lacking = first.parameters;
+    lacking.matrices.remove(&Matrix::Value);
+    let refused = with_block(None, |block, sequences| {
+        block.train_from(lacking, &first.scheme, &settings, sequences, Par::Seq).unwrap_err().to_string()
+    });
+    assert!(refused.contains("no matrix vcache"), "{refused}");
+}
+
 /// The last step, whatever it is like.
 #[test]
 fn the_exact_variant_ends_where_it_ends() {
