@@ -20,11 +20,11 @@ const LENGTH: usize = 16;
 
 /// A random block some of whose channels are much larger than the others, at the inputs of q, k and v and of gate and up by their
 /// norms and at that of down by rows of up, and 9 sequences.
-fn outliers() -> (ModelSpec, BlockParams, Array2<f32>) {
+fn outliers(length: usize) -> (ModelSpec, BlockParams, Array2<f32>) {
     let spec = model_spec(&json!({
         "architectures": ["Qwen2ForCausalLM"], "model_type": "tiny", "hidden_size": 48, "intermediate_size": 80,
         "num_hidden_layers": 1, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8,
-        "vocab_size": 10, "rms_norm_eps": 1e-6, "hidden_act": "silu", "max_position_embeddings": 64,
+        "vocab_size": 10, "rms_norm_eps": 1e-6, "hidden_act": "silu", "max_position_embeddings": 2048,
     }))
     .unwrap();
     let mut params = random_block(&spec, &mut Numbers::new(1));
@@ -42,14 +42,23 @@ fn outliers() -> (ModelSpec, BlockParams, Array2<f32>) {
             }
         }
     }
-    let x = Numbers::new(2).matrix(9 * LENGTH, spec.hidden, 1.0);
+    let x = Numbers::new(2).matrix(9 * length, spec.hidden, 1.0);
     (spec, params, x)
 }
 
 /// Hands that block and its sequences to `work`.
-fn with_block<R>(memory: Option<usize>, work: impl FnOnce(&FlatBlock<'_, '_>, Sequences<'_>) -> R) -> R {
-    let (spec, params, x) = outliers();
-    let case = Case::<f32>::new(&spec, params, LENGTH, x.clone(), x);
+fn with_block<R>(work: impl FnOnce(&FlatBlock<'_, '_>, Sequences<'_>) -> R) -> R {
+    with_long_block(LENGTH, None, work)
+}
+
+/// The same with sequences of another length, trained in so many bytes.
+fn with_long_block<R>(
+    length: usize,
+    memory: Option<usize>,
+    work: impl FnOnce(&FlatBlock<'_, '_>, Sequences<'_>) -> R,
+) -> R {
+    let (spec, params, x) = outliers(length);
+    let case = Case::<f32>::new(&spec, params, length, x.clone(), x);
     let rope = |_| &case.table;
     let trainer = BlockTrainer::new(&case.block, &rope, EffectiveWeights::new()).unwrap();
     let trainer = match memory {
@@ -62,7 +71,7 @@ fn with_block<R>(memory: Option<usize>, work: impl FnOnce(&FlatBlock<'_, '_>, Se
 }
 
 fn trained(settings: &FlatSettings) -> Result<Trained, MethodError> {
-    with_block(None, |block, sequences| block.train(&four_bits(), settings, sequences, Par::Seq))
+    with_block(|block, sequences| block.train(&four_bits(), settings, sequences, Par::Seq))
 }
 
 fn four_bits() -> FlatScheme {
@@ -72,7 +81,7 @@ fn four_bits() -> FlatScheme {
 
 /// The error of some parameters.
 fn error_of(parameters: &FlatParameters<f32>) -> f64 {
-    with_block(None, |block, sequences| {
+    with_block(|block, sequences| {
         let Sequences { x, starts } = sequences;
         let target = block.training.forward(x, starts, block.float, &mut NoInsert, Par::Seq).unwrap();
         block.relative_error(&four_bits(), parameters, sequences, target.view(), Par::Seq).unwrap()
@@ -112,18 +121,23 @@ fn training_lowers_the_error() {
     assert!(report.after < report.before / 3.0, "{} to {}", report.before, report.after);
 }
 
-/// Of threads, and of a memory bound under which every tape but one is made again.
+/// Of threads, and of a memory bound under which all tapes but one are made again: a batch is four pieces of one sequence each.
 #[test]
 fn the_same_bits() {
-    let settings = few(2);
-    let one = trained(&settings).unwrap();
-    for (memory, par) in [(None, Par::new(2)), (Some(1), Par::Seq)] {
-        let other =
-            with_block(memory, |block, sequences| block.train(&four_bits(), &settings, sequences, par));
-        assert_eq!(other.unwrap(), one);
-    }
-    let seeded = trained(&FlatSettings { seed: 1, ..settings }).unwrap();
-    assert_ne!(seeded.parameters, one.parameters);
+    let settings = FlatSettings { batch_size: 4, ..few(1) };
+    let outcome = |memory, par| {
+        let train = |block: &FlatBlock<'_, '_>, sequences: Sequences<'_>| {
+            block.train(&four_bits(), &settings, sequences, par).unwrap()
+        };
+        with_long_block(1025, memory, train)
+    };
+    let one = outcome(None, Par::Seq);
+    assert!(one.report.losses.len() == 2 && one.report.kept == 1);
+    assert!(outcome(None, Par::new(2)) == one, "threads change something");
+    assert!(outcome(Some(1), Par::Seq) == one, "a memory bound changes something");
+
+    let [a, b] = [0, 1].map(|seed| trained(&FlatSettings { seed, ..few(1) }).unwrap().parameters);
+    assert_ne!(a, b);
 }
 
 /// What a setting asks for is learned, and nothing else.
@@ -151,7 +165,7 @@ fn settings_say_what_is_learned() {
 fn a_training_goes_on() {
     let first = trained(&few(3)).unwrap();
     let settings = FlatSettings { learning_rate: 2.5e-3, ..few(3) };
-    let again = with_block(None, |block, sequences| {
+    let again = with_block(|block, sequences| {
         block.train_from(first.parameters.clone(), &first.scheme, &settings, sequences, Par::Seq)
     });
     let again = again.unwrap().report;
@@ -159,7 +173,7 @@ fn a_training_goes_on() {
     assert!(again.after <= again.before && again.losses.len() == 12);
     let mut lacking = first.parameters;
     lacking.matrices.remove(&Matrix::Value);
-    let refused = with_block(None, |block, sequences| {
+    let refused = with_block(|block, sequences| {
         block.train_from(lacking, &first.scheme, &settings, sequences, Par::Seq).unwrap_err().to_string()
     });
     assert!(refused.contains("no matrix vcache"), "{refused}");
@@ -233,7 +247,7 @@ fn what_cannot_be_trained_is_refused() {
     assert!(message.contains("`diag_alpha` is 1.5"), "{message}");
     let message = refused(FlatSettings { learning_rate: f64::NAN, ..few(1) });
     assert!(message.contains("`learning_rate` is NaN"), "{message}");
-    let message = with_block(None, |block, sequences| {
+    let message = with_block(|block, sequences| {
         let float = EffectiveWeights::new();
         let block = FlatBlock { float: &float, ..*block };
         block.train(&four_bits(), &few(1), sequences, Par::Seq).unwrap_err().to_string()
