@@ -155,7 +155,9 @@ pub fn predict(plan: &Plan, lengths: &[usize], text_bytes: u64, threads: usize) 
         }
     } else {
         // Every weight gives up its floats, or never has them, for levels a quarter their size.
-        let weights = sizes.floats_alone + sizes.levels + sizes.in_flight();
+        // Of a block that was rewritten without data nothing is read any more while it is rounded; the writer may have the one before.
+        let beside = if calibration || !plan.recipe.rewrites() { sizes.in_flight() } else { sizes.encoded };
+        let weights = sizes.floats_alone + sizes.levels + beside;
         let solver = sizes.stages.iter().map(|s| s.float).sum::<u64>()
             + sizes.stages.iter().map(|s| s.workspace.prepared.max(s.workspace.prepare)).max().unwrap_or(0);
         phases.push(PhaseMemory { weights, solver, ..sizes.phase("round") });
