@@ -155,8 +155,8 @@ pub fn predict(plan: &Plan, lengths: &[usize], text_bytes: u64, threads: usize) 
         }
     } else {
         // Every weight gives up its floats, or never has them, for levels a quarter their size.
-        // Of a block that was rewritten without data nothing is read any more while it is rounded; the writer may have the one before.
-        let beside = if calibration || !plan.recipe.rewrites() { sizes.in_flight() } else { sizes.encoded };
+        // Of a block that is rewritten without data nothing is read any more while it is rounded.
+        let beside = if calibration || !plan.recipe.rewrites() { sizes.in_flight() } else { 0 };
         let weights = sizes.floats_alone + sizes.levels + beside;
         let solver = sizes.stages.iter().map(|s| s.float).sum::<u64>()
             + sizes.stages.iter().map(|s| s.workspace.prepared.max(s.workspace.prepare)).max().unwrap_or(0);
