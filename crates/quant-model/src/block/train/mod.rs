@@ -42,7 +42,7 @@ type WeightGradients<T> = BTreeMap<LinearId, WeightGradient<T>>;
 /// #     "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 10 });
 /// # let spec = model_spec(&config)?;
 /// # let norms = spec.norms().into_iter().map(|(norm, width)| (norm, Array1::ones(width))).collect();
-/// # let params = BlockParams { norms, linears: BTreeMap::new(), kv: None };
+/// # let params = BlockParams { norms, linears: BTreeMap::new(), online: Default::default(), kv: None };
 /// # let numbers = |rows, columns| Array2::from_shape_fn((rows, columns), |(i, j)| ((i * 7 + j * 5) % 11) as f32 / 22.0);
 /// // A block without linears, and the weights [out, in] they would have.
 /// let block = Block::<f32>::new(&spec, 0, params, Compute::F32, Par::Seq)?;
