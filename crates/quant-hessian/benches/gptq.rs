@@ -9,15 +9,13 @@
 //! product measured in the same run. The Hessian is a diagonal plus a few rank-one terms: timing does not depend on it.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a measurement program fails by panicking")]
 
-use std::time::Instant;
-
 use ndarray::Array2;
 use quant_core::{Bits, ClipSearch, Convention, FloatType, Grid, Variant};
 use quant_hessian::{
     ActOrder, Correction, CrossGram, FactorSettings, GptaqConfig, GptqConfig, Hessian, gptaq, gptq, prepare,
 };
 use quant_kernels::{Compute, Par, matmul_nt};
-use quant_testkit::Numbers;
+use quant_testkit::{Numbers, timed};
 
 fn random(rows: usize, columns: usize, seed: usize) -> Array2<f32> {
     Numbers::new(seed as u64).matrix(rows, columns, 1.0)
@@ -32,24 +30,6 @@ fn hessian(n: usize) -> Hessian {
         *d += 20.0 + (j % 97) as f32;
     }
     Hessian::from_matrix(h, 2).unwrap()
-}
-
-/// Nanoseconds this thread has run, where the system tells.
-fn thread_nanoseconds() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
-    text.split_whitespace().next()?.parse().ok()
-}
-
-/// Seconds of a call: the running time of this thread for one thread, because others may use the machine too, the time on
-/// the wall for more.
-fn timed<R>(par: Par, f: impl FnOnce() -> R) -> (f64, R) {
-    let (start, before) = (Instant::now(), thread_nanoseconds());
-    let result = f();
-    let wall = start.elapsed().as_secs_f64();
-    match (par, before, thread_nanoseconds()) {
-        (Par::Seq, Some(before), Some(after)) => ((after - before) as f64 / 1e9, result),
-        _ => (wall, result),
-    }
 }
 
 fn product_rate(par: Par) -> f64 {

@@ -12,7 +12,7 @@ use quant_hessian::{
     prepare, slim,
 };
 use quant_kernels::{Compute, Par};
-use quant_testkit::Numbers;
+use quant_testkit::{Numbers, timed};
 
 fn random(rows: usize, columns: usize, seed: usize) -> Array2<f32> {
     Numbers::new(seed as u64).matrix(rows, columns, 1.0)
@@ -29,18 +29,6 @@ fn hessian(n: usize) -> Hessian {
     Hessian::from_matrix(h, 2).unwrap()
 }
 
-/// Seconds this thread has run.
-fn now() -> f64 {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
-    text.split_whitespace().next().unwrap().parse::<f64>().unwrap() / 1e9
-}
-
-fn timed<R>(f: impl FnOnce() -> R) -> (f64, R) {
-    let start = now();
-    let result = f();
-    (now() - start, result)
-}
-
 /// Tokens over which the Hessian is summed to be timed.
 const TOKENS: usize = 2048;
 /// Tokens of a usual calibration, 128 sequences of 2048.
@@ -52,12 +40,12 @@ fn shape(n: usize, out: usize) {
     let four = Bits::new(4).unwrap();
     let grid = Grid::new(Convention::QAsym, four, Variant::Exact, FloatType::F32).unwrap();
     let h = hessian(n);
-    let (prepared, factor) = timed(|| prepare(h.clone(), &settings, par).unwrap());
+    let (prepared, factor) = timed(par, || prepare(h.clone(), &settings, par).unwrap());
     let plain = GptqConfig { group: Some(128), ..GptqConfig::new(grid) };
-    let (solved, _) = timed(|| gptq(weight.view(), &factor, &plain, par).unwrap());
+    let (solved, _) = timed(par, || gptq(weight.view(), &factor, &plain, par).unwrap());
     let base = prepared + solved;
     let (x, mut summed) = (random(TOKENS, n, 4), Hessian::new(n));
-    let (gram, ()) = timed(|| summed.add(x.view(), 2, Compute::F32, par).unwrap());
+    let (gram, ()) = timed(par, || summed.add(x.view(), 2, Compute::F32, par).unwrap());
     let statistics = gram * CALIBRATION / TOKENS as f64;
     println!("  the Hessian of {CALIBRATION} tokens takes {statistics:.1} s");
     let say = |what: &str, prepared: f64, solved: f64| {
@@ -74,14 +62,15 @@ fn shape(n: usize, out: usize) {
         (SalientMetric::Magnitude, Variant::Exact),
     ] {
         let config = BillmConfig { metric, variant, ..BillmConfig::default() };
-        let (seconds, _) = timed(|| billm(weight.view(), &factor, &config, par).unwrap());
+        let (seconds, _) = timed(par, || billm(weight.view(), &factor, &config, par).unwrap());
         say(&format!("billm {metric:?}, {variant:?}"), prepared, seconds);
     }
     let sample = random(512, n, 5);
-    let (prepared, factor) = timed(|| SlimFactor::new(h, &settings, Variant::Exact, par).unwrap());
+    let (prepared, factor) = timed(par, || SlimFactor::new(h, &settings, Variant::Exact, par).unwrap());
     for (bits, group) in [(2, 32), (3, 32), (2, 128)] {
         let config = SlimConfig::new(Bits::new(bits).unwrap(), group);
-        let (seconds, _) = timed(|| slim(weight.view(), &factor, sample.view(), None, &config, par).unwrap());
+        let (seconds, _) =
+            timed(par, || slim(weight.view(), &factor, sample.view(), None, &config, par).unwrap());
         say(&format!("slim-llm {bits} bit g{group}, {} tokens", sample.nrows()), prepared, seconds);
     }
 }

@@ -8,7 +8,6 @@
 //! Run with `cargo bench -p quant-kernels --bench products`; add `-- quick` for one round.
 
 use std::hint::black_box;
-use std::time::Instant;
 
 use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
@@ -17,6 +16,7 @@ use faer::{Accum, MatMut, MatRef};
 use ndarray::Array2;
 use quant_core::Real;
 use quant_kernels::{Compute, Element, Level, Par, PreparedWeight, gram_lower, linear_into};
+use quant_testkit::timed;
 
 /// A named piece of work.
 type Contender<'a> = (&'a str, Box<dyn FnMut() + 'a>);
@@ -107,7 +107,7 @@ fn report(name: &str, products: f64, par: Par, rounds: usize, mut contenders: Ve
     let repeats = ((SHORT_WORK / products) as usize).clamp(1, 200);
     for round in 0..=rounds {
         for (best, (_, work)) in best.iter_mut().zip(&mut contenders) {
-            let seconds = time(par, &mut || (0..repeats).for_each(|_| work())) / repeats as f64;
+            let seconds = timed(par, || (0..repeats).for_each(|_| work())).0 / repeats as f64;
             // The first round only warms caches and memory.
             if round > 0 {
                 *best = best.min(seconds);
@@ -121,27 +121,12 @@ fn report(name: &str, products: f64, par: Par, rounds: usize, mut contenders: Ve
     println!();
 }
 
-fn time(par: Par, work: &mut dyn FnMut()) -> f64 {
-    let (cpu, wall) = (thread_cpu_seconds(), Instant::now());
-    work();
-    match (par, cpu, thread_cpu_seconds()) {
-        (Par::Seq, Some(before), Some(after)) if after > before => after - before,
-        _ => wall.elapsed().as_secs_f64(),
-    }
-}
-
-/// CPU time of the calling thread, where the system tells it.
-fn thread_cpu_seconds() -> Option<f64> {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
-    text.split_whitespace().next()?.parse::<f64>().ok().map(|nanoseconds| nanoseconds * 1e-9)
-}
-
 /// Multiply-adds in registers only: independent chains of one register each.
 fn peak(rounds: usize) -> f64 {
     let mut best = f64::INFINITY;
     for _ in 0..=rounds {
         let mut lanes = 0;
-        let seconds = time(Par::Seq, &mut || lanes = pulp::Arch::new().dispatch(Chains));
+        let (seconds, ()) = timed(Par::Seq, || lanes = pulp::Arch::new().dispatch(Chains));
         best = best.min(seconds / lanes as f64);
     }
     2.0 * (CHAINS * STEPS) as f64 / best / 1e9

@@ -10,8 +10,7 @@ use ndarray::{Array1, Array2, Axis};
 use quant_core::{Bits, Convention, FloatType, Grid, Variant};
 use quant_kernels::{Compute, Par, matmul_nt};
 use quant_methods::awq::{Clip, Loss, Search, clip_ranges, search_scales};
-use quant_testkit::Numbers;
-use std::time::Instant;
+use quant_testkit::{Numbers, timed};
 
 const ROUNDS: usize = 3;
 
@@ -41,7 +40,7 @@ fn ranges(name: &str, clip: &Clip, (out, n): (usize, usize), peak: f64, par: Par
     let (weight, x) = (random(out, n, 1), random(TOKENS, n, 2));
     let run = |tokens: usize| {
         let x = x.slice_axis(Axis(0), ndarray::Slice::from(..tokens));
-        timed(par, || drop(clip_ranges(clip, weight.view(), x, par).unwrap()))
+        best(par, || drop(clip_ranges(clip, weight.view(), x, par).unwrap()))
     };
     let width = clip.group.unwrap_or(n);
     // Multiply-adds of a row of differences in the cheaper form.
@@ -65,7 +64,7 @@ fn scales(name: &str, (out, n): (usize, usize), by_gram: bool, peak: f64, par: P
         } else {
             Loss::Tokens(x)
         };
-        timed(par, || drop(search_scales(&search, mean.view(), &[weight.view()], loss, par).unwrap()))
+        best(par, || drop(search_scales(&search, mean.view(), &[weight.view()], loss, par).unwrap()))
     };
     let form = if by_gram { n as f64 / 2.0 } else { TOKENS as f64 };
     report(name, 2.0 * 20.0 * (out * n) as f64 * form, run(TOKENS), run(1), peak);
@@ -89,28 +88,11 @@ fn random(rows: usize, columns: usize, seed: u64) -> Array2<f32> {
 fn product_rate(par: Par) -> f64 {
     let (a, b) = (random(2048, 1536, 1), random(1536, 1536, 2));
     let mut c = Array2::zeros((2048, 1536));
-    let seconds = timed(par, || matmul_nt(c.view_mut(), false, 1.0, a.view(), b.view(), Compute::F32, par));
+    let seconds = best(par, || matmul_nt(c.view_mut(), false, 1.0, a.view(), b.view(), Compute::F32, par));
     2.0 * 2048.0 * 1536.0 * 1536.0 / seconds / 1e9
 }
 
-/// Seconds of the best round: running time of this thread for one thread, because others may use the machine too, time on
-/// the wall for more.
-fn timed(par: Par, mut work: impl FnMut()) -> f64 {
-    let mut best = f64::INFINITY;
-    for _ in 0..ROUNDS {
-        let (start, before) = (Instant::now(), thread_seconds());
-        work();
-        let wall = start.elapsed().as_secs_f64();
-        best = best.min(match (par, before, thread_seconds()) {
-            (Par::Seq, Some(before), Some(after)) => after - before,
-            _ => wall,
-        });
-    }
-    best
-}
-
-/// Seconds this thread has run, where the system tells.
-fn thread_seconds() -> Option<f64> {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
-    text.split_whitespace().next()?.parse::<f64>().ok().map(|nanoseconds| nanoseconds * 1e-9)
+/// Seconds of the best round.
+fn best(par: Par, mut work: impl FnMut()) -> f64 {
+    (0..ROUNDS).map(|_| timed(par, &mut work).0).fold(f64::INFINITY, f64::min)
 }

@@ -16,8 +16,8 @@ use quant_graph::{
 };
 use quant_kernels::{Compute, Par, matmul_nn, matmul_nt};
 use quant_model::{Block, BlockTrainer, RopeTable, model_spec, training_memory};
+use quant_testkit::timed;
 use std::collections::BTreeMap;
-use std::time::Instant;
 
 const LENGTHS: [usize; 4] = [512; 4];
 
@@ -63,10 +63,10 @@ fn main() {
         products.iter_mut().for_each(|p| p.best = f64::INFINITY);
         for round in 0..=rounds {
             let mut recorded = None;
-            let first = time(par, &mut || {
+            let (first, ()) = timed(par, || {
                 recorded = Some(trainer.record(x.view(), &starts, &with, &mut NoInsert, par).unwrap());
             });
-            let second = time(par, &mut || {
+            let (second, ()) = timed(par, || {
                 let tape = recorded.take().map(|(_, tape)| tape).unwrap();
                 let gradients = tape.backward(grad.clone(), &mut NoInsert, par).unwrap();
                 assert!(gradients.input.iter().all(|x| x.is_finite()));
@@ -133,17 +133,18 @@ impl Product {
 
     fn run(&mut self, par: Par) -> f64 {
         let Self { kind, x, y, w, .. } = self;
-        match *kind {
-            "forward" => time(par, &mut || {
+        let (seconds, ()) = match *kind {
+            "forward" => timed(par, || {
                 matmul_nt(y.view_mut(), false, 1.0, x.view(), w.view(), Compute::F32, par);
             }),
-            "input gradient" => time(par, &mut || {
+            "input gradient" => timed(par, || {
                 matmul_nn(x.view_mut(), false, 1.0, y.view(), w.view(), Compute::F32, par);
             }),
-            _ => time(par, &mut || {
+            _ => timed(par, || {
                 matmul_nn(w.view_mut(), false, 1.0, y.t(), x.view(), Compute::F32, par);
             }),
-        }
+        };
+        seconds
     }
 }
 
@@ -153,19 +154,4 @@ fn random(rows: usize, columns: usize, scale: f32) -> Array2<f32> {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         ((state >> 8) as f32 / 8_388_608.0 - 1.0) * scale
     })
-}
-
-fn time(par: Par, work: &mut dyn FnMut()) -> f64 {
-    let (cpu, wall) = (thread_cpu_seconds(), Instant::now());
-    work();
-    match (par, cpu, thread_cpu_seconds()) {
-        (Par::Seq, Some(before), Some(after)) if after > before => after - before,
-        _ => wall.elapsed().as_secs_f64(),
-    }
-}
-
-/// CPU time of the calling thread, where the system tells it.
-fn thread_cpu_seconds() -> Option<f64> {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
-    text.split_whitespace().next()?.parse::<f64>().ok().map(|nanoseconds| nanoseconds * 1e-9)
 }

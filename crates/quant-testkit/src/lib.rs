@@ -1,4 +1,4 @@
-//! Test support: golden files, random numbers, tiny models. Unpublished; everything here may panic with a message, as tests do.
+//! Test support: golden files, random numbers, tiny models, timing. Unpublished; everything here may panic with a message, as tests do.
 #![forbid(unsafe_code)]
 #![allow(clippy::expect_used, clippy::panic, reason = "a test helper fails by panicking")]
 
@@ -6,6 +6,7 @@ mod golden;
 mod models;
 mod numbers;
 mod storage;
+mod timing;
 
 pub use golden::{
     Golden, Tensor, TensorData, Tensors, load_safetensors, parse_safetensors, shared_dir, skipped,
@@ -13,3 +14,4 @@ pub use golden::{
 pub use models::{block_from_tensors, random_block};
 pub use numbers::Numbers;
 pub use storage::CutDisk;
+pub use timing::timed;
