@@ -67,7 +67,7 @@ pub use kronecker::{Kronecker, KroneckerGradient, kronecker_sides};
 pub use learned::{Conditioning, Learned, Parametrisation, Realised};
 /// The arrays of the functions here.
 pub use ndarray;
-pub use online::apply_online;
+pub use online::{apply_online, apply_online_per_head};
 pub use optimiser::{AdamW, AdamWSettings, CosineSchedule, Update};
 pub use orthogonal::haar;
 pub use quant_core::{Bits, Variant};

@@ -54,6 +54,26 @@ pub fn apply_online<T: Element>(transform: &OnlineTransform, mut x: ArrayViewMut
     }
 }
 
+/// [`apply_online`] of every run of the transform's width in rows that are several times as wide: of every head.
+///
+/// ```
+/// use quant_core::{AxisTransform, OnlineTransform};
+/// use quant_rotate::ndarray::array;
+/// use quant_rotate::{Par, apply_online_per_head};
+///
+/// let transform = OnlineTransform::kronecker(vec![AxisTransform::Dense(array![[0.0, 1.0], [1.0, 0.0]])])?;
+/// let mut x = array![[1.0_f32, 2.0, 3.0, 4.0]];
+/// apply_online_per_head(&transform, x.view_mut(), Par::Seq);
+/// assert_eq!(x, array![[2.0, 1.0, 4.0, 3.0]]);
+/// # Ok::<(), quant_core::CoreError>(())
+/// ```
+///
+/// # Panics
+/// If the columns of `x` are no multiple of the width.
+pub fn apply_online_per_head<T: Element>(transform: &OnlineTransform, x: ArrayViewMut2<'_, T>, par: Par) {
+    in_runs(x, transform.width(), |heads| apply_online(transform, heads, par));
+}
+
 /// One axis of entries `after` apart; a run is the axis and what comes after it.
 fn apply_axis<T: Element>(axis: &AxisTransform, after: usize, mut runs: ArrayViewMut2<'_, T>, par: Par) {
     match axis {

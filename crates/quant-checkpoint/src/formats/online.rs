@@ -49,10 +49,10 @@ pub(super) fn decls(spec: &ModelSpec, scheme: &OnlineScheme, index: usize) -> Ve
     places(spec, scheme).into_iter().flat_map(of).collect()
 }
 
-/// Their bytes, exactly the declared ones in their order.
+/// Their bytes, exactly the declared ones in their order; the block has been [checked](check).
 ///
 /// # Errors
-/// [`CheckpointError::NotEncodable`] if the block has other transforms than its scheme.
+/// [`CheckpointError::NotEncodable`] for a number that is not finite.
 pub(super) fn encode(
     id: &'static str,
     spec: &ModelSpec,
@@ -60,7 +60,6 @@ pub(super) fn encode(
     index: usize,
     online: &Online,
 ) -> Result<Vec<Encoded>> {
-    check(id, spec, scheme, index, online)?;
     let sites = online.sites.values().map(|transform| &**transform);
     let pair = online.pair.iter().flat_map(|pair| [pair.key(), pair.query()]);
     let matrices = sites.chain(pair).flat_map(OnlineTransform::matrices);

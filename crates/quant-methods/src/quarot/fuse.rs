@@ -2,7 +2,7 @@
 
 use super::METHOD;
 use super::rotations::Rotations;
-use ndarray::{Array1, Array2, ArrayView1, ArrayViewMut2, Axis, Slice};
+use ndarray::{Array1, Array2, ArrayViewMut2, Axis, Slice};
 use quant_graph::{
     BlockParams, BlockSource, LinearId, LinearWeight, ModelSpec, Norm, Outer, Role, Rows, Site, SourceError,
 };
@@ -31,18 +31,17 @@ impl<'a> RotatedSource<'a> {
         let final_norm = inner.final_norm()?;
         Ok(Self { inner, rotations, final_norm, par })
     }
-    /// Rows of the residual stream's width, multiplied by `gain` first.
-    fn turned(&self, rows: Array2<f32>, gain: Option<ArrayView1<'_, f32>>) -> Array2<f32> {
-        let mut rows = rows;
-        inputs(&mut rows, |mut part| {
-            if let Some(gain) = gain {
-                part *= &gain.mapv(f64::from);
+    /// Turns rows of the residual stream's width, multiplied by `gain` first: a table, or a weight that reads the stream.
+    fn turn_rows(&self, rows: &mut Array2<f32>, gain: Option<&Array1<f32>>) {
+        let gain = gain.map(|gain| gain.mapv(f64::from));
+        inputs(rows, |mut part| {
+            if let Some(gain) = &gain {
+                part *= gain;
             }
             if let Some(residual) = &self.rotations.residual {
                 residual.apply(part, self.par);
             }
         });
-        rows
     }
     fn turn(&self, block: &mut BlockParams, index: usize) -> Result<(), SourceError> {
         let spec = self.inner.spec().block(index);
@@ -55,22 +54,18 @@ impl<'a> RotatedSource<'a> {
             let LinearWeight::Float(weight) = &mut params.weight else {
                 return Err(failed("a weight is rounded already"));
             };
-            let gain = match linear.id.site() {
-                Site::AttentionInput => block.norms.get(&Norm::Input),
-                Site::MlpInput => block.norms.get(&Norm::PostAttention),
-                Site::AttentionOutput | Site::MlpActivation => None,
-            };
             match linear.id.site() {
-                Site::AttentionInput | Site::MlpInput => {
+                site @ (Site::AttentionInput | Site::MlpInput) => {
+                    let norm = if site == Site::MlpInput { Norm::PostAttention } else { Norm::Input };
+                    let gain = block.norms.get(&norm);
                     let gain = gain.ok_or_else(|| failed("a norm of the block is missing"))?;
-                    let rows = std::mem::take(weight);
-                    *weight = self.turned(rows, Some(gain.view()));
+                    self.turn_rows(weight, Some(gain));
                 }
-                Site::AttentionOutput => inputs(weight, |mut part| {
+                site @ Site::AttentionOutput => inputs(weight, |mut part| {
                     if let Some(head) = &self.rotations.head {
                         head.apply(part.view_mut(), self.par);
                     }
-                    if let Some(heads) = &self.rotations.heads {
+                    if let Some(heads) = self.rotations.online().sites.get(&site) {
                         apply_online(heads, part, self.par);
                     }
                 }),
@@ -149,14 +144,16 @@ impl BlockSource for RotatedSource<'_> {
         false
     }
     fn embed(&mut self, ids: &[u32]) -> Result<Array2<f32>, SourceError> {
-        let rows = self.inner.embed(ids)?;
-        Ok(self.turned(rows, None))
+        let mut rows = self.inner.embed(ids)?;
+        self.turn_rows(&mut rows, None);
+        Ok(rows)
     }
     fn final_norm(&mut self) -> Result<Array1<f32>, SourceError> {
         Ok(Array1::ones(self.final_norm.len()))
     }
     fn head(&mut self, rows: Rows) -> Result<Array2<f32>, SourceError> {
-        let rows = self.inner.head(rows)?;
-        Ok(self.turned(rows, Some(self.final_norm.view())))
+        let mut rows = self.inner.head(rows)?;
+        self.turn_rows(&mut rows, Some(&self.final_norm));
+        Ok(rows)
     }
 }

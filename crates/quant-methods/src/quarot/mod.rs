@@ -18,7 +18,7 @@ mod rotations;
 
 use crate::settings::FieldKind;
 use crate::{Field, Method, MethodKind, ModelTransform, Modifier, SettingsError, WholePlan};
-use quant_graph::{BlockSource, ModelSpec, OnlineScheme, Site, SourceError};
+use quant_graph::{BlockSource, ModelSpec, Site, SourceError};
 use quant_kernels::Par;
 use rotations::Rotations;
 use serde::Deserialize;
@@ -128,10 +128,7 @@ impl ModelTransform for QuaRot {
     }
     fn plan(&self, spec: &ModelSpec) -> Result<WholePlan, SettingsError> {
         let rotations = Rotations::new(self, spec)?;
-        let online = rotations.online();
-        let shape = |t: &quant_core::OnlineTransform| t.shape();
-        let sites = online.sites.iter().filter_map(|(site, t)| Some((*site, shape(t)?))).collect();
-        let pair = online.pair.as_ref().and_then(|p| Some([shape(p.key())?, shape(p.query())?]));
+        let online = rotations.online().scheme().unwrap_or_default();
         let mut notices = Vec::new();
         let mixed = online.sites.contains_key(&Site::AttentionOutput);
         if self.has(Rotation::R2) && self.cross_head == CrossHead::Auto && !mixed && self.tp == 1 {
@@ -140,7 +137,7 @@ impl ModelTransform for QuaRot {
                 spec.heads
             ));
         }
-        Ok(WholePlan { online: OnlineScheme { sites, pair }, notices })
+        Ok(WholePlan { online, notices })
     }
     fn fuse<'a>(
         &self,

@@ -13,8 +13,6 @@ pub(super) struct Rotations {
     pub(super) residual: Option<RandomHadamard>,
     /// Of each head of values.
     pub(super) head: Option<Hadamard>,
-    /// Across the heads of the attention output.
-    pub(super) heads: Option<OnlineTransform>,
     /// Of the input of down, run by run.
     pub(super) down: Option<Hadamard>,
     online: Online,
@@ -48,7 +46,7 @@ impl Rotations {
         } else {
             None
         };
-        let (mut head, mut heads) = (None, None);
+        let mut head = None;
         if settings.has(Rotation::R2) {
             head = Some(hadamard("rotations", spec.head_dim)?);
             let possible = settings.tp == 1 && spec.heads > 1 && Hadamard::order_of(spec.heads).is_some();
@@ -64,18 +62,11 @@ impl Rotations {
                 return Err(refuse("cross_head", why));
             }
             if settings.cross_head != CrossHead::Off && possible {
-                let failed = |error: quant_core::CoreError| refuse("cross_head", error.to_string());
-                let across = hadamard("cross_head", spec.heads)?.online(spec.heads);
-                let across = across.map_err(|error| refuse("cross_head", error.to_string()))?;
-                let quant_core::OnlineKind::Kronecker(axes) = across.kind() else {
-                    return Err(refuse("cross_head", "cannot mix heads".into()));
-                };
-                let axes = axes.iter().cloned().chain([AxisTransform::Identity(spec.head_dim)]);
-                // An identity of one entry says nothing and takes an axis.
-                let axes = axes.filter(|axis| *axis != AxisTransform::Identity(1)).collect();
-                let mixed = OnlineTransform::kronecker(axes).map_err(failed)?;
-                online.sites.insert(Site::AttentionOutput, mixed.clone().into());
-                heads = Some(mixed);
+                let mut axes = hadamard("cross_head", spec.heads)?.axes();
+                axes.push(AxisTransform::Identity(spec.head_dim));
+                let mixed = OnlineTransform::kronecker(axes);
+                let mixed = mixed.map_err(|error| refuse("cross_head", error.to_string()))?;
+                online.sites.insert(Site::AttentionOutput, mixed.into());
             }
         }
         if settings.has(Rotation::R3) {
@@ -101,7 +92,7 @@ impl Rotations {
         } else {
             None
         };
-        Ok(Self { residual, head, heads, down, online })
+        Ok(Self { residual, head, down, online })
     }
     /// What runs with the model.
     pub(super) fn online(&self) -> &Online {

@@ -7,7 +7,7 @@ use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut2, Axis, Slice};
 use quant_core::{EntryQuant, OnlineTransform, PairTransform};
 use quant_graph::{LinearSpec, Norm, Role, Site};
 use quant_kernels::{Element, Par, rope_in_place, tasks, vectorized};
-use quant_rotate::apply_online;
+use quant_rotate::{apply_online, apply_online_per_head};
 
 impl<T: Element> Block<T> {
     /// Per-head norm of queries or keys `[tokens, n · head_dim]`, where the model has one.
@@ -29,9 +29,8 @@ impl<T: Element> Block<T> {
         side: impl Fn(&PairTransform) -> &OnlineTransform,
         par: Par,
     ) {
-        let Some(pair) = &self.online.pair else { return };
-        for heads in x.axis_chunks_iter_mut(Axis(1), self.shape.head_dim) {
-            apply_online(side(pair), heads, par);
+        if let Some(pair) = &self.online.pair {
+            apply_online_per_head(side(pair), x.view_mut(), par);
         }
     }
     /// Rope on queries or keys `[tokens, n · head_dim]` of the positions from `past` on.

@@ -131,19 +131,26 @@ impl Hadamard {
         });
     }
 
-    /// The transform of every run of `n` in a row of `width`, as data for a model that applies it while it runs. The core is in f32.
-    ///
-    /// # Errors
-    /// [`RotateError::Shape`] if the width is no multiple of the size, [`RotateError::Core`] if it is 0 or wider than online transforms are.
-    pub fn online(&self, width: usize) -> Result<OnlineTransform, RotateError> {
-        let length = self.size / self.order();
-        let mut axes = vec![AxisTransform::Identity(width / self.size)];
+    /// The axes of the rotation as an online transform: the core, in f32, and Sylvester's matrix.
+    #[must_use]
+    pub fn axes(&self) -> Vec<AxisTransform> {
+        let mut axes = Vec::new();
         if let Some(core) = &self.core {
             let scale = 1.0 / (self.order() as f64).sqrt();
             // A row is multiplied from the right, so the transpose of the core.
             axes.push(AxisTransform::Dense(core.t().mapv(|sign| (f64::from(sign) * scale) as f32)));
         }
-        axes.push(AxisTransform::Walsh(length));
+        axes.push(AxisTransform::Walsh(self.size / self.order()));
+        axes
+    }
+
+    /// The transform of every run of `n` in a row of `width`, as data for a model that applies it while it runs. The core is in f32.
+    ///
+    /// # Errors
+    /// [`RotateError::Shape`] if the width is no multiple of the size, [`RotateError::Core`] if it is 0 or wider than online transforms are.
+    pub fn online(&self, width: usize) -> Result<OnlineTransform, RotateError> {
+        let mut axes = vec![AxisTransform::Identity(width / self.size)];
+        axes.extend(self.axes());
         let transform = OnlineTransform::kronecker(axes)?;
         if transform.width() == width {
             Ok(transform)
