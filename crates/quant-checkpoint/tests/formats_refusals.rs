@@ -8,7 +8,7 @@ use quant_checkpoint::formats::{CompressedTensors, Dequantized, FORMATS, Format,
 use quant_checkpoint::{Checkpoint, CheckpointError, Dtype, ErrorClass, FolderSource};
 use quant_core::{ActRule, EntryQuant, FloatType, KvGranularity};
 use quant_graph::{
-    ActOrder, InputScheme, KvScheme, LinearId, LinearScheme, LinearWeight, ModelScheme, WeightForm,
+    ActOrder, Clipping, InputScheme, KvScheme, LinearId, LinearScheme, LinearWeight, ModelScheme, WeightForm,
     WeightScheme,
 };
 
@@ -17,7 +17,8 @@ fn refusals_name_the_module_and_the_alternatives() {
     let spec = spec(FloatType::Bf16, false, false);
     let dynamic = Some(input(ActRule::Symmetric, true));
     let full = Some(input(ActRule::SymmetricFull, true));
-    let clipped = |rule| Some(InputScheme { clip_ratio: 0.9, ..input(rule, true) });
+    let clipped = |rule| Some(InputScheme { clip_ratio: 0.9.into(), ..input(rule, true) });
+    let learned = |rule| Some(InputScheme { clip_ratio: Clipping::Learned, ..input(rule, true) });
     let narrow = |rule| Some(InputScheme { bits: bits(4), ..input(rule, true) });
     let mut ordered = weight(4, true, Some(8));
     ordered.act_order = ActOrder::Dynamic;
@@ -27,7 +28,7 @@ fn refusals_name_the_module_and_the_alternatives() {
     binary.form = WeightForm::Binary;
     let w8 = Some(weight(8, true, None));
     let of_form = |form, n| linear(Some(WeightScheme { form, ..weight(n, false, Some(8)) }), None);
-    let refused: [(&dyn Format, LinearScheme, &[&str]); 22] = [
+    let refused: [(&dyn Format, LinearScheme, &[&str]); 24] = [
         (
             &VllmAscend,
             of_form(WeightForm::MixedInteger, 8),
@@ -54,6 +55,7 @@ fn refusals_name_the_module_and_the_alternatives() {
         (&VllmAscend, linear(w8, full), &["SymmetricFull", "static"]),
         (&VllmAscend, linear(w8, Some(input(ActRule::Asymmetric, true))), &["Asymmetric"]),
         (&VllmAscend, linear(w8, clipped(ActRule::Symmetric)), &["clip_ratio of 0.9"]),
+        (&VllmAscend, linear(w8, learned(ActRule::Symmetric)), &["learned", "lac: false"]),
         (&VllmAscend, linear(w8, narrow(ActRule::Symmetric)), &["4-bit activations"]),
         (&VllmAscend, linear(None, dynamic), &["float weight"]),
         (&VllmAscend, linear(Some(ordered8), None), &["act-order"]),
@@ -66,6 +68,7 @@ fn refusals_name_the_module_and_the_alternatives() {
         ),
         (&CompressedTensors, linear(w8, dynamic), &["Symmetric"]),
         (&CompressedTensors, linear(w8, clipped(ActRule::SymmetricFull)), &["clip_ratio"]),
+        (&CompressedTensors, linear(w8, learned(ActRule::SymmetricFull)), &["learned", "lac: false"]),
         (&CompressedTensors, linear(w8, narrow(ActRule::SymmetricFull)), &["4-bit activations"]),
         (
             &CompressedTensors,
@@ -237,9 +240,11 @@ fn schemes_that_contradict_themselves_are_refused() {
     let kv = KvScheme {
         before_rope: true,
         values: KvGranularity::TokenHead,
+        clip_ratio: Clipping::Learned,
         ..KvScheme::new(bits(4), ActRule::Asymmetric, KvGranularity::ChannelStatic)
     };
-    let sharded = Some(InputScheme { shards: 4, ..input(ActRule::Asymmetric, true) });
+    let sharded =
+        Some(InputScheme { shards: 4, clip_ratio: Clipping::Learned, ..input(ActRule::Asymmetric, true) });
     let scheme = ModelScheme { kv: Some(kv), ..uniform(&spec, linear(None, sharded)) };
     let dir = parent.path().join("out");
     write(&dir, &spec, &Dequantized, &scheme, 3);
@@ -248,7 +253,13 @@ fn schemes_that_contradict_themselves_are_refused() {
     for (at, value, word) in [
         ("/kv/before_rope", serde_json::json!(false), None),
         ("/kv/clip_ratio", serde_json::json!(-1.0), Some("positive")),
+        ("/kv/clip_ratio", serde_json::json!("own"), Some("did not match")),
         ("/kv/pre_bias", serde_json::json!(true), None),
+        ("/blocks/1/kv_clip_ratios/value", serde_json::json!([0.5, 0.0]), Some("positive")),
+        ("/blocks/1/kv_clip_ratios/value", serde_json::Value::Null, Some("kv_clip_ratios")),
+        ("/blocks/1/kv_clip_ratios", serde_json::Value::Null, Some("kv_clip_ratios")),
+        (&format!("{entry}/clip_ratio"), serde_json::json!([0.5, 1.5]), Some("(0, 1]")),
+        (&format!("{entry}/clip_ratio"), serde_json::json!([0.5]), Some("did not match")),
         ("/blocks/1/kv_scales/key/3", serde_json::json!(0.0), Some("positive")),
         ("/blocks/1/kv_scales/key_zero/3", serde_json::json!(16), Some("zero levels of 4 bits")),
         ("/blocks/1/kv_scales/key_zero/3", serde_json::json!(1.5), Some("zero levels of 4 bits")),

@@ -11,8 +11,8 @@ use quant_checkpoint::formats::{CompressedTensors, ConfigNotes, Dequantized, For
 use quant_checkpoint::{Checkpoint, Dtype, FolderSource, Rules, Target, TensorHash, verify};
 use quant_core::{ActRule, FloatType, KvGranularity};
 use quant_graph::{
-    ActOrder, BlockParams, BlockSource as _, InputScheme, KvScheme, LinearScheme, LinearWeight, ModelScheme,
-    ModelSpec, WeightForm, WeightScheme,
+    ActOrder, BlockParams, BlockSource as _, Clipping, InputScheme, KvScheme, LinearScheme, LinearWeight,
+    ModelScheme, ModelSpec, WeightForm, WeightScheme,
 };
 
 /// What a format gives back: itself, or the values where it stores values.
@@ -107,16 +107,20 @@ fn compressed_linear() -> impl Strategy<Value = LinearScheme> {
     ]
 }
 
+fn any_clipping() -> impl Strategy<Value = Clipping> {
+    prop_oneof![Just(Clipping::NONE), (0.5_f32..1.0).prop_map(Clipping::Fixed), Just(Clipping::Learned)]
+}
+
 fn any_linear() -> impl Strategy<Value = LinearScheme> {
     let rule = prop_oneof![Just(ActRule::Asymmetric), Just(ActRule::Symmetric), Just(ActRule::SymmetricFull)];
     // Both divide 24 and 40.
     let shards = prop_oneof![Just(1_usize), Just(4)];
-    let i = (rule, any::<bool>(), prop_oneof![Just(4_u32), Just(8)], 0.5_f32..1.0, shards).prop_map(
+    let i = (rule, any::<bool>(), prop_oneof![Just(4_u32), Just(8)], any_clipping(), shards).prop_map(
         |(rule, dynamic, n, clip, shards)| InputScheme {
             bits: bits(n),
             rule,
             dynamic,
-            clip_ratio: if dynamic { clip } else { 1.0 },
+            clip_ratio: if dynamic { clip } else { Clipping::NONE },
             shards: if dynamic { shards } else { 1 },
         },
     );
@@ -142,7 +146,7 @@ fn any_cache() -> impl Strategy<Value = KvScheme> {
     let granularity = || prop_oneof![Just(KvGranularity::TokenHead), Just(KvGranularity::ChannelStatic)];
     let rule = prop_oneof![Just(ActRule::Asymmetric), Just(ActRule::Symmetric)];
     let width = prop_oneof![Just(2_u32), Just(3), Just(4), Just(8)];
-    (width, rule, granularity(), granularity(), 0_u8..3, 0.5_f32..=1.0).prop_map(
+    (width, rule, granularity(), granularity(), 0_u8..3, any_clipping()).prop_map(
         |(n, rule, keys, values, place, clip_ratio)| KvScheme {
             values,
             before_rope: place > 0,

@@ -1,7 +1,7 @@
 //! Quantisers of activations.
 
 use crate::range::range_with_zero;
-use crate::{Bits, FloatType, QParams, Real};
+use crate::{Bits, ClipRatio, FloatType, QParams, Real};
 use ndarray::{Array1, ArrayViewMut2, Axis};
 use serde::{Deserialize, Serialize};
 
@@ -18,12 +18,12 @@ pub enum ActRule {
 }
 
 impl ActRule {
-    /// The parameters a dynamic quantiser finds for one token (or head) of `values`; both ends of their range are multiplied
-    /// by `clip_ratio`. The level of a value is then [`QParams::level`].
+    /// The parameters a dynamic quantiser finds for one token (or head) of `values`, the ends of their range multiplied by
+    /// `clip_ratio`. The level of a value is then [`QParams::level`].
     #[must_use]
-    pub fn params(self, bits: Bits, clip_ratio: f32, values: &[f32]) -> QParams {
+    pub fn params(self, bits: Bits, clip_ratio: impl Into<ClipRatio>, values: &[f32]) -> QParams {
         let (min, max) = range_with_zero(values);
-        let (scale, zero) = dynamic_params(bits, self, clip_ratio, min, max);
+        let (scale, zero) = dynamic_params(bits, self, clip_ratio.into(), min, max);
         QParams { scale, zero }
     }
 }
@@ -37,8 +37,8 @@ pub enum ActQuant {
         bits: Bits,
         /// How the range becomes parameters.
         rule: ActRule,
-        /// Both ends of the range are multiplied by this, in (0, 1].
-        clip_ratio: f32,
+        /// What the ends of the range are multiplied by.
+        clip_ratio: ClipRatio,
         /// Equal parts of a token, each with parameters of its own: what the devices of a tensor-parallel deployment
         /// do to an input of which each holds a part. 1 is the whole token.
         shards: usize,
@@ -54,9 +54,10 @@ pub enum ActQuant {
 
 /// Parameters of one token from its extremes, in the arithmetic of `T`.
 #[inline(always)]
-fn dynamic_params<T: Real>(bits: Bits, rule: ActRule, clip: T, min: T, max: T) -> (T, T) {
+fn dynamic_params<T: Real>(bits: Bits, rule: ActRule, clip: ClipRatio, min: T, max: T) -> (T, T) {
     let one = T::one();
-    let (mn, mx) = (min.min(T::zero()) * clip, max.max(T::zero()) * clip);
+    let (lower, upper) = (T::from_f32(clip.lower), T::from_f32(clip.upper));
+    let (mn, mx) = (min.min(T::zero()) * lower, max.max(T::zero()) * upper);
     let (mid, top) = (T::from_f32(bits.mid_level()), T::from_f32(bits.max_level()));
     let absmax = mx.max(-mn);
     match rule {
@@ -87,7 +88,7 @@ pub(crate) fn clip_level<T: Real>(level: T, top: T) -> T {
 
 /// Quantises and dequantises a slice that shares one set of dynamic parameters.
 #[inline(always)]
-pub(crate) fn fake_group<T: Real>(bits: Bits, rule: ActRule, clip: T, values: &mut [T]) {
+pub(crate) fn fake_group<T: Real>(bits: Bits, rule: ActRule, clip: ClipRatio, values: &mut [T]) {
     let (min, max) = range_with_zero(values);
     let (scale, zero) = dynamic_params(bits, rule, clip, min, max);
     let top = T::from_f32(bits.max_level());
@@ -110,7 +111,7 @@ impl ActQuant {
             Self::Dynamic { bits, rule, clip_ratio, shards } => {
                 let width = row.len().div_ceil(shards.max(1)).max(1);
                 for shard in row.chunks_mut(width) {
-                    fake_group(bits, rule, T::from_f32(clip_ratio), shard);
+                    fake_group(bits, rule, clip_ratio, shard);
                 }
             }
             Self::Static { bits, params } => {

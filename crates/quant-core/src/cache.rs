@@ -6,7 +6,7 @@
 
 use crate::activation::{clip_level, fake_group, for_rows, static_params};
 use crate::range::ChannelRanges;
-use crate::{ActRule, Bits, FloatType, Real};
+use crate::{ActRule, Bits, ClipRatio, FloatType, Real};
 use ndarray::{Array1, ArrayViewMut2};
 use serde::{Deserialize, Serialize};
 
@@ -39,8 +39,8 @@ pub enum EntryQuant {
         bits: Bits,
         /// How the range becomes parameters.
         rule: ActRule,
-        /// Both ends of the range are multiplied by this, in (0, 1].
-        clip_ratio: f32,
+        /// What the ends of the range are multiplied by.
+        clip_ratio: ClipRatio,
     },
     /// Fixed scale and zero level of every channel, from calibration.
     Channel {
@@ -74,7 +74,7 @@ impl EntryQuant {
         match self {
             Self::TokenHead { bits, rule, clip_ratio } => for_rows(x, |row| {
                 for head in row.chunks_mut(head_dim.max(1)) {
-                    fake_group(*bits, *rule, T::from_f32(*clip_ratio), head);
+                    fake_group(*bits, *rule, *clip_ratio, head);
                 }
             }),
             Self::Channel { bits, scales, zeros } => {

@@ -14,7 +14,7 @@
 //! # Ok::<(), quant_core::CoreError>(())
 //! ```
 
-use crate::{ActQuant, ActRule, Bits, CoreError, EntryQuant, KvQuant, QParams};
+use crate::{ActQuant, ActRule, Bits, ClipRatio, CoreError, EntryQuant, KvQuant, QParams};
 use ndarray::{Array1, Array2, Array3, ArrayView2};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -380,7 +380,7 @@ impl Codec for ActQuant {
             0 => Ok(Self::Dynamic {
                 bits: Bits::decode(from)?,
                 rule: ActRule::decode(from)?,
-                clip_ratio: f32::decode(from)?,
+                clip_ratio: ClipRatio::decode(from)?,
                 shards: usize::decode(from)?,
             }),
             1 => Ok(Self::Static { bits: Bits::decode(from)?, params: QParams::decode(from)? }),
@@ -411,7 +411,7 @@ impl Codec for EntryQuant {
             0 => Ok(Self::TokenHead {
                 bits: Bits::decode(from)?,
                 rule: ActRule::decode(from)?,
-                clip_ratio: f32::decode(from)?,
+                clip_ratio: ClipRatio::decode(from)?,
             }),
             1 => Ok(Self::Channel {
                 bits: Bits::decode(from)?,
@@ -423,6 +423,7 @@ impl Codec for EntryQuant {
     }
 }
 
+codec_of_fields!(ClipRatio { upper, lower });
 codec_of_fields!(KvQuant { keys, values, before_rope, pre_bias });
 
 #[cfg(test)]
@@ -460,8 +461,13 @@ mod tests {
         back(&BinaryMatrix::new(2, vec![false, true, false], codes, numbers).unwrap());
         let bits = Bits::new(8).unwrap();
         for rule in [ActRule::Asymmetric, ActRule::Symmetric, ActRule::SymmetricFull] {
-            back(&ActQuant::Dynamic { bits, rule, clip_ratio: 0.9, shards: 2 });
-            back(&KvQuant::both(EntryQuant::TokenHead { bits, rule, clip_ratio: 0.8 }));
+            back(&ActQuant::Dynamic {
+                bits,
+                rule,
+                clip_ratio: ClipRatio { upper: 0.9, lower: 0.7 },
+                shards: 2,
+            });
+            back(&KvQuant::both(EntryQuant::TokenHead { bits, rule, clip_ratio: 0.8.into() }));
         }
         back(&ActQuant::Static { bits, params: QParams { scale: 0.1, zero: 3.0 } });
         let channel = EntryQuant::Channel { bits, scales: Array1::ones(3), zeros: Array1::zeros(3) };

@@ -129,7 +129,7 @@ fn activation_case(golden: &Golden, name: &str, c: &Value, bits: Bits, tally: &m
     let codes = golden.matrix(&format!("{name}.codes")).into_shape_with_order(shape).unwrap();
     let (scale, zero) = (golden.vector(&format!("{name}.scale")), golden.vector(&format!("{name}.zero")));
     let mut fake = x.clone();
-    ActQuant::Dynamic { bits, rule, clip_ratio, shards: 1 }.fake_quantize(fake.view_mut());
+    ActQuant::Dynamic { bits, rule, clip_ratio: clip_ratio.into(), shards: 1 }.fake_quantize(fake.view_mut());
     // Symmetric codes of that code base are signed.
     let half = if sym { bits.mid_level() } else { 0.0 };
     let mut compared = 0;

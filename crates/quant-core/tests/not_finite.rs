@@ -33,9 +33,9 @@ fn everywhere<T: Real>() {
     for b in [1, 4, 8] {
         let bits = Bits::new(b).unwrap();
         for rule in RULES {
-            let dynamic = ActQuant::Dynamic { bits, rule, clip_ratio: 0.9, shards: 1 };
+            let dynamic = ActQuant::Dynamic { bits, rule, clip_ratio: 0.9.into(), shards: 1 };
             stays_bad::<T>(|x| dynamic.fake_quantize(x.view_mut()), &format!("dynamic {rule:?} at {b} bits"));
-            let heads = EntryQuant::TokenHead { bits, rule, clip_ratio: 1.0 };
+            let heads = EntryQuant::TokenHead { bits, rule, clip_ratio: 1.0.into() };
             stays_bad::<T>(
                 |x| heads.fake_quantize(20, x.view_mut()),
                 &format!("cache by token and head, {rule:?} at {b} bits"),
@@ -67,7 +67,7 @@ fn an_infinity_takes_its_dynamic_group_along() {
     for rule in RULES {
         let mut x = with::<f32>((1, 3), f32::INFINITY);
         let bits = Bits::new(8).unwrap();
-        ActQuant::Dynamic { bits, rule, clip_ratio: 1.0, shards: 1 }.fake_quantize(x.view_mut());
+        ActQuant::Dynamic { bits, rule, clip_ratio: 1.0.into(), shards: 1 }.fake_quantize(x.view_mut());
         assert!(x.row(1).iter().all(|v| v.is_nan()), "{rule:?}: no step divides an infinite range");
     }
 }

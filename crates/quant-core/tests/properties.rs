@@ -125,7 +125,7 @@ proptest! {
     #[test]
     fn kv_zero_and_constant_vectors(bits in prop_oneof![Just(2_u32), Just(3), Just(4), Just(8)], c in -50.0_f32..50.0) {
         for rule in [ActRule::Asymmetric, ActRule::Symmetric] {
-            let kv = EntryQuant::TokenHead { bits: Bits::new(bits).unwrap(), rule, clip_ratio: 1.0 };
+            let kv = EntryQuant::TokenHead { bits: Bits::new(bits).unwrap(), rule, clip_ratio: 1.0.into() };
             let mut zero = Array2::<f32>::zeros((2, 32));
             kv.fake_quantize(16, zero.view_mut());
             prop_assert!(zero.iter().all(|&v| v == 0.0));
@@ -140,7 +140,7 @@ proptest! {
     fn permuting_channels_of_a_head_permutes_the_result(seed: u64, bits in prop_oneof![Just(4_u32), Just(8)]) {
         let x = normals(seed, 3, 8);
         let order = [3, 1, 7, 0, 2, 6, 5, 4];
-        let quant = ActQuant::Dynamic { bits: Bits::new(bits).unwrap(), rule: ActRule::Asymmetric, clip_ratio: 1.0, shards: 1 };
+        let quant = ActQuant::Dynamic { bits: Bits::new(bits).unwrap(), rule: ActRule::Asymmetric, clip_ratio: 1.0.into(), shards: 1 };
         let mut whole = x.clone();
         quant.fake_quantize(whole.view_mut());
         let mut permuted = x.select(Axis(1), &order);
@@ -244,7 +244,7 @@ proptest! {
         let bits = Bits::new(4).unwrap();
         let x = normals(seed, 3, 8);
         let mut y = x.clone();
-        EntryQuant::TokenHead { bits, rule: ActRule::Asymmetric, clip_ratio: ratio }.fake_quantize(8, y.view_mut());
+        EntryQuant::TokenHead { bits, rule: ActRule::Asymmetric, clip_ratio: ratio.into() }.fake_quantize(8, y.view_mut());
         for (x, y) in x.rows().into_iter().zip(y.rows()) {
             let params = ActRule::Asymmetric.params(bits, ratio, &x.to_vec());
             prop_assert!(x.iter().zip(y).all(|(&x, &y)| y == params.fake(x, 15.0)));
@@ -255,7 +255,7 @@ proptest! {
     #[test]
     fn shards_are_tokens_of_their_own(seed: u64, shards in prop_oneof![Just(1_usize), Just(2), Just(3), Just(4)]) {
         let x = normals(seed, 3, 24);
-        let quant = |shards| ActQuant::Dynamic { bits: Bits::new(4).unwrap(), rule: ActRule::Asymmetric, clip_ratio: 0.9, shards };
+        let quant = |shards| ActQuant::Dynamic { bits: Bits::new(4).unwrap(), rule: ActRule::Asymmetric, clip_ratio: 0.9.into(), shards };
         let mut whole = x.clone();
         quant(shards).fake_quantize(whole.view_mut());
         let mut apart = x.into_shape_with_order((3 * shards, 24 / shards)).unwrap();
@@ -353,7 +353,7 @@ fn kv_errors_are_the_measured_ones() {
         let kv = EntryQuant::TokenHead {
             bits: Bits::new(bits).unwrap(),
             rule: ActRule::Asymmetric,
-            clip_ratio: 1.0,
+            clip_ratio: 1.0.into(),
         };
         let mut y = x.clone();
         kv.fake_quantize(128, y.view_mut());

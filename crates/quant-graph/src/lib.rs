@@ -48,7 +48,7 @@ pub use params::{
 pub use quant_core::{
     ActOrder, ActQuant, BinaryMatrix, Bits, EntryQuant, FloatType, KvQuant, QuantizedMatrix, Real,
 };
-pub use scheme::{InputScheme, KvScheme, LinearScheme, ModelScheme, WeightForm, WeightScheme};
+pub use scheme::{Clipping, InputScheme, KvScheme, LinearScheme, ModelScheme, WeightForm, WeightScheme};
 pub use spec::{ModelSpec, Outer, RopeScaling, RopeSpec};
 pub use tensors::TensorSpec;
 pub use topology::{BlockSpec, EdgeSource, LinearSpec, ScaleEdge, StageSpec, WeightSpec};

@@ -2,7 +2,8 @@
 
 use crate::{LinearId, ModelSpec, OnlineScheme, Outer};
 use quant_core::{
-    ActOrder, ActQuant, ActRule, Bits, ChannelRanges, EntryQuant, FloatType, KvGranularity, KvQuant, KvSide,
+    ActOrder, ActQuant, ActRule, Bits, ChannelRanges, ClipRatio, EntryQuant, FloatType, KvGranularity,
+    KvQuant, KvSide,
 };
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -90,6 +91,60 @@ impl WeightScheme {
     }
 }
 
+/// Where the clip ratio of a dynamic quantiser comes from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Clipping {
+    /// The recipe: one ratio for both ends.
+    Fixed(f32),
+    /// Training: every quantiser has [ratios](ClipRatio) of its own.
+    Learned,
+}
+
+impl Clipping {
+    /// Nothing is clipped.
+    pub const NONE: Self = Self::Fixed(1.0);
+
+    /// The ratio, if it is no number of a quantiser's own.
+    #[must_use]
+    pub fn fixed(self) -> Option<ClipRatio> {
+        match self {
+            Self::Fixed(ratio) => Some(ratio.into()),
+            Self::Learned => None,
+        }
+    }
+    /// Whether a quantiser with this ratio is one of such a scheme.
+    #[must_use]
+    pub fn admits(self, ratio: ClipRatio) -> bool {
+        let inside = |end: f32| end > 0.0 && end <= 1.0;
+        self.fixed().map_or(inside(ratio.upper) && inside(ratio.lower), |fixed| fixed == ratio)
+    }
+}
+
+impl From<f32> for Clipping {
+    fn from(ratio: f32) -> Self {
+        Self::Fixed(ratio)
+    }
+}
+
+impl std::fmt::Display for Clipping {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Fixed(ratio) => ratio.fmt(f),
+            Self::Learned => f.write_str("learned"),
+        }
+    }
+}
+
+/// The number, or the word `learned`.
+impl Serialize for Clipping {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Fixed(ratio) => serializer.serialize_f32(*ratio),
+            Self::Learned => serializer.serialize_str("learned"),
+        }
+    }
+}
+
 /// Quantisation of a linear's input.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct InputScheme {
@@ -100,21 +155,22 @@ pub struct InputScheme {
     /// Per token when it arrives, or one fixed scale per tensor.
     pub dynamic: bool,
     /// Factor on the range, dynamic only.
-    pub clip_ratio: f32,
+    pub clip_ratio: Clipping,
     /// Equal parts of a token with parameters of their own, dynamic only; 1 is the whole token.
     pub shards: usize,
 }
 
 impl InputScheme {
-    /// The quantiser, if it needs no calibration.
+    /// The quantiser, if nothing of it comes from calibration.
     #[must_use]
     pub fn dynamic(&self) -> Option<ActQuant> {
-        self.dynamic.then_some(ActQuant::Dynamic {
-            bits: self.bits,
-            rule: self.rule,
-            clip_ratio: self.clip_ratio,
-            shards: self.shards,
-        })
+        self.clipped(self.clip_ratio.fixed()?)
+    }
+    /// The dynamic quantiser with a clip ratio, if it is one.
+    #[must_use]
+    pub fn clipped(&self, clip_ratio: ClipRatio) -> Option<ActQuant> {
+        let Self { bits, rule, shards, .. } = *self;
+        self.dynamic.then_some(ActQuant::Dynamic { bits, rule, clip_ratio, shards })
     }
 }
 
@@ -151,7 +207,7 @@ pub struct KvScheme {
     /// Whether the bias of the key projection is taken off first, before rope only.
     pub pre_bias: bool,
     /// Factor on the ranges of dynamic scales.
-    pub clip_ratio: f32,
+    pub clip_ratio: Clipping,
 }
 
 impl KvScheme {
@@ -159,7 +215,7 @@ impl KvScheme {
     #[must_use]
     pub fn new(bits: Bits, rule: ActRule, granularity: KvGranularity) -> Self {
         let (keys, values) = (granularity, granularity);
-        Self { bits, rule, keys, values, before_rope: false, pre_bias: false, clip_ratio: 1.0 }
+        Self { bits, rule, keys, values, before_rope: false, pre_bias: false, clip_ratio: Clipping::NONE }
     }
     /// What shares a scale on one side.
     #[must_use]
@@ -169,19 +225,22 @@ impl KvScheme {
             KvSide::Value => self.values,
         }
     }
-    /// Whether anything of it comes from calibration.
+    /// The quantiser of a side with a scale per token and head, with a clip ratio.
+    #[must_use]
+    pub fn clipped(&self, clip_ratio: ClipRatio) -> EntryQuant {
+        EntryQuant::TokenHead { bits: self.bits, rule: self.rule, clip_ratio }
+    }
+    /// Whether a range of it comes from calibration.
     #[must_use]
     pub fn is_static(&self) -> bool {
         [self.keys, self.values].contains(&KvGranularity::ChannelStatic)
     }
     /// The quantiser, given the ranges of keys and values where they are static; their scales are rounded to what the loader
-    /// holds them in. None where a range is wanted and not given.
+    /// holds them in. None where a range is wanted and not given, or a clip ratio is learned.
     #[must_use]
     pub fn quant(&self, ranges: Option<[&ChannelRanges; 2]>, scale_type: FloatType) -> Option<KvQuant> {
         let side = |granularity, at: usize| match granularity {
-            KvGranularity::TokenHead => {
-                Some(EntryQuant::TokenHead { bits: self.bits, rule: self.rule, clip_ratio: self.clip_ratio })
-            }
+            KvGranularity::TokenHead => Some(self.clipped(self.clip_ratio.fixed()?)),
             KvGranularity::ChannelStatic => {
                 Some(EntryQuant::from_ranges(self.bits, self.rule, scale_type, ranges?[at]))
             }

@@ -151,7 +151,7 @@ fn planted_outliers_lose_their_damage() {
         let quant = ActQuant::Dynamic {
             bits: Bits::new(8).unwrap(),
             rule: ActRule::Asymmetric,
-            clip_ratio: 1.0,
+            clip_ratio: 1.0.into(),
             shards: 1,
         };
         let mut q = x.clone();

@@ -77,7 +77,8 @@ fn smoothed(
 ) -> (BlockParams, Scaled) {
     let block = spec.block(0);
     let bits = Bits::new(8).unwrap();
-    let input = InputScheme { bits, rule: ActRule::Asymmetric, dynamic: true, clip_ratio: 1.0, shards: 1 };
+    let input =
+        InputScheme { bits, rule: ActRule::Asymmetric, dynamic: true, clip_ratio: 1.0.into(), shards: 1 };
     let scheme = LinearScheme { weight: None, input: Some(input) };
     let scheme = block.linears.iter().map(|l| (l.id, scheme)).collect();
     let context = BlockContext {

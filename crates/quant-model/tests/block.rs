@@ -149,7 +149,7 @@ fn eight_bit_inputs_stay_close_and_shared_inputs_are_quantised_alike() {
             linear.input = Some(ActQuant::Dynamic {
                 bits: bits(b),
                 rule: ActRule::Asymmetric,
-                clip_ratio: 1.0,
+                clip_ratio: 1.0.into(),
                 shards: 1,
             });
         }
@@ -259,7 +259,7 @@ fn kv_quantisation_sits_after_rope_and_before_the_cache() {
 }
 
 fn token_head(b: u32, rule: ActRule) -> KvQuant {
-    KvQuant::both(EntryQuant::TokenHead { bits: bits(b), rule, clip_ratio: 1.0 })
+    KvQuant::both(EntryQuant::TokenHead { bits: bits(b), rule, clip_ratio: 1.0.into() })
 }
 
 #[test]

@@ -61,7 +61,7 @@ fn schemes() -> Vec<KvScheme> {
     let of = |b, rule, granularity| KvScheme::new(bits(b), rule, granularity);
     vec![
         of(8, ActRule::Symmetric, head),
-        KvScheme { clip_ratio: 0.95, ..of(4, ActRule::Asymmetric, head) },
+        KvScheme { clip_ratio: 0.95.into(), ..of(4, ActRule::Asymmetric, head) },
         of(2, ActRule::SymmetricFull, head),
         of(8, ActRule::Symmetric, channel),
         of(4, ActRule::Asymmetric, channel),

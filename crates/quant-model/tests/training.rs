@@ -480,7 +480,7 @@ fn what_does_not_fit_is_named() {
     assert!(message.contains("inserted at Value failed: no tape"), "{message}");
 
     let bits = Bits::new(4).unwrap();
-    let kv = EntryQuant::TokenHead { bits, rule: ActRule::Asymmetric, clip_ratio: 1.0 };
+    let kv = EntryQuant::TokenHead { bits, rule: ActRule::Asymmetric, clip_ratio: 1.0.into() };
     drop(with);
     case.block.set_kv(Some(KvQuant::both(kv))).unwrap();
     let rope = |n| &case.tables[&n];

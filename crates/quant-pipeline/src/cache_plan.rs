@@ -3,7 +3,7 @@
 use crate::error::RecipeError;
 use crate::recipe::Recipe;
 use quant_core::{ActRule, KvGranularity};
-use quant_graph::{KvScheme, ModelSpec};
+use quant_graph::{Clipping, KvScheme, ModelSpec};
 
 /// Storage of the cache, and what the person should know about it; none where the scheme leaves it alone.
 ///
@@ -43,6 +43,6 @@ pub(crate) fn plan_cache(
             "the keys of this model are normed behind their bias, so that it is no constant part of them; drop it",
         ));
     }
-    let (before_rope, clip_ratio) = (asked.before_rope, asked.clip_ratio);
+    let (before_rope, clip_ratio) = (asked.before_rope, Clipping::Fixed(asked.clip_ratio));
     Ok(Some(KvScheme { bits, rule, keys, values, before_rope, pre_bias, clip_ratio }))
 }

@@ -8,7 +8,7 @@ use crate::recipe::Recipe;
 use quant_checkpoint::formats::Format;
 use quant_core::{Bits, CoreError, FloatType};
 use quant_graph::{
-    BlockSpec, InputScheme, KvScheme, LinearId, LinearScheme, LinearSpec, ModelScheme, ModelSpec,
+    BlockSpec, Clipping, InputScheme, KvScheme, LinearId, LinearScheme, LinearSpec, ModelScheme, ModelSpec,
     OnlineScheme, Outer, ScaleEdge, StageSpec,
 };
 use quant_methods::{FloatStream, Need, PlannedRounding, Rounding, Solver, Spacing, Statistic, Stream};
@@ -351,7 +351,8 @@ fn plan_input(recipe: &Recipe, bits: Bits, shards: usize) -> Result<InputScheme,
         return Err(RecipeError::conflict("input_shards", problem).into());
     }
     let rule = recipe.format().activation_rule(a.dynamic, a.symmetric)?;
-    Ok(InputScheme { bits, rule, dynamic: a.dynamic, clip_ratio: a.clip_ratio, shards })
+    let clip_ratio = Clipping::Fixed(a.clip_ratio);
+    Ok(InputScheme { bits, rule, dynamic: a.dynamic, clip_ratio, shards })
 }
 
 /// Only one float stream goes beside the deployed one.

@@ -72,7 +72,7 @@ fn keys_of_the_cache_follow_from_each_other() {
     let bits = quant_core::Bits::new(4).unwrap();
     let usual = KvScheme::new(bits, ActRule::Asymmetric, head);
     assert_eq!(four(""), usual);
-    assert_eq!(four("kv_cache: { clip_ratio: 0.95 }"), KvScheme { clip_ratio: 0.95, ..usual });
+    assert_eq!(four("kv_cache: { clip_ratio: 0.95 }"), KvScheme { clip_ratio: 0.95.into(), ..usual });
     let symmetric = KvScheme::new(bits, ActRule::Symmetric, channel);
     assert_eq!(four("kv_cache: { granularity: channel_static }"), symmetric);
     assert_eq!(
@@ -85,7 +85,7 @@ fn keys_of_the_cache_follow_from_each_other() {
     assert_eq!(four("kv_cache: { before_rope: true, granularity: channel_static, symmetric: false }"), star);
     assert_eq!(
         four("kv_cache: { before_rope: true, pre_bias: true, clip_ratio: 0.9 }"),
-        KvScheme { pre_bias: true, clip_ratio: 0.9, ..star }
+        KvScheme { pre_bias: true, clip_ratio: 0.9.into(), ..star }
     );
     assert_eq!(
         four("kv_cache: { before_rope: true, value_granularity: channel_static }"),
@@ -351,7 +351,7 @@ fn a_dynamic_cache_needs_no_calibration() {
     let entries = EntryQuant::TokenHead {
         bits: quant_core::Bits::new(4).unwrap(),
         rule: ActRule::Asymmetric,
-        clip_ratio: 0.95,
+        clip_ratio: 0.95.into(),
     };
     assert!(blocks.iter().all(|b| b.kv == Some(KvQuant::both(entries.clone()))));
     assert!(report.caches.is_empty());

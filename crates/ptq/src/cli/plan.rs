@@ -4,7 +4,7 @@ use super::job::{JobArgs, arithmetic, factor};
 use super::progress::seconds;
 use super::{Failure, Table, human, print_json, print_line, say};
 use quant_core::{ActRule, KvGranularity};
-use quant_graph::{KvScheme, LinearId, LinearScheme, ModelSpec, Outer, WeightForm, WeightScheme};
+use quant_graph::{Clipping, KvScheme, LinearId, LinearScheme, ModelSpec, Outer, WeightForm, WeightScheme};
 use quant_methods::PlannedRounding;
 use quant_pipeline::{Forecast, Plan, Registry, prepare, with_threads};
 use std::collections::BTreeMap;
@@ -206,7 +206,10 @@ fn cache(kv: &KvScheme) -> String {
         (true, false) => ", keys before rope",
         (true, true) => ", keys before rope and without their bias",
     };
-    let clip = if kv.clip_ratio == 1.0 { String::new() } else { format!(", clip ratio {}", kv.clip_ratio) };
+    let clip = match kv.clip_ratio {
+        Clipping::NONE => String::new(),
+        clipping => format!(", clip ratio {clipping}"),
+    };
     let scales = if kv.keys == kv.values {
         scales(kv.keys).to_owned()
     } else {

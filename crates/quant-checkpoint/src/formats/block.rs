@@ -73,7 +73,7 @@ fn check_cache(
     for side in [KvSide::Key, KvSide::Value] {
         match (want.granularity(side), found.side(side)) {
             (KvGranularity::TokenHead, EntryQuant::TokenHead { bits, rule, clip_ratio })
-                if (want.bits, want.rule, want.clip_ratio) == (*bits, *rule, *clip_ratio) => {}
+                if (want.bits, want.rule) == (*bits, *rule) && want.clip_ratio.admits(*clip_ratio) => {}
             (KvGranularity::ChannelStatic, EntryQuant::Channel { bits, scales, zeros })
                 if want.bits == *bits =>
             {
@@ -171,7 +171,8 @@ fn check_linear(
     let input_fits = match (scheme.input, params.input) {
         (None, None) => true,
         (Some(want), Some(ActQuant::Dynamic { bits, rule, clip_ratio, shards })) => {
-            want == InputScheme { bits, rule, dynamic: true, clip_ratio, shards }
+            want == InputScheme { bits, rule, dynamic: true, shards, ..want }
+                && want.clip_ratio.admits(clip_ratio)
         }
         (Some(want), Some(ActQuant::Static { bits, params })) => {
             let exact = scale_type.round(params.scale) == params.scale;

@@ -9,7 +9,7 @@ use ndarray::{Array1, Array2, Array3};
 use quant_checkpoint::formats::{BlockSideData, ConfigNotes, Format};
 use quant_checkpoint::{Checkpoint, DEFAULT_SHARD_BYTES, Dtype, OutputFolder, OutputOptions, ShardPlan};
 use quant_core::{
-    ActQuant, ActRule, BinaryMatrix, Bits, EntryQuant, FloatType, Groups, KvGranularity, KvQuant,
+    ActQuant, ActRule, BinaryMatrix, Bits, ClipRatio, EntryQuant, FloatType, Groups, KvGranularity, KvQuant,
     OnlineShape, PairTransform, QParams, QuantizedMatrix, Widths,
 };
 use quant_graph::{
@@ -81,7 +81,7 @@ pub(crate) fn weight(n: u32, symmetric: bool, group: Option<usize>) -> WeightSch
 }
 
 pub(crate) fn input(rule: ActRule, dynamic: bool) -> InputScheme {
-    InputScheme { bits: bits(8), rule, dynamic, clip_ratio: 1.0, shards: 1 }
+    InputScheme { bits: bits(8), rule, dynamic, clip_ratio: 1.0.into(), shards: 1 }
 }
 
 pub(crate) fn linear(weight: Option<WeightScheme>, input: Option<InputScheme>) -> LinearScheme {
@@ -182,7 +182,8 @@ pub(crate) fn block(
             },
         };
         let input = linear.input.map(|i| {
-            let fresh = i.dynamic().unwrap_or(ActQuant::Static { bits: i.bits, params });
+            let ratio = i.clip_ratio.fixed().unwrap_or_else(|| any_ratio(&mut numbers));
+            let fresh = i.clipped(ratio).unwrap_or(ActQuant::Static { bits: i.bits, params });
             // Linears that share an input and its scheme share its parameters.
             *inputs.entry((id.site(), format!("{i:?}"))).or_insert(fresh)
         });
@@ -192,7 +193,7 @@ pub(crate) fn block(
     let kv = scheme.kv.map(|kv| {
         let mut side = |granularity| match granularity {
             KvGranularity::TokenHead => {
-                EntryQuant::TokenHead { bits: kv.bits, rule: kv.rule, clip_ratio: kv.clip_ratio }
+                kv.clipped(kv.clip_ratio.fixed().unwrap_or_else(|| any_ratio(&mut numbers)))
             }
             KvGranularity::ChannelStatic => {
                 let width = spec.kv_width();
@@ -210,6 +211,12 @@ pub(crate) fn block(
     });
     let online = scheme.online.get(index).map(|online| online_of(online, &mut numbers)).unwrap_or_default();
     BlockParams { linears, norms, online, kv }
+}
+
+/// Learned ratios.
+fn any_ratio(numbers: &mut Numbers) -> ClipRatio {
+    let mut end = || (1 + numbers.below(1 << 20)) as f32 / (1 << 20) as f32;
+    ClipRatio { upper: end(), lower: end() }
 }
 
 /// Transforms of these shapes; a pair has no numbers of its own.

@@ -254,7 +254,7 @@ fn what_is_not_the_float_block_is_refused() {
     let eight = ActQuant::Dynamic {
         bits: Bits::new(8).unwrap(),
         rule: ActRule::Symmetric,
-        clip_ratio: 1.0,
+        clip_ratio: 1.0.into(),
         shards: 1,
     };
     let message = refused(&|block| {

@@ -174,7 +174,7 @@ mod tests {
     fn keys_are_measured_as_they_are_defined() {
         let entries = |bits| {
             let (bits, rule) = (Bits::new(bits).unwrap(), ActRule::Asymmetric);
-            KvQuant::both(EntryQuant::TokenHead { bits, rule, clip_ratio: 1.0 })
+            KvQuant::both(EntryQuant::TokenHead { bits, rule, clip_ratio: 1.0.into() })
         };
         let keys = Array2::from_shape_fn((4, 6), |(t, j)| (t * 6 + j) as f32 - 11.0);
         let mut measured = KeyMeasure::default();

@@ -224,8 +224,12 @@ mod tests {
         let bits = Bits::new(4).unwrap();
         let grid = Grid::new(Convention::QAsym, bits, Variant::Exact, FloatType::F32).unwrap();
         let rounded = round_matrix(&grid, None, Groups::Size(16), w.view()).unwrap();
-        let input =
-            ActQuant::Dynamic { bits, rule: quant_core::ActRule::Asymmetric, clip_ratio: 1.0, shards: 1 };
+        let input = ActQuant::Dynamic {
+            bits,
+            rule: quant_core::ActRule::Asymmetric,
+            clip_ratio: 1.0.into(),
+            shards: 1,
+        };
         let wide = |a: &Array2<f32>| a.mapv(f64::from);
         let norm = |a: &Array2<f64>| a.iter().map(|v| v * v).sum::<f64>().sqrt();
         let mut seen = x.clone();

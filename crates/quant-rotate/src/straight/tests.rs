@@ -236,7 +236,7 @@ fn equal_to_the_specification<T: Element>(x: &Array2<T>, n: u32, symmetric: bool
     let rule = if symmetric { ActRule::Symmetric } else { ActRule::Asymmetric };
     let mut want = x.clone();
     let shards = x.ncols() / run;
-    ActQuant::Dynamic { bits: bits(n), rule, clip_ratio: 1.0, shards }.fake_quantize(want.view_mut());
+    ActQuant::Dynamic { bits: bits(n), rule, clip_ratio: 1.0.into(), shards }.fake_quantize(want.view_mut());
     let got = StraightThrough::activations(bits(n), symmetric)
         .unwrap()
         .forward(x.view(), run, None, Par::Seq)

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use quant_core::{ActRule, Bits, FloatType};
-use quant_graph::{ActOrder, InputScheme, LinearScheme, LinearSpec, ModelSpec, WeightForm, WeightScheme};
+use quant_graph::{
+    ActOrder, Clipping, InputScheme, LinearScheme, LinearSpec, ModelSpec, WeightForm, WeightScheme,
+};
 use regex::Regex;
 use safetensors::Dtype;
 use serde::Deserialize;
@@ -267,7 +269,7 @@ impl Group {
             return Err(unread(format!("{}: {} activations", self.name, inputs.kind)));
         }
         let rule = if inputs.symmetric { ActRule::SymmetricFull } else { ActRule::Asymmetric };
-        Ok(InputScheme { bits, rule, dynamic, clip_ratio: 1.0, shards: 1 })
+        Ok(InputScheme { bits, rule, dynamic, clip_ratio: Clipping::NONE, shards: 1 })
     }
 }
 

@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 
 use quant_core::{ActRule, FloatType, KvGranularity};
 use quant_graph::{
-    ActOrder, BlockParams, InputScheme, LinearId, LinearScheme, ModelScheme, ModelSpec, WeightForm,
+    ActOrder, BlockParams, Clipping, InputScheme, LinearId, LinearScheme, ModelScheme, ModelSpec, WeightForm,
     WeightScheme,
 };
 use safetensors::Dtype;
@@ -135,9 +135,19 @@ fn check_input(module: &str, weight: Option<WeightScheme>, input: InputScheme) -
         );
         return Err(unsupported(what, ELSE));
     }
-    if input.clip_ratio != 1.0 {
-        let what = format!("an activation clip_ratio of {} ({module})", input.clip_ratio);
-        return Err(unsupported(what, "use clip_ratio: 1.0, or export to dequantized"));
+    match input.clip_ratio {
+        Clipping::NONE => {}
+        Clipping::Fixed(ratio) => {
+            let what = format!("an activation clip_ratio of {ratio} ({module})");
+            return Err(unsupported(what, "use clip_ratio: 1.0, or export to dequantized"));
+        }
+        Clipping::Learned => {
+            let what = format!("a learned activation clip_ratio ({module})");
+            return Err(unsupported(
+                what,
+                "do not learn it (for flatquant: lac: false), or export to dequantized",
+            ));
+        }
     }
     if input.dynamic && input.rule != ActRule::SymmetricFull {
         return Err(unsupported(

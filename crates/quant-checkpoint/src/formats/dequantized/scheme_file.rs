@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use ndarray::Array1;
-use quant_core::{ActQuant, ActRule, Bits, EntryQuant, KvGranularity, KvQuant, KvSide, QParams};
+use quant_core::{ActQuant, ActRule, Bits, ClipRatio, EntryQuant, KvGranularity, KvQuant, KvSide, QParams};
 use quant_graph::{
-    ActOrder, InputScheme, KvScheme, LinearId, LinearScheme, ModelScheme, ModelSpec, OnlineScheme, Outer,
-    WeightForm, WeightScheme,
+    ActOrder, Clipping, InputScheme, KvScheme, LinearId, LinearScheme, ModelScheme, ModelSpec, OnlineScheme,
+    Outer, WeightForm, WeightScheme,
 };
 use serde::{Deserialize, Serialize};
 
@@ -51,8 +51,58 @@ struct KvEntry {
     before_rope: bool,
     #[serde(default, skip_serializing_if = "is_false")]
     pre_bias: bool,
-    #[serde(default = "one", skip_serializing_if = "is_one")]
-    clip_ratio: f64,
+    #[serde(default, skip_serializing_if = "KvClip::is_one")]
+    clip_ratio: KvClip,
+}
+
+/// The clip ratio of all dynamic quantisers of the cache, or that each block has its own.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+enum KvClip {
+    Fixed(f64),
+    Own(Own),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Own {
+    Learned,
+}
+
+impl Default for KvClip {
+    fn default() -> Self {
+        Self::Fixed(1.0)
+    }
+}
+
+impl KvClip {
+    fn is_one(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// The clip ratio of an input: one, or learned ones of the upper and the lower end.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(untagged)]
+enum InputClip {
+    Fixed(f64),
+    Learned(Ends),
+}
+
+/// Ratios of the upper and the lower end of a range.
+type Ends = [f64; 2];
+
+fn ends(ratio: ClipRatio) -> Ends {
+    [ratio.upper.into(), ratio.lower.into()]
+}
+
+/// Learned ratios, in (0, 1].
+fn learned(what: &str, [upper, lower]: Ends) -> Result<ClipRatio> {
+    let ratio = ClipRatio { upper: number(what, upper, true)?, lower: number(what, lower, true)? };
+    if Clipping::Learned.admits(ratio) {
+        return Ok(ratio);
+    }
+    Err(bad(format!("{FILE}: {what}"), "clip ratios in (0, 1]", format!("{upper} and {lower}")))
 }
 
 fn is_false(flag: &bool) -> bool {
@@ -74,7 +124,10 @@ impl KvEntry {
             value_granularity: (kv.values != kv.keys).then_some(kv.values),
             before_rope: kv.before_rope,
             pre_bias: kv.pre_bias,
-            clip_ratio: kv.clip_ratio.into(),
+            clip_ratio: match kv.clip_ratio {
+                Clipping::Fixed(ratio) => KvClip::Fixed(ratio.into()),
+                Clipping::Learned => KvClip::Own(Own::Learned),
+            },
         }
     }
     fn scheme(self) -> Result<KvScheme> {
@@ -85,7 +138,10 @@ impl KvEntry {
             values: self.value_granularity.unwrap_or(self.granularity),
             before_rope: self.before_rope,
             pre_bias: self.pre_bias,
-            clip_ratio: number("kv.clip_ratio", self.clip_ratio, true)?,
+            clip_ratio: match self.clip_ratio {
+                KvClip::Fixed(ratio) => Clipping::Fixed(number("kv.clip_ratio", ratio, true)?),
+                KvClip::Own(Own::Learned) => Clipping::Learned,
+            },
             ..KvScheme::new(self.bits, self.rule, self.granularity)
         })
     }
@@ -96,9 +152,32 @@ impl KvEntry {
 struct BlockEntry {
     linears: BTreeMap<String, LinearEntry>,
     kv_scales: Option<KvScales>,
+    /// Where they are learned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    kv_clip_ratios: Option<KvClipRatios>,
     /// What it multiplies activations by; the matrices are tensors of the folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     online: Option<OnlineScheme>,
+}
+
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KvClipRatios {
+    /// None where a side has static scales.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    key: Option<Ends>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    value: Option<Ends>,
+}
+
+impl KvClipRatios {
+    fn of(kv: &KvQuant) -> Self {
+        let side = |side| match kv.side(side) {
+            EntryQuant::TokenHead { clip_ratio, .. } => Some(ends(*clip_ratio)),
+            EntryQuant::Channel { .. } => None,
+        };
+        Self { key: side(KvSide::Key), value: side(KvSide::Value) }
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -188,7 +267,7 @@ struct InputEntry {
     bits: Bits,
     rule: ActRule,
     dynamic: bool,
-    clip_ratio: f64,
+    clip_ratio: InputClip,
     #[serde(default = "one", skip_serializing_if = "is_one")]
     shards: usize,
     /// Static only.
@@ -290,7 +369,10 @@ impl SchemeFile {
         let Some(entry) = self.linear(spec, index, id) else { return Ok(LinearScheme::default()) };
         let weight = entry.weight.as_ref().map(WeightEntry::scheme);
         let input = entry.input.as_ref().map(|i| -> Result<InputScheme> {
-            let clip_ratio = number("clip_ratio", i.clip_ratio, true)?;
+            let clip_ratio = match i.clip_ratio {
+                InputClip::Fixed(ratio) => Clipping::Fixed(number("clip_ratio", ratio, true)?),
+                InputClip::Learned(_) => Clipping::Learned,
+            };
             let inputs = spec.site_width(id.site());
             if i.shards == 0 || !inputs.is_multiple_of(i.shards) || (i.shards > 1 && !i.dynamic) {
                 let subject = format!("{FILE}: block {index}, {}", spec.layout.module(id));
@@ -307,7 +389,12 @@ impl SchemeFile {
             return Ok(None);
         };
         if entry.dynamic {
-            return Ok(self.scheme(spec, index, id)?.input.and_then(|i| i.dynamic()));
+            let scheme = self.scheme(spec, index, id)?.input;
+            let ratio = match entry.clip_ratio {
+                InputClip::Fixed(_) => None,
+                InputClip::Learned(ends) => Some(learned("clip_ratio", ends)?),
+            };
+            return Ok(scheme.and_then(|i| ratio.map_or_else(|| i.dynamic(), |ratio| i.clipped(ratio))));
         }
         let Some(params) = entry.params else {
             let subject = format!("{FILE}: block {index}, {}", spec.layout.module(id));
@@ -325,8 +412,16 @@ impl SchemeFile {
         let stored = self.blocks.get(index).and_then(|b| b.kv_scales.as_ref());
         let side = |side| -> Result<EntryQuant> {
             if kv.granularity(side) == KvGranularity::TokenHead {
-                let (bits, rule, clip_ratio) = (kv.bits, kv.rule, kv.clip_ratio);
-                return Ok(EntryQuant::TokenHead { bits, rule, clip_ratio });
+                let own = self.blocks.get(index).and_then(|b| b.kv_clip_ratios);
+                let own = own.and_then(|own| if side == KvSide::Key { own.key } else { own.value });
+                let ratio = match (kv.clip_ratio.fixed(), own) {
+                    (Some(ratio), _) => ratio,
+                    (None, Some(own)) => learned("kv_clip_ratios", own)?,
+                    (None, None) => {
+                        return Err(bad(format!("{FILE}: block {index}"), "kv_clip_ratios", "none"));
+                    }
+                };
+                return Ok(kv.clipped(ratio));
             }
             let Some(stored) = stored else {
                 return Err(bad(format!("{FILE}: block {index}"), "kv_scales", "none"));
@@ -364,18 +459,26 @@ impl SchemeFile {
 
 /// The file.
 pub(super) fn write(spec: &ModelSpec, scheme: &ModelScheme, blocks: &[BlockSideData]) -> Vec<u8> {
-    let input = |id: &LinearId, input: InputScheme, data: Option<&BlockSideData>| InputEntry {
-        bits: input.bits,
-        rule: input.rule,
-        dynamic: input.dynamic,
-        clip_ratio: input.clip_ratio.into(),
-        shards: input.shards,
-        params: match data.and_then(|d| d.inputs.get(id)) {
-            Some(ActQuant::Static { params, .. }) => {
-                Some(Params { scale: params.scale.into(), zero: params.zero.into() })
-            }
-            _ => None,
-        },
+    let input = |id: &LinearId, input: InputScheme, data: Option<&BlockSideData>| {
+        let found = data.and_then(|d| d.inputs.get(id));
+        InputEntry {
+            bits: input.bits,
+            rule: input.rule,
+            dynamic: input.dynamic,
+            clip_ratio: match (input.clip_ratio, found) {
+                (Clipping::Learned, Some(ActQuant::Dynamic { clip_ratio, .. })) => {
+                    InputClip::Learned(ends(*clip_ratio))
+                }
+                (clipping, _) => InputClip::Fixed(clipping.fixed().unwrap_or(ClipRatio::NONE).upper.into()),
+            },
+            shards: input.shards,
+            params: match found {
+                Some(ActQuant::Static { params, .. }) => {
+                    Some(Params { scale: params.scale.into(), zero: params.zero.into() })
+                }
+                _ => None,
+            },
+        }
     };
     let block = |(index, linears): (usize, &BTreeMap<LinearId, LinearScheme>)| {
         let data = blocks.get(index);
@@ -388,8 +491,14 @@ pub(super) fn write(spec: &ModelSpec, scheme: &ModelScheme, blocks: &[BlockSideD
             (Some(kv), Some(quant)) => KvScales::of(quant, kv.rule),
             _ => None,
         };
+        let kv_clip_ratios = match (scheme.kv, data.and_then(|d| d.kv.as_ref())) {
+            (Some(KvScheme { clip_ratio: Clipping::Learned, .. }), Some(quant)) => {
+                Some(KvClipRatios::of(quant))
+            }
+            _ => None,
+        };
         let online = scheme.online.get(index).filter(|online| !online.is_empty()).cloned();
-        BlockEntry { linears: linears.iter().map(linear).collect(), kv_scales, online }
+        BlockEntry { linears: linears.iter().map(linear).collect(), kv_scales, kv_clip_ratios, online }
     };
     let file = SchemeFile {
         version: VERSION,

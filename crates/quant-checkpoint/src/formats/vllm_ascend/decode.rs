@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use ndarray::{Array1, Array2};
-use quant_core::{ActQuant, ActRule, Bits, EntryQuant, Groups, KvGranularity, KvQuant, QuantizedMatrix};
+use quant_core::{
+    ActQuant, ActRule, Bits, ClipRatio, EntryQuant, Groups, KvGranularity, KvQuant, QuantizedMatrix,
+};
 use quant_graph::{
-    BlockParams, InputScheme, KvScheme, LinearId, LinearParams, LinearScheme, LinearSpec, LinearWeight,
-    ModelScheme, ModelSpec, Online, WeightScheme,
+    BlockParams, Clipping, InputScheme, KvScheme, LinearId, LinearParams, LinearScheme, LinearSpec,
+    LinearWeight, ModelScheme, ModelSpec, Online, WeightScheme,
 };
 
 use super::ID;
@@ -48,7 +50,7 @@ fn linear(checkpoint: &Checkpoint, linear: &LinearSpec, description: &Descriptio
     let input = match kind {
         AscendType::W8A8 => Some(ActQuant::Static { bits, params: static_input(checkpoint, module)? }),
         AscendType::W8A8Dynamic | AscendType::W8A8Mix | AscendType::W4A4Dynamic => {
-            Some(ActQuant::Dynamic { bits, rule: ActRule::Symmetric, clip_ratio: 1.0, shards: 1 })
+            Some(ActQuant::Dynamic { bits, rule: ActRule::Symmetric, clip_ratio: ClipRatio::NONE, shards: 1 })
         }
         AscendType::Float | AscendType::W8A16 => None,
     };
@@ -118,8 +120,13 @@ pub(super) fn scheme(checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<ModelS
                 }
                 AscendType::W8A8 => Some((false, ActRule::Asymmetric)),
             };
-            let input =
-                input.map(|(dynamic, rule)| InputScheme { bits, rule, dynamic, clip_ratio: 1.0, shards: 1 });
+            let input = input.map(|(dynamic, rule)| InputScheme {
+                bits,
+                rule,
+                dynamic,
+                clip_ratio: Clipping::NONE,
+                shards: 1,
+            });
             block.insert(id, LinearScheme { weight: (kind != AscendType::Float).then_some(weight), input });
         }
         blocks.push(block);

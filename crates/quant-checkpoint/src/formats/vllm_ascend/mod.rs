@@ -28,7 +28,8 @@ pub(crate) mod tensors;
 
 use quant_core::{ActRule, FloatType, KvGranularity, KvSide};
 use quant_graph::{
-    BlockParams, InputScheme, LinearId, LinearScheme, ModelScheme, ModelSpec, Norm, WeightForm, WeightScheme,
+    BlockParams, Clipping, InputScheme, LinearId, LinearScheme, ModelScheme, ModelSpec, Norm, WeightForm,
+    WeightScheme,
 };
 use safetensors::Dtype;
 use serde_json::Value;
@@ -152,9 +153,19 @@ fn check_input(module: &str, weight: bool, input: InputScheme) -> Result<(), Uns
             "use input_shards: 1, or export to dequantized",
         ));
     }
-    if input.clip_ratio != 1.0 {
-        let what = format!("an activation clip_ratio of {} ({module})", input.clip_ratio);
-        return Err(unsupported(what, "use clip_ratio: 1.0, or export to dequantized"));
+    match input.clip_ratio {
+        Clipping::NONE => {}
+        Clipping::Fixed(ratio) => {
+            let what = format!("an activation clip_ratio of {ratio} ({module})");
+            return Err(unsupported(what, "use clip_ratio: 1.0, or export to dequantized"));
+        }
+        Clipping::Learned => {
+            let what = format!("a learned activation clip_ratio ({module})");
+            return Err(unsupported(
+                what,
+                "do not learn it (for flatquant: lac: false), or export to dequantized",
+            ));
+        }
     }
     if input.dynamic && input.rule != ActRule::Symmetric {
         return Err(unsupported(
