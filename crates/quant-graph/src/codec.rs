@@ -1,6 +1,6 @@
 //! The numbers of a block as bytes and back, for journals: each stored form of a weight has its line here.
 
-use crate::{LinearId, LinearParams, LinearWeight, Norm, Role, Site};
+use crate::{LinearId, LinearParams, LinearWeight, Norm, Role, Site, Spot};
 use ndarray::Array2;
 use quant_core::codec::{Bytes, Codec, bad_tag};
 use quant_core::{BinaryMatrix, CoreError, QuantizedMatrix, codec_of_fields};
@@ -30,6 +30,34 @@ codec_of_names!(Site, "a site", { AttentionInput = 0, AttentionOutput = 1, MlpIn
 codec_of_names!(Norm, "a norm", { Input = 0, PostAttention = 1, Query = 2, Key = 3 });
 codec_of_fields!(LinearId { role, expert });
 codec_of_fields!(LinearParams { weight, bias, input });
+
+impl Codec for Spot {
+    fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Site(site) => {
+                out.push(0);
+                site.encode(out);
+            }
+            Self::Linear(id) => {
+                out.push(1);
+                id.encode(out);
+            }
+            Self::Query => out.push(2),
+            Self::Key => out.push(3),
+            Self::Value => out.push(4),
+        }
+    }
+    fn decode(from: &mut Bytes<'_>) -> Result<Self, CoreError> {
+        match u8::decode(from)? {
+            0 => Ok(Self::Site(Codec::decode(from)?)),
+            1 => Ok(Self::Linear(Codec::decode(from)?)),
+            2 => Ok(Self::Query),
+            3 => Ok(Self::Key),
+            4 => Ok(Self::Value),
+            tag => bad_tag("a spot of a block", tag),
+        }
+    }
+}
 
 impl Codec for LinearWeight {
     fn encode(&self, out: &mut Vec<u8>) {

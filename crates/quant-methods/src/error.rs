@@ -43,6 +43,9 @@ pub enum MethodError {
         /// Sequences of a batch.
         batch: usize,
     },
+    /// A diary that could not be written, or a person who asked to stop.
+    #[error("{0}")]
+    Diary(#[source] quant_graph::BoxError),
     /// A statistic the method declared was not handed in: an error of the caller.
     #[error("{method} needs {what} and the caller did not gather it")]
     MissingStatistic {

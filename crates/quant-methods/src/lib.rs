@@ -46,9 +46,9 @@ pub mod statistics;
 pub use error::MethodError;
 pub use folding::HeadTie;
 pub use method::{
-    BlockContext, Figures, Method, MethodKind, ModelTransform, Modifier, Operations, PlannedRounding,
-    Prepared, Rounded, Rounding, RowRounding, Scaled, Solver, Transform, WeightSettings, WholePlan,
-    Workspace, rounding, scale_weights,
+    BlockContext, BlockPlan, Diary, Figures, Learned, LearnedScheme, Learner, Lesson, LessonReport, Method,
+    MethodKind, ModelTransform, Modifier, NoDiary, Operations, PlannedRounding, Prepared, Rounded, Rounding,
+    RowRounding, Scaled, Solver, Transform, WeightSettings, WholePlan, Workspace, rounding, scale_weights,
 };
 /// The arrays of the functions here.
 pub use ndarray;

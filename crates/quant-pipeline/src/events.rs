@@ -22,6 +22,13 @@ pub enum Event<'a> {
     },
     /// A part of the work on the current block begins.
     Phase(&'static str),
+    /// The current part of the work has come so far.
+    Step {
+        /// Steps that are done.
+        done: usize,
+        /// Steps there are.
+        of: usize,
+    },
     /// A linear is done.
     Linear(&'a LinearReport),
     /// Everything about a block is done and handed to the sink.

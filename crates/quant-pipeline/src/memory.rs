@@ -7,7 +7,7 @@ use crate::plan::{MEASURED, Plan};
 use quant_graph::{BlockSpec, Site, StageSpec};
 use quant_kernels::PreparedWeight;
 use quant_methods::{Gathered, Workspace};
-use quant_model::{RopeTables, attention_workspace_bytes};
+use quant_model::{RopeTables, attention_workspace_bytes, training_memory};
 use serde::Serialize;
 
 /// Resident memory besides what is counted below: code, thread stacks, tables, small vectors.
@@ -26,6 +26,8 @@ const HEAP: u64 = 32 << 20;
 pub(crate) const THREAD: u64 = 320 << 10;
 /// Rows of a weight that a thread measures at a time.
 const MEASURED_ROWS: u64 = crate::run::MEASURED_ROWS as u64;
+/// Tapes of a training step that are kept beside each other; those of more are made again.
+pub(crate) const TAPES: usize = 2 << 30;
 /// A measured peak is at most this many hundredths of the predicted one.
 const TOLERANCE: u64 = 15;
 /// Bytes of an f32.
@@ -138,6 +140,21 @@ pub fn predict(plan: &Plan, lengths: &[usize], text_bytes: u64, threads: usize) 
             solver: sizes.stages.iter().map(|s| s.float).sum::<u64>()
                 + transform.workspace(&sizes.spec, layout.rows()),
             ..sizes.phase(transform.method().id)
+        });
+    }
+    if let Some(learner) = plan.recipe.learner() {
+        let (tokens, batch) = (layout.rows(), learner.batch());
+        let mut lengths: Vec<usize> = layout.lengths().collect();
+        lengths.sort_unstable_by(|a, b| b.cmp(a));
+        lengths.truncate(batch);
+        let step = training_memory::<f32>(&plan.spec, &lengths, Some(TAPES));
+        let inside = |index| Some(learner.workspace(&plan.block_plan(index)?, tokens, lengths.iter().sum()));
+        let inside: u64 = (0..plan.spec.layers).filter_map(inside).max().unwrap_or(0);
+        phases.push(PhaseMemory {
+            weights: F32 * sizes.block,
+            solver: inside + (step.tape + step.gradients) as u64,
+            chunk: step.working as u64,
+            ..sizes.phase(learner.method().id)
         });
     }
     if plan.streams.deployed {
@@ -400,7 +417,9 @@ impl<'a> Sizes<'a> {
             attention: attention_workspace_bytes(spec.head_dim, longest) as u64,
             tables: RopeTables::bytes(spec, layout.lengths()) as u64 + F32 * tokens,
             activations: residual * streams.count() as u64 + inside,
-            spilled: F32 * chunk * (wide + 2 * hidden),
+            // A training sees all tokens at the input of its block.
+            spilled: F32 * chunk * (wide + 2 * hidden)
+                + if plan.recipe.learner().is_some() { residual } else { 0 },
             spec: topology,
         }
     }

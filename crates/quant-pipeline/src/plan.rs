@@ -11,7 +11,9 @@ use quant_graph::{
     BlockSpec, Clipping, InputScheme, KvScheme, LinearId, LinearScheme, LinearSpec, ModelScheme, ModelSpec,
     OnlineScheme, Outer, ScaleEdge, StageSpec,
 };
-use quant_methods::{FloatStream, Need, PlannedRounding, Rounding, Solver, Spacing, Statistic, Stream};
+use quant_methods::{
+    BlockPlan, FloatStream, Need, PlannedRounding, Rounding, Solver, Spacing, Statistic, Stream,
+};
 use std::collections::BTreeMap;
 use tables::plan_tables;
 
@@ -88,6 +90,8 @@ pub struct Plan {
     pub blocks: Vec<BTreeMap<LinearId, LinearPlan>>,
     /// How embedding and head are rounded, where they are.
     pub tables: BTreeMap<Outer, PlannedRounding>,
+    /// Per block, whether the recipe's learner trains in it.
+    pub learned: Vec<bool>,
     /// Activations to carry.
     pub streams: Streams,
     /// Type the target's loader holds scales in.
@@ -163,7 +167,8 @@ impl Plan {
             };
             blocks[index].insert(linear.id, planned);
         }
-        let kv = plan_cache(recipe, spec, &mut warnings)?;
+        let mut kv = plan_cache(recipe, spec, &mut warnings)?;
+        let learned = plan_learned(recipe, spec, &mut blocks, &mut kv, &mut online)?;
         let tables = plan_tables(recipe, spec)?;
         let scheme = ModelScheme {
             blocks: blocks
@@ -179,7 +184,7 @@ impl Plan {
         format.supports(&stored, &scheme)?;
         check_float_streams(&blocks)?;
         warnings.extend(notices(&blocks));
-        let streams = streams(recipe, spec, &blocks, &tables, &scheme);
+        let streams = streams(recipe, spec, &blocks, &tables, &scheme, learned.contains(&true));
         if whole.is_none()
             && scheme.linears().all(|(_, _, s)| s.is_float())
             && kv.is_none()
@@ -195,6 +200,7 @@ impl Plan {
             scheme,
             blocks,
             tables,
+            learned,
             streams,
             scale_type,
             norm_type,
@@ -208,6 +214,13 @@ impl Plan {
     pub(crate) fn solvers(&self) -> impl Iterator<Item = &dyn Solver> {
         let linears = self.blocks.iter().flat_map(BTreeMap::values).filter_map(LinearPlan::solver);
         linears.chain(self.tables.values().map(|table| &*table.solver))
+    }
+
+    /// A block as its learner sees it.
+    #[must_use]
+    pub fn block_plan<'p>(&'p self, index: usize) -> Option<BlockPlan<'p>> {
+        let scheme = self.scheme.blocks.get(index).filter(|_| self.learned.get(index) == Some(&true))?;
+        Some(BlockPlan { spec: &self.spec, index, scheme, kv: self.scheme.kv })
     }
 
     /// What a block consists of, with the edges along which scales can still move.
@@ -326,6 +339,37 @@ fn format_left_open(recipe: &Recipe, spec: &ModelSpec) -> String {
     format!("the recipe names no export format, so the output is {}; {others}", recipe.format().id())
 }
 
+/// Which blocks the recipe's learner trains in. Its transforms go to `online`, and that it learns clip ratios to the schemes.
+fn plan_learned(
+    recipe: &Recipe,
+    spec: &ModelSpec,
+    blocks: &mut [BTreeMap<LinearId, LinearPlan>],
+    kv: &mut Option<KvScheme>,
+    online: &mut Vec<OnlineScheme>,
+) -> Result<Vec<bool>, PipelineError> {
+    let mut learned = vec![false; spec.layers];
+    let Some(learner) = recipe.learner() else { return Ok(learned) };
+    let as_asked = *kv;
+    for (index, block) in blocks.iter_mut().enumerate() {
+        let scheme = block.iter().map(|(id, linear)| (*id, linear.scheme)).collect();
+        let block_plan = BlockPlan { spec, index, scheme: &scheme, kv: as_asked };
+        let Some(left) = learner.plan(&block_plan).map_err(RecipeError::from)? else { continue };
+        learned[index] = true;
+        if !left.online.is_empty() {
+            online.resize(spec.layers, OnlineScheme::default());
+            online[index] = left.online;
+        }
+        if left.clips {
+            let inputs = block.values_mut().filter_map(|linear| linear.scheme.input.as_mut());
+            inputs.for_each(|input| input.clip_ratio = Clipping::Learned);
+            if let Some(kv) = kv {
+                kv.clip_ratio = Clipping::Learned;
+            }
+        }
+    }
+    Ok(learned)
+}
+
 fn plan_linear(
     recipe: &Recipe,
     spec: &ModelSpec,
@@ -383,6 +427,7 @@ fn streams(
     blocks: &[BTreeMap<LinearId, LinearPlan>],
     tables: &BTreeMap<Outer, PlannedRounding>,
     scheme: &ModelScheme,
+    learns: bool,
 ) -> Streams {
     let (kv, online) = (scheme.kv, scheme.online.first());
     let linears = || blocks.iter().flat_map(BTreeMap::values);
@@ -404,6 +449,9 @@ fn streams(
     let block = movable(spec.block(0), online);
     for Need { stream, statistic, .. } in recipe.transforms().iter().flat_map(|t| t.needs(&block)) {
         need(stream, statistic.reason());
+    }
+    if learns {
+        need(Stream::Float, "a method trains on the inputs of the blocks");
     }
     if linears().any(|l| l.scheme.input.is_some_and(|i| !i.dynamic)) {
         need(Stream::Deployed, Statistic::Range(recipe.activations().observer).reason());

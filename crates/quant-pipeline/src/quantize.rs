@@ -139,7 +139,7 @@ fn write(
         run(&plan, &mut source, tokens.as_ref(), &mut sink, events, &options)
     })??;
     let of_cache = plan.scheme.kv.and_then(|kv| report.cache_warning(&kv, plan.key_bias()));
-    for warning in of_cache.into_iter().chain(report.doubts(&plan)) {
+    for warning in of_cache.into_iter().chain(report.doubts(&plan)).chain(report.of_lessons()) {
         events.event(Event::Warning(warning.clone()));
         warnings.push(warning);
     }

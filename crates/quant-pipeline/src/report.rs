@@ -4,7 +4,7 @@ use crate::plan::Plan;
 use quant_core::codec_of_fields;
 use quant_graph::KvScheme;
 use quant_hessian::FactorReport;
-use quant_methods::Solver;
+use quant_methods::{LessonReport, Solver};
 use serde::Serialize;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -105,6 +105,18 @@ pub type Named = BTreeMap<Cow<'static, str>, f64>;
 /// Seconds by kind of work, wall clock.
 pub type Seconds = Named;
 
+/// A block that a method trained in.
+#[derive(Clone, Debug, Serialize)]
+pub struct BlockLesson {
+    /// The block.
+    pub block: usize,
+    /// How it went.
+    #[serde(flatten)]
+    pub lesson: LessonReport,
+}
+
+codec_of_fields!(BlockLesson { block, lesson });
+
 /// A finished run over the blocks.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct RunReport {
@@ -115,6 +127,9 @@ pub struct RunReport {
     /// The keys of every block, where the cache is quantised and activations were carried.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub caches: Vec<CacheReport>,
+    /// Every block that was trained in.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub lessons: Vec<BlockLesson>,
     /// Where the time went.
     pub seconds: Seconds,
     /// Calibration tokens that went through every block; 0 without calibration.
@@ -144,6 +159,24 @@ impl RunReport {
             worst.key_outliers,
             snr(worst)
         ))
+    }
+    /// What the person should know of the training in blocks: of what was trained on, of repairs, and of what is still wrong.
+    #[must_use]
+    pub fn of_lessons(&self) -> Vec<String> {
+        let mut told: Vec<String> = Vec::new();
+        for BlockLesson { block, lesson } in &self.lessons {
+            let error =
+                |what: &str| format!("block {block}: {what}; its relative error is {:.3e}", lesson.after);
+            told.extend(
+                lesson.notice.iter().filter(|notice| !told.contains(notice)).cloned().collect::<Vec<_>>(),
+            );
+            if !lesson.alarms.is_empty() {
+                told.push(error(&lesson.alarms.join("; ")));
+            } else if !lesson.repairs.is_empty() {
+                told.push(error(&format!("repaired: {}", lesson.repairs.join("; "))));
+            }
+        }
+        told
     }
     /// What the methods of a plan say of linears that were not rounded as they should be: of each method about the one whose
     /// weight changed most, and how many there are.

@@ -98,7 +98,16 @@ impl Events for Progress {
             Event::Resumed { index, of } => {
                 self.line(&format!("going on where the run broke off: {index} of {of} blocks are finished"));
             }
-            Event::Block { index, of } => self.count("block", index, of),
+            Event::Block { index, of } => {
+                self.inside = 0.0;
+                self.count("block", index, of);
+            }
+            Event::Step { done, of } => {
+                self.inside = done as f64 / of.max(1) as f64;
+                if let Some(bar) = &self.bar {
+                    bar.set_message(format!("step {done} of {of}, {}", self.status()));
+                }
+            }
             Event::Phase(phase) => {
                 if let Some(bar) = &self.bar {
                     bar.set_message(format!("{phase}, {}", self.status()));

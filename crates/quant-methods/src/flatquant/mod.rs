@@ -85,9 +85,12 @@
 
 mod guard;
 mod insert;
+mod lesson;
 mod loss;
 mod merge;
+mod method;
 mod parameters;
+mod record;
 mod scheme;
 mod settings;
 mod step;
@@ -97,6 +100,7 @@ mod weights;
 pub use guard::Alarm;
 pub use insert::FlatInsert;
 pub use loss::{Loss, mean_squared_error};
+pub use method::METHOD;
 pub use parameters::{FlatParameters, Group, Start};
 pub use scheme::{FlatScheme, FlatShape, Matrix};
 pub use settings::{FlatSettings, FlatVariant};

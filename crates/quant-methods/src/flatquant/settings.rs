@@ -3,9 +3,11 @@
 use super::scheme::FlatScheme;
 use crate::MethodError;
 use quant_rotate::{Parametrisation, RotateError};
+use serde::Deserialize;
 
 /// Which parameters a training ends with.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum FlatVariant {
     /// Those with the least error of all epochs, or those it began with if no epoch is better.
     #[default]

@@ -53,7 +53,7 @@ pub struct Sequences<'a> {
 }
 
 impl Sequences<'_> {
-    fn count(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         self.starts.len().saturating_sub(1)
     }
 }
@@ -99,6 +99,53 @@ impl FlatReport {
             format!("flatquant: {dropped} calibration sequences at the end make no whole batch and are not trained on")
         })
     }
+}
+
+/// What a training is for.
+#[derive(Clone, Copy)]
+pub(super) struct Task<'a> {
+    /// With the sharing of inputs of the settings.
+    pub(super) scheme: &'a FlatScheme,
+    pub(super) settings: &'a FlatSettings,
+    pub(super) sequences: Sequences<'a>,
+    /// The output of the float block.
+    pub(super) target: ArrayView2<'a, f32>,
+}
+
+/// A training between two epochs: everything that the next one depends on.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Training {
+    /// Epochs behind it.
+    pub(super) epoch: usize,
+    pub(super) parameters: FlatParameters<f32>,
+    pub(super) optimiser: AdamW<f32>,
+    pub(super) schedule: CosineSchedule,
+    /// The parameters to keep.
+    pub(super) best: FlatParameters<f32>,
+    pub(super) report: FlatReport,
+}
+
+/// What the guards say of a finished training: in its errors and in these parameters; nothing of [`FlatVariant::Exact`].
+pub(super) fn alarms(
+    settings: &FlatSettings,
+    report: &FlatReport,
+    parameters: [&FlatParameters<f32>; 2],
+) -> Result<Vec<Alarm>, MethodError> {
+    if settings.variant != FlatVariant::Stable {
+        return Ok(Vec::new());
+    }
+    let mut alarms = of_errors(report.before, &report.epochs);
+    for found in parameters {
+        // Those that lost their numbers have diverged, which was said.
+        let more = found.ill_conditioned();
+        let more = if more.as_ref().is_err_and(lost_numbers) { Vec::new() } else { more? };
+        for alarm in more {
+            if !alarms.contains(&alarm) {
+                alarms.push(alarm);
+            }
+        }
+    }
+    Ok(alarms)
 }
 
 /// Some whole sequences.
@@ -172,9 +219,7 @@ impl FlatBlock<'_, '_> {
     ) -> Result<Trained, MethodError> {
         let scheme = settings.scheme(scheme);
         settings.batches(sequences.count())?;
-        let mut maxima = Maxima::default();
-        let target = self.training.forward(sequences.x, sequences.starts, self.float, &mut maxima, par)?;
-        let parameters = self.initial(&scheme, settings, &maxima)?;
+        let (target, parameters) = self.start(&scheme, settings, sequences, par)?;
         self.descend(parameters, scheme, settings, sequences, target.view(), par)
     }
 
@@ -215,58 +260,96 @@ impl FlatBlock<'_, '_> {
     /// Takes all steps towards `target`. A forward of the float block has seen that the sequences fit it.
     fn descend(
         &self,
-        mut parameters: FlatParameters<f32>,
+        parameters: FlatParameters<f32>,
         scheme: FlatScheme,
         settings: &FlatSettings,
         sequences: Sequences<'_>,
         target: ArrayView2<'_, f32>,
         par: Par,
     ) -> Result<Trained, MethodError> {
-        let (count, dropped) = settings.batches(sequences.count())?;
+        let sequences = Sequences { x: sequences.x.reborrow(), starts: sequences.starts };
+        let task = Task { scheme: &scheme, settings, sequences, target: target.reborrow() };
+        let mut training = self.begin(parameters, &task, par)?;
+        while self.go_on(&mut training, &task, &mut |_| Ok(()), par)? {}
+        let Training { best, mut report, parameters, .. } = training;
+        report.alarms = alarms(settings, &report, [&parameters, &best])?;
+        Ok(Trained { parameters: best, scheme, report })
+    }
+
+    /// A training before its first step.
+    pub(super) fn begin(
+        &self,
+        parameters: FlatParameters<f32>,
+        task: &Task<'_>,
+        par: Par,
+    ) -> Result<Training, MethodError> {
+        let (count, dropped) = task.settings.batches(task.sequences.count())?;
+        let before = self.relative_error(task.scheme, &parameters, task.sequences, task.target, par)?;
+        let (rates, floor) = task.settings.rates();
+        let steps = task.settings.epochs.saturating_mul(count) as u64;
+        Ok(Training {
+            epoch: 0,
+            schedule: CosineSchedule::new(&rates, floor, steps.max(1), task.settings.warmup)?,
+            optimiser: AdamW::new(AdamWSettings::default())?,
+            best: parameters.clone(),
+            parameters,
+            report: FlatReport { before, after: before, dropped, ..FlatReport::default() },
+        })
+    }
+
+    /// One more epoch; false where there is none. `step` is called before every step with those that were taken.
+    pub(super) fn go_on(
+        &self,
+        training: &mut Training,
+        task: &Task<'_>,
+        step: &mut dyn FnMut(usize) -> Result<(), MethodError>,
+        par: Par,
+    ) -> Result<bool, MethodError> {
+        let Task { scheme, settings, sequences, target } = *task;
+        let stable = settings.variant == FlatVariant::Stable;
+        let Training { epoch, parameters, optimiser, schedule, best, report } = training;
+        let lost = report.epochs.last().is_some_and(|error| !error.is_finite());
+        if *epoch == settings.epochs || lost {
+            return Ok(false);
+        }
+        let (count, _) = settings.batches(sequences.count())?;
         let batches: Vec<Batch> =
             (0..count).map(|i| Batch::new(sequences.starts, settings.batch_size, i)).collect();
-        let error = |parameters: &_| self.relative_error(&scheme, parameters, sequences, target, par);
-        let before = error(&parameters)?;
-        let mut report = FlatReport { before, after: before, dropped, ..FlatReport::default() };
-        let mut best = parameters.clone();
-        let stable = settings.variant == FlatVariant::Stable;
-        let (rates, floor) = settings.rates();
-        let steps = settings.epochs.saturating_mul(count) as u64;
-        let mut schedule = CosineSchedule::new(&rates, floor, steps.max(1), settings.warmup)?;
-        let mut optimiser = AdamW::new(AdamWSettings::default())?;
-        for epoch in 1..=settings.epochs {
-            let state = (&mut parameters, &mut optimiser, &mut schedule);
-            let passed = self.epoch(&scheme, state, (sequences.x, target), &batches, &mut report.losses, par);
-            if !stable {
-                passed?;
-                continue;
+        let error = |parameters: &_| self.relative_error(scheme, parameters, sequences, target, par);
+        *epoch += 1;
+        let state = (&mut *parameters, optimiser, schedule);
+        let passed =
+            self.epoch(scheme, state, (sequences.x, target), &batches, &mut report.losses, step, par);
+        if !stable {
+            passed?;
+            if *epoch == settings.epochs {
+                (report.after, report.kept) = (error(parameters)?, *epoch);
+                best.clone_from(parameters);
             }
-            let found = passed.and_then(|()| error(&parameters));
-            let found = if found.as_ref().is_err_and(lost_numbers) { f64::NAN } else { found? };
-            report.epochs.push(found);
-            if !found.is_finite() {
-                break;
-            }
-            if found < report.after {
-                (report.after, report.kept) = (found, epoch);
-                best.clone_from(&parameters);
-            }
+            return Ok(true);
         }
-        if stable {
-            report.alarms = of_errors(before, &report.epochs);
-            for found in [&parameters, &best] {
-                // Those that lost their numbers have diverged, which was said.
-                let alarms = found.ill_conditioned();
-                let alarms = if alarms.as_ref().is_err_and(lost_numbers) { Vec::new() } else { alarms? };
-                let fresh = alarms.into_iter().filter(|alarm| !report.alarms.contains(alarm));
-                let fresh: Vec<Alarm> = fresh.collect();
-                report.alarms.extend(fresh);
-            }
-        } else if settings.epochs > 0 {
-            (report.after, report.kept) = (error(&parameters)?, settings.epochs);
-            best = parameters;
+        let found = passed.and_then(|()| error(parameters));
+        let found = if found.as_ref().is_err_and(lost_numbers) { f64::NAN } else { found? };
+        report.epochs.push(found);
+        if found < report.after {
+            (report.after, report.kept) = (found, *epoch);
+            best.clone_from(parameters);
         }
-        Ok(Trained { parameters: best, scheme, report })
+        Ok(true)
+    }
+
+    /// The output of the float block, and the parameters that training on it begins with.
+    pub(super) fn start(
+        &self,
+        scheme: &FlatScheme,
+        settings: &FlatSettings,
+        sequences: Sequences<'_>,
+        par: Par,
+    ) -> Result<(Array2<f32>, FlatParameters<f32>), MethodError> {
+        let mut maxima = Maxima::default();
+        let target = self.training.forward(sequences.x, sequences.starts, self.float, &mut maxima, par)?;
+        let parameters = self.initial(scheme, settings, &maxima)?;
+        Ok((target, parameters))
     }
 
     /// The parameters that training begins with.
@@ -310,9 +393,11 @@ impl FlatBlock<'_, '_> {
         (x, target): (ArrayView2<'_, f32>, ArrayView2<'_, f32>),
         batches: &[Batch],
         losses: &mut Vec<f64>,
+        before: &mut dyn FnMut(usize) -> Result<(), MethodError>,
         par: Par,
     ) -> Result<(), MethodError> {
         for batch in batches {
+            before(losses.len())?;
             let step = FlatStep::new(self.shape, scheme, parameters)?;
             let merged = step.weights(self.float, par)?;
             let mut with: EffectiveWeights<'_, f32> =

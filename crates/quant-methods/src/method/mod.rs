@@ -1,15 +1,17 @@
 //! What a method is: its registry line, the modifier it makes, and the interfaces that modifiers implement.
 //!
-//! The four are one thing in one folder: a line makes modifiers, and a modifier knows the line it was made by.
+//! They are one thing in one folder: a line makes modifiers, and a modifier knows the line it was made by.
 
 use crate::{Field, Settings, SettingsError};
 use std::sync::Arc;
 
+mod learner;
 pub mod rounding;
 mod solver;
 mod transform;
 mod whole;
 
+pub use learner::{BlockPlan, Diary, Learned, LearnedScheme, Learner, Lesson, LessonReport, NoDiary};
 pub use rounding::{PlannedRounding, Rounding, WeightSettings};
 pub use solver::{Figures, Operations, Prepared, Rounded, RowRounding, Solver, Workspace};
 pub use transform::{BlockContext, Scaled, Transform, scale_weights};
@@ -50,6 +52,8 @@ pub struct Modifier {
     pub model: Option<Arc<dyn ModelTransform>>,
     /// Comes before any rounding.
     pub transform: Option<Arc<dyn Transform>>,
+    /// Trains in every block before it is rounded.
+    pub learner: Option<Arc<dyn Learner>>,
     /// Rounds every linear without an override.
     pub rounding: Option<Arc<dyn Rounding>>,
 }

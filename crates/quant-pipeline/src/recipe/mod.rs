@@ -17,7 +17,7 @@ use quant_core::{Foreign, ForeignKind, KvGranularity, ObserverKind};
 use quant_graph::{ModelSpec, Outer};
 use quant_kernels::Compute;
 use quant_methods::settings::{nearest, one_of, unknown_key};
-use quant_methods::{ModelTransform, Rounding, Settings, SettingsError, Transform};
+use quant_methods::{Learner, ModelTransform, Rounding, Settings, SettingsError, Transform};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -72,6 +72,7 @@ pub struct KvSpec {
 pub struct Recipe {
     model: Option<Arc<dyn ModelTransform>>,
     transforms: Vec<Arc<dyn Transform>>,
+    learner: Option<Arc<dyn Learner>>,
     rounding: Arc<dyn Rounding>,
     overrides: Vec<(Glob, Arc<dyn Rounding>)>,
     modifiers: Vec<(&'static str, Value)>,
@@ -159,7 +160,7 @@ impl Recipe {
             v if v.as_u64() == Some(1) => {}
             other => return Err(RecipeError::value("version", "1", &other)),
         }
-        let Modifiers { model, transforms, rounding, written, resolved } =
+        let Modifiers { model, transforms, learner, rounding, written, resolved } =
             parse_modifiers(take("modifiers"), registry.methods())?;
         let usual = Usual { method: rounding.method(), written: &written };
         let mut overrides = Vec::new();
@@ -182,6 +183,7 @@ impl Recipe {
         Ok(Self {
             model,
             transforms,
+            learner,
             rounding,
             overrides,
             modifiers: resolved,
@@ -230,15 +232,22 @@ impl Recipe {
     pub fn transforms(&self) -> &[Arc<dyn Transform>] {
         &self.transforms
     }
+    /// What trains in every block before it is rounded, if something does; there are no transforms then.
+    #[must_use]
+    pub fn learner(&self) -> Option<&dyn Learner> {
+        self.learner.as_deref()
+    }
     /// Whether anything rewrites float weights, which must be whole for that.
     #[must_use]
     pub fn rewrites(&self) -> bool {
-        self.model.is_some() || !self.transforms.is_empty()
+        self.model.is_some() || !self.transforms.is_empty() || self.learner.is_some()
     }
     /// What happens before anything is rounded, in words and in its order.
     pub fn before_rounding(&self) -> impl Iterator<Item = String> {
         let model = self.model.iter().map(|t| format!("{} ({})", t.method().id, t.describe()));
-        model.chain(self.transforms.iter().map(|t| format!("{} ({})", t.method().id, t.describe())))
+        let transforms = self.transforms.iter().map(|t| format!("{} ({})", t.method().id, t.describe()));
+        let learner = self.learner.iter().map(|t| format!("{} ({})", t.method().id, t.describe()));
+        model.chain(transforms).chain(learner)
     }
     /// The rounding of every linear without an override.
     #[must_use]

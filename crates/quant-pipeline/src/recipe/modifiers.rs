@@ -3,7 +3,7 @@
 use super::mapping;
 use crate::error::RecipeError;
 use quant_methods::settings::unknown_key;
-use quant_methods::{Method, Methods, ModelTransform, Modifier, Rounding, Settings, Transform};
+use quant_methods::{Learner, Method, Methods, ModelTransform, Modifier, Rounding, Settings, Transform};
 use serde_json::{Map, Value};
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use std::sync::Arc;
 pub(super) struct Modifiers {
     pub(super) model: Option<Arc<dyn ModelTransform>>,
     pub(super) transforms: Vec<Arc<dyn Transform>>,
+    pub(super) learner: Option<Arc<dyn Learner>>,
     pub(super) rounding: Arc<dyn Rounding>,
     /// The rounding's section as written, for overrides to build on.
     pub(super) written: Value,
@@ -26,6 +27,7 @@ pub(super) fn parse_modifiers(value: Value, methods: &Methods) -> Result<Modifie
     let conflict = |problem: &str| RecipeError::conflict("modifiers", problem);
     let (mut transforms, mut rounding) = (Vec::<Arc<dyn Transform>>::new(), None);
     let mut model: Option<Arc<dyn ModelTransform>> = None;
+    let mut learner = None;
     let mut resolved = Vec::new();
     for (i, modifier) in modifiers.into_iter().enumerate() {
         let path = format!("modifiers[{i}]");
@@ -39,7 +41,8 @@ pub(super) fn parse_modifiers(value: Value, methods: &Methods) -> Result<Modifie
             let method = methods.get(&name).ok_or_else(|| unknown_key(&path, &name, known()))?;
             let settings = Settings::new(&format!("{path}.{name}"), value.clone(), method.fields)?;
             resolved.push((method.id, settings.resolved()));
-            let Modifier { model: whole, transform, rounding: rounds } = (method.build)(&settings)?;
+            let Modifier { model: whole, transform, learner: learns, rounding: rounds } =
+                (method.build)(&settings)?;
             if let Some(whole) = whole {
                 if model.is_some() || !transforms.is_empty() || rounding.is_some() {
                     let problem = format!("{name} rewrites the whole model; it stands first, and once");
@@ -52,6 +55,15 @@ pub(super) fn parse_modifiers(value: Value, methods: &Methods) -> Result<Modifie
             }
             if rounds.is_some() && rounding.is_some() {
                 return Err(conflict("there are two rounding modifiers; use overrides for exceptions"));
+            }
+            if let Some(learns) = learns {
+                if model.is_some() || !transforms.is_empty() {
+                    let problem = format!(
+                        "{name} learns in the blocks as the checkpoint has them; drop the modifiers before it"
+                    );
+                    return Err(conflict(&problem));
+                }
+                learner = Some(learns);
             }
             if let Some(transform) = transform {
                 if transforms.iter().any(|t| t.method().id == method.id) {
@@ -76,7 +88,7 @@ pub(super) fn parse_modifiers(value: Value, methods: &Methods) -> Result<Modifie
         }
         conflict(&format!("there is no rounding modifier; add {add}"))
     })?;
-    Ok(Modifiers { model, transforms, rounding, written, resolved })
+    Ok(Modifiers { model, transforms, learner, rounding, written, resolved })
 }
 
 /// The rounding of a recipe, for overrides to build on.
@@ -117,10 +129,10 @@ pub(super) fn parse_override(
     let mut merged: Map<String, Value> =
         taken.filter_map(|key| Some((key.to_owned(), usual.written.get(key)?.clone()))).collect();
     merged.extend(section);
-    let Modifier { transform, rounding, .. } =
+    let Modifier { transform, learner, rounding, .. } =
         (method.build)(&Settings::new(&path, merged.into(), method.fields)?)?;
-    match (transform, rounding) {
-        (None, Some(rounding)) => Ok(rounding),
+    match (transform, learner, rounding) {
+        (None, None, Some(rounding)) => Ok(rounding),
         _ => Err(RecipeError::conflict(
             path,
             format!(

@@ -1,7 +1,7 @@
 //! The quantiser of a block's cache from the deployed stream, and how hard its keys are to quantise.
 
 use super::Run;
-use super::stats::{KvRanges, dynamic_kv};
+use super::stats::KvRanges;
 use super::stream::ActivationStream;
 use crate::PipelineError;
 use crate::report::CacheReport;
@@ -16,16 +16,17 @@ use std::time::Instant;
 
 impl Run<'_> {
     /// Takes the deployed stream through attention of `block`, whose linears are set, and gives the quantiser of the cache,
-    /// which attention sees if the recipe says so.
+    /// which attention sees if the recipe says so: `dynamic` if it needs no ranges.
     pub(super) fn advance_cached(
         &mut self,
         index: usize,
         scheme: KvScheme,
+        dynamic: Option<KvQuant>,
         block: &mut Block<f32>,
         deployed: &mut ActivationStream,
     ) -> Result<Option<KvQuant>, PipelineError> {
         let plan = self.plan;
-        let ahead = self.cache_ahead(block, deployed)?;
+        let ahead = self.cache_ahead(block, dynamic, deployed)?;
         block.set_kv(ahead.clone().filter(|_| plan.cache_in_calibration()))?;
         // What attention sees while it runs is enough for ranges that nothing of it depends on.
         let mut passing = ahead.is_none().then(|| KvRanges::new(&plan.spec));
@@ -43,11 +44,12 @@ impl Run<'_> {
     pub(super) fn cached_ahead(
         &mut self,
         block: &Block<f32>,
+        dynamic: Option<&KvQuant>,
         deployed: &ActivationStream,
     ) -> Result<Block<f32>, PipelineError> {
         let mut cached = block.clone();
         if self.plan.cache_in_calibration() {
-            cached.set_kv(self.cache_ahead(block, deployed)?)?;
+            cached.set_kv(self.cache_ahead(block, dynamic.cloned(), deployed)?)?;
         }
         Ok(cached)
     }
@@ -56,11 +58,12 @@ impl Run<'_> {
     fn cache_ahead(
         &mut self,
         block: &Block<f32>,
+        dynamic: Option<KvQuant>,
         deployed: &ActivationStream,
     ) -> Result<Option<KvQuant>, PipelineError> {
         match self.plan.cache_ahead() {
             Some(scheme) => Ok(self.cache_ranges(&scheme, block, deployed)?.quant(scheme, self.plan)),
-            None => Ok(dynamic_kv(self.plan)),
+            None => Ok(dynamic),
         }
     }
 

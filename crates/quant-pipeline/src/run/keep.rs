@@ -1,7 +1,10 @@
 //! When a run writes its state down, and how one that goes on takes it up.
 
 use super::observe::BlockStatistics;
-use super::state::{KnownLinear, Transformed, linear_frame, rows_frame, transformed_frame};
+use super::sink::Keeper;
+use super::state::{
+    KnownLinear, RunState, Transformed, lesson_frame, linear_frame, rows_frame, transformed_frame,
+};
 use super::stream::ActivationStream;
 use super::{Activations, Run};
 use crate::PipelineError;
@@ -25,13 +28,13 @@ pub(super) struct Journal {
     /// Whether there is a journal to go on with.
     begun: bool,
     /// Reports that it has.
-    known: (usize, usize),
+    known: (usize, usize, usize),
     last: Instant,
 }
 
 impl Journal {
     /// `resumed` where there is one already, with so many reports.
-    pub(super) fn new(plan: &Plan, tokens: usize, resumed: Option<(usize, usize)>) -> Self {
+    pub(super) fn new(plan: &Plan, tokens: usize, resumed: Option<(usize, usize, usize)>) -> Self {
         Self {
             keeping: Keeping::new(plan, tokens),
             paid: plan.paid(),
@@ -39,6 +42,40 @@ impl Journal {
             known: resumed.unwrap_or_default(),
             last: Instant::now(),
         }
+    }
+
+    fn add(
+        &mut self,
+        keeper: &mut dyn Keeper,
+        mut frames: impl Iterator<Item = Vec<u8>>,
+    ) -> Result<(), PipelineError> {
+        if !std::mem::replace(&mut self.begun, true) {
+            keeper.begin()?;
+        }
+        frames.try_for_each(|frame| keeper.add(frame))
+    }
+
+    /// Closes a record with how far the run has come.
+    fn close(&mut self, keeper: &mut dyn Keeper, state: &RunState) -> Result<(), PipelineError> {
+        keeper.add(state.progress_frame(self.known))?;
+        keeper.commit()?;
+        self.known = state.reported();
+        self.last = Instant::now();
+        Ok(())
+    }
+
+    /// Writes down how far a training has come, if the last record is some time ago.
+    pub(super) fn keep_training(
+        &mut self,
+        keeper: &mut dyn Keeper,
+        state: &RunState,
+        training: impl FnOnce() -> Vec<u8>,
+    ) -> Result<(), PipelineError> {
+        if self.last.elapsed() < SELDOM {
+            return Ok(());
+        }
+        self.add(keeper, std::iter::once(training()))?;
+        self.close(keeper, state)
     }
 }
 
@@ -60,12 +97,11 @@ impl Run<'_> {
     }
 
     /// Adds frames to the record that is being made.
-    fn add(&mut self, mut frames: impl Iterator<Item = Vec<u8>>) -> Result<(), PipelineError> {
-        let Some(keeper) = self.sink.keeper() else { return Ok(()) };
-        if !std::mem::replace(&mut self.journal.begun, true) {
-            keeper.begin()?;
+    fn add(&mut self, frames: impl Iterator<Item = Vec<u8>>) -> Result<(), PipelineError> {
+        match self.sink.keeper() {
+            Some(keeper) => self.journal.add(keeper, frames),
+            None => Ok(()),
         }
-        frames.try_for_each(|frame| keeper.add(frame))
     }
 
     /// Writes down the frames of one step of a block.
@@ -77,10 +113,7 @@ impl Run<'_> {
 
     fn close_record(&mut self, started: Instant) -> Result<(), PipelineError> {
         let Some(keeper) = self.sink.keeper() else { return Ok(()) };
-        keeper.add(self.state.progress_frame(self.journal.known))?;
-        keeper.commit()?;
-        self.journal.known = (self.state.report.linears.len(), self.state.report.factors.len());
-        self.journal.last = Instant::now();
+        self.journal.close(keeper, &self.state)?;
         self.spent("journal", started);
         Ok(())
     }
@@ -122,6 +155,11 @@ impl Run<'_> {
             weights: params.linears.iter().filter_map(|(id, l)| Some((*id, weight(l)?))).collect(),
         };
         self.keep(std::iter::once(transformed_frame(index, &transformed)))
+    }
+
+    /// Writes down what was learned in a block.
+    pub(super) fn keep_lesson(&mut self, index: usize, record: &Vec<u8>) -> Result<(), PipelineError> {
+        self.keep(std::iter::once(lesson_frame(index, true, record)))
     }
 
     /// Writes down the linears of a finished block in which nothing was paid for, where its streams have to come by again.
@@ -167,7 +205,7 @@ impl Run<'_> {
         // Behind the last block nobody reads them but the head.
         let goes_on = index + 1 < self.plan.spec.layers || self.waits_for_head();
         self.state.from = index + 1;
-        self.journal.known = (0, 0);
+        self.journal.known = (0, 0, 0);
         self.journal.begun = true;
         let Some(keeper) = self.sink.keeper() else { return Ok(()) };
         keeper.begin()?;

@@ -26,12 +26,13 @@ impl Run<'_> {
         mut block: BlockParams,
         mut statistics: BlockStatistics,
     ) -> Result<BlockParams, PipelineError> {
+        let kv = block.kv.take().or_else(|| dynamic_kv(self.plan));
         let mut linears = BTreeMap::new();
         for stage in self.plan.spec.block(index).stages {
             let seen = statistics.remove(&stage.site).unwrap_or_default();
             linears.extend(self.finish_stage(index, &stage, &mut block, seen)?);
         }
-        Ok(BlockParams { linears, norms: block.norms, online: block.online, kv: dynamic_kv(self.plan) })
+        Ok(BlockParams { linears, norms: block.norms, online: block.online, kv })
     }
 
     /// Reads and quantises a block in one pass over the rows of its weights, which are never in memory as floats.
@@ -116,7 +117,7 @@ impl Run<'_> {
             for &id in group {
                 let Some(params) = pending.linears.remove(&id) else { continue };
                 let input = planned(&id).scheme.input;
-                let input = input.and_then(|i| input_quant(i, &seen.deployed, plan.scale_type));
+                let input = input.and_then(|i| input_quant(i, params.input, &seen.deployed, plan.scale_type));
                 let sample = seen.deployed.sample(MEASURED).or_else(|| seen.float.any_sample());
                 done.push((id, self.round_linear(index, id, params, &prepared, input, sample)?));
             }

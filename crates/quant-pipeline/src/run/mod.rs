@@ -11,6 +11,7 @@
 
 mod cache;
 mod keep;
+mod learn;
 mod linears;
 mod measure;
 mod memory_sink;
@@ -101,7 +102,7 @@ pub fn run(
     let (mut state, mut resumed) = (RunState::default(), None);
     if let Some(keeper) = sink.keeper().filter(|keeper| keeper.frames() > 0) {
         state = RunState::read(keeper, plan.recipe.registry(), spec.layers)?;
-        resumed = Some((state.report.linears.len(), state.report.factors.len()));
+        resumed = Some(state.reported());
         events.event(Event::Resumed { index: state.closed, of: spec.layers });
     }
     state.report.calibration_tokens = layout.rows();
@@ -220,7 +221,9 @@ impl Run<'_> {
         let mut statistics = self.float_statistics(index, &spec);
         let mut runner = None;
         let Activations { float, deployed, beside } = streams;
+        let mut learned = None;
         if let Some(stream) = float {
+            learned = self.learn(index, &block, stream)?;
             let whole = self.float_block(index, &block)?;
             let stay = plan.streams.together == Some(FloatStream::Model);
             self.observe(index, &whole, stream, &mut statistics, stay)?;
@@ -228,6 +231,9 @@ impl Run<'_> {
             runner = plan.recipe.transforms().first().filter(|t| t.runs_block()).map(|_| whole);
         }
         self.transform(index, &mut block, runner, &mut statistics)?;
+        if let Some(record) = learned {
+            block = self.apply_learned(index, &record, block)?;
+        }
         match deployed {
             Some(deployed) => {
                 let float = match plan.streams.together {

@@ -3,7 +3,8 @@
 use super::Run;
 use super::stream::ActivationStream;
 use crate::PipelineError;
-use ndarray::{Array2, ArrayView2, ArrayViewMut2};
+use ndarray::{Array2, ArrayViewMut2};
+use quant_core::ActQuant;
 use quant_graph::{BlockParams, BlockSpec, LinearId, Site, StageSpec};
 use quant_methods::{Batch, BlockContext, Gathered, SiteStatistics};
 use quant_model::{Block, BlockRunner, See, StageScratch, Walk, fake_quantized};
@@ -96,8 +97,8 @@ impl Run<'_> {
         &mut self,
         index: usize,
         (block, cached): (&Block<f32>, &Block<f32>),
-        deployed: &ActivationStream,
-        mut float: Option<&mut ActivationStream>,
+        inputs: &BTreeMap<Site, ActQuant>,
+        (deployed, mut float): (&ActivationStream, Option<&mut ActivationStream>),
         statistics: &mut BlockStatistics,
     ) -> Result<(), PipelineError> {
         self.phase("statistics")?;
@@ -118,7 +119,7 @@ impl Run<'_> {
             let mut copy = deployed.residual.read(rows)?.into_owned();
             self.walk(index, cached, chunk, copy.view_mut(), &mut scratch, &mut |site, x| {
                 if let Some(seen) = statistics.get_mut(&site) {
-                    let multiplied = self.multiplied(index, site, x);
+                    let multiplied = inputs.get(&site).map(|input| fake_quantized(input, x, self.par()));
                     let batch = Batch {
                         multiplied: multiplied.as_ref().map(|x| x.view()),
                         float: beside.get(&site).map(|x| x.view()),
@@ -154,14 +155,23 @@ impl Run<'_> {
         self.check_finite(h.view(), rows.start, &format!("the output of float block {index}"))
     }
 
-    /// What the linears at a site multiply, where calibration quantises their input on the way.
-    pub(super) fn multiplied(&self, index: usize, site: Site, x: ArrayView2<'_, f32>) -> Option<Array2<f32>> {
-        if !self.plan.recipe.activations().in_calibration {
-            return None;
+    /// What quantises the input of each site on its way to the products, where calibration does that: of linears that differ, the
+    /// first. `params` has what was learned.
+    pub(super) fn inputs_in_calibration(
+        &self,
+        index: usize,
+        params: &BlockParams,
+    ) -> BTreeMap<Site, ActQuant> {
+        let mut inputs = BTreeMap::new();
+        if self.plan.recipe.activations().in_calibration {
+            for (id, linear) in &self.plan.blocks[index] {
+                let learned = params.linears.get(id).and_then(|linear| linear.input);
+                if let Some(input) = learned.or_else(|| linear.scheme.input?.dynamic()) {
+                    inputs.entry(id.site()).or_insert(input);
+                }
+            }
         }
-        let linears = self.plan.blocks[index].iter().filter(|(id, _)| id.site() == site);
-        let quant = linears.filter_map(|(_, linear)| linear.scheme.input?.dynamic()).next()?;
-        Some(fake_quantized(&quant, x, self.par()))
+        inputs
     }
 
     /// Adds activations to what is gathered of them.

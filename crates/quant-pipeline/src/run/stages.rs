@@ -5,10 +5,11 @@ use super::observe::BlockStatistics;
 use super::stats::dynamic_kv;
 use super::stream::ActivationStream;
 use crate::PipelineError;
+use quant_core::ActQuant;
 use quant_graph::{BlockParams, Site, StageSpec};
 use quant_kernels::return_freed_memory;
 use quant_methods::{Batch, FloatStream, Gathered};
-use quant_model::Block;
+use quant_model::{Block, fake_quantized};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -26,7 +27,8 @@ impl Run<'_> {
         let plan = self.plan;
         let mut pending = params;
         let mut finished = BTreeMap::new();
-        let mut kv = dynamic_kv(plan);
+        // That of a learner, if there was one.
+        let mut kv = pending.kv.take().or_else(|| dynamic_kv(plan));
         let (norms, online) = (pending.norms.clone(), pending.online.clone());
         let spec = plan.spec.block(index);
         let last = index + 1 == plan.spec.layers;
@@ -37,8 +39,9 @@ impl Run<'_> {
                 let seen = statistics.entry(stage.site).or_default();
                 seen.deployed = self.deployed_statistics(index, stage);
             }
-            let cached = self.cached_ahead(&block, deployed)?;
-            self.observe_ahead(index, (&block, &cached), deployed, float, &mut statistics)?;
+            let cached = self.cached_ahead(&block, kv.as_ref(), deployed)?;
+            let inputs = self.inputs_in_calibration(index, &pending);
+            self.observe_ahead(index, (&block, &cached), &inputs, (deployed, float), &mut statistics)?;
         }
         let mut block = self.block_without_linears(index, &pending)?;
         for stage in &spec.stages {
@@ -47,7 +50,8 @@ impl Run<'_> {
             if plan.true_sequential() && !self.state.knows(index, &stage.linears) {
                 let beside = float.as_deref();
                 seen.deployed = self.deployed_statistics(index, stage);
-                self.look(index, stage, &block, deployed, beside, &mut seen.deployed)?;
+                let input = self.inputs_in_calibration(index, &pending).remove(&site);
+                self.look(index, stage, &block, (deployed, beside, input), &mut seen.deployed)?;
             }
             // The output of the last stage of the last block feeds nothing but the head.
             let ends = site == Site::MlpActivation;
@@ -65,7 +69,7 @@ impl Run<'_> {
                 finished.insert(id, linear);
             }
             match plan.scheme.kv.filter(|_| site == Site::AttentionInput) {
-                Some(scheme) => kv = self.advance_cached(index, scheme, &mut block, deployed)?,
+                Some(scheme) => kv = self.advance_cached(index, scheme, kv, &mut block, deployed)?,
                 None if goes_on || !plan.needs_of_head().is_empty() => {
                     deployed.advance(self, index, site, &block, None)?;
                 }
@@ -100,8 +104,7 @@ impl Run<'_> {
         index: usize,
         stage: &StageSpec,
         block: &Block<f32>,
-        deployed: &ActivationStream,
-        float: Option<&ActivationStream>,
+        (deployed, float, input): (&ActivationStream, Option<&ActivationStream>, Option<ActQuant>),
         gathered: &mut Gathered,
     ) -> Result<(), PipelineError> {
         self.phase("statistics")?;
@@ -113,7 +116,7 @@ impl Run<'_> {
             let x = deployed.input(self, stage.site, block, chunk)?;
             // Norms are no linears: both streams are looked at behind the same.
             let beside = float.map(|f| f.input(self, stage.site, block, chunk)).transpose()?;
-            let multiplied = self.multiplied(index, stage.site, x.view());
+            let multiplied = input.map(|input| fake_quantized(&input, x.view(), self.par()));
             let batch = Batch {
                 multiplied: multiplied.as_ref().map(|x| x.view()),
                 float: beside.as_ref().map(|x| x.view()),

@@ -7,7 +7,7 @@
 use super::sink::Keeper;
 use crate::PipelineError;
 use crate::registry::Registry;
-use crate::report::{CacheReport, LinearReport, RunReport, Seconds, StageFactor};
+use crate::report::{BlockLesson, CacheReport, LinearReport, RunReport, Seconds, StageFactor};
 use ndarray::{Array1, Array2, ArrayView2};
 use quant_core::codec::{Bytes, Codec, bad_tag, decoded, encode_matrix};
 use quant_core::{ActQuant, CoreError, codec_of_fields};
@@ -34,6 +34,9 @@ pub struct RunState {
 #[derive(Clone, Debug, Default)]
 struct KnownBlock {
     transformed: Option<usize>,
+    /// The last state of a training that is under way, and the record of a finished one.
+    learning: Option<usize>,
+    learned: Option<usize>,
     linears: BTreeMap<LinearId, usize>,
 }
 
@@ -72,6 +75,8 @@ struct Progress {
     linears: Vec<LinearReport>,
     factors_before: usize,
     factors: Vec<StageFactor>,
+    lessons_before: usize,
+    lessons: Vec<BlockLesson>,
     /// All of them, each time: they are few.
     caches: Vec<CacheReport>,
     seconds: Seconds,
@@ -84,6 +89,8 @@ codec_of_fields!(Progress {
     linears,
     factors_before,
     factors,
+    lessons_before,
+    lessons,
     caches,
     seconds
 });
@@ -96,6 +103,8 @@ enum Frame {
     Linear { block: usize, id: LinearId },
     Rows { stream: Stream },
     Sink,
+    Learning { block: usize },
+    Learned { block: usize },
 }
 
 /// Bytes that say which frame it is.
@@ -118,6 +127,14 @@ impl Codec for Frame {
                 out.push(u8::from(*stream == Stream::Deployed));
             }
             Self::Sink => out.push(4),
+            Self::Learning { block } => {
+                out.push(5);
+                block.encode(out);
+            }
+            Self::Learned { block } => {
+                out.push(6);
+                block.encode(out);
+            }
         }
     }
     fn decode(from: &mut Bytes<'_>) -> Result<Self, CoreError> {
@@ -131,6 +148,8 @@ impl Codec for Frame {
             3 if bool::decode(from)? => Ok(Self::Rows { stream: Stream::Deployed }),
             3 => Ok(Self::Rows { stream: Stream::Float }),
             4 => Ok(Self::Sink),
+            5 => Ok(Self::Learning { block: usize::decode(from)? }),
+            6 => Ok(Self::Learned { block: usize::decode(from)? }),
             tag => bad_tag("a frame of a run", tag),
         }
     }
@@ -168,6 +187,11 @@ pub(super) fn linear_frame(block: usize, id: LinearId, linear: &LinearParams, ro
 /// The frame of what transforms did to a block.
 pub(super) fn transformed_frame(block: usize, transformed: &Transformed) -> Vec<u8> {
     frame(Frame::Transformed { block }, transformed)
+}
+
+/// The frame of a training under way, or of what a finished one learned.
+pub(super) fn lesson_frame(block: usize, finished: bool, state: &Vec<u8>) -> Vec<u8> {
+    frame(if finished { Frame::Learned { block } } else { Frame::Learning { block } }, state)
 }
 
 /// A frame of rows `[rows, hidden]` of a stream, which come in order.
@@ -216,17 +240,29 @@ impl RunState {
                 }
                 Frame::Rows { stream } => state.rows.entry(stream).or_default().push(index),
                 Frame::Sink => {}
+                Frame::Learning { block } => state.blocks.entry(block).or_default().learning = Some(index),
+                Frame::Learned { block } => state.blocks.entry(block).or_default().learned = Some(index),
             }
         }
         Ok(state)
     }
 
     fn come(&mut self, progress: Progress, registry: &Registry, layers: usize) -> Result<(), String> {
-        let Progress { from, closed, linears_before, linears, factors_before, factors, caches, seconds } =
-            progress;
-        let known = (self.report.linears.len(), self.report.factors.len());
-        if (linears_before, factors_before) != known {
-            return Err(format!("reports behind {linears_before} and {factors_before} where {known:?} are"));
+        let Progress {
+            from,
+            closed,
+            linears_before,
+            linears,
+            factors_before,
+            factors,
+            lessons_before,
+            lessons,
+            caches,
+            seconds,
+        } = progress;
+        let (before, known) = ((linears_before, factors_before, lessons_before), self.reported());
+        if before != known {
+            return Err(format!("reports behind {before:?} where {known:?} are"));
         }
         if from < self.from || closed < self.closed.max(from) || closed > layers {
             return Err(format!("blocks {from} and {closed} of {layers}"));
@@ -239,13 +275,20 @@ impl RunState {
         }
         self.report.linears.extend(linears);
         self.report.factors.extend(factors);
+        self.report.lessons.extend(lessons);
         self.report.caches = caches;
         self.report.seconds = seconds;
         Ok(())
     }
 
+    /// How many linears, factorisations and lessons are reported.
+    pub(super) fn reported(&self) -> (usize, usize, usize) {
+        let RunReport { linears, factors, lessons, .. } = &self.report;
+        (linears.len(), factors.len(), lessons.len())
+    }
+
     /// The frame that says how far the run has come, with the reports behind those that are `known`.
-    pub(super) fn progress_frame(&self, known: (usize, usize)) -> Vec<u8> {
+    pub(super) fn progress_frame(&self, known: (usize, usize, usize)) -> Vec<u8> {
         let progress = Progress {
             from: self.from,
             closed: self.closed,
@@ -253,6 +296,8 @@ impl RunState {
             linears: self.report.linears.iter().skip(known.0).cloned().collect(),
             factors_before: known.1,
             factors: self.report.factors.iter().skip(known.1).cloned().collect(),
+            lessons_before: known.2,
+            lessons: self.report.lessons.iter().skip(known.2).cloned().collect(),
             caches: self.report.caches.clone(),
             seconds: self.report.seconds.clone(),
         };
@@ -283,6 +328,18 @@ impl RunState {
         block: usize,
     ) -> Result<Option<Transformed>, PipelineError> {
         let frame = self.blocks.get(&block).and_then(|known| known.transformed);
+        frame.map(|frame| self.content(keeper, frame)).transpose()
+    }
+
+    /// What is known of the training in a block: its last state, or the record of a finished one.
+    pub(super) fn lesson(
+        &self,
+        keeper: &dyn Keeper,
+        block: usize,
+        finished: bool,
+    ) -> Result<Option<Vec<u8>>, PipelineError> {
+        let known = self.blocks.get(&block);
+        let frame = known.and_then(|known| if finished { known.learned } else { known.learning });
         frame.map(|frame| self.content(keeper, frame)).transpose()
     }
 
@@ -386,11 +443,11 @@ mod tests {
             report: RunReport { linears: state.report.linears[..1].to_vec(), ..RunReport::default() },
             ..RunState::default()
         };
-        frames.0.push(first.progress_frame((0, 0)));
+        frames.0.push(first.progress_frame((0, 0, 0)));
         frames.0.push(sink_frame(&7_u64));
         let rows = Array2::from_elem((2, 3), 0.1);
         frames.0.push(rows_frame(Stream::Float, rows.view()));
-        frames.0.push(state.progress_frame((1, 0)));
+        frames.0.push(state.progress_frame((1, 0, 0)));
         let read = RunState::read(&frames, &Registry::default(), 2).unwrap();
         let json = |state: &RunState| serde_json::to_string(&state.report).unwrap();
         assert_eq!((read.from, read.closed, json(&read)), (1, 2, json(&state)));
@@ -418,7 +475,7 @@ mod tests {
 
     #[test]
     fn frames_that_make_no_sense_are_errors() {
-        let whole = state().progress_frame((0, 0));
+        let whole = state().progress_frame((0, 0, 0));
         for bytes in
             [vec![], vec![9], vec![2, 0], whole[..whole.len() - 1].to_vec(), [whole, vec![0]].concat()]
         {

@@ -3,17 +3,19 @@
 use crate::plan::Plan;
 use ndarray::ArrayView2;
 use quant_core::{ActQuant, Bits, ChannelRanges, FloatType, KvQuant};
-use quant_graph::{InputScheme, KvScheme, ModelSpec};
+use quant_graph::{Clipping, InputScheme, KvScheme, ModelSpec};
 use quant_kernels::vectorized;
 use quant_methods::Gathered;
 
-/// The quantiser of a linear's input, by its scheme and, where it is static, by the range that was gathered.
+/// The quantiser of a linear's input, by its scheme and, where it is static, by the range that was gathered; one that was
+/// learned stays.
 pub(super) fn input_quant(
     scheme: InputScheme,
+    learned: Option<ActQuant>,
     gathered: &Gathered,
     scale_type: FloatType,
 ) -> Option<ActQuant> {
-    scheme.dynamic().or_else(|| {
+    learned.or_else(|| scheme.dynamic()).or_else(|| {
         let params = gathered.range()?.params(scheme.bits, scheme.rule, scale_type);
         Some(ActQuant::Static { bits: scheme.bits, params })
     })
@@ -48,9 +50,13 @@ impl KvRanges {
     }
 }
 
-/// The quantiser of a cache that needs no data.
+/// The quantiser of a cache that needs no data. Where clip ratios are learned it is that of a block in which none were.
 pub(super) fn dynamic_kv(plan: &Plan) -> Option<KvQuant> {
-    plan.scheme.kv?.quant(None, plan.scale_type)
+    let mut scheme = plan.scheme.kv?;
+    if scheme.clip_ratio == Clipping::Learned {
+        scheme.clip_ratio = Clipping::NONE;
+    }
+    scheme.quant(None, plan.scale_type)
 }
 
 /// `W8A8g32`-like text of one linear.

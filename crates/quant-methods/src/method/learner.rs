@@ -1,0 +1,170 @@
+//! The interface of methods that train pieces of their own in a block before it is rounded.
+
+use crate::{Method, MethodError, SettingsError};
+use ndarray::ArrayView2;
+use quant_core::codec_of_fields;
+use quant_graph::{
+    BlockParams, BlockTraining, BoxError, KvScheme, LinearId, LinearScheme, ModelSpec, OnlineScheme,
+};
+use quant_kernels::Par;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fmt::{self, Debug};
+
+/// A block and what is to become of it.
+#[derive(Clone, Copy, Debug)]
+pub struct BlockPlan<'a> {
+    /// The model.
+    pub spec: &'a ModelSpec,
+    /// Which of its blocks.
+    pub index: usize,
+    /// Storage of its linears.
+    pub scheme: &'a BTreeMap<LinearId, LinearScheme>,
+    /// Storage of its cache.
+    pub kv: Option<KvScheme>,
+}
+
+/// What a learner leaves in a block besides float weights.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LearnedScheme {
+    /// What it multiplies activations by while the model runs.
+    pub online: OnlineScheme,
+    /// Whether the clip ratios of inputs and cache are learned.
+    pub clips: bool,
+}
+
+/// What a learner works with.
+#[derive(Clone, Copy)]
+pub struct Lesson<'a> {
+    /// The block.
+    pub plan: BlockPlan<'a>,
+    /// Runs it.
+    pub training: &'a dyn BlockTraining<f32>,
+    /// The residual stream of the float model at its input, `[tokens, hidden]`.
+    pub x: ArrayView2<'a, f32>,
+    /// The first row of every sequence, and the number of rows at the end.
+    pub starts: &'a [usize],
+    /// Threads.
+    pub par: Par,
+}
+
+impl Debug for Lesson<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lesson")
+            .field("index", &self.plan.index)
+            .field("x", &self.x.dim())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where a learner writes down how far it is.
+pub trait Diary {
+    /// What was written last, if the lesson was broken off.
+    fn last(&self) -> Option<&[u8]>;
+    /// Called between steps, with how far it is in all.
+    ///
+    /// # Errors
+    /// If the person has asked to stop.
+    fn step(&mut self, done: usize, of: usize) -> Result<(), BoxError>;
+    /// Called where the lesson could go on from: the state is made only where it is written.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    fn keep(&mut self, state: &dyn Fn() -> Vec<u8>) -> Result<(), BoxError>;
+}
+
+/// A diary that remembers nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct NoDiary;
+
+impl Diary for NoDiary {
+    fn last(&self) -> Option<&[u8]> {
+        None
+    }
+    fn step(&mut self, _: usize, _: usize) -> Result<(), BoxError> {
+        Ok(())
+    }
+    fn keep(&mut self, _: &dyn Fn() -> Vec<u8>) -> Result<(), BoxError> {
+        Ok(())
+    }
+}
+
+/// How a lesson went. Errors are relative: the mean squared error of the output of the block as it will be deployed over the mean
+/// square of the float one.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct LessonReport {
+    /// The error of what training began with.
+    pub before: f64,
+    /// The error after every epoch, where it was measured.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub epochs: Vec<f64>,
+    /// The error of what was kept.
+    pub after: f64,
+    /// The epoch it is of, from 1; 0 is what training began with.
+    pub kept: usize,
+    /// The mean squared error of the batch of every step, before the step.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub losses: Vec<f64>,
+    /// What went wrong and what was done about it, in words.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub repairs: Vec<String>,
+    /// What is still wrong, in words.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub alarms: Vec<String>,
+    /// What the person should know of the calibration data.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub notice: Option<String>,
+}
+
+codec_of_fields!(LessonReport { before, epochs, after, kept, losses, repairs, alarms, notice });
+
+/// What a lesson ends with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Learned {
+    /// Everything that [`Learner::apply`] needs to know.
+    pub record: Vec<u8>,
+    /// How it went.
+    pub report: LessonReport,
+}
+
+/// A modifier that trains pieces of its own in a float block, on what the float model feeds it, and then rewrites it.
+pub trait Learner: Debug + Send + Sync {
+    /// Its registry line.
+    fn method(&self) -> &'static Method;
+    /// Its settings in a few words, for model cards.
+    fn describe(&self) -> String;
+    /// What it will leave in a block; none where it has nothing to do.
+    ///
+    /// # Errors
+    /// A block or a scheme that it cannot work on.
+    fn plan(&self, block: &BlockPlan<'_>) -> Result<Option<LearnedScheme>, SettingsError>;
+    /// Sequences of a step.
+    fn batch(&self) -> usize;
+    /// Bytes it holds at its peak besides the float block, the calibration tokens at its input and what a step of the block
+    /// takes with a batch of `batch` tokens.
+    fn workspace(&self, block: &BlockPlan<'_>, tokens: usize, batch: usize) -> u64;
+    /// How often all tokens pass the block, a backward as two passes.
+    fn passes(&self) -> f64;
+    /// Learns in the float `block`.
+    ///
+    /// # Errors
+    /// Too few sequences for a step; numbers that were lost; whatever the diary says.
+    fn learn(
+        &self,
+        block: &BlockParams,
+        lesson: &Lesson<'_>,
+        diary: &mut dyn Diary,
+    ) -> Result<Learned, MethodError>;
+    /// Rewrites the float block by what was learned: weights, norms, transforms that stand before products, and, where their clip
+    /// ratios are learned, the quantisers of inputs and cache.
+    ///
+    /// # Errors
+    /// [`MethodError::Core`] for a record of something else.
+    fn apply(
+        &self,
+        record: &[u8],
+        block: BlockParams,
+        plan: &BlockPlan<'_>,
+        par: Par,
+    ) -> Result<BlockParams, MethodError>;
+}

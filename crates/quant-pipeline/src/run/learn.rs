@@ -1,0 +1,113 @@
+//! Training of pieces of a block before it is rounded.
+
+use super::keep::Journal;
+use super::sink::BlockSink;
+use super::state::{RunState, lesson_frame};
+use super::stream::ActivationStream;
+use super::{Run, add_seconds};
+use crate::PipelineError;
+use crate::events::{Event, Events};
+use crate::memory::TAPES;
+use crate::report::BlockLesson;
+use quant_graph::{BlockParams, BoxError, EffectiveWeights};
+use quant_methods::{Diary, Lesson, MethodError};
+use quant_model::BlockTrainer;
+use std::time::Instant;
+
+/// The diary of a training: what the person sees of it and what survives a break.
+struct RunDiary<'r> {
+    index: usize,
+    last: Option<Vec<u8>>,
+    state: &'r RunState,
+    journal: &'r mut Journal,
+    sink: &'r mut dyn BlockSink,
+    events: &'r mut dyn Events,
+    /// The error behind what the learner was told.
+    failed: Option<PipelineError>,
+}
+
+impl RunDiary<'_> {
+    fn told(&mut self, result: Result<(), PipelineError>) -> Result<(), BoxError> {
+        result.map_err(|error| {
+            let words = error.to_string();
+            self.failed = Some(error);
+            words.into()
+        })
+    }
+}
+
+impl Diary for RunDiary<'_> {
+    fn last(&self) -> Option<&[u8]> {
+        self.last.as_deref()
+    }
+    fn step(&mut self, done: usize, of: usize) -> Result<(), BoxError> {
+        self.events.event(Event::Step { done, of });
+        let stop = if self.events.cancelled() { Err(PipelineError::Interrupted) } else { Ok(()) };
+        self.told(stop)
+    }
+    fn keep(&mut self, state: &dyn Fn() -> Vec<u8>) -> Result<(), BoxError> {
+        let Some(keeper) = self.sink.keeper() else { return Ok(()) };
+        let frame = || lesson_frame(self.index, false, &state());
+        let kept = self.journal.keep_training(keeper, self.state, frame);
+        self.told(kept)
+    }
+}
+
+impl Run<'_> {
+    /// Trains in a float block on the float stream at its input, where the plan says so, and gives the record of what was learned.
+    pub(super) fn learn(
+        &mut self,
+        index: usize,
+        params: &BlockParams,
+        stream: &ActivationStream,
+    ) -> Result<Option<Vec<u8>>, PipelineError> {
+        let plan = self.plan;
+        let (Some(learner), Some(block_plan)) = (plan.recipe.learner(), plan.block_plan(index)) else {
+            return Ok(None);
+        };
+        let mut last = None;
+        if let Some(keeper) = self.sink.keeper() {
+            if let Some(record) = self.state.lesson(keeper, index, true)? {
+                return Ok(Some(record));
+            }
+            last = self.state.lesson(keeper, index, false)?;
+        }
+        self.settle()?;
+        self.phase(learner.method().id)?;
+        let started = Instant::now();
+        let block = self.block_without_linears(index, params)?;
+        let x = stream.residual.read(0..self.layout.rows())?;
+        let par = self.options.par;
+        let Self { rope, layout, state, journal, sink, events, .. } = &mut *self;
+        let rope = |length| rope.table(length);
+        let trainer = BlockTrainer::new(&block, &rope, EffectiveWeights::new())?.with_memory(TAPES);
+        let lesson =
+            Lesson { plan: block_plan, training: &trainer, x: x.view(), starts: &layout.starts, par };
+        let mut diary =
+            RunDiary { index, last, state, journal, sink: &mut **sink, events: &mut **events, failed: None };
+        let learned = learner.learn(params, &lesson, &mut diary);
+        let learned = match (learned, diary.failed) {
+            (Err(MethodError::Diary(_)), Some(error)) => return Err(error),
+            (learned, _) => learned.map_err(PipelineError::method(plan.spec.block_prefix(index)))?,
+        };
+        drop((trainer, x));
+        self.state.report.lessons.push(BlockLesson { block: index, lesson: learned.report });
+        add_seconds(&mut self.state.report.seconds, learner.method().id, started.elapsed());
+        self.keep_lesson(index, &learned.record)?;
+        Ok(Some(learned.record))
+    }
+
+    /// The block rewritten by what was learned in it.
+    pub(super) fn apply_learned(
+        &mut self,
+        index: usize,
+        record: &[u8],
+        block: BlockParams,
+    ) -> Result<BlockParams, PipelineError> {
+        let (Some(learner), Some(plan)) = (self.plan.recipe.learner(), self.plan.block_plan(index)) else {
+            return Ok(block);
+        };
+        let applied = learner.apply(record, block, &plan, self.par());
+        applied.map_err(PipelineError::method(self.plan.spec.block_prefix(index)))
+    }
+}
