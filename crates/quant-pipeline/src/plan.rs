@@ -12,7 +12,7 @@ use quant_graph::{
     OnlineScheme, Outer, ScaleEdge, StageSpec,
 };
 use quant_methods::{
-    BlockPlan, FloatStream, Need, PlannedRounding, Rounding, Solver, Spacing, Statistic, Stream,
+    BlockPlan, FloatStream, Learner, Need, PlannedRounding, Rounding, Solver, Spacing, Statistic, Stream,
 };
 use std::collections::BTreeMap;
 use tables::plan_tables;
@@ -452,6 +452,9 @@ fn streams(
     }
     if learns {
         need(Stream::Float, "a method trains on the inputs of the blocks");
+        if let Some(Stream::Deployed) = recipe.learner().map(Learner::inputs) {
+            need(Stream::Deployed, "a method trains on the inputs of the blocks");
+        }
     }
     if linears().any(|l| l.scheme.input.is_some_and(|i| !i.dynamic)) {
         need(Stream::Deployed, Statistic::Range(recipe.activations().observer).reason());

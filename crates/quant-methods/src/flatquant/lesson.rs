@@ -1,13 +1,14 @@
 //! FlatQuant in the blocks of a model: what each is trained for, repairs of trainings that went wrong, and what is deployed.
 
+use super::block::{FlatBlock, FlatReport, Sequences};
+use super::epochs::{Task, Training, alarms};
 use super::method::METHOD;
 use super::parameters::FlatParameters;
 use super::scheme::{FlatScheme, FlatShape, Matrix};
 use super::settings::{FlatSettings, FlatVariant};
-use super::train::{FlatBlock, FlatReport, Sequences, Task, Training, alarms};
 use crate::{
     BlockPlan, Diary, Learned, LearnedScheme, Learner, Lesson, LessonReport, Method, MethodError,
-    SettingsError,
+    SettingsError, Stream,
 };
 use ndarray::{Array2, ArrayView2};
 use quant_core::codec::{decoded, encoded};
@@ -27,6 +28,7 @@ const ATTEMPTS: usize = 1 + SLOWER + 1;
 #[derive(Clone, Debug)]
 pub(super) struct FlatLearner {
     pub(super) settings: FlatSettings,
+    pub(super) inputs: Stream,
     /// Of the section.
     pub(super) scheme: Scheme,
     /// Of the section, for errors.
@@ -165,6 +167,10 @@ impl Learner for FlatLearner {
         Ok(Some(LearnedScheme { online, clips: self.settings.lac }))
     }
 
+    fn inputs(&self) -> Stream {
+        self.inputs
+    }
+
     fn batch(&self) -> usize {
         self.settings.batch_size
     }
@@ -201,7 +207,8 @@ impl Learner for FlatLearner {
         let par = lesson.par;
         let (settings, first) = self.attempt(0, &name);
         settings.batches(block.sequences().count())?;
-        let (target, initial) = block.named(&first).start(&scheme, &settings, block.sequences(), par)?;
+        let (target, initial) =
+            block.named(&first).start(&scheme, &settings, block.sequences(), block.lesson.float, par)?;
         let mut progress = match diary.last() {
             Some(bytes) => decoded::<Progress>(bytes)?,
             None => {
@@ -238,10 +245,18 @@ impl Learner for FlatLearner {
                 );
                 (
                     again,
-                    best.unwrap_or(block.named(&name).start(&scheme, &settings, block.sequences(), par)?.1),
+                    best.unwrap_or(
+                        block
+                            .named(&name)
+                            .start(&scheme, &settings, block.sequences(), block.lesson.float, par)?
+                            .1,
+                    ),
                 )
             } else {
-                let fresh = block.named(&name).start(&scheme, &settings, block.sequences(), par)?.1;
+                let fresh = block
+                    .named(&name)
+                    .start(&scheme, &settings, block.sequences(), block.lesson.float, par)?
+                    .1;
                 ("again from other random matrices".to_owned(), fresh)
             };
             progress.repairs.push(format!("{}: {again}", why.join("; ")));

@@ -5,8 +5,8 @@ use super::settings::FlatSettings;
 use crate::rounding::SCHEME;
 use crate::settings::FieldKind;
 use crate::{
-    Field, Method, MethodKind, Modifier, PlannedRounding, Rounding, Settings, SettingsError, WeightSettings,
-    gptq, rtn,
+    Field, Method, MethodKind, Modifier, PlannedRounding, Rounding, Settings, SettingsError, Stream,
+    WeightSettings, gptq, rtn,
 };
 use quant_core::{CoreError, FloatType};
 use quant_graph::WeightSpec;
@@ -54,6 +54,13 @@ pub static METHOD: Method = Method {
             "of the random matrices that training begins with",
         ),
         key(
+            "inputs",
+            FieldKind::Choice(&["float", "quantised"]),
+            "\"float\"",
+            "what blocks are trained on: what the float model feeds them, or the quantised blocks before; what they aim at is the float \
+             model's output either way",
+        ),
+        key(
             "weights",
             FieldKind::Choice(&["rtn", "gptq"]),
             "\"rtn\"",
@@ -94,6 +101,8 @@ fn build(settings: &Settings) -> Result<Modifier, SettingsError> {
         diag_alpha: settings.number("diag_alpha")? as f32,
         warmup: settings.bool("warmup")?,
     };
+    let quantised = settings.text("inputs")? == "quantised";
+    let inputs = if quantised { Stream::Deployed } else { Stream::Float };
     let with = if settings.text("weights")? == "gptq" { &gptq::METHOD } else { &rtn::METHOD };
     let section = json!({ "scheme": settings.text("scheme")? });
     let Some(rounding) = (with.build)(&Settings::new(settings.path(), section, with.fields)?)?.rounding
@@ -103,7 +112,12 @@ fn build(settings: &Settings) -> Result<Modifier, SettingsError> {
     };
     let scheme = rounding.weights().scheme;
     Ok(Modifier {
-        learner: Some(Arc::new(FlatLearner { settings: flat, scheme, path: settings.path().to_owned() })),
+        learner: Some(Arc::new(FlatLearner {
+            settings: flat,
+            inputs,
+            scheme,
+            path: settings.path().to_owned(),
+        })),
         rounding: Some(Arc::new(Rounds { rounding })),
         ..Modifier::default()
     })

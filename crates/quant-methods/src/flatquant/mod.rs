@@ -83,6 +83,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod block;
+mod epochs;
 mod guard;
 mod insert;
 mod lesson;
@@ -97,6 +99,7 @@ mod step;
 mod train;
 mod weights;
 
+pub use block::{FlatBlock, FlatReport, Sequences};
 pub use guard::Alarm;
 pub use insert::FlatInsert;
 pub use loss::{Loss, mean_squared_error};
@@ -105,5 +108,5 @@ pub use parameters::{FlatParameters, Group, Start};
 pub use scheme::{FlatScheme, FlatShape, Matrix};
 pub use settings::{FlatSettings, FlatVariant};
 pub use step::{FlatStep, FlatSums};
-pub use train::{FlatBlock, FlatReport, Sequences, Trained};
+pub use train::Trained;
 pub use weights::MergedWeight;

@@ -1,8 +1,9 @@
 //! Parameters and trainings as bytes and back.
 
+use super::block::FlatReport;
+use super::epochs::Training;
 use super::parameters::FlatParameters;
 use super::scheme::Matrix;
-use super::train::{FlatReport, Training};
 use quant_core::codec::{Bytes, Codec, bad_tag};
 use quant_core::{CoreError, codec_of_fields};
 

@@ -1,62 +1,19 @@
-//! The training of one block.
+//! The training of one block from its beginning to its end.
 
-use super::guard::{Alarm, of_errors};
-use super::loss::mean_squared_error;
+use super::block::{FlatBlock, FlatReport, Sequences};
+use super::epochs::{Task, Training, alarms};
 use super::parameters::{FlatParameters, Start};
-use super::scheme::{FlatScheme, FlatShape, Matrix};
-use super::settings::{FlatSettings, FlatVariant};
-use super::step::FlatStep;
-use super::weights::MergedWeight;
+use super::scheme::{FlatScheme, Matrix};
+use super::settings::FlatSettings;
 use crate::MethodError;
-use ndarray::{Array1, Array2, ArrayView2, Axis, Slice};
-use quant_graph::{
-    BlockTraining, BoxError, EffectiveWeight, EffectiveWeights, Insert, LinearId, NoInsert, Site, Spot,
-};
+use ndarray::{Array1, Array2, ArrayView2};
+use quant_graph::{BoxError, Insert, NoInsert, Site, Spot};
 use quant_kernels::Par;
-use quant_rotate::{AdamW, AdamWSettings, CosineSchedule, Learned, RotateError, initial_scales};
+use quant_rotate::initial_scales;
 use std::collections::BTreeMap;
-use std::fmt;
-use std::ops::Range;
 
 /// The smallest magnitude that a channel is taken to have.
 const FLOOR: f32 = 1e-5;
-
-/// A float block that is trained in.
-#[derive(Clone, Copy)]
-pub struct FlatBlock<'a, 'w> {
-    /// Runs it, in as much memory as it was given.
-    pub training: &'a dyn BlockTraining<f32>,
-    /// Its sizes.
-    pub shape: &'a FlatShape,
-    /// Its weights.
-    pub float: &'a EffectiveWeights<'w, f32>,
-    /// Its name, which random numbers are keyed by: `model.layers.0`.
-    pub name: &'a str,
-}
-
-impl fmt::Debug for FlatBlock<'_, '_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FlatBlock")
-            .field("name", &self.name)
-            .field("shape", &self.shape)
-            .finish_non_exhaustive()
-    }
-}
-
-/// What a block reads: inputs of some sequences behind each other.
-#[derive(Clone, Copy, Debug)]
-pub struct Sequences<'a> {
-    /// The residual stream, `[tokens, hidden]`.
-    pub x: ArrayView2<'a, f32>,
-    /// The first row of every sequence, and the number of rows at the end.
-    pub starts: &'a [usize],
-}
-
-impl Sequences<'_> {
-    pub(super) fn count(&self) -> usize {
-        self.starts.len().saturating_sub(1)
-    }
-}
 
 /// What a training ends with.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,91 +24,6 @@ pub struct Trained {
     pub scheme: FlatScheme,
     /// How it went.
     pub report: FlatReport,
-}
-
-/// How a training went. Errors are relative, the mean squared error over the mean square of the float output, over all
-/// sequences and in deployed form: transforms merged, everything rounded.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct FlatReport {
-    /// The mean squared error of the batch of every step, before the step.
-    pub losses: Vec<f64>,
-    /// The error of the parameters with which training began.
-    pub before: f64,
-    /// The error after every epoch, of [`FlatVariant::Stable`]; NaN for one that lost its numbers, which is the last.
-    pub epochs: Vec<f64>,
-    /// The error of the parameters that were kept.
-    pub after: f64,
-    /// The epoch, from 1, they are of; 0 are those it began with.
-    pub kept: usize,
-    /// Sequences at the end that made no whole batch and were not trained on.
-    pub dropped: usize,
-    /// What the guards of [`FlatVariant::Stable`] found: in the errors, and in the parameters of the last epoch and of the one
-    /// that was kept.
-    pub alarms: Vec<Alarm>,
-}
-
-impl FlatReport {
-    /// What the user should know of the data, in words.
-    #[must_use]
-    pub fn notice(&self) -> Option<String> {
-        let dropped = self.dropped;
-        (dropped > 0).then(|| {
-            format!("flatquant: {dropped} calibration sequences at the end make no whole batch and are not trained on")
-        })
-    }
-}
-
-/// What a training is for.
-#[derive(Clone, Copy)]
-pub(super) struct Task<'a> {
-    /// With the sharing of inputs of the settings.
-    pub(super) scheme: &'a FlatScheme,
-    pub(super) settings: &'a FlatSettings,
-    pub(super) sequences: Sequences<'a>,
-    /// The output of the float block.
-    pub(super) target: ArrayView2<'a, f32>,
-}
-
-/// A training between two epochs: everything that the next one depends on.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Training {
-    /// Epochs behind it.
-    pub(super) epoch: usize,
-    pub(super) parameters: FlatParameters<f32>,
-    pub(super) optimiser: AdamW<f32>,
-    pub(super) schedule: CosineSchedule,
-    /// The parameters to keep.
-    pub(super) best: FlatParameters<f32>,
-    pub(super) report: FlatReport,
-}
-
-/// What the guards say of a finished training: in its errors and in these parameters; nothing of [`FlatVariant::Exact`].
-pub(super) fn alarms(
-    settings: &FlatSettings,
-    report: &FlatReport,
-    parameters: [&FlatParameters<f32>; 2],
-) -> Result<Vec<Alarm>, MethodError> {
-    if settings.variant != FlatVariant::Stable {
-        return Ok(Vec::new());
-    }
-    let mut alarms = of_errors(report.before, &report.epochs);
-    for found in parameters {
-        // Those that lost their numbers have diverged, which was said.
-        let more = found.ill_conditioned();
-        let more = if more.as_ref().is_err_and(lost_numbers) { Vec::new() } else { more? };
-        for alarm in more {
-            if !alarms.contains(&alarm) {
-                alarms.push(alarm);
-            }
-        }
-    }
-    Ok(alarms)
-}
-
-/// Some whole sequences.
-struct Batch {
-    rows: Range<usize>,
-    starts: Vec<usize>,
 }
 
 impl FlatBlock<'_, '_> {
@@ -219,7 +91,7 @@ impl FlatBlock<'_, '_> {
     ) -> Result<Trained, MethodError> {
         let scheme = settings.scheme(scheme);
         settings.batches(sequences.count())?;
-        let (target, parameters) = self.start(&scheme, settings, sequences, par)?;
+        let (target, parameters) = self.start(&scheme, settings, sequences, None, par)?;
         self.descend(parameters, scheme, settings, sequences, target.view(), par)
     }
 
@@ -276,78 +148,21 @@ impl FlatBlock<'_, '_> {
         Ok(Trained { parameters: best, scheme, report })
     }
 
-    /// A training before its first step.
-    pub(super) fn begin(
-        &self,
-        parameters: FlatParameters<f32>,
-        task: &Task<'_>,
-        par: Par,
-    ) -> Result<Training, MethodError> {
-        let (count, dropped) = task.settings.batches(task.sequences.count())?;
-        let before = self.relative_error(task.scheme, &parameters, task.sequences, task.target, par)?;
-        let (rates, floor) = task.settings.rates();
-        let steps = task.settings.epochs.saturating_mul(count) as u64;
-        Ok(Training {
-            epoch: 0,
-            schedule: CosineSchedule::new(&rates, floor, steps.max(1), task.settings.warmup)?,
-            optimiser: AdamW::new(AdamWSettings::default())?,
-            best: parameters.clone(),
-            parameters,
-            report: FlatReport { before, after: before, dropped, ..FlatReport::default() },
-        })
-    }
-
-    /// One more epoch; false where there is none. `step` is called before every step with those that were taken.
-    pub(super) fn go_on(
-        &self,
-        training: &mut Training,
-        task: &Task<'_>,
-        step: &mut dyn FnMut(usize) -> Result<(), MethodError>,
-        par: Par,
-    ) -> Result<bool, MethodError> {
-        let Task { scheme, settings, sequences, target } = *task;
-        let stable = settings.variant == FlatVariant::Stable;
-        let Training { epoch, parameters, optimiser, schedule, best, report } = training;
-        let lost = report.epochs.last().is_some_and(|error| !error.is_finite());
-        if *epoch == settings.epochs || lost {
-            return Ok(false);
-        }
-        let (count, _) = settings.batches(sequences.count())?;
-        let batches: Vec<Batch> =
-            (0..count).map(|i| Batch::new(sequences.starts, settings.batch_size, i)).collect();
-        let error = |parameters: &_| self.relative_error(scheme, parameters, sequences, target, par);
-        *epoch += 1;
-        let state = (&mut *parameters, optimiser, schedule);
-        let passed =
-            self.epoch(scheme, state, (sequences.x, target), &batches, &mut report.losses, step, par);
-        if !stable {
-            passed?;
-            if *epoch == settings.epochs {
-                (report.after, report.kept) = (error(parameters)?, *epoch);
-                best.clone_from(parameters);
-            }
-            return Ok(true);
-        }
-        let found = passed.and_then(|()| error(parameters));
-        let found = if found.as_ref().is_err_and(lost_numbers) { f64::NAN } else { found? };
-        report.epochs.push(found);
-        if found < report.after {
-            (report.after, report.kept) = (found, *epoch);
-            best.clone_from(parameters);
-        }
-        Ok(true)
-    }
-
-    /// The output of the float block, and the parameters that training on it begins with.
+    /// The output of the float block, on other inputs where they are given, and the parameters that training begins with.
     pub(super) fn start(
         &self,
         scheme: &FlatScheme,
         settings: &FlatSettings,
         sequences: Sequences<'_>,
+        float: Option<ArrayView2<'_, f32>>,
         par: Par,
     ) -> Result<(Array2<f32>, FlatParameters<f32>), MethodError> {
         let mut maxima = Maxima::default();
-        let target = self.training.forward(sequences.x, sequences.starts, self.float, &mut maxima, par)?;
+        let mut target =
+            self.training.forward(sequences.x, sequences.starts, self.float, &mut maxima, par)?;
+        if let Some(x) = float {
+            target = self.training.forward(x, sequences.starts, self.float, &mut NoInsert, par)?;
+        }
         let parameters = self.initial(scheme, settings, &maxima)?;
         Ok((target, parameters))
     }
@@ -384,122 +199,6 @@ impl FlatBlock<'_, '_> {
         };
         FlatParameters::initial(self.shape, scheme, start)
     }
-
-    /// One pass over the batches; the loss of every step is added to `losses`.
-    fn epoch(
-        &self,
-        scheme: &FlatScheme,
-        (parameters, optimiser, schedule): (&mut FlatParameters<f32>, &mut AdamW<f32>, &mut CosineSchedule),
-        (x, target): (ArrayView2<'_, f32>, ArrayView2<'_, f32>),
-        batches: &[Batch],
-        losses: &mut Vec<f64>,
-        before: &mut dyn FnMut(usize) -> Result<(), MethodError>,
-        par: Par,
-    ) -> Result<(), MethodError> {
-        for batch in batches {
-            before(losses.len())?;
-            let step = FlatStep::new(self.shape, scheme, parameters)?;
-            let merged = step.weights(self.float, par)?;
-            let mut with: EffectiveWeights<'_, f32> =
-                self.float.iter().map(|(id, own)| (*id, own.view())).collect();
-            with.extend(merged.iter().map(|(id, weight)| (*id, weight.view())));
-            let mut insert = step.insert();
-            let part = Slice::from(batch.rows.clone());
-            let (x, target) = (x.slice_axis(Axis(0), part), target.slice_axis(Axis(0), part));
-            let (y, tape) = self.training.record(x, &batch.starts, &with, &mut insert, par)?;
-            let loss = mean_squared_error(y.view(), target).logarithmic();
-            losses.push(loss.value);
-            let mut back = tape.backward(loss.gradient, &mut insert, par)?;
-            back.weights.retain(|id, _| merged.contains_key(id));
-            let gradients = step.backward(self.float, &back.weights, insert.into_sums(), par)?;
-            let mut rates = [0.0; 4];
-            rates.copy_from_slice(schedule.rates());
-            parameters.descend(&gradients, optimiser, rates)?;
-            schedule.advance();
-        }
-        Ok(())
-    }
-
-    /// The error of parameters in deployed form: the mean squared error of the block's output against `target`
-    /// `[tokens, hidden]`, that of the float block, over the mean square of `target`.
-    ///
-    /// Weights are those of [`FlatParameters::merge`], rounded by row, but for the factors in the rows of up, which change no
-    /// level.
-    ///
-    /// # Errors
-    /// As [`Self::train`].
-    ///
-    /// # Panics
-    /// If `target` is not of the shape of the inputs.
-    pub fn relative_error(
-        &self,
-        scheme: &FlatScheme,
-        parameters: &FlatParameters<f32>,
-        sequences: Sequences<'_>,
-        target: ArrayView2<'_, f32>,
-        par: Par,
-    ) -> Result<f64, MethodError> {
-        let exact = parameters.deployed(self.shape)?.parameters;
-        let merged = self.rounded(scheme, &exact, par)?;
-        let with = merged.iter().map(|(id, weight)| (*id, weight.view())).collect();
-        let matrices = exact.matrices.iter().map(|(which, learned)| {
-            Ok((*which, Learned::free(learned.realise()?.matrix().mapv(|v| v as f32).view())?))
-        });
-        let running = FlatParameters {
-            matrices: matrices.collect::<Result<_, RotateError>>()?,
-            scales: parameters.scales.clone(),
-            weight_clips: BTreeMap::new(),
-            input_clips: parameters.input_clips.clone(),
-        };
-        let step = FlatStep::new(self.shape, scheme, &running)?;
-        let y = self.training.forward(sequences.x, sequences.starts, &with, &mut step.insert(), par)?;
-        let square = target.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>();
-        let mean = square / target.len().max(1) as f64;
-        Ok(mean_squared_error(y.view(), target).value / mean.max(f64::MIN_POSITIVE))
-    }
-
-    /// Every weight merged in f64, rounded to f32 and to the levels of its rows; and its bias.
-    fn rounded(
-        &self,
-        scheme: &FlatScheme,
-        exact: &FlatParameters<f64>,
-        par: Par,
-    ) -> Result<BTreeMap<LinearId, MergedWeight<f32>>, MethodError> {
-        let step = FlatStep::new(self.shape, &FlatScheme::NONE, exact)?;
-        let linears = self.shape.block.linears.iter().map(|linear| {
-            let missing = || MethodError::Learned { what: format!("float weight of {}", linear.module) };
-            let own = self.float.get(&linear.id).ok_or_else(missing)?;
-            let (weight, bias) = (own.weight.mapv(f64::from), own.bias.map(|bias| bias.mapv(f64::from)));
-            let wide = EffectiveWeight { weight: weight.view(), bias: bias.as_ref().map(|bias| bias.view()) };
-            let merged = step.weight(linear, &wide, par)?;
-            let weight = merged.weight.mapv(|w| w as f32);
-            let weight = match scheme.weights {
-                Some(quantiser) => quantiser.forward(weight.view(), weight.ncols(), None, par)?,
-                None => weight,
-            };
-            let bias = merged.bias.map(|bias| bias.mapv(|b| b as f32));
-            Ok((linear.id, MergedWeight { weight, bias }))
-        });
-        linears.collect()
-    }
-}
-
-impl Batch {
-    fn new(starts: &[usize], size: usize, index: usize) -> Self {
-        let starts = &starts[index * size..=(index + 1) * size];
-        let (first, last) = (starts[0], starts[size]);
-        Self { rows: first..last, starts: starts.iter().map(|start| start - first).collect() }
-    }
-}
-
-/// Whether numbers were lost on the way, so that there is no block with these parameters (in deployed form `quant-core` refuses
-/// what f32 cannot hold), rather than something asked for that cannot be.
-fn lost_numbers(error: &MethodError) -> bool {
-    matches!(
-        error,
-        MethodError::Core(_)
-            | MethodError::Rotate(RotateError::NotFinite { .. } | RotateError::Singular { .. })
-    )
 }
 
 /// The largest magnitudes of the channels of every site, of all tokens that come by.

@@ -1,6 +1,6 @@
 //! The interface of methods that train pieces of their own in a block before it is rounded.
 
-use crate::{Method, MethodError, SettingsError};
+use crate::{Method, MethodError, SettingsError, Stream};
 use ndarray::ArrayView2;
 use quant_core::codec_of_fields;
 use quant_graph::{
@@ -40,8 +40,10 @@ pub struct Lesson<'a> {
     pub plan: BlockPlan<'a>,
     /// Runs it.
     pub training: &'a dyn BlockTraining<f32>,
-    /// The residual stream of the float model at its input, `[tokens, hidden]`.
+    /// The residual stream at its input that it is to be trained on, `[tokens, hidden]`.
     pub x: ArrayView2<'a, f32>,
+    /// That of the float model, where it is another: what the block makes of it is what training aims at.
+    pub float: Option<ArrayView2<'a, f32>>,
     /// The first row of every sequence, and the number of rows at the end.
     pub starts: &'a [usize],
     /// Threads.
@@ -127,7 +129,7 @@ pub struct Learned {
     pub report: LessonReport,
 }
 
-/// A modifier that trains pieces of its own in a float block, on what the float model feeds it, and then rewrites it.
+/// A modifier that trains pieces of its own in a float block, and then rewrites it.
 pub trait Learner: Debug + Send + Sync {
     /// Its registry line.
     fn method(&self) -> &'static Method;
@@ -138,6 +140,8 @@ pub trait Learner: Debug + Send + Sync {
     /// # Errors
     /// A block or a scheme that it cannot work on.
     fn plan(&self, block: &BlockPlan<'_>) -> Result<Option<LearnedScheme>, SettingsError>;
+    /// The stream that it trains on: that of the float model, or that of the quantised blocks before.
+    fn inputs(&self) -> Stream;
     /// Sequences of a step.
     fn batch(&self) -> usize;
     /// Bytes it holds at its peak besides the float block, the calibration tokens at its input and what a step of the block

@@ -131,6 +131,9 @@ impl Provenance<'_> {
             "not_copied": self.outcome.not_copied,
             "warnings": self.outcome.warnings,
         });
+        if !self.outcome.run.lessons.is_empty() {
+            report["lessons"] = json!(self.outcome.run.lessons);
+        }
         if let Some(bytes) = self.outcome.compact_bytes {
             report["compact_bytes"] = bytes.into();
         }

@@ -10,7 +10,7 @@ use crate::events::{Event, Events};
 use crate::memory::TAPES;
 use crate::report::BlockLesson;
 use quant_graph::{BlockParams, BoxError, EffectiveWeights};
-use quant_methods::{Diary, Lesson, MethodError};
+use quant_methods::{Diary, Lesson, MethodError, Stream};
 use quant_model::BlockTrainer;
 use std::time::Instant;
 
@@ -54,12 +54,14 @@ impl Diary for RunDiary<'_> {
 }
 
 impl Run<'_> {
-    /// Trains in a float block on the float stream at its input, where the plan says so, and gives the record of what was learned.
+    /// Trains in a float block on the stream at its input that its learner asks for, where the plan says so, and gives the record
+    /// of what was learned.
     pub(super) fn learn(
         &mut self,
         index: usize,
         params: &BlockParams,
-        stream: &ActivationStream,
+        float: &ActivationStream,
+        deployed: Option<&ActivationStream>,
     ) -> Result<Option<Vec<u8>>, PipelineError> {
         let plan = self.plan;
         let (Some(learner), Some(block_plan)) = (plan.recipe.learner(), plan.block_plan(index)) else {
@@ -76,13 +78,22 @@ impl Run<'_> {
         self.phase(learner.method().id)?;
         let started = Instant::now();
         let block = self.block_without_linears(index, params)?;
-        let x = stream.residual.read(0..self.layout.rows())?;
+        let rows = 0..self.layout.rows();
+        let deployed = deployed.filter(|_| learner.inputs() == Stream::Deployed);
+        let deployed = deployed.map(|stream| stream.residual.read(rows.clone())).transpose()?;
+        let float = float.residual.read(rows)?;
         let par = self.options.par;
         let Self { rope, layout, state, journal, sink, events, .. } = &mut *self;
         let rope = |length| rope.table(length);
         let trainer = BlockTrainer::new(&block, &rope, EffectiveWeights::new())?.with_memory(TAPES);
-        let lesson =
-            Lesson { plan: block_plan, training: &trainer, x: x.view(), starts: &layout.starts, par };
+        let lesson = Lesson {
+            plan: block_plan,
+            training: &trainer,
+            x: deployed.as_ref().unwrap_or(&float).view(),
+            float: deployed.is_some().then(|| float.view()),
+            starts: &layout.starts,
+            par,
+        };
         let mut diary =
             RunDiary { index, last, state, journal, sink: &mut **sink, events: &mut **events, failed: None };
         let learned = learner.learn(params, &lesson, &mut diary);
@@ -90,7 +101,7 @@ impl Run<'_> {
             (Err(MethodError::Diary(_)), Some(error)) => return Err(error),
             (learned, _) => learned.map_err(PipelineError::method(plan.spec.block_prefix(index)))?,
         };
-        drop((trainer, x));
+        drop((trainer, float, deployed));
         self.state.report.lessons.push(BlockLesson { block: index, lesson: learned.report });
         add_seconds(&mut self.state.report.seconds, learner.method().id, started.elapsed());
         self.keep_lesson(index, &learned.record)?;

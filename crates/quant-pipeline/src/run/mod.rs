@@ -223,7 +223,7 @@ impl Run<'_> {
         let Activations { float, deployed, beside } = streams;
         let mut learned = None;
         if let Some(stream) = float {
-            learned = self.learn(index, &block, stream)?;
+            learned = self.learn(index, &block, stream, deployed.as_ref())?;
             let whole = self.float_block(index, &block)?;
             let stay = plan.streams.together == Some(FloatStream::Model);
             self.observe(index, &whole, stream, &mut statistics, stay)?;

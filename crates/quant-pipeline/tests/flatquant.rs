@@ -1,0 +1,226 @@
+//! FlatQuant as a recipe: what it keeps, what it learns, what it refuses, and that a broken run goes on as if nothing was.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use ndarray::Array2;
+use quant_data::TokenSet;
+use quant_graph::{BlockParams, BlockSource, Clipping, ModelSpec};
+use quant_kernels::{Compute, Par};
+use quant_model::{InMemoryModel, StreamedModel, model_spec};
+use quant_pipeline::run::{MemorySink, RunOptions, run};
+use quant_pipeline::{PipelineError, Plan, Recipe, RunReport, Silent};
+use quant_testkit::{Numbers, random_block};
+use serde_json::json;
+
+fn spec(architecture: &str) -> ModelSpec {
+    model_spec(&json!({
+        "architectures": [architecture], "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12, "vocab_size": 64,
+        "tie_word_embeddings": false, "max_position_embeddings": 64, "original_max_position_embeddings": 64,
+    }))
+    .unwrap()
+}
+
+fn model(spec: &ModelSpec) -> InMemoryModel {
+    let mut numbers = Numbers::new(11);
+    let blocks = (0..spec.layers).map(|_| random_block(spec, &mut numbers)).collect();
+    let (embedding, head) = (numbers.matrix(64, 48, 1.0), numbers.matrix(64, 48, 1.0));
+    let norm = numbers.vector(48, 1.0, 0.2);
+    InMemoryModel::new(spec.clone(), blocks, embedding, norm, Some(head)).unwrap()
+}
+
+fn tokens() -> Vec<Vec<u32>> {
+    (0..5).map(|s| (0..40).map(|t| (t * 7 + s * 13) % 64).collect()).collect()
+}
+
+fn recipe(flatquant: &str, rest: &str) -> Recipe {
+    let text = format!("version: 1\nmodifiers: [flatquant: {{ {flatquant} }}]\n{rest}\n");
+    Recipe::parse(&text).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn plan(flatquant: &str, rest: &str, model: &InMemoryModel) -> Plan {
+    Plan::new(&recipe(flatquant, rest), model.spec()).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn run_with(
+    plan: &Plan,
+    model: &InMemoryModel,
+    sink: &mut MemorySink,
+    par: Par,
+) -> Result<RunReport, PipelineError> {
+    let rows = TokenSet::from_sequences(tokens(), "rows");
+    run(plan, &mut model.clone(), Some(&rows), sink, &mut Silent, &RunOptions { par, spill: None })
+}
+
+fn quantised(plan: &Plan, model: &InMemoryModel, par: Par) -> (InMemoryModel, RunReport) {
+    let mut sink = MemorySink::default();
+    let report = run_with(plan, model, &mut sink, par).unwrap();
+    (sink.into_model(plan.stored.clone()).unwrap(), report)
+}
+
+fn blocks(model: &InMemoryModel) -> Vec<BlockParams> {
+    let mut model = model.clone();
+    (0..model.spec().layers).map(|index| model.block(index).unwrap()).collect()
+}
+
+fn logits(model: InMemoryModel) -> Array2<f32> {
+    let vocab = model.spec().vocab;
+    let mut streamed = StreamedModel::new(model, Compute::F32, Par::Seq);
+    let rows = tokens();
+    streamed.encode(&rows, &mut |_, _| std::ops::ControlFlow::Continue(())).unwrap();
+    let positions = rows.iter().map(Vec::len).sum();
+    let mut out = Array2::zeros((positions, vocab));
+    streamed.logits_into(0..positions, 0..vocab, out.view_mut()).unwrap();
+    out
+}
+
+fn distance(a: &Array2<f32>, b: &Array2<f32>) -> f64 {
+    let norm = |x: &Array2<f32>| x.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+    norm(&(a - b)) / norm(b)
+}
+
+const SHORT: &str = "epochs: 3, batch_size: 2";
+
+/// At 16 bits of weights and 8 of everything else little is lost, whatever the family; without any quantiser of linears the
+/// transforms of the cache alone are there.
+#[test]
+fn every_family_computes_what_it_did() {
+    for family in ["LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Phi3ForCausalLM"] {
+        let float = model(&spec(family));
+        let expected = logits(float.clone());
+        for (scheme, sites, limit) in [("W16A8KV8", 4, 0.03), ("W16A16KV8", 1, 0.02), ("W16A8", 4, 0.03)] {
+            let plan = plan(&format!("scheme: {scheme}, {SHORT}"), "", &float);
+            assert_eq!(plan.scheme.online[1].sites.len(), sites, "{family} {scheme}");
+            assert_eq!(plan.scheme.online[1].pair.is_some(), scheme.contains("KV"), "{family} {scheme}");
+            let (found, report) = quantised(&plan, &float, Par::Seq);
+            for (block, params) in blocks(&found).into_iter().enumerate() {
+                assert_eq!(params.online.scheme().unwrap(), plan.scheme.online[block]);
+            }
+            let distance = distance(&logits(found), &expected);
+            assert!(distance < limit, "{family} {scheme}: {distance}");
+            assert_eq!(report.lessons.len(), 2);
+            for lesson in report.lessons.iter().map(|l| &l.lesson) {
+                assert!(
+                    lesson.after <= lesson.before && lesson.epochs.len() == 3 && lesson.losses.len() == 6
+                );
+            }
+        }
+    }
+}
+
+/// Training and what is rounded behind it have the same bits on any number of threads, in every variant.
+#[test]
+fn same_bytes_on_any_number_of_threads() {
+    let float = model(&spec("Qwen2ForCausalLM"));
+    for (keys, rest) in [
+        ("", ""),
+        ("variant: exact, parametrisation: svd, share_inputs: false", "activations: { symmetric: true }"),
+        ("inputs: quantised, weights: gptq, warmup: true", "activations: { in_calibration: true }"),
+        ("lac: false, lwc: false, diag: false", ""),
+    ] {
+        let plan = plan(&format!("scheme: W4A4KV4, {SHORT}, {keys}"), rest, &float);
+        let learned = !keys.contains("lac: false");
+        let clipping = if learned { Clipping::Learned } else { Clipping::NONE };
+        assert_eq!(plan.scheme.kv.unwrap().clip_ratio, clipping, "{keys}");
+        let [one, two] = [1, 3].map(|threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            blocks(&pool.install(|| quantised(&plan, &float, Par::new(threads))).0)
+        });
+        assert!(one == two, "{keys}");
+    }
+}
+
+/// A block with learned transforms is nearer to the float one than a block with those that training begins with.
+#[test]
+fn training_helps() {
+    let float = model(&spec("Qwen2ForCausalLM"));
+    let expected = logits(float.clone());
+    let at = |epochs: usize| {
+        let plan = plan(&format!("scheme: W4A4KV4, batch_size: 2, epochs: {epochs}"), "", &float);
+        let (found, report) = quantised(&plan, &float, Par::Seq);
+        (distance(&logits(found), &expected), report.lessons[0].lesson.after)
+    };
+    let (before, after) = (at(0), at(12));
+    assert!(after.0 < 0.95 * before.0 && after.1 < 0.9 * before.1, "{before:?} {after:?}");
+}
+
+/// Refused before a weight is read, each with what to do.
+#[test]
+fn what_cannot_be_learned_is_refused() {
+    let float = spec("Qwen2ForCausalLM");
+    for (modifiers, rest, words) in [
+        ("flatquant: { scheme: W4A4g16 }", "", &["no group"][..]),
+        ("flatquant: { scheme: W1A4 }", "", &["one-bit"]),
+        ("flatquant: { scheme: W4A4 }", "activations: { dynamic: false }", &["dynamic: true"]),
+        ("flatquant: { scheme: W4A4 }", "activations: { clip_ratio: 0.9 }", &["clip_ratio: 1.0"]),
+        ("flatquant: { scheme: W4A4KV4 }", "kv_cache: { clip_ratio: 0.9 }", &["clip_ratio: 1.0"]),
+        ("flatquant: { scheme: W4A4KV4 }", "kv_cache: { before_rope: true }", &["before_rope: false"]),
+        ("flatquant: { scheme: W4A4KV4 }", "kv_cache: { granularity: channel_static }", &["token_head"]),
+        ("flatquant: { scheme: W4A4 }", "ignore: [lm_head, \"*.down_proj\"]", &["whole blocks", "down_proj"]),
+        (
+            "flatquant: { scheme: W4A4 }",
+            "overrides: { \"*.v_proj\": { scheme: W8A8 } }",
+            &["whole blocks", "v_proj"],
+        ),
+        ("smoothquant: {}, flatquant: { scheme: W4A4 }", "", &["drop the modifiers before it"]),
+        ("quarot: {}, flatquant: { scheme: W4A4 }", "", &["drop the modifiers before it"]),
+        ("flatquant: { scheme: W4A4 }, rtn: { scheme: W4A4 }", "", &["two rounding modifiers"]),
+        ("flatquant: { scheme: W4A4, epoch: 3 }", "", &["epochs"]),
+        ("flatquant: { scheme: W4A4, variant: official }", "", &["stable", "exact"]),
+        ("rtn: { scheme: W4A4 }", "overrides: { \"*.v_proj\": { flatquant: {} } }", &["whole blocks"]),
+        ("flatquant: { scheme: W8A8 }", "export: { format: vllm-ascend }", &["vllm-ascend", "dequantized"]),
+        ("flatquant: { scheme: W8A8 }", "export: { format: compressed-tensors }", &["export to dequantized"]),
+    ] {
+        let text = format!("version: 1\nmodifiers: [{modifiers}]\n{rest}\n");
+        let error = Recipe::parse(&text).map_err(PipelineError::from).and_then(|r| Plan::new(&r, &float));
+        let error = error.map(|_| panic!("{text}")).unwrap_err();
+        let told = format!(
+            "{error}: {}",
+            std::error::Error::source(&error).map_or(String::new(), ToString::to_string)
+        );
+        assert!(words.iter().all(|word| told.contains(word)), "{text}: {told}");
+    }
+    // 46 features have no Kronecker pair.
+    let odd = model_spec(&json!({
+        "architectures": ["LlamaForCausalLM"], "hidden_size": 46, "intermediate_size": 80, "num_hidden_layers": 1,
+        "num_attention_heads": 1, "vocab_size": 64,
+    }));
+    let error = Plan::new(&recipe("scheme: W4A4", ""), &odd.unwrap()).unwrap_err().to_string();
+    assert!(error.contains("46"), "{error}");
+}
+
+/// Whole blocks can be left alone or quantised otherwise.
+#[test]
+fn blocks_may_differ() {
+    let float = model(&spec("Qwen2ForCausalLM"));
+    let rest = "ignore: [lm_head, \"model.layers.0.*\"]\n";
+    let plan_of = |rest| plan(&format!("scheme: W4A4KV4, {SHORT}"), rest, &float);
+    let ignoring = plan_of(rest);
+    assert_eq!(ignoring.learned, [false, true]);
+    let (found, report) = quantised(&ignoring, &float, Par::Seq);
+    let found = blocks(&found);
+    assert_eq!(
+        (report.lessons.len(), found[0].online.is_empty(), found[1].online.is_empty()),
+        (1, true, false)
+    );
+    let as_read = blocks(&float);
+    assert!(found[0].linears == as_read[0].linears && found[0].kv.is_some());
+    let wider = plan_of("overrides: { \"model.layers.1.*\": { scheme: W8A8 } }");
+    let (_, report) = quantised(&wider, &float, Par::Seq);
+    assert_eq!(report.lessons.len(), 2);
+    assert!(report.lessons[1].lesson.after < report.lessons[0].lesson.after);
+}
+
+/// Too few sequences for a step are an error before anything is trained, and sequences left over are a notice.
+#[test]
+fn sequences_make_batches() {
+    let float = model(&spec("Qwen2ForCausalLM"));
+    let plan_of = |batch| plan(&format!("scheme: W4A4, epochs: 1, batch_size: {batch}"), "", &float);
+    let error = run_with(&plan_of(6), &float, &mut MemorySink::default(), Par::Seq).unwrap_err();
+    let told =
+        format!("{error}: {}", std::error::Error::source(&error).map_or(String::new(), ToString::to_string));
+    assert!(told.contains("5 calibration sequences make no batch of 6"), "{told}");
+    let (_, report) = quantised(&plan_of(2), &float, Par::Seq);
+    assert_eq!(report.of_lessons().len(), 1, "{:?}", report.of_lessons());
+    assert!(report.of_lessons()[0].contains("1 calibration sequences at the end"));
+}
