@@ -2,6 +2,7 @@
 
 use super::block::{FlatBlock, FlatReport, Sequences};
 use super::epochs::{Task, Training, alarms};
+use super::guard::Alarm;
 use super::method::METHOD;
 use super::parameters::FlatParameters;
 use super::scheme::{FlatScheme, FlatShape, Matrix};
@@ -39,14 +40,42 @@ pub(super) struct FlatLearner {
 struct Progress {
     /// Of the training under way.
     attempt: usize,
-    /// The best parameters of those before, and how they came about.
-    best: Option<(FlatParameters<f32>, FlatReport)>,
-    /// What was wrong with them, and what was done.
+    /// The error of what the first one began with.
+    before: f64,
+    /// What to keep of those that are finished, and how it came about; first of all what they begin with.
+    best: (FlatParameters<f32>, FlatReport),
+    /// What was wrong, and what was done.
     repairs: Vec<String>,
     training: Training,
 }
 
-codec_of_fields!(Progress { attempt, best, repairs, training });
+codec_of_fields!(Progress { attempt, before, best, repairs, training });
+
+impl Progress {
+    fn new(training: Training) -> Self {
+        let best = (training.best.clone(), training.report.clone());
+        Self { attempt: 0, before: best.1.before, best, repairs: Vec::new(), training }
+    }
+
+    /// Looks at a finished training: what can be inverted before what can hardly be, and then the least error.
+    fn judge(&mut self, settings: &FlatSettings) -> Result<Vec<Alarm>, MethodError> {
+        let Training { parameters, best, report, .. } = &self.training;
+        let alarms = alarms(settings, report, [parameters, best])?;
+        let stable = settings.variant == FlatVariant::Stable;
+        let key = |parameters: &FlatParameters<f32>, report: &FlatReport| {
+            Ok::<_, MethodError>((!parameters.ill_conditioned()?.is_empty(), report.after))
+        };
+        if !stable || key(best, report)? <= key(&self.best.0, &self.best.1)? {
+            self.best = (best.clone(), FlatReport { alarms: alarms.clone(), ..report.clone() });
+        }
+        Ok(alarms)
+    }
+
+    fn repair(&mut self, alarms: &[Alarm], how: &str) {
+        let why: Vec<String> = alarms.iter().map(ToString::to_string).collect();
+        self.repairs.push(format!("{}: {how}", why.join("; ")));
+    }
+}
 
 impl FlatLearner {
     fn conflict(&self, key: &str, problem: String) -> SettingsError {
@@ -203,71 +232,57 @@ impl Learner for FlatLearner {
         let scheme = scheme.ok_or_else(|| MethodError::Learned { what: "scheme of this block".into() })?;
         let shape = FlatShape::new(lesson.plan.spec, lesson.plan.index);
         let block = Block { lesson, shape, scheme, float: floats(params)? };
-        let name = lesson.plan.spec.block_prefix(lesson.plan.index);
+        let base = lesson.plan.spec.block_prefix(lesson.plan.index);
         let par = lesson.par;
-        let (settings, first) = self.attempt(0, &name);
-        settings.batches(block.sequences().count())?;
-        let (target, initial) =
-            block.named(&first).start(&scheme, &settings, block.sequences(), block.lesson.float, par)?;
-        let mut progress = match diary.last() {
-            Some(bytes) => decoded::<Progress>(bytes)?,
-            None => {
-                let training = block.named(&first).begin(initial, &block.task(&settings, &target), par)?;
-                Progress { attempt: 0, best: None, repairs: Vec::new(), training }
-            }
+        let start = |(settings, name): &(FlatSettings, String)| {
+            block.named(name).start(&scheme, settings, block.sequences(), lesson.float.as_ref(), par)
         };
-        let steps = settings.epochs * settings.batches(block.sequences().count())?.0;
-        let alarms = loop {
-            let (settings, name) = self.attempt(progress.attempt, &name);
-            let (named, task) = (block.named(&name), block.task(&settings, &target));
-            let mut step = |done| diary.step(done, steps).map_err(MethodError::Diary);
-            if named.go_on(&mut progress.training, &task, &mut step, par)? {
+        let first = self.attempt(0, &base);
+        let (batches, dropped) = first.0.batches(block.sequences().count())?;
+        let (target, initial) = start(&first)?;
+        let begin = |(settings, name): &(FlatSettings, String), parameters| {
+            block.named(name).begin(parameters, &block.task(settings, &target), par)
+        };
+        let mut progress = match diary.last() {
+            Some(bytes) => decoded(bytes)?,
+            None => Progress::new(begin(&first, initial)?),
+        };
+        loop {
+            let (settings, name) = self.attempt(progress.attempt, &base);
+            let task = block.task(&settings, &target);
+            let mut step = |done| diary.step(done, settings.epochs * batches).map_err(MethodError::Diary);
+            if block.named(&name).go_on(&mut progress.training, &task, &mut step, par)? {
                 diary.keep(&|| encoded(&progress)).map_err(MethodError::Diary)?;
                 continue;
             }
-            let Training { parameters, best, report, .. } = &progress.training;
-            let alarms = alarms(&settings, report, [parameters, best])?;
-            let better = progress.best.as_ref().is_none_or(|(_, before)| report.after < before.after);
-            if better {
-                progress.best = Some((best.clone(), FlatReport { alarms: alarms.clone(), ..report.clone() }));
+            let alarms = progress.judge(&settings)?;
+            if alarms.is_empty() {
+                break;
             }
             progress.attempt += 1;
-            if alarms.is_empty() || progress.attempt == ATTEMPTS {
-                break alarms;
-            }
-            let why: Vec<String> = alarms.iter().map(ToString::to_string).collect();
-            let (settings, name) = self.attempt(progress.attempt, &name);
-            let (again, begins) = if progress.attempt <= SLOWER {
-                let best = progress.best.as_ref().map(|(best, _)| best.clone());
-                let again = format!(
-                    "again from the best parameters at a learning rate of {}",
-                    settings.learning_rate
-                );
-                (
-                    again,
-                    best.unwrap_or(
-                        block
-                            .named(&name)
-                            .start(&scheme, &settings, block.sequences(), block.lesson.float, par)?
-                            .1,
-                    ),
-                )
-            } else {
-                let fresh = block
-                    .named(&name)
-                    .start(&scheme, &settings, block.sequences(), block.lesson.float, par)?
-                    .1;
-                ("again from other random matrices".to_owned(), fresh)
+            let next = self.attempt(progress.attempt, &base);
+            let begins = match progress.attempt {
+                ATTEMPTS => {
+                    progress
+                        .repair(&alarms, "the best of all attempts is kept, or what training begins with");
+                    break;
+                }
+                attempt if attempt <= SLOWER => {
+                    let rate = next.0.learning_rate;
+                    progress
+                        .repair(&alarms, &format!("again from the best so far at a learning rate of {rate}"));
+                    progress.best.0.clone()
+                }
+                _ => {
+                    progress.repair(&alarms, "again from other random matrices");
+                    start(&next)?.1
+                }
             };
-            progress.repairs.push(format!("{}: {again}", why.join("; ")));
-            progress.training = block.named(&name).begin(begins, &block.task(&settings, &target), par)?;
-        };
-        drop(alarms);
-        let Progress { best, repairs, .. } = progress;
-        let (parameters, report) =
-            best.ok_or_else(|| MethodError::Learned { what: "result of a training".into() })?;
-        let notice = report.notice();
-        let FlatReport { losses, before, epochs, after, kept, alarms, .. } = report;
+            progress.training = begin(&next, begins)?;
+        }
+        let Progress { best: (parameters, report), before, repairs, .. } = progress;
+        let FlatReport { losses, epochs, after, kept, alarms, .. } = report;
+        let notice = FlatReport { dropped, ..FlatReport::default() }.notice();
         let alarms = alarms.iter().map(ToString::to_string).collect();
         let report = LessonReport { before, epochs, after, kept, losses, repairs, alarms, notice };
         Ok(Learned { record: encoded(&parameters), report })

@@ -154,14 +154,14 @@ impl FlatBlock<'_, '_> {
         scheme: &FlatScheme,
         settings: &FlatSettings,
         sequences: Sequences<'_>,
-        float: Option<ArrayView2<'_, f32>>,
+        float: Option<&ArrayView2<'_, f32>>,
         par: Par,
     ) -> Result<(Array2<f32>, FlatParameters<f32>), MethodError> {
         let mut maxima = Maxima::default();
         let mut target =
             self.training.forward(sequences.x, sequences.starts, self.float, &mut maxima, par)?;
         if let Some(x) = float {
-            target = self.training.forward(x, sequences.starts, self.float, &mut NoInsert, par)?;
+            target = self.training.forward(x.reborrow(), sequences.starts, self.float, &mut NoInsert, par)?;
         }
         let parameters = self.initial(scheme, settings, &maxima)?;
         Ok((target, parameters))

@@ -20,7 +20,7 @@ const LENGTH: usize = 16;
 
 /// A random block some of whose channels are much larger than the others, at the inputs of q, k and v and of gate and up by their
 /// norms and at that of down by rows of up, and 9 sequences.
-fn outliers(length: usize) -> (ModelSpec, BlockParams, Array2<f32>) {
+pub(crate) fn outliers(length: usize) -> (ModelSpec, BlockParams, Array2<f32>) {
     let spec = model_spec(&json!({
         "architectures": ["Qwen2ForCausalLM"], "model_type": "tiny", "hidden_size": 48, "intermediate_size": 80,
         "num_hidden_layers": 1, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8,
