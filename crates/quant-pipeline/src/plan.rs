@@ -220,7 +220,8 @@ impl Plan {
     #[must_use]
     pub fn block_plan<'p>(&'p self, index: usize) -> Option<BlockPlan<'p>> {
         let scheme = self.scheme.blocks.get(index).filter(|_| self.learned.get(index) == Some(&true))?;
-        Some(BlockPlan { spec: &self.spec, index, scheme, kv: self.scheme.kv })
+        let cache_only = self.scheme.linears().all(|(_, _, scheme)| scheme.is_float());
+        Some(BlockPlan { spec: &self.spec, index, scheme, kv: self.scheme.kv, cache_only })
     }
 
     /// What a block consists of, with the edges along which scales can still move.
@@ -350,9 +351,10 @@ fn plan_learned(
     let mut learned = vec![false; spec.layers];
     let Some(learner) = recipe.learner() else { return Ok(learned) };
     let as_asked = *kv;
+    let cache_only = blocks.iter().flat_map(BTreeMap::values).all(|linear| linear.scheme.is_float());
     for (index, block) in blocks.iter_mut().enumerate() {
         let scheme = block.iter().map(|(id, linear)| (*id, linear.scheme)).collect();
-        let block_plan = BlockPlan { spec, index, scheme: &scheme, kv: as_asked };
+        let block_plan = BlockPlan { spec, index, scheme: &scheme, kv: as_asked, cache_only };
         let Some(left) = learner.plan(&block_plan).map_err(RecipeError::from)? else { continue };
         learned[index] = true;
         if !left.online.is_empty() {

@@ -13,7 +13,7 @@ use crate::{
 };
 use ndarray::{Array2, ArrayView2};
 use quant_core::codec::{decoded, encoded};
-use quant_core::{ActRule, AxisShape, Bits, ClipRatio, KvQuant, OnlineShape, Scheme, codec_of_fields};
+use quant_core::{ActRule, AxisShape, Bits, ClipRatio, KvQuant, OnlineShape, codec_of_fields};
 use quant_graph::{
     BlockParams, Clipping, EffectiveWeight, EffectiveWeights, InputScheme, LinearWeight, OnlineScheme, Site,
     Spot, WeightScheme,
@@ -30,8 +30,6 @@ const ATTEMPTS: usize = 1 + SLOWER + 1;
 pub(super) struct FlatLearner {
     pub(super) settings: FlatSettings,
     pub(super) inputs: Stream,
-    /// Of the section.
-    pub(super) scheme: Scheme,
     /// Of the section, for errors.
     pub(super) path: String,
 }
@@ -98,8 +96,8 @@ impl FlatLearner {
             );
             return Err(self.conflict("", problem));
         }
-        let of_linears = self.scheme.weights.is_some() || self.scheme.activations.is_some();
-        if (first.is_float() && of_linears) || (first.is_float() && block.kv.is_none()) {
+        // One that is left alone where others are quantised.
+        if first.is_float() && !(block.cache_only && block.kv.is_some()) {
             return Ok(None);
         }
         let bits = first.weight.map(|weight| self.weight_bits(weight)).transpose()?;

@@ -26,7 +26,11 @@ pub static METHOD: Method = Method {
     kind: MethodKind::Both,
     build,
     fields: &[
-        SCHEME,
+        Field {
+            default: "null",
+            help: "bits of weights, activations and cache, W4A4KV4; left out, FlatQuant only learns, for the rounding after it",
+            ..SCHEME
+        },
         key(
             "variant",
             FieldKind::Choice(&["stable", "exact"]),
@@ -103,24 +107,23 @@ fn build(settings: &Settings) -> Result<Modifier, SettingsError> {
     };
     let quantised = settings.text("inputs")? == "quantised";
     let inputs = if quantised { Stream::Deployed } else { Stream::Float };
+    let learner = FlatLearner { settings: flat, inputs, path: settings.path().to_owned() };
+    let modifier = Modifier { learner: Some(Arc::new(learner)), ..Modifier::default() };
+    if settings.given("scheme").is_none() {
+        if settings.given("weights").is_some() {
+            let (path, problem) = (
+                format!("{}.weights", settings.path()),
+                "without a scheme FlatQuant only learns; give a scheme, or drop it and write the rounding after it",
+            );
+            return Err(SettingsError::Conflict { path, problem: problem.into() });
+        }
+        return Ok(modifier);
+    }
     let with = if settings.text("weights")? == "gptq" { &gptq::METHOD } else { &rtn::METHOD };
     let section = json!({ "scheme": settings.text("scheme")? });
-    let Some(rounding) = (with.build)(&Settings::new(settings.path(), section, with.fields)?)?.rounding
-    else {
-        let problem = format!("{} rounds nothing", with.id);
-        return Err(SettingsError::Conflict { path: settings.path().to_owned(), problem });
-    };
-    let scheme = rounding.weights().scheme;
-    Ok(Modifier {
-        learner: Some(Arc::new(FlatLearner {
-            settings: flat,
-            inputs,
-            scheme,
-            path: settings.path().to_owned(),
-        })),
-        rounding: Some(Arc::new(Rounds { rounding })),
-        ..Modifier::default()
-    })
+    let rounding = (with.build)(&Settings::new(settings.path(), section, with.fields)?)?.rounding;
+    let rounding = rounding.map(|rounding| Arc::new(Rounds { rounding }) as Arc<dyn Rounding>);
+    Ok(Modifier { rounding, ..modifier })
 }
 
 /// The rounding behind the transforms, with the keys of this method.

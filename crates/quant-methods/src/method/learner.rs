@@ -22,6 +22,8 @@ pub struct BlockPlan<'a> {
     pub scheme: &'a BTreeMap<LinearId, LinearScheme>,
     /// Storage of its cache.
     pub kv: Option<KvScheme>,
+    /// Whether no linear of the model is quantised.
+    pub cache_only: bool,
 }
 
 /// What a learner leaves in a block besides float weights.

@@ -50,6 +50,11 @@ pub(super) fn parse_modifiers(value: Value, methods: &Methods) -> Result<Modifie
                 }
                 model = Some(whole);
             }
+            if transform.is_some() && learner.is_some() {
+                return Err(conflict(
+                    "nothing can rewrite a block between what is learned in it and its rounding",
+                ));
+            }
             if transform.is_some() && rounding.is_some() {
                 return Err(conflict("a transform must stand before the rounding it prepares"));
             }
