@@ -21,6 +21,7 @@ const CACHE: &str = "modifiers: [gptq: { scheme: W8A8KV4, true_sequential: false
                      activations: { in_calibration: true }\nkv_cache: { before_rope: true, pre_bias: true }";
 
 const ROTATED: &str = "modifiers: [quarot: { rotations: [r1, r2], cross_head: off }, rtn: { scheme: W8A8 }]";
+const FLATQUANT: &str = "modifiers: [flatquant: { scheme: W4A4KV4, epochs: 1, batch_size: 2 }]";
 const QUAROT: &str = "modifiers: [quarot: {}, gptq: { scheme: W4A8 }]";
 
 const TABLES: &str = "modifiers: [rtn: { scheme: W4A16g128 }]
@@ -128,6 +129,7 @@ fn the_peak_is_the_predicted_one() {
         (QRONOS, 2, (4, 1024)),
         (ROTATED, 1, (2, 512)),
         (QUAROT, 2, (4, 1024)),
+        (FLATQUANT, 2, (4, 512)),
         (AWQ, 1, (8, 128)),
         (AWQ, 2, (4, 1024)),
         (AWQ_ALL, 2, (2, 512)),

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use tempfile::tempdir;
 
 /// A recipe of every method, of every way through a block and of every kind of cache, by name.
-const RECIPES: [(&str, &str); 13] = [
+const RECIPES: [(&str, &str); 14] = [
     ("gptq", "[gptq: { scheme: W4A16g32, actorder: dynamic, symmetric: false, convention: q-asym }]"),
     (
         "smoothquant, gptq at once",
@@ -55,6 +55,7 @@ const RECIPES: [(&str, &str); 13] = [
         "[gptq: { scheme: W4A16g32 }]\noverrides: { lm_head: { scheme: W8A16 }, model.embed_tokens: { rtn: { scheme: W8A16 } } }",
     ),
     ("quarot, gptq", "[quarot: { seed: 3 }, gptq: { scheme: W4A4KV4 }]"),
+    ("flatquant", "[flatquant: { scheme: W4A4KV4, epochs: 2, batch_size: 1 }]"),
     ("billm", "[billm: { block_size: 64 }]"),
     ("slim-llm", "[slim-llm: { scheme: W2A16g32 }]"),
 ];
@@ -224,7 +225,7 @@ fn whatever_the_operation_at_which_a_job_ends() {
 }
 
 /// Kills in the loop below; the long form is `cargo xtask survive`, which sets another number and prints the table.
-const KILLS: usize = 13;
+const KILLS: usize = RECIPES.len();
 
 /// Numbers that look random (a linear congruence, as in Knuth's MMIX).
 struct Dice(u64);

@@ -26,8 +26,6 @@ const HEAP: u64 = 32 << 20;
 pub(crate) const THREAD: u64 = 320 << 10;
 /// Rows of a weight that a thread measures at a time.
 const MEASURED_ROWS: u64 = crate::run::MEASURED_ROWS as u64;
-/// Tapes of a training step that are kept beside each other; those of more are made again.
-pub(crate) const TAPES: usize = 2 << 30;
 /// A measured peak is at most this many hundredths of the predicted one.
 const TOLERANCE: u64 = 15;
 /// Bytes of an f32.
@@ -147,7 +145,7 @@ pub fn predict(plan: &Plan, lengths: &[usize], text_bytes: u64, threads: usize) 
         let mut lengths: Vec<usize> = layout.lengths().collect();
         lengths.sort_unstable_by(|a, b| b.cmp(a));
         lengths.truncate(batch);
-        let step = training_memory::<f32>(&plan.spec, &lengths, Some(TAPES));
+        let step = training_memory::<f32>(&plan.spec, &lengths, Some(crate::run::TAPES));
         let inside = |index| Some(learner.workspace(&plan.block_plan(index)?, tokens, lengths.iter().sum()));
         let inside: u64 = (0..plan.spec.layers).filter_map(inside).max().unwrap_or(0);
         phases.push(PhaseMemory {

@@ -41,6 +41,18 @@ pub static PRESETS: &[&Preset] = &[
     &Preset { name: "w4a16g128-gptaq", text: include_str!("../recipes/w4a16g128-gptaq.yaml") },
     &Preset { name: "w4a16g32", text: include_str!("../recipes/w4a16g32.yaml") },
     &Preset {
+        name: "w4a4kv4-flatquant-official-research",
+        text: include_str!("../recipes/w4a4kv4-flatquant-official-research.yaml"),
+    },
+    &Preset {
+        name: "w4a4kv4-flatquant-qrm-research",
+        text: include_str!("../recipes/w4a4kv4-flatquant-qrm-research.yaml"),
+    },
+    &Preset {
+        name: "w4a4kv4-flatquant-research",
+        text: include_str!("../recipes/w4a4kv4-flatquant-research.yaml"),
+    },
+    &Preset {
         name: "w4a4kv4-quarot-research",
         text: include_str!("../recipes/w4a4kv4-quarot-research.yaml"),
     },

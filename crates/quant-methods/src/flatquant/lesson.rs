@@ -1,9 +1,9 @@
 //! FlatQuant in the blocks of a model: what each is trained for, repairs of trainings that went wrong, and what is deployed.
 
+use super::METHOD;
 use super::block::{FlatBlock, FlatReport, Sequences};
 use super::epochs::{Task, Training, alarms};
 use super::guard::Alarm;
-use super::method::METHOD;
 use super::parameters::FlatParameters;
 use super::scheme::{FlatScheme, FlatShape, Matrix};
 use super::settings::{FlatSettings, FlatVariant};

@@ -1,96 +1,18 @@
-//! FlatQuant as a modifier of a recipe: its keys, and what it plans for a block.
+//! FlatQuant as a modifier of a recipe, and the rounding behind it.
 
+use super::METHOD;
 use super::lesson::FlatLearner;
 use super::settings::FlatSettings;
-use crate::rounding::SCHEME;
-use crate::settings::FieldKind;
 use crate::{
-    Field, Method, MethodKind, Modifier, PlannedRounding, Rounding, Settings, SettingsError, Stream,
-    WeightSettings, gptq, rtn,
+    Method, Modifier, PlannedRounding, Rounding, Settings, SettingsError, Stream, WeightSettings, gptq, rtn,
 };
 use quant_core::{CoreError, FloatType};
 use quant_graph::WeightSpec;
 use serde_json::json;
 use std::sync::Arc;
 
-/// A key that concerns whole blocks.
-const fn key(name: &'static str, kind: FieldKind, default: &'static str, help: &'static str) -> Field {
-    Field { name, kind, default, help, run_wide: true }
-}
-
-/// Registry line.
-pub static METHOD: Method = Method {
-    id: "flatquant",
-    summary: "learns in every block the transforms behind which weights, activations and cache need few bits",
-    source: "arXiv 2410.09426",
-    kind: MethodKind::Both,
-    build,
-    fields: &[
-        Field {
-            default: "null",
-            help: "bits of weights, activations and cache, W4A4KV4; left out, FlatQuant only learns, for the rounding after it",
-            ..SCHEME
-        },
-        key(
-            "variant",
-            FieldKind::Choice(&["stable", "exact"]),
-            "\"stable\"",
-            "stable keeps the best parameters, repairs trainings that go wrong and says so; exact keeps the last, as published",
-        ),
-        key(
-            "parametrisation",
-            FieldKind::Choice(&["inverse", "svd"]),
-            "\"inverse\"",
-            "matrices free and inverted in f64, or as rotation, diagonal and rotation",
-        ),
-        key("epochs", FieldKind::Integer(0, 1000), "15", "passes over the calibration sequences"),
-        key(
-            "learning_rate",
-            FieldKind::Number(1e-7, 1.0),
-            "0.005",
-            "of matrices and factors of channels; clip ratios have ten times as much",
-        ),
-        key("batch_size", FieldKind::Integer(1, 1024), "4", "sequences of a step"),
-        key(
-            "seed",
-            FieldKind::Integer(0, u32::MAX as u64),
-            "0",
-            "of the random matrices that training begins with",
-        ),
-        key(
-            "inputs",
-            FieldKind::Choice(&["float", "quantised"]),
-            "\"float\"",
-            "what blocks are trained on: what the float model feeds them, or the quantised blocks before; what they aim at is the float \
-             model's output either way",
-        ),
-        key(
-            "weights",
-            FieldKind::Choice(&["rtn", "gptq"]),
-            "\"rtn\"",
-            "what rounds the weights behind the transforms",
-        ),
-        key(
-            "share_inputs",
-            FieldKind::Bool,
-            "true",
-            "one quantiser of the input of q, k and v, and of gate and up; loaders that multiply them as one matrix need it",
-        ),
-        key("lwc", FieldKind::Bool, "true", "learn how the rows of weights are clipped"),
-        key("lac", FieldKind::Bool, "true", "learn how activations and cache are clipped"),
-        key("diag", FieldKind::Bool, "true", "learn factors of channels"),
-        key(
-            "diag_alpha",
-            FieldKind::Number(0.0, 1.0),
-            "0.3",
-            "exponent of activations in the factors that training begins with",
-        ),
-        key("warmup", FieldKind::Bool, "false", "let the learning rate rise over the first 16 steps"),
-    ],
-    tier: 1,
-};
-
-fn build(settings: &Settings) -> Result<Modifier, SettingsError> {
+/// The modifier of a section.
+pub(super) fn build(settings: &Settings) -> Result<Modifier, SettingsError> {
     let flat = FlatSettings {
         variant: settings.word("variant")?.unwrap_or_default(),
         parametrisation: settings.word("parametrisation")?.unwrap_or(FlatSettings::default().parametrisation),

@@ -7,12 +7,14 @@ use super::stream::ActivationStream;
 use super::{Run, add_seconds};
 use crate::PipelineError;
 use crate::events::{Event, Events};
-use crate::memory::TAPES;
 use crate::report::BlockLesson;
 use quant_graph::{BlockParams, BoxError, EffectiveWeights};
 use quant_methods::{Diary, Lesson, MethodError, Stream};
 use quant_model::BlockTrainer;
 use std::time::Instant;
+
+/// Tapes of a training step that are kept beside each other; those of more are made again.
+pub(crate) const TAPES: usize = 2 << 30;
 
 /// The diary of a training: what the person sees of it and what survives a break.
 struct RunDiary<'r> {

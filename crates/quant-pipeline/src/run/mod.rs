@@ -23,6 +23,7 @@ mod state;
 mod stats;
 mod stream;
 
+pub(crate) use learn::TAPES;
 pub(crate) use measure::TILE as MEASURED_ROWS;
 pub use memory_sink::MemorySink;
 pub use sink::{BlockSink, Keeper};

@@ -1,0 +1,82 @@
+//! FlatQuant from recipe to folder: what a folder computes when it is read back, and what the person is told.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use common::{
+    SMALL, copy_of_model, few_windows, ptq, quantize, quantize_in_memory, refused, text, write_tokens,
+};
+use ptq::eval::{EvalOptions, evaluate};
+use ptq::kernels::Compute;
+use ptq::pipeline::{Scored, with_threads};
+use tempfile::tempdir;
+
+#[test]
+fn a_folder_computes_what_was_measured() {
+    let work = tempdir().unwrap();
+    let (model, output) = (copy_of_model(work.path()), work.path().join("out"));
+    let text_of = "version: 1\nmodifiers: [flatquant: { scheme: W4A4KV4, epochs: 2, batch_size: 2, share_inputs: false }]\n";
+    let recipe = work.path().join("recipe.yaml");
+    std::fs::write(&recipe, text_of).unwrap();
+    let rows = few_windows(5, 64);
+    let ids: Vec<Vec<i64>> =
+        rows.sequences.iter().map(|row| row.iter().map(|&t| t.into()).collect()).collect();
+    let data = write_tokens(&work.path().join("rows.safetensors"), &ids, 64);
+    let report = quantize(&model, text(&recipe), &output, &["--calibration", &data, "--json"]);
+    let report = report.expect(0, &[]).json();
+    let lessons = report["run"]["lessons"].as_array().unwrap();
+    assert_eq!(lessons.len(), 6);
+    for (block, lesson) in lessons.iter().enumerate() {
+        assert_eq!(
+            (lesson["block"].as_u64(), lesson["losses"].as_array().unwrap().len()),
+            (Some(block as u64), 4)
+        );
+        assert!(lesson["after"].as_f64() <= lesson["before"].as_f64(), "{lesson}");
+    }
+    let warnings = report["warnings"].to_string();
+    assert!(
+        warnings.contains("1 calibration sequences at the end") && warnings.contains("not applied there"),
+        "{warnings}"
+    );
+    let card = std::fs::read_to_string(output.join("README.md")).unwrap();
+    assert!(card.contains("flatquant (stable, 2 epochs at 0.005, seed 0)"), "{card}");
+    let told = std::fs::read_to_string(output.join("quantization_report.json")).unwrap();
+    assert!(told.contains("\"lessons\""), "{told}");
+
+    let read = ptq(&["eval", "--model", text(&output), "--tokens", &data, "--json"]).expect(0, &[]).json();
+    let (in_memory, _) = quantize_in_memory(&model, text_of, Some(&rows), 2);
+    let expected = with_threads(2, |par| {
+        let mut scored = Scored::new(in_memory, Compute::F32, par);
+        evaluate(&mut scored, &rows.sequences, EvalOptions::default()).unwrap().perplexity.unwrap()
+    });
+    let (expected, found) = (expected.unwrap(), read["perplexity"].as_f64().unwrap());
+    assert!((found / expected - 1.0).abs() < 1e-6, "{found} from the folder, {expected} in memory");
+}
+
+#[test]
+fn what_cannot_be_trained_is_refused() {
+    let work = tempdir().unwrap();
+    let model = copy_of_model(work.path());
+    for (name, recipe, more, code, words) in [
+        ("few", "[flatquant: { scheme: W4A4, batch_size: 1000 }]", SMALL, 4, &["make no batch of 1000"][..]),
+        (
+            "none",
+            "[flatquant: { scheme: W4A4 }]",
+            &[][..],
+            2,
+            &["--calibration", "trains on the inputs of the blocks"],
+        ),
+        (
+            "format",
+            "[flatquant: { scheme: W8A8 }]\nexport: { format: vllm-ascend }",
+            SMALL,
+            3,
+            &["transform", "dequantized"],
+        ),
+    ] {
+        let file = work.path().join(format!("{name}.yaml"));
+        std::fs::write(&file, format!("version: 1\nmodifiers: {recipe}\n")).unwrap();
+        refused(&model, text(&file), more, code, words);
+    }
+}
