@@ -86,7 +86,7 @@ pub mod views;
 pub use ndarray;
 
 pub use activation::{silu_mul, silu_mul_backward};
-pub use arch::{IntegerLevel, Level, return_freed_memory};
+pub use arch::{IntegerLevel, Level, integer_peak_operations, return_freed_memory};
 pub use blocks::mix_blocks_in_place;
 pub use cholesky::cholesky_lower_in_place;
 pub use compute::{Compute, UnknownCompute};

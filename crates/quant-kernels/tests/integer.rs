@@ -1,5 +1,7 @@
 //! Products of bytes: every level this machine has, against sums in plain loops.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use ndarray::{Array2, ArrayView2, s};
 use quant_core::operators::MAX_DEPTH;
 use quant_kernels::{IntegerLevel, IntegerWeight, Par};

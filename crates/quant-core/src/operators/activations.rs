@@ -116,11 +116,18 @@ impl TokenParams {
     #[inline(always)]
     pub fn code(&self, x: f32) -> i8 {
         let quotient = if self.divide { x / self.factor } else { x * self.factor };
-        // Clipping a rounded number to whole ends is rounding a clipped one. A NaN becomes the lower end: its token's scale tells.
-        let level = (quotient.round_ties_even() + self.zero as f32).max(self.low).min(self.high);
-        // The integer stands in the low bits of the mantissa; a saturating cast would keep a loop scalar.
-        (level + 12_582_912.0).to_bits() as i8
+        // Clipping a rounded number to whole ends is rounding a clipped one.
+        code_within(quotient.round_ties_even() + self.zero as f32, self.low, self.high)
     }
+}
+
+/// A whole number held between whole ends, as a code. A NaN becomes the lower end: its token's scale tells of it.
+#[inline(always)]
+fn code_within(level: f32, low: f32, high: f32) -> i8 {
+    let level = if level > low { level } else { low };
+    let level = if level < high { level } else { high };
+    // The integer stands in the low bits of the mantissa; a saturating cast would keep a loop scalar.
+    (level + 12_582_912.0).to_bits() as i8
 }
 
 impl DynamicNumerics {
@@ -243,8 +250,7 @@ impl StaticNumerics {
         for (x, mut codes) in x.rows().into_iter().zip(codes.rows_mut()) {
             for (code, &x) in codes.iter_mut().zip(x) {
                 let quotient = if divide { x / factor } else { x * factor };
-                let level = (quotient + zero).round_ties_even().max(low).min(high);
-                *code = (level + 12_582_912.0).to_bits() as i8;
+                *code = code_within((quotient + zero).round_ties_even(), low, high);
             }
         }
     }

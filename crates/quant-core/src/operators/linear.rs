@@ -4,7 +4,7 @@ use half::{bf16, f16};
 use ndarray::{Array1, Array2, ArrayViewMut2, Axis};
 
 use super::check_depth;
-use crate::CoreError;
+use crate::{CoreError, QuantizedMatrix};
 
 /// What is added to the outputs of a linear.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,6 +50,36 @@ impl IntegerLinear {
             }
         }
         Ok(Self { codes, scales, bias })
+    }
+
+    /// From a weight with one scale for each output and the zero level in the middle: codes are `level − zero`.
+    ///
+    /// # Errors
+    /// [`CoreError::Shape`] for groups of columns, or a zero level that leaves a code outside of 8 bits.
+    pub fn from_matrix(matrix: &QuantizedMatrix, bias: Bias) -> Result<Self, CoreError> {
+        if matrix.scales().ncols() != 1 {
+            return Err(CoreError::Shape {
+                what: "scales of a weight for integer products (round it with Groups::Channel)",
+                expected: "1 for each output".to_owned(),
+                found: matrix.scales().ncols().to_string(),
+            });
+        }
+        let zeros = matrix.zeros().column(0);
+        let code = |(i, j): (usize, usize)| f32::from(matrix.levels()[(i, j)]) - zeros[i];
+        let (rows, columns) = matrix.levels().dim();
+        let mut codes = Array2::zeros((rows, columns));
+        for (at, into) in codes.indexed_iter_mut() {
+            let code = code(at);
+            if !(-128.0..=127.0).contains(&code) || code.fract() != 0.0 {
+                return Err(CoreError::Shape {
+                    what: "codes of a weight for integer products (round it with a symmetric grid)",
+                    expected: "whole numbers in -128..=127".to_owned(),
+                    found: format!("{code} at row {}, column {}", at.0, at.1),
+                });
+            }
+            *into = code as i8;
+        }
+        Self::new(codes, matrix.scales().column(0).to_owned(), bias)
     }
 
     /// The same with scales cut to what the fix-pipe of Ascend multiplies f16 outputs with ([`fp19`]).
@@ -215,6 +245,30 @@ mod tests {
         }
         // A token of zeros leaves the bias.
         assert!((folded[(1, 0)] - 0.25).abs() < 1e-6 && (folded[(1, 1)] + 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn rounded_weights_are_what_they_stand_for() {
+        use crate::matrix::round_matrix;
+        use crate::{Grid, Groups};
+        let weight = Array2::from_shape_fn((5, 24), |(i, j)| ((i * 31 + j * 17) % 29) as f32 * 0.1 - 1.4);
+        for grid in [Grid::int8_sym(), Grid::int4_sym()] {
+            let rounded = round_matrix(&grid, None, Groups::Channel, weight.view()).unwrap();
+            let linear = IntegerLinear::from_matrix(&rounded, Bias::None).unwrap();
+            let scales = linear.scales().view().insert_axis(Axis(1));
+            assert_eq!(linear.codes().mapv(f32::from) * scales, rounded.dequantize());
+        }
+        let groups = round_matrix(&Grid::int8_sym(), None, Groups::Size(8), weight.view()).unwrap();
+        assert!(IntegerLinear::from_matrix(&groups, Bias::None).unwrap_err().to_string().contains("found 3"));
+        let far = weight.mapv(|w| w + 1.4);
+        let asymmetric = Grid { bits: crate::Bits::new(8).unwrap(), ..Grid::int4_asym() };
+        let asymmetric = round_matrix(&asymmetric, None, Groups::Channel, far.view()).unwrap();
+        assert!(
+            IntegerLinear::from_matrix(&asymmetric, Bias::None)
+                .unwrap_err()
+                .to_string()
+                .contains("symmetric")
+        );
     }
 
     #[test]

@@ -94,15 +94,17 @@ pub(crate) fn integer_product(
     unsafe { run(&sink, a, b, par) };
 }
 
-/// Has `finish` make every element of `dst` out of the sums of `a b`, in any order and from several threads: it is given row, first
-/// column, adjacent sums of that row and the place of as many results. Shapes were checked by the caller; the columns of `dst` are
+/// Makes results of type `T` out of sums: row, first column, adjacent sums of that row, and the place of as many results.
+pub(crate) type FinishRow<'a, T> = dyn Fn(usize, usize, &[i32], &mut [T]) + Sync + 'a;
+
+/// Has `finish` make every element of `dst` out of the sums of `a b`, in any order and from several threads. Shapes were checked by the caller; the columns of `dst` are
 /// adjacent.
 pub(crate) fn integer_through<T: Copy + Send>(
     mut dst: ArrayViewMut2<'_, T>,
     a: ArrayView2<'_, i8>,
     b: &PackedInteger,
     par: Par,
-    finish: &(dyn Fn(usize, usize, &[i32], &mut [T]) + Sync),
+    finish: &FinishRow<'_, T>,
 ) {
     assert!(has_adjacent_columns(&dst), "results need adjacent columns");
     assert_eq!(dst.dim(), (a.nrows(), b.cols), "a result for every sum");
@@ -174,4 +176,48 @@ unsafe fn run(sink: &impl IntegerSink, a: ArrayView2<'_, i8>, b: &PackedInteger,
     }
     assert_eq!(a.ncols(), b.depth, "the depths of both operands");
     dispatch(b.level, Run { sink, a: Source::new(&a), b: Columns::Packed(&b.packed), par });
+}
+
+/// Multiplies and adds bytes in registers, `steps` times in each of several independent chains, and gives the operations done (a
+/// product and its addition are two): whoever times it has the peak of a core. Absent where the level has no instruction that does
+/// both.
+///
+/// ```
+/// use quant_kernels::{IntegerLevel, integer_peak_operations};
+///
+/// let start = std::time::Instant::now();
+/// if let Some(operations) = integer_peak_operations(IntegerLevel::detect(), 100_000) {
+///     println!("{:.0} GOP/s", operations as f64 / start.elapsed().as_secs_f64() / 1e9);
+/// }
+/// ```
+#[must_use]
+pub fn integer_peak_operations(level: IntegerLevel, steps: usize) -> Option<u64> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        super::x86::peak_operations(level, steps)
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = (level, steps);
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{IntegerLevel, integer_peak_operations};
+
+    #[test]
+    fn only_levels_that_multiply_and_add_have_a_peak() {
+        for (name, level) in IntegerLevel::every() {
+            let Some(level) = level else { continue };
+            // Sixteen chains of registers of 64 or 32 bytes.
+            let want = match name {
+                "avx512_vnni" => Some(2 * 64 * 16 * 3),
+                "avx_vnni" => Some(2 * 32 * 16 * 3),
+                _ => None,
+            };
+            assert_eq!(integer_peak_operations(level, 3), want, "{name}");
+        }
+    }
 }

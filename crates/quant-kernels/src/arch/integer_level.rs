@@ -75,22 +75,6 @@ impl IntegerLevel {
         self.0.name()
     }
 
-    /// Multiplies and adds bytes in registers, `steps` times in each of several independent chains, and gives the operations done
-    /// (a product and its addition are two): whoever times it has the peak of a core. Absent where the level has no instruction that
-    /// does both.
-    #[must_use]
-    pub fn peak_operations(self, steps: usize) -> Option<u64> {
-        #[cfg(target_arch = "x86_64")]
-        {
-            super::x86::peak_operations(self, steps)
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        {
-            let _ = steps;
-            None
-        }
-    }
-
     pub(super) fn kind(self) -> IntegerSet {
         self.0
     }
@@ -113,9 +97,6 @@ mod tests {
         assert_eq!(every.iter().filter_map(|(_, level)| *level).next_back(), Some(IntegerLevel::detect()));
         for (name, level) in every {
             assert!(level.is_none_or(|level| level.name() == name));
-            // Sixteen chains of registers of 64 or 32 bytes.
-            let operations = level.and_then(|level| level.peak_operations(3));
-            assert!(operations.is_none_or(|done| name.ends_with("vnni") && done % (3 * 16 * 64) == 0));
         }
     }
 }

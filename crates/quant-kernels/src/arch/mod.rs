@@ -42,7 +42,8 @@ pub(crate) use dispatch::{
 };
 pub(crate) use hadamard::Butterflies;
 pub use heap::return_freed_memory;
-pub(crate) use integer::{PackedInteger, integer_product, integer_through, pack_integer};
+pub use integer::integer_peak_operations;
+pub(crate) use integer::{FinishRow, PackedInteger, integer_product, integer_through, pack_integer};
 pub use integer_level::IntegerLevel;
 pub(crate) use kernel::WIDTH;
 pub use level::Level;

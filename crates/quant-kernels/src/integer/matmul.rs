@@ -96,7 +96,7 @@ impl PreparedMatmul for Prepared {
                 }
             }),
             Output::F16(out) => {
-                self.run(x, out, par, &|values, out: &mut [f16]| out.convert_from_f32_slice(values))
+                self.run(x, out, par, &|values, out: &mut [f16]| out.convert_from_f32_slice(values));
             }
             Output::Codes { codes, offset } => self.run(x, codes, par, &|values, out| {
                 for (out, &value) in out.iter_mut().zip(values) {

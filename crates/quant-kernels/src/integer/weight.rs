@@ -89,14 +89,14 @@ impl IntegerWeight {
         arch::integer_product(dst, x, &self.packed, par);
     }
 
-    /// Has `finish` make the elements of `dst` `[tokens, out]` out of the sums of `x W^T`, as they come: it is given token, first
-    /// output, adjacent sums, and the place of as many results. Shapes were checked by the caller.
+    /// Has `finish` make the elements of `dst` `[tokens, out]` out of the sums of `x W^T`, as they come. Shapes were checked by the
+    /// caller, and the columns of `dst` are adjacent.
     pub(crate) fn finish_into<T: Copy + Send>(
         &self,
         x: ArrayView2<'_, i8>,
         dst: ArrayViewMut2<'_, T>,
         par: Par,
-        finish: &(dyn Fn(usize, usize, &[i32], &mut [T]) + Sync),
+        finish: &arch::FinishRow<'_, T>,
     ) {
         arch::integer_through(dst, x, &self.packed, par, finish);
     }
