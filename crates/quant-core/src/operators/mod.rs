@@ -19,7 +19,7 @@
 //! let x = Reference.quantize(&numerics, array![[0.5_f32, -1.0, 0.25]].view(), Par::Seq);
 //! assert_eq!(x.codes, array![[64, -127, 32]]);
 //! let linear = IntegerLinear::new(array![[2, 0, 0], [0, 1, 0]], array![0.5, 1.0], Bias::Float(array![0.0, 3.0]))?;
-//! let mut y = Array2::zeros((1, 2));
+//! let mut y = Array2::<f32>::zeros((1, 2));
 //! Reference.prepare(&linear, Par::Seq)?.forward(&x, y.view_mut().into(), Par::Seq)?;
 //! assert!((y[(0, 0)] - 0.5_f32).abs() < 0.01 && (y[(0, 1)] - 2.0).abs() < 0.01);
 //! # Ok::<(), quant_core::CoreError>(())
