@@ -1,8 +1,7 @@
 //! The operators of integer execution on the CPU.
 
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 use quant_core::CoreError;
 use quant_core::operators::{
     DynamicNumerics, DynamicQuant, IntegerLinear, Output, PreparedMatmul, QuantMatmul, QuantizedActivations,
@@ -65,7 +64,7 @@ impl QuantMatmul for Cpu {
             scales: linear.scales().to_vec(),
             integers: channels.clone().map(|(_, integer, _)| integer).collect(),
             floats: channels.map(|(_, _, float)| float).collect(),
-            row_sums: linear.row_sums(),
+            row_sums: linear.row_sums().to_vec(),
         }))
     }
 }
@@ -77,7 +76,7 @@ struct Prepared {
     scales: Vec<f32>,
     integers: Vec<i32>,
     floats: Vec<f32>,
-    row_sums: Array1<i32>,
+    row_sums: Vec<i32>,
 }
 
 impl PreparedMatmul for Prepared {
@@ -88,21 +87,36 @@ impl PreparedMatmul for Prepared {
     fn forward(&self, x: &QuantizedActivations, out: Output<'_>, par: Par) -> Result<(), CoreError> {
         x.check()?;
         check_operands(self.shape(), x.codes.dim(), out.dim())?;
+        // Closures that are inlined into vectorised code.
         match out {
-            Output::F32(out) => self.run(x, out, par, &|values, out| out.copy_from_slice(values)),
-            Output::Bf16(out) => self.run(x, out, par, &|values, out| {
-                for (out, &value) in out.iter_mut().zip(values) {
-                    *out = bf16::from_bits(crate::bf16::bits(value) as u16);
-                }
-            }),
-            Output::F16(out) => {
-                self.run(x, out, par, &|values, out: &mut [f16]| out.convert_from_f32_slice(values));
-            }
-            Output::Codes { codes, offset } => self.run(x, codes, par, &|values, out| {
-                for (out, &value) in out.iter_mut().zip(values) {
-                    *out = requantize(value, offset);
-                }
-            }),
+            Output::F32(out) => self.run(
+                x,
+                out,
+                par,
+                #[inline(always)]
+                |value| value,
+            ),
+            Output::Bf16(out) => self.run(
+                x,
+                out,
+                par,
+                #[inline(always)]
+                |value| bf16::from_bits(crate::bf16::bits(value) as u16),
+            ),
+            Output::F16(out) => self.run(
+                x,
+                out,
+                par,
+                #[inline(always)]
+                |value| f16::from_bits(crate::f16::bits(value)),
+            ),
+            Output::Codes { codes, offset } => self.run(
+                x,
+                codes,
+                par,
+                #[inline(always)]
+                |value| requantize(value, offset),
+            ),
             // The enum may grow; what it grows by is refused until there is code for it.
             other => {
                 return Err(CoreError::Shape {
@@ -131,17 +145,14 @@ impl PreparedMatmul for Prepared {
     }
 }
 
-/// Results that are finished together.
-const TOGETHER: usize = 32;
-
 impl Prepared {
-    /// Finishes sums in f32 and hands them to `convert`.
+    /// Finishes sums in f32 and makes results of them by `convert`.
     fn run<T: Copy + Default + Send>(
         &self,
         x: &QuantizedActivations,
         mut out: ArrayViewMut2<'_, T>,
         par: Par,
-        convert: &(dyn Fn(&[f32], &mut [T]) + Sync),
+        convert: impl Fn(f32) -> T + Copy + Sync,
     ) {
         if !arch::has_adjacent_columns(&out) {
             let mut rows = Array2::from_elem(out.dim(), T::default());
@@ -150,35 +161,22 @@ impl Prepared {
             return;
         }
         self.weight.finish_into(x.codes.view(), out, par, &|token, first, sums, out| {
+            let outputs = first..first + sums.len();
+            let (scales, floats) = (&self.scales[outputs.clone()], &self.floats[outputs.clone()]);
+            let (integers, row_sums) = (&self.integers[outputs.clone()], &self.row_sums[outputs]);
             let (scale, zero) = x.params(token);
-            for (at, (sums, out)) in sums.chunks(TOGETHER).zip(out.chunks_mut(TOGETHER)).enumerate() {
-                let outputs = first + at * TOGETHER..first + at * TOGETHER + sums.len();
-                let mut values = [0.0; TOGETHER];
-                let values = &mut values[..sums.len()];
-                vectorized(
-                    #[inline(always)]
-                    || self.finish(sums, outputs, scale, zero, values),
-                );
-                convert(values, out);
-            }
+            vectorized(
+                #[inline(always)]
+                || {
+                    let parameters = integers.iter().zip(row_sums).zip(scales).zip(floats);
+                    for ((out, &sum), (((integer, row_sum), &channel), &float)) in
+                        out.iter_mut().zip(sums).zip(parameters)
+                    {
+                        let integer = integer.wrapping_sub(zero.wrapping_mul(*row_sum));
+                        *out = convert(finish(sum, integer, channel, scale, float));
+                    }
+                },
+            );
         });
-    }
-
-    #[inline(always)]
-    fn finish(
-        &self,
-        sums: &[i32],
-        outputs: std::ops::Range<usize>,
-        scale: f32,
-        zero: i32,
-        values: &mut [f32],
-    ) {
-        let (scales, floats) = (&self.scales[outputs.clone()], &self.floats[outputs.clone()]);
-        let integers = &self.integers[outputs.clone()];
-        let Some(row_sums) = self.row_sums.as_slice().and_then(|sums| sums.get(outputs)) else { return };
-        for j in 0..values.len().min(sums.len()).min(row_sums.len()) {
-            let integer = integers[j].wrapping_sub(zero.wrapping_mul(row_sums[j]));
-            values[j] = finish(sums[j], integer, scales[j], scale, floats[j]);
-        }
     }
 }
