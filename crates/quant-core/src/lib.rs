@@ -37,6 +37,7 @@
 //! | binary codes with a residual for salient columns | [`binary`] |
 //! | activations, per token or static | [`activation`], [`observer`] |
 //! | what activations are multiplied by before they are quantised | [`online`] |
+//! | integer execution: activations as codes, products of codes | [`operators`] |
 //! | the KV cache, per token and head or per channel | [`cache`] |
 //! | largest values and ranges per channel | [`range`] |
 //! | `W4A16g128` and friends | [`scheme`] |
@@ -60,6 +61,7 @@ mod foreign;
 pub mod matrix;
 pub mod observer;
 pub mod online;
+pub mod operators;
 pub mod packing;
 mod par;
 pub mod range;

@@ -20,13 +20,19 @@ pub fn silu_mul<T: Element>(mut gate: ArrayViewMut2<'_, T>, up: ArrayView2<'_, T
                 with_row_mut(gate, &mut gate_scratch, |gate| {
                     with_row(up, &mut up_scratch, |up| {
                         for (g, &u) in gate.iter_mut().zip(up) {
-                            *g = *g / (T::one() + (-*g).exp_element()) * u;
+                            *g = silu_times(*g, u);
                         }
                     });
                 });
             }
         },
     );
+}
+
+/// `silu(gate) * up` of one element.
+#[inline(always)]
+pub(crate) fn silu_times<T: Element>(gate: T, up: T) -> T {
+    gate / (T::one() + (-gate).exp_element()) * up
 }
 
 /// The backward of [`silu_mul`]: `gate`, `up` and `grad` are `[tokens, features]`, `grad` the gradient of the loss with

@@ -20,6 +20,19 @@ pub(crate) fn round_f32(x: f32) -> f32 {
     if x.is_nan() { x } else { limited }
 }
 
+/// Bits of `x` rounded to f16. A NaN keeps its sign and becomes quiet.
+#[inline(always)]
+pub(crate) fn bits(x: f32) -> u16 {
+    let rounded = round_f32(x);
+    let (bits, sign) = (rounded.to_bits(), (rounded.to_bits() >> 16) as u16 & 0x8000);
+    // Normal numbers: the exponents differ by 112. Subnormals are multiples of 2^-24, which stand in the low bits of 0.5 and more.
+    let normal = (bits >> 13).wrapping_sub(112 << 10) as u16 & 0x7fff;
+    let small = (rounded.abs() + 0.5).to_bits() as u16;
+    let finite = if rounded.abs() < LEAST_NORMAL { small } else { normal };
+    let limited = if rounded.is_infinite() { 0x7c00 } else { finite };
+    sign | if rounded.is_nan() { 0x7e00 } else { limited }
+}
+
 /// `x` rounded to f16 in one step.
 #[inline(always)]
 pub(crate) fn round_f64(x: f64) -> f64 {
@@ -44,6 +57,11 @@ mod tests {
             let x = f32::from_bits(pattern);
             let want = half::f16::from_f32_const(x).to_f32();
             let (narrow, wide) = (round_f32(x), round_f64(f64::from(x)));
+            let half = half::f16::from_f32_const(x);
+            assert!(
+                bits(x) == half.to_bits() || (x.is_nan() && half::f16::from_bits(bits(x)).is_nan()),
+                "{x}"
+            );
             assert!(narrow.to_bits() == want.to_bits() || (x.is_nan() && narrow.is_nan()), "{x}: {narrow}");
             assert!(
                 wide.to_bits() == f64::from(want).to_bits() || (x.is_nan() && wide.is_nan()),

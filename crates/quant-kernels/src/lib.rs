@@ -6,7 +6,8 @@
 //! | what | functions |
 //! |---|---|
 //! | products | [`matmul_nt`], [`matmul_nn`], [`linear`], [`linear_into`] |
-//! | a weight used for many chunks of tokens | [`PreparedWeight`] |
+//! | a weight used for many chunks of tokens | [`PreparedWeight`], [`IntegerWeight`] for bytes |
+//! | integer execution ([`quant_core::operators`]) | [`Cpu`], [`quantize_tokens`], [`quantize_static`], [`rms_norm_quantize`], [`silu_mul_quantize`] |
 //! | Hessians | [`gram_lower`], [`cross_gram_lower`], [`mirror_lower`], [`cholesky_lower_in_place`] |
 //! | rotations | [`walsh_hadamard_rows`], [`mix_blocks_in_place`] |
 //! | row operations | [`rms_norm`], [`softmax_rows_causal`], [`CausalSoftmax`], [`silu_mul`], [`rope_in_place`] |
@@ -14,7 +15,7 @@
 //! | logits of a wide vocabulary, piece by piece | [`OnlineSoftmax`], [`OnlineDivergence`] |
 //! | independent tasks, parts of matrices | [`tasks`], [`views`] |
 //! | settings | [`Compute`] (which arithmetic), [`Par`] (how many threads) |
-//! | instruction sets | [`Level`], and [`vectorized`] for the loops of other crates |
+//! | instruction sets | [`Level`], [`IntegerLevel`], and [`vectorized`] for the loops of other crates |
 //!
 //! ```
 //! use quant_kernels::ndarray::array;
@@ -67,6 +68,7 @@ mod f16;
 mod factor;
 mod gram;
 mod hadamard;
+mod integer;
 mod logits;
 mod norm;
 mod prepared;
@@ -84,7 +86,7 @@ pub mod views;
 pub use ndarray;
 
 pub use activation::{silu_mul, silu_mul_backward};
-pub use arch::{Level, return_freed_memory};
+pub use arch::{IntegerLevel, Level, integer_peak_operations, return_freed_memory};
 pub use blocks::mix_blocks_in_place;
 pub use cholesky::cholesky_lower_in_place;
 pub use compute::{Compute, UnknownCompute};
@@ -93,6 +95,9 @@ pub use error::PivotError;
 pub use exp::exp_f32;
 pub use gram::{cross_gram_lower, gram_lower, mirror_lower};
 pub use hadamard::walsh_hadamard_rows;
+pub use integer::{
+    Cpu, IntegerWeight, quantize_static, quantize_tokens, rms_norm_quantize, silu_mul_quantize,
+};
 pub use logits::{OnlineDivergence, OnlineSoftmax};
 pub use norm::{rms_norm, rms_norm_backward};
 pub use prepared::PreparedWeight;

@@ -22,24 +22,27 @@ pub fn rms_norm<T: Element>(x: ArrayView2<'_, T>, weight: ArrayView1<'_, T>, eps
         return y;
     }
     let weight: Vec<T> = weight.iter().copied().collect();
-    let count = T::from_f64(weight.len() as f64);
     let mut scratch = Vec::new();
     vectorized(
         #[inline(always)]
         || {
             for (row, mut out) in x.rows().into_iter().zip(y.rows_mut()) {
                 let Some(out) = out.as_slice_mut() else { continue };
-                with_row(row, &mut scratch, |row| {
-                    let mean = lane_sum(row, |v| v * v) / count;
-                    let factor = (mean + eps).sqrt().recip();
-                    for ((out, &v), &w) in out.iter_mut().zip(row).zip(&weight) {
-                        *out = v * factor * w;
-                    }
-                });
+                with_row(row, &mut scratch, |row| norm_row(row, &weight, eps, out));
             }
         },
     );
     y
+}
+
+/// One row of [`rms_norm`].
+#[inline(always)]
+pub(crate) fn norm_row<T: Element>(row: &[T], weight: &[T], eps: T, out: &mut [T]) {
+    let mean = lane_sum(row, |v| v * v) / T::from_f64(weight.len() as f64);
+    let factor = (mean + eps).sqrt().recip();
+    for ((out, &v), &w) in out.iter_mut().zip(row).zip(weight) {
+        *out = v * factor * w;
+    }
 }
 
 /// The backward of [`rms_norm`] with respect to `x` `[tokens, features]`: replaces `grad`, the gradient of the loss with

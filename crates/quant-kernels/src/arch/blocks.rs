@@ -5,7 +5,7 @@ use ndarray::{ArrayView2, ArrayViewMut2, ShapeBuilder};
 use super::Dispatch;
 use super::buffer::{Buffer, LINE};
 use super::dispatch::Visitor;
-use super::kernel::{Kernel, MAX_TILE};
+use super::kernel::{Kernel, LeftWord, MAX_TILE, Panel, RightWord};
 use super::level::Level;
 use super::pack::{Source, pack_panels};
 use crate::scalar::Scalar;
@@ -44,19 +44,19 @@ struct Mix<'a, 'x, T> {
 impl<T: Scalar + Dispatch> Visitor<T> for Mix<'_, '_, T> {
     type Output = ();
 
-    fn visit<K: Kernel<Elem = T>>(mut self, kernel: K) {
-        const { assert!(K::MR * K::NR <= MAX_TILE) };
+    fn visit<K: Kernel<In = T, Out = T, Alpha = T>>(mut self, kernel: K) {
+        const { assert!(K::MR * K::NR <= MAX_TILE && K::HEAD == 0) };
         let k = self.a.nrows();
         let (tokens, columns) = self.x.dim();
         let (m, words) = (columns / k, k.div_ceil(K::PAIR));
         let (rows, panel_words) = (k.div_ceil(K::MR), K::NR * words);
-        let mut left = Buffer::new::<K::Word>(rows * K::MR * words);
-        let left = left.as_mut_ptr::<K::Word>();
+        let mut left = Buffer::new::<LeftWord<K>>(rows * K::MR * words);
+        let left = left.as_mut_ptr::<LeftWord<K>>();
         // SAFETY: the buffer has room for all panels over the whole depth, and `a` is borrowed.
-        unsafe { pack_panels::<K>(&Source::new(&self.a), 0, K::MR, 0..rows, 0, k, left) };
-        let together = (GROUP_BYTES / (panel_words * size_of::<K::Word>())).clamp(1, m.div_ceil(K::NR));
-        let mut right = Buffer::new::<K::Word>(together * panel_words);
-        let right = right.as_mut_ptr::<K::Word>();
+        unsafe { pack_panels::<K::Left>(&Source::new(&self.a), 0, K::MR, 0..rows, 0, k, 0, left) };
+        let together = (GROUP_BYTES / (panel_words * size_of::<RightWord<K>>())).clamp(1, m.div_ceil(K::NR));
+        let mut right = Buffer::new::<RightWord<K>>(together * panel_words);
+        let right = right.as_mut_ptr::<RightWord<K>>();
         let (x, edge) = (self.x.as_mut_ptr(), [T::zero(); MAX_TILE]);
         let mut work = Work { kernel, alpha: self.alpha, x, left, right, together, k, m, words, edge };
         vectorized(
@@ -86,18 +86,18 @@ const GROUP_BYTES: usize = 128 << 10;
 /// matrix, `right` to room for `together` panels.
 struct Work<K: Kernel> {
     kernel: K,
-    alpha: K::Elem,
-    x: *mut K::Elem,
-    left: *const K::Word,
-    right: *mut K::Word,
+    alpha: K::Alpha,
+    x: *mut K::Out,
+    left: *const LeftWord<K>,
+    right: *mut RightWord<K>,
     together: usize,
     k: usize,
     m: usize,
     words: usize,
-    edge: [K::Elem; MAX_TILE],
+    edge: [K::Out; MAX_TILE],
 }
 
-impl<K: Kernel> Work<K> {
+impl<T: Scalar, K: Kernel<In = T, Out = T, Alpha = T>> Work<K> {
     /// A token of at least as many columns as a panel.
     ///
     /// # Safety
@@ -109,7 +109,7 @@ impl<K: Kernel> Work<K> {
         let x = unsafe { self.x.add(token * k * m) };
         let panels = m.div_ceil(K::NR);
         // Packing only moves numbers and tiles only multiply them: the next token is fetched while this one is multiplied.
-        let line = LINE / size_of::<K::Elem>();
+        let line = LINE / size_of::<K::Out>();
         let each_tile = (k * m).div_ceil(panels * k.div_ceil(K::MR)).next_multiple_of(line);
         let mut fetched = k * m;
         for first in (0..panels).step_by(self.together) {
@@ -118,13 +118,13 @@ impl<K: Kernel> Work<K> {
             unsafe {
                 let lanes = ArrayView2::from_shape_ptr((m, k).strides((1, m)), x.cast_const());
                 let place = self.right.wrapping_sub(first * K::NR * self.words);
-                pack_panels::<K>(&Source::new(&lanes), 0, K::NR, group.clone(), 0, k, place);
+                pack_panels::<K::Right>(&Source::new(&lanes), 0, K::NR, group.clone(), 0, k, 0, place);
             }
             // What the group needs of the token is copied, so its place can be written.
             for row in (0..k).step_by(K::MR) {
                 for panel in group.clone() {
                     for ahead in (fetched..fetched + each_tile).step_by(line) {
-                        K::prefetch(x.wrapping_add(ahead));
+                        K::Right::prefetch(x.wrapping_add(ahead));
                     }
                     fetched += each_tile;
                     let column = panel * K::NR;
@@ -152,22 +152,21 @@ impl<K: Kernel> Work<K> {
     #[inline(always)]
     unsafe fn narrow(&mut self, token: usize, count: usize) {
         let (k, m) = (self.k, self.m);
-        let zero = <K::Elem as num_traits::Zero>::zero();
         // SAFETY: elements of the tokens and words of one panel.
         unsafe {
             let x = self.x.add(token * k * m);
             for word in 0..self.words {
                 let row = word * K::PAIR;
-                let second = K::PAIR == 2 && row + 1 < k;
                 let lanes = self.right.add(word * K::NR);
                 for lane in count * m..K::NR {
-                    *lanes.add(lane) = K::ZERO;
+                    *lanes.add(lane) = K::Right::ZERO;
                 }
                 for i in 0..count {
                     for j in 0..m {
-                        let low = x.add((i * k + row) * m + j);
-                        let high = if second { *low.add(m) } else { zero };
-                        *lanes.add(i * m + j) = K::word(*low, high);
+                        let at = |p: usize| {
+                            if row + p < k { *x.add((i * k + row + p) * m + j) } else { T::zero() }
+                        };
+                        *lanes.add(i * m + j) = K::Right::word(at);
                     }
                 }
             }
@@ -189,7 +188,7 @@ impl<K: Kernel> Work<K> {
     /// # Safety
     /// `out` points to the rows of the tile, `stride` apart.
     #[inline(always)]
-    unsafe fn tile(&self, row: usize, right: *const K::Word, out: *mut K::Elem, stride: isize) {
+    unsafe fn tile(&self, row: usize, right: *const RightWord<K>, out: *mut K::Out, stride: isize) {
         // SAFETY: whole panels of the left operand before `row`, and the caller's rows.
         unsafe {
             let left = self.left.add(row * self.words);
@@ -202,7 +201,7 @@ impl<K: Kernel> Work<K> {
     /// # Safety
     /// `right` points to a packed panel.
     #[inline(always)]
-    unsafe fn tile_aside(&mut self, row: usize, right: *const K::Word) {
+    unsafe fn tile_aside(&mut self, row: usize, right: *const RightWord<K>) {
         let out = self.edge.as_mut_ptr();
         // SAFETY: the buffer holds a whole tile.
         unsafe { self.tile(row, right, out, K::NR.cast_signed()) };
@@ -211,7 +210,7 @@ impl<K: Kernel> Work<K> {
     /// # Safety
     /// `out` points to `width` elements of the rows of the tile, `m` apart.
     #[inline(always)]
-    unsafe fn scatter(&self, row: usize, lane: usize, width: usize, out: *mut K::Elem) {
+    unsafe fn scatter(&self, row: usize, lane: usize, width: usize, out: *mut K::Out) {
         for r in 0..self.rows(row) {
             for j in 0..width {
                 // SAFETY: forwarded from the caller.

@@ -2,11 +2,12 @@
 
 use ndarray::{ArrayView2, ArrayViewMut2};
 
-use super::driver::{Columns, Packed, Region, Target, gemm, pack_all, pack_rows};
-use super::kernel::{Kernel, Rounded};
+use super::driver::{Columns, Packed, gemm, pack_all, pack_rows};
+use super::kernel::{Kernel, Panel, RightWord, Rounded};
 use super::level::Level;
 use super::pack::Source;
 use super::portable::Portable;
+use super::sink::{Region, Store, Target};
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Avx2F32, Avx2F64, Avx512Bf16, Avx512F32, Avx512F64};
 use crate::scalar::Scalar;
@@ -17,7 +18,7 @@ pub(crate) trait Visitor<T> {
     /// What the work gives back.
     type Output;
     /// Does the work with the chosen kernel.
-    fn visit<K: Kernel<Elem = T>>(self, kernel: K) -> Self::Output;
+    fn visit<K: Kernel<In = T, Out = T, Alpha = T>>(self, kernel: K) -> Self::Output;
 }
 
 /// Element types with a kernel for every level and arithmetic.
@@ -68,7 +69,7 @@ impl Dispatch for f64 {
 fn rounded_or_not<T, K, V>(kernel: K, compute: Compute, visitor: V) -> V::Output
 where
     T: Scalar,
-    K: Kernel<Elem = T, Word = T>,
+    K: Kernel<In = T, Out = T, Alpha = T, Left = K, Right = K> + Panel<In = T, Word = T>,
     V: Visitor<T>,
 {
     match compute {
@@ -116,7 +117,7 @@ pub(crate) fn pack_operand<T: Scalar + Dispatch>(
     struct Pack<'a, T>(ArrayView2<'a, T>, Par);
     impl<T: Scalar + Dispatch> Visitor<T> for Pack<'_, T> {
         type Output = Packed;
-        fn visit<K: Kernel<Elem = T>>(self, _kernel: K) -> Packed {
+        fn visit<K: Kernel<In = T, Out = T, Alpha = T>>(self, _kernel: K) -> Packed {
             // SAFETY: the view is borrowed for the call.
             unsafe { pack_all::<K>(&Source::new(&self.0), self.1) }
         }
@@ -131,8 +132,8 @@ pub(crate) fn packed_element_bytes<T: Scalar + Dispatch>(level: Level, compute: 
     struct Size;
     impl<T: Scalar + Dispatch> Visitor<T> for Size {
         type Output = usize;
-        fn visit<K: Kernel<Elem = T>>(self, _kernel: K) -> usize {
-            size_of::<K::Word>() / K::PAIR
+        fn visit<K: Kernel<In = T, Out = T, Alpha = T>>(self, _kernel: K) -> usize {
+            size_of::<RightWord<K>>() / K::PAIR
         }
     }
     T::dispatch(level, compute, Size)
@@ -154,7 +155,7 @@ pub(crate) fn pack_columns<T: Scalar + Dispatch>(
     }
     impl<T: Scalar + Dispatch> Visitor<T> for Pack<'_, T> {
         type Output = Packed;
-        fn visit<K: Kernel<Elem = T>>(self, _kernel: K) -> Packed {
+        fn visit<K: Kernel<In = T, Out = T, Alpha = T>>(self, _kernel: K) -> Packed {
             pack_rows::<K>(self.lanes, self.depth, self.par, self.fill)
         }
     }
@@ -201,8 +202,9 @@ pub(crate) fn product_packed<T: Scalar + Dispatch>(
     work.run(b.level, b.compute, dst);
 }
 
-fn has_adjacent_columns<T>(view: &ArrayViewMut2<'_, T>) -> bool {
-    view.strides()[1] == 1 || view.ncols() <= 1
+/// Whether the elements of a row lie side by side.
+pub(crate) fn has_adjacent_columns<T>(view: &ArrayViewMut2<'_, T>) -> bool {
+    view.strides()[1] == 1 || view.ncols() <= 1 || view.is_empty()
 }
 
 struct Multiply<'a, T> {
@@ -238,7 +240,7 @@ struct Run<'a, 'd, T> {
 impl<T: Scalar + Dispatch> Visitor<T> for Run<'_, '_, T> {
     type Output = ();
 
-    fn visit<K: Kernel<Elem = T>>(mut self, kernel: K) {
+    fn visit<K: Kernel<In = T, Out = T, Alpha = T>>(mut self, kernel: K) {
         let target = Target {
             stride: self.dst.strides()[0],
             rows: self.dst.nrows(),
@@ -246,8 +248,9 @@ impl<T: Scalar + Dispatch> Visitor<T> for Run<'_, '_, T> {
             ptr: self.dst.as_mut_ptr(),
         };
         let Multiply { region, accumulate, alpha, a, columns, par } = self.work;
+        let sink = Store { dst: target, region, accumulate, alpha };
         // SAFETY: `dst` is borrowed mutably and has adjacent columns, the operands are borrowed for the call, shapes
         // were checked, and a packed operand remembers the level and arithmetic that chose this kernel.
-        unsafe { gemm(kernel, target, region, accumulate, alpha, &Source::new(&a), &columns, par) };
+        unsafe { gemm(kernel, &sink, &Source::new(&a), &columns, par) };
     }
 }

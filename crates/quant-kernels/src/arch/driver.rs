@@ -1,4 +1,4 @@
-//! Cache blocking, regions and threads, written once over the [`Kernel`] contract.
+//! Cache blocking and threads, written once over the [`Kernel`] contract.
 //!
 //! The loops follow Goto and van de Geijn, "Anatomy of high-performance matrix multiplication" (2008): a block of
 //! the summed index and a group of columns of B are packed together (shared, third-level cache), then a grid of
@@ -16,17 +16,9 @@ use crate::tasks::on_workers;
 use crate::{Par, vectorized};
 
 use super::buffer::Buffer;
-use super::kernel::{Kernel, MAX_TILE};
+use super::kernel::{Kernel, LeftWord, RightWord};
 use super::pack::{Source, pack_panels};
-
-/// Which part of a destination a product writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Region {
-    /// Every element.
-    Full,
-    /// Elements `(i, j)` with `i >= j`.
-    Lower,
-}
+use super::sink::{Block, Sink};
 
 /// Rows packed at a time, and their bytes over several blocks of the summed index: they are read as one stream per
 /// group of columns, so main memory will do.
@@ -44,20 +36,6 @@ const TASK_COLUMN_BYTES: usize = 384 << 10;
 const PACK_TASK_BYTES: usize = 128 << 10;
 /// Multiply-adds below which starting other threads costs more than it gives.
 const SEQUENTIAL_WORK: usize = 1 << 18;
-
-/// A row-major destination: adjacent columns, any row stride.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Target<T> {
-    pub(super) ptr: *mut T,
-    pub(super) stride: isize,
-    pub(super) rows: usize,
-    pub(super) cols: usize,
-}
-
-// SAFETY: tasks write disjoint tiles of it, and its elements are plain numbers.
-unsafe impl<T: Send> Send for Target<T> {}
-// SAFETY: as above.
-unsafe impl<T: Send> Sync for Target<T> {}
 
 /// The right operand: columns of B as lanes.
 #[derive(Debug)]
@@ -78,8 +56,9 @@ pub(super) struct Packed {
 
 impl Packed {
     fn unfilled<K: Kernel>(lanes: usize, depth: usize) -> Self {
-        let words = lanes.div_ceil(K::NR) * K::NR * depth.div_ceil(K::PAIR);
-        Self { buffer: Buffer::kept::<K::Word>(words), lanes, depth }
+        let words = depth.div_ceil(K::PAIR) + depth.div_ceil(K::KC) * K::HEAD;
+        let words = words * lanes.next_multiple_of(K::NR);
+        Self { buffer: Buffer::kept::<RightWord<K>>(words), lanes, depth }
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -87,17 +66,18 @@ impl Packed {
     }
 
     /// First word of a panel in the block of the summed index that starts at `first`.
-    fn panel<K: Kernel>(&self, first: usize, panel: usize) -> *const K::Word {
+    fn panel<K: Kernel>(&self, first: usize, panel: usize) -> *const RightWord<K> {
         let offset = panel_offset::<K>(self.lanes, self.depth, first, panel);
         // SAFETY: `pack_all` reserved `NR` words per panel and word of depth.
-        unsafe { self.buffer.as_ptr::<K::Word>().add(offset) }
+        unsafe { self.buffer.as_ptr::<RightWord<K>>().add(offset) }
     }
 }
 
 /// Where a panel of a packed operand starts, in words: all blocks before `first` are whole.
 fn panel_offset<K: Kernel>(lanes: usize, depth: usize, first: usize, panel: usize) -> usize {
     let panels = lanes.div_ceil(K::NR);
-    (first / K::PAIR * panels + panel * block_words::<K>(depth - first)) * K::NR
+    let before = first / K::PAIR + first / K::KC * K::HEAD;
+    (before * panels + panel * (K::HEAD + block_words::<K>(depth - first))) * K::NR
 }
 
 /// Words of the next block of the summed index when `left` elements are left.
@@ -109,9 +89,9 @@ fn block_words<K: Kernel>(left: usize) -> usize {
 ///
 /// # Safety
 /// The view behind `src` is still borrowed.
-pub(super) unsafe fn pack_all<K: Kernel>(src: &Source<K::Elem>, par: Par) -> Packed {
+pub(super) unsafe fn pack_all<K: Kernel>(src: &Source<K::In>, par: Par) -> Packed {
     let mut packed = Packed::unfilled::<K>(src.lanes(), src.depth());
-    let start = Shared(packed.buffer.as_mut_ptr::<K::Word>());
+    let start = Shared(packed.buffer.as_mut_ptr::<RightWord<K>>());
     for_panels::<K>(&packed, par, |panels| {
         // SAFETY: the panels of different tasks do not overlap, and `src` has their lanes.
         unsafe { pack_depth::<K>(src, panels.clone(), &packed, panels, start) };
@@ -124,12 +104,12 @@ pub(super) fn pack_rows<K: Kernel>(
     lanes: usize,
     depth: usize,
     par: Par,
-    fill: &(dyn Fn(usize, &mut [K::Elem]) + Sync),
+    fill: &(dyn Fn(usize, &mut [K::In]) + Sync),
 ) -> Packed {
     let mut packed = Packed::unfilled::<K>(lanes, depth);
-    let start = Shared(packed.buffer.as_mut_ptr::<K::Word>());
+    let start = Shared(packed.buffer.as_mut_ptr::<RightWord<K>>());
     for_panels::<K>(&packed, par, |panels| {
-        let mut rows = Array2::<K::Elem>::default((K::NR.min(lanes), depth));
+        let mut rows = Array2::<K::In>::default((K::NR.min(lanes), depth));
         for panel in panels {
             let first = panel * K::NR;
             let count = K::NR.min(lanes - first);
@@ -162,11 +142,11 @@ fn for_panels<K: Kernel>(packed: &Packed, par: Par, task: impl Fn(Range<usize>) 
 /// The view behind `src` is still borrowed and has the lanes of `from`; `to` is as long and inside the operand;
 /// `start` is the operand's buffer, and nothing else accesses these panels.
 unsafe fn pack_depth<K: Kernel>(
-    src: &Source<K::Elem>,
+    src: &Source<K::In>,
     from: Range<usize>,
     operand: &Packed,
     to: Range<usize>,
-    start: Shared<K::Word>,
+    start: Shared<RightWord<K>>,
 ) {
     vectorized(
         #[inline(always)]
@@ -175,54 +155,75 @@ unsafe fn pack_depth<K: Kernel>(
                 let depth = K::KC.min(operand.depth - first);
                 let offset = panel_offset::<K>(operand.lanes, operand.depth, first, to.start);
                 // `pack_panels` counts from the place of panel 0.
-                let dst = start.offset(offset).back(from.start * K::NR * depth.div_ceil(K::PAIR)).get();
+                let panel_words = K::NR * (K::HEAD + depth.div_ceil(K::PAIR));
+                let dst = start.offset(offset).back(from.start * panel_words).get();
                 // SAFETY: forwarded from the caller; the panels lie in the buffer, and the ranges are in `src`.
-                unsafe { pack_panels::<K>(src, 0, K::NR, from.clone(), first, depth, dst) };
+                unsafe { pack_right::<K>(src, 0, from.clone(), first, depth, dst) };
             }
         },
     );
 }
 
-/// `dst (=|+=) alpha * A B` on a region, with the rows of A and the columns of B as lanes.
+/// Packs panels of B with their heads; the arguments are those of [`pack_panels`].
 ///
 /// # Safety
-/// `dst` describes writable elements that nothing else accesses during the call; the views behind `a` and `b` are
-/// still borrowed; `a` has `dst.rows` lanes, `b` `dst.cols` lanes, both one depth; a packed `b` was packed by `K`.
+/// As [`pack_panels`].
+#[inline(always)]
+unsafe fn pack_right<K: Kernel>(
+    src: &Source<K::In>,
+    lane0: usize,
+    panels: Range<usize>,
+    first: usize,
+    depth: usize,
+    dst: *mut RightWord<K>,
+) {
+    let words = depth.div_ceil(K::PAIR);
+    // SAFETY: forwarded from the caller; every panel begins with its head.
+    unsafe {
+        pack_panels::<K::Right>(src, lane0, K::NR, panels.clone(), first, depth, K::HEAD, dst);
+        if K::HEAD > 0 {
+            for panel in panels {
+                K::head(dst.add(panel * K::NR * (K::HEAD + words)), words);
+            }
+        }
+    }
+}
+
+/// Gives `A B` to a sink, with the rows of A and the columns of B as lanes.
+///
+/// # Safety
+/// What the sink writes to is nobody else's during the call; the views behind `a` and `b` are still borrowed; `a` has as many
+/// lanes as the sink has rows, `b` as it has columns, both one depth; a packed `b` was packed by `K`.
 pub(super) unsafe fn gemm<K: Kernel>(
     kernel: K,
-    dst: Target<K::Elem>,
-    region: Region,
-    accumulate: bool,
-    alpha: K::Elem,
-    a: &Source<K::Elem>,
-    b: &Columns<'_, K::Elem>,
+    sink: &impl Sink<K>,
+    a: &Source<K::In>,
+    b: &Columns<'_, K::In>,
     par: Par,
 ) {
-    let (m, n, k) = (dst.rows, dst.cols, a.depth());
+    let ((m, n), k) = (sink.dim(), a.depth());
     if m == 0 || n == 0 {
         return;
     }
     if k == 0 {
-        if !accumulate {
-            // SAFETY: forwarded from the caller.
-            unsafe { clear(dst, region) };
-        }
+        // SAFETY: forwarded from the caller.
+        unsafe { sink.empty(kernel) };
         return;
     }
     let par = if m.saturating_mul(n).saturating_mul(k) < SEQUENTIAL_WORK { Par::Seq } else { par };
 
     let plan = Pieces::new::<K>(m, n, k, matches!(b, Columns::Packed(_)), par);
-    let mut a_buffer = Buffer::new::<K::Word>(plan.row_group * k.min(plan.depth_group).div_ceil(K::PAIR));
-    let mut b_buffer = Buffer::new::<K::Word>(plan.packed_columns * block_words::<K>(k));
-    let a_packed = Shared(a_buffer.as_mut_ptr::<K::Word>());
-    let b_packed = Shared(b_buffer.as_mut_ptr::<K::Word>());
+    let mut a_buffer = Buffer::new::<LeftWord<K>>(plan.row_group * k.min(plan.depth_group).div_ceil(K::PAIR));
+    let mut b_buffer = Buffer::new::<RightWord<K>>(plan.packed_columns * (K::HEAD + block_words::<K>(k)));
+    let a_packed = Shared(a_buffer.as_mut_ptr::<LeftWord<K>>());
+    let b_packed = Shared(b_buffer.as_mut_ptr::<RightWord<K>>());
 
     for (row0, depth0) in pairs(m, plan.row_group, k, plan.depth_group) {
         let row1 = (row0 + plan.row_group).min(m);
         let depth1 = (depth0 + plan.depth_group).min(k);
         let padded = (row1 - row0).next_multiple_of(K::MR);
         let a_block = |first: usize| a_packed.offset((first - depth0) / K::PAIR * padded);
-        let columns = if region == Region::Lower { n.min(row1) } else { n };
+        let columns = sink.reach(row1);
         for col0 in (0..columns).step_by(plan.column_group) {
             let col1 = (col0 + plan.column_group).min(columns);
             for first in (depth0..depth1).step_by(K::KC) {
@@ -243,14 +244,14 @@ pub(super) unsafe fn gemm<K: Kernel>(
                             let dst = a_block(first).get();
                             vectorized(
                                 #[inline(always)]
-                                || pack_panels::<K>(a, row0, K::MR, panels, first, depth, dst),
+                                || pack_panels::<K::Left>(a, row0, K::MR, panels, first, depth, 0, dst),
                             );
                         } else if let Columns::Source(b) = b {
                             let panels = plan.panels(task - a_tasks, b_panels);
                             let dst = b_packed.get();
                             vectorized(
                                 #[inline(always)]
-                                || pack_panels::<K>(b, col0, K::NR, panels, first, depth, dst),
+                                || pack_right::<K>(b, col0, panels, first, depth, dst),
                             );
                         }
                     }
@@ -265,16 +266,18 @@ pub(super) unsafe fn gemm<K: Kernel>(
                         rows: i0..(i0 + plan.task_rows).min(row1),
                         cols: j0..(j0 + plan.task_cols).min(col1),
                         words,
-                        accumulate: accumulate || first > 0,
+                        begins: first == 0,
                     };
                     // SAFETY: panels of the block are packed, and no other task has this block of the destination.
                     unsafe {
                         let a = a_block(first).get().add((i0 - row0) * words);
                         let b = match b {
-                            Columns::Source(_) => b_packed.get().add((j0 - col0) * words).cast_const(),
+                            Columns::Source(_) => {
+                                b_packed.get().add((j0 - col0) * (K::HEAD + words)).cast_const()
+                            }
                             Columns::Packed(packed) => packed.panel::<K>(first, j0 / K::NR),
                         };
-                        run_block(kernel, dst, region, alpha, &block, a, b);
+                        sink.block(kernel, &block, a, b);
                     }
                 });
             }
@@ -305,12 +308,14 @@ struct Pieces {
 
 impl Pieces {
     fn new<K: Kernel>(m: usize, n: usize, k: usize, packed: bool, par: Par) -> Self {
-        let word = size_of::<K::Word>();
-        let lane_bytes = block_words::<K>(k) * word;
+        let lane_words = block_words::<K>(k);
+        let left_bytes = lane_words * size_of::<LeftWord<K>>();
+        let lane_bytes = lane_words * size_of::<RightWord<K>>();
         let fitting = |bytes: usize, lane: usize, width: usize| (bytes / lane / width).max(1) * width;
-        let row_group = balanced(m, ROW_GROUP, K::MR);
-        let depth_group = (ROW_GROUP_BYTES / (row_group * K::KC / K::PAIR * word)).max(1) * K::KC;
-        let task_rows = balanced(row_group, fitting(TASK_ROW_BYTES, lane_bytes, K::MR), K::MR);
+        let row_group = balanced(m, ROW_GROUP.min(fitting(ROW_GROUP_BYTES, left_bytes, K::MR)), K::MR);
+        let block_bytes = row_group * K::KC / K::PAIR * size_of::<LeftWord<K>>();
+        let depth_group = (ROW_GROUP_BYTES / block_bytes).max(1) * K::KC;
+        let task_rows = balanced(row_group, fitting(TASK_ROW_BYTES, left_bytes, K::MR), K::MR);
         let few_rows = m <= task_rows;
         let column_bytes =
             if few_rows { FEW_ROWS_COLUMN_GROUP_BYTES * par.threads() } else { COLUMN_GROUP_BYTES };
@@ -333,80 +338,6 @@ impl Pieces {
     /// The panels of a packing task.
     fn panels(&self, task: usize, count: usize) -> Range<usize> {
         task * self.pack_panels..((task + 1) * self.pack_panels).min(count)
-    }
-}
-
-/// A task: a range of rows and columns of the destination and one block of the summed index.
-struct Block {
-    rows: Range<usize>,
-    cols: Range<usize>,
-    words: usize,
-    accumulate: bool,
-}
-
-/// All tiles of a block.
-///
-/// # Safety
-/// As [`gemm`], and `a`, `b` point to the packed panels of the first row and the first column of the block.
-unsafe fn run_block<K: Kernel>(
-    kernel: K,
-    dst: Target<K::Elem>,
-    region: Region,
-    alpha: K::Elem,
-    block: &Block,
-    a: *const K::Word,
-    b: *const K::Word,
-) {
-    const { assert!(K::MR * K::NR <= MAX_TILE) };
-    let zero = <K::Elem as num_traits::Zero>::zero();
-    let mut edge = [zero; MAX_TILE];
-    for i in block.rows.clone().step_by(K::MR) {
-        let rows = K::MR.min(block.rows.end - i);
-        for j in block.cols.clone().step_by(K::NR) {
-            let cols = K::NR.min(block.cols.end - j);
-            let lower = region == Region::Lower;
-            if lower && j > i + rows - 1 {
-                break;
-            }
-            // SAFETY: whole panels before this one, `words` words per lane.
-            let (a, b) = unsafe {
-                (a.add((i - block.rows.start) * block.words), b.add((j - block.cols.start) * block.words))
-            };
-            // SAFETY: (i, j) is in the destination.
-            let out = unsafe { dst.ptr.offset(i as isize * dst.stride + j as isize) };
-            if cols == K::NR && !(lower && j + K::NR - 1 > i) {
-                // SAFETY: a whole tile of the destination.
-                unsafe { kernel.tile(rows, block.words, a, b, alpha, block.accumulate, out, dst.stride) };
-                continue;
-            }
-            // SAFETY: the buffer holds a whole tile.
-            unsafe { kernel.tile(rows, block.words, a, b, alpha, false, edge.as_mut_ptr(), K::NR as isize) };
-            for r in 0..rows {
-                let end = if lower { cols.min((i + r + 1).saturating_sub(j)) } else { cols };
-                for c in 0..end {
-                    // SAFETY: (i + r, j + c) is in the region of the destination.
-                    unsafe {
-                        let out = out.offset(r as isize * dst.stride).add(c);
-                        let product = edge[r * K::NR + c];
-                        *out = if block.accumulate { *out + product } else { product };
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Sets a region to zero: the product over an empty sum.
-///
-/// # Safety
-/// `dst` describes writable elements.
-unsafe fn clear<T: crate::scalar::Scalar>(dst: Target<T>, region: Region) {
-    for i in 0..dst.rows {
-        let cols = if region == Region::Lower { dst.cols.min(i + 1) } else { dst.cols };
-        for j in 0..cols {
-            // SAFETY: (i, j) is in the destination.
-            unsafe { *dst.ptr.offset(i as isize * dst.stride + j as isize) = T::zero() };
-        }
     }
 }
 

@@ -1,4 +1,6 @@
-//! The contract of a register tile.
+//! The contracts of packed panels and of a register tile.
+
+use num_traits::Zero;
 
 use crate::scalar::Scalar;
 
@@ -11,42 +13,33 @@ pub(super) const STEP: usize = 16;
 /// Values that travel together through the butterflies of a Walsh-Hadamard transform: one AVX-512 register of f32.
 pub(crate) const WIDTH: usize = 16;
 
-/// One way to compute a small tile of a product from packed panels.
+/// The most elements a word holds.
+pub(super) const MAX_PAIR: usize = 4;
+
+/// How one side of a product lies in memory for a tile.
 ///
 /// A panel holds `W` lanes (rows of A with `W = MR`, columns of B with `W = NR`) over a range of the summed index:
 /// word `d` of lane `l` is at `d * W + l`, and a word holds `PAIR` consecutive elements.
 ///
-/// Whatever the tile shape, output element `(i, j)` is `alpha * s`, added to the old value if asked, where `s`
-/// sums the products in increasing order of the summed index from zero. For `PAIR = 1` each step is one fused
-/// multiply-add, so all kernels of one element type agree to the bit; `PAIR = 2` leaves the two products of a word
-/// to the instruction.
-///
 /// # Safety
-/// An implementor must be constructible only where its instructions exist, because `tile` runs them.
-pub(crate) unsafe trait Kernel: Copy + Send + Sync {
-    /// Element type of the operands and of the result.
-    type Elem: Scalar;
+/// An implementor with a `transpose` of its own belongs to kernels that exist only where its instructions do.
+pub(crate) unsafe trait Panel {
+    /// An element as it comes.
+    type In: Copy + Zero + Default + Send + Sync;
     /// Storage of `PAIR` packed elements.
     type Word: Copy + Send + Sync;
 
-    /// Rows of a tile.
-    const MR: usize;
-    /// Columns of a tile.
-    const NR: usize;
-    /// Elements in a word: 1 or 2.
+    /// Elements in a word: at most [`MAX_PAIR`].
     const PAIR: usize;
-    /// Elements of the summed index per block. A running sum is written to the result after each block, so this
-    /// number is part of what a product computes: kernels that must agree share it.
-    const KC: usize;
-    /// A word of zeros.
+    /// A word for lanes that do not exist.
     const ZERO: Self::Word;
 
-    /// Packs element `low` and, for `PAIR = 2`, its successor `high`.
-    fn word(low: Self::Elem, high: Self::Elem) -> Self::Word;
+    /// Packs the elements `at(0)`, ..., `at(PAIR - 1)`.
+    fn word(at: impl Fn(usize) -> Self::In) -> Self::Word;
 
     /// Asks for the cache line at an address, which need not be valid.
     #[inline(always)]
-    fn prefetch(_address: *const Self::Elem) {}
+    fn prefetch(_address: *const Self::In) {}
 
     /// Writes a block of `columns` lanes and `rows` words per lane as rows: `dst[t * width + l] = block[l][t]`.
     ///
@@ -68,21 +61,70 @@ pub(crate) unsafe trait Kernel: Copy + Send + Sync {
             }
         }
     }
+}
+
+/// A packed word of A.
+pub(super) type LeftWord<K> = <<K as Kernel>::Left as Panel>::Word;
+/// A packed word of B.
+pub(super) type RightWord<K> = <<K as Kernel>::Right as Panel>::Word;
+
+/// One way to compute a small tile of a product from packed panels.
+///
+/// Whatever the tile shape, output element `(i, j)` is `alpha * s`, added to the old value if asked, where `s`
+/// sums the products in increasing order of the summed index from zero. For floats and `PAIR = 1` each step is one fused
+/// multiply-add, so all kernels of one element type agree to the bit; `PAIR = 2` leaves the two products of a word
+/// to the instruction. Integers have no `alpha`, and their sums are exact.
+///
+/// # Safety
+/// An implementor must be constructible only where its instructions exist, because `tile` runs them.
+pub(crate) unsafe trait Kernel: Copy + Send + Sync {
+    /// Element type of the operands.
+    type In: Copy + Zero + Default + Send + Sync;
+    /// Element type of the result.
+    type Out: Copy + Zero + Send + Sync;
+    /// What a sum is multiplied by: a number, or nothing.
+    type Alpha: Copy + Send + Sync;
+    /// Rows of A.
+    type Left: Panel<In = Self::In>;
+    /// Columns of B.
+    type Right: Panel<In = Self::In>;
+
+    /// Rows of a tile.
+    const MR: usize;
+    /// Columns of a tile.
+    const NR: usize;
+    /// Elements in a word of either side.
+    const PAIR: usize = {
+        assert!(Self::Left::PAIR == Self::Right::PAIR && Self::Left::PAIR <= MAX_PAIR);
+        Self::Left::PAIR
+    };
+    /// Elements of the summed index per block. A running sum is written to the result after each block, so this
+    /// number is part of what a float product computes: kernels that must agree share it.
+    const KC: usize;
+    /// Words of each lane in front of a block of a right panel, which [`Kernel::head`] fills: 0 or 1.
+    const HEAD: usize = 0;
+
+    /// Fills the head of a block: what the tile needs to know of the lanes beside their words.
+    ///
+    /// # Safety
+    /// `block` points to `HEAD * NR` writable words, behind which lie `words * NR` packed ones.
+    #[inline(always)]
+    unsafe fn head(_block: *mut RightWord<Self>, _words: usize) {}
 
     /// `c[i, j] = alpha * s[i, j]`, or `+=` with `accumulate`, for `i < rows` and `j < NR`.
     ///
     /// # Safety
-    /// `1 <= rows <= MR`; `a` and `b` point to `words * MR` and `words * NR` readable words; `c` points to `rows`
+    /// `1 <= rows <= MR`; `a` points to `words * MR` readable words and `b` to `(HEAD + words) * NR`; `c` points to `rows`
     /// rows of `NR` elements, `stride` elements apart, that are valid for writes and, with `accumulate`, for reads.
     unsafe fn tile(
         self,
         rows: usize,
         words: usize,
-        a: *const Self::Word,
-        b: *const Self::Word,
-        alpha: Self::Elem,
+        a: *const LeftWord<Self>,
+        b: *const RightWord<Self>,
+        alpha: Self::Alpha,
         accumulate: bool,
-        c: *mut Self::Elem,
+        c: *mut Self::Out,
         stride: isize,
     );
 }
@@ -92,25 +134,25 @@ pub(crate) unsafe trait Kernel: Copy + Send + Sync {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rounded<K>(pub(super) K);
 
-// SAFETY: it runs no instruction that the wrapped kernel does not.
-unsafe impl<K: Kernel<Word = <K as Kernel>::Elem>> Kernel for Rounded<K> {
-    type Elem = K::Elem;
-    type Word = K::Word;
+// SAFETY: it runs no instruction that the wrapped one does not.
+unsafe impl<P: Panel<Word = <P as Panel>::In>> Panel for Rounded<P>
+where
+    P::In: Scalar,
+{
+    type In = P::In;
+    type Word = P::Word;
 
-    const MR: usize = K::MR;
-    const NR: usize = K::NR;
     const PAIR: usize = 1;
-    const KC: usize = K::KC;
-    const ZERO: Self::Word = K::ZERO;
+    const ZERO: Self::Word = P::ZERO;
 
     #[inline(always)]
-    fn word(low: Self::Elem, _high: Self::Elem) -> Self::Word {
-        low.round_to_bf16()
+    fn word(at: impl Fn(usize) -> Self::In) -> Self::Word {
+        at(0).round_to_bf16()
     }
 
     #[inline(always)]
-    fn prefetch(address: *const Self::Elem) {
-        K::prefetch(address);
+    fn prefetch(address: *const Self::In) {
+        P::prefetch(address);
     }
 
     #[inline(always)]
@@ -122,19 +164,36 @@ unsafe impl<K: Kernel<Word = <K as Kernel>::Elem>> Kernel for Rounded<K> {
         width: usize,
     ) {
         // SAFETY: the contract is the same.
-        unsafe { K::transpose(block, columns, rows, dst, width) }
+        unsafe { P::transpose(block, columns, rows, dst, width) }
     }
+}
+
+// SAFETY: it runs no instruction that the wrapped kernel does not.
+unsafe impl<T, K> Kernel for Rounded<K>
+where
+    T: Scalar,
+    K: Kernel<In = T, Out = T, Alpha = T, Left = K, Right = K> + Panel<In = T, Word = T>,
+{
+    type In = T;
+    type Out = T;
+    type Alpha = T;
+    type Left = Self;
+    type Right = Self;
+
+    const MR: usize = K::MR;
+    const NR: usize = K::NR;
+    const KC: usize = K::KC;
 
     #[inline(always)]
     unsafe fn tile(
         self,
         rows: usize,
         words: usize,
-        a: *const Self::Word,
-        b: *const Self::Word,
-        alpha: Self::Elem,
+        a: *const T,
+        b: *const T,
+        alpha: T,
         accumulate: bool,
-        c: *mut Self::Elem,
+        c: *mut T,
         stride: isize,
     ) {
         // SAFETY: the contract is the same.
@@ -146,3 +205,7 @@ unsafe impl<K: Kernel<Word = <K as Kernel>::Elem>> Kernel for Rounded<K> {
 pub(super) const KC_F32: usize = 384;
 /// The same bytes in f64.
 pub(super) const KC_F64: usize = 192;
+/// Integer sums never leave the registers half done: a block is the whole of the longest sum that 32 bits hold,
+/// [`quant_core::operators::MAX_DEPTH`]. Panels of that length stream from the second-level cache, which takes a tenth of
+/// what it can give.
+pub(super) const KC_INTEGER: usize = 1 << 16;

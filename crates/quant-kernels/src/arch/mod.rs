@@ -6,13 +6,16 @@
 //! | `kernel` | the contract of a register tile: one implementation per instruction set and arithmetic |
 //! | `portable`, `x86/*` | the implementations |
 //! | `pack`, `buffer` | operands copied into panels the tiles read linearly |
-//! | `driver` | cache blocking, regions, threads: written once over the contract |
+//! | `driver` | cache blocking and threads: written once over the contract |
+//! | `sink` | where tiles go: into a region of a matrix, or to a function that finishes them |
 //! | `blocks` | one small left operand against many right ones, in place |
 //! | `hadamard` | the butterflies of a Walsh-Hadamard transform |
 //! | `dispatch` | from a [`Level`](crate::Level) and a [`Compute`](crate::Compute) to a tile |
+//! | `integer`, `integer_level` | the same for products of bytes: from an [`IntegerLevel`](crate::IntegerLevel) to a tile |
 //! | `heap` | giving freed memory back |
 //!
-//! A new instruction set is a new file with a `Kernel` implementation and one line in `dispatch`.
+//! A new instruction set is a new file with a `Kernel` implementation and one line in `dispatch` or
+//! `integer`.
 
 mod blocks;
 mod buffer;
@@ -20,10 +23,13 @@ mod dispatch;
 mod driver;
 mod hadamard;
 mod heap;
+mod integer;
+mod integer_level;
 mod kernel;
 mod level;
 mod pack;
 mod portable;
+mod sink;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]
@@ -31,10 +37,14 @@ mod x86;
 
 pub(crate) use blocks::mix_blocks;
 pub(crate) use dispatch::{
-    Dispatch, PackedOperand, pack_columns, pack_operand, packed_element_bytes, product, product_packed,
+    Dispatch, PackedOperand, has_adjacent_columns, pack_columns, pack_operand, packed_element_bytes, product,
+    product_packed,
 };
-pub(crate) use driver::Region;
 pub(crate) use hadamard::Butterflies;
 pub use heap::return_freed_memory;
+pub use integer::integer_peak_operations;
+pub(crate) use integer::{FinishRow, PackedInteger, integer_product, integer_through, pack_integer};
+pub use integer_level::IntegerLevel;
 pub(crate) use kernel::WIDTH;
 pub use level::Level;
+pub(crate) use sink::Region;

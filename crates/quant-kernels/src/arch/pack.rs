@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use ndarray::ArrayView2;
 
-use super::kernel::{Kernel, STEP};
+use super::kernel::{MAX_PAIR, Panel, STEP};
 
 /// An operand as lanes (the index that survives the product) by depth (the index that is summed).
 #[derive(Clone, Copy, Debug)]
@@ -53,7 +53,7 @@ impl<T: Copy> Source<T> {
 }
 
 /// Packs a range of panels of `width` lanes, counted from lane `lane0`, and `depth` elements from `first` on, in the
-/// layout of [`Kernel`]. Lanes beyond the end of the source and the odd half of a last word become zero.
+/// layout of [`Panel`], each panel behind room for `head` words of every lane. Lanes beyond the end of the source and what a last word has too much become zero.
 ///
 /// Always inlined, so that `width` is a constant of each call.
 ///
@@ -62,28 +62,30 @@ impl<T: Copy> Source<T> {
 /// still borrowed; `dst` is the place of panel 0, and the panels of the range are valid for writes of
 /// `depth.div_ceil(PAIR) * width` words each.
 #[inline(always)]
-pub(super) unsafe fn pack_panels<K: Kernel>(
-    src: &Source<K::Elem>,
+pub(super) unsafe fn pack_panels<P: Panel>(
+    src: &Source<P::In>,
     lane0: usize,
     width: usize,
     panels: Range<usize>,
     first: usize,
     depth: usize,
-    dst: *mut K::Word,
+    head: usize,
+    dst: *mut P::Word,
 ) {
-    let words = depth.div_ceil(K::PAIR);
+    let stride = (head + depth.div_ceil(P::PAIR)) * width;
     // SAFETY: forwarded from the caller, panel by panel.
     unsafe {
+        let dst = dst.add(head * width);
         if src.lane_stride == 1 && src.depth_stride != 1 {
-            pack_adjacent_lanes::<K>(src, lane0, width, panels, first, depth, dst);
+            pack_adjacent_lanes::<P>(src, lane0, width, panels, first, depth, stride, dst);
             return;
         }
         for panel in panels {
-            let (lane, dst) = (lane0 + panel * width, dst.add(panel * width * words));
+            let (lane, dst) = (lane0 + panel * width, dst.add(panel * stride));
             if src.depth_stride == 1 {
-                pack_adjacent_depth::<K>(src, lane, width, first, depth, dst);
+                pack_adjacent_depth::<P>(src, lane, width, first, depth, dst);
             } else {
-                pack_strided::<K>(src, lane, width, first, depth, dst);
+                pack_strided::<P>(src, lane, width, first, depth, dst);
             }
         }
     }
@@ -95,45 +97,41 @@ pub(super) unsafe fn pack_panels<K: Kernel>(
 /// # Safety
 /// As [`pack_panels`], with a lane stride of 1.
 #[inline(always)]
-unsafe fn pack_adjacent_lanes<K: Kernel>(
-    src: &Source<K::Elem>,
+unsafe fn pack_adjacent_lanes<P: Panel>(
+    src: &Source<P::In>,
     lane0: usize,
     width: usize,
     panels: Range<usize>,
     first: usize,
     depth: usize,
-    dst: *mut K::Word,
+    stride: usize,
+    dst: *mut P::Word,
 ) {
     const PIECE: usize = 256;
-    let words = depth.div_ceil(K::PAIR);
-    let zero = <K::Elem as num_traits::Zero>::zero();
-    let mut piece = [K::ZERO; PIECE];
+    let words = depth.div_ceil(P::PAIR);
+    let zeros = [<P::In as num_traits::Zero>::zero(); PIECE];
+    let mut piece = [P::ZERO; PIECE];
     for start in panels.clone().step_by(PIECE / width) {
         let end = panels.end.min(start + PIECE / width);
         let lane = lane0 + start * width;
         let lanes = (end - start) * width;
         let filled = lanes.min(src.lanes - lane);
-        piece[filled..lanes].fill(K::ZERO);
+        piece[filled..lanes].fill(P::ZERO);
         for w in 0..words {
-            let d = w * K::PAIR;
-            // SAFETY: `filled` adjacent elements at one or two depths of the view.
-            let low = unsafe { std::slice::from_raw_parts(src.at(lane, first + d), filled) };
-            if K::PAIR == 2 && d + 1 < depth {
-                // SAFETY: as above, one step deeper.
-                let high = unsafe { std::slice::from_raw_parts(src.at(lane, first + d + 1), filled) };
-                for ((word, &low), &high) in piece.iter_mut().zip(low).zip(high) {
-                    *word = K::word(low, high);
-                }
-            } else {
-                for (word, &low) in piece.iter_mut().zip(low) {
-                    *word = K::word(low, zero);
-                }
+            let d = w * P::PAIR;
+            let mut rows = [&zeros[..filled]; MAX_PAIR];
+            for (p, row) in rows.iter_mut().enumerate().take(P::PAIR.min(depth - d)) {
+                // SAFETY: `filled` adjacent elements at a depth of the view.
+                *row = unsafe { std::slice::from_raw_parts(src.at(lane, first + d + p), filled) };
+            }
+            for (l, word) in piece[..filled].iter_mut().enumerate() {
+                *word = P::word(|p| rows[p][l]);
             }
             for panel in start..end {
                 // SAFETY: `width` words of the piece, and one row of a panel of the range.
                 unsafe {
                     let from = piece.as_ptr().add((panel - start) * width);
-                    std::ptr::copy_nonoverlapping(from, dst.add((panel * words + w) * width), width);
+                    std::ptr::copy_nonoverlapping(from, dst.add(panel * stride + w * width), width);
                 }
             }
         }
@@ -145,39 +143,39 @@ unsafe fn pack_adjacent_lanes<K: Kernel>(
 /// # Safety
 /// As [`pack_panels`] for one panel at `dst` that starts with `lane`, with a depth stride of 1.
 #[inline(always)]
-unsafe fn pack_adjacent_depth<K: Kernel>(
-    src: &Source<K::Elem>,
+unsafe fn pack_adjacent_depth<P: Panel>(
+    src: &Source<P::In>,
     lane: usize,
     width: usize,
     first: usize,
     depth: usize,
-    dst: *mut K::Word,
+    dst: *mut P::Word,
 ) {
     let lanes = width.min(src.lanes - lane);
-    let words = depth.div_ceil(K::PAIR);
+    let words = depth.div_ceil(P::PAIR);
     // One cache line of 16 lanes at a time: both the block and the words written stay in the first-level cache.
-    let mut block = [[K::ZERO; STEP]; STEP];
+    let mut block = [[P::ZERO; STEP]; STEP];
     for group in (0..width).step_by(STEP) {
         let columns = STEP.min(width - group);
         let filled = columns.min(lanes.saturating_sub(group));
         for lane in &mut block[filled..columns] {
-            lane.fill(K::ZERO);
+            lane.fill(P::ZERO);
         }
         for w in (0..words).step_by(STEP) {
-            let start = w * K::PAIR;
-            let length = (STEP * K::PAIR).min(depth - start);
+            let start = w * P::PAIR;
+            let length = (STEP * P::PAIR).min(depth - start);
             for l in 0..filled {
                 // SAFETY: adjacent elements of one lane of the view, in range by the contract. The prefetch may name
                 // any address.
                 let row = unsafe {
                     let row = src.at(lane + group + l, first + start);
-                    K::prefetch(row.wrapping_add(PREFETCH * K::PAIR));
+                    P::prefetch(row.wrapping_add(PREFETCH * P::PAIR));
                     std::slice::from_raw_parts(row, length)
                 };
-                convert::<K>(row, &mut block[l]);
+                convert::<P>(row, &mut block[l]);
             }
             // SAFETY: `columns` words at `group` in the rows of the panel that are left.
-            unsafe { K::transpose(&block, columns, STEP.min(words - w), dst.add(w * width + group), width) };
+            unsafe { P::transpose(&block, columns, STEP.min(words - w), dst.add(w * width + group), width) };
         }
     }
 }
@@ -187,23 +185,23 @@ unsafe fn pack_adjacent_depth<K: Kernel>(
 /// # Safety
 /// As [`pack_panels`] for one panel at `dst` that starts with `lane`.
 #[inline(always)]
-unsafe fn pack_strided<K: Kernel>(
-    src: &Source<K::Elem>,
+unsafe fn pack_strided<P: Panel>(
+    src: &Source<P::In>,
     lane: usize,
     width: usize,
     first: usize,
     depth: usize,
-    dst: *mut K::Word,
+    dst: *mut P::Word,
 ) {
     let lanes = width.min(src.lanes - lane);
-    let zero = <K::Elem as num_traits::Zero>::zero();
-    for w in 0..depth.div_ceil(K::PAIR) {
-        let d = w * K::PAIR;
+    let zero = <P::In as num_traits::Zero>::zero();
+    for w in 0..depth.div_ceil(P::PAIR) {
+        let d = w * P::PAIR;
         for l in 0..width {
             // SAFETY: elements of the view and a word of the panel, in range by the contract.
             unsafe {
                 let at = |d: usize| if l < lanes && d < depth { *src.at(lane + l, first + d) } else { zero };
-                *dst.add(w * width + l) = K::word(at(d), at(d + K::PAIR - 1));
+                *dst.add(w * width + l) = P::word(|p| at(d + p));
             }
         }
     }
@@ -215,15 +213,15 @@ const PREFETCH: usize = 8 * STEP;
 
 /// Up to `STEP` words of one lane, whose elements are adjacent.
 #[inline(always)]
-fn convert<K: Kernel>(row: &[K::Elem], words: &mut [K::Word; STEP]) {
-    if row.len() == STEP * K::PAIR {
+fn convert<P: Panel>(row: &[P::In], words: &mut [P::Word; STEP]) {
+    if row.len() == STEP * P::PAIR {
         for t in 0..STEP {
-            words[t] = K::word(row[t * K::PAIR], row[t * K::PAIR + K::PAIR - 1]);
+            words[t] = P::word(|p| row[t * P::PAIR + p]);
         }
     } else {
-        let zero = <K::Elem as num_traits::Zero>::zero();
-        for (word, pair) in words.iter_mut().zip(row.chunks(K::PAIR)) {
-            *word = K::word(pair[0], if pair.len() == 2 { pair[1] } else { zero });
+        let zero = <P::In as num_traits::Zero>::zero();
+        for (word, elements) in words.iter_mut().zip(row.chunks(P::PAIR)) {
+            *word = P::word(|p| elements.get(p).copied().unwrap_or(zero));
         }
     }
 }

@@ -1,17 +1,65 @@
 //! The body of a register tile, written once over the vector operations of an instruction set.
 
+/// Implements [`Panel`](crate::arch::kernel::Panel) for `$name`: words of `$pair` elements that `$word` makes of a function of
+/// their index, transposed by `$transpose` where one is named.
+macro_rules! panel {
+    ($name:ident, $in:ident as $store:ident of $pair:literal, $word:expr, transpose [$($transpose:ident)?]) => {
+        // SAFETY: whoever names a transposition belongs to a level that has its instructions.
+        unsafe impl Panel for $name {
+            type In = $in;
+            type Word = $store;
+
+            const PAIR: usize = $pair;
+            const ZERO: $store = 0 as $store;
+
+            #[inline(always)]
+            fn word(at: impl Fn(usize) -> $in) -> $store {
+                $word(at)
+            }
+
+            #[inline(always)]
+            fn prefetch(address: *const $in) {
+                // SAFETY: every x86-64 machine has the instruction, and it may name any address.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+            }
+
+            $(
+                #[inline(always)]
+                unsafe fn transpose(
+                    block: &[[$store; STEP]; STEP],
+                    columns: usize,
+                    rows: usize,
+                    dst: *mut $store,
+                    width: usize,
+                ) {
+                    // SAFETY: the machine has the instructions, and the contract is the same.
+                    unsafe { $transpose(block.as_ptr().cast(), columns, rows, dst.cast(), width) }
+                }
+            )?
+        }
+    };
+}
+pub(super) use panel;
+
+/// The word of panels whose words are elements.
+#[inline(always)]
+pub(super) fn first<T>(at: impl Fn(usize) -> T) -> T {
+    at(0)
+}
+
 /// Implements [`Kernel`](crate::arch::kernel::Kernel) for `$name`: `MR` rows of `VECTORS` registers of sums, one
 /// broadcast word of A against the registers of B per row and word of depth.
 ///
-/// The operations are named by the caller: `load` (aligned, packed B), `broadcast` (one packed word of A), `madd`
-/// (`sum + a * b`), and for the result `zero`, `splat`, `mul`, `add`, `read`, `write`.
+/// The operations are named by the caller: `start` (what a register of sums begins with, from the head of B), `load`
+/// (aligned, packed B), `broadcast` (one packed word of A), `madd` (`sum + a * b`), and for the result `scaled`
+/// (`alpha * sum`), `add`, `read`, `write`.
 macro_rules! register_tile {
     (
-        $(#[$doc:meta])* $name:ident, level $level:ident, features $features:literal,
-        $elem:ident in $lanes:literal lanes, $word:ident of $pair:literal, $mr:literal x $vectors:literal, block $kc:expr,
-        rows [$($rows:literal),*],
-        pack $pack:expr, transpose [$($transpose:ident)?], load $load:expr, broadcast $broadcast:expr, madd $madd:expr,
-        zero $zero:ident, splat $splat:ident, mul $mul:ident, add $add:ident, read $read:ident, write $write:ident
+        $(#[$doc:meta])* $name:ident, $level:ident where $has:expr, features $features:literal,
+        $in:ident to $out:ident in $lanes:literal lanes, alpha $alpha:ty, panels $left:ident, $right:ident, $mr:literal x $vectors:literal,
+        block $kc:expr, rows [$($rows:literal),*], head $head:literal $(by $fill:ident)?,
+        start $start:expr, load $load:expr, broadcast $broadcast:expr, madd $madd:expr,
+        scaled $scaled:expr, add $add:ident, read $read:expr, write $write:expr
     ) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug)]
@@ -19,8 +67,9 @@ macro_rules! register_tile {
 
         impl $name {
             /// The kernel, if the level has its instructions.
-            pub(in crate::arch) fn new(level: Level) -> Option<Self> {
-                (level.kind() >= InstructionSet::$level).then_some(Self(()))
+            pub(in crate::arch) fn new(level: $level) -> Option<Self> {
+                let has: fn($level) -> bool = $has;
+                has(level).then_some(Self(()))
             }
 
             /// The tile for exactly `ROWS >= rows` rows of registers.
@@ -31,11 +80,11 @@ macro_rules! register_tile {
             unsafe fn rows<const ROWS: usize>(
                 rows: usize,
                 words: usize,
-                mut a: *const $word,
-                mut b: *const $word,
-                alpha: $elem,
+                mut a: *const LeftWord<Self>,
+                mut b: *const RightWord<Self>,
+                alpha: $alpha,
                 accumulate: bool,
-                c: *mut $elem,
+                c: *mut $out,
                 stride: isize,
             ) {
                 for i in 0..ROWS {
@@ -46,7 +95,15 @@ macro_rules! register_tile {
                         _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(v * $lanes).cast());
                     }
                 }
-                let mut sums = [[$zero(); $vectors]; ROWS];
+                // SAFETY: the head of the panel, where there is one.
+                let mut sums = unsafe {
+                    let mut first = [$start(b); $vectors];
+                    for v in 1..$vectors {
+                        first[v] = $start(b.wrapping_add(v * $lanes));
+                    }
+                    b = b.add($head * $vectors * $lanes);
+                    [first; ROWS]
+                };
                 for _ in 0..words {
                     // SAFETY: word `d` of every lane of both panels, `d < words`.
                     unsafe {
@@ -64,14 +121,13 @@ macro_rules! register_tile {
                         b = b.add($vectors * $lanes);
                     }
                 }
-                let alpha = $splat(alpha);
                 for i in 0..ROWS {
                     if i < rows {
                         for v in 0..$vectors {
                             // SAFETY: row i < rows of the caller's tile.
                             unsafe {
                                 let out = c.offset(i as isize * stride).add(v * $lanes);
-                                let product = $mul(alpha, sums[i][v]);
+                                let product = $scaled(alpha, sums[i][v]);
                                 $write(out, if accumulate { $add($read(out), product) } else { product });
                             }
                         }
@@ -82,37 +138,22 @@ macro_rules! register_tile {
 
         // SAFETY: `new` asks a level, which only detection makes, for the instructions.
         unsafe impl Kernel for $name {
-            type Elem = $elem;
-            type Word = $word;
+            type In = $in;
+            type Out = $out;
+            type Alpha = $alpha;
+            type Left = $left;
+            type Right = $right;
 
             const MR: usize = $mr;
             const NR: usize = $vectors * $lanes;
-            const PAIR: usize = $pair;
             const KC: usize = $kc;
-            const ZERO: $word = 0 as $word;
-
-            #[inline(always)]
-            fn word(low: $elem, high: $elem) -> $word {
-                $pack(low, high)
-            }
-
-            #[inline(always)]
-            fn prefetch(address: *const $elem) {
-                // SAFETY: every x86-64 machine has the instruction, and it may name any address.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
-            }
+            const HEAD: usize = $head;
 
             $(
                 #[inline(always)]
-                unsafe fn transpose(
-                    block: &[[$word; STEP]; STEP],
-                    columns: usize,
-                    rows: usize,
-                    dst: *mut $word,
-                    width: usize,
-                ) {
-                    // SAFETY: the machine has the instructions, and the contract is the same.
-                    unsafe { $transpose(block.as_ptr().cast(), columns, rows, dst.cast(), width) }
+                unsafe fn head(block: *mut RightWord<Self>, words: usize) {
+                    // SAFETY: the contract is the same.
+                    unsafe { $fill(block, words, Self::NR) }
                 }
             )?
 
@@ -121,11 +162,11 @@ macro_rules! register_tile {
                 self,
                 rows: usize,
                 words: usize,
-                a: *const $word,
-                b: *const $word,
-                alpha: $elem,
+                a: *const LeftWord<Self>,
+                b: *const RightWord<Self>,
+                alpha: $alpha,
                 accumulate: bool,
-                c: *mut $elem,
+                c: *mut $out,
                 stride: isize,
             ) {
                 // SAFETY: the machine has the instructions, and the rest of the contract is forwarded.

@@ -1,0 +1,223 @@
+//! Products of bytes: from a level to a tile, and the operand that is packed once.
+
+use ndarray::{ArrayView2, ArrayViewMut2};
+
+use super::dispatch::has_adjacent_columns;
+use super::driver::{Columns, Packed, gemm, pack_all};
+use super::integer_level::{IntegerLevel, IntegerSet};
+use super::kernel::Kernel;
+use super::pack::Source;
+use super::portable::Portable;
+use super::sink::{Region, Store, Target, Through, Tile};
+#[cfg(target_arch = "x86_64")]
+use super::x86::{Avx2I8, Avx512VnniI8, AvxVnniI8};
+use crate::Par;
+
+/// Work that is generic over the kernel.
+trait Visitor {
+    type Output;
+    fn visit<K: Kernel<In = i8, Out = i32, Alpha = ()>>(self, kernel: K) -> Self::Output;
+}
+
+/// Calls `visitor` with the kernel of this level.
+fn dispatch<V: Visitor>(level: IntegerLevel, visitor: V) -> V::Output {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if let Some(kernel) = Avx512VnniI8::new(level) {
+            return visitor.visit(kernel);
+        }
+        if let Some(kernel) = AvxVnniI8::new(level) {
+            return visitor.visit(kernel);
+        }
+        if let Some(kernel) = Avx2I8::new(level) {
+            return visitor.visit(kernel);
+        }
+    }
+    debug_assert_eq!(level.kind(), IntegerSet::Portable);
+    visitor.visit(Portable::<i8>::new())
+}
+
+/// A right operand packed once, with what it was packed for.
+#[derive(Clone, Debug)]
+pub(crate) struct PackedInteger {
+    packed: Packed,
+    level: IntegerLevel,
+    depth: usize,
+    cols: usize,
+}
+
+impl PackedInteger {
+    pub(crate) fn level(&self) -> IntegerLevel {
+        self.level
+    }
+
+    pub(crate) fn depth(&self) -> usize {
+        self.depth
+    }
+
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.packed.bytes()
+    }
+}
+
+/// Packs the weight `w` `[out, in]` as the right operand `w^T` of products on this level. `in` is at most the block of an integer
+/// kernel.
+pub(crate) fn pack_integer(level: IntegerLevel, w: ArrayView2<'_, i8>, par: Par) -> PackedInteger {
+    struct Pack<'a>(ArrayView2<'a, i8>, Par);
+    impl Visitor for Pack<'_> {
+        type Output = Packed;
+        fn visit<K: Kernel<In = i8, Out = i32, Alpha = ()>>(self, _kernel: K) -> Packed {
+            // SAFETY: the view is borrowed for the call.
+            unsafe { pack_all::<K>(&Source::new(&self.0), self.1) }
+        }
+    }
+    let (cols, depth) = w.dim();
+    PackedInteger { packed: dispatch(level, Pack(w, par)), level, depth, cols }
+}
+
+/// `dst = a b` for `a` `[m, k]`, exact. Shapes were checked by the caller; the columns of `dst` are adjacent.
+pub(crate) fn integer_product(
+    mut dst: ArrayViewMut2<'_, i32>,
+    a: ArrayView2<'_, i8>,
+    b: &PackedInteger,
+    par: Par,
+) {
+    assert!(has_adjacent_columns(&dst), "sums need adjacent columns");
+    let dst =
+        Target { stride: dst.strides()[0], rows: dst.nrows(), cols: dst.ncols(), ptr: dst.as_mut_ptr() };
+    let sink = Store { dst, region: Region::Full, accumulate: false, alpha: () };
+    // SAFETY: `dst` is borrowed mutably and has adjacent columns.
+    unsafe { run(&sink, a, b, par) };
+}
+
+/// Makes results of type `T` out of sums: row, first column, adjacent sums of that row, and the place of as many results.
+pub(crate) type FinishRow<'a, T> = dyn Fn(usize, usize, &[i32], &mut [T]) + Sync + 'a;
+
+/// Has `finish` make every element of `dst` out of the sums of `a b`, in any order and from several threads. Shapes were checked by the caller; the columns of `dst` are
+/// adjacent.
+pub(crate) fn integer_through<T: Copy + Send>(
+    mut dst: ArrayViewMut2<'_, T>,
+    a: ArrayView2<'_, i8>,
+    b: &PackedInteger,
+    par: Par,
+    finish: &FinishRow<'_, T>,
+) {
+    assert!(has_adjacent_columns(&dst), "results need adjacent columns");
+    assert_eq!(dst.dim(), (a.nrows(), b.cols), "a result for every sum");
+    let dst =
+        Target { stride: dst.strides()[0], rows: dst.nrows(), cols: dst.ncols(), ptr: dst.as_mut_ptr() };
+    let rows = |tile: Tile<'_, i32>| {
+        for (r, sums) in tile.sums.chunks(tile.stride).enumerate() {
+            let row = tile.row + r;
+            // SAFETY: the elements of one row of the tile in the destination, which no other tile has.
+            let out = unsafe {
+                let first = dst.row(row).add(tile.column);
+                std::slice::from_raw_parts_mut(first, tile.columns)
+            };
+            finish(row, tile.column, &sums[..tile.columns], out);
+        }
+    };
+    let sink = Through { dim: (a.nrows(), b.cols), finish: &rows };
+    // SAFETY: the tiles of a sink are disjoint, and `dst` is borrowed mutably.
+    unsafe { run(&sink, a, b, par) };
+}
+
+/// A sink of integer sums, whatever the kernel.
+trait IntegerSink {
+    /// # Safety
+    /// As [`gemm`].
+    unsafe fn take<K: Kernel<In = i8, Out = i32, Alpha = ()>>(
+        &self,
+        kernel: K,
+        a: &Source<i8>,
+        b: &Columns<'_, i8>,
+        par: Par,
+    );
+}
+
+macro_rules! integer_sink {
+    ($sink:ty) => {
+        impl IntegerSink for $sink {
+            unsafe fn take<K: Kernel<In = i8, Out = i32, Alpha = ()>>(
+                &self,
+                kernel: K,
+                a: &Source<i8>,
+                b: &Columns<'_, i8>,
+                par: Par,
+            ) {
+                // SAFETY: forwarded from the caller.
+                unsafe { gemm(kernel, self, a, b, par) };
+            }
+        }
+    };
+}
+integer_sink!(Store<i32, ()>);
+integer_sink!(Through<'_, i32>);
+
+/// # Safety
+/// What the sink writes to is nobody else's, and it has the rows of `a` and the columns of `b`.
+unsafe fn run(sink: &impl IntegerSink, a: ArrayView2<'_, i8>, b: &PackedInteger, par: Par) {
+    struct Run<'a, S> {
+        sink: &'a S,
+        a: Source<i8>,
+        b: Columns<'a, i8>,
+        par: Par,
+    }
+    impl<S: IntegerSink> Visitor for Run<'_, S> {
+        type Output = ();
+        fn visit<K: Kernel<In = i8, Out = i32, Alpha = ()>>(self, kernel: K) {
+            // SAFETY: forwarded from the caller; the packed operand remembers the level that chose this kernel.
+            unsafe { self.sink.take(kernel, &self.a, &self.b, self.par) };
+        }
+    }
+    assert_eq!(a.ncols(), b.depth, "the depths of both operands");
+    dispatch(b.level, Run { sink, a: Source::new(&a), b: Columns::Packed(&b.packed), par });
+}
+
+/// Multiplies and adds bytes in registers, `steps` times in each of several independent chains, and gives the operations done (a
+/// product and its addition are two): whoever times it has the peak of a core. Absent where the level has no instruction that does
+/// both.
+///
+/// ```
+/// use quant_kernels::{IntegerLevel, integer_peak_operations};
+///
+/// let start = std::time::Instant::now();
+/// if let Some(operations) = integer_peak_operations(IntegerLevel::detect(), 100_000) {
+///     println!("{:.0} GOP/s", operations as f64 / start.elapsed().as_secs_f64() / 1e9);
+/// }
+/// ```
+#[must_use]
+pub fn integer_peak_operations(level: IntegerLevel, steps: usize) -> Option<u64> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        super::x86::peak_operations(level, steps)
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = (level, steps);
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{IntegerLevel, integer_peak_operations};
+
+    #[test]
+    fn only_levels_that_multiply_and_add_have_a_peak() {
+        for (name, level) in IntegerLevel::every() {
+            let Some(level) = level else { continue };
+            // Sixteen chains of registers of 64 or 32 bytes.
+            let want = match name {
+                "avx512_vnni" => Some(2 * 64 * 16 * 3),
+                "avx_vnni" => Some(2 * 32 * 16 * 3),
+                _ => None,
+            };
+            assert_eq!(integer_peak_operations(level, 3), want, "{name}");
+        }
+    }
+}

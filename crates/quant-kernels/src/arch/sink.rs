@@ -1,0 +1,218 @@
+//! Where the tiles of a product go: into a matrix as they are, or tile by tile to whoever finishes them.
+
+use std::ops::Range;
+
+use num_traits::Zero;
+
+use super::kernel::{Kernel, LeftWord, MAX_TILE, RightWord};
+
+/// Which part of a destination a product writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Region {
+    /// Every element.
+    Full,
+    /// Elements `(i, j)` with `i >= j`.
+    Lower,
+}
+
+/// A task: a range of rows and columns of the destination and one block of the summed index.
+pub(super) struct Block {
+    pub(super) rows: Range<usize>,
+    pub(super) cols: Range<usize>,
+    /// Words per lane.
+    pub(super) words: usize,
+    /// Whether the block begins the summed index; otherwise the blocks before it have been here.
+    pub(super) begins: bool,
+}
+
+/// What becomes of a product.
+pub(super) trait Sink<K: Kernel>: Sync {
+    /// Rows and columns of the product.
+    fn dim(&self) -> (usize, usize);
+
+    /// Columns that the rows before `rows` reach, of all columns.
+    fn reach(&self, rows: usize) -> usize {
+        let _ = rows;
+        self.dim().1
+    }
+
+    /// Takes the product over an empty sum.
+    ///
+    /// # Safety
+    /// What the sink writes to is nobody else's.
+    unsafe fn empty(&self, kernel: K);
+
+    /// Takes all tiles of a block.
+    ///
+    /// # Safety
+    /// `a`, `b` point to the packed panels of the first row and the first column of the block, and what the sink writes to
+    /// for it is nobody else's during the call.
+    unsafe fn block(&self, kernel: K, block: &Block, a: *const LeftWord<K>, b: *const RightWord<K>);
+}
+
+/// A row-major destination: adjacent columns, any row stride.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Target<T> {
+    pub(super) ptr: *mut T,
+    pub(super) stride: isize,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+}
+
+// SAFETY: tasks write disjoint tiles of it, and its elements are plain numbers.
+unsafe impl<T: Send> Send for Target<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Target<T> {}
+
+impl<T> Target<T> {
+    /// The first element of a row.
+    pub(super) fn row(&self, row: usize) -> *mut T {
+        self.ptr.wrapping_offset(row as isize * self.stride)
+    }
+}
+
+/// `dst (=|+=) alpha * sum` on a region.
+///
+/// Who makes one for a [`driver`](super::driver) vouches that `dst` describes writable elements that nothing else accesses.
+pub(super) struct Store<T, A> {
+    pub(super) dst: Target<T>,
+    pub(super) region: Region,
+    pub(super) accumulate: bool,
+    pub(super) alpha: A,
+}
+
+impl<K: Kernel> Sink<K> for Store<K::Out, K::Alpha> {
+    fn dim(&self) -> (usize, usize) {
+        (self.dst.rows, self.dst.cols)
+    }
+
+    fn reach(&self, rows: usize) -> usize {
+        if self.region == Region::Lower { self.dst.cols.min(rows) } else { self.dst.cols }
+    }
+
+    unsafe fn empty(&self, _kernel: K) {
+        if self.accumulate {
+            return;
+        }
+        for i in 0..self.dst.rows {
+            for j in 0..Sink::<K>::reach(self, i + 1) {
+                // SAFETY: (i, j) is in the destination.
+                unsafe { *self.dst.ptr.offset(i as isize * self.dst.stride + j as isize) = K::Out::zero() };
+            }
+        }
+    }
+
+    unsafe fn block(&self, kernel: K, block: &Block, a: *const LeftWord<K>, b: *const RightWord<K>) {
+        const { assert!(K::MR * K::NR <= MAX_TILE) };
+        let (dst, alpha) = (self.dst, self.alpha);
+        let accumulate = self.accumulate || !block.begins;
+        let mut edge = [K::Out::zero(); MAX_TILE];
+        for i in block.rows.clone().step_by(K::MR) {
+            let rows = K::MR.min(block.rows.end - i);
+            for j in block.cols.clone().step_by(K::NR) {
+                let cols = K::NR.min(block.cols.end - j);
+                let lower = self.region == Region::Lower;
+                if lower && j > i + rows - 1 {
+                    break;
+                }
+                // SAFETY: whole panels before this one.
+                let (a, b) = unsafe { block.panels::<K>(a, b, i, j) };
+                // SAFETY: (i, j) is in the destination.
+                let out = unsafe { dst.ptr.offset(i as isize * dst.stride + j as isize) };
+                if cols == K::NR && !(lower && j + K::NR - 1 > i) {
+                    // SAFETY: a whole tile of the destination.
+                    unsafe { kernel.tile(rows, block.words, a, b, alpha, accumulate, out, dst.stride) };
+                    continue;
+                }
+                // SAFETY: the buffer holds a whole tile.
+                unsafe {
+                    kernel.tile(rows, block.words, a, b, alpha, false, edge.as_mut_ptr(), K::NR as isize);
+                }
+                for r in 0..rows {
+                    let end = if lower { cols.min((i + r + 1).saturating_sub(j)) } else { cols };
+                    for c in 0..end {
+                        // SAFETY: (i + r, j + c) is in the region of the destination.
+                        unsafe {
+                            let out = out.offset(r as isize * dst.stride).add(c);
+                            let product = edge[r * K::NR + c];
+                            *out = if accumulate { *out + product } else { product };
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Sums of the rows from `row` and the columns from `column` on: row `r` begins at `sums[r * stride]`.
+#[derive(Debug)]
+pub(super) struct Tile<'a, T> {
+    pub(super) row: usize,
+    pub(super) column: usize,
+    pub(super) columns: usize,
+    pub(super) stride: usize,
+    /// Whole rows.
+    pub(super) sums: &'a [T],
+}
+
+/// Hands whole sums to a function while they are in the first-level cache. No row and no column is handed over twice.
+///
+/// Only for kernels that never interrupt a sum.
+pub(super) struct Through<'a, T> {
+    pub(super) dim: (usize, usize),
+    pub(super) finish: &'a (dyn Fn(Tile<'_, T>) + Sync),
+}
+
+impl<K: Kernel<Alpha = ()>> Sink<K> for Through<'_, K::Out> {
+    fn dim(&self) -> (usize, usize) {
+        self.dim
+    }
+
+    unsafe fn empty(&self, _kernel: K) {
+        let sums = [K::Out::zero(); MAX_TILE];
+        let (rows, columns) = self.dim;
+        for row in 0..rows {
+            for column in (0..columns).step_by(MAX_TILE) {
+                let columns = MAX_TILE.min(columns - column);
+                (self.finish)(Tile { row, column, columns, stride: MAX_TILE, sums: &sums });
+            }
+        }
+    }
+
+    unsafe fn block(&self, kernel: K, block: &Block, a: *const LeftWord<K>, b: *const RightWord<K>) {
+        const { assert!(K::MR * K::NR <= MAX_TILE) };
+        assert!(block.begins, "a sum longer than a block of its kernel");
+        let mut sums = [K::Out::zero(); MAX_TILE];
+        for row in block.rows.clone().step_by(K::MR) {
+            let rows = K::MR.min(block.rows.end - row);
+            for column in block.cols.clone().step_by(K::NR) {
+                let columns = K::NR.min(block.cols.end - column);
+                // SAFETY: whole panels before this one; the buffer holds a whole tile.
+                unsafe {
+                    let (a, b) = block.panels::<K>(a, b, row, column);
+                    kernel.tile(rows, block.words, a, b, (), false, sums.as_mut_ptr(), K::NR as isize);
+                }
+                (self.finish)(Tile { row, column, columns, stride: K::NR, sums: &sums[..rows * K::NR] });
+            }
+        }
+    }
+}
+
+impl Block {
+    /// The panels of a row and a column of the block.
+    ///
+    /// # Safety
+    /// `a` and `b` point to the panels of its first row and column, and those asked for begin a panel.
+    #[inline(always)]
+    unsafe fn panels<K: Kernel>(
+        &self,
+        a: *const LeftWord<K>,
+        b: *const RightWord<K>,
+        row: usize,
+        column: usize,
+    ) -> (*const LeftWord<K>, *const RightWord<K>) {
+        let (above, before) = (row - self.rows.start, column - self.cols.start);
+        // SAFETY: forwarded from the caller.
+        unsafe { (a.add(above * self.words), b.add(before * (K::HEAD + self.words))) }
+    }
+}

@@ -1,0 +1,173 @@
+//! Activations as codes, also in the pass that makes the activations.
+
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayViewMut2, Axis};
+use quant_core::operators::{DynamicNumerics, QuantizedActivations, StaticNumerics, TokenParams};
+use quant_core::{Bits, QParams};
+
+use crate::activation::silu_times;
+use crate::norm::norm_row;
+use crate::rows::with_row;
+use crate::{Par, tasks, vectorized};
+
+/// Fewer rows than this are not worth another task.
+const LEAST_ROWS: usize = 8;
+
+/// Runs `work` on blocks of rows of codes, with the index of each block's first row: one block for each thread.
+fn for_codes<R: Send>(
+    codes: &mut Array2<i8>,
+    par: Par,
+    work: impl Fn(usize, ArrayViewMut2<'_, i8>) -> R + Sync,
+) -> Vec<R> {
+    let block = codes.nrows().div_ceil(par.threads()).max(LEAST_ROWS);
+    tasks::map(codes.axis_chunks_iter_mut(Axis(0), block).enumerate(), par, |(i, rows)| work(i * block, rows))
+}
+
+/// Quantises rows that `make` writes into a buffer, or finds somewhere, each as it is needed.
+fn quantize_rows(
+    numerics: DynamicNumerics,
+    (tokens, features): (usize, usize),
+    into: &mut QuantizedActivations,
+    par: Par,
+    make: impl Fn(usize, &mut Vec<f32>, &mut dyn FnMut(&[f32])) + Sync,
+) {
+    if into.codes.dim() != (tokens, features) || !into.codes.is_standard_layout() {
+        into.codes = Array2::zeros((tokens, features));
+    }
+    let params = for_codes(&mut into.codes, par, |first, mut codes| {
+        let mut params: Vec<TokenParams> = Vec::with_capacity(codes.nrows());
+        let mut buffer = Vec::new();
+        for (i, mut codes) in codes.rows_mut().into_iter().enumerate() {
+            let Some(codes) = codes.as_slice_mut() else { continue };
+            make(first + i, &mut buffer, &mut |row| {
+                params.push(vectorized(
+                    #[inline(always)]
+                    || numerics.token(row, codes),
+                ));
+            });
+        }
+        params
+    });
+    let params = params.into_iter().flatten();
+    into.zeros = numerics.is_asymmetric().then(|| params.clone().map(|p| p.zero).collect());
+    into.scales = params.map(|p| p.scale).collect();
+}
+
+fn empty() -> QuantizedActivations {
+    QuantizedActivations { codes: Array2::zeros((0, 0)), scales: Array1::zeros(0), zeros: None }
+}
+
+/// Codes of `x` `[tokens, features]` with parameters of each token: those of [`DynamicNumerics::token`].
+#[must_use]
+pub fn quantize_tokens(numerics: DynamicNumerics, x: ArrayView2<'_, f32>, par: Par) -> QuantizedActivations {
+    let mut result = empty();
+    quantize_rows(numerics, x.dim(), &mut result, par, |i, buffer, take| with_row(x.row(i), buffer, take));
+    result
+}
+
+/// Codes of [`rms_norm`](crate::rms_norm) of `x` `[tokens, features]` in one pass, which never writes the normed activations: bit for
+/// bit those of the two steps. The memory of `into` is used again where it has the shape of `x`.
+///
+/// ```
+/// use quant_core::Bits;
+/// use quant_core::operators::DynamicNumerics;
+/// use quant_kernels::ndarray::array;
+/// use quant_kernels::{Par, quantize_tokens, rms_norm, rms_norm_quantize};
+///
+/// let (x, weight) = (array![[3.0_f32, 4.0], [1.0, -1.0]], array![1.0, 2.0]);
+/// let numerics = DynamicNumerics::Ascend { bits: Bits::new(8)? };
+/// let two_steps = quantize_tokens(numerics, rms_norm(x.view(), weight.view(), 1e-6).view(), Par::Seq);
+/// let mut fused = two_steps.clone();
+/// fused.codes.fill(0);
+/// rms_norm_quantize(x.view(), weight.view(), 1e-6, numerics, &mut fused, Par::Seq);
+/// assert_eq!(fused, two_steps);
+/// # Ok::<(), quant_core::CoreError>(())
+/// ```
+///
+/// # Panics
+/// If `weight` does not have one element per feature.
+pub fn rms_norm_quantize(
+    x: ArrayView2<'_, f32>,
+    weight: ArrayView1<'_, f32>,
+    eps: f32,
+    numerics: DynamicNumerics,
+    into: &mut QuantizedActivations,
+    par: Par,
+) {
+    assert_eq!(weight.len(), x.ncols(), "the norm weight must have one element per feature of x");
+    let weight = weight.to_vec();
+    quantize_rows(numerics, x.dim(), into, par, |i, buffer, take| {
+        let row = x.row(i);
+        buffer.resize(row.len(), 0.0);
+        match row.to_slice() {
+            Some(row) => vectorized(
+                #[inline(always)]
+                || norm_row(row, &weight, eps, buffer),
+            ),
+            None => norm_row(&row.to_vec(), &weight, eps, buffer),
+        }
+        take(buffer);
+    });
+}
+
+/// Codes of `silu(gate) * up`, both `[tokens, features]`, in one pass: bit for bit those of [`silu_mul`](crate::silu_mul) and then
+/// [`quantize_tokens`]. The memory of `into` is used again where it has their shape.
+///
+/// # Panics
+/// If the shapes differ.
+pub fn silu_mul_quantize(
+    gate: ArrayView2<'_, f32>,
+    up: ArrayView2<'_, f32>,
+    numerics: DynamicNumerics,
+    into: &mut QuantizedActivations,
+    par: Par,
+) {
+    assert_eq!(gate.dim(), up.dim(), "gate and up projections must have one shape");
+    quantize_rows(numerics, gate.dim(), into, par, |i, buffer, take| {
+        buffer.resize(gate.ncols(), 0.0);
+        let (gate, up) = (gate.row(i), up.row(i));
+        match (gate.to_slice(), up.to_slice()) {
+            (Some(gate), Some(up)) => vectorized(
+                #[inline(always)]
+                || {
+                    for ((out, &gate), &up) in buffer.iter_mut().zip(gate).zip(up) {
+                        *out = silu_times(gate, up);
+                    }
+                },
+            ),
+            _ => {
+                for ((out, &gate), &up) in buffer.iter_mut().zip(gate).zip(up) {
+                    *out = silu_times(gate, up);
+                }
+            }
+        }
+        take(buffer);
+    });
+}
+
+/// Codes of `x` `[tokens, features]` under one scale and zero for all: those of [`StaticNumerics::quantize`].
+#[must_use]
+pub fn quantize_static(
+    numerics: StaticNumerics,
+    bits: Bits,
+    params: QParams,
+    x: ArrayView2<'_, f32>,
+    par: Par,
+) -> QuantizedActivations {
+    // The parameters of all, from a tensor without numbers.
+    let mut result = numerics.quantize(bits, params, x.slice_axis(Axis(0), ndarray::Slice::from(0..0)));
+    result.codes = Array2::zeros(x.dim());
+    let finite = for_codes(&mut result.codes, par, |first, codes| {
+        let rows = x.slice_axis(Axis(0), ndarray::Slice::from(first..first + codes.nrows()));
+        vectorized(
+            #[inline(always)]
+            || {
+                numerics.codes(bits, params, rows, codes);
+                rows.iter().all(|x| x.is_finite())
+            },
+        )
+    });
+    if finite.contains(&false) {
+        result.scales.fill(f32::NAN);
+    }
+    result
+}
