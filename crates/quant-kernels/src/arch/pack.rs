@@ -124,8 +124,17 @@ unsafe fn pack_adjacent_lanes<P: Panel>(
                 // SAFETY: `filled` adjacent elements at a depth of the view.
                 *row = unsafe { std::slice::from_raw_parts(src.at(lane, first + d + p), filled) };
             }
-            for (l, word) in piece[..filled].iter_mut().enumerate() {
-                *word = P::word(|p| rows[p][l]);
+            // Without an index the first two are loops over vectors.
+            let filling = piece.iter_mut();
+            match P::PAIR {
+                1 => filling.zip(rows[0]).for_each(|(word, &x)| *word = P::word(|_| x)),
+                2 => {
+                    let pairs = rows[0].iter().zip(rows[1]);
+                    filling.zip(pairs).for_each(|(word, (&x, &y))| *word = P::word(|p| [x, y][p]));
+                }
+                _ => {
+                    filling.take(filled).enumerate().for_each(|(l, word)| *word = P::word(|p| rows[p][l]));
+                }
             }
             for panel in start..end {
                 // SAFETY: `width` words of the piece, and one row of a panel of the range.
