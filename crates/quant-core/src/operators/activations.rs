@@ -316,7 +316,8 @@ mod tests {
             for (bits, clip_ratio) in [(8, 1.0), (4, 0.9)] {
                 let bits = Bits::new(bits).unwrap();
                 let mut want = x.clone();
-                ActQuant::Dynamic { bits, rule, clip_ratio, shards: 1 }.fake_quantize(want.view_mut());
+                ActQuant::Dynamic { bits, rule, clip_ratio: clip_ratio.into(), shards: 1 }
+                    .fake_quantize(want.view_mut());
                 let numerics = DynamicNumerics::Divided { bits, rule, clip_ratio };
                 let (mut codes, mut params) = (Array2::zeros(x.dim()), Vec::new());
                 for (token, mut row) in x.rows().into_iter().zip(codes.rows_mut()) {
