@@ -48,7 +48,8 @@ pub use folding::HeadTie;
 pub use method::{
     BlockContext, BlockPlan, Diary, Figures, Learned, LearnedScheme, Learner, Lesson, LessonReport, Method,
     MethodKind, ModelTransform, Modifier, NoDiary, Operations, PlannedRounding, Prepared, Rounded, Rounding,
-    RowRounding, Scaled, Solver, Transform, WeightSettings, WholePlan, Workspace, rounding, scale_weights,
+    RowRounding, Scaled, Solver, Transform, WeightSettings, WholePlan, Workspace, float_weights, rounding,
+    scale_weights,
 };
 /// The arrays of the functions here.
 pub use ndarray;

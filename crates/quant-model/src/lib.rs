@@ -45,7 +45,7 @@ pub use quant_graph::{BlockParams, BlockSource, ModelSpec};
 pub use quant_kernels::{Compute, Par};
 
 pub use block::{
-    Block, BlockRunner, BlockTrainer, MLP_ROWS, Output, See, StageScratch, TrainingMemory, Walk,
+    Block, BlockRunner, BlockTrainer, BlockWindow, MLP_ROWS, Output, See, StageScratch, TrainingMemory, Walk,
     training_memory,
 };
 pub use config::{

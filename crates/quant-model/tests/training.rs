@@ -12,7 +12,9 @@ use quant_graph::{
     LinearId, LinearWeight, ModelSpec, NoInsert, Site, Spot,
 };
 use quant_kernels::{Compute, Element, Par};
-use quant_model::{Block, BlockTrainer, ModelError, Precision, RopeTable, model_spec, training_memory};
+use quant_model::{
+    Block, BlockTrainer, BlockWindow, ModelError, Precision, RopeTable, model_spec, training_memory,
+};
 use quant_testkit::{Numbers, random_block};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -356,6 +358,17 @@ fn a_loss_behind_several_blocks() {
     let grad = tape.backward(grad, &mut NoInsert, Par::Seq).unwrap().input;
     let direction = Numbers::new(11).matrix(9, spec.hidden, 1.0).mapv(f64::from);
     close((&grad * &direction).sum(), slope(|step| through(&(&first.x + &direction * step))), "two blocks");
+
+    // The same as one window, with the weights of the first trained.
+    let window = BlockWindow::new(one, vec![two]);
+    let with = first.effective();
+    let forward = window.forward(first.x.view(), &first.starts, &with, &mut NoInsert, Par::Seq).unwrap();
+    let (y, tape) = window.record(first.x.view(), &first.starts, &with, &mut NoInsert, Par::Seq).unwrap();
+    assert_eq!((&forward * &second.cost).sum(), through(&first.x));
+    assert_eq!(y, forward);
+    let gradients = tape.backward(second.cost.clone(), &mut NoInsert, Par::Seq).unwrap();
+    assert_eq!(gradients.input, grad);
+    assert_eq!(gradients.weights.len(), with.len());
 }
 
 #[test]

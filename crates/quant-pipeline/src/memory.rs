@@ -149,7 +149,7 @@ pub fn predict(plan: &Plan, lengths: &[usize], text_bytes: u64, threads: usize) 
         let inside = |index| Some(learner.workspace(&plan.block_plan(index)?, tokens, lengths.iter().sum()));
         let inside: u64 = (0..plan.spec.layers).filter_map(inside).max().unwrap_or(0);
         phases.push(PhaseMemory {
-            weights: F32 * sizes.block,
+            weights: F32 * sizes.block * learner.window() as u64,
             solver: inside + (step.tape + step.gradients) as u64,
             chunk: step.working as u64,
             ..sizes.phase(learner.method().id)

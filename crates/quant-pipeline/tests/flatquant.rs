@@ -116,7 +116,7 @@ fn same_bytes_on_any_number_of_threads() {
         ("", ""),
         ("variant: exact, parametrisation: svd, share_inputs: false", "activations: { symmetric: true }"),
         ("inputs: quantised, weights: gptq, warmup: true", "activations: { in_calibration: true }"),
-        ("lac: false, lwc: false, diag: false", ""),
+        ("lac: false, lwc: false, diag: false, window: 2", ""),
     ] {
         let plan = plan(&format!("scheme: W4A4KV4, {SHORT}, {keys}"), rest, &float);
         let learned = !keys.contains("lac: false");

@@ -59,7 +59,7 @@ pub struct FlatReport {
     pub losses: Vec<f64>,
     /// The error of the parameters with which training began.
     pub before: f64,
-    /// The error after every epoch, of [`FlatVariant::Stable`]; NaN for one that lost its numbers, which is the last.
+    /// The error after every epoch, of [`FlatVariant::Stable`](super::FlatVariant::Stable); NaN for one that lost its numbers, which is the last.
     pub epochs: Vec<f64>,
     /// The error of the parameters that were kept.
     pub after: f64,
@@ -67,7 +67,7 @@ pub struct FlatReport {
     pub kept: usize,
     /// Sequences at the end that made no whole batch and were not trained on.
     pub dropped: usize,
-    /// What the guards of [`FlatVariant::Stable`] found: in the errors, and in the parameters of the last epoch and of the one
+    /// What the guards of [`FlatVariant::Stable`](super::FlatVariant::Stable) found: in the errors, and in the parameters of the last epoch and of the one
     /// that was kept.
     pub alarms: Vec<Alarm>,
 }

@@ -9,14 +9,13 @@ use super::scheme::{FlatScheme, FlatShape, Matrix};
 use super::settings::{FlatSettings, FlatVariant};
 use crate::{
     BlockPlan, Diary, Learned, LearnedScheme, Learner, Lesson, LessonReport, Method, MethodError,
-    SettingsError, Stream,
+    SettingsError, Stream, float_weights,
 };
-use ndarray::{Array2, ArrayView2};
+use ndarray::Array2;
 use quant_core::codec::{decoded, encoded};
 use quant_core::{ActRule, AxisShape, Bits, ClipRatio, KvQuant, OnlineShape, codec_of_fields};
 use quant_graph::{
-    BlockParams, Clipping, EffectiveWeight, EffectiveWeights, InputScheme, LinearWeight, OnlineScheme, Site,
-    Spot, WeightScheme,
+    BlockParams, Clipping, EffectiveWeights, InputScheme, OnlineScheme, Site, Spot, WeightScheme,
 };
 use quant_kernels::Par;
 
@@ -30,6 +29,7 @@ const ATTEMPTS: usize = 1 + SLOWER + 1;
 pub(super) struct FlatLearner {
     pub(super) settings: FlatSettings,
     pub(super) inputs: Stream,
+    pub(super) window: usize,
     /// Of the section, for errors.
     pub(super) path: String,
 }
@@ -198,6 +198,10 @@ impl Learner for FlatLearner {
         self.inputs
     }
 
+    fn window(&self) -> usize {
+        self.window
+    }
+
     fn batch(&self) -> usize {
         self.settings.batch_size
     }
@@ -217,7 +221,8 @@ impl Learner for FlatLearner {
 
     fn passes(&self) -> f64 {
         let measured = usize::from(self.settings.variant == FlatVariant::Stable) * self.settings.epochs;
-        (3 * self.settings.epochs + measured + 2) as f64
+        // Of a block behind it: forward, forward again, and one product of two in the backward.
+        (self.window * (3 * self.settings.epochs + measured + 2)) as f64
     }
 
     fn learn(
@@ -229,7 +234,7 @@ impl Learner for FlatLearner {
         let scheme = self.flat(&lesson.plan).ok().flatten();
         let scheme = scheme.ok_or_else(|| MethodError::Learned { what: "scheme of this block".into() })?;
         let shape = FlatShape::new(lesson.plan.spec, lesson.plan.index);
-        let block = Block { lesson, shape, scheme, float: floats(params)? };
+        let block = Block { lesson, shape, scheme, float: float_weights(params)? };
         let base = lesson.plan.spec.block_prefix(lesson.plan.index);
         let par = lesson.par;
         let start = |(settings, name): &(FlatSettings, String)| {
@@ -321,19 +326,6 @@ impl Learner for FlatLearner {
 /// Whether a recipe clips what is to be learned.
 fn clips(ratio: Clipping) -> bool {
     !matches!(ratio, Clipping::NONE | Clipping::Learned)
-}
-
-/// The float weights of a block.
-fn floats(params: &BlockParams) -> Result<EffectiveWeights<'_, f32>, MethodError> {
-    params.linears.iter().map(|(id, linear)| Ok((*id, view(linear)?))).collect()
-}
-
-fn view(linear: &quant_graph::LinearParams) -> Result<EffectiveWeight<'_, f32>, MethodError> {
-    let LinearWeight::Float(weight) = &linear.weight else {
-        return Err(MethodError::NotFloat { method: METHOD.id, what: "a weight is quantised".into() });
-    };
-    let weight: ArrayView2<'_, f32> = weight.view();
-    Ok(EffectiveWeight { weight, bias: linear.bias.as_ref().map(|bias| bias.view()) })
 }
 
 impl FlatShape {

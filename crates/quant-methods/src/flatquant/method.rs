@@ -29,7 +29,12 @@ pub(super) fn build(settings: &Settings) -> Result<Modifier, SettingsError> {
     };
     let quantised = settings.text("inputs")? == "quantised";
     let inputs = if quantised { Stream::Deployed } else { Stream::Float };
-    let learner = FlatLearner { settings: flat, inputs, path: settings.path().to_owned() };
+    let learner = FlatLearner {
+        settings: flat,
+        inputs,
+        window: settings.integer("window")?,
+        path: settings.path().to_owned(),
+    };
     let modifier = Modifier { learner: Some(Arc::new(learner)), ..Modifier::default() };
     if settings.given("scheme").is_none() {
         if settings.given("weights").is_some() {

@@ -166,6 +166,12 @@ pub static METHOD: Method = Method {
              model's output either way",
         ),
         key(
+            "window",
+            FieldKind::Integer(1, 8),
+            "1",
+            "blocks behind which the loss is taken: the one that is trained and, float, those that follow",
+        ),
+        key(
             "weights",
             FieldKind::Choice(&["rtn", "gptq"]),
             "\"rtn\"",

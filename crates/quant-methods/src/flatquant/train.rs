@@ -80,7 +80,7 @@ impl FlatBlock<'_, '_> {
     ///
     /// # Errors
     /// [`MethodError::Sequences`] for fewer sequences than one batch; [`MethodError::Rotate`] for settings out of range, features
-    /// without a Kronecker pair, and, of [`FlatVariant::Exact`], a training that lost its numbers; [`MethodError::Forward`],
+    /// without a Kronecker pair, and, of [`FlatVariant::Exact`](super::FlatVariant::Exact), a training that lost its numbers; [`MethodError::Forward`],
     /// [`MethodError::Learned`] and [`MethodError::Channels`] where weights or inputs do not fit the block.
     pub fn train(
         &self,

@@ -4,7 +4,8 @@ use crate::{Method, MethodError, SettingsError, Stream};
 use ndarray::ArrayView2;
 use quant_core::codec_of_fields;
 use quant_graph::{
-    BlockParams, BlockTraining, BoxError, KvScheme, LinearId, LinearScheme, ModelSpec, OnlineScheme,
+    BlockParams, BlockTraining, BoxError, EffectiveWeight, EffectiveWeights, KvScheme, LinearId,
+    LinearScheme, LinearWeight, ModelSpec, OnlineScheme,
 };
 use quant_kernels::Par;
 use serde::Serialize;
@@ -40,7 +41,7 @@ pub struct LearnedScheme {
 pub struct Lesson<'a> {
     /// The block.
     pub plan: BlockPlan<'a>,
-    /// Runs it.
+    /// Runs it, and the blocks behind it that its [window](Learner::window) holds.
     pub training: &'a dyn BlockTraining<f32>,
     /// The residual stream at its input that it is to be trained on, `[tokens, hidden]`.
     pub x: ArrayView2<'a, f32>,
@@ -144,12 +145,16 @@ pub trait Learner: Debug + Send + Sync {
     fn plan(&self, block: &BlockPlan<'_>) -> Result<Option<LearnedScheme>, SettingsError>;
     /// The stream that it trains on: that of the float model, or that of the quantised blocks before.
     fn inputs(&self) -> Stream;
+    /// Blocks whose output its loss is taken behind: the block that it trains in and, float, those that follow, as far as there are any.
+    fn window(&self) -> usize {
+        1
+    }
     /// Sequences of a step.
     fn batch(&self) -> usize;
     /// Bytes it holds at its peak besides the float block, the calibration tokens at its input and what a step of the block
     /// takes with a batch of `batch` tokens.
     fn workspace(&self, block: &BlockPlan<'_>, tokens: usize, batch: usize) -> u64;
-    /// How often all tokens pass the block, a backward as two passes.
+    /// How often all tokens pass a block, a backward as two passes.
     fn passes(&self) -> f64;
     /// Learns in the float `block`.
     ///
@@ -173,4 +178,23 @@ pub trait Learner: Debug + Send + Sync {
         plan: &BlockPlan<'_>,
         par: Par,
     ) -> Result<BlockParams, MethodError>;
+}
+
+/// The weights and biases of a float block, to run it by.
+///
+/// # Errors
+/// [`MethodError::NotFloat`] for a quantised weight.
+pub fn float_weights(params: &BlockParams) -> Result<EffectiveWeights<'_, f32>, MethodError> {
+    let mut weights = EffectiveWeights::new();
+    for (id, linear) in &params.linears {
+        let LinearWeight::Float(weight) = &linear.weight else {
+            return Err(MethodError::NotFloat {
+                method: "training",
+                what: format!("the weight of {id} is quantised"),
+            });
+        };
+        let bias = linear.bias.as_ref().map(|bias| bias.view());
+        weights.insert(*id, EffectiveWeight { weight: weight.view(), bias });
+    }
+    Ok(weights)
 }

@@ -11,7 +11,9 @@ mod solver;
 mod transform;
 mod whole;
 
-pub use learner::{BlockPlan, Diary, Learned, LearnedScheme, Learner, Lesson, LessonReport, NoDiary};
+pub use learner::{
+    BlockPlan, Diary, Learned, LearnedScheme, Learner, Lesson, LessonReport, NoDiary, float_weights,
+};
 pub use rounding::{PlannedRounding, Rounding, WeightSettings};
 pub use solver::{Figures, Operations, Prepared, Rounded, RowRounding, Solver, Workspace};
 pub use transform::{BlockContext, Scaled, Transform, scale_weights};

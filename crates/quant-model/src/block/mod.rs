@@ -7,7 +7,7 @@ mod train;
 
 pub use flow::{MLP_ROWS, Output, See, StageScratch, Walk};
 pub use run::BlockRunner;
-pub use train::{BlockTrainer, TrainingMemory, training_memory};
+pub use train::{BlockTrainer, BlockWindow, TrainingMemory, training_memory};
 
 use crate::linear::{LinearOp, linear_op};
 use crate::ops::attention::AttentionShape;

@@ -9,8 +9,9 @@ use crate::PipelineError;
 use crate::events::{Event, Events};
 use crate::report::BlockLesson;
 use quant_graph::{BlockParams, BoxError, EffectiveWeights};
-use quant_methods::{Diary, Lesson, MethodError, Stream};
-use quant_model::BlockTrainer;
+use quant_methods::{Diary, Learner, Lesson, MethodError, Stream, float_weights};
+use quant_model::{BlockTrainer, BlockWindow};
+use std::ops::Range;
 use std::time::Instant;
 
 /// Tapes of a training step that are kept beside each other; those of more are made again.
@@ -56,12 +57,20 @@ impl Diary for RunDiary<'_> {
 }
 
 impl Run<'_> {
+    /// The blocks behind one that its learner looks through, if it is to be trained.
+    pub(super) fn window(&self, index: usize) -> Range<usize> {
+        let known = self.state.has_learned(index) || index < self.state.closed;
+        let learner = self.plan.recipe.learner().filter(|_| !known && self.plan.block_plan(index).is_some());
+        let blocks = learner.map_or(1, Learner::window);
+        index + 1..(index + blocks).min(self.plan.spec.layers)
+    }
+
     /// Trains in a float block on the stream at its input that its learner asks for, where the plan says so, and gives the record
     /// of what was learned.
     pub(super) fn learn(
         &mut self,
         index: usize,
-        params: &BlockParams,
+        (params, ahead): (&BlockParams, Vec<BlockParams>),
         float: &ActivationStream,
         deployed: Option<&ActivationStream>,
     ) -> Result<Option<Vec<u8>>, PipelineError> {
@@ -80,6 +89,9 @@ impl Run<'_> {
         self.phase(learner.method().id)?;
         let started = Instant::now();
         let block = self.block_without_linears(index, params)?;
+        let behind = ahead.iter().zip(index + 1..);
+        let behind = behind.map(|(params, at)| self.block_without_linears(at, params));
+        let behind = behind.collect::<Result<Vec<_>, _>>()?;
         let rows = 0..self.layout.rows();
         let deployed = deployed.filter(|_| learner.inputs() == Stream::Deployed);
         let deployed = deployed.map(|stream| stream.residual.read(rows.clone())).transpose()?;
@@ -87,7 +99,16 @@ impl Run<'_> {
         let par = self.options.par;
         let Self { rope, layout, state, journal, sink, events, .. } = &mut *self;
         let rope = |length| rope.table(length);
-        let trainer = BlockTrainer::new(&block, &rope, EffectiveWeights::new())?.with_memory(TAPES);
+        let trainer = |block, weights| {
+            BlockTrainer::new(block, &rope, weights).map(|trainer| trainer.with_memory(TAPES))
+        };
+        let mut frozen = Vec::new();
+        for (block, params) in behind.iter().zip(&ahead) {
+            let weights =
+                float_weights(params).map_err(PipelineError::method(plan.spec.block_prefix(index)))?;
+            frozen.push(trainer(block, weights)?);
+        }
+        let trainer = BlockWindow::new(trainer(&block, EffectiveWeights::new())?, frozen);
         let lesson = Lesson {
             plan: block_plan,
             training: &trainer,

@@ -139,8 +139,9 @@ pub fn run(
         } else {
             run.phase("read")?;
             let block = source.block(index)?;
+            let ahead = run.window(index).map(|index| source.block(index)).collect::<Result<_, _>>()?;
             run.spent("read", began);
-            run.quantize(index, block, &mut streams)?
+            run.quantize(index, block, ahead, &mut streams)?
         };
         if index < run.state.closed {
             // The sink has it from before: only the streams had to come by.
@@ -211,11 +212,12 @@ impl Run<'_> {
         self.spent("read", started);
         Ok(streams)
     }
-    /// Quantises a block whose weights were read whole.
+    /// Quantises a block whose weights were read whole, with those `ahead` of it that a learner looks through.
     fn quantize(
         &mut self,
         index: usize,
         mut block: BlockParams,
+        ahead: Vec<BlockParams>,
         streams: &mut Activations,
     ) -> Result<BlockParams, PipelineError> {
         let (plan, spec) = (self.plan, self.plan.block(index));
@@ -224,7 +226,7 @@ impl Run<'_> {
         let Activations { float, deployed, beside } = streams;
         let mut learned = None;
         if let Some(stream) = float {
-            learned = self.learn(index, &block, stream, deployed.as_ref())?;
+            learned = self.learn(index, (&block, ahead), stream, deployed.as_ref())?;
             let whole = self.float_block(index, &block)?;
             let stay = plan.streams.together == Some(FloatStream::Model);
             self.observe(index, &whole, stream, &mut statistics, stay)?;

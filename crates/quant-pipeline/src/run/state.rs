@@ -331,6 +331,11 @@ impl RunState {
         frame.map(|frame| self.content(keeper, frame)).transpose()
     }
 
+    /// Whether a block's training is finished.
+    pub(super) fn has_learned(&self, block: usize) -> bool {
+        self.blocks.get(&block).is_some_and(|known| known.learned.is_some())
+    }
+
     /// What is known of the training in a block: its last state, or the record of a finished one.
     pub(super) fn lesson(
         &self,

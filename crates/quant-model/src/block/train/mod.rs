@@ -3,8 +3,10 @@
 mod linears;
 mod memory;
 mod piece;
+mod window;
 
 pub use memory::{TrainingMemory, training_memory};
+pub use window::BlockWindow;
 
 use super::Block;
 use crate::ops::precision::Precision;
