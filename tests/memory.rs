@@ -117,7 +117,6 @@ fn the_peak_is_the_predicted_one() {
         (GPTQ, 1, (8, 128)),
         (GPTQ, 2, (2, 512)),
         (GPTQ, 16, (8, 128)),
-        (GPTQ, 1, (1, 4096)),
         (GPTQ, 2, (1, 4096)),
         (GPTQ, 16, (1, 4096)),
         (SMOOTH_GPTQ, 2, (4, 1024)),
