@@ -5,11 +5,9 @@
 mod common;
 
 use common::{
-    SMALL, copy_of_model, few_windows, ptq, quantize, quantize_in_memory, refused, text, write_tokens,
+    SMALL, copy_of_model, few_windows, perplexity, ptq, quantize, quantize_in_memory, refused, text,
+    write_tokens,
 };
-use ptq::eval::{EvalOptions, evaluate};
-use ptq::kernels::Compute;
-use ptq::pipeline::{Scored, with_threads};
 use tempfile::tempdir;
 
 #[test]
@@ -46,11 +44,8 @@ fn a_folder_computes_what_was_measured() {
 
     let read = ptq(&["eval", "--model", text(&output), "--tokens", &data, "--json"]).expect(0, &[]).json();
     let (in_memory, _) = quantize_in_memory(&model, text_of, Some(&rows), 2);
-    let expected = with_threads(2, |par| {
-        let mut scored = Scored::new(in_memory, Compute::F32, par);
-        evaluate(&mut scored, &rows.sequences, EvalOptions::default()).unwrap().perplexity.unwrap()
-    });
-    let (expected, found) = (expected.unwrap(), read["perplexity"].as_f64().unwrap());
+    let expected = perplexity(in_memory, &rows.sequences);
+    let found = read["perplexity"].as_f64().unwrap();
     assert!((found / expected - 1.0).abs() < 1e-6, "{found} from the folder, {expected} in memory");
 }
 

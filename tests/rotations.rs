@@ -5,22 +5,10 @@
 mod common;
 
 use common::{
-    SMALL, copy_of_model, few_windows, ptq, quantize, quantize_in_memory, refused, text, tie, tiny_reasoner,
-    write_tokens,
+    SMALL, copy_of_model, few_windows, perplexity, ptq, quantize, quantize_in_memory, refused, text, tie,
+    tiny_reasoner, write_tokens,
 };
-use ptq::eval::{EvalOptions, evaluate};
-use ptq::kernels::Compute;
-use ptq::model::InMemoryModel;
-use ptq::pipeline::{Scored, with_threads};
 use tempfile::tempdir;
-
-fn perplexity(model: InMemoryModel, rows: &[Vec<u32>]) -> f64 {
-    with_threads(2, |par| {
-        let mut scored = Scored::new(model, Compute::F32, par);
-        evaluate(&mut scored, rows, EvalOptions::default()).unwrap().perplexity.unwrap()
-    })
-    .unwrap()
-}
 
 #[test]
 fn rotations_keep_what_four_bits_would_lose() {

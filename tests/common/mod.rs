@@ -3,9 +3,11 @@
 #![allow(dead_code, reason = "every test binary uses its own part")]
 
 use ptq::data::{CalibrationSpec, LoadOptions, TokenSet};
+use ptq::eval::{EvalOptions, evaluate};
+use ptq::kernels::Compute;
 use ptq::model::InMemoryModel;
 use ptq::pipeline::run::{MemorySink, RunOptions, run};
-use ptq::pipeline::{Plan, Recipe, RunReport, Silent, open_folder, with_threads};
+use ptq::pipeline::{Plan, Recipe, RunReport, Scored, Silent, open_folder, with_threads};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -254,6 +256,15 @@ pub(crate) fn on_a_full_disk(kilobytes: usize, arguments: &[&str]) -> Ran {
     let mut command = Command::new("sh");
     command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_ptq")]).args(arguments);
     command.output().unwrap().into()
+}
+
+/// Of a model in memory on some rows.
+pub(crate) fn perplexity(model: InMemoryModel, rows: &[Vec<u32>]) -> f64 {
+    with_threads(2, |par| {
+        let mut scored = Scored::new(model, Compute::F32, par);
+        evaluate(&mut scored, rows, EvalOptions::default()).unwrap().perplexity.unwrap()
+    })
+    .unwrap()
 }
 
 /// Quantises and expects a refusal that leaves nothing behind.

@@ -84,7 +84,7 @@ fn operations(plan: &Plan, lengths: &[usize]) -> f64 {
         for transform in plan.recipe.transforms() {
             all += transform.operations(&block, tokens) / FORWARD;
         }
-        if let Some(learner) = plan.recipe.learner().filter(|_| plan.learned.get(index) == Some(&true)) {
+        if let Some(learner) = plan.recipe.learner().filter(|_| plan.learns(index)) {
             all += learner.passes() * once / FORWARD;
         }
         for stage in &block.stages {

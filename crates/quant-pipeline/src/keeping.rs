@@ -61,8 +61,7 @@ impl Plan {
     pub fn paid_block(&self, block: usize) -> bool {
         let spec = self.block(block);
         let searches = self.recipe.transforms().iter().any(|t| t.operations(&spec, 1) > 0.0);
-        let learns = self.learned.get(block) == Some(&true);
-        searches || learns || spec.stages.iter().any(|stage| self.paid_stage(block, stage))
+        searches || self.learns(block) || spec.stages.iter().any(|stage| self.paid_stage(block, stage))
     }
     /// Whether anything in the model is, the head included.
     #[must_use]

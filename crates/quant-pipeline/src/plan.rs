@@ -216,12 +216,17 @@ impl Plan {
         linears.chain(self.tables.values().map(|table| &*table.solver))
     }
 
+    /// Whether the recipe's learner trains in a block.
+    #[must_use]
+    pub fn learns(&self, block: usize) -> bool {
+        self.learned.get(block) == Some(&true)
+    }
+
     /// A block as its learner sees it.
     #[must_use]
     pub fn block_plan<'p>(&'p self, index: usize) -> Option<BlockPlan<'p>> {
-        let scheme = self.scheme.blocks.get(index).filter(|_| self.learned.get(index) == Some(&true))?;
-        let cache_only = self.scheme.linears().all(|(_, _, scheme)| scheme.is_float());
-        Some(BlockPlan { spec: &self.spec, index, scheme, kv: self.scheme.kv, cache_only })
+        let scheme = self.scheme.blocks.get(index).filter(|_| self.learns(index))?;
+        Some(BlockPlan { spec: &self.spec, index, scheme, kv: self.scheme.kv })
     }
 
     /// What a block consists of, with the edges along which scales can still move.
@@ -351,10 +356,11 @@ fn plan_learned(
     let mut learned = vec![false; spec.layers];
     let Some(learner) = recipe.learner() else { return Ok(learned) };
     let as_asked = *kv;
-    let cache_only = blocks.iter().flat_map(BTreeMap::values).all(|linear| linear.scheme.is_float());
-    for (index, block) in blocks.iter_mut().enumerate() {
+    let float = |block: &BTreeMap<_, LinearPlan>| block.values().all(|linear| linear.scheme.is_float());
+    let cache_only = blocks.iter().all(float);
+    for (index, block) in blocks.iter_mut().enumerate().filter(|(_, block)| cache_only || !float(block)) {
         let scheme = block.iter().map(|(id, linear)| (*id, linear.scheme)).collect();
-        let block_plan = BlockPlan { spec, index, scheme: &scheme, kv: as_asked, cache_only };
+        let block_plan = BlockPlan { spec, index, scheme: &scheme, kv: as_asked };
         let Some(left) = learner.plan(&block_plan).map_err(RecipeError::from)? else { continue };
         learned[index] = true;
         if !left.online.is_empty() {

@@ -2,36 +2,18 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use ndarray::Array2;
+mod common;
+
+use common::{distance, logits, model, spec, tokens};
 use quant_data::TokenSet;
-use quant_graph::{BlockParams, BlockSource, Clipping, ModelSpec};
-use quant_kernels::{Compute, Par};
-use quant_model::{InMemoryModel, StreamedModel, model_spec};
+use quant_graph::{BlockParams, BlockSource, Clipping};
+use quant_kernels::Par;
+use quant_model::{InMemoryModel, model_spec};
 use quant_pipeline::run::{MemorySink, RunOptions, run};
 use quant_pipeline::{PipelineError, Plan, Recipe, RunReport, Silent};
-use quant_testkit::{Numbers, random_block};
 use serde_json::json;
 
-fn spec(architecture: &str) -> ModelSpec {
-    model_spec(&json!({
-        "architectures": [architecture], "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12, "vocab_size": 64,
-        "tie_word_embeddings": false, "max_position_embeddings": 64, "original_max_position_embeddings": 64,
-    }))
-    .unwrap()
-}
-
-fn model(spec: &ModelSpec) -> InMemoryModel {
-    let mut numbers = Numbers::new(11);
-    let blocks = (0..spec.layers).map(|_| random_block(spec, &mut numbers)).collect();
-    let (embedding, head) = (numbers.matrix(64, 48, 1.0), numbers.matrix(64, 48, 1.0));
-    let norm = numbers.vector(48, 1.0, 0.2);
-    InMemoryModel::new(spec.clone(), blocks, embedding, norm, Some(head)).unwrap()
-}
-
-fn tokens() -> Vec<Vec<u32>> {
-    (0..5).map(|s| (0..40).map(|t| (t * 7 + s * 13) % 64).collect()).collect()
-}
+const ROWS: usize = 5;
 
 fn recipe(flatquant: &str, rest: &str) -> Recipe {
     let text = format!("version: 1\nmodifiers: [flatquant: {{ {flatquant} }}]\n{rest}\n");
@@ -48,7 +30,7 @@ fn run_with(
     sink: &mut MemorySink,
     par: Par,
 ) -> Result<RunReport, PipelineError> {
-    let rows = TokenSet::from_sequences(tokens(), "rows");
+    let rows = TokenSet::from_sequences(tokens(ROWS), "rows");
     run(plan, &mut model.clone(), Some(&rows), sink, &mut Silent, &RunOptions { par, spill: None })
 }
 
@@ -63,22 +45,6 @@ fn blocks(model: &InMemoryModel) -> Vec<BlockParams> {
     (0..model.spec().layers).map(|index| model.block(index).unwrap()).collect()
 }
 
-fn logits(model: InMemoryModel) -> Array2<f32> {
-    let vocab = model.spec().vocab;
-    let mut streamed = StreamedModel::new(model, Compute::F32, Par::Seq);
-    let rows = tokens();
-    streamed.encode(&rows, &mut |_, _| std::ops::ControlFlow::Continue(())).unwrap();
-    let positions = rows.iter().map(Vec::len).sum();
-    let mut out = Array2::zeros((positions, vocab));
-    streamed.logits_into(0..positions, 0..vocab, out.view_mut()).unwrap();
-    out
-}
-
-fn distance(a: &Array2<f32>, b: &Array2<f32>) -> f64 {
-    let norm = |x: &Array2<f32>| x.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
-    norm(&(a - b)) / norm(b)
-}
-
 const SHORT: &str = "epochs: 3, batch_size: 2";
 
 /// At 16 bits of weights and 8 of everything else little is lost, whatever the family; without any quantiser of linears the
@@ -86,8 +52,8 @@ const SHORT: &str = "epochs: 3, batch_size: 2";
 #[test]
 fn every_family_computes_what_it_did() {
     for family in ["LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Phi3ForCausalLM"] {
-        let float = model(&spec(family));
-        let expected = logits(float.clone());
+        let float = model(&spec(family, false));
+        let expected = logits(float.clone(), ROWS);
         for (scheme, sites, limit) in [("W16A8KV8", 4, 0.03), ("W16A16KV8", 1, 0.02), ("W16A8", 4, 0.03)] {
             let plan = plan(&format!("scheme: {scheme}, {SHORT}"), "", &float);
             assert_eq!(plan.scheme.online[1].sites.len(), sites, "{family} {scheme}");
@@ -96,7 +62,7 @@ fn every_family_computes_what_it_did() {
             for (block, params) in blocks(&found).into_iter().enumerate() {
                 assert_eq!(params.online.scheme().unwrap(), plan.scheme.online[block]);
             }
-            let distance = distance(&logits(found), &expected);
+            let distance = distance(&logits(found, ROWS), &expected);
             assert!(distance < limit, "{family} {scheme}: {distance}");
             assert_eq!(report.lessons.len(), 2);
             for lesson in report.lessons.iter().map(|l| &l.lesson) {
@@ -111,7 +77,7 @@ fn every_family_computes_what_it_did() {
 /// Training and what is rounded behind it have the same bits on any number of threads, in every variant.
 #[test]
 fn same_bytes_on_any_number_of_threads() {
-    let float = model(&spec("Qwen2ForCausalLM"));
+    let float = model(&spec("Qwen2ForCausalLM", false));
     for (keys, rest) in [
         ("", ""),
         ("variant: exact, parametrisation: svd, share_inputs: false", "activations: { symmetric: true }"),
@@ -133,12 +99,12 @@ fn same_bytes_on_any_number_of_threads() {
 /// A block with learned transforms is nearer to the float one than a block with those that training begins with.
 #[test]
 fn training_helps() {
-    let float = model(&spec("Qwen2ForCausalLM"));
-    let expected = logits(float.clone());
+    let float = model(&spec("Qwen2ForCausalLM", false));
+    let expected = logits(float.clone(), ROWS);
     let at = |epochs: usize| {
         let plan = plan(&format!("scheme: W4A4KV4, batch_size: 2, epochs: {epochs}"), "", &float);
         let (found, report) = quantised(&plan, &float, Par::Seq);
-        (distance(&logits(found), &expected), report.lessons[0].lesson.after)
+        (distance(&logits(found, ROWS), &expected), report.lessons[0].lesson.after)
     };
     let (before, after) = (at(0), at(12));
     assert!(after.0 < 0.95 * before.0 && after.1 < 0.9 * before.1, "{before:?} {after:?}");
@@ -147,7 +113,7 @@ fn training_helps() {
 /// Refused before a weight is read, each with what to do.
 #[test]
 fn what_cannot_be_learned_is_refused() {
-    let float = spec("Qwen2ForCausalLM");
+    let float = spec("Qwen2ForCausalLM", false);
     for (modifiers, rest, words) in [
         ("flatquant: { scheme: W4A4g16 }", "", &["no group"][..]),
         ("flatquant: { scheme: W1A4 }", "", &["one-bit"]),
@@ -195,7 +161,7 @@ fn what_cannot_be_learned_is_refused() {
 /// Whole blocks can be left alone or quantised otherwise.
 #[test]
 fn blocks_may_differ() {
-    let float = model(&spec("Qwen2ForCausalLM"));
+    let float = model(&spec("Qwen2ForCausalLM", false));
     let rest = "ignore: [lm_head, \"model.layers.0.*\"]\n";
     let plan_of = |rest| plan(&format!("scheme: W4A4KV4, {SHORT}"), rest, &float);
     let ignoring = plan_of(rest);
@@ -217,7 +183,7 @@ fn blocks_may_differ() {
 /// Too few sequences for a step are an error before anything is trained, and sequences left over are a notice.
 #[test]
 fn sequences_make_batches() {
-    let float = model(&spec("Qwen2ForCausalLM"));
+    let float = model(&spec("Qwen2ForCausalLM", false));
     let plan_of = |batch| plan(&format!("scheme: W4A4, epochs: 1, batch_size: {batch}"), "", &float);
     let error = run_with(&plan_of(6), &float, &mut MemorySink::default(), Par::Seq).unwrap_err();
     let told =

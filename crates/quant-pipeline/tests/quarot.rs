@@ -2,61 +2,26 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use ndarray::Array2;
+mod common;
+
+use common::{distance, logits, model, spec, tokens};
 use quant_data::TokenSet;
-use quant_graph::{BlockSource, ModelSpec, Site};
-use quant_kernels::{Compute, Par};
-use quant_model::{InMemoryModel, StreamedModel, model_spec};
+use quant_graph::{BlockSource, Site};
+use quant_kernels::Par;
+use quant_model::InMemoryModel;
 use quant_pipeline::run::{MemorySink, RunOptions, run};
 use quant_pipeline::{Plan, Recipe, Silent};
-use quant_testkit::{Numbers, random_block};
-use serde_json::json;
 
-fn spec(architecture: &str, tied: bool) -> ModelSpec {
-    model_spec(&json!({
-        "architectures": [architecture], "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12, "vocab_size": 64,
-        "tie_word_embeddings": tied, "max_position_embeddings": 64, "original_max_position_embeddings": 64,
-    }))
-    .unwrap()
-}
-
-fn model(spec: &ModelSpec) -> InMemoryModel {
-    let mut numbers = Numbers::new(11);
-    let blocks = (0..spec.layers).map(|_| random_block(spec, &mut numbers)).collect();
-    let (embedding, head) = (numbers.matrix(64, 48, 1.0), numbers.matrix(64, 48, 1.0));
-    let norm = numbers.vector(48, 1.0, 0.2);
-    InMemoryModel::new(spec.clone(), blocks, embedding, norm, (!spec.tied).then_some(head)).unwrap()
-}
-
-fn tokens() -> Vec<Vec<u32>> {
-    (0..4).map(|s| (0..40).map(|t| (t * 7 + s * 13) % 64).collect()).collect()
-}
+const ROWS: usize = 4;
 
 fn quantised(model: &InMemoryModel, modifiers: &str) -> (InMemoryModel, Plan) {
     let recipe = Recipe::parse(&format!("version: 1\nmodifiers: [{modifiers}]\n"));
     let plan = Plan::new(&recipe.unwrap_or_else(|e| panic!("{e}")), model.spec()).unwrap();
     let mut sink = MemorySink::default();
     let options = RunOptions { par: Par::Seq, spill: None };
-    let rows = TokenSet::from_sequences(tokens(), "rows");
+    let rows = TokenSet::from_sequences(tokens(ROWS), "rows");
     run(&plan, &mut model.clone(), Some(&rows), &mut sink, &mut Silent, &options).unwrap();
     (sink.into_model(plan.stored.clone()).unwrap(), plan)
-}
-
-fn logits(model: InMemoryModel) -> Array2<f32> {
-    let vocab = model.spec().vocab;
-    let mut streamed = StreamedModel::new(model, Compute::F32, Par::Seq);
-    let rows = tokens();
-    streamed.encode(&rows, &mut |_, _| std::ops::ControlFlow::Continue(())).unwrap();
-    let positions = rows.iter().map(Vec::len).sum();
-    let mut out = Array2::zeros((positions, vocab));
-    streamed.logits_into(0..positions, 0..vocab, out.view_mut()).unwrap();
-    out
-}
-
-fn distance(a: &Array2<f32>, b: &Array2<f32>) -> f64 {
-    let norm = |x: &Array2<f32>| x.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
-    norm(&(a - b)) / norm(b)
 }
 
 /// Every family, every rotation alone and all together, under every option.
@@ -73,7 +38,7 @@ fn the_function_is_kept() {
     for (at, family) in families.into_iter().enumerate() {
         let spec = spec(family, at % 2 == 0);
         let float = model(&spec);
-        let expected = logits(float.clone());
+        let expected = logits(float.clone(), ROWS);
         let options: &[&str] = &[
             "",
             "rotations: [r1]",
@@ -88,7 +53,7 @@ fn the_function_is_kept() {
             let (rotated, plan) =
                 quantised(&float, &format!("quarot: {{ {options} }}, rtn: {{ scheme: W16A16 }}"));
             assert!(!plan.stored.tied);
-            let error = distance(&logits(rotated), &expected);
+            let error = distance(&logits(rotated, ROWS), &expected);
             assert!(error < 1e-5, "{family}, {options}: {error:e}");
         }
     }

@@ -15,6 +15,7 @@ mod block;
 mod bytes;
 mod compressed_tensors;
 mod dequantized;
+mod input;
 mod layout;
 mod online;
 mod plain;

@@ -84,8 +84,6 @@ pub(crate) struct PackedOperand<T> {
     packed: Packed,
     level: Level,
     compute: Compute,
-    depth: usize,
-    cols: usize,
     element: std::marker::PhantomData<T>,
 }
 
@@ -95,11 +93,11 @@ impl<T> PackedOperand<T> {
     }
 
     pub(crate) fn depth(&self) -> usize {
-        self.depth
+        self.packed.depth
     }
 
     pub(crate) fn cols(&self) -> usize {
-        self.cols
+        self.packed.lanes
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -122,9 +120,8 @@ pub(crate) fn pack_operand<T: Scalar + Dispatch>(
             unsafe { pack_all::<K>(&Source::new(&self.0), self.1) }
         }
     }
-    let (depth, cols) = b.dim();
     let packed = T::dispatch(level, compute, Pack(b.reversed_axes(), par));
-    PackedOperand { packed, level, compute, depth, cols, element: std::marker::PhantomData }
+    PackedOperand { packed, level, compute, element: std::marker::PhantomData }
 }
 
 /// Bytes of one element of a packed operand on this level.
@@ -160,7 +157,7 @@ pub(crate) fn pack_columns<T: Scalar + Dispatch>(
         }
     }
     let packed = T::dispatch(level, compute, Pack { lanes: cols, depth, par, fill });
-    PackedOperand { packed, level, compute, depth, cols, element: std::marker::PhantomData }
+    PackedOperand { packed, level, compute, element: std::marker::PhantomData }
 }
 
 /// `dst (=|+=) alpha * a[m, k] * b[k, n]` on a region of `dst`. Shapes were checked by the caller.

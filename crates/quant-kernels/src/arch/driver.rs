@@ -50,8 +50,8 @@ pub(super) enum Columns<'a, T> {
 #[derive(Clone, Debug)]
 pub(super) struct Packed {
     buffer: Buffer,
-    lanes: usize,
-    depth: usize,
+    pub(super) lanes: usize,
+    pub(super) depth: usize,
 }
 
 impl Packed {

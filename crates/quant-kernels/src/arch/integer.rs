@@ -42,8 +42,6 @@ fn dispatch<V: Visitor>(level: IntegerLevel, visitor: V) -> V::Output {
 pub(crate) struct PackedInteger {
     packed: Packed,
     level: IntegerLevel,
-    depth: usize,
-    cols: usize,
 }
 
 impl PackedInteger {
@@ -52,11 +50,11 @@ impl PackedInteger {
     }
 
     pub(crate) fn depth(&self) -> usize {
-        self.depth
+        self.packed.depth
     }
 
     pub(crate) fn cols(&self) -> usize {
-        self.cols
+        self.packed.lanes
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -75,8 +73,7 @@ pub(crate) fn pack_integer(level: IntegerLevel, w: ArrayView2<'_, i8>, par: Par)
             unsafe { pack_all::<K>(&Source::new(&self.0), self.1) }
         }
     }
-    let (cols, depth) = w.dim();
-    PackedInteger { packed: dispatch(level, Pack(w, par)), level, depth, cols }
+    PackedInteger { packed: dispatch(level, Pack(w, par)), level }
 }
 
 /// `dst = a b` for `a` `[m, k]`, exact. Shapes were checked by the caller; the columns of `dst` are adjacent.
@@ -107,7 +104,7 @@ pub(crate) fn integer_through<T: Copy + Send>(
     finish: &FinishRow<'_, T>,
 ) {
     assert!(has_adjacent_columns(&dst), "results need adjacent columns");
-    assert_eq!(dst.dim(), (a.nrows(), b.cols), "a result for every sum");
+    assert_eq!(dst.dim(), (a.nrows(), b.cols()), "a result for every sum");
     let dst =
         Target { stride: dst.strides()[0], rows: dst.nrows(), cols: dst.ncols(), ptr: dst.as_mut_ptr() };
     let rows = |tile: Tile<'_, i32>| {
@@ -121,7 +118,7 @@ pub(crate) fn integer_through<T: Copy + Send>(
             finish(row, tile.column, &sums[..tile.columns], out);
         }
     };
-    let sink = Through { dim: (a.nrows(), b.cols), finish: &rows };
+    let sink = Through { dim: (a.nrows(), b.cols()), finish: &rows };
     // SAFETY: the tiles of a sink are disjoint, and `dst` is borrowed mutably.
     unsafe { run(&sink, a, b, par) };
 }
@@ -174,7 +171,7 @@ unsafe fn run(sink: &impl IntegerSink, a: ArrayView2<'_, i8>, b: &PackedInteger,
             unsafe { self.sink.take(kernel, &self.a, &self.b, self.par) };
         }
     }
-    assert_eq!(a.ncols(), b.depth, "the depths of both operands");
+    assert_eq!(a.ncols(), b.depth(), "the depths of both operands");
     dispatch(b.level, Run { sink, a: Source::new(&a), b: Columns::Packed(&b.packed), par });
 }
 

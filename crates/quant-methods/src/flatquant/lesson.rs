@@ -96,8 +96,7 @@ impl FlatLearner {
             );
             return Err(self.conflict("", problem));
         }
-        // One that is left alone where others are quantised.
-        if first.is_float() && !(block.cache_only && block.kv.is_some()) {
+        if first.is_float() && block.kv.is_none() {
             return Ok(None);
         }
         let bits = first.weight.map(|weight| self.weight_bits(weight)).transpose()?;
@@ -147,9 +146,8 @@ impl FlatLearner {
 
     /// The settings and the name of an attempt.
     fn attempt(&self, attempt: usize, name: &str) -> (FlatSettings, String) {
-        let halves = attempt.min(SLOWER) as i32;
         if attempt <= SLOWER {
-            let learning_rate = self.settings.learning_rate / f64::from(1 << halves);
+            let learning_rate = self.settings.learning_rate / f64::from(1 << attempt);
             return (FlatSettings { learning_rate, ..self.settings }, name.to_owned());
         }
         (self.settings, format!("{name}, attempt {attempt}"))
@@ -241,7 +239,7 @@ impl Learner for FlatLearner {
             block.named(name).start(&scheme, settings, block.sequences(), lesson.float.as_ref(), par)
         };
         let first = self.attempt(0, &base);
-        let (batches, dropped) = first.0.batches(block.sequences().count())?;
+        let (batches, _) = first.0.batches(block.sequences().count())?;
         let (target, initial) = start(&first)?;
         let begin = |(settings, name): &(FlatSettings, String), parameters| {
             block.named(name).begin(parameters, &block.task(settings, &target), par)
@@ -284,8 +282,8 @@ impl Learner for FlatLearner {
             progress.training = begin(&next, begins)?;
         }
         let Progress { best: (parameters, report), before, repairs, .. } = progress;
+        let notice = report.notice();
         let FlatReport { losses, epochs, after, kept, alarms, .. } = report;
-        let notice = FlatReport { dropped, ..FlatReport::default() }.notice();
         let alarms = alarms.iter().map(ToString::to_string).collect();
         let report = LessonReport { before, epochs, after, kept, losses, repairs, alarms, notice };
         Ok(Learned { record: encoded(&parameters), report })

@@ -23,8 +23,6 @@ pub struct BlockPlan<'a> {
     pub scheme: &'a BTreeMap<LinearId, LinearScheme>,
     /// Storage of its cache.
     pub kv: Option<KvScheme>,
-    /// Whether no linear of the model is quantised.
-    pub cache_only: bool,
 }
 
 /// What a learner leaves in a block besides float weights.
@@ -138,7 +136,8 @@ pub trait Learner: Debug + Send + Sync {
     fn method(&self) -> &'static Method;
     /// Its settings in a few words, for model cards.
     fn describe(&self) -> String;
-    /// What it will leave in a block; none where it has nothing to do.
+    /// What it will leave in a block; none where it has nothing to do. It is not asked of a block whose linears stay float where
+    /// others are quantised: that one is left alone.
     ///
     /// # Errors
     /// A block or a scheme that it cannot work on.

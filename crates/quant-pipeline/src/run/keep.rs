@@ -3,7 +3,7 @@
 use super::observe::BlockStatistics;
 use super::sink::Keeper;
 use super::state::{
-    KnownLinear, RunState, Transformed, lesson_frame, linear_frame, rows_frame, transformed_frame,
+    KnownLinear, Reported, RunState, Transformed, lesson_frame, linear_frame, rows_frame, transformed_frame,
 };
 use super::stream::ActivationStream;
 use super::{Activations, Run};
@@ -28,13 +28,13 @@ pub(super) struct Journal {
     /// Whether there is a journal to go on with.
     begun: bool,
     /// Reports that it has.
-    known: (usize, usize, usize),
+    known: Reported,
     last: Instant,
 }
 
 impl Journal {
     /// `resumed` where there is one already, with so many reports.
-    pub(super) fn new(plan: &Plan, tokens: usize, resumed: Option<(usize, usize, usize)>) -> Self {
+    pub(super) fn new(plan: &Plan, tokens: usize, resumed: Option<Reported>) -> Self {
         Self {
             keeping: Keeping::new(plan, tokens),
             paid: plan.paid(),
@@ -205,7 +205,7 @@ impl Run<'_> {
         // Behind the last block nobody reads them but the head.
         let goes_on = index + 1 < self.plan.spec.layers || self.waits_for_head();
         self.state.from = index + 1;
-        self.journal.known = (0, 0, 0);
+        self.journal.known = Reported::default();
         self.journal.begun = true;
         let Some(keeper) = self.sink.keeper() else { return Ok(()) };
         keeper.begin()?;

@@ -59,8 +59,8 @@ impl Diary for RunDiary<'_> {
 impl Run<'_> {
     /// The blocks behind one that its learner looks through, if it is to be trained.
     pub(super) fn window(&self, index: usize) -> Range<usize> {
-        let known = self.state.has_learned(index) || index < self.state.closed;
-        let learner = self.plan.recipe.learner().filter(|_| !known && self.plan.block_plan(index).is_some());
+        let learner = self.plan.recipe.learner();
+        let learner = learner.filter(|_| self.plan.learns(index) && !self.state.has_learned(index));
         let blocks = learner.map_or(1, Learner::window);
         index + 1..(index + blocks).min(self.plan.spec.layers)
     }

@@ -29,6 +29,7 @@ impl Run<'_> {
         let mut finished = BTreeMap::new();
         // That of a learner, if there was one.
         let mut kv = pending.kv.take().or_else(|| dynamic_kv(plan));
+        let inputs = self.inputs_in_calibration(index, &pending);
         let (norms, online) = (pending.norms.clone(), pending.online.clone());
         let spec = plan.spec.block(index);
         let last = index + 1 == plan.spec.layers;
@@ -40,7 +41,6 @@ impl Run<'_> {
                 seen.deployed = self.deployed_statistics(index, stage);
             }
             let cached = self.cached_ahead(&block, kv.as_ref(), deployed)?;
-            let inputs = self.inputs_in_calibration(index, &pending);
             self.observe_ahead(index, (&block, &cached), &inputs, (deployed, float), &mut statistics)?;
         }
         let mut block = self.block_without_linears(index, &pending)?;
@@ -50,7 +50,7 @@ impl Run<'_> {
             if plan.true_sequential() && !self.state.knows(index, &stage.linears) {
                 let beside = float.as_deref();
                 seen.deployed = self.deployed_statistics(index, stage);
-                let input = self.inputs_in_calibration(index, &pending).remove(&site);
+                let input = inputs.get(&site);
                 self.look(index, stage, &block, (deployed, beside, input), &mut seen.deployed)?;
             }
             // The output of the last stage of the last block feeds nothing but the head.
@@ -104,7 +104,7 @@ impl Run<'_> {
         index: usize,
         stage: &StageSpec,
         block: &Block<f32>,
-        (deployed, float, input): (&ActivationStream, Option<&ActivationStream>, Option<ActQuant>),
+        (deployed, float, input): (&ActivationStream, Option<&ActivationStream>, Option<&ActQuant>),
         gathered: &mut Gathered,
     ) -> Result<(), PipelineError> {
         self.phase("statistics")?;
@@ -116,7 +116,7 @@ impl Run<'_> {
             let x = deployed.input(self, stage.site, block, chunk)?;
             // Norms are no linears: both streams are looked at behind the same.
             let beside = float.map(|f| f.input(self, stage.site, block, chunk)).transpose()?;
-            let multiplied = input.map(|input| fake_quantized(&input, x.view(), self.par()));
+            let multiplied = input.map(|input| fake_quantized(input, x.view(), self.par()));
             let batch = Batch {
                 multiplied: multiplied.as_ref().map(|x| x.view()),
                 float: beside.as_ref().map(|x| x.view()),

@@ -70,30 +70,27 @@ codec_of_fields!(KnownLinear { weight, bias, input });
 struct Progress {
     from: usize,
     closed: usize,
-    /// Reports that are known already.
-    linears_before: usize,
+    /// Reports that are known already, and those behind them.
+    before: Reported,
     linears: Vec<LinearReport>,
-    factors_before: usize,
     factors: Vec<StageFactor>,
-    lessons_before: usize,
     lessons: Vec<BlockLesson>,
     /// All of them, each time: they are few.
     caches: Vec<CacheReport>,
     seconds: Seconds,
 }
 
-codec_of_fields!(Progress {
-    from,
-    closed,
-    linears_before,
-    linears,
-    factors_before,
-    factors,
-    lessons_before,
-    lessons,
-    caches,
-    seconds
-});
+codec_of_fields!(Progress { from, closed, before, linears, factors, lessons, caches, seconds });
+
+/// How much is reported.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Reported {
+    linears: usize,
+    factors: usize,
+    lessons: usize,
+}
+
+codec_of_fields!(Reported { linears, factors, lessons });
 
 /// What a frame holds; the tag is its first byte.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -248,19 +245,8 @@ impl RunState {
     }
 
     fn come(&mut self, progress: Progress, registry: &Registry, layers: usize) -> Result<(), String> {
-        let Progress {
-            from,
-            closed,
-            linears_before,
-            linears,
-            factors_before,
-            factors,
-            lessons_before,
-            lessons,
-            caches,
-            seconds,
-        } = progress;
-        let (before, known) = ((linears_before, factors_before, lessons_before), self.reported());
+        let Progress { from, closed, before, linears, factors, lessons, caches, seconds } = progress;
+        let known = self.reported();
         if before != known {
             return Err(format!("reports behind {before:?} where {known:?} are"));
         }
@@ -281,25 +267,24 @@ impl RunState {
         Ok(())
     }
 
-    /// How many linears, factorisations and lessons are reported.
-    pub(super) fn reported(&self) -> (usize, usize, usize) {
+    /// How much is reported.
+    pub(super) fn reported(&self) -> Reported {
         let RunReport { linears, factors, lessons, .. } = &self.report;
-        (linears.len(), factors.len(), lessons.len())
+        Reported { linears: linears.len(), factors: factors.len(), lessons: lessons.len() }
     }
 
-    /// The frame that says how far the run has come, with the reports behind those that are `known`.
-    pub(super) fn progress_frame(&self, known: (usize, usize, usize)) -> Vec<u8> {
+    /// The frame that says how far the run has come, with the reports behind those that are known.
+    pub(super) fn progress_frame(&self, before: Reported) -> Vec<u8> {
+        let RunReport { linears, factors, lessons, caches, seconds, .. } = &self.report;
         let progress = Progress {
             from: self.from,
             closed: self.closed,
-            linears_before: known.0,
-            linears: self.report.linears.iter().skip(known.0).cloned().collect(),
-            factors_before: known.1,
-            factors: self.report.factors.iter().skip(known.1).cloned().collect(),
-            lessons_before: known.2,
-            lessons: self.report.lessons.iter().skip(known.2).cloned().collect(),
-            caches: self.report.caches.clone(),
-            seconds: self.report.seconds.clone(),
+            before,
+            linears: linears.iter().skip(before.linears).cloned().collect(),
+            factors: factors.iter().skip(before.factors).cloned().collect(),
+            lessons: lessons.iter().skip(before.lessons).cloned().collect(),
+            caches: caches.clone(),
+            seconds: seconds.clone(),
         };
         frame(Frame::Progress, &progress)
     }
@@ -448,11 +433,11 @@ mod tests {
             report: RunReport { linears: state.report.linears[..1].to_vec(), ..RunReport::default() },
             ..RunState::default()
         };
-        frames.0.push(first.progress_frame((0, 0, 0)));
+        frames.0.push(first.progress_frame(Reported::default()));
         frames.0.push(sink_frame(&7_u64));
         let rows = Array2::from_elem((2, 3), 0.1);
         frames.0.push(rows_frame(Stream::Float, rows.view()));
-        frames.0.push(state.progress_frame((1, 0, 0)));
+        frames.0.push(state.progress_frame(first.reported()));
         let read = RunState::read(&frames, &Registry::default(), 2).unwrap();
         let json = |state: &RunState| serde_json::to_string(&state.report).unwrap();
         assert_eq!((read.from, read.closed, json(&read)), (1, 2, json(&state)));
@@ -480,7 +465,7 @@ mod tests {
 
     #[test]
     fn frames_that_make_no_sense_are_errors() {
-        let whole = state().progress_frame((0, 0, 0));
+        let whole = state().progress_frame(Reported::default());
         for bytes in
             [vec![], vec![9], vec![2, 0], whole[..whole.len() - 1].to_vec(), [whole, vec![0]].concat()]
         {

@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 
 use quant_core::{ActRule, FloatType, KvGranularity};
 use quant_graph::{
-    ActOrder, BlockParams, Clipping, InputScheme, LinearId, LinearScheme, ModelScheme, ModelSpec, WeightForm,
+    ActOrder, BlockParams, InputScheme, LinearId, LinearScheme, ModelScheme, ModelSpec, WeightForm,
     WeightScheme,
 };
 use safetensors::Dtype;
@@ -120,12 +120,7 @@ fn check_input(module: &str, weight: Option<WeightScheme>, input: InputScheme) -
     let Some(weight) = weight else {
         return Err(unsupported(format!("quantised activations before a float weight ({module})"), ELSE));
     };
-    if input.shards > 1 {
-        return Err(unsupported(
-            format!("activations quantised in {} shards ({module})", input.shards),
-            "use input_shards: 1, or export to dequantized",
-        ));
-    }
+    super::input::refuse_shards(ID, module, input.shards)?;
     if (weight.bits.get(), input.bits.get(), weight.group) != (8, 8, None) {
         let group = weight.group.map_or(String::new(), |g| format!(" in groups of {g}"));
         let what = format!(
@@ -135,20 +130,7 @@ fn check_input(module: &str, weight: Option<WeightScheme>, input: InputScheme) -
         );
         return Err(unsupported(what, ELSE));
     }
-    match input.clip_ratio {
-        Clipping::NONE => {}
-        Clipping::Fixed(ratio) => {
-            let what = format!("an activation clip_ratio of {ratio} ({module})");
-            return Err(unsupported(what, "use clip_ratio: 1.0, or export to dequantized"));
-        }
-        Clipping::Learned => {
-            let what = format!("a learned activation clip_ratio ({module})");
-            return Err(unsupported(
-                what,
-                "do not learn it (for flatquant: lac: false), or export to dequantized",
-            ));
-        }
-    }
+    super::input::refuse_clipping(ID, module, input.clip_ratio)?;
     if input.dynamic && input.rule != ActRule::SymmetricFull {
         return Err(unsupported(
             format!("dynamic activations by the {:?} rule ({module})", input.rule),

@@ -28,8 +28,7 @@ pub(crate) mod tensors;
 
 use quant_core::{ActRule, FloatType, KvGranularity, KvSide};
 use quant_graph::{
-    BlockParams, Clipping, InputScheme, LinearId, LinearScheme, ModelScheme, ModelSpec, Norm, WeightForm,
-    WeightScheme,
+    BlockParams, InputScheme, LinearId, LinearScheme, ModelScheme, ModelSpec, Norm, WeightForm, WeightScheme,
 };
 use safetensors::Dtype;
 use serde_json::Value;
@@ -147,26 +146,8 @@ fn check_input(module: &str, weight: bool, input: InputScheme) -> Result<(), Uns
         let what = format!("{kind}{}-bit activations ({module})", input.bits.get());
         return Err(unsupported(what, "use A8, A16 or dynamic A4, or export to dequantized"));
     }
-    if input.shards > 1 {
-        return Err(unsupported(
-            format!("activations quantised in {} shards ({module})", input.shards),
-            "use input_shards: 1, or export to dequantized",
-        ));
-    }
-    match input.clip_ratio {
-        Clipping::NONE => {}
-        Clipping::Fixed(ratio) => {
-            let what = format!("an activation clip_ratio of {ratio} ({module})");
-            return Err(unsupported(what, "use clip_ratio: 1.0, or export to dequantized"));
-        }
-        Clipping::Learned => {
-            let what = format!("a learned activation clip_ratio ({module})");
-            return Err(unsupported(
-                what,
-                "do not learn it (for flatquant: lac: false), or export to dequantized",
-            ));
-        }
-    }
+    super::input::refuse_shards(ID, module, input.shards)?;
+    super::input::refuse_clipping(ID, module, input.clip_ratio)?;
     if input.dynamic && input.rule != ActRule::Symmetric {
         return Err(unsupported(
             format!("dynamic activations by the {:?} rule ({module})", input.rule),
