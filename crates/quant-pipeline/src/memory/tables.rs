@@ -38,8 +38,8 @@ pub(super) fn phases(plan: &Plan, starts: &[usize], chunk: u64, threads: u64) ->
             phase("factor of a table", 0, workspace.prepare + waiting, 0, 0);
         }
         let weights = (vocab * hidden) as u64;
-        // Between a writer that keeps up (43 MB measured, of a job) and one that lags (67 MB).
-        let held = PIECE_BYTES * weights.min(PIECE) + (F32 * weights).min(3 * QUEUE / 4);
+        // With a writer that lags as far as it may (69 MB measured, of a job; 43 MB with one that keeps up).
+        let held = PIECE_BYTES * weights.min(PIECE) + (F32 * weights).min(QUEUE);
         let solver = workspace.prepared + workspace.weight + workspace.thread * threads + waiting;
         phase("round a table", held, solver, 0, 0);
     }
