@@ -104,7 +104,7 @@ fn one(
 ) -> Fallible<(f64, Vec<f64>)> {
     let folder = open_folder(&job.model)?;
     let plan = Plan::new(recipe, &folder.spec)?;
-    let (mut sink, options) = (MemorySink::default(), RunOptions { par, spill: None });
+    let (mut sink, options) = (MemorySink::default(), RunOptions::new(par));
     let used = plan.streams.calibration().then(|| TokenSet::from_sequences(used, &job.calibration));
     run(&plan, &mut folder.into_source()?, used.as_ref(), &mut sink, &mut Silent, &options)?;
     let model = sink.into_model(plan.stored.clone())?;

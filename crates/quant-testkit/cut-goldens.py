@@ -140,11 +140,32 @@ def smoothquant(golden):
     return {name: golden.tensors[name] for name in names}, {**golden.meta, "cases": cases}
 
 
+def flatquant(golden):
+    """Two gradients of one block: matrices inverted, and in the SVD form. They see two of the eight samples."""
+    cases = ["grad.qwen2.w4a4kv4.inv", "grad.qwen2.w4a4kv4.svd"]
+    whole = ("qwen2.w.", *(f"{case}." for case in cases))
+    tensors = {name: tensor for name, tensor in golden.tensors.items() if name.startswith(whole)}
+    for name in ["qwen2.X", "qwen2.fp_out"]:
+        tensors[name] = golden.rows(name, [0, 1])
+    return tensors, {"cases": {case: golden.meta["cases"][case] for case in cases}}
+
+
+def hadamard(golden):
+    """Rows of small sizes, and one matrix with random signs."""
+    kept = ["d16", "d64", "d12", "d96", "d20", "d28", "d160", "random.d96"]
+    tables = ["hadK12", "hadK20", "hadK28", "hadK40"]
+    names = [name for name in golden.tensors if name.rsplit(".", 1)[0] in kept] + tables
+    cases = {case: golden.meta["cases"][case] for case in kept}
+    return {name: golden.tensors[name] for name in names}, {"cases": cases}
+
+
 def main():
     goldens = Path(sys.argv[1])
     for crate, name, cut in [
         ("quant-core", "quantizer", quantizer),
         ("quant-methods", "smoothquant", smoothquant),
+        ("quant-methods", "flatquant", flatquant),
+        ("quant-rotate", "hadamard", hadamard),
         ("quant-hessian", "gptq", gptq),
         ("quant-hessian", "billm", one_case("hessian.bs80", ["W", "H"])),
         ("quant-hessian", "slimllm", one_case("w3.g64", ["W", "X"])),

@@ -75,7 +75,7 @@ pub(crate) fn quantize_in_memory(
     let mut source = folder.into_source().unwrap();
     let mut blocks = MemorySink::default();
     let report = with_threads(threads, |par| {
-        let options = RunOptions { par, spill: None };
+        let options = RunOptions::new(par);
         run(&plan, &mut source, calibration, &mut blocks, &mut Silent, &options)
     })
     .unwrap()

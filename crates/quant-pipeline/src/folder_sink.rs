@@ -203,7 +203,7 @@ mod tests {
         output.begin_weights(shards).unwrap();
         let hashes = InputHashes::default();
         let mut sink = FolderSink::new(&plan, &mut output, None, &declared, hashes).unwrap();
-        let options = RunOptions { par: Par::Seq, spill: None };
+        let options = RunOptions::new(Par::Seq);
         run(&plan, &mut source, None, &mut sink, &mut Silent, &options).unwrap();
         let (side, copied) = sink.into_parts();
         assert_eq!((side.len(), copied.len()), (2, 0));

@@ -135,7 +135,7 @@ fn write(
     let mut sink = FolderSink::new(&plan, &mut output, Some(checkpoint), &declared, input_hashes)?;
     let resumed = resumed.then(|| sink.blocks());
     let report = with_threads(job.threads, |par| {
-        let options = RunOptions { par, spill: run_options_spill };
+        let options = RunOptions { spill: run_options_spill, ..RunOptions::new(par) };
         run(&plan, &mut source, tokens.as_ref(), &mut sink, events, &options)
     })??;
     let of_cache = plan.scheme.kv.and_then(|kv| report.cache_warning(&kv, plan.key_bias()));

@@ -60,7 +60,7 @@ fn cache(modifiers: &str, rest: &str) -> KvScheme {
 fn quantise(model: &mut InMemoryModel, modifiers: &str, rest: &str) -> (Vec<BlockParams>, RunReport) {
     let plan = Plan::new(&recipe(modifiers, rest).unwrap(), model.spec()).unwrap();
     let mut blocks = MemorySink::default();
-    let options = RunOptions { par: Par::Seq, spill: None };
+    let options = RunOptions::new(Par::Seq);
     let report = run(&plan, model, Some(&tokens()), &mut blocks, &mut Silent, &options).unwrap();
     (blocks.blocks().to_vec(), report)
 }

@@ -31,7 +31,7 @@ fn run_with(
     par: Par,
 ) -> Result<RunReport, PipelineError> {
     let rows = TokenSet::from_sequences(tokens(ROWS), "rows");
-    run(plan, &mut model.clone(), Some(&rows), sink, &mut Silent, &RunOptions { par, spill: None })
+    run(plan, &mut model.clone(), Some(&rows), sink, &mut Silent, &RunOptions::new(par))
 }
 
 fn quantised(plan: &Plan, model: &InMemoryModel, par: Par) -> (InMemoryModel, RunReport) {

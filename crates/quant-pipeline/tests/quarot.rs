@@ -18,7 +18,7 @@ fn quantised(model: &InMemoryModel, modifiers: &str) -> (InMemoryModel, Plan) {
     let recipe = Recipe::parse(&format!("version: 1\nmodifiers: [{modifiers}]\n"));
     let plan = Plan::new(&recipe.unwrap_or_else(|e| panic!("{e}")), model.spec()).unwrap();
     let mut sink = MemorySink::default();
-    let options = RunOptions { par: Par::Seq, spill: None };
+    let options = RunOptions::new(Par::Seq);
     let rows = TokenSet::from_sequences(tokens(ROWS), "rows");
     run(&plan, &mut model.clone(), Some(&rows), &mut sink, &mut Silent, &options).unwrap();
     (sink.into_model(plan.stored.clone()).unwrap(), plan)

@@ -48,7 +48,7 @@ fn spec() -> ModelSpec {
 fn quantise(modifiers: &str, rest: &str) -> (Vec<BlockParams>, RunReport) {
     let plan = plan(modifiers, rest);
     let mut blocks = MemorySink::default();
-    let options = RunOptions { par: Par::Seq, spill: None };
+    let options = RunOptions::new(Par::Seq);
     let report = run(&plan, &mut model(), Some(&tokens()), &mut blocks, &mut Silent, &options).unwrap();
     (blocks.blocks().to_vec(), report)
 }
@@ -324,7 +324,7 @@ fn stopped_and_resumed(plan: &Plan, stop: usize, slow: Duration) -> (Journal, Jo
             self.0 == 0
         }
     }
-    let options = RunOptions { par: Par::Seq, spill: None };
+    let options = RunOptions::new(Par::Seq);
     let mut first = Journal { slow, ..Journal::default() };
     let ended = run(plan, &mut model(), Some(&tokens()), &mut first, &mut Stop(stop), &options);
     assert!(matches!(ended, Err(PipelineError::Interrupted)));
@@ -426,7 +426,7 @@ fn weights_that_scales_do_not_tell_are_kept() {
     let text = "version: 1\nmodifiers: [mirror: {}, smoothquant: {}, gptq: { scheme: W4A16g16 }]\n";
     let plan = Plan::new(&Recipe::parse_with(text, &registry).unwrap(), &spec()).unwrap();
     let mut whole = Journal::default();
-    let options = RunOptions { par: Par::Seq, spill: None };
+    let options = RunOptions::new(Par::Seq);
     run(&plan, &mut model(), Some(&tokens()), &mut whole, &mut Silent, &options).unwrap();
     let (first, second, _) = stopped_and_resumed(&plan, 4, Duration::ZERO);
     assert!(first.records > 1 && first.kept_blocks == 0);

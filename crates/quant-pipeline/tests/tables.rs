@@ -84,7 +84,7 @@ fn plan(spec: &ModelSpec, modifier: &str, overrides: &str) -> Result<Plan, Pipel
 fn quantise(plan: &Plan, source: &mut InMemoryModel, threads: usize) -> (Collect, RunReport) {
     let mut sink = Collect::default();
     let report = with_threads(threads, |par| {
-        let options = RunOptions { par, spill: None };
+        let options = RunOptions::new(par);
         run(plan, source, Some(&tokens()), &mut sink, &mut Silent, &options)
     });
     let report = report.unwrap().unwrap_or_else(|e| panic!("{e}"));
@@ -161,7 +161,7 @@ fn rounding_a_table_to_nearest_needs_no_data() {
     let plan = plan(&parts.spec, "rtn: { scheme: W4A8 }", "lm_head: { scheme: W8A16 }").unwrap();
     assert!(!plan.streams.calibration());
     let mut sink = Collect::default();
-    let options = RunOptions { par: Par::Seq, spill: None };
+    let options = RunOptions::new(Par::Seq);
     run(&plan, &mut parts.model(), None, &mut sink, &mut Silent, &options).unwrap();
     let whole = plan.tables[&Outer::Head].solver.round(head.view(), &Prepared::default(), Par::Seq).unwrap();
     assert_eq!(sink.outer[&Outer::Head], whole.weight.into_values());
@@ -270,7 +270,7 @@ fn a_number_that_is_not_finite_is_named_by_its_row() {
     let mut parts = Parts::new(false);
     let plan = plan(&parts.spec, "rtn: { scheme: W4A16 }", "lm_head: { scheme: W8A16 }").unwrap();
     parts.head.as_mut().unwrap()[[40_000, 7]] = f32::NAN;
-    let options = RunOptions { par: Par::Seq, spill: None };
+    let options = RunOptions::new(Par::Seq);
     let run = run(&plan, &mut parts.model(), None, &mut Collect::default(), &mut Silent, &options);
     let text = run.unwrap_err().to_string();
     assert!(text.contains("lm_head") && text.contains("40000") && text.contains('7'), "{text}");

@@ -11,7 +11,7 @@ mod timing;
 pub use golden::{
     Golden, Tensor, TensorData, Tensors, load_safetensors, parse_safetensors, shared_dir, skipped,
 };
-pub use models::{block_from_tensors, random_block};
+pub use models::{add_outliers, block_from_tensors, random_block};
 pub use numbers::Numbers;
 pub use storage::CutDisk;
 pub use timing::timed;

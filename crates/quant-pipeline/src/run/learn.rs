@@ -96,11 +96,12 @@ impl Run<'_> {
         let deployed = deployed.filter(|_| learner.inputs() == Stream::Deployed);
         let deployed = deployed.map(|stream| stream.residual.read(rows.clone())).transpose()?;
         let float = float.residual.read(rows)?;
-        let par = self.options.par;
+        let (par, precision) = (self.options.par, self.options.training);
         let Self { rope, layout, state, journal, sink, events, .. } = &mut *self;
         let rope = |length| rope.table(length);
         let trainer = |block, weights| {
-            BlockTrainer::new(block, &rope, weights).map(|trainer| trainer.with_memory(TAPES))
+            let trainer = BlockTrainer::new(block, &rope, weights);
+            trainer.map(|trainer| trainer.with_memory(TAPES).with_precision(precision))
         };
         let mut frozen = Vec::new();
         for (block, params) in behind.iter().zip(&ahead) {

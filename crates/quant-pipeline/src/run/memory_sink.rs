@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 /// let folder = open_folder(model.as_ref())?;
 /// let plan = Plan::new(&Recipe::from_preset("w8a8-ascend")?, &folder.spec)?;
 /// let mut sink = MemorySink::default();
-/// let options = RunOptions { par: Par::Seq, spill: None };
+/// let options = RunOptions::new(Par::Seq);
 /// run(&plan, &mut folder.into_source()?, None, &mut sink, &mut Silent, &options)?;
 /// let mut quantised = sink.into_model(plan.stored.clone())?;
 /// assert_eq!(quantised.blocks_mut().len(), plan.spec.layers);

@@ -43,18 +43,29 @@ use quant_data::TokenSet;
 use quant_graph::{BlockParams, BlockSource};
 use quant_kernels::{Par, return_freed_memory, tasks};
 use quant_methods::{FloatStream, Stream};
-use quant_model::{RopeTables, RowStore, StageScratch};
+use quant_model::{Precision, RopeTables, RowStore, StageScratch};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use stream::ActivationStream;
 
-/// Settings of a run that change neither plan nor result.
+/// Settings of a run that do not change its plan.
 #[derive(Clone, Debug)]
 pub struct RunOptions {
     /// Threads; the caller runs inside a pool of that size.
     pub par: Par,
     /// Folder for activations that should not stay in memory.
     pub spill: Option<PathBuf>,
+    /// To what training rounds the result of every op: what a platform that trains in less than f32 would learn. All else, and
+    /// every run of the program, is not concerned.
+    pub training: Precision,
+}
+
+impl RunOptions {
+    /// Everything in memory and in full precision.
+    #[must_use]
+    pub fn new(par: Par) -> Self {
+        Self { par, spill: None, training: Precision::Full }
+    }
 }
 
 /// The activations that a run carries, as far as its plan asks for them.
