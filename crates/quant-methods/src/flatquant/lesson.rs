@@ -1,6 +1,7 @@
 //! FlatQuant in the blocks of a model: what each is trained for, repairs of trainings that went wrong, and what is deployed.
 
 use super::METHOD;
+use super::balance::{Balance, Balanced, with_changed};
 use super::block::{FlatBlock, FlatReport, Sequences};
 use super::epochs::{Task, Training, alarms};
 use super::guard::Alarm;
@@ -74,6 +75,14 @@ impl Progress {
         self.repairs.push(format!("{}: {how}", why.join("; ")));
     }
 }
+
+/// What is deployed.
+struct Record {
+    balance: Option<Balance>,
+    parameters: FlatParameters<f32>,
+}
+
+codec_of_fields!(Record { balance, parameters });
 
 impl FlatLearner {
     fn conflict(&self, key: &str, problem: String) -> SettingsError {
@@ -209,16 +218,19 @@ impl Learner for FlatLearner {
         let spec = block.spec.block(block.index);
         let weights: usize = spec.linears.iter().map(quant_graph::LinearSpec::weights).sum();
         let largest = spec.linears.iter().map(quant_graph::LinearSpec::weights).max().unwrap_or(0);
+        // Keys and queries, balanced.
+        let changed = (block.spec.query_width() + block.spec.kv_width()) * block.spec.hidden;
         let sites: usize = spec.stages.iter().map(|stage| stage.width).sum();
         let spots = sites + 2 * block.spec.kv_width() + block.spec.heads * block.spec.head_dim;
         // Effective weights; one of them on its way back, in its stages and in f64 while errors are measured; what stood before
         // transforms and quantisers; target, output and difference.
-        let kept = weights + 5 * largest + batch * spots + 3 * tokens * block.spec.hidden;
+        let kept = weights + changed + 5 * largest + batch * spots + 3 * tokens * block.spec.hidden;
         kept as u64 * F32
     }
 
     fn passes(&self) -> f64 {
-        let measured = usize::from(self.settings.variant == FlatVariant::Stable) * self.settings.epochs;
+        // A stable training balances keys in one pass and measures errors in one of every epoch.
+        let measured = usize::from(self.settings.variant == FlatVariant::Stable) * (self.settings.epochs + 1);
         // Of a block behind it: forward, forward again, and one product of two in the backward.
         (self.window * (3 * self.settings.epochs + measured + 2)) as f64
     }
@@ -232,7 +244,18 @@ impl Learner for FlatLearner {
         let scheme = self.flat(&lesson.plan).ok().flatten();
         let scheme = scheme.ok_or_else(|| MethodError::Learned { what: "scheme of this block".into() })?;
         let shape = FlatShape::new(lesson.plan.spec, lesson.plan.index);
-        let block = Block { lesson, shape, scheme, float: float_weights(params)? };
+        let mut float = float_weights(params)?;
+        // As published, keys stay as they are.
+        let wanted = self.settings.variant == FlatVariant::Stable && scheme.has(Matrix::Key);
+        let balance = if wanted {
+            let sequences = (lesson.float.as_ref().unwrap_or(&lesson.x).reborrow(), lesson.starts);
+            Balance::new(lesson.plan.spec, lesson.training, &float, sequences, lesson.par)?
+        } else {
+            None
+        };
+        let balanced = balance.as_ref().map_or_else(Balanced::new, |balance| balance.weights(&shape, &float));
+        float = with_changed(float, &balanced);
+        let block = Block { lesson, shape, scheme, float };
         let base = lesson.plan.spec.block_prefix(lesson.plan.index);
         let par = lesson.par;
         let start = |(settings, name): &(FlatSettings, String)| {
@@ -286,7 +309,7 @@ impl Learner for FlatLearner {
         let FlatReport { losses, epochs, after, kept, alarms, .. } = report;
         let alarms = alarms.iter().map(ToString::to_string).collect();
         let report = LessonReport { before, epochs, after, kept, losses, repairs, alarms, notice };
-        Ok(Learned { record: encoded(&parameters), report })
+        Ok(Learned { record: encoded(&Record { balance, parameters }), report })
     }
 
     fn apply(
@@ -296,8 +319,12 @@ impl Learner for FlatLearner {
         plan: &BlockPlan<'_>,
         par: Par,
     ) -> Result<BlockParams, MethodError> {
-        let parameters: FlatParameters<f32> = decoded(record)?;
+        let Record { balance, parameters } = decoded(record)?;
         let shape = FlatShape::new(plan.spec, plan.index);
+        let block = match balance {
+            Some(balance) => balance.apply(&shape, block),
+            None => block,
+        };
         let mut block = parameters.merge(&shape, block, par)?;
         if !self.settings.lac {
             return Ok(block);

@@ -3,8 +3,8 @@
 use crate::train::outliers;
 use quant_core::{ActRule, Bits, KvGranularity};
 use quant_graph::{
-    BlockParams, BoxError, Clipping, EffectiveWeights, InputScheme, KvScheme, LinearScheme, ModelSpec,
-    WeightForm, WeightScheme,
+    BlockParams, BoxError, Clipping, EffectiveWeights, InputScheme, KvScheme, LinearId, LinearScheme,
+    LinearWeight, ModelSpec, WeightForm, WeightScheme,
 };
 use quant_kernels::{Compute, Par};
 use quant_methods::{
@@ -41,7 +41,17 @@ fn with_plan<R>(spec: &ModelSpec, work: impl FnOnce(BlockPlan<'_>) -> R) -> R {
 }
 
 fn learn(learner: &dyn Learner, diary: &mut dyn Diary) -> Result<(Learned, BlockParams), MethodError> {
-    let (spec, params, x) = outliers(16);
+    learn_with(learner, diary, |_, _| ())
+}
+
+/// [`learn`] in a block that was changed first.
+fn learn_with(
+    learner: &dyn Learner,
+    diary: &mut dyn Diary,
+    change: impl FnOnce(&ModelSpec, &mut BlockParams),
+) -> Result<(Learned, BlockParams), MethodError> {
+    let (spec, mut params, x) = outliers(16);
+    change(&spec, &mut params);
     let mut bare = params.clone();
     bare.linears.clear();
     let block = Block::<f32>::new(&spec, 0, bare, Compute::F32, Par::Seq).unwrap();
@@ -127,6 +137,34 @@ fn repairs_in_their_order() {
     // The exact variant has no guards.
     let exact = report(json!({ "learning_rate": 0.3, "variant": "exact" }));
     assert!(exact.repairs.is_empty() && exact.epochs.is_empty() && exact.kept == 3);
+}
+
+/// A pair of channels that keys have 256 times as large, and queries 256 times as small, is as if it were not there, to the last bit;
+/// the published algorithm is at its mercy.
+#[test]
+fn outliers_of_keys_are_balanced() {
+    let outliers = |spec: &ModelSpec, block: &mut BlockParams| {
+        let dim = spec.head_dim;
+        for (id, factor) in [(LinearId::K, 256.0), (LinearId::Q, 1.0 / 256.0)] {
+            let linear = block.linears.get_mut(&id).unwrap();
+            let LinearWeight::Float(weight) = &mut linear.weight else { panic!("float") };
+            // Of every head: channels 1 and 1 + dim / 2 turn together.
+            for row in (0..weight.nrows()).filter(|row| row % (dim / 2) == 1) {
+                weight.row_mut(row).mapv_inplace(|w| w * factor);
+                linear.bias.iter_mut().for_each(|bias| bias[row] *= factor);
+            }
+        }
+    };
+    let stable = learner(json!({ "epochs": 1 }));
+    let (calm, block) = learn(&*stable, &mut NoDiary).unwrap();
+    let (found, with_outliers) = learn_with(&*stable, &mut NoDiary, outliers).unwrap();
+    assert_eq!(found.report, calm.report);
+    assert_eq!(with_outliers, block);
+
+    let exact = learner(json!({ "epochs": 1, "variant": "exact" }));
+    let (calm, _) = learn(&*exact, &mut NoDiary).unwrap();
+    let (found, _) = learn_with(&*exact, &mut NoDiary, outliers).unwrap();
+    assert!(found.report.after > 2.0 * calm.report.after, "{} {}", found.report.after, calm.report.after);
 }
 
 /// The ratios that were learned, and nothing where none are.
