@@ -27,7 +27,7 @@ struct Stress {
     /// Of channels of outliers in one block.
     outliers: f32,
     precision: Precision,
-    /// Times the learning rate.
+    /// Times the recipe's own.
     rate: f64,
 }
 
@@ -41,13 +41,14 @@ const STRESSES: [Stress; 5] = [
     Stress { name: "learning rate x10", rate: 10.0, ..NONE },
 ];
 
-/// The modifiers of a recipe at a learning rate, from a seed.
+/// The modifiers of a recipe at a multiple of its learning rate, from a seed.
 fn modifiers(variant: &str, rate: f64, seed: u64) -> String {
-    let keys = format!("learning_rate: {rate:e}, seed: {seed}");
+    let keys = |own: f64| format!("learning_rate: {:e}, seed: {seed}", own * rate);
     match variant {
-        "exact" => format!("flatquant: {{ scheme: W4A4KV4, variant: exact, {keys} }}"),
+        "exact" => format!("flatquant: {{ scheme: W4A4KV4, variant: exact, {} }}", keys(5e-3)),
         _ => format!(
-            "flatquant: {{ lwc: false, {keys} }}, gptq: {{ scheme: W4A4KV4, convention: q-sym, mse_clip: true, sweeps: 4 }}"
+            "flatquant: {{ lwc: false, batch_size: 1, {} }}, gptq: {{ scheme: W4A4KV4, convention: q-sym, mse_clip: true, sweeps: 4 }}",
+            keys(1.25e-2)
         ),
     }
 }
@@ -108,7 +109,7 @@ fn figures(
     par: Par,
 ) -> Fallible<(Vec<f64>, Vec<String>)> {
     use ptq::graph::BlockSource;
-    let modifiers = modifiers(variant, 5e-3 * stress.rate, seed);
+    let modifiers = modifiers(variant, stress.rate, seed);
     let sections =
         "activations: { symmetric: false }\nkv_cache: { symmetric: false, granularity: token_head }";
     let recipe = Recipe::parse(&format!("version: 1\nmodifiers: [{modifiers}]\n{sections}\n"))?;

@@ -50,7 +50,12 @@ pub(crate) fn tokens(file: &Path, tensor: &str) -> TokenSet {
 
 /// A few calibration windows from the embedded tasks.
 pub(crate) fn few_windows(samples: usize, length: usize) -> TokenSet {
-    let file = tiny_reasoner().join("tasks/calibration.jsonl");
+    windows_of("calibration", samples, length)
+}
+
+/// A few windows from a file of the embedded tasks.
+pub(crate) fn windows_of(name: &str, samples: usize, length: usize) -> TokenSet {
+    let file = tiny_reasoner().join(format!("tasks/{name}.jsonl"));
     let options = LoadOptions {
         num_samples: Some(samples),
         max_seq_len: Some(length),
