@@ -88,7 +88,7 @@ impl FlatBlock<'_, '_> {
     /// `[tokens, hidden]`, that of the float block, over the mean square of `target`.
     ///
     /// Weights are those of [`FlatParameters::merge`], rounded by row, but for the factors in the rows of up, which change no
-    /// level.
+    /// level, and for the rounding of the gains of norms, which hardly does.
     ///
     /// # Errors
     /// As [`Self::train`].

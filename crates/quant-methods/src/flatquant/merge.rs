@@ -26,7 +26,7 @@ impl FlatParameters<f32> {
     /// [`Online`](quant_graph::Online).
     ///
     /// Matrices are rounded to f32, those of pairs to the type that a deployment has them in ([`FlatShape::held_in`]), and the rounded ones
-    /// inverted in f64; weights are computed in f64 and rounded once. Nothing is
+    /// inverted in f64; so are the gains of norms. Weights are computed in f64 and rounded once. Nothing is
     /// quantised: the weights are to be rounded next, one scale per row, and the clip factors of inputs, keys and values
     /// ([`Self::clip_factors`]) belong to the quantisers of activations.
     ///
@@ -69,7 +69,8 @@ impl FlatParameters<f32> {
         par: Par,
     ) -> Result<BlockParams, MethodError> {
         check_float(shape, &block)?;
-        let Deployed { parameters, online } = self.deployed(shape)?;
+        let Deployed { mut parameters, online } = self.deployed(shape)?;
+        parameters.fit_norms(shape, &block);
         let step = FlatStep::new(shape, &FlatScheme::NONE, &parameters)?;
         for linear in &shape.block.linears {
             let Some(params) = block.linears.get_mut(&linear.id) else {
@@ -147,6 +148,26 @@ impl FlatParameters<f32> {
         };
         let online = online(shape, &FlatStep::new(shape, &FlatScheme::NONE, &parameters)?)?;
         Ok(Deployed { parameters, online })
+    }
+}
+
+impl FlatParameters<f64> {
+    /// Moves the factors of channels to where the gains of norms that take them in are exact in the type of the deployment: what their
+    /// linears are divided by is then what the norms have. Nothing where that is f32, as the official program.
+    fn fit_norms(&mut self, shape: &FlatShape, block: &BlockParams) {
+        for edge in shape.block.edges.iter().filter(|_| shape.held != FloatType::F32) {
+            let EdgeSource::Norm(norm) = edge.from else { continue };
+            let (Some(scales), Some(gains)) = (self.scales.get_mut(&edge.to), block.norms.get(&norm)) else {
+                continue;
+            };
+            for (c, gain) in scales.iter_mut().zip(gains.iter().copied().map(f64::from)) {
+                let fitted = f64::from(shape.held.round((gain * *c) as f32)) / gain;
+                // A gain of zero, or one that would become zero, makes nothing of its channel either way.
+                if fitted.is_normal() {
+                    *c = fitted;
+                }
+            }
+        }
     }
 }
 

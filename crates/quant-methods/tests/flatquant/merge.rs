@@ -137,6 +137,8 @@ fn pairs_are_rounded_before_they_are_inverted() {
             let matrices = || merged.online.sites.values().flat_map(|pair| pair.matrices());
             assert_eq!(matrices().count(), 8);
             assert!(matrices().flatten().all(|v| held.round(*v) == *v), "{architecture}, {held:?}");
+            let gains = [Norm::Input, Norm::PostAttention].map(|norm| &merged.norms[&norm]);
+            assert!(gains.into_iter().flatten().all(|v| held.round(*v) == *v), "{architecture}, {held:?}");
             let error = worst(&output::<f64>(&spec, merged.clone(), &x, 7), &float);
             assert!(error < 2e-6, "{architecture}, {way:?}, {held:?}: {error}");
             // Weights with the inverses of the matrices as trained are far from it.

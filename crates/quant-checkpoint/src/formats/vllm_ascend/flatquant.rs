@@ -55,13 +55,6 @@ pub(super) fn check(spec: &ModelSpec, scheme: &ModelScheme) -> std::result::Resu
     let kernel = PairKernel::of(spec.dtype);
     for (index, online) in scheme.online.iter().enumerate() {
         let prefix = spec.block_prefix(index);
-        if online.pair.is_some() {
-            return Err(unsupported(
-                format!("the transform of key in {prefix} (its loader applies none to keys)"),
-                "use KV16, or KV8 with kv_cache: { granularity: channel_static }; leave out the rotations that run online (for \
-                 quarot: rotations: [r1, r2]), or export to dequantized",
-            ));
-        }
         for (&site, &found) in &online.sites {
             let (place, width) = (site_name(site), spec.site_width(site));
             if shape(width) != Some(found) {
@@ -83,6 +76,13 @@ pub(super) fn check(spec: &ModelSpec, scheme: &ModelScheme) -> std::result::Resu
             for &id in spec.block(index).at(site) {
                 check_linear(&spec.module(index, id), scheme, index, id)?;
             }
+        }
+        if online.pair.is_some() {
+            return Err(unsupported(
+                format!("the transform of key in {prefix} (its loader applies none to keys)"),
+                "use KV16, or KV8 with kv_cache: { granularity: channel_static }; leave out the rotations that run online (for \
+                 quarot: rotations: [r1, r2]), or export to dequantized",
+            ));
         }
     }
     Ok(())
