@@ -6,7 +6,7 @@ mod common;
 
 use common::{
     SMALL, copy_of_model, few_windows, perplexity, ptq, quantize, quantize_in_memory, refused, text,
-    write_tokens,
+    tiny_reasoner, write_tokens,
 };
 use tempfile::tempdir;
 
@@ -49,6 +49,41 @@ fn a_folder_computes_what_was_measured() {
     assert!((found / expected - 1.0).abs() < 1e-6, "{found} from the folder, {expected} in memory");
 }
 
+/// Pairs for the kernel of vLLM-Ascend: its loader takes the folder, which computes what was measured, cache and all.
+#[test]
+fn a_folder_of_pairs_computes_what_was_measured() {
+    let work = tempdir().unwrap();
+    let (model, output) = (tiny_reasoner(), work.path().join("out"));
+    let keys = "scheme: W4A4KV8, unpaired: w8a8, epochs: 1, batch_size: 2";
+    let text_of =
+        format!("version: 1\nmodifiers: [flatquant: {{ {keys} }}]\nexport: {{ format: vllm-ascend }}\n");
+    let recipe = work.path().join("recipe.yaml");
+    std::fs::write(&recipe, &text_of).unwrap();
+    let rows = few_windows(4, 64);
+    let ids: Vec<Vec<i64>> =
+        rows.sequences.iter().map(|row| row.iter().map(|&t| t.into()).collect()).collect();
+    let data = write_tokens(&work.path().join("rows.safetensors"), &ids, 64);
+    let report = quantize(&model, text(&recipe), &output, &["--calibration", &data, "--json"]);
+    let report = report.expect(0, &[]).json();
+    let serve = report["serve"].as_array().unwrap();
+    assert_eq!((serve.len(), &serve[0]["client"]), (1, &"vLLM-Ascend".into()), "{serve:?}");
+    assert_eq!(serve[0]["tensor_parallel"], serde_json::json!([1]));
+    let described = std::fs::read_to_string(output.join("quant_model_description.json")).unwrap();
+    for module in ["self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"] {
+        let entry = format!("\"model.layers.5.{module}.left_trans\": \"W4A4_FLATQUANT_DYNAMIC\"");
+        assert!(described.contains(&entry), "{described}");
+    }
+    ptq(&["verify", text(&output), "--target", "vllm-ascend"]).expect(0, &[]);
+    ptq(&["verify", text(&output), "--target", "vllm-ascend", "--tp", "2"])
+        .expect(1, &["transform is of all"]);
+
+    let read = ptq(&["eval", "--model", text(&output), "--tokens", &data, "--json"]).expect(0, &[]).json();
+    let (in_memory, _) = quantize_in_memory(&model, &text_of, Some(&rows), 2);
+    let expected = perplexity(in_memory, &rows.sequences);
+    let found = read["perplexity"].as_f64().unwrap();
+    assert!((found / expected - 1.0).abs() < 1e-6, "{found} from the folder, {expected} in memory");
+}
+
 #[test]
 fn what_cannot_be_trained_is_refused() {
     let work = tempdir().unwrap();
@@ -68,6 +103,13 @@ fn what_cannot_be_trained_is_refused() {
             SMALL,
             3,
             &["transform", "dequantized"],
+        ),
+        (
+            "pairs",
+            "[flatquant: { scheme: W4A4, transforms: free }]\nexport: { format: vllm-ascend }",
+            SMALL,
+            3,
+            &["attention_output", "transforms: auto"],
         ),
     ] {
         let file = work.path().join(format!("{name}.yaml"));

@@ -108,7 +108,12 @@ fn compressed_linear() -> impl Strategy<Value = LinearScheme> {
 }
 
 fn any_clipping() -> impl Strategy<Value = Clipping> {
-    prop_oneof![Just(Clipping::NONE), (0.5_f32..1.0).prop_map(Clipping::Fixed), Just(Clipping::Learned)]
+    prop_oneof![
+        Just(Clipping::NONE),
+        (0.5_f32..1.0).prop_map(Clipping::Fixed),
+        Just(Clipping::Learned),
+        Just(Clipping::Tied)
+    ]
 }
 
 fn any_linear() -> impl Strategy<Value = LinearScheme> {

@@ -95,8 +95,8 @@ fn rules_of_vllm_ascend() {
     fails("known-types", "W9A9", &|f| {
         f.description().insert(weight.clone(), json!("W9A9"));
     });
-    fails("block-values", "W4A4_FLATQUANT_DYNAMIC", &|f| {
-        f.description().insert(weight.clone(), json!("W4A4_FLATQUANT_DYNAMIC"));
+    fails("block-values", "W8A8_MXFP8", &|f| {
+        f.description().insert(weight.clone(), json!("W8A8_MXFP8"));
     });
     fails("fused-layers", "types FLOAT, W8A8, W8A8", &|f| {
         f.description().insert(weight.clone(), json!("FLOAT"));

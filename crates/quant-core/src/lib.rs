@@ -83,7 +83,9 @@ pub use error::CoreError;
 pub use foreign::{Foreign, ForeignKind};
 pub use matrix::{ActOrder, Groups, QuantizedMatrix, RowsMut};
 pub use observer::{Observer, ObserverKind};
-pub use online::{AxisShape, AxisTransform, OnlineKind, OnlineShape, OnlineTransform, PairTransform};
+pub use online::{
+    AxisShape, AxisTransform, OnlineKind, OnlineShape, OnlineTransform, PairTransform, kronecker_sides,
+};
 pub use par::Par;
 pub use range::{ChannelMaxima, ChannelMeans, ChannelRanges};
 pub use real::Real;

@@ -40,7 +40,7 @@ pub use forward::{BlockForward, ForwardError, Part};
 pub use layout::{BlockLayout, LinearId, Norm, Role, Site};
 /// The arrays of the types here.
 pub use ndarray;
-pub use online::{Online, OnlineScheme};
+pub use online::{Online, OnlineScheme, PairKernel};
 pub use params::{
     BlockFrame, BlockParams, BlockSource, LinearParams, LinearWeight, RowVisitor, Rows, TableVisitor,
     visit_whole_weights,

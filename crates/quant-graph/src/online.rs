@@ -1,7 +1,7 @@
 //! What a block multiplies activations by while the model runs.
 
 use crate::Site;
-use quant_core::{OnlineShape, OnlineTransform, PairTransform};
+use quant_core::{AxisShape, FloatType, OnlineShape, OnlineTransform, PairTransform, kronecker_sides};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -60,5 +60,65 @@ impl OnlineScheme {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.sites.is_empty() && self.pair.is_none()
+    }
+}
+
+/// A kernel that multiplies the input of a linear by a Kronecker pair `P_L` `[L, L]`, `P_R` `[R, R]` (`x` as `X` `[L, R]` becomes
+/// `P_L^T X P_R`), clips both ends of every token by one ratio and quantises it to four bits, symmetrically: `aclnnFlatQuant` of
+/// CANN, which vLLM-Ascend calls for its type `W4A4_FLATQUANT_DYNAMIC`.
+///
+/// ```
+/// use quant_core::FloatType;
+/// use quant_graph::PairKernel;
+///
+/// let kernel = PairKernel::of(FloatType::Bf16);
+/// assert_eq!(kernel.sides(8960)?, (80, 112));
+/// assert!(kernel.sides(18_944).unwrap_err().contains("128 x 148"));
+/// # Ok::<(), String>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PairKernel {
+    /// The type in which it has the matrices.
+    pub held: FloatType,
+}
+
+impl PairKernel {
+    /// The longest side it takes.
+    pub const LONGEST: usize = 256;
+    /// What the right side must be a multiple of: so many values of four bits are packed to a word.
+    pub const PACKED: usize = 8;
+
+    /// For a model of this type; models in float32 are held in bfloat16.
+    #[must_use]
+    pub fn of(model: FloatType) -> Self {
+        Self { held: if model == FloatType::F32 { FloatType::Bf16 } else { model } }
+    }
+
+    /// The sides `(L, R)` of the pair of an input of so many features.
+    ///
+    /// # Errors
+    /// In words, for features without a pair and for sides that it does not take.
+    pub fn sides(&self, features: usize) -> Result<(usize, usize), String> {
+        let (left, right) = kronecker_sides(features)
+            .ok_or_else(|| format!("{features} features have no Kronecker pair (they are 2 modulo 4)"))?;
+        let pair = format!("the Kronecker pair of {features} features is {left} x {right}");
+        if right > Self::LONGEST {
+            return Err(format!("{pair}, and the kernel takes sides of at most {}", Self::LONGEST));
+        }
+        if !right.is_multiple_of(Self::PACKED) {
+            return Err(format!(
+                "{pair}, and the kernel wants a right side in multiples of {}",
+                Self::PACKED
+            ));
+        }
+        Ok((left, right))
+    }
+
+    /// The pair of an input of so many features, as a transform.
+    ///
+    /// # Errors
+    /// As [`Self::sides`].
+    pub fn shape(&self, features: usize) -> Result<OnlineShape, String> {
+        self.sides(features).map(|(left, right)| OnlineShape::new([left, right].map(AxisShape::Dense)))
     }
 }

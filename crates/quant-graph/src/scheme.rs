@@ -98,6 +98,8 @@ pub enum Clipping {
     Fixed(f32),
     /// Training: every quantiser has [ratios](ClipRatio) of its own.
     Learned,
+    /// Training: a ratio for both ends, which all linears of an input share.
+    Tied,
 }
 
 impl Clipping {
@@ -109,14 +111,18 @@ impl Clipping {
     pub fn fixed(self) -> Option<ClipRatio> {
         match self {
             Self::Fixed(ratio) => Some(ratio.into()),
-            Self::Learned => None,
+            Self::Learned | Self::Tied => None,
         }
     }
     /// Whether a quantiser with this ratio is one of such a scheme.
     #[must_use]
     pub fn admits(self, ratio: ClipRatio) -> bool {
         let inside = |end: f32| end > 0.0 && end <= 1.0;
-        self.fixed().map_or(inside(ratio.upper) && inside(ratio.lower), |fixed| fixed == ratio)
+        match self {
+            Self::Fixed(fixed) => ratio == fixed.into(),
+            Self::Learned => inside(ratio.upper) && inside(ratio.lower),
+            Self::Tied => inside(ratio.upper) && ratio.lower == ratio.upper,
+        }
     }
 }
 
@@ -131,16 +137,18 @@ impl std::fmt::Display for Clipping {
         match self {
             Self::Fixed(ratio) => ratio.fmt(f),
             Self::Learned => f.write_str("learned"),
+            Self::Tied => f.write_str("learned, one for both ends"),
         }
     }
 }
 
-/// The number, or the word `learned`.
+/// The number, or the word `learned` or `tied`.
 impl Serialize for Clipping {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Fixed(ratio) => serializer.serialize_f32(*ratio),
             Self::Learned => serializer.serialize_str("learned"),
+            Self::Tied => serializer.serialize_str("tied"),
         }
     }
 }

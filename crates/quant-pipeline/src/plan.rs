@@ -1,10 +1,12 @@
 //! From a recipe and a model to a plan: what happens to every linear, decided and checked before a weight is read.
 
+mod learned;
 mod tables;
 
 use crate::cache_plan::plan_cache;
 use crate::error::{PipelineError, RecipeError};
 use crate::recipe::Recipe;
+use learned::{plan_learned, schemes};
 use quant_checkpoint::formats::Format;
 use quant_core::{Bits, CoreError, FloatType};
 use quant_graph::{
@@ -168,13 +170,10 @@ impl Plan {
             blocks[index].insert(linear.id, planned);
         }
         let mut kv = plan_cache(recipe, spec, &mut warnings)?;
-        let learned = plan_learned(recipe, spec, &mut blocks, &mut kv, &mut online)?;
+        let learned = plan_learned(recipe, spec, &mut blocks, &mut kv, (&mut online, &mut warnings))?;
         let tables = plan_tables(recipe, spec)?;
         let scheme = ModelScheme {
-            blocks: blocks
-                .iter()
-                .map(|block| block.iter().map(|(id, linear)| (*id, linear.scheme)).collect())
-                .collect(),
+            blocks: blocks.iter().map(schemes).collect(),
             online,
             kv,
             tables: tables.iter().map(|(table, planned)| (*table, planned.weight)).collect(),
@@ -226,7 +225,8 @@ impl Plan {
     #[must_use]
     pub fn block_plan<'p>(&'p self, index: usize) -> Option<BlockPlan<'p>> {
         let scheme = self.scheme.blocks.get(index).filter(|_| self.learns(index))?;
-        Some(BlockPlan { spec: &self.spec, index, scheme, kv: self.scheme.kv })
+        let kernel = self.recipe.format().pair_kernel(&self.spec);
+        Some(BlockPlan { spec: &self.spec, index, scheme, kv: self.scheme.kv, kernel })
     }
 
     /// What a block consists of, with the edges along which scales can still move.
@@ -343,39 +343,6 @@ fn format_left_open(recipe: &Recipe, spec: &ModelSpec) -> String {
         format!("`export: {{ format: ... }}` could name {}", others.join(" or "))
     };
     format!("the recipe names no export format, so the output is {}; {others}", recipe.format().id())
-}
-
-/// Which blocks the recipe's learner trains in. Its transforms go to `online`, and that it learns clip ratios to the schemes.
-fn plan_learned(
-    recipe: &Recipe,
-    spec: &ModelSpec,
-    blocks: &mut [BTreeMap<LinearId, LinearPlan>],
-    kv: &mut Option<KvScheme>,
-    online: &mut Vec<OnlineScheme>,
-) -> Result<Vec<bool>, PipelineError> {
-    let mut learned = vec![false; spec.layers];
-    let Some(learner) = recipe.learner() else { return Ok(learned) };
-    let as_asked = *kv;
-    let float = |block: &BTreeMap<_, LinearPlan>| block.values().all(|linear| linear.scheme.is_float());
-    let cache_only = blocks.iter().all(float);
-    for (index, block) in blocks.iter_mut().enumerate().filter(|(_, block)| cache_only || !float(block)) {
-        let scheme = block.iter().map(|(id, linear)| (*id, linear.scheme)).collect();
-        let block_plan = BlockPlan { spec, index, scheme: &scheme, kv: as_asked };
-        let Some(left) = learner.plan(&block_plan).map_err(RecipeError::from)? else { continue };
-        learned[index] = true;
-        if !left.online.is_empty() {
-            online.resize(spec.layers, OnlineScheme::default());
-            online[index] = left.online;
-        }
-        if left.clips {
-            let inputs = block.values_mut().filter_map(|linear| linear.scheme.input.as_mut());
-            inputs.for_each(|input| input.clip_ratio = Clipping::Learned);
-            if let Some(kv) = kv {
-                kv.clip_ratio = Clipping::Learned;
-            }
-        }
-    }
-    Ok(learned)
 }
 
 fn plan_linear(

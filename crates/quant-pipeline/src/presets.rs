@@ -40,6 +40,7 @@ pub static PRESETS: &[&Preset] = &[
     &Preset { name: "w4a16g128-awq", text: include_str!("../recipes/w4a16g128-awq.yaml") },
     &Preset { name: "w4a16g128-gptaq", text: include_str!("../recipes/w4a16g128-gptaq.yaml") },
     &Preset { name: "w4a16g32", text: include_str!("../recipes/w4a16g32.yaml") },
+    &Preset { name: "w4a4-flatquant-ascend", text: include_str!("../recipes/w4a4-flatquant-ascend.yaml") },
     &Preset {
         name: "w4a4kv4-flatquant-official-research",
         text: include_str!("../recipes/w4a4kv4-flatquant-official-research.yaml"),

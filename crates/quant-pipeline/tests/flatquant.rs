@@ -5,8 +5,9 @@
 mod common;
 
 use common::{distance, logits, model, spec, tokens};
+use quant_core::{ActQuant, AxisShape, ClipRatio, FloatType, OnlineShape};
 use quant_data::TokenSet;
-use quant_graph::{BlockParams, BlockSource, Clipping};
+use quant_graph::{BlockParams, BlockSource, Clipping, LinearId, Norm, Site};
 use quant_kernels::Par;
 use quant_model::{InMemoryModel, model_spec};
 use quant_pipeline::run::{MemorySink, RunOptions, run};
@@ -108,6 +109,111 @@ fn training_helps() {
     };
     let (before, after) = (at(0), at(12));
     assert!(after.0 < 0.95 * before.0 && after.1 < 0.9 * before.1, "{before:?} {after:?}");
+}
+
+const ASCEND: &str = "export: { format: vllm-ascend }";
+
+/// For a kernel that multiplies by Kronecker pairs alone every input has one, in the type of the model (bfloat16, for one in float32),
+/// with one clip ratio; what has no pair that it takes is left alone. 80 features would have 8 x 10.
+#[test]
+fn pairs_for_a_kernel() {
+    let float = model(&spec("Qwen2ForCausalLM", false));
+    let expected = logits(float.clone(), ROWS);
+    for (keys, rest, down, sites) in [
+        ("scheme: W4A4, unpaired: w8a8", ASCEND, "W8A8", 3),
+        ("scheme: W4A4KV8, unpaired: w4a4, lac: false, weights: gptq", ASCEND, "W4A4", 3),
+        ("scheme: W4A4KV4, transforms: pairs", "activations: { symmetric: true }", "W4A4", 4),
+    ] {
+        let plan = plan(&format!("{keys}, {SHORT}"), rest, &float);
+        let (lac, simulated) = (!keys.contains("lac: false"), rest != ASCEND);
+        let online = &plan.scheme.online[1];
+        assert_eq!((online.sites.len(), online.pair.is_some()), (sites, simulated), "{keys}");
+        for (site, shape) in &online.sites {
+            let sides = if *site == Site::MlpActivation { [8, 10] } else { [6, 8] };
+            assert_eq!(*shape, OnlineShape::new(sides.map(AxisShape::Dense)), "{keys}, {site:?}");
+        }
+        for (id, linear) in &plan.scheme.blocks[1] {
+            let (weight, input) = (linear.weight.unwrap(), linear.input.unwrap());
+            let own = if *id == LinearId::DOWN { down } else { "W4A4" };
+            assert_eq!(format!("W{}A{}", weight.bits.get(), input.bits.get()), own, "{keys}, {id}");
+            let tied = lac && online.sites.contains_key(&id.site());
+            assert_eq!(input.clip_ratio, if tied { Clipping::Tied } else { Clipping::NONE }, "{keys}, {id}");
+        }
+        let told =
+            plan.warnings.iter().any(|w| w.contains("in 2 blocks mlp.down_proj") && w.contains("8 x 10"));
+        assert_eq!(told, !simulated, "{keys}: {:?}", plan.warnings);
+        let (found, report) = quantised(&plan, &float, Par::Seq);
+        for block in blocks(&found) {
+            assert_eq!(block.online.scheme().as_ref(), Some(online), "{keys}");
+            let pairs = block.online.sites.values().flat_map(|pair| pair.matrices()).flatten();
+            let gains = [Norm::Input, Norm::PostAttention].map(|norm| &block.norms[&norm]);
+            let held: Vec<f32> = pairs.copied().chain(gains.into_iter().flatten().copied()).collect();
+            assert!(held.iter().all(|v| FloatType::Bf16.round(*v) == *v), "{keys}");
+            let ratio = |id: LinearId| match block.linears[&id].input {
+                Some(ActQuant::Dynamic { clip_ratio, .. }) => clip_ratio,
+                other => panic!("{other:?}"),
+            };
+            assert!(block.linears.keys().all(|id| ratio(*id).upper == ratio(*id).lower), "{keys}");
+            assert_eq!(ratio(LinearId::Q), ratio(LinearId::V));
+            assert_eq!(ratio(LinearId::Q) == ClipRatio::NONE, !lac);
+            assert_eq!(block.kv.is_some(), keys.contains("KV"));
+        }
+        let other = blocks(&quantised(&plan, &float, Par::new(3)).0);
+        assert!(other == blocks(&found), "{keys}: threads change nothing");
+        for lesson in report.lessons.iter().map(|l| &l.lesson) {
+            assert!(lesson.after <= lesson.before && lesson.losses.len() == 6, "{keys}");
+        }
+        let distance = distance(&logits(found, ROWS), &expected);
+        assert!(distance < 0.5, "{keys}: {distance}");
+    }
+}
+
+/// What the kernel does not do is the format's refusal (exit code 3), and names the key to change.
+#[test]
+fn what_a_kernel_does_not_do_is_refused() {
+    let float = spec("Qwen2ForCausalLM", false);
+    for (keys, rest, words) in [
+        ("scheme: W4A4", "", &["8 x 10", "mlp_activation", "unpaired: w8a8"][..]),
+        ("scheme: W4A4, unpaired: w4a4, share_inputs: false", "", &["share_inputs: true", "lac: false"]),
+        ("scheme: W4A4, unpaired: w4a4, transforms: free", "", &["attention_input", "unpaired"]),
+        ("scheme: W4A4KV4, unpaired: w4a4", "", &["4 bits", "KV8"]),
+        ("scheme: W4A4KV8, unpaired: w4a4", "kv_cache: { granularity: token_head }", &["channel_static"]),
+        ("scheme: W4A4, unpaired: w4a4", "activations: { symmetric: false }", &["symmetric: true"]),
+        ("scheme: W8A8", "", &["transform", "dequantized"]),
+    ] {
+        let error = Plan::new(&recipe(keys, &format!("{rest}\n{ASCEND}")), &float).unwrap_err();
+        let text = error.to_string();
+        assert!(matches!(error, PipelineError::Unsupported(_)), "{keys}: {text}");
+        assert!(words.iter().all(|word| text.contains(word)), "{keys}: {text}");
+    }
+    let fits = "overrides: { \"*.down_proj\": { scheme: W8A8 } }";
+    for (keys, rest) in [
+        ("scheme: W4A4, share_inputs: false, lac: false, unpaired: w4a4", ""),
+        // Given eight bits, floats or no bits at all, down needs no pair.
+        ("scheme: W4A4", fits),
+        ("scheme: W4A4", "ignore: [lm_head, \"*.down_proj\"]"),
+    ] {
+        let plan = Plan::new(&recipe(keys, &format!("{rest}\n{ASCEND}")), &float).unwrap();
+        assert_eq!(plan.scheme.online[0].sites.len(), 3, "{keys} {rest}");
+    }
+    for (modifiers, rest, words) in [
+        ("flatquant: { unpaired: w8a8 }, rtn: { scheme: W4A4 }", ASCEND, "by an override"),
+        ("flatquant: { scheme: W4A4, transforms: pairs }", "", "symmetric: true"),
+        (
+            "flatquant: { scheme: W4A4 }",
+            "overrides: { \"*.v_proj\": { scheme: W8A8 } }\nexport: { format: vllm-ascend }",
+            "all linears of an input",
+        ),
+    ] {
+        let text = format!("version: 1\nmodifiers: [{modifiers}]\n{rest}\n");
+        let error = Recipe::parse(&text).map_err(PipelineError::from).and_then(|r| Plan::new(&r, &float));
+        let told = error.map(|_| panic!("{text}")).unwrap_err();
+        let told = format!(
+            "{told}: {}",
+            std::error::Error::source(&told).map_or(String::new(), ToString::to_string)
+        );
+        assert!(told.contains(words), "{modifiers}: {told}");
+    }
 }
 
 /// Refused before a weight is read, each with what to do.

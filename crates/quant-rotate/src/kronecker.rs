@@ -25,15 +25,7 @@ const CHUNK_BYTES: usize = 512 << 10;
 /// # Errors
 /// [`RotateError::NoKronecker`] for 0 and for sizes that are 2 modulo 4, which are no difference of two squares.
 pub fn kronecker_sides(size: usize) -> Result<(usize, usize), RotateError> {
-    if size == 0 || size % 4 == 2 {
-        return Err(RotateError::NoKronecker { size });
-    }
-    // The largest divisor up to the root whose partner has its parity: the same as the smallest a with a^2 - size a square.
-    let same_parity = |left: &usize| {
-        size.is_multiple_of(*left) && (size / left).is_multiple_of(2) == left.is_multiple_of(2)
-    };
-    let left = (1..=size.isqrt()).rev().find(same_parity).ok_or(RotateError::NoKronecker { size })?;
-    Ok((left, size / left))
+    quant_core::kronecker_sides(size).ok_or(RotateError::NoKronecker { size })
 }
 
 /// The transform `y = x (L kron R)` of rows of `L.side * R.side` features: with a row as `X` `[L, R]` in row-major order, `L^T X R`

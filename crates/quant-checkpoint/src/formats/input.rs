@@ -28,7 +28,7 @@ pub(super) fn refuse_clipping(
             format!("an activation clip_ratio of {ratio} ({module})"),
             "use clip_ratio: 1.0, or export to dequantized",
         ),
-        Clipping::Learned => (
+        Clipping::Learned | Clipping::Tied => (
             format!("a learned activation clip_ratio ({module})"),
             "do not learn it (for flatquant: lac: false), or export to dequantized",
         ),

@@ -25,7 +25,7 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use quant_core::{ActQuant, ActRule, FloatType, KvGranularity, KvQuant};
-use quant_graph::{BlockParams, Catalogue, Entry, LinearId, ModelScheme, ModelSpec};
+use quant_graph::{BlockParams, Catalogue, Entry, LinearId, ModelScheme, ModelSpec, PairKernel};
 use safetensors::Dtype;
 use serde_json::{Map, Value};
 
@@ -44,7 +44,9 @@ pub(crate) use self::bytes::{float_dtype, held_type, read_int8};
 pub(crate) use self::compressed_tensors::config as compressed_tensors_config;
 pub(crate) use self::layout::{FLOATS, faults, modules as layout_modules, plain_expected};
 pub(crate) use self::plain::{read_block as read_plain_block, visit_block as visit_plain_block};
-pub(crate) use self::vllm_ascend::{description as ascend_description, tensors as ascend_tensors};
+pub(crate) use self::vllm_ascend::{
+    description as ascend_description, flatquant as ascend_flatquant, tensors as ascend_tensors,
+};
 
 /// Makes `config.json` name the type of the model. A loader that finds none takes the commonest type of the shards, and
 /// the f32 scales of a float16 model then make it run as another model. The key is `dtype` since transformers 5 and
@@ -150,6 +152,11 @@ pub trait Format: Sync + Debug {
     fn scale_type(&self, spec: &ModelSpec) -> FloatType;
     /// The type in which norms, float linears and (unless the format keeps them in f32) biases are stored.
     fn float_type(&self, spec: &ModelSpec) -> FloatType;
+    /// The kernel for Kronecker pairs that is all its loader multiplies inputs by; none where it applies no transforms, or any.
+    fn pair_kernel(&self, spec: &ModelSpec) -> Option<PairKernel> {
+        let _ = spec;
+        None
+    }
     /// The activation rule that the loader executes; `symmetric` none asks for the format's default.
     ///
     /// # Errors

@@ -14,7 +14,7 @@ use crate::error::{CheckpointError, Result, not_encodable};
 use crate::source::Checkpoint;
 
 /// The name of a site in tensor names.
-fn site_name(site: Site) -> &'static str {
+pub(super) fn site_name(site: Site) -> &'static str {
     match site {
         Site::AttentionInput => "attention_input",
         Site::AttentionOutput => "attention_output",

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use quant_graph::{LinearId, LinearSpec, ModelSpec};
 use serde_json::Value;
 
+use super::flatquant;
 use super::rules::{Checks, block_values, dtype, exact_scales, outer_values, positive_scales, tensors};
 use super::stored::Stored;
 use super::targets::{Cache8, RuleSet};
@@ -53,6 +54,7 @@ pub(super) fn check(
     let stored = Stored::Types(types, cached);
     stored.checks(set, spec, checks);
     fused_layers(&description, spec, checks);
+    flatquant::sizes(&description, spec, checks);
     outer_entries(&description, checks);
     entries_and_tensors(&description, checkpoint, spec, checks);
     norm_biases(&description, spec, checks);
@@ -68,6 +70,7 @@ pub(super) fn check(
 pub(super) fn content(checkpoint: &Checkpoint, spec: &ModelSpec, checks: &mut Checks) {
     let Ok(description) = Description::read(checkpoint) else { return };
     static_inputs(&description, checkpoint, spec, checks);
+    flatquant::content(&description, checkpoint, spec, checks);
     weight_offsets(checkpoint, checks);
     positive_scales(checks, checkpoint, &["weight_scale", "input_scale", "deq_scale", "kv_cache_scale"]);
     block_values(checks, checkpoint, spec, Some(&VllmAscend));

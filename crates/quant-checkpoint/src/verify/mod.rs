@@ -11,6 +11,7 @@
 mod ascend;
 mod compressed;
 mod cut;
+mod flatquant;
 mod judge;
 mod parallel;
 mod plain;

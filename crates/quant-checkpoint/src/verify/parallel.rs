@@ -1,8 +1,11 @@
 //! Whether a folder loads on several devices by tensor parallelism.
 
+use std::collections::BTreeMap;
+
 use quant_graph::{LinearId, ModelSpec};
 
 use super::cut::{partition, row_parallel};
+use super::flatquant;
 use super::stored::{Stored, takes};
 use super::targets::{Packed, RuleSet};
 use crate::formats::compressed_tensors_config::Layout;
@@ -33,7 +36,11 @@ impl Stored {
         if !spec.intermediate.is_multiple_of(n) {
             return Err(format!("an MLP of {} cannot be cut into {n}", spec.intermediate));
         }
-        let Self::Layouts(layouts) = self else { return Ok(()) };
+        let layouts = match self {
+            Self::Float => return Ok(()),
+            Self::Types(types, _) => return pairs(spec, types, n),
+            Self::Layouts(layouts) => layouts,
+        };
         // Blocks are alike in shape, so every kind of linear is looked at once.
         let mut kinds: Vec<(LinearId, &Layout)> = Vec::new();
         for (&(index, id), layout) in layouts {
@@ -45,6 +52,13 @@ impl Stored {
         }
         Ok(())
     }
+}
+
+/// Devices that each have a part of an input would each need a pair of that size; there is one of the whole.
+fn pairs(spec: &ModelSpec, types: &BTreeMap<(usize, LinearId), String>, n: usize) -> Result<(), String> {
+    let cut = types.iter().find(|((_, id), kind)| row_parallel(*id) && *kind == flatquant::TYPE);
+    let Some((&(index, id), _)) = cut else { return Ok(()) };
+    Err(format!("{}: its transform is of all of its inputs, not of a part in {n}", spec.module(index, id)))
 }
 
 /// Why a packed linear cannot be cut for `n` devices.

@@ -56,7 +56,8 @@ impl Stored {
             return Self::Layouts(layouts.collect());
         }
         if format.id() == VllmAscend.id() {
-            let types = scheme.linears().map(|(i, id, l)| ((i, id), AscendType::of(l).name().to_owned()));
+            let kind = |i, id| AscendType::at(scheme, i, id).name().to_owned();
+            let types = scheme.linears().map(|(i, id, _)| ((i, id), kind(i, id)));
             return Self::Types(types.filter(|((i, _), _)| *i < spec.layers).collect(), scheme.kv.is_some());
         }
         Self::Float

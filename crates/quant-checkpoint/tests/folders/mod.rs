@@ -13,8 +13,8 @@ use quant_core::{
     OnlineShape, PairTransform, QParams, QuantizedMatrix, Widths,
 };
 use quant_graph::{
-    ActOrder, BlockLayout, BlockParams, InputScheme, LinearParams, LinearScheme, LinearWeight, ModelScheme,
-    ModelSpec, Online, OnlineScheme, RopeScaling, RopeSpec, WeightForm, WeightScheme,
+    ActOrder, BlockLayout, BlockParams, Clipping, InputScheme, LinearParams, LinearScheme, LinearWeight,
+    ModelScheme, ModelSpec, Online, OnlineScheme, RopeScaling, RopeSpec, WeightForm, WeightScheme,
 };
 use serde_json::{Value, json};
 
@@ -182,7 +182,7 @@ pub(crate) fn block(
             },
         };
         let input = linear.input.map(|i| {
-            let ratio = i.clip_ratio.fixed().unwrap_or_else(|| any_ratio(&mut numbers));
+            let ratio = i.clip_ratio.fixed().unwrap_or_else(|| any_ratio(i.clip_ratio, &mut numbers));
             let fresh = i.clipped(ratio).unwrap_or(ActQuant::Static { bits: i.bits, params });
             // Linears that share an input and its scheme share its parameters.
             *inputs.entry((id.site(), format!("{i:?}"))).or_insert(fresh)
@@ -193,7 +193,7 @@ pub(crate) fn block(
     let kv = scheme.kv.map(|kv| {
         let mut side = |granularity| match granularity {
             KvGranularity::TokenHead => {
-                kv.clipped(kv.clip_ratio.fixed().unwrap_or_else(|| any_ratio(&mut numbers)))
+                kv.clipped(kv.clip_ratio.fixed().unwrap_or_else(|| any_ratio(kv.clip_ratio, &mut numbers)))
             }
             KvGranularity::ChannelStatic => {
                 let width = spec.kv_width();
@@ -209,23 +209,23 @@ pub(crate) fn block(
         let (keys, values) = (side(kv.keys), side(kv.values));
         KvQuant { keys, values, before_rope: kv.before_rope, pre_bias: kv.pre_bias }
     });
-    let online = scheme.online.get(index).map(|online| online_of(online, &mut numbers)).unwrap_or_default();
-    BlockParams { linears, norms, online, kv }
+    let online = scheme.online.get(index).map(|online| online_of(online, scale_type, &mut numbers));
+    BlockParams { linears, norms, online: online.unwrap_or_default(), kv }
 }
 
 /// Learned ratios.
-fn any_ratio(numbers: &mut Numbers) -> ClipRatio {
+fn any_ratio(clipping: Clipping, numbers: &mut Numbers) -> ClipRatio {
     let mut end = || (1 + numbers.below(1 << 20)) as f32 / (1 << 20) as f32;
-    ClipRatio { upper: end(), lower: end() }
+    let ratio = ClipRatio { upper: end(), lower: end() };
+    if clipping == Clipping::Tied { ratio.upper.into() } else { ratio }
 }
 
-/// Transforms of these shapes; a pair has no numbers of its own.
-fn online_of(scheme: &OnlineScheme, numbers: &mut Numbers) -> Online {
+/// Transforms of these shapes, exact in a type; a pair has no numbers of its own.
+fn online_of(scheme: &OnlineScheme, kind: FloatType, numbers: &mut Numbers) -> Online {
     let mut build = |shape: OnlineShape| {
         let matrices = shape.matrices().into_iter();
-        let matrices = matrices
-            .map(|n| Array2::from_shape_simple_fn((n, n), || numbers.value(FloatType::F32)))
-            .collect();
+        let matrices =
+            matrices.map(|n| Array2::from_shape_simple_fn((n, n), || numbers.value(kind))).collect();
         shape.build(matrices).unwrap()
     };
     let sites = scheme.sites.iter().map(|(site, shape)| (*site, Arc::new(build(*shape)))).collect();

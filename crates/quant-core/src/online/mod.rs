@@ -9,7 +9,7 @@ mod pair;
 mod shape;
 
 pub use pair::PairTransform;
-pub use shape::{AxisShape, OnlineShape};
+pub use shape::{AxisShape, OnlineShape, kronecker_sides};
 
 use crate::codec::{Bytes, Codec, bad_tag};
 use crate::{CoreError, Real};

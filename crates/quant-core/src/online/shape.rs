@@ -5,6 +5,29 @@ use crate::CoreError;
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 
+/// The two sides `(L, R)` of the Kronecker pair of `size` features: the factors `L R = size` of one parity that are closest to each
+/// other, `L <= R` (FlatQuant's `get_decompose_dim`). None for 0 and for sizes that are 2 modulo 4, which are no difference of two
+/// squares.
+///
+/// ```
+/// use quant_core::kronecker_sides;
+///
+/// assert_eq!(kronecker_sides(18_944), Some((128, 148)));
+/// assert_eq!(kronecker_sides(18), None);
+/// ```
+#[must_use]
+pub fn kronecker_sides(size: usize) -> Option<(usize, usize)> {
+    if size == 0 || size % 4 == 2 {
+        return None;
+    }
+    // The largest divisor up to the root whose partner has its parity: the same as the smallest a with a^2 - size a square.
+    let same_parity = |left: &usize| {
+        size.is_multiple_of(*left) && (size / left).is_multiple_of(2) == left.is_multiple_of(2)
+    };
+    let left = (1..=size.isqrt()).rev().find(same_parity)?;
+    Some((left, size / left))
+}
+
 /// Kind and size of one axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

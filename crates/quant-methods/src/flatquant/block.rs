@@ -88,7 +88,7 @@ impl FlatBlock<'_, '_> {
     /// `[tokens, hidden]`, that of the float block, over the mean square of `target`.
     ///
     /// Weights are those of [`FlatParameters::merge`], rounded by row, but for the factors in the rows of up, which change no
-    /// level.
+    /// level, and for the rounding of the gains of norms, which hardly does.
     ///
     /// # Errors
     /// As [`Self::train`].
@@ -137,7 +137,7 @@ impl FlatBlock<'_, '_> {
             let wide = EffectiveWeight { weight: weight.view(), bias: bias.as_ref().map(|bias| bias.view()) };
             let merged = step.weight(linear, &wide, par)?;
             let weight = merged.weight.mapv(|w| w as f32);
-            let weight = match scheme.weights {
+            let weight = match scheme.weights_at(linear.id.site()) {
                 Some(quantiser) => quantiser.forward(weight.view(), weight.ncols(), None, par)?,
                 None => weight,
             };

@@ -133,7 +133,7 @@ impl FlatParameters<f32> {
         }
         for site in Site::ALL {
             // Of a pair, the product.
-            let Some((left, right)) = Matrix::pair(site) else { continue };
+            let (left, right) = Matrix::pair(site);
             if let Some(right) = conditions.remove(&right)
                 && let Some(left) = conditions.get_mut(&left)
             {

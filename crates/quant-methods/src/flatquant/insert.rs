@@ -51,12 +51,12 @@ impl<T: Element> FlatInsert<'_, T> {
         let has = |matrix: &Matrix| self.step.realised.contains_key(matrix);
         let transform = match spot {
             Spot::Site(Site::AttentionOutput) if has(&Matrix::Output) => Transform::Across(Matrix::Output),
-            // Nothing merges the inverse of P_v into o where only the cache is quantised.
-            Spot::Site(Site::AttentionOutput) if has(&Matrix::Value) => Transform::Inverse(Matrix::Value),
-            Spot::Site(site) => {
-                let (left, right) = Matrix::pair(site).filter(|(left, _)| has(left))?;
+            Spot::Site(site) if has(&Matrix::pair(site).0) => {
+                let (left, right) = Matrix::pair(site);
                 Transform::Pair(site, left, right)
             }
+            // Nothing merges the inverse of P_v into o where only the cache is quantised.
+            Spot::Site(Site::AttentionOutput) if has(&Matrix::Value) => Transform::Inverse(Matrix::Value),
             Spot::Query if has(&Matrix::Key) => Transform::InverseTranspose(Matrix::Key),
             Spot::Key if has(&Matrix::Key) => Transform::Heads(Matrix::Key),
             _ => return None,

@@ -4,20 +4,19 @@ use super::METHOD;
 use super::balance::{Balance, Balanced, with_changed};
 use super::block::{FlatBlock, FlatReport, Sequences};
 use super::epochs::{Task, Training, alarms};
+use super::form::Form;
 use super::guard::Alarm;
 use super::parameters::FlatParameters;
 use super::scheme::{FlatScheme, FlatShape, Matrix};
 use super::settings::{FlatSettings, FlatVariant};
 use crate::{
-    BlockPlan, Diary, Learned, LearnedScheme, Learner, Lesson, LessonReport, Method, MethodError,
+    BlockPlan, Diary, Learned, LearnedScheme, Learner, Lesson, LessonReport, Method, MethodError, Rounding,
     SettingsError, Stream, float_weights,
 };
 use ndarray::Array2;
 use quant_core::codec::{decoded, encoded};
-use quant_core::{ActRule, AxisShape, Bits, ClipRatio, KvQuant, OnlineShape, codec_of_fields};
-use quant_graph::{
-    BlockParams, Clipping, EffectiveWeights, InputScheme, OnlineScheme, Site, Spot, WeightScheme,
-};
+use quant_core::{AxisShape, ClipRatio, KvQuant, OnlineShape, codec_of_fields};
+use quant_graph::{BlockParams, EffectiveWeights, LinearId, OnlineScheme, Site, Spot};
 use quant_kernels::Par;
 
 /// Attempts at half the learning rate of the one before.
@@ -31,8 +30,8 @@ pub(super) struct FlatLearner {
     pub(super) settings: FlatSettings,
     pub(super) inputs: Stream,
     pub(super) window: usize,
-    /// Of the section, for errors.
-    pub(super) path: String,
+    /// What of the block is trained, and for which deployment.
+    pub(super) form: Form,
 }
 
 /// Trainings of one block so far.
@@ -85,74 +84,6 @@ struct Record {
 codec_of_fields!(Record { balance, parameters });
 
 impl FlatLearner {
-    fn conflict(&self, key: &str, problem: String) -> SettingsError {
-        let path = if key.is_empty() { self.path.clone() } else { format!("{}.{key}", self.path) };
-        SettingsError::Conflict { path, problem }
-    }
-
-    /// What a block is trained for; none where nothing of it is quantised.
-    fn flat(&self, block: &BlockPlan<'_>) -> Result<Option<FlatScheme>, SettingsError> {
-        let spec = block.spec.block(block.index);
-        let prefix = block.spec.block_prefix(block.index);
-        let scheme = |id| block.scheme.get(&id).copied().unwrap_or_default();
-        let linears: Vec<_> = spec.linears.iter().map(|linear| scheme(linear.id)).collect();
-        let first = linears.first().copied().unwrap_or_default();
-        if let Some(at) = linears.iter().position(|linear| *linear != first) {
-            let problem = format!(
-                "it trains a block as a whole, and in {prefix} {} and {} are quantised differently: write overrides and ignores for \
-                 whole blocks",
-                spec.linears[0].module, spec.linears[at].module
-            );
-            return Err(self.conflict("", problem));
-        }
-        if first.is_float() && block.kv.is_none() {
-            return Ok(None);
-        }
-        let bits = first.weight.map(|weight| self.weight_bits(weight)).transpose()?;
-        let input = first.input.map(|input| self.input(input)).transpose()?;
-        let cache = block.kv.map(|kv| {
-            if kv.is_static() || kv.before_rope || clips(kv.clip_ratio) {
-                let problem = "it learns a cache with a scale per token and head, keys behind rope: use kv_cache: { granularity: \
-                               token_head, before_rope: false, clip_ratio: 1.0 }";
-                return Err(self.conflict("scheme", problem.into()));
-            }
-            self.symmetry("kv_cache", kv.bits, kv.rule)
-        });
-        let flat = FlatScheme::new(bits, input, cache.transpose()?);
-        let flat = flat.map_err(|error| self.conflict("scheme", error.to_string()))?;
-        Ok(Some(self.settings.scheme(&flat)))
-    }
-
-    fn weight_bits(&self, weight: WeightScheme) -> Result<Bits, SettingsError> {
-        if weight.group.is_some() || !weight.symmetric {
-            let problem = "it learns how the rows of symmetric weights are clipped, one scale per row: use no group and no one-bit weights";
-            return Err(self.conflict("scheme", problem.into()));
-        }
-        Ok(weight.bits)
-    }
-
-    fn input(&self, input: InputScheme) -> Result<(Bits, bool), SettingsError> {
-        if !input.dynamic || clips(input.clip_ratio) || input.shards != 1 {
-            let problem = "it trains with dynamic scales of whole tokens and learns their clipping: use activations: { dynamic: true, \
-                           clip_ratio: 1.0 }";
-            return Err(self.conflict("scheme", problem.into()));
-        }
-        self.symmetry("activations", input.bits, input.rule)
-    }
-
-    fn symmetry(&self, section: &str, bits: Bits, rule: ActRule) -> Result<(Bits, bool), SettingsError> {
-        match rule {
-            ActRule::Asymmetric => Ok((bits, false)),
-            ActRule::Symmetric => Ok((bits, true)),
-            ActRule::SymmetricFull => {
-                let problem = format!(
-                    "{section} of this format are scaled by the full symmetric range, which it does not train for: export to dequantized"
-                );
-                Err(self.conflict("scheme", problem))
-            }
-        }
-    }
-
     /// The settings and the name of an attempt.
     fn attempt(&self, attempt: usize, name: &str) -> (FlatSettings, String) {
         if attempt <= SLOWER {
@@ -195,10 +126,27 @@ impl Learner for FlatLearner {
     }
 
     fn plan(&self, block: &BlockPlan<'_>) -> Result<Option<LearnedScheme>, SettingsError> {
-        let Some(scheme) = self.flat(block)? else { return Ok(None) };
-        let online = FlatShape::new(block.spec, block.index).online(&scheme);
-        let online = online.map_err(|error| self.conflict("", error.to_string()))?;
-        Ok(Some(LearnedScheme { online, clips: self.settings.lac }))
+        let Some(scheme) = self.form.flat(&self.settings, block)? else { return Ok(None) };
+        let shape = FlatShape::new(block.spec, block.index);
+        let online = shape.online(&scheme);
+        let online = online.map_err(|error| self.form.conflict("", error.to_string()))?;
+        let lac = self.settings.lac;
+        let linears = shape.block.linears.iter().map(|linear| linear.id);
+        let clipped = linears.filter(|id| {
+            let site = id.site();
+            lac && scheme.plain_at(site).is_none() && scheme.activations_at(site).is_some()
+        });
+        let clipping = Form::clipping(&scheme);
+        Ok(Some(LearnedScheme {
+            online,
+            clips: clipped.map(|id| (id, clipping)).collect(),
+            cache_clips: lac && scheme.keys.is_some(),
+            notices: self.form.notices(block),
+        }))
+    }
+
+    fn rounding(&self, block: &BlockPlan<'_>, id: LinearId) -> Option<&dyn Rounding> {
+        self.form.rounding(block, id)
     }
 
     fn inputs(&self) -> Stream {
@@ -241,9 +189,9 @@ impl Learner for FlatLearner {
         lesson: &Lesson<'_>,
         diary: &mut dyn Diary,
     ) -> Result<Learned, MethodError> {
-        let scheme = self.flat(&lesson.plan).ok().flatten();
+        let scheme = self.form.flat(&self.settings, &lesson.plan).ok().flatten();
         let scheme = scheme.ok_or_else(|| MethodError::Learned { what: "scheme of this block".into() })?;
-        let shape = FlatShape::new(lesson.plan.spec, lesson.plan.index);
+        let shape = self.form.shape(&lesson.plan);
         let mut float = float_weights(params)?;
         // As published, keys stay as they are.
         let wanted = self.settings.variant == FlatVariant::Stable && scheme.has(Matrix::Key);
@@ -320,7 +268,7 @@ impl Learner for FlatLearner {
         par: Par,
     ) -> Result<BlockParams, MethodError> {
         let Record { balance, parameters } = decoded(record)?;
-        let shape = FlatShape::new(plan.spec, plan.index);
+        let shape = self.form.shape(plan);
         let block = match balance {
             Some(balance) => balance.apply(&shape, block),
             None => block,
@@ -336,11 +284,12 @@ impl Learner for FlatLearner {
             Ok::<_, MethodError>(ClipRatio { upper, lower })
         };
         for (id, linear) in &mut block.linears {
-            let Some(input) = plan.scheme.get(id).and_then(|scheme| scheme.input) else { continue };
+            let input = plan.scheme.get(id).and_then(|scheme| scheme.input);
+            let Some(input) = input.filter(|input| input.clip_ratio.fixed().is_none()) else { continue };
             let spot = if self.settings.share_inputs { Spot::Site(id.site()) } else { Spot::Linear(*id) };
             linear.input = input.clipped(ratio(spot)?);
         }
-        if let Some(kv) = plan.kv {
+        if let Some(kv) = plan.kv.filter(|kv| kv.clip_ratio.fixed().is_none()) {
             let (keys, values) = (kv.clipped(ratio(Spot::Key)?), kv.clipped(ratio(Spot::Value)?));
             block.kv = Some(KvQuant { keys, values, before_rope: kv.before_rope, pre_bias: kv.pre_bias });
         }
@@ -348,24 +297,18 @@ impl Learner for FlatLearner {
     }
 }
 
-/// Whether a recipe clips what is to be learned.
-fn clips(ratio: Clipping) -> bool {
-    !matches!(ratio, Clipping::NONE | Clipping::Learned)
-}
-
 impl FlatShape {
     /// Kinds and sizes of the transforms that [`FlatParameters::merge`] leaves to the running model.
     fn online(&self, scheme: &FlatScheme) -> Result<OnlineScheme, MethodError> {
         let mut online = OnlineScheme::default();
         for site in Site::ALL {
-            let axes = match Matrix::pair(site) {
-                Some((left, right)) if scheme.has(left) => {
-                    [self.side(left)?, self.side(right)?].map(AxisShape::Dense)
-                }
-                None if scheme.has(Matrix::Output) => {
+            let (left, right) = Matrix::pair(site);
+            let axes = match site {
+                _ if scheme.has(left) => [self.side(left)?, self.side(right)?].map(AxisShape::Dense),
+                Site::AttentionOutput if scheme.has(Matrix::Output) => {
                     [AxisShape::Dense(self.heads), AxisShape::Identity(self.head_dim)]
                 }
-                None if scheme.has(Matrix::Value) => {
+                Site::AttentionOutput if scheme.has(Matrix::Value) => {
                     [AxisShape::Identity(self.heads), AxisShape::Dense(self.head_dim)]
                 }
                 _ => continue,

@@ -5,7 +5,7 @@ use super::scheme::{FlatScheme, FlatShape, Matrix};
 use super::step::{FlatStep, channels};
 use crate::MethodError;
 use ndarray::{Array1, Array2, ArrayView1, Axis, Slice};
-use quant_core::{AxisTransform, OnlineTransform, PairTransform};
+use quant_core::{AxisTransform, FloatType, OnlineTransform, PairTransform};
 use quant_graph::{BlockParams, EdgeSource, EffectiveWeight, LinearSpec, LinearWeight, Online, Site, Spot};
 use quant_kernels::Par;
 use quant_rotate::{ClipLogits, Learned};
@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 /// The parameters of a block as a deployment has them.
 pub(super) struct Deployed {
-    /// Every matrix is free and has the entries of its f32 form, so that what is inverted is what activations are multiplied by.
+    /// Every matrix is free and has the entries that a deployment has, so that what is inverted is what activations are multiplied by.
     pub(super) parameters: FlatParameters<f64>,
     pub(super) online: Online,
 }
@@ -25,7 +25,8 @@ impl FlatParameters<f32> {
     /// norms and into the rows of up, and the transforms that a deployment applies while it runs as
     /// [`Online`](quant_graph::Online).
     ///
-    /// Matrices are rounded to f32 and the rounded ones inverted; weights are computed in f64 and rounded once. Nothing is
+    /// Matrices are rounded to f32, those of pairs to the type that a deployment has them in ([`FlatShape::held_in`]), and the rounded ones
+    /// inverted in f64; so are the gains of norms. Weights are computed in f64 and rounded once. Nothing is
     /// quantised: the weights are to be rounded next, one scale per row, and the clip factors of inputs, keys and values
     /// ([`Self::clip_factors`]) belong to the quantisers of activations.
     ///
@@ -68,7 +69,8 @@ impl FlatParameters<f32> {
         par: Par,
     ) -> Result<BlockParams, MethodError> {
         check_float(shape, &block)?;
-        let Deployed { parameters, online } = self.deployed(shape)?;
+        let Deployed { mut parameters, online } = self.deployed(shape)?;
+        parameters.fit_norms(shape, &block);
         let step = FlatStep::new(shape, &FlatScheme::NONE, &parameters)?;
         for linear in &shape.block.linears {
             let Some(params) = block.linears.get_mut(&linear.id) else {
@@ -119,18 +121,20 @@ impl FlatParameters<f32> {
         Some([factor(&clip.max)?, factor(&clip.min)?])
     }
 
-    /// Rounds every matrix to f32 and goes on from there.
+    /// Rounds every matrix to what a deployment has and goes on from there.
     pub(super) fn deployed(&self, shape: &FlatShape) -> Result<Deployed, MethodError> {
         let mut matrices = BTreeMap::new();
         for (which, learned) in &self.matrices {
             let realised = learned.realise()?;
             // Where only the cache is quantised, what runs is the inverse of P_v, behind attention.
-            let inverted = *which == Matrix::Value && !self.matrices.contains_key(&Matrix::Output);
+            let undone = [Matrix::Output, Matrix::OutputLeft].iter().any(|m| self.matrices.contains_key(m));
+            let inverted = *which == Matrix::Value && !undone;
+            let held = which.paired_at().map_or(FloatType::F32, |_| shape.held);
             let matrix = if inverted {
                 let running = realised.inverse_transpose().t().mapv(f64::from);
                 Learned::free(running.view())?.realise()?.inverse_transpose().t().to_owned()
             } else {
-                realised.matrix().mapv(f64::from)
+                realised.matrix().mapv(|v| f64::from(held.round(v)))
             };
             matrices.insert(*which, Learned::free(matrix.view())?);
         }
@@ -147,6 +151,26 @@ impl FlatParameters<f32> {
     }
 }
 
+impl FlatParameters<f64> {
+    /// Moves the factors of channels to where the gains of norms that take them in are exact in the type of the deployment: what their
+    /// linears are divided by is then what the norms have. Nothing where that is f32, as the official program.
+    fn fit_norms(&mut self, shape: &FlatShape, block: &BlockParams) {
+        for edge in shape.block.edges.iter().filter(|_| shape.held != FloatType::F32) {
+            let EdgeSource::Norm(norm) = edge.from else { continue };
+            let (Some(scales), Some(gains)) = (self.scales.get_mut(&edge.to), block.norms.get(&norm)) else {
+                continue;
+            };
+            for (c, gain) in scales.iter_mut().zip(gains.iter().copied().map(f64::from)) {
+                let fitted = f64::from(shape.held.round((gain * *c) as f32)) / gain;
+                // A gain of zero, or one that would become zero, makes nothing of its channel either way.
+                if fitted.is_normal() {
+                    *c = fitted;
+                }
+            }
+        }
+    }
+}
+
 /// The transforms that no weight takes in.
 fn online(shape: &FlatShape, step: &FlatStep<'_, f64>) -> Result<Online, MethodError> {
     let there = |matrix: &Matrix| step.realised.contains_key(matrix);
@@ -155,12 +179,13 @@ fn online(shape: &FlatShape, step: &FlatStep<'_, f64>) -> Result<Online, MethodE
     let inverse_transpose = |which| step.realised(which).map(|realised| realised.inverse_transpose());
     let mut online = Online::default();
     for site in Site::ALL {
-        let axes = match Matrix::pair(site) {
-            Some((left, right)) if there(&left) => vec![matrix(left)?, matrix(right)?],
-            None if there(&Matrix::Output) => {
+        let (left, right) = Matrix::pair(site);
+        let axes = match site {
+            _ if there(&left) => vec![matrix(left)?, matrix(right)?],
+            Site::AttentionOutput if there(&Matrix::Output) => {
                 vec![matrix(Matrix::Output)?, AxisTransform::Identity(shape.head_dim)]
             }
-            None if there(&Matrix::Value) => {
+            Site::AttentionOutput if there(&Matrix::Value) => {
                 let inverse = inverse_transpose(Matrix::Value)?.t().to_owned();
                 vec![AxisTransform::Identity(shape.heads), dense(inverse)]
             }

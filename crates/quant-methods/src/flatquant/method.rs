@@ -1,6 +1,7 @@
 //! FlatQuant as a modifier of a recipe, and the rounding behind it.
 
 use super::METHOD;
+use super::form::{Form, Unpaired};
 use super::lesson::FlatLearner;
 use super::settings::FlatSettings;
 use crate::{
@@ -29,28 +30,32 @@ pub(super) fn build(settings: &Settings) -> Result<Modifier, SettingsError> {
     };
     let quantised = settings.text("inputs")? == "quantised";
     let inputs = if quantised { Stream::Deployed } else { Stream::Float };
-    let learner = FlatLearner {
-        settings: flat,
-        inputs,
-        window: settings.integer("window")?,
-        path: settings.path().to_owned(),
+    let (path, scheme) = (settings.path().to_owned(), settings.given("scheme").is_some());
+    let form = Form {
+        transforms: settings.word("transforms")?.unwrap_or_default(),
+        unpaired: settings.word("unpaired")?.unwrap_or_default(),
+        wide: if scheme { rounding(settings, "W8A8")? } else { None },
+        path,
     };
-    let modifier = Modifier { learner: Some(Arc::new(learner)), ..Modifier::default() };
-    if settings.given("scheme").is_none() {
-        if settings.given("weights").is_some() {
-            let (path, problem) = (
-                format!("{}.weights", settings.path()),
-                "without a scheme FlatQuant only learns; give a scheme, or drop it and write the rounding after it",
-            );
-            return Err(SettingsError::Conflict { path, problem: problem.into() });
-        }
-        return Ok(modifier);
+    if !scheme && form.unpaired == Unpaired::W8a8 {
+        let problem = "without a scheme FlatQuant does not round; give linears without a pair 8 bits by an override of the rounding after it";
+        return Err(form.conflict("unpaired", problem.into()));
     }
+    if !scheme && settings.given("weights").is_some() {
+        let problem = "without a scheme FlatQuant only learns; give a scheme, or drop it and write the rounding after it";
+        return Err(form.conflict("weights", problem.into()));
+    }
+    let learner = FlatLearner { settings: flat, inputs, window: settings.integer("window")?, form };
+    let rounding = if scheme { rounding(settings, &settings.text("scheme")?)? } else { None };
+    Ok(Modifier { learner: Some(Arc::new(learner)), rounding, ..Modifier::default() })
+}
+
+/// What rounds to a scheme, as the section says.
+fn rounding(settings: &Settings, scheme: &str) -> Result<Option<Arc<dyn Rounding>>, SettingsError> {
     let with = if settings.text("weights")? == "gptq" { &gptq::METHOD } else { &rtn::METHOD };
-    let section = json!({ "scheme": settings.text("scheme")? });
-    let rounding = (with.build)(&Settings::new(settings.path(), section, with.fields)?)?.rounding;
-    let rounding = rounding.map(|rounding| Arc::new(Rounds { rounding }) as Arc<dyn Rounding>);
-    Ok(Modifier { rounding, ..modifier })
+    let section = Settings::new(settings.path(), json!({ "scheme": scheme }), with.fields)?;
+    let rounding = (with.build)(&section)?.rounding;
+    Ok(rounding.map(|rounding| Arc::new(Rounds { rounding }) as Arc<dyn Rounding>))
 }
 
 /// The rounding behind the transforms, with the keys of this method.

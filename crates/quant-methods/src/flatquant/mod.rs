@@ -3,10 +3,11 @@
 //! An input `x` of q, k, v, of gate and up, or of down becomes `(x diag(c)) (P_L kron P_R)` and is quantised; the weight that reads
 //! it becomes `(W diag(1/c)) (P_L^-T kron P_R^-T)`, is clipped and quantised. Values are multiplied by `P_v` in the rows of v, the
 //! attention output across heads by `P_o`, and o by both inverses; keys behind rope by `P_k`, queries by its inverse transpose.
+//! For a deployment whose kernel knows Kronecker pairs alone, such a pair stands in place of `P_o`.
 //!
 //! | what | where |
 //! |---|---|
-//! | what is quantised, and which transforms that asks for | [`FlatScheme`], [`FlatShape`] |
+//! | what is quantised, and which transforms that asks for | [`FlatScheme`], [`PlainSite`], [`FlatShape`] |
 //! | the parameters of a block, or their gradients | [`FlatParameters`] |
 //! | one step: effective weights, what stands in the block, gradients | [`FlatStep`], [`FlatInsert`], [`FlatSums`] |
 //! | the loss | [`mean_squared_error`] |
@@ -86,6 +87,7 @@
 mod balance;
 mod block;
 mod epochs;
+mod form;
 mod guard;
 mod insert;
 mod lesson;
@@ -105,7 +107,7 @@ pub use guard::Alarm;
 pub use insert::FlatInsert;
 pub use loss::{Loss, mean_squared_error};
 pub use parameters::{FlatParameters, Group, Start};
-pub use scheme::{FlatScheme, FlatShape, Matrix};
+pub use scheme::{FlatScheme, FlatShape, Matrix, PlainSite};
 pub use settings::{FlatSettings, FlatVariant};
 pub use step::{FlatStep, FlatSums};
 pub use train::Trained;
@@ -183,6 +185,20 @@ pub static METHOD: Method = Method {
             FieldKind::Bool,
             "true",
             "one quantiser of the input of q, k and v, and of gate and up; loaders that multiply them as one matrix need it",
+        ),
+        key(
+            "transforms",
+            FieldKind::Choice(&["auto", "free", "pairs"]),
+            "\"auto\"",
+            "pairs: every input has a Kronecker pair in the type of the model, that of o too, and one clip ratio, which is what the kernel \
+             of vLLM-Ascend takes; free: as published; auto: what the export format holds",
+        ),
+        key(
+            "unpaired",
+            FieldKind::Choice(&["refuse", "w4a4", "w8a8"]),
+            "\"refuse\"",
+            "what becomes of linears whose input has no pair that the kernel takes: w4a4 leaves out the transform, w8a8 also quantises \
+             them to 8 bits",
         ),
         key("lwc", FieldKind::Bool, "true", "learn how the rows of weights are clipped"),
         key("lac", FieldKind::Bool, "true", "learn how activations and cache are clipped"),

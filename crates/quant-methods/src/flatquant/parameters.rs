@@ -66,7 +66,7 @@ impl<T: Element> FlatParameters<T> {
         }
         let mut scales = BTreeMap::new();
         for (site, values) in start.scales {
-            let expected = if Matrix::pair(*site).is_some() { shape.width(*site) } else { 0 };
+            let expected = if Matrix::scaled(*site) { shape.width(*site) } else { 0 };
             if values.len() != expected {
                 return Err(MethodError::Channels {
                     method: "flatquant",
@@ -75,12 +75,13 @@ impl<T: Element> FlatParameters<T> {
                     found: values.len(),
                 });
             }
-            if scheme.has(Matrix::InputLeft) {
+            if scheme.has(Matrix::pair(*site).0) {
                 scales.insert(*site, values.mapv(T::from_f32));
             }
         }
-        let linears = shape.block.linears.iter().filter(|_| start.weight_clips && scheme.weights.is_some());
-        let spots = shape.quantised(scheme).filter(|_| start.input_clips);
+        let rounded = |id: LinearId| start.weight_clips && scheme.weights_at(id.site()).is_some();
+        let linears = shape.block.linears.iter().filter(|linear| rounded(linear.id));
+        let spots = shape.quantised(scheme).filter(|spot| start.input_clips && scheme.clips(*spot));
         Ok(Self {
             matrices,
             scales,

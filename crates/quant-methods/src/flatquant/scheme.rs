@@ -1,6 +1,6 @@
 //! What is quantised in a block, and which transforms stand in it.
 
-use quant_core::Bits;
+use quant_core::{Bits, FloatType};
 use quant_graph::{BlockSpec, LinearId, ModelSpec, Role, Site, Spot};
 use quant_rotate::{RotateError, StraightThrough, kronecker_sides};
 
@@ -25,11 +25,15 @@ pub enum Matrix {
     DownLeft,
     /// Its right side.
     DownRight,
+    /// Left side of the pair at the attention output, in place of [`Self::Output`].
+    OutputLeft,
+    /// Its right side.
+    OutputRight,
 }
 
 impl Matrix {
-    /// All of them, in execution order.
-    pub const ALL: [Self; 9] = [
+    /// All of them: those of the published algorithm in execution order, and the pair that may stand for its `P_o`.
+    pub const ALL: [Self; 11] = [
         Self::InputLeft,
         Self::InputRight,
         Self::Key,
@@ -39,6 +43,8 @@ impl Matrix {
         Self::MlpRight,
         Self::DownLeft,
         Self::DownRight,
+        Self::OutputLeft,
+        Self::OutputRight,
     ];
 
     /// In one word, for reports and as a part of the name that random numbers are keyed by.
@@ -54,31 +60,45 @@ impl Matrix {
             Self::MlpRight => "up_gate.right",
             Self::DownLeft => "down.left",
             Self::DownRight => "down.right",
+            Self::OutputLeft => "o.left",
+            Self::OutputRight => "o.right",
         }
     }
 
-    /// The matrix that needs this one beside it: the other side of its pair; of `P_v`, `P_o`.
-    pub(super) fn comes_with(self) -> Option<Self> {
+    /// The matrices that need this one beside them: the other side of its pair; of `P_v`, what is undone in o with it.
+    pub(super) fn comes_with(self) -> &'static [Self] {
         match self {
-            Self::InputLeft => Some(Self::InputRight),
-            Self::InputRight => Some(Self::InputLeft),
-            Self::MlpLeft => Some(Self::MlpRight),
-            Self::MlpRight => Some(Self::MlpLeft),
-            Self::DownLeft => Some(Self::DownRight),
-            Self::DownRight => Some(Self::DownLeft),
-            Self::Value => Some(Self::Output),
-            Self::Key | Self::Output => None,
+            Self::InputLeft => &[Self::InputRight],
+            Self::InputRight => &[Self::InputLeft],
+            Self::MlpLeft => &[Self::MlpRight],
+            Self::MlpRight => &[Self::MlpLeft],
+            Self::DownLeft => &[Self::DownRight],
+            Self::DownRight => &[Self::DownLeft],
+            Self::OutputLeft => &[Self::OutputRight],
+            Self::OutputRight => &[Self::OutputLeft],
+            Self::Value => &[Self::Output, Self::OutputLeft],
+            Self::Key | Self::Output => &[],
         }
     }
 
-    /// The two sides of the Kronecker pair at a site; the attention output has none.
-    pub(super) fn pair(site: Site) -> Option<(Self, Self)> {
+    /// The two sides of the Kronecker pair at a site; that of the attention output stands in place of [`Self::Output`].
+    pub(super) fn pair(site: Site) -> (Self, Self) {
         match site {
-            Site::AttentionInput => Some((Self::InputLeft, Self::InputRight)),
-            Site::MlpInput => Some((Self::MlpLeft, Self::MlpRight)),
-            Site::MlpActivation => Some((Self::DownLeft, Self::DownRight)),
-            Site::AttentionOutput => None,
+            Site::AttentionInput => (Self::InputLeft, Self::InputRight),
+            Site::AttentionOutput => (Self::OutputLeft, Self::OutputRight),
+            Site::MlpInput => (Self::MlpLeft, Self::MlpRight),
+            Site::MlpActivation => (Self::DownLeft, Self::DownRight),
         }
+    }
+
+    /// The site whose pair it is a side of.
+    pub(super) fn paired_at(self) -> Option<Site> {
+        Site::ALL.into_iter().find(|site| [Self::pair(*site).0, Self::pair(*site).1].contains(&self))
+    }
+
+    /// Whether channels have factors at a site: at those whose channels a norm or the rows of a linear make.
+    pub(super) fn scaled(site: Site) -> bool {
+        site != Site::AttentionOutput
     }
 }
 
@@ -96,6 +116,22 @@ pub struct FlatScheme {
     /// Whether the linears of a site share the quantiser of their input, as loaders that multiply them as one matrix need; else
     /// each has clip factors of its own.
     pub share_inputs: bool,
+    /// Whether the input of o has a Kronecker pair like the others, in place of a matrix across heads.
+    pub output_pair: bool,
+    /// Whether both ends of the range of an input have one clip factor: gradients of the two are added up, so that factors that begin
+    /// alike stay alike.
+    pub tied_clips: bool,
+    /// Sites that are left without transforms and learned clip factors of their inputs, in the order of [`Site::ALL`].
+    pub plain: [Option<PlainSite>; 4],
+}
+
+/// The quantisers of a site that is not transformed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PlainSite {
+    /// Of weights, one scale per row.
+    pub weights: Option<StraightThrough>,
+    /// Of the input, one scale per token.
+    pub activations: Option<StraightThrough>,
 }
 
 impl FlatScheme {
@@ -128,40 +164,85 @@ impl FlatScheme {
             activations: activation(activations)?,
             keys: cache,
             values: cache,
-            share_inputs: true,
+            ..Self::NONE
         })
     }
 
     /// Nothing is quantised.
-    pub(super) const NONE: Self =
-        Self { weights: None, activations: None, keys: None, values: None, share_inputs: true };
+    pub(super) const NONE: Self = Self {
+        weights: None,
+        activations: None,
+        keys: None,
+        values: None,
+        share_inputs: true,
+        output_pair: false,
+        tied_clips: false,
+        plain: [None; 4],
+    };
 
     /// Whether a matrix is there: pairs and `P_o` where weights or activations are quantised, `P_v` also where values are, `P_k`
-    /// where keys are.
+    /// where keys are. Plain sites have none, and with o goes `P_v`.
     #[must_use]
     pub fn has(&self, matrix: Matrix) -> bool {
         let linears = self.weights.is_some() || self.activations.is_some();
+        let o = self.plain_at(Site::AttentionOutput).is_none();
         match matrix {
             Matrix::Key => self.keys.is_some(),
-            Matrix::Value => linears || self.values.is_some(),
-            _ => linears,
+            Matrix::Value => o && (linears || self.values.is_some()),
+            Matrix::Output => o && linears && !self.output_pair,
+            Matrix::OutputLeft | Matrix::OutputRight => o && linears && self.output_pair,
+            other => linears && other.paired_at().is_some_and(|site| self.plain_at(site).is_none()),
         }
+    }
+
+    /// What is done at a site that is not transformed.
+    pub(super) fn plain_at(&self, site: Site) -> Option<PlainSite> {
+        self.plain[site as usize]
+    }
+
+    /// What quantises the weights of a site.
+    pub(super) fn weights_at(&self, site: Site) -> Option<StraightThrough> {
+        self.plain_at(site).map_or(self.weights, |plain| plain.weights)
+    }
+
+    /// What quantises the input of a site.
+    pub(super) fn activations_at(&self, site: Site) -> Option<StraightThrough> {
+        self.plain_at(site).map_or(self.activations, |plain| plain.activations)
+    }
+
+    /// Whether the clip factors at a spot are learned, if any are.
+    pub(super) fn clips(&self, spot: Spot) -> bool {
+        let site = match spot {
+            Spot::Site(site) => site,
+            Spot::Linear(id) => id.site(),
+            Spot::Query | Spot::Key | Spot::Value => return true,
+        };
+        self.plain_at(site).is_none()
     }
 }
 
-/// The sizes of a block that its transforms depend on.
+/// The sizes of a block that its transforms depend on, and how a deployment has its pairs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FlatShape {
     pub(super) block: BlockSpec,
     pub(super) heads: usize,
     pub(super) head_dim: usize,
+    /// The type of the matrices of a pair.
+    pub(super) held: FloatType,
 }
 
 impl FlatShape {
-    /// Of block `index` of a model.
+    /// Of block `index` of a model; a deployment has pairs in f32.
     #[must_use]
     pub fn new(spec: &ModelSpec, index: usize) -> Self {
-        Self { block: spec.block(index), heads: spec.heads, head_dim: spec.head_dim }
+        let (heads, head_dim) = (spec.heads, spec.head_dim);
+        Self { block: spec.block(index), heads, head_dim, held: FloatType::F32 }
+    }
+
+    /// The same with a deployment that has the matrices of Kronecker pairs in this type.
+    #[must_use]
+    pub fn held_in(self, held: FloatType) -> Self {
+        Self { held, ..self }
     }
 
     /// Rows and columns of a matrix.
@@ -169,17 +250,11 @@ impl FlatShape {
     /// # Errors
     /// [`RotateError::NoKronecker`] where the features of a site have no pair.
     pub fn side(&self, matrix: Matrix) -> Result<usize, RotateError> {
-        let sides = |site| kronecker_sides(self.width(site));
-        Ok(match matrix {
-            Matrix::InputLeft => sides(Site::AttentionInput)?.0,
-            Matrix::InputRight => sides(Site::AttentionInput)?.1,
-            Matrix::Key | Matrix::Value => self.head_dim,
-            Matrix::Output => self.heads,
-            Matrix::MlpLeft => sides(Site::MlpInput)?.0,
-            Matrix::MlpRight => sides(Site::MlpInput)?.1,
-            Matrix::DownLeft => sides(Site::MlpActivation)?.0,
-            Matrix::DownRight => sides(Site::MlpActivation)?.1,
-        })
+        let Some(site) = matrix.paired_at() else {
+            return Ok(if matrix == Matrix::Output { self.heads } else { self.head_dim });
+        };
+        let (left, right) = kronecker_sides(self.width(site))?;
+        Ok(if matrix == Matrix::pair(site).0 { left } else { right })
     }
 
     /// Features at a site.
@@ -206,8 +281,8 @@ impl FlatScheme {
     /// What quantises activations at a spot.
     pub(super) fn quantiser(&self, spot: Spot) -> Option<StraightThrough> {
         match spot {
-            Spot::Site(_) => self.activations.filter(|_| self.share_inputs),
-            Spot::Linear(_) => self.activations.filter(|_| !self.share_inputs),
+            Spot::Site(site) => self.activations_at(site).filter(|_| self.share_inputs),
+            Spot::Linear(id) => self.activations_at(id.site()).filter(|_| !self.share_inputs),
             Spot::Query => None,
             Spot::Key => self.keys,
             Spot::Value => self.values,

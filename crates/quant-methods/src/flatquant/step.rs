@@ -31,11 +31,16 @@ impl<'a, T: Element> FlatStep<'a, T> {
     ) -> Result<Self, MethodError> {
         let there = |matrix: &Matrix| parameters.matrices.contains_key(matrix);
         let needed = |matrix: &Matrix| {
-            // A pair is two; P_o is undone in o together with P_v.
-            scheme.has(*matrix) || matrix.comes_with().is_some_and(|other| there(&other))
+            // A pair is two; what stands before o is undone there together with P_v.
+            scheme.has(*matrix) || matrix.comes_with().iter().any(there)
         };
         if let Some(matrix) = Matrix::ALL.into_iter().find(|matrix| needed(matrix) && !there(matrix)) {
             return Err(MethodError::Learned { what: format!("matrix {}", matrix.name()) });
+        }
+        if there(&Matrix::Output) && there(&Matrix::OutputLeft) {
+            return Err(MethodError::Learned {
+                what: "one form of what stands before o (o, or o.left and o.right)".into(),
+            });
         }
         let mut realised = BTreeMap::new();
         for (matrix, learned) in &parameters.matrices {
@@ -46,7 +51,7 @@ impl<'a, T: Element> FlatStep<'a, T> {
             realised.insert(*matrix, learned.realise()?);
         }
         for (site, scales) in &parameters.scales {
-            if !Matrix::pair(*site).is_some_and(|(left, _)| there(&left)) {
+            if !Matrix::scaled(*site) || !there(&Matrix::pair(*site).0) {
                 return Err(MethodError::Learned { what: format!("matrices beside the scale at {site:?}") });
             }
             if scales.len() != shape.width(*site) {
@@ -94,10 +99,11 @@ impl<'a, T: Element> FlatStep<'a, T> {
             .iter()
             .map(|(id, clip)| (*id, sums.weight_clips.remove(id).unwrap_or_else(|| none(clip))));
         let weight_clips = weight_clips.collect();
-        let input_clips = parameters
-            .input_clips
-            .iter()
-            .map(|(spot, clip)| (*spot, sums.input_clips.remove(spot).unwrap_or_else(|| none(clip))));
+        let input_clips = parameters.input_clips.iter().map(|(spot, clip)| {
+            let gradient = sums.input_clips.remove(spot).unwrap_or_else(|| none(clip));
+            let tied = self.scheme.tied_clips && matches!(spot, Spot::Site(_) | Spot::Linear(_));
+            (*spot, if tied { of_both(&gradient) } else { gradient })
+        });
         let input_clips = input_clips.collect();
         Ok(FlatParameters { matrices, scales, weight_clips, input_clips })
     }
@@ -106,6 +112,12 @@ impl<'a, T: Element> FlatStep<'a, T> {
         let missing = || MethodError::Learned { what: matrix.name().into() };
         self.realised.get(&matrix).ok_or_else(missing)
     }
+}
+
+/// The gradient of a factor that both ends have, at each of them.
+fn of_both<T: Element>(ends: &ClipLogits<T>) -> ClipLogits<T> {
+    let sum = &ends.max + &ends.min;
+    ClipLogits { max: sum.clone(), min: sum }
 }
 
 pub(super) fn channels(what: String, expected: usize, found: usize) -> MethodError {

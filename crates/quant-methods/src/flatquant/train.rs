@@ -176,7 +176,7 @@ impl FlatBlock<'_, '_> {
     ) -> Result<FlatParameters<f32>, MethodError> {
         let mut scales = BTreeMap::new();
         for (site, activations) in &maxima.sites {
-            if !settings.diag || Matrix::pair(*site).is_none() {
+            if !settings.diag || !Matrix::scaled(*site) {
                 continue;
             }
             let mut weights = Array1::zeros(activations.len());

@@ -31,6 +31,8 @@ impl<T> MergedWeight<T> {
 struct Stages<T> {
     /// Columns divided by the factors of channels.
     scaled: Option<Array2<T>>,
+    /// Of o before a pair: heads times the inverse transpose of `P_v`.
+    unmixed: Option<Array2<T>>,
     /// Times the inverse transposes.
     transformed: Option<Array2<T>>,
     clipped: Option<Array2<T>>,
@@ -42,8 +44,11 @@ impl<T> Stages<T> {
     fn scaled<'s>(&'s self, own: &'s EffectiveWeight<'_, T>) -> ArrayView2<'s, T> {
         self.scaled.as_ref().map_or_else(|| own.weight.view(), |w| w.view())
     }
+    fn unmixed<'s>(&'s self, own: &'s EffectiveWeight<'_, T>) -> ArrayView2<'s, T> {
+        self.unmixed.as_ref().map_or_else(|| self.scaled(own), |w| w.view())
+    }
     fn transformed<'s>(&'s self, own: &'s EffectiveWeight<'_, T>) -> ArrayView2<'s, T> {
-        self.transformed.as_ref().map_or_else(|| self.scaled(own), |w| w.view())
+        self.transformed.as_ref().map_or_else(|| self.unmixed(own), |w| w.view())
     }
     fn clipped<'s>(&'s self, own: &'s EffectiveWeight<'_, T>) -> ArrayView2<'s, T> {
         self.clipped.as_ref().map_or_else(|| self.transformed(own), |w| w.view())
@@ -95,7 +100,7 @@ impl<T: Element> FlatStep<'_, T> {
 
     /// Whether anything is done to a weight.
     pub(super) fn changes(&self, id: LinearId) -> bool {
-        self.scheme.weights.is_some()
+        self.scheme.weights_at(id.site()).is_some()
             || self.weight_pair(id).is_some()
             || self.parameters.weight_clips.contains_key(&id)
             || self.value_mix(id).is_some()
@@ -103,9 +108,18 @@ impl<T: Element> FlatStep<'_, T> {
 
     /// The matrices whose inverse transposes multiply the columns of a weight.
     fn weight_pair(&self, id: LinearId) -> Option<(Matrix, Matrix)> {
-        let pair = Matrix::pair(id.site()).unwrap_or((Matrix::Output, Matrix::Value));
+        let there = |pair: &(Matrix, Matrix)| {
+            self.realised.contains_key(&pair.0) && self.realised.contains_key(&pair.1)
+        };
         // Where only the cache is quantised, the attention output gets the inverse of P_v instead.
-        (self.realised.contains_key(&pair.0) && self.realised.contains_key(&pair.1)).then_some(pair)
+        let heads = (id.site() == Site::AttentionOutput).then_some((Matrix::Output, Matrix::Value));
+        [Some(Matrix::pair(id.site())), heads].into_iter().flatten().find(there)
+    }
+
+    /// The inverse transpose of `P_v`, where the heads of the columns of a weight are multiplied by it alone: in o before its pair.
+    fn unmixed(&self, id: LinearId) -> Option<ArrayView2<'_, T>> {
+        let own = self.weight_pair(id)?.0 == Matrix::OutputLeft;
+        Some(self.realised.get(&Matrix::Value).filter(|_| own)?.inverse_transpose())
     }
 
     /// The rows of a weight that `P_v` mixes, and `P_v`.
@@ -120,10 +134,12 @@ impl<T: Element> FlatStep<'_, T> {
     }
 
     fn stages(&self, id: LinearId, own: &EffectiveWeight<'_, T>, par: Par) -> Result<Stages<T>, MethodError> {
-        let mut stages = Stages { scaled: None, transformed: None, clipped: None, mixed: None };
+        let mut stages =
+            Stages { scaled: None, unmixed: None, transformed: None, clipped: None, mixed: None };
         stages.scaled = self.scales(id.site()).map(|scales| &own.weight / &scales);
+        stages.unmixed = self.unmixed(id).map(|matrix| per_head(stages.scaled(own), matrix, par));
         if let Some(pair) = self.weight_pair(id) {
-            stages.transformed = Some(self.columns(pair)?.apply(stages.scaled(own), par));
+            stages.transformed = Some(self.columns(pair)?.apply(stages.unmixed(own), par));
         }
         if let Some(logits) = self.parameters.weight_clips.get(&id) {
             let w = stages.transformed(own);
@@ -153,7 +169,7 @@ impl<T: Element> FlatStep<'_, T> {
             let mixed = per_head(as_row(part.view()), matrix, par);
             part.assign(&mixed.row(0));
         }
-        let weight = match self.scheme.weights {
+        let weight = match self.scheme.weights_at(id.site()) {
             Some(quantiser) => {
                 let w = stages.mixed(own);
                 quantiser.forward(w, w.ncols(), None, par)?
@@ -173,7 +189,7 @@ impl<T: Element> FlatStep<'_, T> {
         par: Par,
     ) -> Result<(), MethodError> {
         let stages = self.stages(id, own, par)?;
-        let mut g = match self.scheme.weights {
+        let mut g = match self.scheme.weights_at(id.site()) {
             Some(quantiser) => {
                 let w = stages.mixed(own);
                 quantiser.backward(w, gradient.weight.view(), w.ncols(), None, par)?.input
@@ -201,10 +217,15 @@ impl<T: Element> FlatStep<'_, T> {
             g = of_weight;
         }
         if let Some(pair) = self.weight_pair(id) {
-            let back = self.columns(pair)?.backward(stages.scaled(own), g.view(), par);
+            let back = self.columns(pair)?.backward(stages.unmixed(own), g.view(), par);
             sums.inverse(pair.0, back.left);
             sums.inverse(pair.1, back.right);
             g = back.input;
+        }
+        if let Some(matrix) = self.unmixed(id) {
+            let of_matrix = per_head_gradient(stages.scaled(own), g.view(), matrix.nrows(), par);
+            sums.inverse(Matrix::Value, of_matrix);
+            g = per_head(g.view(), matrix.t(), par);
         }
         if let (Some(scales), Some(scaled)) = (self.scales(id.site()), &stages.scaled) {
             // Of w / c: -w / c^2.

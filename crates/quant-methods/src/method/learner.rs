@@ -1,11 +1,11 @@
 //! The interface of methods that train pieces of their own in a block before it is rounded.
 
-use crate::{Method, MethodError, SettingsError, Stream};
+use crate::{Method, MethodError, Rounding, SettingsError, Stream};
 use ndarray::ArrayView2;
 use quant_core::codec_of_fields;
 use quant_graph::{
-    BlockParams, BlockTraining, BoxError, EffectiveWeight, EffectiveWeights, KvScheme, LinearId,
-    LinearScheme, LinearWeight, ModelSpec, OnlineScheme,
+    BlockParams, BlockTraining, BoxError, Clipping, EffectiveWeight, EffectiveWeights, KvScheme, LinearId,
+    LinearScheme, LinearWeight, ModelSpec, OnlineScheme, PairKernel,
 };
 use quant_kernels::Par;
 use serde::Serialize;
@@ -23,6 +23,8 @@ pub struct BlockPlan<'a> {
     pub scheme: &'a BTreeMap<LinearId, LinearScheme>,
     /// Storage of its cache.
     pub kv: Option<KvScheme>,
+    /// What alone the deployment multiplies inputs by; none for one that runs any transform.
+    pub kernel: Option<PairKernel>,
 }
 
 /// What a learner leaves in a block besides float weights.
@@ -30,8 +32,12 @@ pub struct BlockPlan<'a> {
 pub struct LearnedScheme {
     /// What it multiplies activations by while the model runs.
     pub online: OnlineScheme,
-    /// Whether the clip ratios of inputs and cache are learned.
-    pub clips: bool,
+    /// The linears whose inputs have learned clip ratios, and of which kind.
+    pub clips: BTreeMap<LinearId, Clipping>,
+    /// Whether the clip ratios of the cache are learned.
+    pub cache_clips: bool,
+    /// What the person should know of this block, in words that are the same for blocks alike.
+    pub notices: Vec<String>,
 }
 
 /// What a learner works with.
@@ -142,6 +148,11 @@ pub trait Learner: Debug + Send + Sync {
     /// # Errors
     /// A block or a scheme that it cannot work on.
     fn plan(&self, block: &BlockPlan<'_>) -> Result<Option<LearnedScheme>, SettingsError>;
+    /// What rounds a linear of a block in place of the recipe's rounding, with a scheme of its own; asked before [`Self::plan`].
+    fn rounding(&self, block: &BlockPlan<'_>, id: LinearId) -> Option<&dyn Rounding> {
+        let _ = (block, id);
+        None
+    }
     /// The stream that it trains on: that of the float model, or that of the quantised blocks before.
     fn inputs(&self) -> Stream;
     /// Blocks whose output its loss is taken behind: the block that it trains in and, float, those that follow, as far as there are any.

@@ -5,9 +5,37 @@ use quant_graph::{
     BlockParams, BlockTraining, EffectiveWeight, EffectiveWeights, LinearId, LinearWeight, ModelSpec,
 };
 use quant_kernels::{Compute, Element, Par};
-use quant_methods::flatquant::{FlatParameters, FlatScheme, FlatShape, FlatStep, Loss, mean_squared_error};
+use quant_methods::flatquant::{
+    FlatParameters, FlatScheme, FlatShape, FlatStep, Loss, Matrix, mean_squared_error,
+};
 use quant_model::{Block, BlockTrainer, RopeTable};
 use std::collections::BTreeMap;
+
+/// All matrices of the published algorithm.
+pub(crate) const HEADS: [Matrix; 9] = [
+    Matrix::InputLeft,
+    Matrix::InputRight,
+    Matrix::Key,
+    Matrix::Value,
+    Matrix::Output,
+    Matrix::MlpLeft,
+    Matrix::MlpRight,
+    Matrix::DownLeft,
+    Matrix::DownRight,
+];
+
+/// The same with a pair for o in place of a matrix across heads, and floats in the cache.
+pub(crate) const PAIRS: [Matrix; 9] = [
+    Matrix::InputLeft,
+    Matrix::InputRight,
+    Matrix::Value,
+    Matrix::MlpLeft,
+    Matrix::MlpRight,
+    Matrix::DownLeft,
+    Matrix::DownRight,
+    Matrix::OutputLeft,
+    Matrix::OutputRight,
+];
 
 /// A block, what it reads and what it should give.
 pub(crate) struct Case<T: Element> {

@@ -37,7 +37,7 @@ fn with_plan<R>(spec: &ModelSpec, work: impl FnOnce(BlockPlan<'_>) -> R) -> R {
     let linear = LinearScheme { weight: Some(weight), input: Some(input) };
     let scheme: BTreeMap<_, _> = spec.block(0).linears.iter().map(|l| (l.id, linear)).collect();
     let kv = KvScheme { clip_ratio, ..KvScheme::new(bits, rule, KvGranularity::TokenHead) };
-    work(BlockPlan { spec, index: 0, scheme: &scheme, kv: Some(kv) })
+    work(BlockPlan { spec, index: 0, scheme: &scheme, kv: Some(kv), kernel: None })
 }
 
 fn learn(learner: &dyn Learner, diary: &mut dyn Diary) -> Result<(Learned, BlockParams), MethodError> {

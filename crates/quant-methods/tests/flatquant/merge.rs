@@ -1,9 +1,9 @@
 //! What is deployed beside what was trained, and beside the official reparameterisation.
 
-use crate::case::Case;
+use crate::case::{Case, HEADS, PAIRS};
 use crate::golden::{golden_block, golden_params, read, scheme_of, varied};
 use ndarray::{Array1, Array2, Axis, Slice};
-use quant_core::{ActQuant, ActRule, Bits};
+use quant_core::{ActQuant, ActRule, Bits, FloatType};
 use quant_graph::{BlockParams, BlockTraining, LinearId, LinearWeight, ModelSpec, Norm, Site, Spot};
 use quant_kernels::{Compute, Element, Par};
 use quant_methods::flatquant::{FlatParameters, FlatScheme, FlatShape, FlatStep, Matrix, Start};
@@ -85,8 +85,8 @@ const BOTH: [Parametrisation; 2] = [Parametrisation::Inverse, Parametrisation::S
 #[test]
 fn the_merged_block_is_what_was_trained() {
     let none = float_scheme();
-    let kinds: [&[Matrix]; 4] =
-        [&Matrix::ALL, &[Matrix::Key, Matrix::Value], &[Matrix::Value], &[Matrix::Key]];
+    let kinds: [&[Matrix]; 5] =
+        [&HEADS, &PAIRS, &[Matrix::Key, Matrix::Value], &[Matrix::Value], &[Matrix::Key]];
     let length = 7;
     for (architecture, way) in FAMILIES.into_iter().flat_map(|family| BOTH.map(|way| (family, way))) {
         let spec = spec_of(architecture);
@@ -120,6 +120,35 @@ fn the_merged_block_is_what_was_trained() {
     }
 }
 
+/// A deployment has pairs in the type of the model: what the weights take in is the inverse of the rounded ones, so that the block
+/// computes what it did although bfloat16 has eight bits.
+#[test]
+fn pairs_are_rounded_before_they_are_inverted() {
+    let none = float_scheme();
+    for (architecture, way) in FAMILIES.into_iter().flat_map(|family| BOTH.map(|way| (family, way))) {
+        let spec = spec_of(architecture);
+        let params = random_block(&spec, &mut Numbers::new(1));
+        let x = Numbers::new(2).matrix(14, spec.hidden, 1.0).mapv(f64::from);
+        let float = output::<f64>(&spec, params.clone(), &x, 7);
+        for held in [FloatType::Bf16, FloatType::F16] {
+            let shape = FlatShape::new(&spec, 0).held_in(held);
+            let parameters = parameters(&shape, &spec, &none, &PAIRS, way);
+            let merged = parameters.merge(&shape, params.clone(), Par::Seq).unwrap();
+            let matrices = || merged.online.sites.values().flat_map(|pair| pair.matrices());
+            assert_eq!(matrices().count(), 8);
+            assert!(matrices().flatten().all(|v| held.round(*v) == *v), "{architecture}, {held:?}");
+            let gains = [Norm::Input, Norm::PostAttention].map(|norm| &merged.norms[&norm]);
+            assert!(gains.into_iter().flatten().all(|v| held.round(*v) == *v), "{architecture}, {held:?}");
+            let error = worst(&output::<f64>(&spec, merged.clone(), &x, 7), &float);
+            assert!(error < 2e-6, "{architecture}, {way:?}, {held:?}: {error}");
+            // Weights with the inverses of the matrices as trained are far from it.
+            let exact = parameters.merge(&FlatShape::new(&spec, 0), params.clone(), Par::Seq).unwrap();
+            let mismatched = BlockParams { online: merged.online, ..exact };
+            assert!(worst(&output::<f64>(&spec, mismatched, &x, 7), &float) > 1e-4);
+        }
+    }
+}
+
 /// Integer levels of rows whose largest magnitude is at the last one.
 fn codes(weight: &Array2<f32>) -> Array2<i32> {
     let mut codes = Array2::zeros(weight.dim());
@@ -143,7 +172,7 @@ fn merged_weights_round_to_the_same_levels() {
         let params = random_block(&spec, &mut Numbers::new(1));
         let x = Numbers::new(2).matrix(7, spec.hidden, 1.0);
         let case = Case::<f32>::new(&spec, params.clone(), 7, x.clone(), x);
-        let parameters = parameters(&shape, &spec, &scheme, &Matrix::ALL, way);
+        let parameters = parameters(&shape, &spec, &scheme, &HEADS, way);
         let step = FlatStep::new(&shape, &scheme, &parameters).unwrap();
         let trained = step.weights(&case.own(), Par::Seq).unwrap();
         let merged = parameters.merge(&shape, params, Par::Seq).unwrap();
@@ -237,7 +266,7 @@ fn what_is_not_the_float_block_is_refused() {
     let spec = spec_of(FAMILIES[0]);
     let shape = FlatShape::new(&spec, 0);
     let none = float_scheme();
-    let parameters = parameters(&shape, &spec, &none, &Matrix::ALL, Parametrisation::Inverse);
+    let parameters = parameters(&shape, &spec, &none, &HEADS, Parametrisation::Inverse);
     let plain = random_block(&spec, &mut Numbers::new(1));
     let refused = |change: &dyn Fn(&mut BlockParams)| {
         let mut block = plain.clone();

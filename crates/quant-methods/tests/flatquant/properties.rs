@@ -1,13 +1,15 @@
 //! What holds of any block.
 
-use crate::case::Case;
+use crate::case::{Case, HEADS, PAIRS};
 use ndarray::{Array1, Array2};
 use quant_core::Bits;
 use quant_graph::{EffectiveWeight, LinearId, Site, Spot};
 use quant_kernels::Par;
-use quant_methods::flatquant::{FlatParameters, FlatScheme, FlatStep, Matrix, Start, mean_squared_error};
+use quant_methods::flatquant::{
+    FlatParameters, FlatScheme, FlatStep, Matrix, PlainSite, Start, mean_squared_error,
+};
 use quant_model::model_spec;
-use quant_rotate::{ClipLogits, Learned, Parametrisation};
+use quant_rotate::{ClipLogits, Learned, Parametrisation, StraightThrough, clip_weight};
 use quant_testkit::{Numbers, random_block};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -64,8 +66,13 @@ const BOTH: [Parametrisation; 2] = [Parametrisation::Inverse, Parametrisation::S
 #[test]
 fn gradients_are_those_of_finite_differences() {
     let none = FlatScheme::new(None, None, None).unwrap();
-    let kinds: [(&[Matrix], bool); 3] =
-        [(&Matrix::ALL, true), (&Matrix::ALL, false), (&[Matrix::Key, Matrix::Value], false)];
+    let kinds: [(&[Matrix], bool); 5] = [
+        (&HEADS, true),
+        (&HEADS, false),
+        (&PAIRS, true),
+        (&PAIRS, false),
+        (&[Matrix::Key, Matrix::Value], false),
+    ];
     for (architecture, parametrisation, (matrices, clips)) in FAMILIES
         .into_iter()
         .flat_map(|family| BOTH.map(|way| (family, way)))
@@ -103,7 +110,7 @@ fn gradients_are_those_of_finite_differences() {
 fn transforms_keep_the_function() {
     let none = FlatScheme::new(None, None, None).unwrap();
     for (architecture, parametrisation) in FAMILIES.into_iter().flat_map(|f| BOTH.map(|way| (f, way))) {
-        for matrices in [&Matrix::ALL[..], &[Matrix::Key, Matrix::Value], &[Matrix::Value]] {
+        for matrices in [&HEADS[..], &PAIRS, &[Matrix::Key, Matrix::Value], &[Matrix::Value]] {
             let (case, parameters) = random_case(architecture, &none, parametrisation, matrices, false);
             let plain =
                 FlatParameters { matrices: BTreeMap::new(), scales: BTreeMap::new(), ..parameters.clone() };
@@ -128,8 +135,8 @@ fn shared_and_separate_inputs() {
     };
     for architecture in FAMILIES {
         let way = Parametrisation::Inverse;
-        let (case, one) = random_case(architecture, &shared, way, &Matrix::ALL, true);
-        let (_, mut many) = random_case(architecture, &separate, way, &Matrix::ALL, true);
+        let (case, one) = random_case(architecture, &shared, way, &HEADS, true);
+        let (_, mut many) = random_case(architecture, &separate, way, &HEADS, true);
         assert_eq!((one.input_clips.len(), many.input_clips.len()), (4 + 2, case.float.len() + 2));
         // With the clip factors of the site at each of its linears, the same is computed.
         many = FlatParameters { input_clips: many.input_clips, ..one.clone() };
@@ -150,11 +157,90 @@ fn shared_and_separate_inputs() {
     }
 }
 
+/// One clip factor of both ends has the gradients of both, and factors that began alike stay so; those of the cache are apart.
+#[test]
+fn ends_that_are_tied() {
+    let four = Bits::new(4).unwrap();
+    let apart = FlatScheme::new(Some(four), Some((four, true)), Some((four, true))).unwrap();
+    let apart = FlatScheme { output_pair: true, ..apart };
+    let tied = FlatScheme { tied_clips: true, ..apart };
+    let matrices = [&PAIRS[..], &[Matrix::Key]].concat();
+    let (case, mut parameters) = random_case(FAMILIES[0], &apart, Parametrisation::Inverse, &matrices, true);
+    parameters.input_clips.values_mut().for_each(|clip| clip.min = clip.max.clone());
+    let [ends, both] = [&apart, &tied].map(|scheme| case.step(scheme, &parameters, Par::Seq).2);
+    for (spot, clip) in &ends.input_clips {
+        let of_both = &both.input_clips[spot];
+        if matches!(spot, Spot::Key | Spot::Value) {
+            assert_eq!(of_both, clip);
+            continue;
+        }
+        let sum = &clip.max + &clip.min;
+        assert!(clip.max != clip.min && of_both.max == sum && of_both.min == sum, "{spot:?}");
+    }
+    assert_eq!(FlatParameters { input_clips: ends.input_clips.clone(), ..both }, ends);
+}
+
+/// A site that is left alone has no matrices, factors or learned clip factors, and its own quantisers; with o goes what is in v.
+#[test]
+fn sites_that_are_left_alone() {
+    let (four, eight) = (Bits::new(4).unwrap(), Bits::new(8).unwrap());
+    let whole = FlatScheme::new(Some(four), Some((four, true)), None).unwrap();
+    let whole = FlatScheme { output_pair: true, tied_clips: true, ..whole };
+    let alone = PlainSite {
+        weights: Some(StraightThrough::weights(eight, true).unwrap()),
+        activations: Some(StraightThrough::activations(eight, true).unwrap()),
+    };
+    for site in [Site::AttentionOutput, Site::MlpActivation] {
+        let mut scheme = whole;
+        scheme.plain[site as usize] = Some(alone);
+        let (case, _) = random_case(FAMILIES[0], &whole, Parametrisation::Inverse, &PAIRS, true);
+        let scales =
+            BTreeMap::from([(Site::MlpActivation, Array1::ones(40)), (Site::MlpInput, Array1::ones(24))]);
+        let begin =
+            FlatParameters::<f64>::initial(&case.shape, &scheme, start(Parametrisation::Inverse, &scales));
+        let parameters = begin.unwrap();
+        let (gone, kept) = match site {
+            Site::AttentionOutput => ([Matrix::Value, Matrix::OutputLeft, Matrix::OutputRight].as_slice(), 6),
+            _ => ([Matrix::DownLeft, Matrix::DownRight].as_slice(), 7),
+        };
+        assert_eq!(parameters.matrices.len(), kept);
+        assert!(gone.iter().all(|matrix| !parameters.matrices.contains_key(matrix)), "{site:?}");
+        assert_eq!(parameters.scales.contains_key(&Site::MlpActivation), site == Site::AttentionOutput);
+        assert!(!parameters.input_clips.contains_key(&Spot::Site(site)));
+        assert_eq!((parameters.input_clips.len(), parameters.weight_clips.len()), (3, 7));
+
+        let step = FlatStep::new(&case.shape, &scheme, &parameters).unwrap();
+        let id = case.float.keys().copied().find(|id| id.site() == site).unwrap();
+        let found = &step.weights(&case.own(), Par::Seq).unwrap()[&id].weight;
+        let clipped =
+            clip_weight(case.float[&id].0.view(), found.ncols(), &parameters.weight_clips[&id], Par::Seq);
+        let want = alone.weights.unwrap().forward(clipped.unwrap().view(), found.ncols(), None, Par::Seq);
+        assert_eq!(*found, want.unwrap());
+        // What is eight bits wide is nearer to the float block.
+        let [four_bits, eight_bits] = [&whole, &scheme].map(|scheme| {
+            let begin =
+                FlatParameters::<f64>::initial(&case.shape, scheme, start(Parametrisation::Inverse, &scales));
+            let none = FlatScheme::new(None, None, None).unwrap();
+            let bare = FlatParameters {
+                matrices: BTreeMap::new(),
+                scales: BTreeMap::new(),
+                weight_clips: BTreeMap::new(),
+                input_clips: BTreeMap::new(),
+            };
+            let float = case.forward(&none, &bare);
+            mean_squared_error(case.forward(scheme, &begin.unwrap()).view(), float.view()).value
+        });
+        assert!(eight_bits < four_bits, "{site:?}: {eight_bits} {four_bits}");
+        let (_, loss, gradients) = case.step(&scheme, &parameters, Par::Seq);
+        assert!(loss.value.is_finite() && gradients.tensors().len() == parameters.tensors().len());
+    }
+}
+
 #[test]
 fn parameters_of_another_block_are_refused() {
     let four = Bits::new(4).unwrap();
     let scheme = FlatScheme::new(Some(four), Some((four, false)), None).unwrap();
-    let (case, good) = random_case(FAMILIES[0], &scheme, Parametrisation::Inverse, &Matrix::ALL, true);
+    let (case, good) = random_case(FAMILIES[0], &scheme, Parametrisation::Inverse, &HEADS, true);
     let refused = |change: &dyn Fn(&mut FlatParameters<f64>)| {
         let mut parameters = good.clone();
         change(&mut parameters);
@@ -162,6 +248,15 @@ fn parameters_of_another_block_are_refused() {
     };
     let message = refused(&|p| drop(p.matrices.remove(&Matrix::Value)));
     assert!(message.contains("no matrix vcache"), "{message}");
+    let left = Learned::initial(4, Parametrisation::Svd, 0, "");
+    let message = refused(&|p| drop(p.matrices.insert(Matrix::OutputLeft, left.clone())));
+    assert!(message.contains("no matrix o.right"), "{message}");
+    let right = Learned::initial(6, Parametrisation::Svd, 0, "");
+    let message = refused(&|p| {
+        p.matrices.insert(Matrix::OutputLeft, left.clone());
+        p.matrices.insert(Matrix::OutputRight, right.clone());
+    });
+    assert!(message.contains("one form of what stands before o"), "{message}");
     let other = Learned::initial(5, Parametrisation::Svd, 0, "");
     let message = refused(&|p| drop(p.matrices.insert(Matrix::Key, other.clone())));
     assert_eq!(message, "flatquant: the matrix kcache has 5 channels, expected 4");

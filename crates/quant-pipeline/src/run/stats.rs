@@ -53,7 +53,7 @@ impl KvRanges {
 /// The quantiser of a cache that needs no data. Where clip ratios are learned it is that of a block in which none were.
 pub(super) fn dynamic_kv(plan: &Plan) -> Option<KvQuant> {
     let mut scheme = plan.scheme.kv?;
-    if scheme.clip_ratio == Clipping::Learned {
+    if scheme.clip_ratio.fixed().is_none() {
         scheme.clip_ratio = Clipping::NONE;
     }
     scheme.quant(None, plan.scale_type)

@@ -67,6 +67,7 @@ enum KvClip {
 #[serde(rename_all = "lowercase")]
 enum Own {
     Learned,
+    Tied,
 }
 
 impl Default for KvClip {
@@ -81,12 +82,14 @@ impl KvClip {
     }
 }
 
-/// The clip ratio of an input: one, or learned ones of the upper and the lower end.
+/// The clip ratio of an input: one, learned ones of the upper and the lower end, or a learned one of both.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(untagged)]
 enum InputClip {
     Fixed(f64),
     Learned(Ends),
+    /// One of both ends.
+    Tied([f64; 1]),
 }
 
 /// Ratios of the upper and the lower end of a range.
@@ -127,6 +130,7 @@ impl KvEntry {
             clip_ratio: match kv.clip_ratio {
                 Clipping::Fixed(ratio) => KvClip::Fixed(ratio.into()),
                 Clipping::Learned => KvClip::Own(Own::Learned),
+                Clipping::Tied => KvClip::Own(Own::Tied),
             },
         }
     }
@@ -141,6 +145,7 @@ impl KvEntry {
             clip_ratio: match self.clip_ratio {
                 KvClip::Fixed(ratio) => Clipping::Fixed(number("kv.clip_ratio", ratio, true)?),
                 KvClip::Own(Own::Learned) => Clipping::Learned,
+                KvClip::Own(Own::Tied) => Clipping::Tied,
             },
             ..KvScheme::new(self.bits, self.rule, self.granularity)
         })
@@ -372,6 +377,7 @@ impl SchemeFile {
             let clip_ratio = match i.clip_ratio {
                 InputClip::Fixed(ratio) => Clipping::Fixed(number("clip_ratio", ratio, true)?),
                 InputClip::Learned(_) => Clipping::Learned,
+                InputClip::Tied(_) => Clipping::Tied,
             };
             let inputs = spec.site_width(id.site());
             if i.shards == 0 || !inputs.is_multiple_of(i.shards) || (i.shards > 1 && !i.dynamic) {
@@ -393,6 +399,7 @@ impl SchemeFile {
             let ratio = match entry.clip_ratio {
                 InputClip::Fixed(_) => None,
                 InputClip::Learned(ends) => Some(learned("clip_ratio", ends)?),
+                InputClip::Tied([both]) => Some(learned("clip_ratio", [both; 2])?),
             };
             return Ok(scheme.and_then(|i| ratio.map_or_else(|| i.dynamic(), |ratio| i.clipped(ratio))));
         }
@@ -469,6 +476,9 @@ pub(super) fn write(spec: &ModelSpec, scheme: &ModelScheme, blocks: &[BlockSideD
                 (Clipping::Learned, Some(ActQuant::Dynamic { clip_ratio, .. })) => {
                     InputClip::Learned(ends(*clip_ratio))
                 }
+                (Clipping::Tied, Some(ActQuant::Dynamic { clip_ratio, .. })) => {
+                    InputClip::Tied([clip_ratio.upper.into()])
+                }
                 (clipping, _) => InputClip::Fixed(clipping.fixed().unwrap_or(ClipRatio::NONE).upper.into()),
             },
             shards: input.shards,
@@ -492,7 +502,7 @@ pub(super) fn write(spec: &ModelSpec, scheme: &ModelScheme, blocks: &[BlockSideD
             _ => None,
         };
         let kv_clip_ratios = match (scheme.kv, data.and_then(|d| d.kv.as_ref())) {
-            (Some(KvScheme { clip_ratio: Clipping::Learned, .. }), Some(quant)) => {
+            (Some(KvScheme { clip_ratio: Clipping::Learned | Clipping::Tied, .. }), Some(quant)) => {
                 Some(KvClipRatios::of(quant))
             }
             _ => None,

@@ -8,21 +8,17 @@ use quant_core::{
 };
 use quant_graph::{
     BlockParams, Clipping, InputScheme, KvScheme, LinearId, LinearParams, LinearScheme, LinearSpec,
-    LinearWeight, ModelScheme, ModelSpec, Online, WeightScheme,
+    LinearWeight, ModelScheme, ModelSpec, OnlineScheme, WeightScheme,
 };
 
-use super::ID;
-use super::description::{AscendType, Description, bad};
+use super::description::{AscendType, Description, bad, bits_of};
 use super::tensors::{cache_shaped, static_input, weight_scales};
+use super::{ID, flatquant};
 use crate::error::Result;
 use crate::formats::Decoder;
 use crate::formats::bytes::{read_levels, read_scales};
 use crate::formats::plain::{read_bias, read_linear, read_norms};
 use crate::source::Checkpoint;
-
-fn bits_of(kind: AscendType) -> Result<Bits> {
-    Bits::new(kind.bits()).map_err(|e| bad("bits", "1 to 8", e.to_string()))
-}
 
 /// Of a C8 cache.
 fn eight() -> Result<Bits> {
@@ -52,6 +48,7 @@ fn linear(checkpoint: &Checkpoint, linear: &LinearSpec, description: &Descriptio
         AscendType::W8A8Dynamic | AscendType::W8A8Mix | AscendType::W4A4Dynamic => {
             Some(ActQuant::Dynamic { bits, rule: ActRule::Symmetric, clip_ratio: ClipRatio::NONE, shards: 1 })
         }
+        AscendType::W4A4FlatQuant => Some(flatquant::read_input(checkpoint, module)?),
         AscendType::Float | AscendType::W8A16 => None,
     };
     let bias = read_bias(checkpoint, linear)?;
@@ -94,7 +91,7 @@ impl Decoder for Description {
         Ok(BlockParams {
             linears,
             norms: read_norms(checkpoint, spec, index)?,
-            online: Online::default(),
+            online: flatquant::read(self, checkpoint, spec, index)?,
             kv,
         })
     }
@@ -102,16 +99,23 @@ impl Decoder for Description {
 
 pub(super) fn scheme(checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<ModelScheme> {
     let description = Description::read(checkpoint)?;
-    let mut blocks = Vec::with_capacity(spec.layers);
+    let (mut blocks, mut online) = (Vec::with_capacity(spec.layers), Vec::with_capacity(spec.layers));
     for index in 0..spec.layers {
         let mut block = BTreeMap::new();
         for LinearSpec { id, module, .. } in spec.block(index).linears {
             let kind = description.kind(&module)?;
             let bits = bits_of(kind)?;
             let weight = WeightScheme::integer(bits, true, None);
+            let mut clip_ratio = Clipping::NONE;
             let input = match kind {
                 AscendType::Float | AscendType::W8A16 => None,
                 AscendType::W8A8Dynamic | AscendType::W8A8Mix | AscendType::W4A4Dynamic => {
+                    Some((true, ActRule::Symmetric))
+                }
+                AscendType::W4A4FlatQuant => {
+                    if flatquant::read_clip(checkpoint, &module)? != 1.0 {
+                        clip_ratio = Clipping::Tied;
+                    }
                     Some((true, ActRule::Symmetric))
                 }
                 // The file has parameters, not the rule that found them: an offset of zero is what symmetric means.
@@ -120,16 +124,15 @@ pub(super) fn scheme(checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<ModelS
                 }
                 AscendType::W8A8 => Some((false, ActRule::Asymmetric)),
             };
-            let input = input.map(|(dynamic, rule)| InputScheme {
-                bits,
-                rule,
-                dynamic,
-                clip_ratio: Clipping::NONE,
-                shards: 1,
-            });
+            let input =
+                input.map(|(dynamic, rule)| InputScheme { bits, rule, dynamic, clip_ratio, shards: 1 });
             block.insert(id, LinearScheme { weight: (kind != AscendType::Float).then_some(weight), input });
         }
         blocks.push(block);
+        online.push(flatquant::scheme(&description, spec, index)?);
+    }
+    if online.iter().all(OnlineScheme::is_empty) {
+        online.clear();
     }
     let cached = (0..spec.layers).filter(|i| description.has_kv(spec, *i)).count();
     if cached != 0 && cached != spec.layers {
@@ -141,5 +144,5 @@ pub(super) fn scheme(checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<ModelS
     }
     let kv = KvScheme::new(eight()?, ActRule::Symmetric, KvGranularity::ChannelStatic);
     let kv = (cached != 0).then_some(kv);
-    Ok(ModelScheme { blocks, kv, ..ModelScheme::default() })
+    Ok(ModelScheme { blocks, online, kv, ..ModelScheme::default() })
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use quant_core::FloatType;
-use quant_graph::{LinearId, LinearScheme, LinearSpec, ModelScheme, ModelSpec};
+use quant_core::{Bits, FloatType};
+use quant_graph::{LinearId, LinearSpec, ModelScheme, ModelSpec};
 use safetensors::Dtype;
 use serde::Serialize as _;
 use serde_json::{Map, Value, json};
@@ -13,6 +13,7 @@ pub(crate) use super::C8;
 use super::ID;
 use crate::error::{CheckpointError, Result};
 use crate::formats::TensorDecl;
+use crate::formats::block::linear_scheme;
 use crate::formats::bytes::float_dtype;
 use crate::formats::layout::{Part, modules};
 use crate::json::{LARGE_JSON_BYTES, parse_strict_json, read_json_text};
@@ -38,9 +39,8 @@ const META: [&str; 9] = [
 ];
 
 /// Types of linears that the loader has and this crate does not read.
-const OTHER_TYPES: [&str; 11] = [
+const OTHER_TYPES: [&str; 10] = [
     "W4A8_DYNAMIC",
-    "W4A4_FLATQUANT_DYNAMIC",
     "W8A8_MXFP8",
     "W4A4_MXFP4",
     "W4A8_MXFP",
@@ -81,6 +81,8 @@ pub(crate) enum AscendType {
     W8A16,
     /// Both in 4 bits, dynamic per-token input.
     W4A4Dynamic,
+    /// The same behind a Kronecker pair.
+    W4A4FlatQuant,
 }
 
 impl AscendType {
@@ -92,23 +94,40 @@ impl AscendType {
             Self::W8A8Mix => "W8A8_MIX",
             Self::W8A16 => "W8A16",
             Self::W4A4Dynamic => "W4A4_DYNAMIC",
+            Self::W4A4FlatQuant => "W4A4_FLATQUANT_DYNAMIC",
         }
     }
     /// Bits of its weight, and of its input where that is quantised.
     pub(crate) fn bits(self) -> u32 {
-        if self == Self::W4A4Dynamic { 4 } else { 8 }
+        if matches!(self, Self::W4A4Dynamic | Self::W4A4FlatQuant) { 4 } else { 8 }
     }
     pub(crate) fn from_name(name: &str) -> Option<Self> {
-        [Self::Float, Self::W8A8, Self::W8A8Dynamic, Self::W8A8Mix, Self::W8A16, Self::W4A4Dynamic]
-            .into_iter()
-            .find(|k| k.name() == name)
+        Self::ALL.into_iter().find(|k| k.name() == name)
     }
-    /// The type a supported scheme is written as.
-    pub(crate) fn of(scheme: &LinearScheme) -> Self {
-        match (scheme.weight, scheme.input) {
+    const ALL: [Self; 7] = [
+        Self::Float,
+        Self::W8A8,
+        Self::W8A8Dynamic,
+        Self::W8A8Mix,
+        Self::W8A16,
+        Self::W4A4Dynamic,
+        Self::W4A4FlatQuant,
+    ];
+    /// The type that a linear of a supported scheme is written as.
+    pub(crate) fn at(scheme: &ModelScheme, index: usize, id: LinearId) -> Self {
+        let linear = linear_scheme(scheme, index, id);
+        let online = scheme.online.get(index);
+        let transformed = online.is_some_and(|online| online.sites.contains_key(&id.site()));
+        match (linear.weight, linear.input) {
             (None, _) => Self::Float,
             (Some(_), None) => Self::W8A16,
-            (Some(weight), Some(input)) if input.dynamic && weight.bits.get() == 4 => Self::W4A4Dynamic,
+            (Some(weight), Some(input)) if input.dynamic && weight.bits.get() == 4 => {
+                if transformed {
+                    Self::W4A4FlatQuant
+                } else {
+                    Self::W4A4Dynamic
+                }
+            }
             (Some(_), Some(input)) if input.dynamic => Self::W8A8Dynamic,
             (Some(_), Some(_)) => Self::W8A8,
         }
@@ -116,7 +135,7 @@ impl AscendType {
     pub(crate) fn has_static_input(self) -> bool {
         matches!(self, Self::W8A8 | Self::W8A8Mix)
     }
-    /// The tensors of a linear of this type, in msmodelslim's order.
+    /// The tensors of a linear of this type, in msmodelslim's order, but for those of a transform.
     pub(crate) fn parts(self, linear: &LinearSpec, model: FloatType) -> Vec<Part> {
         let (out, columns) = (linear.outputs, linear.inputs);
         let (float, per_channel) = (float_dtype(model), [out, 1]);
@@ -199,11 +218,12 @@ impl Description {
         };
         AscendType::from_name(kind).ok_or_else(|| {
             if is_loader_type(kind) {
-                let alternatives = "types read here are FLOAT, W8A8, W8A8_DYNAMIC, W8A8_MIX, W8A16 and C8";
+                let types = AscendType::ALL.map(AscendType::name).join(", ");
+                let alternatives = format!("types read here are {types} and C8");
                 CheckpointError::Unsupported(crate::formats::Unsupported {
                     format: ID,
                     what: format!("{module} of type {kind} in a form this program reads"),
-                    alternatives: alternatives.to_owned(),
+                    alternatives,
                 })
             } else {
                 bad(format!("{FILE}: {name}"), "a type the loader knows", format!("{kind:?}"))
@@ -239,13 +259,18 @@ pub(crate) fn bad(
     }
 }
 
+/// The bit width of a type.
+pub(super) fn bits_of(kind: AscendType) -> Result<Bits> {
+    Bits::new(kind.bits()).map_err(|e| bad("bits", "1 to 8", e.to_string()))
+}
+
 /// The file for a folder with these tensors.
 pub(super) fn write(spec: &ModelSpec, scheme: &ModelScheme, declared: &[TensorDecl]) -> Vec<u8> {
     let modules = modules(spec);
     let kind_of = |name: &str| {
         let (module, suffix) = name.rsplit_once('.')?;
         let (index, role) = modules.get(module)?;
-        let kind = AscendType::of(&crate::formats::block::linear_scheme(scheme, *index, *role));
+        let kind = AscendType::at(scheme, *index, *role);
         match suffix {
             "kv_cache_scale" | "kv_cache_offset" => Some(C8),
             "bias" => None,
@@ -282,8 +307,8 @@ pub(super) fn write(spec: &ModelSpec, scheme: &ModelScheme, declared: &[TensorDe
 /// The type most linears have; the first in the order of [`AscendType`] among equals.
 fn model_type(scheme: &ModelScheme) -> AscendType {
     let mut counts: BTreeMap<AscendType, usize> = BTreeMap::new();
-    for (_, _, linear) in scheme.linears() {
-        *counts.entry(AscendType::of(linear)).or_default() += 1;
+    for (index, id, _) in scheme.linears() {
+        *counts.entry(AscendType::at(scheme, index, id)).or_default() += 1;
     }
     counts.remove(&AscendType::Float);
     counts.into_iter().rev().max_by_key(|(_, count)| *count).map_or(AscendType::Float, |(kind, _)| kind)

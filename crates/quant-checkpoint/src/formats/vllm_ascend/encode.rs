@@ -7,16 +7,16 @@ use rayon::prelude::*;
 use safetensors::Dtype;
 
 use super::description::AscendType;
-use super::{ID, slots};
+use super::{ID, flatquant, slots};
 use crate::error::{Result, not_encodable};
 use crate::formats::Encoded;
-use crate::formats::block::{check, linear_scheme};
+use crate::formats::block::check;
 use crate::formats::bytes::{Loss, float_bytes, held_type, int8_bytes, word_bytes};
 use crate::formats::layout::{Item, Slot};
 
 /// The tensors of a block of a scheme.
 pub(super) fn slots_of(spec: &ModelSpec, scheme: &ModelScheme, index: usize) -> Vec<Slot> {
-    slots(spec, index, |id| AscendType::of(&linear_scheme(scheme, index, id)), scheme.kv.is_some())
+    slots(spec, index, |id| AscendType::at(scheme, index, id), scheme.kv.is_some())
 }
 
 /// All tensors of a block, each made on its own.
@@ -34,6 +34,9 @@ pub(super) fn block(
     let encode = |slot: Slot| {
         let decl = slot.decl;
         let bytes = match slot.item {
+            Item::Linear(id, suffix) if flatquant::owns(suffix) => {
+                flatquant::bytes(spec, &decl.name, suffix, id, block)?
+            }
             Item::Linear(id, suffix) => part(spec, &decl.name, suffix, &block.linears[&id])?,
             Item::Norm(norm) => {
                 float_bytes(ID, &decl.name, block.norms[&norm].iter().copied(), spec.dtype, Loss::Rounding)?

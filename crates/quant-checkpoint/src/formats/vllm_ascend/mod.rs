@@ -9,6 +9,7 @@
 //! | `W8A8_MIX` (read) | same | either of the two, by the node's task | all of the above |
 //! | `W8A16` | same | float | `weight_scale`, `weight_offset` |
 //! | `W4A4_DYNAMIC` | 4 bits, one to a byte, per channel, symmetric | 4 bits, per token, symmetric | `weight_scale`, `weight_offset` |
+//! | `W4A4_FLATQUANT_DYNAMIC` | same | same, behind a Kronecker pair, clipped | those, `left_trans`, `right_trans`, `clip_ratio` |
 //! | `FLOAT` | float | float | none |
 //!
 //! and the cache may be `C8`: 8 bits, one static symmetric scale per channel, keys after rope.
@@ -24,11 +25,13 @@
 mod decode;
 pub(crate) mod description;
 mod encode;
+pub(crate) mod flatquant;
 pub(crate) mod tensors;
 
 use quant_core::{ActRule, FloatType, KvGranularity, KvSide};
 use quant_graph::{
-    BlockParams, InputScheme, LinearId, LinearScheme, ModelScheme, ModelSpec, Norm, WeightForm, WeightScheme,
+    BlockParams, InputScheme, LinearId, LinearScheme, ModelScheme, ModelSpec, Norm, PairKernel, WeightForm,
+    WeightScheme,
 };
 use safetensors::Dtype;
 use serde_json::Value;
@@ -62,7 +65,11 @@ fn slots(spec: &ModelSpec, index: usize, kind: impl Fn(LinearId) -> AscendType, 
     let float = float_dtype(spec.dtype);
     let mut slots = Vec::new();
     for linear in spec.block(index).linears {
-        let parts = kind(linear.id).parts(&linear, spec.dtype);
+        let kind = kind(linear.id);
+        let mut parts = kind.parts(&linear, spec.dtype);
+        if kind == AscendType::W4A4FlatQuant {
+            parts.extend(flatquant::parts(linear.inputs, spec.dtype));
+        }
         slots.extend(parts.into_iter().map(|p| p.slot(&linear)));
         if linear.id == LinearId::O {
             for (norm, width) in
@@ -134,7 +141,7 @@ fn check_weight(
     Ok(())
 }
 
-fn check_input(module: &str, weight: bool, input: InputScheme) -> Result<(), Unsupported> {
+fn check_input(module: &str, weight: bool, transformed: bool, input: InputScheme) -> Result<(), Unsupported> {
     if !weight {
         return Err(unsupported(
             format!("quantised activations before a float weight ({module})"),
@@ -147,7 +154,9 @@ fn check_input(module: &str, weight: bool, input: InputScheme) -> Result<(), Uns
         return Err(unsupported(what, "use A8, A16 or dynamic A4, or export to dequantized"));
     }
     super::input::refuse_shards(ID, module, input.shards)?;
-    super::input::refuse_clipping(ID, module, input.clip_ratio)?;
+    if !(transformed && flatquant::takes(input.clip_ratio)) {
+        super::input::refuse_clipping(ID, module, input.clip_ratio)?;
+    }
     if input.dynamic && input.rule != ActRule::Symmetric {
         return Err(unsupported(
             format!("dynamic activations by the {:?} rule ({module})", input.rule),
@@ -168,10 +177,11 @@ impl Format for VllmAscend {
         1
     }
     fn schemes(&self) -> &'static str {
-        "W8A8 dynamic (symmetric) or static (per tensor), W8A16, W4A4 dynamic, per channel; KV8 per channel (C8); float"
+        "W8A8 dynamic (symmetric) or static (per tensor), W8A16, W4A4 dynamic (also behind Kronecker pairs), per channel; KV8 per \
+         channel (C8); float"
     }
     fn clients(&self) -> &'static [&'static str] {
-        &["vLLM-Ascend (C8: 0.18 or later, W4A4: 0.14 or later)"]
+        &["vLLM-Ascend (C8: 0.18 or later, W4A4: 0.14 or later, behind Kronecker pairs 0.11)"]
     }
     fn scale_type(&self, spec: &ModelSpec) -> FloatType {
         held_type(spec.dtype)
@@ -180,6 +190,9 @@ impl Format for VllmAscend {
         spec.dtype
     }
 
+    fn pair_kernel(&self, spec: &ModelSpec) -> Option<PairKernel> {
+        Some(PairKernel::of(spec.dtype))
+    }
     fn activation_rule(&self, dynamic: bool, symmetric: Option<bool>) -> Result<ActRule, Unsupported> {
         match (dynamic, symmetric) {
             (true, Some(false)) => Err(unsupported(
@@ -232,7 +245,7 @@ impl Format for VllmAscend {
                 "drop its override, or export to dequantized",
             ));
         }
-        super::online::refuse(ID, spec, scheme)?;
+        flatquant::check(spec, scheme)?;
         if let Some(linear) = spec.block(0).linears.iter().find(|l| l.parts.len() > 1) {
             let what = format!("a fused linear ({})", linear.module);
             return Err(unsupported(
@@ -244,19 +257,23 @@ impl Format for VllmAscend {
             let module = spec.module(index, id);
             // The input first: where it is in shards, so are the weights, as groups.
             if let Some(input) = linear.input {
-                check_input(&module, linear.weight.is_some(), input)?;
+                let transformed = AscendType::at(scheme, index, id) == AscendType::W4A4FlatQuant;
+                check_input(&module, linear.weight.is_some(), transformed, input)?;
             }
             if let Some(weight) = linear.weight {
                 check_weight(&module, weight, linear.input, spec.site_width(id.site()))?;
             }
         }
         // Rounding order is no property of the file, so it may differ inside a fused layer.
-        let stored = |l: &LinearScheme| (AscendType::of(l), l.input.map(|i| i.rule));
         for (index, linears) in scheme.blocks.iter().enumerate() {
             let block = spec.block(index);
             for (id, linear) in linears {
-                let differs =
-                    |other: &&LinearId| linears.get(*other).is_none_or(|o| stored(o) != stored(linear));
+                let stored = |id: LinearId, linear: &LinearScheme| {
+                    (AscendType::at(scheme, index, id), linear.input.map(|i| (i.rule, i.clip_ratio)))
+                };
+                let differs = |other: &&LinearId| {
+                    linears.get(*other).is_none_or(|o| stored(**other, o) != stored(*id, linear))
+                };
                 if let Some(other) = block.loaded_with(*id).iter().find(differs) {
                     return Err(unsupported(
                         format!(

@@ -1,0 +1,254 @@
+//! `W4A4_FLATQUANT_DYNAMIC`: four bits behind a Kronecker pair.
+//!
+//! The loader sees an input of `n = L R` features as `X` `[L, R]`, row-major, and one kernel computes `left^T X right`, takes
+//! `clip_ratio · absmax / 7` as the scale of the token and rounds to four bits. `left_trans` `[L, L]` and `right_trans` `[R, R]` are in
+//! the model's type, `clip_ratio` is an f32 of one value in (0, 1]; the other tensors are those of `W4A4_DYNAMIC`. Linears that the
+//! loader fuses have one pair and one ratio, those of the last shard, so each stores the same.
+
+use ndarray::Array2;
+use quant_core::{
+    ActQuant, ActRule, AxisShape, ClipRatio, FloatType, OnlineShape, OnlineTransform, kronecker_sides,
+};
+use quant_graph::{
+    BlockParams, Clipping, LinearId, LinearSpec, ModelScheme, ModelSpec, Online, PairKernel, Site,
+};
+use safetensors::Dtype;
+
+use super::description::{AscendType, Description, bad, bits_of};
+use super::{ID, unsupported};
+use crate::error::{Result, not_encodable};
+use crate::formats::Unsupported;
+use crate::formats::block::linear_scheme;
+use crate::formats::bytes::{Loss, float_bytes, float_dtype, read_scales};
+use crate::formats::layout::Part;
+use crate::formats::online::site_name;
+use crate::source::Checkpoint;
+
+/// Suffixes of the tensors of the pair.
+const SIDES: [&str; 2] = ["left_trans", "right_trans"];
+/// Suffix of the factor on both ends of a token's range.
+const CLIP: &str = "clip_ratio";
+
+/// The shape of the pair of so many features, whether or not the kernel takes it.
+fn shape(features: usize) -> Option<OnlineShape> {
+    kronecker_sides(features).map(|(left, right)| OnlineShape::new([left, right].map(AxisShape::Dense)))
+}
+
+/// The tensors beside those of `W4A4_DYNAMIC`; features without a pair have no matrices.
+pub(super) fn parts(features: usize, model: FloatType) -> Vec<Part> {
+    let sides = kronecker_sides(features).map(|(left, right)| [left, right]);
+    let matrix = |(suffix, side)| Part::new(suffix, float_dtype(model), [side, side]);
+    let matrices = SIDES.into_iter().zip(sides.into_iter().flatten()).map(matrix);
+    matrices.chain([Part::new(CLIP, Dtype::F32, [1])]).collect()
+}
+
+/// Whether a tensor is one of [`parts`].
+pub(super) fn owns(suffix: &str) -> bool {
+    suffix == CLIP || SIDES.contains(&suffix)
+}
+
+/// The transforms of a scheme: one pair for all linears of an input, all of them of four bits.
+///
+/// # Errors
+/// [`Unsupported`] naming the first that the kernel does not take.
+pub(super) fn check(spec: &ModelSpec, scheme: &ModelScheme) -> std::result::Result<(), Unsupported> {
+    let kernel = PairKernel::of(spec.dtype);
+    for (index, online) in scheme.online.iter().enumerate() {
+        let prefix = spec.block_prefix(index);
+        for (&site, &found) in &online.sites {
+            let (place, width) = (site_name(site), spec.site_width(site));
+            if shape(width) != Some(found) {
+                return Err(unsupported(
+                    format!(
+                        "the transform of {place} in {prefix} (its loader applies Kronecker pairs alone, one to an input)"
+                    ),
+                    "for flatquant: transforms: auto; leave out the rotations that run online (for quarot: rotations: [r1, r2]), \
+                     or export to dequantized",
+                ));
+            }
+            if let Err(why) = kernel.sides(width) {
+                return Err(unsupported(
+                    format!("the transform of {place} in {prefix}: {why}"),
+                    "for flatquant: unpaired: w8a8 (or w4a4, without the transform), or an override of these linears with \
+                     scheme: W8A8; or export to dequantized",
+                ));
+            }
+            for &id in spec.block(index).at(site) {
+                check_linear(&spec.module(index, id), scheme, index, id)?;
+            }
+        }
+        if online.pair.is_some() {
+            return Err(unsupported(
+                format!("the transform of key in {prefix} (its loader applies none to keys)"),
+                "use KV16, or KV8 with kv_cache: { granularity: channel_static }; leave out the rotations that run online (for \
+                 quarot: rotations: [r1, r2]), or export to dequantized",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// A linear behind a transform.
+fn check_linear(
+    module: &str,
+    scheme: &ModelScheme,
+    index: usize,
+    id: LinearId,
+) -> std::result::Result<(), Unsupported> {
+    if AscendType::at(scheme, index, id) != AscendType::W4A4FlatQuant {
+        let what =
+            format!("a transform before anything but W4A4 with symmetric activations per token ({module})");
+        return Err(unsupported(what, "use scheme: W4A4, or export to dequantized"));
+    }
+    match linear_scheme(scheme, index, id).input.map(|input| input.clip_ratio) {
+        Some(Clipping::Learned) => Err(unsupported(
+            format!("learned clip ratios of each end, or of each linear of an input ({module})"),
+            "for flatquant: share_inputs: true and transforms: auto, or lac: false; or export to dequantized",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Whether the ratio of an input is one that the kernel has: none, or a learned one for both ends.
+pub(super) fn takes(clip_ratio: Clipping) -> bool {
+    matches!(clip_ratio, Clipping::NONE | Clipping::Tied)
+}
+
+/// The bytes of one of [`parts`]. Matrices must be exact in the type in which the kernel has them: the weights hold the inverses of
+/// these very numbers.
+pub(super) fn bytes(
+    spec: &ModelSpec,
+    name: &str,
+    suffix: &str,
+    id: LinearId,
+    block: &BlockParams,
+) -> Result<Vec<u8>> {
+    if suffix == CLIP {
+        let ratio = block.linears.get(&id).and_then(|linear| linear.input).and_then(ratio);
+        let Some(ratio) = ratio.filter(|ratio| Clipping::Tied.admits(*ratio)) else {
+            let found = format!("{:?}", block.linears.get(&id).and_then(|linear| linear.input));
+            return Err(not_encodable(ID, name, "one clip ratio in (0, 1] for both ends", found));
+        };
+        return float_bytes(ID, name, [ratio.upper], FloatType::F32, Loss::None);
+    }
+    let sides = block.online.sites.get(&id.site()).map(|transform| transform.matrices());
+    let side = SIDES.iter().position(|known| *known == suffix);
+    let matrix = side.and_then(|side| sides?.get(side).copied());
+    let matrix = matrix.ok_or_else(|| not_encodable(ID, name, "a Kronecker pair", "none in the block"))?;
+    let held = PairKernel::of(spec.dtype).held;
+    float_bytes(ID, name, matrix.iter().copied(), held, Loss::None)?;
+    float_bytes(ID, name, matrix.iter().copied(), spec.dtype, Loss::None)
+}
+
+fn ratio(input: ActQuant) -> Option<ClipRatio> {
+    match input {
+        ActQuant::Dynamic { clip_ratio, .. } => Some(clip_ratio),
+        ActQuant::Static { .. } => None,
+    }
+}
+
+/// The ratio of a linear.
+pub(crate) fn read_clip(checkpoint: &Checkpoint, module: &str) -> Result<f32> {
+    let name = format!("{module}.{CLIP}");
+    let ratio = read_scales(ID, checkpoint, &name, &[1])?[0];
+    if ratio > 1.0 {
+        return Err(bad(name, "a ratio in (0, 1]", ratio.to_string()));
+    }
+    Ok(ratio)
+}
+
+/// The quantiser of the input of a linear.
+pub(super) fn read_input(checkpoint: &Checkpoint, module: &str) -> Result<ActQuant> {
+    let (bits, rule) = (bits_of(AscendType::W4A4FlatQuant)?, ActRule::Symmetric);
+    let clip_ratio = read_clip(checkpoint, module)?.into();
+    Ok(ActQuant::Dynamic { bits, rule, clip_ratio, shards: 1 })
+}
+
+/// The pair of a linear.
+pub(crate) fn read_pair(checkpoint: &Checkpoint, linear: &LinearSpec) -> Result<OnlineTransform> {
+    let module = &linear.module;
+    let shape = shape(linear.inputs)
+        .ok_or_else(|| bad(module, "features with a Kronecker pair", linear.inputs.to_string()))?;
+    let matrix = |(suffix, side): (&str, usize)| -> Result<Array2<f32>> {
+        let name = format!("{module}.{suffix}");
+        checkpoint.tensor_shaped(&name, &[side, side])?;
+        checkpoint.read_matrix_f32(&name)
+    };
+    let matrices = SIDES.into_iter().zip(shape.matrices()).map(matrix).collect::<Result<_>>()?;
+    shape.build(matrices).map_err(|error| bad(module, "a Kronecker pair", error.to_string()))
+}
+
+/// Which pairs a block has, by the types of its linears.
+pub(super) fn sites(description: &Description, spec: &ModelSpec, index: usize) -> Result<Vec<Site>> {
+    let block = spec.block(index);
+    let mut sites = Vec::new();
+    for stage in &block.stages {
+        let mut kinds = Vec::new();
+        for id in &stage.linears {
+            kinds.push(description.kind(&spec.module(index, *id))?);
+        }
+        let flat = kinds.iter().filter(|kind| **kind == AscendType::W4A4FlatQuant).count();
+        if flat != 0 && flat != kinds.len() {
+            let names: Vec<&str> = kinds.iter().map(|kind| kind.name()).collect();
+            let subject = spec.module(index, stage.linears[0]);
+            return Err(bad(subject, "one type in the linears of an input", names.join(", ")));
+        }
+        if flat != 0 {
+            sites.push(stage.site);
+        }
+    }
+    Ok(sites)
+}
+
+/// The shapes of the pairs of a block.
+pub(super) fn scheme(
+    description: &Description,
+    spec: &ModelSpec,
+    index: usize,
+) -> Result<quant_graph::OnlineScheme> {
+    let mut online = quant_graph::OnlineScheme::default();
+    for site in sites(description, spec, index)? {
+        let width = spec.site_width(site);
+        let found = shape(width).ok_or_else(|| {
+            bad(spec.block_prefix(index), "features with a Kronecker pair", width.to_string())
+        })?;
+        online.sites.insert(site, found);
+    }
+    Ok(online)
+}
+
+/// The pairs of a block. Linears of one input must agree.
+pub(super) fn read(
+    description: &Description,
+    checkpoint: &Checkpoint,
+    spec: &ModelSpec,
+    index: usize,
+) -> Result<Online> {
+    let block = spec.block(index);
+    let mut online = Online::default();
+    for site in sites(description, spec, index)? {
+        let mut linears = block.at(site).iter().filter_map(|id| block.linear(*id));
+        let Some(first) = linears.next() else { continue };
+        let pair = read_pair(checkpoint, first)?;
+        for other in linears {
+            if let Some(problem) = differ(checkpoint, first, other)? {
+                return Err(bad(&other.module, format!("what {} has", first.module), problem));
+            }
+        }
+        online.sites.insert(site, pair.into());
+    }
+    Ok(online)
+}
+
+/// In what two linears of one input differ that the kernel has once for both.
+pub(crate) fn differ(
+    checkpoint: &Checkpoint,
+    one: &LinearSpec,
+    other: &LinearSpec,
+) -> Result<Option<&'static str>> {
+    if read_pair(checkpoint, one)? != read_pair(checkpoint, other)? {
+        return Ok(Some("other transforms"));
+    }
+    let differs = read_clip(checkpoint, &one.module)? != read_clip(checkpoint, &other.module)?;
+    Ok(differs.then_some("another clip ratio"))
+}
