@@ -106,7 +106,7 @@ fn what_cannot_be_trained_is_refused() {
         ),
         (
             "pairs",
-            "[flatquant: { scheme: W4A4, transforms: free }]\nexport: { format: vllm-ascend }",
+            "[flatquant: { scheme: W4A4, transforms: free, lac: false }]\nexport: { format: vllm-ascend }",
             SMALL,
             3,
             &["attention_output", "transforms: auto"],

@@ -175,7 +175,8 @@ fn what_a_kernel_does_not_do_is_refused() {
     for (keys, rest, words) in [
         ("scheme: W4A4", "", &["8 x 10", "mlp_activation", "unpaired: w8a8"][..]),
         ("scheme: W4A4, unpaired: w4a4, share_inputs: false", "", &["share_inputs: true", "lac: false"]),
-        ("scheme: W4A4, unpaired: w4a4, transforms: free", "", &["attention_input", "unpaired"]),
+        ("scheme: W4A4, transforms: free", "", &["of each end", "transforms: auto"]),
+        ("scheme: W4A4, transforms: free, lac: false", "", &["attention_output", "transforms: auto"]),
         ("scheme: W4A4KV4, unpaired: w4a4", "", &["4 bits", "KV8"]),
         ("scheme: W4A4KV8, unpaired: w4a4", "kv_cache: { granularity: token_head }", &["channel_static"]),
         ("scheme: W4A4, unpaired: w4a4", "activations: { symmetric: false }", &["symmetric: true"]),
