@@ -3,7 +3,7 @@
 use super::scheme::Matrix;
 use super::step::{FlatStep, FlatSums};
 use crate::MethodError;
-use ndarray::{Array2, ArrayView2, Axis, CowArray, Ix2};
+use ndarray::{Array1, Array2, ArrayView2, CowArray, Ix2, Zip};
 use quant_graph::{BoxError, Insert, Site, Spot};
 use quant_kernels::{Element, Par};
 use quant_rotate::{
@@ -127,7 +127,11 @@ impl<T: Element> FlatInsert<'_, T> {
                 match step.scales(site) {
                     None => back.input,
                     Some(scales) => {
-                        self.sums.scale(site, (&back.input * &x).sum_axis(Axis(0)));
+                        let mut sums = Array1::zeros(x.ncols());
+                        for (x, g) in x.rows().into_iter().zip(back.input.rows()) {
+                            Zip::from(&mut sums).and(x).and(g).for_each(|sum, &x, &g| *sum += x * g);
+                        }
+                        self.sums.scale(site, sums);
                         back.input * scales
                     }
                 }
@@ -165,34 +169,27 @@ impl<T: Element> Insert<T> for FlatInsert<'_, T> {
     }
 
     fn forward(&mut self, spot: Spot, x: Array2<T>, keep: bool, par: Par) -> Result<Array2<T>, BoxError> {
-        let y = self.transformed(spot, x.view(), par)?;
-        let y = match self.quantiser(spot, x.ncols()) {
-            None => y.into_owned(),
-            Some((quantiser, run)) => {
-                quantiser.forward(y.view(), run, self.step.parameters.input_clips.get(&spot), par)?
-            }
-        };
+        let mut y = self.transformed(spot, x.view(), par)?.into_owned();
+        if let Some((quantiser, run)) = self.quantiser(spot, x.ncols()) {
+            let clip = self.step.parameters.input_clips.get(&spot);
+            quantiser.forward_in_place(y.view_mut(), run, clip, par)?;
+        }
         if keep {
             self.tape.entry(spot).or_default().push(x);
         }
         Ok(y)
     }
 
-    fn backward(&mut self, spot: Spot, grad: Array2<T>, par: Par) -> Result<Array2<T>, BoxError> {
+    fn backward(&mut self, spot: Spot, mut grad: Array2<T>, par: Par) -> Result<Array2<T>, BoxError> {
         let x = self.tape.get_mut(&spot).and_then(Vec::pop);
         let x = x.ok_or_else(|| format!("there was no forward at {spot:?} that this backward belongs to"))?;
-        let grad = match self.quantiser(spot, x.ncols()) {
-            None => grad,
-            Some((quantiser, run)) => {
-                let y = self.transformed(spot, x.view(), par)?;
-                let clip = self.step.parameters.input_clips.get(&spot);
-                let back = quantiser.backward(y.view(), grad.view(), run, clip, par)?;
-                if let Some(clip) = back.clip {
-                    self.sums.input_clip(spot, clip);
-                }
-                back.input
+        if let Some((quantiser, run)) = self.quantiser(spot, x.ncols()) {
+            let y = self.transformed(spot, x.view(), par)?;
+            let clip = self.step.parameters.input_clips.get(&spot);
+            if let Some(clip) = quantiser.backward_in_place(y.view(), grad.view_mut(), run, clip, par)? {
+                self.sums.input_clip(spot, clip);
             }
-        };
+        }
         Ok(self.transformed_back(spot, x.view(), grad, par)?)
     }
 }

@@ -155,6 +155,12 @@ impl<T: Element> FlatSums<T> {
     pub(super) fn scale(&mut self, site: Site, part: Array1<T>) {
         add(&mut self.scales, site, part);
     }
+    /// Adds the sums of rows of a weight.
+    pub(super) fn add(&mut self, part: Self) {
+        part.matrices.into_iter().for_each(|(matrix, sum)| self.matrix(matrix, sum));
+        part.inverses.into_iter().for_each(|(matrix, sum)| self.inverse(matrix, sum));
+        part.scales.into_iter().for_each(|(site, sum)| self.scale(site, sum));
+    }
     pub(super) fn input_clip(&mut self, spot: Spot, part: ClipLogits<T>) {
         match self.input_clips.get_mut(&spot) {
             Some(sum) => {

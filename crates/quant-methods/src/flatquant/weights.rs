@@ -5,8 +5,8 @@ use super::step::{FlatStep, FlatSums, channels};
 use crate::MethodError;
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis, Slice};
 use quant_graph::{EffectiveWeight, EffectiveWeights, LinearId, LinearSpec, Site, WeightGradient};
-use quant_kernels::{Element, Par};
-use quant_rotate::{Kronecker, clip_weight, clip_weight_gradient, per_head, per_head_gradient};
+use quant_kernels::{Element, Par, tasks};
+use quant_rotate::{ClipLogits, Kronecker, clip_weight, clip_weight_gradient, per_head, per_head_gradient};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -40,20 +40,36 @@ struct Stages<T> {
     mixed: Option<Array2<T>>,
 }
 
+/// Some rows of a float weight, with the clip logits of each.
+struct Part<'w, T> {
+    weight: ArrayView2<'w, T>,
+    logits: Option<ClipLogits<T>>,
+}
+
+/// What the gradient of some rows is for the parameters, and for their clip logits.
+struct Back<T> {
+    sums: FlatSums<T>,
+    clip: Option<ClipLogits<T>>,
+}
+
+/// Bytes of the rows that go through all steps at a time: they stay in a second-level cache with what they are turned into, and nothing
+/// large is allocated.
+const PART_BYTES: usize = 256 << 10;
+
 impl<T> Stages<T> {
-    fn scaled<'s>(&'s self, own: &'s EffectiveWeight<'_, T>) -> ArrayView2<'s, T> {
-        self.scaled.as_ref().map_or_else(|| own.weight.view(), |w| w.view())
+    fn scaled<'s>(&'s self, own: &'s ArrayView2<'_, T>) -> ArrayView2<'s, T> {
+        self.scaled.as_ref().map_or_else(|| own.view(), |w| w.view())
     }
-    fn unmixed<'s>(&'s self, own: &'s EffectiveWeight<'_, T>) -> ArrayView2<'s, T> {
+    fn unmixed<'s>(&'s self, own: &'s ArrayView2<'_, T>) -> ArrayView2<'s, T> {
         self.unmixed.as_ref().map_or_else(|| self.scaled(own), |w| w.view())
     }
-    fn transformed<'s>(&'s self, own: &'s EffectiveWeight<'_, T>) -> ArrayView2<'s, T> {
+    fn transformed<'s>(&'s self, own: &'s ArrayView2<'_, T>) -> ArrayView2<'s, T> {
         self.transformed.as_ref().map_or_else(|| self.unmixed(own), |w| w.view())
     }
-    fn clipped<'s>(&'s self, own: &'s EffectiveWeight<'_, T>) -> ArrayView2<'s, T> {
+    fn clipped<'s>(&'s self, own: &'s ArrayView2<'_, T>) -> ArrayView2<'s, T> {
         self.clipped.as_ref().map_or_else(|| self.transformed(own), |w| w.view())
     }
-    fn mixed<'s>(&'s self, own: &'s EffectiveWeight<'_, T>) -> ArrayView2<'s, T> {
+    fn mixed<'s>(&'s self, own: &'s ArrayView2<'_, T>) -> ArrayView2<'s, T> {
         self.mixed.as_ref().map_or_else(|| self.clipped(own), |w| w.view())
     }
 }
@@ -133,20 +149,20 @@ impl<T: Element> FlatStep<'_, T> {
         Ok(Kronecker::new(inverse(left)?, inverse(right)?)?)
     }
 
-    fn stages(&self, id: LinearId, own: &EffectiveWeight<'_, T>, par: Par) -> Result<Stages<T>, MethodError> {
+    fn stages(&self, id: LinearId, own: &Part<'_, T>, par: Par) -> Result<Stages<T>, MethodError> {
         let mut stages =
             Stages { scaled: None, unmixed: None, transformed: None, clipped: None, mixed: None };
         stages.scaled = self.scales(id.site()).map(|scales| &own.weight / &scales);
-        stages.unmixed = self.unmixed(id).map(|matrix| per_head(stages.scaled(own), matrix, par));
+        stages.unmixed = self.unmixed(id).map(|matrix| per_head(stages.scaled(&own.weight), matrix, par));
         if let Some(pair) = self.weight_pair(id) {
-            stages.transformed = Some(self.columns(pair)?.apply(stages.unmixed(own), par));
+            stages.transformed = Some(self.columns(pair)?.apply(stages.unmixed(&own.weight), par));
         }
-        if let Some(logits) = self.parameters.weight_clips.get(&id) {
-            let w = stages.transformed(own);
+        if let Some(logits) = &own.logits {
+            let w = stages.transformed(&own.weight);
             stages.clipped = Some(clip_weight(w, w.ncols(), logits, par)?);
         }
         if let Some((rows, matrix)) = self.value_mix(id) {
-            let mut mixed = stages.clipped(own).to_owned();
+            let mut mixed = stages.clipped(&own.weight).to_owned();
             let part = Slice::from(rows);
             let values = per_head(mixed.slice_axis(Axis(0), part).reversed_axes(), matrix, par);
             mixed.slice_axis_mut(Axis(0), part).assign(&values.t());
@@ -162,20 +178,25 @@ impl<T: Element> FlatStep<'_, T> {
         own: &EffectiveWeight<'_, T>,
         par: Par,
     ) -> Result<MergedWeight<T>, MethodError> {
-        let stages = self.stages(id, own, par)?;
         let mut bias = own.bias.map(|bias| bias.to_owned());
         if let (Some(bias), Some((rows, matrix))) = (&mut bias, self.value_mix(id)) {
             let mut part = bias.slice_axis_mut(Axis(0), Slice::from(rows));
             let mixed = per_head(as_row(part.view()), matrix, par);
             part.assign(&mixed.row(0));
         }
-        let weight = match self.scheme.weights_at(id.site()) {
-            Some(quantiser) => {
-                let w = stages.mixed(own);
-                quantiser.forward(w, w.ncols(), None, par)?
+        let mut weight = Array2::zeros(own.weight.dim());
+        let (rows, inner, outer) = self.parts(id, own, par);
+        let parts = weight.axis_chunks_iter_mut(Axis(0), rows).enumerate();
+        tasks::try_for_each(parts, outer, |(part, mut to)| {
+            let own = self.part(id, own, part * rows..part * rows + to.nrows());
+            let stages = self.stages(id, &own, inner)?;
+            to.assign(&stages.mixed(&own.weight));
+            if let Some(quantiser) = self.scheme.weights_at(id.site()) {
+                let columns = to.ncols();
+                quantiser.forward_in_place(to, columns, None, inner)?;
             }
-            None => stages.mixed(own).to_owned(),
-        };
+            Ok::<_, MethodError>(())
+        })?;
         Ok(MergedWeight { weight, bias })
     }
 
@@ -188,42 +209,76 @@ impl<T: Element> FlatStep<'_, T> {
         sums: &mut FlatSums<T>,
         par: Par,
     ) -> Result<(), MethodError> {
-        let stages = self.stages(id, own, par)?;
-        let mut g = match self.scheme.weights_at(id.site()) {
-            Some(quantiser) => {
-                let w = stages.mixed(own);
-                quantiser.backward(w, gradient.weight.view(), w.ncols(), None, par)?.input
+        let (rows, inner, outer) = self.parts(id, own, par);
+        let parts = gradient.weight.axis_chunks_iter(Axis(0), rows).enumerate();
+        let parts = tasks::map(parts, outer, |(part, g)| {
+            let own = self.part(id, own, part * rows..part * rows + g.nrows());
+            self.part_back(id, &own, g, inner)
+        });
+        let mut logits = [Vec::new(), Vec::new()];
+        for part in parts {
+            let Back { sums: of_part, clip } = part?;
+            sums.add(of_part);
+            for (ends, of_part) in
+                logits.iter_mut().zip(clip.map(|clip| [clip.max, clip.min]).into_iter().flatten())
+            {
+                ends.extend(of_part);
             }
-            None => gradient.weight.clone(),
-        };
+        }
+        if self.parameters.weight_clips.contains_key(&id) {
+            let [max, min] = logits.map(Array1::from);
+            sums.weight_clips.insert(id, ClipLogits { max, min });
+        }
+        if let (Some((rows, matrix)), Some(bias), Some(of_bias)) =
+            (self.value_mix(id), &own.bias, &gradient.bias)
+        {
+            let part = Slice::from(rows);
+            let (bias, of_bias) = (bias.slice_axis(Axis(0), part), of_bias.slice_axis(Axis(0), part));
+            let of_matrix = per_head_gradient(as_row(bias), as_row(of_bias), matrix.nrows(), par);
+            sums.matrix(Matrix::Value, of_matrix);
+        }
+        Ok(())
+    }
+
+    /// [`Self::merged_back`] of some rows.
+    fn part_back(
+        &self,
+        id: LinearId,
+        own: &Part<'_, T>,
+        gradient: ArrayView2<'_, T>,
+        par: Par,
+    ) -> Result<Back<T>, MethodError> {
+        let mut sums = FlatSums::new();
+        let stages = self.stages(id, own, par)?;
+        let mut g = gradient.as_standard_layout().into_owned();
+        if let Some(quantiser) = self.scheme.weights_at(id.site()) {
+            let w = stages.mixed(&own.weight);
+            quantiser.backward_in_place(w, g.view_mut(), w.ncols(), None, par)?;
+        }
         if let Some((rows, matrix)) = self.value_mix(id) {
             let part = Slice::from(rows);
-            let clipped = stages.clipped(own);
+            let clipped = stages.clipped(&own.weight);
             let values = clipped.slice_axis(Axis(0), part).reversed_axes();
             let behind = g.slice_axis(Axis(0), part).reversed_axes();
             sums.matrix(Matrix::Value, per_head_gradient(values, behind, matrix.nrows(), par));
             let before = per_head(behind, matrix.t(), par);
-            if let (Some(bias), Some(of_bias)) = (&own.bias, &gradient.bias) {
-                let (bias, of_bias) = (bias.slice_axis(Axis(0), part), of_bias.slice_axis(Axis(0), part));
-                let of_matrix = per_head_gradient(as_row(bias), as_row(of_bias), matrix.nrows(), par);
-                sums.matrix(Matrix::Value, of_matrix);
-            }
             g.slice_axis_mut(Axis(0), part).assign(&before.t());
         }
-        if let Some(logits) = self.parameters.weight_clips.get(&id) {
-            let w = stages.transformed(own);
+        let mut clip = None;
+        if let Some(logits) = &own.logits {
+            let w = stages.transformed(&own.weight);
             let (of_weight, of_logits) = clip_weight_gradient(w, g.view(), w.ncols(), logits, par)?;
-            sums.weight_clips.insert(id, of_logits);
+            clip = Some(of_logits);
             g = of_weight;
         }
         if let Some(pair) = self.weight_pair(id) {
-            let back = self.columns(pair)?.backward(stages.unmixed(own), g.view(), par);
+            let back = self.columns(pair)?.backward(stages.unmixed(&own.weight), g.view(), par);
             sums.inverse(pair.0, back.left);
             sums.inverse(pair.1, back.right);
             g = back.input;
         }
         if let Some(matrix) = self.unmixed(id) {
-            let of_matrix = per_head_gradient(stages.scaled(own), g.view(), matrix.nrows(), par);
+            let of_matrix = per_head_gradient(stages.scaled(&own.weight), g.view(), matrix.nrows(), par);
             sums.inverse(Matrix::Value, of_matrix);
             g = per_head(g.view(), matrix.t(), par);
         }
@@ -232,7 +287,31 @@ impl<T: Element> FlatStep<'_, T> {
             let sum = (&g * scaled).sum_axis(Axis(0));
             sums.scale(id.site(), -sum / scales);
         }
-        Ok(())
+        Ok(Back { sums, clip })
+    }
+
+    /// Rows of a weight that go through all steps at a time, with the threads of a part and those that take parts. Where rows are
+    /// mixed all go together.
+    fn parts(&self, id: LinearId, own: &EffectiveWeight<'_, T>, par: Par) -> (usize, Par, Par) {
+        let (rows, columns) = own.weight.dim();
+        match self.value_mix(id) {
+            Some(_) => (rows.max(1), par, Par::Seq),
+            None => ((PART_BYTES / size_of::<T>() / columns.max(1)).max(1), Par::Seq, par),
+        }
+    }
+
+    /// Some rows of a weight.
+    fn part<'w>(&self, id: LinearId, own: &'w EffectiveWeight<'_, T>, rows: Range<usize>) -> Part<'w, T> {
+        let part = Slice::from(rows);
+        let logits = self.parameters.weight_clips.get(&id).map(|logits| {
+            // A weight whose clip factors are of another number is refused with all of them in hand.
+            let whole = |ends: &Array1<T>| ends.len() != own.weight.nrows();
+            let of = |ends: &Array1<T>| {
+                if whole(ends) { ends.clone() } else { ends.slice_axis(Axis(0), part).to_owned() }
+            };
+            ClipLogits { max: of(&logits.max), min: of(&logits.min) }
+        });
+        Part { weight: own.weight.slice_axis(Axis(0), part), logits }
     }
 
     /// The factors of channels at a site.
