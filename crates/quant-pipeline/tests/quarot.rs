@@ -5,12 +5,15 @@
 mod common;
 
 use common::{distance, logits, model, spec, tokens};
+use ndarray::{Array1, Array2, Axis};
 use quant_data::TokenSet;
-use quant_graph::{BlockSource, Site};
-use quant_kernels::Par;
-use quant_model::InMemoryModel;
+use quant_graph::{BlockSource, LinearWeight, Site};
+use quant_kernels::{Compute, Par};
+use quant_model::{Block, InMemoryModel, RopeTable, model_spec};
 use quant_pipeline::run::{MemorySink, RunOptions, run};
 use quant_pipeline::{Plan, Recipe, Silent};
+use quant_testkit::{Numbers, random_block};
+use serde_json::json;
 
 const ROWS: usize = 4;
 
@@ -56,6 +59,73 @@ fn the_function_is_kept() {
             let error = distance(&logits(rotated, ROWS), &expected);
             assert!(error < 1e-5, "{family}, {options}: {error:e}");
         }
+    }
+}
+
+/// What a model computes in f64 from the numbers it has in f32.
+fn logits_in_f64(mut model: InMemoryModel, rows: usize) -> Array2<f64> {
+    let spec = model.spec().clone();
+    let (norm, head) = (model.final_norm().unwrap(), model.head(0..spec.vocab).unwrap().mapv(f64::from));
+    let mut out = Array2::zeros((0, spec.vocab));
+    for row in tokens(rows) {
+        let mut x = model.embed(&row).unwrap().mapv(f64::from);
+        let table = RopeTable::new(&spec.rope, spec.head_dim, spec.max_position_embeddings, row.len());
+        for index in 0..spec.layers {
+            let block = model.block(index).unwrap();
+            let block = Block::<f64>::new(&spec, index, block, Compute::F32, Par::Seq).unwrap();
+            x = block.forward(x, &table, Par::Seq).unwrap();
+        }
+        for mut x in x.rows_mut() {
+            let scale = (x.iter().map(|v| v * v).sum::<f64>() / spec.hidden as f64 + spec.norm_eps).sqrt();
+            x.zip_mut_with(&norm, |x, gain| *x *= f64::from(*gain) / scale);
+        }
+        out.append(Axis(0), x.dot(&head.t()).view()).unwrap();
+    }
+    out
+}
+
+/// Where Hadamard matrices have entries of powers of two (sizes of powers of four) and weights are small whole numbers, rotated weights
+/// are exact in f32: then nothing stands between a model and the rotated one but the arithmetic of f64.
+#[test]
+fn the_function_is_kept_in_f64() {
+    for family in [
+        "LlamaForCausalLM",
+        "Qwen2ForCausalLM",
+        "Qwen3ForCausalLM",
+        "MistralForCausalLM",
+        "Phi3ForCausalLM",
+        "PanguEmbeddedForCausalLM",
+    ] {
+        let spec = model_spec(&json!({
+            "architectures": [family], "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 64,
+            "max_position_embeddings": 64, "original_max_position_embeddings": 64,
+        }));
+        let spec = spec.unwrap();
+        let mut numbers = Numbers::new(17);
+        let mut whole = |rows, columns| numbers.matrix(rows, columns, 8.0).mapv(|v: f32| v.round() / 64.0);
+        let blocks = (0..spec.layers).map(|_| {
+            let mut block = random_block(&spec, &mut Numbers::new(3));
+            for linear in block.linears.values_mut() {
+                let LinearWeight::Float(weight) = &mut linear.weight else { unreachable!() };
+                *weight = whole(weight.nrows(), weight.ncols());
+                linear.bias.iter_mut().for_each(|bias| *bias = whole(1, bias.len()).row(0).to_owned());
+            }
+            for (at, gain) in block.norms.values_mut().flatten().enumerate() {
+                *gain = [0.5, 1.0, 2.0][at % 3];
+            }
+            block
+        });
+        let blocks = blocks.collect();
+        let norm = Array1::from_iter((0..spec.hidden).map(|at| [1.0, 2.0][at % 2]));
+        let (embedding, head) = (whole(64, 64), whole(64, 64));
+        let float =
+            InMemoryModel::new(spec.clone(), blocks, embedding, norm, (!spec.tied).then_some(head)).unwrap();
+        let (rotated, _) = quantised(&float, "quarot: {}, rtn: { scheme: W16A16 }");
+        let [expected, found] = [float, rotated].map(|model| logits_in_f64(model, 2));
+        let size = expected.iter().fold(0.0_f64, |most, v| most.max(v.abs()));
+        let error = (&found - &expected).iter().fold(0.0_f64, |most, v| most.max(v.abs())) / size;
+        assert!(error < 1e-8 && size > 0.1, "{family}: {error:e} of {size}");
     }
 }
 
