@@ -74,8 +74,9 @@ fn a_folder_of_pairs_computes_what_was_measured() {
         assert!(described.contains(&entry), "{described}");
     }
     ptq(&["verify", text(&output), "--target", "vllm-ascend"]).expect(0, &[]);
-    ptq(&["verify", text(&output), "--target", "vllm-ascend", "--tp", "2"])
-        .expect(1, &["transform is of all"]);
+    let two =
+        ptq(&["verify", text(&output), "--target", "vllm-ascend", "--tp", "2", "--json"]).expect(1, &[]);
+    assert!(two.json().to_string().contains("transform is of all"), "{}", two.out);
 
     let read = ptq(&["eval", "--model", text(&output), "--tokens", &data, "--json"]).expect(0, &[]).json();
     let (in_memory, _) = quantize_in_memory(&model, &text_of, Some(&rows), 2);

@@ -353,7 +353,7 @@ fn rules_of_pairs() {
         [(0.0, "a positive scale"), (-0.5, "a positive scale"), (1.5, "(0, 1]"), (f32::NAN, "NaN")]
     {
         fails("clip-ratios", word, &|f| {
-            f.bytes(&format!("{down}.clip_ratio")).copy_from_slice(&float(value))
+            f.bytes(&format!("{down}.clip_ratio")).copy_from_slice(&float(value));
         });
     }
     fails("tensors", "clip_ratio", &|f| {
@@ -381,7 +381,7 @@ fn rules_of_pairs() {
         );
     });
     fails("block-values", "NaN", &|f| {
-        f.bytes(&format!("{down}.right_trans"))[..2].copy_from_slice(&[0xc0, 0x7f])
+        f.bytes(&format!("{down}.right_trans"))[..2].copy_from_slice(&[0xc0, 0x7f]);
     });
     fails("weight-offsets", "down_proj", &|f| f.bytes(&format!("{down}.weight_offset"))[3] = 0x3f);
     fails("block-values", "values of 4 bits", &|f| f.bytes(&format!("{down}.weight"))[0] = 8);

@@ -239,7 +239,20 @@ impl FlatShape {
         Self { block: spec.block(index), heads, head_dim, held: FloatType::F32 }
     }
 
-    /// The same with a deployment that has the matrices of Kronecker pairs in this type.
+    /// The same with a deployment that has the matrices of Kronecker pairs, and the gains of norms, in this type:
+    /// [`FlatParameters::merge`](super::FlatParameters::merge) rounds to it before it inverts.
+    ///
+    /// ```
+    /// use quant_core::FloatType;
+    /// use quant_methods::flatquant::FlatShape;
+    /// # let config = serde_json::json!({ "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 8,
+    /// #     "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 10 });
+    /// # let spec = quant_model::model_spec(&config)?;
+    ///
+    /// let shape = FlatShape::new(&spec, 0);
+    /// assert_ne!(shape.clone().held_in(FloatType::Bf16), shape.held_in(FloatType::F32));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn held_in(self, held: FloatType) -> Self {
         Self { held, ..self }
