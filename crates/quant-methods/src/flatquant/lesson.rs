@@ -18,6 +18,7 @@ use quant_graph::{
     BlockParams, Clipping, EffectiveWeights, InputScheme, OnlineScheme, Site, Spot, WeightScheme,
 };
 use quant_kernels::Par;
+use std::sync::Arc;
 
 /// Attempts at half the learning rate of the one before.
 const SLOWER: usize = 2;
@@ -221,6 +222,11 @@ impl Learner for FlatLearner {
         let measured = usize::from(self.settings.variant == FlatVariant::Stable) * self.settings.epochs;
         // Of a block behind it: forward, forward again, and one product of two in the backward.
         (self.window * (3 * self.settings.epochs + measured + 2)) as f64
+    }
+
+    fn untrained(&self) -> Arc<dyn Learner> {
+        let settings = FlatSettings { epochs: 0, batch_size: 1, ..self.settings };
+        Arc::new(Self { settings, window: 1, ..self.clone() })
     }
 
     fn learn(
