@@ -71,6 +71,18 @@ impl Distribution {
         }
     }
 
+    /// Bytes that one of so many channels holds.
+    #[must_use]
+    pub fn bytes(channels: usize) -> usize {
+        (4 * channels + (1 << KEPT)) * size_of::<f64>()
+    }
+
+    /// Bytes that [`Self::add`] holds besides.
+    #[must_use]
+    pub fn workspace_bytes(channels: usize) -> usize {
+        channels.div_ceil(STRIP) * ((1 << KEPT) * size_of::<u32>() + 4 * STRIP * size_of::<f64>())
+    }
+
     /// Takes in `x` `[tokens, channels]`.
     ///
     /// # Panics

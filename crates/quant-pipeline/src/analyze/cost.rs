@@ -1,6 +1,7 @@
 //! What an analysis takes, from shapes alone.
 
 use super::keys::KeyProbe;
+use super::observe::Observer;
 use crate::eval_memory::EvalMemory;
 use crate::forecast::{BYTES_PER_SECOND, FORWARD, attention, operations, product_rate};
 use crate::layout::Layout;
@@ -23,7 +24,8 @@ pub struct AnalysisCost {
     /// Times that the whole sample goes through a block: about half the square of their number, since behind each of them there is
     /// one stream more.
     pub block_passes: usize,
-    /// Seconds on this machine, from the rate of one product that was tried; good to a factor of about 1.5.
+    /// Seconds on this machine, from the rate of one product that was tried; good to a factor of about 1.5 where products weigh, which
+    /// they do not in tiny models.
     pub seconds: f64,
     /// Predicted peak memory in bytes.
     pub memory: u64,
@@ -38,7 +40,7 @@ pub(super) struct Shape<'a> {
     pub(super) plan: &'a Plan,
     pub(super) layout: &'a Layout,
     /// Bytes of the text that the sample is cut from.
-    pub(super) text: u64,
+    pub(super) text: usize,
     pub(super) threads: usize,
     /// Whether the quantised blocks are read instead of made.
     pub(super) finished: bool,
@@ -63,19 +65,22 @@ impl Shape<'_> {
         let (plan, layout) = (self.plan, self.layout);
         let lengths: Vec<usize> = layout.lengths().collect();
         let compute = plan.recipe.compute();
-        let eval = EvalMemory::new(&[(&plan.spec, true)], &lengths, 0, compute, self.threads);
+        let eval = EvalMemory::new(&[(&plan.spec, true)], &lengths, self.text, compute, self.threads);
         let (encode, score) = eval.models.first().map_or((0, 0), |model| (model.encode, model.score));
-        let run = memory::predict(plan, &lengths, self.text, self.threads);
+        let run = memory::predict(plan, &lengths, self.text as u64, self.threads);
         let block = F32 * plan.spec.block_parameters() as u64;
         let kept = block * (1 + self.rewritten()) as u64;
         let quantise = if self.finished { 0 } else { run.peak(spilled) + kept };
-        let pass = eval.base + kept + encode;
+        let [observer, observing] = Observer::bytes(&plan.spec, plan.scheme.kv.is_some());
+        let observers = (1 + self.rewritten()) as u64 * observer + observing;
+        let pass = eval.base + kept + encode + observers;
+        let text = eval.base + eval.text;
         let score = eval.base + score + CARRIED * (layout.rows() * plan.spec.layers) as u64;
         let tables = KeyProbe::bytes(&plan.spec, layout.longest());
         // A chunk of the stream that is being worked on, and of its copy.
         let held = 2 * F32 * (layout.largest_chunk() * plan.spec.hidden) as u64;
         let streams = if spilled { held } else { self.streams() };
-        quantise.max(pass).max(score) + tables + streams
+        quantise.max(pass).max(score).max(text) + tables + streams
     }
 
     /// Bytes of all streams: of the float model, as it was before a transform of the whole of it, and of each quantised block.

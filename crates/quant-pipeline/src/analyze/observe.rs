@@ -89,6 +89,15 @@ impl Observer {
         Self { kv, seen }
     }
 
+    /// Bytes of one, and of what its tasks hold while it takes in rows of the widest place.
+    pub(super) fn bytes(spec: &ModelSpec, kv: bool) -> [u64; 2] {
+        let sites = Site::ALL.map(|site| spec.site_width(site));
+        let widest = sites.into_iter().max().unwrap_or(0);
+        let cache = std::iter::repeat_n(spec.kv_width(), if kv { 2 } else { 0 });
+        let all = sites.into_iter().chain(cache).map(Distribution::bytes).sum::<usize>();
+        [all as u64, Distribution::workspace_bytes(widest) as u64]
+    }
+
     /// Takes in rows `x` of a stage's input. Where they are the first stage's they are whole sequences that begin at `starts`,
     /// counted from the first of them, for whose lengths `rope` has tables.
     pub(super) fn see(

@@ -73,7 +73,7 @@ pub fn prepare_analysis(job: &AnalyzeJob) -> Result<PreparedAnalysis, PipelineEr
     let shape = Shape {
         plan: &plan,
         layout: &layout,
-        text: sample.longest_text as u64,
+        text: sample.longest_text,
         threads: job.threads,
         finished: finished.is_some(),
         bytes: [

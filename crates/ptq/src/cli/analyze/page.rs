@@ -321,7 +321,7 @@ fn figure(class: &str, svg: &str, caption: &str) -> String {
     let class = if class.is_empty() { String::new() } else { format!(" class=\"{class}\"") };
     let caption =
         if caption.is_empty() { String::new() } else { format!("<figcaption>{caption}</figcaption>") };
-    format!("<figure{class}>{svg}{caption}</figure>\n")
+    format!("<figure{class}>{caption}{svg}</figure>\n")
 }
 
 fn legend(names: &[&str]) -> String {

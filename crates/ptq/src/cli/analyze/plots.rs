@@ -53,29 +53,48 @@ pub(super) struct Axes<'a> {
 pub(super) type Line = (usize, Vec<(f64, f64)>);
 
 type Area<'s> = DrawingArea<SVGBackend<'s>, Shift>;
+type Chart<'a, 's, Y> = ChartContext<'a, SVGBackend<'s>, Cartesian2d<RangedCoordf64, Y>>;
 
-/// Lines over whole numbers, upwards in powers of ten. Points that are not above zero are left out.
+/// From here on values are drawn in powers of ten.
+const WIDE: f64 = 20.0;
+
+/// Lines over whole numbers: upwards from zero, or where the largest value is far above the least one in powers of ten. Points that
+/// are not above zero are left out.
 pub(super) fn lines(axes: &Axes<'_>, lines: &[Line]) -> Result<String, Failure> {
-    let above = |&&(_, y): &&(f64, f64)| y > 0.0 && y.is_finite();
-    let points = || lines.iter().flat_map(|(_, points)| points).filter(above);
+    let points = || lines.iter().flat_map(|(_, points)| points).filter(|point| is_drawn(point));
     let (lowest, highest) =
         points().fold((f64::INFINITY, 0.0_f64), |(low, high), p| (low.min(p.1), high.max(p.1)));
-    let (lowest, highest) = if highest > 0.0 { (lowest, highest) } else { (0.1, 1.0) };
-    let last = points().fold(0.0_f64, |last, p| last.max(p.0));
+    let along = -0.5..points().fold(0.0_f64, |last, p| last.max(p.0)) + 0.5;
     svg(axes.size, |area| {
-        let upwards = (lowest / 1.3..highest * 1.3).log_scale();
-        let mut chart = builder(area, axes, -0.5..last + 0.5, upwards)?;
-        for (series, line) in lines {
-            let colour = SERIES[series % SERIES.len()];
-            let points: Vec<(f64, f64)> = line.iter().filter(above).copied().collect();
-            if points.len() <= 64 {
-                let dots = points.iter().map(|&point| Circle::new(point, 2, colour.filled()));
-                chart.draw_series(dots).map_err(failed)?;
-            }
-            chart.draw_series(LineSeries::new(points, colour.stroke_width(2))).map_err(failed)?;
+        if highest > WIDE * lowest {
+            let decade = |value: f64| 10_f64.powf(value);
+            let upwards = decade(lowest.log10().floor())..decade((1.02 * highest).log10().ceil());
+            draw_lines(builder(area, axes, along, upwards.log_scale())?, lines)
+        } else {
+            let top = if highest > 0.0 { 1.08 * highest } else { 1.0 };
+            draw_lines(builder(area, axes, along, 0.0..top)?, lines)
         }
-        Ok(())
     })
+}
+
+fn is_drawn((_, y): &(f64, f64)) -> bool {
+    *y > 0.0 && y.is_finite()
+}
+
+fn draw_lines<'a, 's, Y>(mut chart: Chart<'a, 's, Y>, lines: &[Line]) -> Result<(), Failure>
+where
+    Y: Ranged<ValueType = f64>,
+{
+    for (series, line) in lines {
+        let colour = SERIES[series % SERIES.len()];
+        let points: Vec<(f64, f64)> = line.iter().filter(|point| is_drawn(point)).copied().collect();
+        if points.len() <= 64 {
+            let dots = points.iter().map(|&point| Circle::new(point, 2, colour.filled()));
+            chart.draw_series(dots).map_err(failed)?;
+        }
+        chart.draw_series(LineSeries::new(points, colour.stroke_width(2))).map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// A bar from zero for each whole number, in the colour of what is not finite where there is no value.
@@ -143,7 +162,7 @@ fn builder<'a, 's, Y>(
     axes: &Axes<'_>,
     along: std::ops::Range<f64>,
     upwards: Y,
-) -> Result<ChartContext<'a, SVGBackend<'s>, Cartesian2d<RangedCoordf64, Y::CoordDescType>>, Failure>
+) -> Result<Chart<'a, 's, Y::CoordDescType>, Failure>
 where
     Y: AsRangedCoord<Value = f64>,
     Y::CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>,
@@ -180,9 +199,9 @@ where
 /// A number at an axis.
 fn short(value: f64) -> String {
     let size = value.abs();
-    if value == 0.0 || (1e-2..1e4).contains(&size) {
-        // At most three digits, and no zeros that say nothing.
-        let digits = if size >= 100.0 || value == 0.0 { 0 } else { 2 - size.log10().floor() as usize };
+    if value == 0.0 || (1e-3..1e4).contains(&size) {
+        // Three digits, and no zeros that say nothing.
+        let digits = if value == 0.0 { 0 } else { (2 - size.log10().floor() as i32).max(0) as usize };
         let text = format!("{value:.digits$}");
         return if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').into() } else { text };
     }
@@ -208,7 +227,9 @@ mod tests {
             (0.123, "0.123"),
             (12.5, "12.5"),
             (250.0, "250"),
-            (0.001, "1e-3"),
+            (0.015, "0.015"),
+            (0.0025, "0.0025"),
+            (0.0004, "4e-4"),
             (100_000.0, "1e5"),
         ] {
             assert_eq!(short(value), expected);
