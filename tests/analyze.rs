@@ -13,7 +13,7 @@ use tempfile::tempdir;
 fn analyze(recipe: &str, more: &[&str]) -> Ran {
     let model = tiny_reasoner();
     let job = ["analyze", "--model", text(&model), "--recipe", recipe, "--calibration", CALIBRATION];
-    ptq(&[&job, &["--sample", "2x32"], more].concat())
+    ptq(&[&job[..], &["--sample", "2x32"], more].concat())
 }
 
 fn recipe(work: &Path, modifiers: &str) -> String {
@@ -71,15 +71,19 @@ fn an_analysis_is_a_table_json_and_a_page() {
     ];
     assert_eq!(keys, expected);
     assert_eq!((&found["quantised"], &found["tokens"]), (&"recipe".into(), &62.into()));
+    // Of each: the float model before and behind the rotation, quantised, and its calibration; and of all, those quantised before.
+    assert_eq!(found["cost"]["block_passes"], 6 * 4 + 15);
     let blocks = found["blocks"].as_array().unwrap();
     assert_eq!(blocks.len(), 6);
     for block in blocks {
         let keys: Vec<&str> = block.as_object().unwrap().keys().map(String::as_str).collect();
-        let expected =
-            ["block", "kl", "top1_agreement", "relative_mse", "linears", "activations", "keys"];
+        let expected = ["block", "kl", "top1_agreement", "relative_mse", "linears", "activations", "keys"];
         assert_eq!(keys, expected);
         assert!(block["kl"].as_f64().unwrap() > 0.0 && block["relative_mse"].as_f64().unwrap() > 0.0);
-        assert_eq!((block["linears"].as_array().unwrap().len(), block["keys"].as_array().unwrap().len()), (7, 5));
+        assert_eq!(
+            (block["linears"].as_array().unwrap().len(), block["keys"].as_array().unwrap().len()),
+            (7, 5)
+        );
         assert!(block["linears"][0]["relative_mse"].as_f64().unwrap() > 0.0);
         let down = &block["activations"][3];
         assert_eq!(
@@ -105,6 +109,21 @@ fn an_analysis_is_a_table_json_and_a_page() {
     assert!(told.contains("relative error of keys") && told.contains("quarot"), "{told}");
 }
 
+/// A budget that all activations in memory would exceed is kept by the disk, to the same numbers.
+#[test]
+fn a_budget_is_kept_by_the_disk() {
+    let work = tempdir().unwrap();
+    let plain = recipe(work.path(), "rtn: { scheme: W4A8 }");
+    let of = |more: &[&str]| analyze(&plain, &[&["--json", "--threads", "1"], more].concat());
+    let free = of(&[]).expect(0, &[]).json();
+    let peak = free["cost"]["memory"].as_u64().unwrap();
+    let budget = (peak + peak * 15 / 100 - 1).to_string();
+    let kept = of(&["--memory", &budget]).expect(0, &["on disk"]).json();
+    assert_eq!((&free["cost"]["spilled"], &kept["cost"]["spilled"]), (&false.into(), &true.into()));
+    assert!(kept["cost"]["memory"].as_u64().unwrap() < peak && kept["cost"]["disk"].as_u64().unwrap() > 0);
+    assert_eq!((&free["blocks"], &free["ranking"]), (&kept["blocks"], &kept["ranking"]));
+}
+
 /// Without a finished output a learner is shown as its training begins; with one, what it holds and how its training went.
 #[test]
 fn nothing_is_trained() {
@@ -126,11 +145,18 @@ fn nothing_is_trained() {
     let trained = analyze(&flat, &more).expect(0, &["12 block reads"]).json();
     assert_eq!((&trained["quantised"], trained["lessons"].as_array().unwrap().len()), (&"folder".into(), 6));
     for lesson in trained["lessons"].as_array().unwrap() {
-        assert_eq!((lesson["losses"].as_array().unwrap().len(), lesson["epochs"].as_array().unwrap().len()), (4, 2));
+        assert_eq!(
+            (lesson["losses"].as_array().unwrap().len(), lesson["epochs"].as_array().unwrap().len()),
+            (4, 2)
+        );
     }
     let steps = &trained["blocks"][5]["activations"][0]["steps"];
     assert_eq!((&steps[0]["after"], &steps[1]["after"]), (&"float".into(), &"folder".into()));
-    assert!(trained["blocks"][5]["linears"][6]["relative_mse"].as_f64().is_some(), "{}", trained["blocks"][5]);
+    assert!(
+        trained["blocks"][5]["linears"][6]["relative_mse"].as_f64().is_some(),
+        "{}",
+        trained["blocks"][5]
+    );
     let html = std::fs::read_to_string(&page).unwrap();
     check_page(&html);
     assert!(html.contains("<h2>Training</h2>"));
@@ -170,7 +196,7 @@ fn what_cannot_be_analysed_is_refused() {
     ] {
         // The last of two is what counts.
         let job = ["analyze", "--recipe", &plain, "--calibration", CALIBRATION, "--model", text(&model)];
-        ptq(&[&job, more].concat()).expect(code, words);
+        ptq(&[&job[..], more].concat()).expect(code, words);
     }
     let job = ["analyze", "--recipe", &plain, "--calibration", CALIBRATION, "--model", text(&model)];
     ptq(&[&job[..], &["--output", text(&inside)]].concat()).expect(2, &["models are never written to"]);

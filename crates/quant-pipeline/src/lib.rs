@@ -55,8 +55,8 @@ mod stood;
 mod version;
 
 pub use analyze::{
-    Analysis, AnalysisCost, AnalyzeJob, BlockAnalysis, BlocksFrom, KEY_POSITIONS, KeyError, LinearAnalysis, Observed, Place,
-    PreparedAnalysis, Sample, StepSpread, Trace, prepare_analysis,
+    Analysis, AnalysisCost, AnalyzeJob, BlockAnalysis, BlocksFrom, KEY_POSITIONS, KeyError, LinearAnalysis,
+    Observed, Place, PreparedAnalysis, Sample, StepSpread, Trace, prepare_analysis,
 };
 pub use disk::DiskPlan;
 pub use error::{PipelineError, RecipeError};
@@ -72,8 +72,8 @@ pub use open::{
 };
 pub use plan::{LinearPlan, Plan, StageNeeds, Streams};
 pub use prepare::{PreparedJob, prepare};
-pub use quant_eval::Spread;
 pub use presets::{PRESETS, Preset, preset};
+pub use quant_eval::Spread;
 pub use quantize::{quantize, quantize_on, read_recipe, read_recipe_with};
 pub use recipe::{ActivationSpec, Glob, KvSpec, Recipe, schema, schema_with};
 pub use registry::{Presets, Registry};

@@ -45,7 +45,9 @@ impl OutputFile {
         let Ok(parent) = parent.canonicalize() else {
             return refused(format!("there is no folder {}", parent.display()));
         };
-        if let Some(model) = folders.iter().find(|f| f.canonicalize().is_ok_and(|real| parent.starts_with(real))) {
+        if let Some(model) =
+            folders.iter().find(|f| f.canonicalize().is_ok_and(|real| parent.starts_with(real)))
+        {
             return refused(format!("it lies in {}, and models are never written to", model.display()));
         }
         let output = Self { path: parent.join(name), force };
@@ -57,8 +59,12 @@ impl OutputFile {
         let refused = |why| Err(Failure::usage(format!("--output {}: {why}", self.path.display())));
         match self.path.symlink_metadata() {
             Err(_) => Ok(()),
-            Ok(there) if !there.is_file() => refused("it exists and is not a plain file; choose another name"),
-            Ok(_) if !self.force => refused("it exists; remove it, choose another name, or replace it with --force"),
+            Ok(there) if !there.is_file() => {
+                refused("it exists and is not a plain file; choose another name")
+            }
+            Ok(_) if !self.force => {
+                refused("it exists; remove it, choose another name, or replace it with --force")
+            }
             Ok(_) => Ok(()),
         }
     }

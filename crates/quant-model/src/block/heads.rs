@@ -1,8 +1,8 @@
 //! What happens to queries, keys and values between their products and attention, and to what enters a site.
 
 use super::Block;
-use crate::{ModelError, RopeTable};
 use crate::ops::norm::norm_heads;
+use crate::{ModelError, RopeTable};
 use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut2, Axis, Slice};
 use quant_core::{EntryQuant, OnlineTransform, PairTransform};
 use quant_graph::{LinearSpec, Norm, Role, Site};

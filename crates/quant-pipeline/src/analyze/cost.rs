@@ -73,10 +73,10 @@ impl Shape<'_> {
         let quantise = if self.finished { 0 } else { run.peak(spilled) + kept };
         let [observer, observing] = Observer::bytes(&plan.spec, plan.scheme.kv.is_some());
         let observers = (1 + self.rewritten()) as u64 * observer + observing;
-        let pass = eval.base + kept + encode + observers;
+        let pass = eval.base + run.retained + kept + encode + observers;
         let text = eval.base + eval.text;
         let score = eval.base + score + CARRIED * (layout.rows() * plan.spec.layers) as u64;
-        let tables = KeyProbe::bytes(&plan.spec, layout.longest());
+        let tables = plan.scheme.kv.map_or(0, |_| KeyProbe::bytes(&plan.spec, layout.longest()));
         // A chunk of the stream that is being worked on, and of its copy.
         let held = 2 * F32 * (layout.largest_chunk() * plan.spec.hidden) as u64;
         let streams = if spilled { held } else { self.streams() };

@@ -86,14 +86,19 @@ impl Finished {
             return refused("its manifest.json does not say from which tensors it was made".into());
         }
         let lessons = report.get("lessons").cloned().unwrap_or(Value::Array(Vec::new()));
-        let lessons = match serde_json::from_value(lessons) {
+        let lessons: Vec<Trace> = match serde_json::from_value(lessons) {
             Ok(lessons) => lessons,
             Err(error) => return refused(format!("the lessons of its report cannot be read ({error})")),
         };
+        if let Some(lesson) = lessons.iter().find(|lesson| lesson.block >= spec.layers) {
+            return refused(format!(
+                "its report has a lesson of block {}, and the model has {} blocks",
+                lesson.block, spec.layers
+            ));
+        }
         let folder = open_folder_with(dir, job.recipe.registry())?;
-        let shape = |s: &ModelSpec| {
-            (s.layers, s.hidden, s.intermediate, s.heads, s.kv_heads, s.head_dim, s.vocab)
-        };
+        let shape =
+            |s: &ModelSpec| (s.layers, s.hidden, s.intermediate, s.heads, s.kv_heads, s.head_dim, s.vocab);
         if shape(&folder.spec) != shape(spec) {
             return refused("its model has another shape".into());
         }

@@ -1,7 +1,7 @@
 //! All streams through all blocks, each block read once.
 
 use super::finished::Finished;
-use super::keys::KeyProbe;
+use super::keys::{KeyError, KeyProbe};
 use super::observe::{Observer, unquantised};
 use super::report::{BlockAnalysis, LinearAnalysis};
 use crate::PipelineError;
@@ -65,7 +65,8 @@ pub(super) struct Pass<'a> {
     options: &'a RunOptions,
     events: &'a mut dyn Events,
     rope: RopeTables,
-    probe: KeyProbe,
+    /// Where the cache is quantised.
+    probe: Option<KeyProbe>,
     scratch: StageScratch<f32>,
 }
 
@@ -82,7 +83,7 @@ impl<'a> Pass<'a> {
             options,
             events,
             rope: RopeTables::new(&plan.spec, layout.lengths()),
-            probe: KeyProbe::new(&plan.spec, layout),
+            probe: plan.scheme.kv.map(|_| KeyProbe::new(&plan.spec, layout)),
             scratch: StageScratch::default(),
         }
     }
@@ -152,7 +153,7 @@ impl<'a> Pass<'a> {
         let mut alone = self.copy(&streams[0])?;
         let keys = {
             let quantised = self.block(index, finished)?;
-            let keys = if kv.is_some() { self.keys(&quantised, &streams[0])? } else { Vec::new() };
+            let keys = self.keys(&quantised, &streams[0])?;
             self.advance(&quantised, &mut alone, None)?;
             keys
         };
@@ -271,20 +272,19 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
-    /// What the quantiser of the cache does to the keys of a stream.
-    fn keys(
-        &mut self,
-        block: &Block<f32>,
-        stream: &RowStore,
-    ) -> Result<Vec<super::keys::KeyError>, PipelineError> {
+    /// What the quantiser of the cache does to the keys of a stream, if there is one.
+    fn keys(&mut self, block: &Block<f32>, stream: &RowStore) -> Result<Vec<KeyError>, PipelineError> {
+        let Some(mut probe) = self.probe.take() else { return Ok(Vec::new()) };
         let par = self.options.par;
         for chunk in &self.layout.chunks {
             self.go_on()?;
             let rows = stream.read(self.layout.rows_of(chunk))?;
             let x = block.attention_input(rows.view(), par)?;
-            self.probe.add(block, x.view(), self.layout.starts_of(chunk), par)?;
+            probe.add(block, x.view(), self.layout.starts_of(chunk), par)?;
         }
-        Ok(self.probe.finish())
+        let found = probe.finish();
+        self.probe = Some(probe);
+        Ok(found)
     }
 
     /// `‖ŷ − y‖² / ‖y‖²`, summed in the order of the rows.

@@ -52,7 +52,8 @@ pub fn prepare_analysis(job: &AnalyzeJob) -> Result<PreparedAnalysis, PipelineEr
         return Err(PipelineError::QuantisedAlready { path: job.model.clone(), format: format.id() });
     }
     let finished = job.report.as_deref();
-    let finished = finished.map(|dir| Finished::open(dir, job, &folder.spec, &folder.checkpoint)).transpose()?;
+    let finished =
+        finished.map(|dir| Finished::open(dir, job, &folder.spec, &folder.checkpoint)).transpose()?;
     let recipe = if finished.is_some() { job.recipe.clone() } else { job.recipe.untrained() };
     let mut plan = Plan::new(&recipe, &folder.spec)?;
     // Errors of outputs are measured on it, whatever the recipe asks for.
@@ -102,7 +103,18 @@ pub fn prepare_analysis(job: &AnalyzeJob) -> Result<PreparedAnalysis, PipelineEr
     let mut warnings = folder.warnings.clone();
     warnings.extend(plan.warnings.iter().chain(&sample.warnings).cloned());
     let notes = notes(&plan, finished.as_ref());
-    Ok(PreparedAnalysis { job: job.clone(), folder, finished, plan, sample, layout, spill, cost, notes, warnings })
+    Ok(PreparedAnalysis {
+        job: job.clone(),
+        folder,
+        finished,
+        plan,
+        sample,
+        layout,
+        spill,
+        cost,
+        notes,
+        warnings,
+    })
 }
 
 /// What the numbers are not.

@@ -113,9 +113,8 @@ mod tests {
             activations: Vec::new(),
             keys: Vec::new(),
         };
-        let of = |kls: &[Option<f64>]| {
-            ranking(&kls.iter().copied().enumerate().map(block).collect::<Vec<_>>())
-        };
+        let of =
+            |kls: &[Option<f64>]| ranking(&kls.iter().copied().enumerate().map(block).collect::<Vec<_>>());
         assert_eq!(of(&[Some(0.1), Some(0.3), None, Some(0.3), Some(0.0)]), [2, 1, 3, 0, 4]);
     }
 }

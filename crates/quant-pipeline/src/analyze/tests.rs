@@ -31,7 +31,13 @@ fn model() -> InMemoryModel {
     blocks[BAD].norms.get_mut(&Norm::PostAttention).unwrap()[5] /= 64.0;
     for (id, linear) in &mut blocks[BAD].linears {
         if let LinearWeight::Float(weight) = &mut linear.weight
-            && spec.block(BAD).linear(*id).unwrap().parts.iter().any(|(r, _)| matches!(r, Role::Gate | Role::Up))
+            && spec
+                .block(BAD)
+                .linear(*id)
+                .unwrap()
+                .parts
+                .iter()
+                .any(|(r, _)| matches!(r, Role::Gate | Role::Up))
         {
             weight.column_mut(5).mapv_inplace(|w| 64.0 * w);
         }
@@ -95,7 +101,8 @@ fn effects_are_those_of_a_model_with_that_block_alone_quantised() {
     for (index, found) in scores.iter().enumerate() {
         let mut mixed = float.clone();
         mixed.blocks_mut()[index] = sink.blocks()[index].clone();
-        let [mut reference, mut model] = [float.clone(), mixed].map(|m| Scored::new(m, Compute::F32, Par::Seq));
+        let [mut reference, mut model] =
+            [float.clone(), mixed].map(|m| Scored::new(m, Compute::F32, Par::Seq));
         let options = EvalOptions { reference: Some(&mut reference), ..EvalOptions::default() };
         let expected = quant_eval::evaluate(&mut model, &rows(), options).unwrap();
         assert_eq!(found.comparison, expected.comparison, "block {index}");
@@ -127,8 +134,12 @@ fn errors_of_blocks_are_relative_to_the_float_stream() {
         let (spec, mut all) = (model.spec().clone(), Vec::new());
         for ids in rows() {
             let mut h = model.embed(&ids).unwrap();
-            let rope =
-                quant_model::RopeTable::new(&spec.rope, spec.head_dim, spec.max_position_embeddings, ids.len());
+            let rope = quant_model::RopeTable::new(
+                &spec.rope,
+                spec.head_dim,
+                spec.max_position_embeddings,
+                ids.len(),
+            );
             for index in 0..spec.layers {
                 let params = model.block(index).unwrap();
                 let block = quant_model::Block::new(&spec, index, params, Compute::F32, Par::Seq).unwrap();
@@ -169,10 +180,7 @@ fn activations_are_shown_before_and_behind_each_transform() {
     let plain = analysed("modifiers: [rtn: { scheme: W4A8KV4 }]", 1, None).0;
     for (recipe, names) in [
         ("modifiers: [smoothquant: {}, rtn: { scheme: W4A8KV4 }]", &["float", "smoothquant"][..]),
-        (
-            "modifiers: [smoothquant: {}, awq: {}, rtn: { scheme: W4A8KV4 }]",
-            &["float", "smoothquant", "awq"],
-        ),
+        ("modifiers: [smoothquant: {}, awq: {}, rtn: { scheme: W4A8KV4 }]", &["float", "smoothquant", "awq"]),
         ("modifiers: [flatquant: { scheme: W4A8KV4 }]", &["float", "flatquant (untrained)"]),
         ("modifiers: [quarot: {}, rtn: { scheme: W4A8KV4 }]", &["float", "quarot"]),
         (

@@ -193,7 +193,8 @@ fn keys(analysis: &Analysis) -> Result<String, Failure> {
     };
     let positions: Vec<usize> = first.keys.iter().map(|key| key.position).collect();
     let line = |(series, _): (usize, &usize)| {
-        let point = |block: &BlockAnalysis| Some((block.block as f64, block.keys.get(series)?.relative_error?));
+        let point =
+            |block: &BlockAnalysis| Some((block.block as f64, block.keys.get(series)?.relative_error?));
         (series, analysis.blocks.iter().filter_map(point).collect())
     };
     let lines: Vec<plots::Line> = positions.iter().enumerate().map(line).collect();
@@ -211,15 +212,17 @@ fn keys(analysis: &Analysis) -> Result<String, Failure> {
 
 /// The losses of every step, and what came of them.
 fn lessons(lessons: &[Trace]) -> Result<String, Failure> {
-    let Some(steps) = lessons.iter().map(|lesson| lesson.losses.len()).max().filter(|&steps| steps > 0) else {
+    let Some(steps) = lessons.iter().map(|lesson| lesson.losses.len()).max().filter(|&steps| steps > 0)
+    else {
         return Ok(String::new());
     };
-    // The mean of the logarithms of the steps of a cell; none where one of them is not finite.
+    // The mean of the logarithms of the steps of a cell, relative to the first one of the block; none where one is not finite.
     let log = |loss: &Option<f64>| loss.filter(|loss| *loss > 0.0).map(f64::log10);
     let cells = |lesson: &Trace| {
         let each = lesson.losses.len().div_ceil(CELLS).max(1);
+        let first = lesson.losses.iter().find_map(log).unwrap_or(0.0);
         let mean = |part: &[Option<f64>]| {
-            Some(part.iter().map(log).sum::<Option<f64>>()? / part.len() as f64)
+            Some(part.iter().map(log).sum::<Option<f64>>()? / part.len() as f64 - first)
         };
         lesson.losses.chunks(each).map(mean).collect::<Vec<_>>()
     };
@@ -237,7 +240,7 @@ fn lessons(lessons: &[Trace]) -> Result<String, Failure> {
     let drawn = plots::cells(&Axes { x: "step", y: "block", size }, steps, &shades)?;
     let ramp: Vec<String> = RAMP.iter().map(|colour| hex(*colour)).collect();
     let bar = format!(
-        "<p class=\"keys\"><span>loss {} <i style=\"width:160px;height:10px;margin:0 6px;background:linear-gradient(to right,{})\"></i> \
+        "<p class=\"keys\"><span>loss over that of the first step {} <i style=\"width:160px;height:10px;margin:0 6px;background:linear-gradient(to right,{})\"></i> \
          {}</span><span><i style=\"background:{};height:10px\"></i>not finite</span></p>\n",
         number(Some(10_f64.powf(least)).filter(|v| v.is_finite())),
         ramp.join(","),
@@ -254,23 +257,32 @@ fn lessons(lessons: &[Trace]) -> Result<String, Failure> {
             (at, start.into_iter().chain(epochs.filter_map(point)).collect())
         })
         .collect();
-    let epochs = plots::lines(&Axes { x: "epoch", y: "relative error", size: (920, 260) }, &curves)?;
+    let epochs = if lessons.iter().any(|lesson| !lesson.epochs.is_empty()) {
+        let drawn = plots::lines(&Axes { x: "epoch", y: "relative error", size: (920, 260) }, &curves)?;
+        figure(
+            "",
+            &drawn,
+            "Error of the blocks as they would be deployed, after every epoch; a line is a block.",
+        )
+    } else {
+        String::new()
+    };
     let told = |lesson: &Trace| {
-        let words = [lesson.repairs.join("; "), lesson.alarms.join("; ")];
+        let words = [&lesson.repairs, &lesson.alarms];
+        let [repairs, alarms] = words.map(|w| if w.is_empty() { "-".to_owned() } else { w.join("; ") });
         vec![
             lesson.block.to_string(),
             number(lesson.before),
             number(lesson.after),
             lesson.kept.to_string(),
-            words[0].clone(),
-            words[1].clone(),
+            repairs,
+            alarms,
         ]
     };
     let header = ["block", "relative error before", "after", "epoch kept", "repaired", "still wrong"];
     Ok(format!(
-        "<h2>Training</h2>\n<p>What the run of the finished output wrote down: the loss of every step in every block.</p>\n{bar}{}{}{}",
+        "<h2>Training</h2>\n<p>What the run of the finished output wrote down: the loss of every step in every block.</p>\n{bar}{}{epochs}{}",
         figure("cells", &drawn, ""),
-        figure("", &epochs, "Error of the blocks as they would be deployed, after every epoch; a line is a block."),
         table(&header, lessons.iter().map(told), &[4, 5]),
     ))
 }
@@ -306,9 +318,7 @@ fn details(analysis: &Analysis) -> String {
         quant_pipeline::KEY_POSITIONS.iter().map(|position| format!("at {position}")).collect();
     let header: Vec<&str> = std::iter::once("block").chain(positions.iter().map(String::as_str)).collect();
     let of_keys = table(&header, keys, &[]);
-    let part = |title: &str, table: &str| {
-        format!("<details><summary>{title}</summary>\n{table}</details>\n")
-    };
+    let part = |title: &str, table: &str| format!("<details><summary>{title}</summary>\n{table}</details>\n");
     format!(
         "<h2>All numbers</h2>\n{}{}{}",
         part("Linears", &of_linears),

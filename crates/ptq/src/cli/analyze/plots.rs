@@ -11,7 +11,7 @@ use plotters::element::{Circle, Rectangle};
 use plotters::prelude::{Cartesian2d, IntoFont, IntoLogRange, SVGBackend};
 use plotters::series::LineSeries;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
-use plotters::style::{Color, RGBColor, TextStyle, TRANSPARENT};
+use plotters::style::{Color, RGBColor, TRANSPARENT, TextStyle};
 use std::fmt::Display;
 
 /// Words, axes.
@@ -122,10 +122,7 @@ pub(super) fn cells(axes: &Axes<'_>, steps: usize, rows: &[Vec<Option<f64>>]) ->
         for (row, values) in rows.iter().enumerate() {
             let wide = steps as f64 / values.len().max(1) as f64;
             let cells = values.iter().enumerate().map(|(at, value)| {
-                let ends = [
-                    (at as f64 * wide, row as f64 - 0.5),
-                    ((at + 1) as f64 * wide, row as f64 + 0.5),
-                ];
+                let ends = [(at as f64 * wide, row as f64 - 0.5), ((at + 1) as f64 * wide, row as f64 + 0.5)];
                 Rectangle::new(ends, value.map_or(BROKEN, ramp).filled())
             });
             chart.draw_series(cells).map_err(failed)?;
@@ -144,10 +141,7 @@ fn ramp(value: f64) -> RGBColor {
 }
 
 /// A drawing as SVG without the name of its language, which a page does not need.
-fn svg(
-    size: (u32, u32),
-    draw: impl FnOnce(&Area<'_>) -> Result<(), Failure>,
-) -> Result<String, Failure> {
+fn svg(size: (u32, u32), draw: impl FnOnce(&Area<'_>) -> Result<(), Failure>) -> Result<String, Failure> {
     let mut text = String::new();
     {
         let area = SVGBackend::with_string(&mut text, size).into_drawing_area();
@@ -203,7 +197,11 @@ fn short(value: f64) -> String {
         // Three digits, and no zeros that say nothing.
         let digits = if value == 0.0 { 0 } else { (2 - size.log10().floor() as i32).max(0) as usize };
         let text = format!("{value:.digits$}");
-        return if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').into() } else { text };
+        return if text.contains('.') {
+            text.trim_end_matches('0').trim_end_matches('.').into()
+        } else {
+            text
+        };
     }
     format!("{value:.0e}")
 }

@@ -111,7 +111,8 @@ fn activations(analysis: &Analysis) -> (Table, String) {
 fn keys(analysis: &Analysis) -> Option<(Table, String)> {
     let mut blocks: Vec<&BlockAnalysis> = analysis.blocks.iter().filter(|b| !b.keys.is_empty()).collect();
     let positions: Vec<String> = blocks.first()?.keys.iter().map(|key| key.position.to_string()).collect();
-    let lost = |block: &BlockAnalysis| block.keys.last().and_then(|k| k.relative_error).unwrap_or(f64::INFINITY);
+    let lost =
+        |block: &BlockAnalysis| block.keys.last().and_then(|k| k.relative_error).unwrap_or(f64::INFINITY);
     blocks.sort_by(|a, b| lost(b).total_cmp(&lost(a)));
     let more = more(blocks.len());
     blocks.truncate(WORST);
@@ -127,9 +128,11 @@ fn keys(analysis: &Analysis) -> Option<(Table, String)> {
 /// What the run of a finished output wrote of its trainings.
 fn lessons(analysis: &Analysis) -> Option<String> {
     let steps = analysis.lessons.iter().map(|lesson| lesson.losses.len()).max()?;
-    let mut told = vec![format!("{} blocks were trained in, up to {steps} steps each", analysis.lessons.len())];
+    let mut told =
+        vec![format!("{} blocks were trained in, up to {steps} steps each", analysis.lessons.len())];
     for lesson in &analysis.lessons {
-        let words = lesson.repairs.iter().map(|r| format!("repaired: {r}")).chain(lesson.alarms.iter().cloned());
+        let words =
+            lesson.repairs.iter().map(|r| format!("repaired: {r}")).chain(lesson.alarms.iter().cloned());
         told.extend(words.map(|words| paragraph(&format!("block {}: {words}", lesson.block), 0)));
     }
     Some(told.join("\n"))
