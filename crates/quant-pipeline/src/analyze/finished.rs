@@ -1,40 +1,14 @@
 //! A finished output of `ptq quantize`, and what its run wrote down.
 
 use super::job::AnalyzeJob;
-use super::report::LinearAnalysis;
+use super::report::{LinearAnalysis, Trace};
 use crate::PipelineError;
 use crate::open::{OpenFolder, open_folder_with};
 use crate::stood::json;
 use quant_checkpoint::Checkpoint;
 use quant_graph::ModelSpec;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::Path;
-
-/// How the training in a block went. Numbers that were not finite are none.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Trace {
-    /// The block.
-    pub block: usize,
-    /// The relative error of what training began with.
-    pub before: Option<f64>,
-    /// The same after every epoch, where it was measured.
-    #[serde(default)]
-    pub epochs: Vec<Option<f64>>,
-    /// The same of what was kept.
-    pub after: Option<f64>,
-    /// The epoch it is of, from 1; 0 is what training began with.
-    pub kept: usize,
-    /// The mean squared error of the batch of every step, before the step.
-    #[serde(default)]
-    pub losses: Vec<Option<f64>>,
-    /// What went wrong and what was done about it.
-    #[serde(default)]
-    pub repairs: Vec<String>,
-    /// What is still wrong.
-    #[serde(default)]
-    pub alarms: Vec<String>,
-}
 
 /// A finished output that was made by the recipe of a job from its model.
 #[derive(Debug)]

@@ -15,12 +15,11 @@ mod report;
 mod score;
 
 pub use cost::AnalysisCost;
-pub use finished::Trace;
 pub use job::{AnalyzeJob, Sample};
 pub use keys::{KEY_POSITIONS, KeyError};
 pub use observe::{Observed, Place, StepSpread};
 pub use prepare::{PreparedAnalysis, prepare_analysis};
-pub use report::{Analysis, BlockAnalysis, BlocksFrom, LinearAnalysis};
+pub use report::{Analysis, BlockAnalysis, BlocksFrom, LinearAnalysis, Trace};
 
 #[cfg(test)]
 mod tests;

@@ -1,10 +1,9 @@
 //! What an analysis found, as data.
 
 use super::cost::AnalysisCost;
-use super::finished::Trace;
 use super::keys::KeyError;
 use super::observe::Observed;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 /// Where the quantised blocks of an analysis are from.
@@ -50,6 +49,31 @@ pub struct BlockAnalysis {
     pub activations: Vec<Observed>,
     /// What the quantiser of the cache does to its keys, by position; empty where the cache is not quantised.
     pub keys: Vec<KeyError>,
+}
+
+/// How the training in a block went. Numbers that were not finite are none.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Trace {
+    /// The block.
+    pub block: usize,
+    /// The relative error of what training began with.
+    pub before: Option<f64>,
+    /// The same after every epoch, where it was measured.
+    #[serde(default)]
+    pub epochs: Vec<Option<f64>>,
+    /// The same of what was kept.
+    pub after: Option<f64>,
+    /// The epoch it is of, from 1; 0 is what training began with.
+    pub kept: usize,
+    /// The mean squared error of the batch of every step, before the step.
+    #[serde(default)]
+    pub losses: Vec<Option<f64>>,
+    /// What went wrong and what was done about it.
+    #[serde(default)]
+    pub repairs: Vec<String>,
+    /// What is still wrong.
+    #[serde(default)]
+    pub alarms: Vec<String>,
 }
 
 /// A finished analysis.

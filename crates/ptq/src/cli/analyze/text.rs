@@ -146,7 +146,7 @@ fn more(all: usize) -> String {
 pub(super) fn number(value: Option<f64>) -> String {
     match value {
         None => "-".into(),
-        Some(value) if value == 0.0 => "0".into(),
+        Some(0.0) => "0".into(),
         Some(value) if (1e-3..1e5).contains(&value.abs()) => {
             let digits = (3 - value.abs().log10().floor() as i32).max(0) as usize;
             format!("{value:.digits$}")
