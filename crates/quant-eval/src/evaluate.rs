@@ -9,7 +9,7 @@ use crate::rows::{RowScore, Scoring};
 use crate::{BoxError, Comparison, EvalError, EvalReport, LanguageModel, Outcome, Protocol, Side};
 
 /// Tokens of the vocabulary whose logits exist at a time. Sums are cut here, so it is part of the protocol and no setting.
-const PANEL: usize = 2048;
+pub(crate) const PANEL: usize = 2048;
 /// Positions scored at a time unless set: enough that reading and preparing a panel of the head costs little beside its
 /// product.
 pub const CHUNK: usize = 8192;
@@ -140,7 +140,7 @@ pub fn evaluate(
 }
 
 /// What every position of every sequence predicts, in reading order: nothing at the last one of a sequence.
-fn targets(sequences: &[Vec<u32>]) -> Vec<Option<u32>> {
+pub(crate) fn targets(sequences: &[Vec<u32>]) -> Vec<Option<u32>> {
     let of = |ids: &Vec<u32>| {
         let following = ids.iter().skip(1).copied().map(Some);
         following.chain([None]).collect::<Vec<_>>()
@@ -177,7 +177,7 @@ fn panel<'b>(
 }
 
 /// Sums in reading order.
-fn totals(sequences: &[Vec<u32>], scores: &[Option<RowScore>], compared: bool) -> Totals {
+pub(crate) fn totals(sequences: &[Vec<u32>], scores: &[Option<RowScore>], compared: bool) -> Totals {
     let mut totals = Totals::new(compared);
     let mut rest = scores;
     for (sequence, ids) in sequences.iter().enumerate() {
@@ -195,7 +195,7 @@ fn totals(sequences: &[Vec<u32>], scores: &[Option<RowScore>], compared: bool) -
     totals
 }
 
-fn check(
+pub(crate) fn check(
     sequences: &[Vec<u32>],
     vocab_size: usize,
     reference: Option<usize>,
@@ -239,7 +239,7 @@ fn encode(
     result.map_err(|source| EvalError::Model { side, stage: "running the blocks", source })
 }
 
-fn go_on(flow: ControlFlow<()>) -> Result<(), EvalError> {
+pub(crate) fn go_on(flow: ControlFlow<()>) -> Result<(), EvalError> {
     if flow.is_break() { Err(EvalError::Interrupted) } else { Ok(()) }
 }
 
@@ -266,7 +266,7 @@ impl SequenceSum {
 }
 
 /// Sums over sequences, in their order: equal for every chunk size and thread count.
-struct Totals {
+pub(crate) struct Totals {
     compared: bool,
     tokens: usize,
     nll_per_sequence: Vec<Option<f64>>,
@@ -308,7 +308,7 @@ impl Totals {
         self.agree += sum.agree;
     }
 
-    fn report(self, protocol: Protocol) -> EvalReport {
+    pub(crate) fn report(self, protocol: Protocol) -> EvalReport {
         let tokens = self.tokens as f64;
         let finite = |value: f64| Some(value).filter(|v| v.is_finite());
         let mean_nll = self.nll_per_sequence.iter().copied().sum::<Option<f64>>().map(|sum| sum / tokens);

@@ -13,17 +13,27 @@
 //! panel to panel ([`quant_kernels::OnlineDivergence`]), with f32 exponentials and f64 sums. Rows are scored in
 //! parallel on the caller's rayon pool and summed in the order of the text, so results depend neither on the number
 //! of threads nor on the chunk size.
+//! [`evaluate_many`] compares many models that share a head with one reference; [`Distribution`] says how hard activations are to
+//! quantise.
+//!
 //! A logit that is not finite is a stated outcome of the report ([`Outcome::NonFiniteLogits`]), never a NaN
 //! that looks like a number.
 #![forbid(unsafe_code)]
 
+mod distribution;
 mod error;
 mod evaluate;
+mod many;
 mod model;
 mod report;
 mod rows;
 
+/// The arrays of the functions here.
+pub use ndarray;
+
+pub use distribution::{Distribution, Spread};
 pub use error::EvalError;
 pub use evaluate::{CHUNK, EvalOptions, LogitsSink, Phase, Progress, evaluate, panel_bytes};
+pub use many::{ManyModels, evaluate_many};
 pub use model::{BoxError, EncodeProgress, LanguageModel};
 pub use report::{Comparison, EvalReport, Outcome, Protocol, SequenceLength, Side};

@@ -8,8 +8,8 @@ use approx::assert_relative_eq;
 use ndarray::{Array3, ArrayViewMut2, s};
 use proptest::prelude::*;
 use quant_eval::{
-    BoxError, EncodeProgress, EvalError, EvalOptions, EvalReport, LanguageModel, Outcome, Phase,
-    SequenceLength, Side, evaluate,
+    BoxError, EncodeProgress, EvalError, EvalOptions, EvalReport, LanguageModel, ManyModels, Outcome, Phase,
+    SequenceLength, Side, evaluate, evaluate_many,
 };
 
 /// Logits `[sequences, positions, vocabulary]` given outright.
@@ -68,6 +68,30 @@ impl LanguageModel for Table {
     }
 }
 
+/// Tables of the same sequences, the reference first, and the tokens whose logits are ready.
+struct Tables(Vec<Table>, Range<usize>);
+
+impl ManyModels for Tables {
+    fn vocab_size(&self) -> usize {
+        self.0[0].vocab_size()
+    }
+    fn count(&self) -> usize {
+        self.0.len() - 1
+    }
+    fn panel(&mut self, tokens: Range<usize>) -> Result<(), BoxError> {
+        self.1 = tokens;
+        Ok(())
+    }
+    fn logits(
+        &mut self,
+        which: usize,
+        positions: Range<usize>,
+        out: ArrayViewMut2<'_, f32>,
+    ) -> Result<(), BoxError> {
+        self.0[which].logits(positions, self.1.clone(), out)
+    }
+}
+
 fn run(model: &mut Table, sequences: &[Vec<u32>], chunk: usize) -> EvalReport {
     evaluate(model, sequences, EvalOptions { chunk, ..EvalOptions::default() }).unwrap()
 }
@@ -115,6 +139,43 @@ fn sequences_are_pooled_by_token() {
         })
         .sum();
     assert_eq!(sum, alone, "a sequence is scored alone");
+}
+
+/// Also where one of them is the reference, and where one has logits that are not finite.
+#[test]
+fn many_models_get_what_each_gets_alone() {
+    // More tokens than a panel holds.
+    let shape = (3, 9, 2500);
+    let tables = || {
+        let mut tables = [2, 1, 2, 3].map(|seed| Table::noise(shape, seed));
+        tables[3].logits[(1, 0, 2400)] = f32::NAN;
+        tables
+    };
+    let [mut reference, others @ ..] = tables();
+    let alone = others.map(|mut model| compare(&mut model, &mut reference, &ragged(), 256));
+    assert_eq!(alone[1].comparison.unwrap().kl, Some(0.0));
+    assert_eq!(alone[2].comparison.unwrap().kl, None);
+    let mut together = Tables(tables().into(), 0..0);
+    for table in &mut together.0 {
+        table.lengths = ragged().iter().map(Vec::len).collect();
+    }
+    let mut seen = Vec::new();
+    let mut progress = |phase: Phase, done: usize, all: usize| {
+        assert_eq!((phase, all), (Phase::Score, 15));
+        seen.push(done);
+        ControlFlow::Continue(())
+    };
+    let description = &alone[0].protocol.description;
+    let found = evaluate_many(&mut together, &ragged(), description, &mut progress).unwrap();
+    assert_eq!(found, alone);
+    assert_eq!(seen, [0, 12, 15]);
+    let mut stop = |_: Phase, _: usize, _: usize| ControlFlow::Break(());
+    let stopped = evaluate_many(&mut together, &ragged(), description, &mut stop);
+    assert!(matches!(stopped, Err(EvalError::Interrupted)));
+    together.0[3].fail = Some("logits");
+    let mut go_on = |_: Phase, _: usize, _: usize| ControlFlow::Continue(());
+    let failed = evaluate_many(&mut together, &ragged(), description, &mut go_on);
+    assert!(matches!(failed, Err(EvalError::Model { side: Side::Model, .. })));
 }
 
 #[test]

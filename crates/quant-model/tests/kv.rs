@@ -164,6 +164,34 @@ fn keys_before_rope_are_quantised_and_then_rotated() {
     }
 }
 
+/// Keys at a position are what a cache holds of the tokens that stand there, whatever came before them.
+#[test]
+fn keys_at_a_position_are_those_of_a_cache() {
+    for (architecture, window) in ARCHITECTURES {
+        let spec = spec(architecture, window);
+        let mut numbers = Numbers::new(8);
+        let float = random_block(&spec, &mut numbers);
+        let float = Block::<f64>::new(&spec, 0, float, Compute::F32, Par::Seq).unwrap();
+        let (before, tokens) = (9, 5);
+        let rope = RopeTable::<f64>::new(&spec.rope, spec.head_dim, 128, before + tokens);
+        let x = numbers.matrix(before + tokens, spec.hidden, 1.0).mapv(f64::from);
+        let last = x.slice_axis(Axis(0), Slice::from(before..));
+        let keys = |block: &Block<f64>| {
+            let mut cache = KvCache::new();
+            block.attention(x.view(), &rope, &mut cache, Par::Seq).unwrap();
+            cache.keys().slice_axis(Axis(0), Slice::from(before..)).to_owned()
+        };
+        for scheme in schemes() {
+            let mut block = float.clone();
+            block.set_kv(Some(calibrated(&float, x.view(), &rope, &scheme))).unwrap();
+            let [exact, held] = block.keys_at(last, &rope, before, Par::new(2)).unwrap();
+            assert_eq!([exact, held], [keys(&float), keys(&block)], "{architecture} {scheme:?}");
+        }
+        let short = float.keys_at(last, &rope, before + 1, Par::Seq);
+        assert!(matches!(short, Err(ModelError::Positions { .. })));
+    }
+}
+
 /// Property 6: taking off a bias of zeros changes nothing. And where there is one, its size is of no consequence any more.
 #[test]
 fn the_bias_of_keys_does_not_reach_their_codes() {

@@ -1,6 +1,7 @@
 //! What a run or an evaluation tells while it works.
 
 use crate::report::LinearReport;
+use quant_graph::BlockParams;
 
 /// One step of a run or an evaluation.
 #[derive(Clone, Debug)]
@@ -28,6 +29,13 @@ pub enum Event<'a> {
         done: usize,
         /// Steps there are.
         of: usize,
+    },
+    /// A transform or a learner has rewritten the float block that is being worked on.
+    Rewritten {
+        /// Registry id of the method.
+        by: &'static str,
+        /// The block, not rounded yet.
+        block: &'a BlockParams,
     },
     /// A linear is done.
     Linear(&'a LinearReport),

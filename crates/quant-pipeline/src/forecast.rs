@@ -10,11 +10,11 @@ use serde::Serialize;
 use std::time::Instant;
 
 /// Bytes per second and thread at which rows are read, rounded, hashed and written (measured on Zen 4 and Zen 5).
-const BYTES_PER_SECOND: f64 = 0.35e9;
+pub(crate) const BYTES_PER_SECOND: f64 = 0.35e9;
 /// Share of the product rate that the column loops of a solver reach (measured).
 const COLUMNS: f64 = 0.78;
 /// Share of the product rate that is left for products beside norms, attention and copies.
-const FORWARD: f64 = 0.85;
+pub(crate) const FORWARD: f64 = 0.85;
 
 /// What a job is expected to give and take.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -68,7 +68,7 @@ impl Plan {
 }
 
 /// Floating-point operations of calibration and rounding, each weighted by how far below the rate of a product it runs.
-fn operations(plan: &Plan, lengths: &[usize]) -> f64 {
+pub(crate) fn operations(plan: &Plan, lengths: &[usize]) -> f64 {
     let spec = &plan.spec;
     let tokens = lengths.iter().sum::<usize>();
     // The float stream passes a block once more where it is looked at before the transforms and goes on behind them.
@@ -126,13 +126,13 @@ fn cache_pass(block: &BlockSpec, tokens: usize) -> f64 {
 }
 
 /// Scores and their products with values, causal: half of all pairs.
-fn attention(spec: &ModelSpec, lengths: &[usize]) -> f64 {
+pub(crate) fn attention(spec: &ModelSpec, lengths: &[usize]) -> f64 {
     let pairs: f64 = lengths.iter().map(|&n| (n as f64).powi(2) / 2.0).sum();
     4.0 * pairs * spec.query_width() as f64
 }
 
 /// Operations per second of a product of this machine, from one that takes some hundredths of a second.
-fn product_rate(compute: Compute, par: Par) -> f64 {
+pub(crate) fn product_rate(compute: Compute, par: Par) -> f64 {
     const TOKENS: usize = 512;
     const WIDTH: usize = 1024;
     let filled =

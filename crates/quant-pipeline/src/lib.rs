@@ -4,7 +4,8 @@
 //! 2. [`Plan::new`] resolves it against a model and refuses what cannot work before a weight is read.
 //! 3. [`run`](run::run) carries calibration activations through the blocks, calls the methods, and hands finished blocks to
 //!    a [`BlockSink`](run::BlockSink).
-//! 4. [`quantize`] does all of it from folder to folder; [`evaluate`] measures any folder.
+//! 4. [`quantize`] does all of it from folder to folder; [`evaluate`] measures any folder; [`prepare_analysis`] leads to what a
+//!    recipe does to each block of a model by itself.
 //!
 //! ```
 //! use quant_pipeline::{Plan, Recipe, folder_spec};
@@ -24,6 +25,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
+mod analyze;
 mod cache_plan;
 mod disk;
 mod error;
@@ -52,6 +54,10 @@ mod serving;
 mod stood;
 mod version;
 
+pub use analyze::{
+    Analysis, AnalysisCost, AnalyzeJob, BlockAnalysis, BlocksFrom, KEY_POSITIONS, KeyError, LinearAnalysis,
+    Observed, Place, PreparedAnalysis, Sample, StepSpread, Trace, prepare_analysis,
+};
 pub use disk::DiskPlan;
 pub use error::{PipelineError, RecipeError};
 pub use eval_memory::{EvalMemory, ModelMemory};
@@ -67,6 +73,7 @@ pub use open::{
 pub use plan::{LinearPlan, Plan, StageNeeds, Streams};
 pub use prepare::{PreparedJob, prepare};
 pub use presets::{PRESETS, Preset, preset};
+pub use quant_eval::Spread;
 pub use quantize::{quantize, quantize_on, read_recipe, read_recipe_with};
 pub use recipe::{ActivationSpec, Glob, KvSpec, Recipe, schema, schema_with};
 pub use registry::{Presets, Registry};

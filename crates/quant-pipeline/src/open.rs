@@ -135,6 +135,15 @@ impl OpenFolder {
         Ok(checkpoint)
     }
 
+    /// As a stream of blocks, from the files opened a second time.
+    ///
+    /// # Errors
+    /// As [`Self::into_source`] and [`Checkpoint::open`].
+    pub(crate) fn source(&self) -> Result<FolderSource, PipelineError> {
+        let source = FolderSource::open_with(self.reopen()?, self.spec.clone(), &self.formats)?;
+        Ok(source.without_hashes())
+    }
+
     /// As a stream of blocks.
     ///
     /// # Errors

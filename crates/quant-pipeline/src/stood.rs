@@ -87,7 +87,7 @@ pub(crate) fn stands(
 }
 
 /// A JSON file of a folder, if it is there and is one.
-fn json(dir: &Path, name: &str) -> Option<Value> {
+pub(crate) fn json(dir: &Path, name: &str) -> Option<Value> {
     let path = dir.join(name);
     path.symlink_metadata().ok().filter(|meta| meta.is_file() && meta.len() <= LARGEST)?;
     parse_strict_json(name, &fs::read(path).ok()?).ok()

@@ -29,12 +29,17 @@ impl Failure {
     /// A result that could not be written to stdout.
     #[must_use]
     pub fn stdout(error: &std::io::Error) -> Self {
-        Self { code: 5, message: Some(format!("cannot write the result to stdout: {error}")) }
+        Self::resources(format!("cannot write the result to stdout: {error}"))
     }
     /// The command line or recipe is wrong.
     #[must_use]
     pub fn usage(message: impl Into<String>) -> Self {
         Self { code: 2, message: Some(message.into()) }
+    }
+    /// Memory, a disk or a file that cannot be written.
+    #[must_use]
+    pub fn resources(message: impl Into<String>) -> Self {
+        Self { code: 5, message: Some(message.into()) }
     }
     /// Something that fits no other code.
     #[must_use]

@@ -1,5 +1,6 @@
 //! The command line: a thin layer over the libraries. stdout is data, stderr is talk.
 
+mod analyze;
 mod eval;
 mod exit;
 mod inspect;
@@ -50,6 +51,11 @@ enum Command {
         after_help = "Example:\n  ptq eval --model Qwen2.5-7B-w8a8 --reference Qwen2.5-7B-Instruct --text wiki.test.raw"
     )]
     Eval(eval::Args),
+    /// Show what a recipe does to each block by itself: activations, errors, effect on the final logits; nothing is trained
+    #[command(
+        after_help = "Example:\n  ptq analyze --model Qwen2.5-1.5B --recipe w4a4kv4-quarot-research --calibration corpus.txt --output analysis.html"
+    )]
+    Analyze(analyze::Args),
     /// Check a folder by the rules of the program that will load it
     #[command(after_help = "Example:\n  ptq verify Qwen2.5-7B-w8a8 --target vllm-ascend")]
     Verify(verify::Args),
@@ -86,6 +92,7 @@ pub fn main_with(registry: &Registry) -> ExitCode {
         Command::Plan(args) => plan::run(&args, registry),
         Command::Quantize(args) => quantize::run(&args, registry),
         Command::Eval(args) => eval::run(&args, registry),
+        Command::Analyze(args) => analyze::run(&args, registry),
         Command::Verify(args) => verify::run(&args, registry),
         Command::Inspect(args) => inspect::run(&args, registry),
         Command::List(args) => list::run(&args, registry),

@@ -18,6 +18,7 @@ use quant_core::codec::{decoded, encoded};
 use quant_core::{AxisShape, ClipRatio, KvQuant, OnlineShape, codec_of_fields};
 use quant_graph::{BlockParams, EffectiveWeights, LinearId, OnlineScheme, Site, Spot};
 use quant_kernels::Par;
+use std::sync::Arc;
 
 /// Attempts at half the learning rate of the one before.
 const SLOWER: usize = 2;
@@ -181,6 +182,11 @@ impl Learner for FlatLearner {
         let measured = usize::from(self.settings.variant == FlatVariant::Stable) * (self.settings.epochs + 1);
         // Of a block behind it: forward, forward again, and one product of two in the backward.
         (self.window * (3 * self.settings.epochs + measured + 2)) as f64
+    }
+
+    fn untrained(&self) -> Arc<dyn Learner> {
+        let settings = FlatSettings { epochs: 0, batch_size: 1, ..self.settings };
+        Arc::new(Self { settings, window: 1, ..self.clone() })
     }
 
     fn learn(

@@ -11,6 +11,7 @@ use quant_kernels::Par;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::{self, Debug};
+use std::sync::Arc;
 
 /// A block and what is to become of it.
 #[derive(Clone, Copy, Debug)]
@@ -166,6 +167,8 @@ pub trait Learner: Debug + Send + Sync {
     fn workspace(&self, block: &BlockPlan<'_>, tokens: usize, batch: usize) -> u64;
     /// How often all tokens pass a block, a backward as two passes.
     fn passes(&self) -> f64;
+    /// The same without any training: what it leaves in a block is what training begins with.
+    fn untrained(&self) -> Arc<dyn Learner>;
     /// Learns in the float `block`.
     ///
     /// # Errors

@@ -258,21 +258,7 @@ impl<T: Element> Block<T> {
         self.rotate(q.view_mut(), rope, past, par);
         self.transform_heads(&mut q, PairTransform::query, par);
         self.norm_heads(k.view_mut(), Norm::Key, par);
-        match &self.kv {
-            Some(kv) if kv.before_rope => {
-                let bias = if kv.pre_bias { self.key_bias() } else { None };
-                self.quantise(&kv.keys, &mut k, bias, par);
-                self.rotate(k.view_mut(), rope, past, par);
-                self.transform_heads(&mut k, PairTransform::key, par);
-            }
-            kv => {
-                self.rotate(k.view_mut(), rope, past, par);
-                self.transform_heads(&mut k, PairTransform::key, par);
-                if let Some(kv) = kv {
-                    self.quantise(&kv.keys, &mut k, None, par);
-                }
-            }
-        }
+        self.keys_in_cache(&mut k, rope, past, par);
         if let Some(kv) = &self.kv {
             self.quantise(&kv.values, &mut v, None, par);
         }
@@ -377,7 +363,7 @@ impl<T: Element> Block<T> {
     }
 
     /// Some parts of a site in the order in which they are stored, each of its width, from their common input.
-    fn project<const N: usize>(
+    pub(super) fn project<const N: usize>(
         &self,
         site: Site,
         parts: [(Role, usize); N],

@@ -1,8 +1,8 @@
 //! What happens to queries, keys and values between their products and attention, and to what enters a site.
 
 use super::Block;
-use crate::RopeTable;
 use crate::ops::norm::norm_heads;
+use crate::{ModelError, RopeTable};
 use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut2, Axis, Slice};
 use quant_core::{EntryQuant, OnlineTransform, PairTransform};
 use quant_graph::{LinearSpec, Norm, Role, Site};
@@ -71,6 +71,58 @@ impl<T: Element> Block<T> {
                 rows += &bias;
             }
         });
+    }
+    /// Takes keys `[tokens, kv_heads · head_dim]` of the positions from `first` on, behind their norm, to what attention reads of them:
+    /// behind rope, their transform, and the quantiser of the cache where it stands.
+    pub(super) fn keys_in_cache(&self, k: &mut Array2<T>, rope: &RopeTable<T>, first: usize, par: Par) {
+        let before = self.kv.as_ref().filter(|kv| kv.before_rope);
+        if let Some(kv) = before {
+            let bias = if kv.pre_bias { self.key_bias() } else { None };
+            self.quantise(&kv.keys, k, bias, par);
+        }
+        self.rotate(k.view_mut(), rope, first, par);
+        self.transform_heads(k, PairTransform::key, par);
+        if let Some(kv) = self.kv.as_ref().filter(|_| before.is_none()) {
+            self.quantise(&kv.keys, k, None, par);
+        }
+    }
+    /// Keys `[tokens, kv_heads · head_dim]` as attention reads them where the first of the rows `x` of [`Site::AttentionInput`]
+    /// `[tokens, hidden]` stands at position `first`: exact, and as the quantiser of the cache leaves them. How well a quantiser and a
+    /// transform of keys that were found on short sequences serve long ones shows here without a long sequence.
+    ///
+    /// ```
+    /// use quant_model::ndarray::Array2;
+    /// use quant_model::{Block, Compute, Par, RopeTable, model_spec};
+    /// # let config = serde_json::json!({ "architectures": ["LlamaForCausalLM"], "hidden_size": 8, "intermediate_size": 12,
+    /// #     "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 10 });
+    /// # let spec = model_spec(&config)?;
+    /// # let params = quant_testkit::random_block(&spec, &mut quant_testkit::Numbers::new(1));
+    ///
+    /// let block = Block::<f32>::new(&spec, 0, params, Compute::F32, Par::Seq)?;
+    /// let far = RopeTable::new(&spec.rope, spec.head_dim, spec.max_position_embeddings, 8192 + 3);
+    /// let [exact, held] = block.keys_at(Array2::ones((3, 8)).view(), &far, 8192, Par::Seq)?;
+    /// // This block has no quantiser of its cache.
+    /// assert_eq!(exact, held);
+    /// # Ok::<(), quant_model::ModelError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`ModelError::MissingLinear`], [`ModelError::Shape`], or [`ModelError::Positions`] if `rope` is too short.
+    pub fn keys_at(
+        &self,
+        x: ArrayView2<'_, T>,
+        rope: &RopeTable<T>,
+        first: usize,
+        par: Par,
+    ) -> Result<[Array2<T>; 2], ModelError> {
+        self.check_positions(rope, first + x.nrows())?;
+        let [mut exact] = self.project(Site::AttentionInput, [(Role::K, self.shape.kv_width())], x, par)?;
+        self.norm_heads(exact.view_mut(), Norm::Key, par);
+        let mut held = exact.clone();
+        self.rotate(exact.view_mut(), rope, first, par);
+        self.transform_heads(&mut exact, PairTransform::key, par);
+        self.keys_in_cache(&mut held, rope, first, par);
+        Ok([exact, held])
     }
     /// The bias of the rows that make keys, `[kv_heads · head_dim]`, if they have one.
     pub(super) fn key_bias(&self) -> Option<ArrayView1<'_, T>> {

@@ -298,6 +298,10 @@ impl Recipe {
     pub(crate) fn with_format(&self, format: &'static dyn Format) -> Self {
         Self { format: Some(format), ..self.clone() }
     }
+    /// The same recipe with nothing trained: what a learner leaves in a block is what its training begins with.
+    pub(crate) fn untrained(&self) -> Self {
+        Self { learner: self.learner.as_ref().map(|learner| learner.untrained()), ..self.clone() }
+    }
     /// What it was read with, and what whoever carries it out goes by.
     #[must_use]
     pub fn registry(&self) -> &Registry {

@@ -143,6 +143,8 @@ impl Run<'_> {
             return Ok(block);
         };
         let applied = learner.apply(record, block, &plan, self.par());
-        applied.map_err(PipelineError::method(self.plan.spec.block_prefix(index)))
+        let applied = applied.map_err(PipelineError::method(self.plan.spec.block_prefix(index)))?;
+        self.events.event(Event::Rewritten { by: learner.method().id, block: &applied });
+        Ok(applied)
     }
 }

@@ -17,6 +17,7 @@ mod measure;
 mod memory_sink;
 mod observe;
 mod outer;
+mod single;
 mod sink;
 mod stages;
 mod state;
@@ -26,7 +27,9 @@ mod stream;
 pub(crate) use learn::TAPES;
 pub(crate) use measure::TILE as MEASURED_ROWS;
 pub use memory_sink::MemorySink;
+pub(crate) use single::quantize_single;
 pub use sink::{BlockSink, Keeper};
+use state::Reported;
 pub use state::RunState;
 pub(crate) use state::{of_sink, sink_frame};
 
@@ -118,17 +121,7 @@ pub fn run(
         events.event(Event::Resumed { index: state.closed, of: spec.layers });
     }
     state.report.calibration_tokens = layout.rows();
-    let mut run = Run {
-        plan,
-        rope: RopeTables::new(spec, layout.lengths()),
-        options,
-        journal: Journal::new(plan, layout.rows(), resumed),
-        state,
-        layout,
-        sink,
-        events,
-        scratch: StageScratch::default(),
-    };
+    let mut run = Run::new((plan, layout), state, resumed, sink, events, options);
     let mut rewritten;
     let source = match plan.recipe.model_transform() {
         Some(model) => {
@@ -181,6 +174,29 @@ pub(crate) fn check_calibration(plan: &Plan, calibration: Option<&TokenSet>) -> 
         "this recipe needs calibration data ({}): give --calibration FILE or FILE.safetensors:TENSOR",
         plan.streams.reasons.join(", ")
     )))
+}
+
+impl<'a> Run<'a> {
+    fn new(
+        (plan, layout): (&'a Plan, Layout),
+        state: RunState,
+        resumed: Option<Reported>,
+        sink: &'a mut dyn BlockSink,
+        events: &'a mut dyn Events,
+        options: &'a RunOptions,
+    ) -> Self {
+        Self {
+            plan,
+            rope: RopeTables::new(&plan.spec, layout.lengths()),
+            options,
+            journal: Journal::new(plan, layout.rows(), resumed),
+            state,
+            layout,
+            sink,
+            events,
+            scratch: StageScratch::default(),
+        }
+    }
 }
 
 impl Run<'_> {

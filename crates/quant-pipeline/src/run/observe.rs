@@ -3,6 +3,7 @@
 use super::Run;
 use super::stream::ActivationStream;
 use crate::PipelineError;
+use crate::events::Event;
 use ndarray::{Array2, ArrayViewMut2};
 use quant_core::ActQuant;
 use quant_graph::{BlockParams, BlockSpec, LinearId, Site, StageSpec};
@@ -235,6 +236,7 @@ impl Run<'_> {
                 }
             }
             done.push(scaled);
+            self.events.event(Event::Rewritten { by: id, block: params });
             // It computed the same, but its weights are others now.
             runner = None;
             self.spent(id, started);

@@ -1,0 +1,324 @@
+//! All streams through all blocks, each block read once.
+
+use super::finished::Finished;
+use super::keys::{KeyError, KeyProbe};
+use super::observe::{Observer, unquantised};
+use super::report::{BlockAnalysis, LinearAnalysis};
+use crate::PipelineError;
+use crate::events::{Event, Events};
+use crate::layout::Layout;
+use crate::plan::Plan;
+use crate::report::LinearReport;
+use crate::run::{RunOptions, quantize_single};
+use ndarray::ArrayViewMut2;
+use quant_checkpoint::FolderSource;
+use quant_graph::{BlockParams, BlockSource};
+use quant_kernels::return_freed_memory;
+use quant_model::{Block, MLP_ROWS, RopeTables, RowStore, StageScratch, Walk};
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+/// Where quantised blocks are from.
+pub(super) enum Quantised {
+    /// The recipe makes them.
+    Recipe,
+    /// A finished output has them.
+    Folder(Box<(FolderSource, Finished)>),
+}
+
+impl Quantised {
+    pub(super) fn folder(finished: Finished) -> Result<Self, PipelineError> {
+        let source = finished.folder.source()?;
+        Ok(Self::Folder(Box::new((source, finished))))
+    }
+}
+
+/// A float block on the way to the quantised one, and what made it.
+type Rewritten = Vec<(String, BlockParams)>;
+
+/// Keeps what transforms make of a block, and passes everything else on.
+struct Watch<'e> {
+    events: &'e mut dyn Events,
+    untrained: bool,
+    rewritten: Rewritten,
+}
+
+impl Events for Watch<'_> {
+    fn event(&mut self, event: Event<'_>) {
+        match event {
+            Event::Rewritten { by, block } => {
+                let after = if self.untrained { format!("{by} (untrained)") } else { by.to_owned() };
+                self.rewritten.push((after, unquantised(block.clone())));
+            }
+            other => self.events.event(other),
+        }
+    }
+    fn cancelled(&self) -> bool {
+        self.events.cancelled()
+    }
+}
+
+/// One pass of everything over the blocks.
+pub(super) struct Pass<'a> {
+    plan: &'a Plan,
+    layout: &'a Layout,
+    options: &'a RunOptions,
+    events: &'a mut dyn Events,
+    rope: RopeTables,
+    /// Where the cache is quantised.
+    probe: Option<KeyProbe>,
+    scratch: StageScratch<f32>,
+}
+
+impl<'a> Pass<'a> {
+    pub(super) fn new(
+        plan: &'a Plan,
+        layout: &'a Layout,
+        options: &'a RunOptions,
+        events: &'a mut dyn Events,
+    ) -> Self {
+        Self {
+            plan,
+            layout,
+            options,
+            events,
+            rope: RopeTables::new(&plan.spec, layout.lengths()),
+            probe: plan.scheme.kv.map(|_| KeyProbe::new(&plan.spec, layout)),
+            scratch: StageScratch::default(),
+        }
+    }
+
+    /// What is found of each block, and the streams behind the last one: that of the float model, and of it with each block
+    /// quantised. `original` is the model before a transform of the whole of it, where `source` is behind one.
+    pub(super) fn run(
+        mut self,
+        source: &mut dyn BlockSource,
+        mut original: Option<&mut dyn BlockSource>,
+        by: &mut Quantised,
+        sequences: &[Vec<u32>],
+    ) -> Result<(Vec<BlockAnalysis>, Vec<RowStore>), PipelineError> {
+        let of = self.plan.spec.layers;
+        let mut streams = vec![self.embedded(source, sequences)?];
+        let mut before = match &mut original {
+            Some(original) => Some(self.embedded(&mut **original, sequences)?),
+            None => None,
+        };
+        let mut blocks = Vec::with_capacity(of);
+        for index in 0..of {
+            let began = Instant::now();
+            return_freed_memory();
+            self.events.event(Event::Block { index, of });
+            self.phase("read")?;
+            let params = source.block(index)?;
+            let (finished, rewritten, linears) = self.quantised(index, &params, by, &streams[0])?;
+            let mut block = self.one(index, params, (finished, rewritten), &mut streams)?;
+            if let (Some(original), Some(stream)) = (&mut original, &mut before) {
+                let params = original.block(index)?;
+                let float = self.block(index, params)?;
+                let mut observer = Observer::new(&self.plan.spec, self.plan.scheme.kv);
+                self.advance(&float, stream, Some(&mut observer))?;
+                let behind = std::mem::take(&mut block.activations);
+                observer.into_steps("float", &mut block.activations);
+                for (known, behind) in block.activations.iter_mut().zip(behind) {
+                    known.steps.extend(behind.steps);
+                }
+            }
+            block.linears = linears;
+            blocks.push(block);
+            self.events.event(Event::BlockDone { index, of, seconds: began.elapsed().as_secs_f64() });
+        }
+        Ok((blocks, streams))
+    }
+
+    /// Everything about one block: `streams` go on behind it, and get one more.
+    fn one(
+        &mut self,
+        index: usize,
+        params: BlockParams,
+        (finished, rewritten): (BlockParams, Rewritten),
+        streams: &mut Vec<RowStore>,
+    ) -> Result<BlockAnalysis, PipelineError> {
+        let kv = self.plan.scheme.kv;
+        let whole = self.plan.recipe.model_transform().map(|model| model.method().id);
+        let mut behind = Vec::new();
+        for (after, params) in rewritten {
+            self.phase("statistics")?;
+            let block = self.block(index, params)?;
+            let mut observer = Observer::new(&self.plan.spec, kv);
+            let mut copy = self.copy(&streams[0])?;
+            self.advance(&block, &mut copy, Some(&mut observer))?;
+            behind.push((after, observer));
+        }
+        self.phase("forward")?;
+        let mut alone = self.copy(&streams[0])?;
+        let keys = {
+            let quantised = self.block(index, finished)?;
+            let keys = self.keys(&quantised, &streams[0])?;
+            self.advance(&quantised, &mut alone, None)?;
+            keys
+        };
+        let mut observer = Observer::new(&self.plan.spec, kv);
+        {
+            let float = self.block(index, params)?;
+            let (first, others) = streams.split_at_mut(1);
+            for stream in others {
+                self.advance(&float, stream, None)?;
+            }
+            self.advance(&float, &mut first[0], Some(&mut observer))?;
+        }
+        let mut activations = Vec::new();
+        observer.into_steps(whole.unwrap_or("float"), &mut activations);
+        for (after, observer) in behind {
+            observer.into_steps(&after, &mut activations);
+        }
+        let relative_mse = self.relative_mse(&alone, &streams[0])?;
+        streams.push(alone);
+        let (kl, top1_agreement) = (None, None);
+        let linears = Vec::new();
+        Ok(BlockAnalysis { block: index, kl, top1_agreement, relative_mse, linears, activations, keys })
+    }
+
+    /// A block as it will be deployed, what the float one was on the way there, and what became of its linears.
+    fn quantised(
+        &mut self,
+        index: usize,
+        params: &BlockParams,
+        by: &mut Quantised,
+        float: &RowStore,
+    ) -> Result<(BlockParams, Rewritten, Vec<LinearAnalysis>), PipelineError> {
+        match by {
+            Quantised::Folder(folder) => {
+                let (source, finished) = &mut **folder;
+                let block = source.block(index)?;
+                let seen = vec![("folder".to_owned(), unquantised(block.clone()))];
+                Ok((block, seen, finished.linears(&self.plan.spec, index)))
+            }
+            Quantised::Recipe => {
+                let untrained = self.plan.learns(index);
+                let mut watch = Watch { events: &mut *self.events, untrained, rewritten: Vec::new() };
+                let place = (self.plan, self.layout);
+                let made = quantize_single(place, index, params.clone(), float, &mut watch, self.options)?;
+                let linears = made.1.linears.iter().map(linear).collect();
+                Ok((made.0, watch.rewritten, linears))
+            }
+        }
+    }
+
+    fn block(&self, index: usize, params: BlockParams) -> Result<Block<f32>, PipelineError> {
+        let (compute, par) = (self.plan.recipe.compute(), self.options.par);
+        Ok(Block::new(&self.plan.spec, index, params, compute, par)?)
+    }
+
+    fn store(&self) -> Result<RowStore, PipelineError> {
+        Ok(RowStore::new(self.layout.rows(), self.plan.spec.hidden, self.options.spill.as_deref())?)
+    }
+
+    fn embedded(
+        &self,
+        source: &mut dyn BlockSource,
+        sequences: &[Vec<u32>],
+    ) -> Result<RowStore, PipelineError> {
+        let mut store = self.store()?;
+        for (sequence, ids) in sequences.iter().enumerate() {
+            let rows = source.embed(ids)?;
+            store.overwrite::<PipelineError>(self.layout.rows_of(&(sequence..sequence + 1)), |mut to| {
+                to.assign(&rows);
+                Ok(())
+            })?;
+        }
+        Ok(store)
+    }
+
+    fn copy(&self, from: &RowStore) -> Result<RowStore, PipelineError> {
+        let mut copy = self.store()?;
+        for chunk in &self.layout.chunks {
+            let rows = self.layout.rows_of(chunk);
+            let from = from.read(rows.clone())?;
+            copy.overwrite::<PipelineError>(rows, |mut to| {
+                to.assign(&from);
+                Ok(())
+            })?;
+        }
+        Ok(copy)
+    }
+
+    /// Takes a stream through a block and shows `observer` what passes.
+    fn advance(
+        &mut self,
+        block: &Block<f32>,
+        stream: &mut RowStore,
+        mut observer: Option<&mut Observer>,
+    ) -> Result<(), PipelineError> {
+        let (par, layout) = (self.options.par, self.layout);
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let rope = &self.rope;
+        let table = |length| rope.table(length);
+        for chunk in &layout.chunks {
+            self.go_on()?;
+            let starts = layout.starts_of(chunk);
+            let walk = Walk { starts, rope: &table };
+            let mut observer = observer.as_deref_mut();
+            stream.modify::<PipelineError>(layout.rows_of(chunk), |h: ArrayViewMut2<'_, f32>| {
+                let see = &mut |site, x: ndarray::ArrayView2<'_, f32>| {
+                    if let Some(observer) = &mut observer {
+                        observer.see(block, site, x, (starts, rope), par)?;
+                    }
+                    Ok(ControlFlow::Continue(()))
+                };
+                block.walk(h, &walk, MLP_ROWS, &mut scratch, see, par)
+            })?;
+        }
+        self.scratch = scratch;
+        Ok(())
+    }
+
+    /// What the quantiser of the cache does to the keys of a stream, if there is one.
+    fn keys(&mut self, block: &Block<f32>, stream: &RowStore) -> Result<Vec<KeyError>, PipelineError> {
+        let Some(mut probe) = self.probe.take() else { return Ok(Vec::new()) };
+        let par = self.options.par;
+        for chunk in &self.layout.chunks {
+            self.go_on()?;
+            let rows = stream.read(self.layout.rows_of(chunk))?;
+            let x = block.attention_input(rows.view(), par)?;
+            probe.add(block, x.view(), self.layout.starts_of(chunk), par)?;
+        }
+        let found = probe.finish();
+        self.probe = Some(probe);
+        Ok(found)
+    }
+
+    /// `‖ŷ − y‖² / ‖y‖²`, summed in the order of the rows.
+    fn relative_mse(&self, found: &RowStore, expected: &RowStore) -> Result<Option<f64>, PipelineError> {
+        let (mut difference, mut norm) = (0.0, 0.0);
+        for chunk in &self.layout.chunks {
+            let rows = self.layout.rows_of(chunk);
+            let (found, expected) = (found.read(rows.clone())?, expected.read(rows)?);
+            for (&found, &expected) in found.iter().zip(&expected) {
+                let (found, expected) = (f64::from(found), f64::from(expected));
+                difference += (found - expected) * (found - expected);
+                norm += expected * expected;
+            }
+        }
+        Ok(Some(difference / norm).filter(|error| error.is_finite()))
+    }
+
+    /// Announces a part of the work, unless it is not to be done any more.
+    fn phase(&mut self, what: &'static str) -> Result<(), PipelineError> {
+        self.go_on()?;
+        self.events.event(Event::Phase(what));
+        Ok(())
+    }
+
+    fn go_on(&self) -> Result<(), PipelineError> {
+        if self.events.cancelled() { Err(PipelineError::Interrupted) } else { Ok(()) }
+    }
+}
+
+fn linear(report: &LinearReport) -> LinearAnalysis {
+    LinearAnalysis {
+        module: report.module.clone(),
+        scheme: report.scheme.clone(),
+        weight_error: report.weight_error,
+        relative_mse: report.output_error.map(|error| error * error),
+    }
+}
