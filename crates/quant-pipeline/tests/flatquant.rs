@@ -7,7 +7,7 @@ mod common;
 use common::{distance, logits, model, spec, tokens};
 use quant_core::{ActQuant, AxisShape, ClipRatio, FloatType, OnlineShape};
 use quant_data::TokenSet;
-use quant_graph::{BlockParams, BlockSource, Clipping, LinearId, Norm, Site};
+use quant_graph::{BlockParams, BlockSource, Clipping, LinearId, ModelSpec, Norm, Site};
 use quant_kernels::Par;
 use quant_model::{InMemoryModel, model_spec};
 use quant_pipeline::run::{MemorySink, RunOptions, run};
@@ -165,6 +165,24 @@ fn pairs_for_a_kernel() {
         }
         let distance = distance(&logits(found, ROWS), &expected);
         assert!(distance < 0.5, "{keys}: {distance}");
+    }
+}
+
+/// Which inputs have pairs does not depend on which comes first: here q, k and v, gate and up have none (4 x 10), o and down have.
+#[test]
+fn the_first_inputs_may_be_without_pairs() {
+    let spec = ModelSpec { hidden: 40, intermediate: 64, ..spec("Qwen2ForCausalLM", false) };
+    let float = model(&spec);
+    for (unpaired, bits) in [("w4a4", 4), ("w8a8", 8)] {
+        let plan = plan(&format!("scheme: W4A4, unpaired: {unpaired}, {SHORT}"), ASCEND, &float);
+        let sites: Vec<Site> = plan.scheme.online[0].sites.keys().copied().collect();
+        assert_eq!(sites, [Site::AttentionOutput, Site::MlpActivation]);
+        let scheme = &plan.scheme.blocks[0];
+        let found = [LinearId::Q, LinearId::O].map(|id| scheme[&id].weight.unwrap().bits.get());
+        assert_eq!(found, [bits, 4]);
+        for block in blocks(&quantised(&plan, &float, Par::Seq).0) {
+            assert_eq!(block.online.scheme().as_ref(), Some(&plan.scheme.online[0]));
+        }
     }
 }
 

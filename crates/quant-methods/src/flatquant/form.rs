@@ -78,11 +78,11 @@ impl Form {
             Transforms::Pairs => block.kernel.unwrap_or(PairKernel::of(block.spec.dtype)),
         };
         let four = |bits: Bits| bits.get() == FOUR;
-        let fits = |scheme: &&LinearScheme| {
+        let fits = |scheme: &LinearScheme| {
             scheme.weight.is_some_and(|weight| four(weight.bits))
                 && scheme.input.is_some_and(|input| four(input.bits))
         };
-        Some((kernel, *block.scheme.values().find(fits)?))
+        Some((kernel, block.scheme.values().copied().map(unlearned).find(fits)?))
     }
 
     /// What a block is trained for; none where nothing of it is quantised.
@@ -166,12 +166,12 @@ impl Form {
     pub(super) fn notices(&self, block: &BlockPlan<'_>) -> Vec<String> {
         let Some((kernel, main)) = self.kernel(block) else { return Vec::new() };
         let notice = |site: &Site| {
-            let id = *block.spec.block(block.index).at(*site).first()?;
-            let (own, features) = (scheme_at(block, Some(id)), block.spec.site_width(*site));
+            let (spec, features) = (block.spec.block(block.index), block.spec.site_width(*site));
+            let own = scheme_at(block, spec.at(*site).first().copied());
             let why = kernel.sides(features).err()?;
             let bits = own.weight.filter(|_| !self.is_paired(kernel, main, own, features))?.bits.get();
-            let module = block.spec.layout.module(id);
-            Some(format!("{module} has no transform and {bits}-bit weights: {why}"))
+            let modules: Vec<&str> = spec.at(*site).iter().map(|id| block.spec.layout.module(*id)).collect();
+            Some(format!("{}: no transform, {bits}-bit weights, because {why}", modules.join(", ")))
         };
         Site::ALL.iter().filter_map(notice).collect()
     }
@@ -232,12 +232,20 @@ impl Form {
     }
 }
 
-/// Storage of a linear of a block; float where there is none.
+/// Storage of a linear of a block as the recipe has it; float where there is none.
 fn scheme_at(block: &BlockPlan<'_>, id: Option<LinearId>) -> LinearScheme {
-    id.and_then(|id| block.scheme.get(&id)).copied().unwrap_or_default()
+    id.and_then(|id| block.scheme.get(&id)).copied().map(unlearned).unwrap_or_default()
+}
+
+/// A scheme without what the plan says of clip ratios once it has asked: a block must look alike before and after.
+fn unlearned(mut scheme: LinearScheme) -> LinearScheme {
+    if let Some(input) = scheme.input.as_mut().filter(|input| input.clip_ratio.fixed().is_none()) {
+        input.clip_ratio = Clipping::NONE;
+    }
+    scheme
 }
 
 /// Whether a recipe clips what is to be learned.
 fn clips(ratio: Clipping) -> bool {
-    !matches!(ratio, Clipping::NONE | Clipping::Learned | Clipping::Tied)
+    ratio.fixed().is_some() && ratio != Clipping::NONE
 }

@@ -19,8 +19,9 @@ pub(crate) fn spec(architecture: &str, tied: bool) -> ModelSpec {
 pub(crate) fn model(spec: &ModelSpec) -> InMemoryModel {
     let mut numbers = Numbers::new(11);
     let blocks = (0..spec.layers).map(|_| random_block(spec, &mut numbers)).collect();
-    let (embedding, head) = (numbers.matrix(64, 48, 1.0), numbers.matrix(64, 48, 1.0));
-    let norm = numbers.vector(48, 1.0, 0.2);
+    let hidden = spec.hidden;
+    let (embedding, head) = (numbers.matrix(64, hidden, 1.0), numbers.matrix(64, hidden, 1.0));
+    let norm = numbers.vector(hidden, 1.0, 0.2);
     InMemoryModel::new(spec.clone(), blocks, embedding, norm, (!spec.tied).then_some(head)).unwrap()
 }
 
