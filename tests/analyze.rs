@@ -152,11 +152,9 @@ fn nothing_is_trained() {
     }
     let steps = &trained["blocks"][5]["activations"][0]["steps"];
     assert_eq!((&steps[0]["after"], &steps[1]["after"]), (&"float".into(), &"folder".into()));
-    assert!(
-        trained["blocks"][5]["linears"][6]["relative_mse"].as_f64().is_some(),
-        "{}",
-        trained["blocks"][5]
-    );
+    // What its run said of them, which had no tokens to measure outputs on.
+    let down = &trained["blocks"][5]["linears"][6];
+    assert!(down["weight_error"].as_f64() > Some(0.0) && down["relative_mse"].is_null(), "{down}");
     let html = std::fs::read_to_string(&page).unwrap();
     check_page(&html);
     assert!(html.contains("<h2>Training</h2>"));
