@@ -121,6 +121,10 @@ fn a_budget_is_kept_by_the_disk() {
     let kept = of(&["--memory", &budget]).expect(0, &["on disk"]).json();
     assert_eq!((&free["cost"]["spilled"], &kept["cost"]["spilled"]), (&false.into(), &true.into()));
     assert!(kept["cost"]["memory"].as_u64().unwrap() < peak && kept["cost"]["disk"].as_u64().unwrap() > 0);
+    for (analysis, allowed) in [(&free, peak + peak * 15 / 100), (&kept, peak + peak * 15 / 100 - 1)] {
+        let found = analysis["peak_memory"].as_u64().unwrap_or(0);
+        assert!(found <= allowed, "{found} of {allowed}");
+    }
     assert_eq!((&free["blocks"], &free["ranking"]), (&kept["blocks"], &kept["ranking"]));
 }
 
