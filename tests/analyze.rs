@@ -121,6 +121,10 @@ fn a_budget_is_kept_by_the_disk() {
     let kept = of(&["--memory", &budget]).expect(0, &["on disk"]).json();
     assert_eq!((&free["cost"]["spilled"], &kept["cost"]["spilled"]), (&false.into(), &true.into()));
     assert!(kept["cost"]["memory"].as_u64().unwrap() < peak && kept["cost"]["disk"].as_u64().unwrap() > 0);
+    for (analysis, allowed) in [(&free, peak + peak * 15 / 100), (&kept, peak + peak * 15 / 100 - 1)] {
+        let found = analysis["peak_memory"].as_u64().unwrap_or(0);
+        assert!(found <= allowed, "{found} of {allowed}");
+    }
     assert_eq!((&free["blocks"], &free["ranking"]), (&kept["blocks"], &kept["ranking"]));
 }
 
@@ -152,11 +156,9 @@ fn nothing_is_trained() {
     }
     let steps = &trained["blocks"][5]["activations"][0]["steps"];
     assert_eq!((&steps[0]["after"], &steps[1]["after"]), (&"float".into(), &"folder".into()));
-    assert!(
-        trained["blocks"][5]["linears"][6]["relative_mse"].as_f64().is_some(),
-        "{}",
-        trained["blocks"][5]
-    );
+    // What its run said of them, which had no tokens to measure outputs on.
+    let down = &trained["blocks"][5]["linears"][6];
+    assert!(down["weight_error"].as_f64() > Some(0.0) && down["relative_mse"].is_null(), "{down}");
     let html = std::fs::read_to_string(&page).unwrap();
     check_page(&html);
     assert!(html.contains("<h2>Training</h2>"));

@@ -69,6 +69,14 @@ impl RowStore {
         matches!(self.backing, Backing::File(_))
     }
 
+    /// Frees the rows of a file that were worked on last, whose memory is otherwise used again for the next ones: for a store that has to
+    /// wait beside many others.
+    pub fn rest(&mut self) {
+        if let Backing::File(spilled) = &mut self.backing {
+            spilled.scratch = Vec::new();
+        }
+    }
+
     /// Rows `range`, borrowed from memory or read from the file.
     ///
     /// # Errors
@@ -180,6 +188,7 @@ mod tests {
             });
             assert!(failed.is_err());
             assert_eq!(store.read(1..2).unwrap()[(0, 0)], 3.5);
+            store.rest();
         }
         assert_eq!(memory.read(0..10).unwrap(), spilled.read(0..10).unwrap());
         assert_eq!(memory.read(5..6).unwrap(), spilled.read(5..6).unwrap());

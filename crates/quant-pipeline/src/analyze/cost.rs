@@ -7,6 +7,7 @@ use crate::forecast::{BYTES_PER_SECOND, FORWARD, attention, operations, product_
 use crate::layout::Layout;
 use crate::memory::{self, F32, bound};
 use crate::plan::Plan;
+use quant_eval::CHUNK;
 use quant_kernels::Par;
 use serde::Serialize;
 
@@ -75,7 +76,10 @@ impl Shape<'_> {
         let observers = (1 + self.rewritten()) as u64 * observer + observing;
         let pass = eval.base + run.retained + kept + encode + observers;
         let text = eval.base + eval.text;
-        let score = eval.base + score + CARRIED * (layout.rows() * plan.spec.layers) as u64;
+        // Of a stream on disk the positions that meet the head.
+        let read = if spilled { layout.rows().min(CHUNK) * plan.spec.hidden } else { 0 } as u64;
+        let score =
+            eval.base + score + F32 * read + CARRIED * (layout.rows().min(CHUNK) * plan.spec.layers) as u64;
         let tables = plan.scheme.kv.map_or(0, |_| KeyProbe::bytes(&plan.spec, layout.longest()));
         // A chunk of the stream that is being worked on, and of its copy.
         let held = 2 * F32 * (layout.largest_chunk() * plan.spec.hidden) as u64;

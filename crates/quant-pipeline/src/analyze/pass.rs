@@ -226,6 +226,7 @@ impl<'a> Pass<'a> {
                 Ok(())
             })?;
         }
+        store.rest();
         Ok(store)
     }
 
@@ -269,6 +270,7 @@ impl<'a> Pass<'a> {
             })?;
         }
         self.scratch = scratch;
+        stream.rest();
         Ok(())
     }
 

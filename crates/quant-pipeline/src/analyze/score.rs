@@ -67,6 +67,7 @@ pub(super) fn score(
                 Ok(())
             })?;
         }
+        store.rest();
     }
     let mut streams = Streams { source, hidden, panel: None, compute, par };
     let mut progress = |_: Phase, done: usize, of: usize| {

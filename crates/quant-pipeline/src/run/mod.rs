@@ -1,4 +1,4 @@
-//! The loop over the blocks: the only one. Activations flow, methods are called, finished blocks go to a sink.
+//! The loop over the blocks: the only one that makes a model. Activations flow, methods are called, finished blocks go to a sink.
 //!
 //! Two streams of activations may be carried. The *float* stream feeds statistics of the unquantised model; the *deployed*
 //! stream runs through the blocks with the weights they will be deployed with (activations and cache are rounded only if the

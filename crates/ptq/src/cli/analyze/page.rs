@@ -123,6 +123,7 @@ fn sensitivity(analysis: &Analysis) -> Result<String, Failure> {
         (1, of(&|block| worst_linear(block).and_then(|linear| linear.relative_mse))),
     ];
     let errors = plots::lines(&axes("relative MSE"), &moved)?;
+    let names = ["output of the block", "its worst linear"];
     let rows = analysis.ranking.iter().filter_map(|&index| blocks.get(index)).map(|block| {
         let worst = worst_linear(block);
         vec![
@@ -139,7 +140,7 @@ fn sensitivity(analysis: &Analysis) -> Result<String, Failure> {
         "<h2>Sensitive blocks</h2>\n<p>KL divergence of the final distribution from that of the float model, where this block alone is \
          quantised; a red bar stands for logits that are not finite.</p>\n{}{}{}{}",
         figure("", &effect, ""),
-        legend(&["output of the block", "its worst linear"]),
+        legend(if moved[1].1.is_empty() { &names[..1] } else { &names }),
         figure("", &errors, "Relative mean squared error on the float model's activations."),
         table(&header, rows, &[5]),
     ))
@@ -231,17 +232,15 @@ fn lessons(lessons: &[Trace]) -> Result<String, Failure> {
         rows.resize(rows.len().max(lesson.block + 1), Vec::new());
         rows[lesson.block] = cells(lesson);
     }
-    let known = || rows.iter().flatten().flatten();
-    let (least, most) =
-        known().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), &v| (low.min(v), high.max(v)));
+    let (least, most) = ends(rows.iter().flatten().flatten().copied().collect());
     let scaled = |v: &Option<f64>| v.map(|v| (v - least) / (most - least).max(1e-9));
     let shades: Vec<Vec<Option<f64>>> = rows.iter().map(|row| row.iter().map(scaled).collect()).collect();
     let size = (920, (90 + 16 * rows.len() as u32).clamp(160, 720));
     let drawn = plots::cells(&Axes { x: "step", y: "block", size }, steps, &shades)?;
     let ramp: Vec<String> = RAMP.iter().map(|colour| hex(*colour)).collect();
     let bar = format!(
-        "<p class=\"keys\"><span>loss over that of the first step {} <i style=\"width:160px;height:10px;margin:0 6px;background:linear-gradient(to right,{})\"></i> \
-         {}</span><span><i style=\"background:{};height:10px\"></i>not finite</span></p>\n",
+        "<p class=\"keys\"><span>loss over that of the first step: {} or less <i style=\"width:160px;height:10px;margin:0 6px;background:linear-gradient(to right,{})\"></i> \
+         {} or more</span><span><i style=\"background:{};height:10px\"></i>not finite</span></p>\n",
         number(Some(10_f64.powf(least)).filter(|v| v.is_finite())),
         ramp.join(","),
         number(Some(10_f64.powf(most)).filter(|v| v.is_finite())),
@@ -285,6 +284,14 @@ fn lessons(lessons: &[Trace]) -> Result<String, Failure> {
         figure("cells", &drawn, ""),
         table(&header, lessons.iter().map(told), &[4, 5]),
     ))
+}
+
+/// What 2 % of values are below, and above: one that stands out must not take all shades.
+fn ends(mut values: Vec<f64>) -> (f64, f64) {
+    values.sort_by(f64::total_cmp);
+    let at = |share: f64| values.get((share * values.len() as f64) as usize).copied();
+    let (least, most) = (at(0.02), at(0.98).or(values.last().copied()));
+    least.zip(most).unwrap_or((0.0, 0.0))
 }
 
 /// Every number that is only drawn above.
@@ -362,4 +369,24 @@ fn list(title: &str, lines: &[String]) -> String {
     }
     let lines: String = lines.iter().map(|line| format!("<li>{}</li>\n", escaped(line))).collect();
     format!("<h2>{title}</h2>\n<ul>{lines}</ul>\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_value_that_stands_out_takes_no_shades() {
+        let mut values: Vec<f64> = (0..200).map(f64::from).collect();
+        values[7] = 1e9;
+        assert_eq!(ends(values), (4.0, 197.0));
+        assert_eq!((ends(vec![3.0]), ends(Vec::new())), ((3.0, 3.0), (0.0, 0.0)));
+    }
+
+    #[test]
+    fn text_cannot_leave_its_place() {
+        assert_eq!(escaped("<a href=\"x\">&"), "&lt;a href=&quot;x&quot;&gt;&amp;");
+        let made = table(&["a", "b"], [vec!["<i>".to_owned(), "1".to_owned()]].into_iter(), &[0]);
+        assert!(made.contains("<td class=\"w\">&lt;i&gt;</td><td>1</td>"), "{made}");
+    }
 }
