@@ -2,11 +2,7 @@
 //! message that names the place; no output is left, finished or not, unless there is work to go on with; the input stays as it
 //! was.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod common;
-
-use common::{
+use crate::common::{
     CALIBRATION, SMALL, copy_of_model, files, nothing_left, on_a_full_disk, ptq, quantize, refused,
     split_in_two, text, tiny_reasoner, write_tokens,
 };

@@ -1,11 +1,7 @@
 //! Folders that are not what they seem: quantised by other tools, with tensors that do not fit, without a declared type,
 //! changed after they were written. Each command says which it is, with the exit code that fits.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod common;
-
-use common::{
+use crate::common::{
     Ran, SMALL, copy_of_model, ptq, quantize, shared, split_in_two, text, tiny_reasoner, write_tokens,
 };
 use safetensors::tensor::{Dtype, TensorView};

@@ -1,10 +1,6 @@
 //! The command line as scripts rely on it: arguments, exit codes, JSON, files.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod common;
-
-use common::{
+use crate::common::{
     CALIBRATION, SMALL, assert_same_files, few_windows, files, ptq, quantize, root, text, tiny_reasoner,
     write_tokens,
 };
@@ -156,11 +152,11 @@ fn stdout_that_takes_nothing() {
             command.args(arguments);
             command
         };
-        let ran: common::Ran = ptq().stdout(full()).output().unwrap().into();
+        let ran: crate::common::Ran = ptq().stdout(full()).output().unwrap().into();
         ran.expect(5, &["cannot write the result to stdout"]);
         let mut child = ptq().stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         drop(child.stdout.take());
-        common::Ran::from(child.wait_with_output().unwrap()).expect(0, &[]);
+        crate::common::Ran::from(child.wait_with_output().unwrap()).expect(0, &[]);
         // Talk that nobody can read stops nothing.
         let ran = ptq().stderr(full()).output().unwrap();
         assert_eq!(ran.status.code(), Some(0), "{arguments:?}");
@@ -203,7 +199,7 @@ fn every_kind_of_calibration_data() {
     assert!(a == quantized("b", &["--calibration", &first]));
     assert!(a != quantized("c", &["--calibration", &tokens]));
     // Token ids need no tokenizer.
-    let bare = common::copy_of_model(work.path());
+    let bare = crate::common::copy_of_model(work.path());
     std::fs::remove_file(bare.join("tokenizer.json")).unwrap();
     quantize(&bare, "w8a8", &path("bare"), &["--calibration", &tokens]).expect(0, &[]);
 }

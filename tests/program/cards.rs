@@ -1,11 +1,7 @@
 //! What an output says about itself: where it comes from, how it is loaded, how good it is; and which files of the input
 //! it does not take along.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod common;
-
-use common::{SMALL, copy_of_model, files, ptq, quantize, text, tiny_reasoner, write_tokens};
+use crate::common::{SMALL, copy_of_model, files, ptq, quantize, text, tiny_reasoner, write_tokens};
 use serde_json::{Value, json};
 use std::path::Path;
 use tempfile::tempdir;

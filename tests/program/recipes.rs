@@ -1,10 +1,6 @@
 //! What the keys of a recipe do to the output.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod common;
-
-use common::{Ran, SMALL, copy_of_model, files, ptq, quantize, text, tie, tiny_reasoner};
+use crate::common::{Ran, SMALL, copy_of_model, files, ptq, quantize, text, tie, tiny_reasoner};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -1,10 +1,6 @@
 //! QuaRot from recipe to folder: what 4 bits cost with rotations and without, and what a folder computes when it is read back.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod common;
-
-use common::{
+use crate::common::{
     SMALL, copy_of_model, few_windows, perplexity, ptq, quantize, quantize_in_memory, refused, text, tie,
     tiny_reasoner, write_tokens,
 };
@@ -50,7 +46,7 @@ fn a_folder_computes_what_was_measured() {
     let data = write_tokens(&work.path().join("rows.safetensors"), &ids, 64);
     let read = ptq(&["eval", "--model", text(&output), "--tokens", &data, "--json"]).expect(0, &[]).json();
     let recipe =
-        std::fs::read_to_string(common::root().join("recipes/w4a4kv4-quarot-research.yaml")).unwrap();
+        std::fs::read_to_string(crate::common::root().join("recipes/w4a4kv4-quarot-research.yaml")).unwrap();
     let expected = perplexity(quantize_in_memory(&model, &recipe, Some(&rows), 2).0, &rows.sequences);
     let found = read["perplexity"].as_f64().unwrap();
     assert!((found / expected - 1.0).abs() < 1e-6, "{found} from the folder, {expected} in memory");

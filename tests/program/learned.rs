@@ -1,10 +1,6 @@
 //! FlatQuant from recipe to folder: what a folder computes when it is read back, and what the person is told.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod common;
-
-use common::{
+use crate::common::{
     SMALL, copy_of_model, few_windows, perplexity, ptq, quantize, quantize_in_memory, refused, text,
     tiny_reasoner, write_tokens,
 };

@@ -1,10 +1,6 @@
 //! `ptq eval` as scripts rely on it: figures, logits, progress, and what it never overwrites.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod common;
-
-use common::{
+use crate::common::{
     Ran, SMALL, copy_of_model, few_windows, files, interrupt, ptq, quantize, text, tiny_reasoner,
     write_tokens,
 };

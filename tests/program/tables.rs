@@ -1,10 +1,8 @@
 //! Folders with a quantised embedding or head.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod common;
-
-use common::{Ran, SMALL, copy_of_model, few_windows, ptq, quantize, text, tie, tiny_reasoner, write_tokens};
+use crate::common::{
+    Ran, SMALL, copy_of_model, few_windows, ptq, quantize, text, tie, tiny_reasoner, write_tokens,
+};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use std::path::Path;

@@ -1,10 +1,6 @@
 //! A model whose linears are stored fused goes through every method and the formats that can hold it.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod common;
-
-use common::{ptq, quantize, root, text};
+use crate::common::{ptq, quantize, root, text};
 use std::path::PathBuf;
 use tempfile::tempdir;
 

@@ -1,10 +1,6 @@
 //! What calibration sees of a model.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod common;
-
-use common::{copy_of_model, few_windows, quantize_in_memory};
+use crate::common::{copy_of_model, few_windows, quantize_in_memory};
 use ptq::core::EntryQuant;
 use ptq::data::TokenSet;
 use ptq::graph::BlockSource;

@@ -1,10 +1,6 @@
 //! BiLLM and SliM-LLM from recipe to folder: true bits, what a compact folder would weigh, what formats refuse.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod common;
-
-use common::{SMALL, ptq, quantize, text, tiny_reasoner};
+use crate::common::{SMALL, ptq, quantize, text, tiny_reasoner};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use tempfile::tempdir;

@@ -1,10 +1,6 @@
 //! `ptq analyze` as scripts rely on it: what it prints, the page it writes, what it refuses.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod common;
-
-use common::{CALIBRATION, Ran, copy_of_model, ptq, quantize, text, tiny_reasoner};
+use crate::common::{CALIBRATION, Ran, copy_of_model, ptq, quantize, text, tiny_reasoner};
 use serde_json::Value;
 use std::path::Path;
 use tempfile::tempdir;

@@ -1,10 +1,6 @@
 //! Data files from the command line: what their bytes are, and what the person hears.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod common;
-
-use common::{ptq, quantize, text, tiny_reasoner};
+use crate::common::{ptq, quantize, text, tiny_reasoner};
 use tempfile::tempdir;
 
 #[test]

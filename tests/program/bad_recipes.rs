@@ -1,11 +1,7 @@
 //! Recipes that say nothing, too much, or what a model or a format cannot do: each has its exit code and a message that names the
 //! place.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod common;
-
-use common::{SMALL, quantize, refused, text, tiny_reasoner};
+use crate::common::{SMALL, quantize, refused, text, tiny_reasoner};
 use tempfile::tempdir;
 
 /// A refusal of a recipe for the embedded model.
