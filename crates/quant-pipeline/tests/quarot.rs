@@ -17,6 +17,15 @@ use serde_json::json;
 
 const ROWS: usize = 4;
 
+const FAMILIES: [&str; 6] = [
+    "LlamaForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "MistralForCausalLM",
+    "Phi3ForCausalLM",
+    "PanguEmbeddedForCausalLM",
+];
+
 fn quantised(model: &InMemoryModel, modifiers: &str) -> (InMemoryModel, Plan) {
     let recipe = Recipe::parse(&format!("version: 1\nmodifiers: [{modifiers}]\n"));
     let plan = Plan::new(&recipe.unwrap_or_else(|e| panic!("{e}")), model.spec()).unwrap();
@@ -30,15 +39,7 @@ fn quantised(model: &InMemoryModel, modifiers: &str) -> (InMemoryModel, Plan) {
 /// Every family, every rotation alone and all together, under every option.
 #[test]
 fn the_function_is_kept() {
-    let families = [
-        "LlamaForCausalLM",
-        "Qwen2ForCausalLM",
-        "Qwen3ForCausalLM",
-        "MistralForCausalLM",
-        "Phi3ForCausalLM",
-        "PanguEmbeddedForCausalLM",
-    ];
-    for (at, family) in families.into_iter().enumerate() {
+    for (at, family) in FAMILIES.into_iter().enumerate() {
         let spec = spec(family, at % 2 == 0);
         let float = model(&spec);
         let expected = logits(float.clone(), ROWS);
@@ -88,14 +89,7 @@ fn logits_in_f64(mut model: InMemoryModel, rows: usize) -> Array2<f64> {
 /// are exact in f32: then nothing stands between a model and the rotated one but the arithmetic of f64.
 #[test]
 fn the_function_is_kept_in_f64() {
-    for family in [
-        "LlamaForCausalLM",
-        "Qwen2ForCausalLM",
-        "Qwen3ForCausalLM",
-        "MistralForCausalLM",
-        "Phi3ForCausalLM",
-        "PanguEmbeddedForCausalLM",
-    ] {
+    for family in FAMILIES {
         let spec = model_spec(&json!({
             "architectures": [family], "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2,
             "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 64,
