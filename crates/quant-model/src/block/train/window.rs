@@ -19,9 +19,9 @@ use std::fmt::{self, Debug, Formatter};
 /// use quant_model::{BlockTrainer, BlockWindow, Par};
 ///
 /// /// The output of the second block.
-/// fn behind(
-///     first: BlockTrainer<'_, f32>,
-///     second: BlockTrainer<'_, f32>,
+/// fn behind<'a>(
+///     first: BlockTrainer<'a, f32>,
+///     second: BlockTrainer<'a, f32>,
 ///     (x, starts): (ArrayView2<'_, f32>, &[usize]),
 /// ) -> Result<Array2<f32>, ForwardError> {
 ///     let window = BlockWindow::new(first, vec![second]);
