@@ -16,6 +16,7 @@ use quant_graph::{
 };
 use quant_kernels::Par;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// What the channels of keys are multiplied by, `[kv_heads · head_dim]`, and those of the queries that meet them divided by: powers
 /// of two, so that nothing is rounded, the same for both channels of a pair of rope.
@@ -67,14 +68,13 @@ impl Balance {
 
     /// The weights that change, from those of the block.
     pub(super) fn weights(&self, shape: &FlatShape, float: &EffectiveWeights<'_, f32>) -> Balanced {
-        let mut changed = Balanced::new();
-        for (id, own) in float {
+        let changed = float.iter().filter(|(id, _)| scaled_parts(shape, **id).next().is_some());
+        let changed = changed.map(|(id, own)| {
             let (mut weight, mut bias) = (own.weight.to_owned(), own.bias.map(|bias| bias.to_owned()));
-            if self.scale(shape, *id, weight.view_mut(), bias.as_mut().map(|bias| bias.view_mut())) {
-                changed.insert(*id, (weight, bias));
-            }
-        }
-        changed
+            self.scale(shape, *id, weight.view_mut(), bias.as_mut().map(|bias| bias.view_mut()));
+            (*id, (weight, bias))
+        });
+        changed.collect()
     }
 
     /// The block with its keys and queries balanced.
@@ -87,18 +87,15 @@ impl Balance {
         block
     }
 
-    /// Scales the rows of a linear that make keys or queries; whether it has some.
+    /// Scales the rows of a linear that make keys or queries.
     fn scale(
         &self,
         shape: &FlatShape,
         id: LinearId,
         mut weight: ArrayViewMut2<'_, f32>,
         mut bias: Option<ArrayViewMut1<'_, f32>>,
-    ) -> bool {
-        let parts = shape.block.linear(id).map_or(&[][..], |linear| &linear.parts);
-        let mut found = false;
-        for (role, rows) in parts.iter().filter(|(role, _)| matches!(role, Role::K | Role::Q)) {
-            found = true;
+    ) {
+        for (role, rows) in scaled_parts(shape, id) {
             let group = rows.len() / self.keys.len().max(1);
             for (at, row) in rows.clone().enumerate() {
                 let (head, channel) = (at / shape.head_dim, at % shape.head_dim);
@@ -112,8 +109,13 @@ impl Balance {
                 }
             }
         }
-        found
     }
+}
+
+/// The rows of a linear that make keys or queries.
+fn scaled_parts(shape: &FlatShape, id: LinearId) -> impl Iterator<Item = &(Role, Range<usize>)> {
+    let parts = shape.block.linear(id).map_or(&[][..], |linear| &linear.parts);
+    parts.iter().filter(|(role, _)| matches!(role, Role::K | Role::Q))
 }
 
 /// Views of weights with the changed ones in their places.

@@ -291,23 +291,23 @@ impl<T: Element> FlatStep<'_, T> {
     }
 
     /// Rows of a weight that go through all steps at a time, with the threads of a part and those that take parts. Where rows are
-    /// mixed all go together.
+    /// mixed all go together, as where there are not as many clip factors, which is refused.
     fn parts(&self, id: LinearId, own: &EffectiveWeight<'_, T>, par: Par) -> (usize, Par, Par) {
         let (rows, columns) = own.weight.dim();
-        match self.value_mix(id) {
-            Some(_) => (rows.max(1), par, Par::Seq),
-            None => ((PART_BYTES / size_of::<T>() / columns.max(1)).max(1), Par::Seq, par),
+        let fits = |logits: &ClipLogits<T>| logits.max.len() == rows && logits.min.len() == rows;
+        let alone = self.value_mix(id).is_none() && self.parameters.weight_clips.get(&id).is_none_or(fits);
+        if !alone {
+            return (rows.max(1), par, Par::Seq);
         }
+        ((PART_BYTES / size_of::<T>() / columns.max(1)).max(1), Par::Seq, par)
     }
 
     /// Some rows of a weight.
     fn part<'w>(&self, id: LinearId, own: &'w EffectiveWeight<'_, T>, rows: Range<usize>) -> Part<'w, T> {
-        let part = Slice::from(rows);
+        let (whole, part) = (rows.len() == own.weight.nrows(), Slice::from(rows));
         let logits = self.parameters.weight_clips.get(&id).map(|logits| {
-            // A weight whose clip factors are of another number is refused with all of them in hand.
-            let whole = |ends: &Array1<T>| ends.len() != own.weight.nrows();
             let of = |ends: &Array1<T>| {
-                if whole(ends) { ends.clone() } else { ends.slice_axis(Axis(0), part).to_owned() }
+                if whole { ends.clone() } else { ends.slice_axis(Axis(0), part).to_owned() }
             };
             ClipLogits { max: of(&logits.max), min: of(&logits.min) }
         });
