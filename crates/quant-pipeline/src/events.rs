@@ -1,5 +1,6 @@
 //! What a run or an evaluation tells while it works.
 
+use crate::PipelineError;
 use crate::report::LinearReport;
 use quant_graph::BlockParams;
 
@@ -73,6 +74,19 @@ pub trait Events: Send {
     /// [`PipelineError::Interrupted`](crate::PipelineError::Interrupted), and what it leaves can be gone on with or is gone.
     fn cancelled(&self) -> bool {
         false
+    }
+}
+
+impl dyn Events + '_ {
+    /// Announces a part of the work, unless it is not to be done any more.
+    pub(crate) fn phase(&mut self, what: &'static str) -> Result<(), PipelineError> {
+        self.go_on()?;
+        self.event(Event::Phase(what));
+        Ok(())
+    }
+    /// Refuses to go on when the person has asked to stop.
+    pub(crate) fn go_on(&self) -> Result<(), PipelineError> {
+        if self.cancelled() { Err(PipelineError::Interrupted) } else { Ok(()) }
     }
 }
 

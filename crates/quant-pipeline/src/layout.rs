@@ -1,5 +1,8 @@
 //! How calibration sequences are laid out as rows.
 
+use crate::PipelineError;
+use quant_graph::BlockSource;
+use quant_model::RowStore;
 use std::ops::Range;
 
 /// How calibration sequences are laid out as rows, and the chunks they are processed in.
@@ -51,6 +54,34 @@ impl Layout {
     /// Rows of every sequence.
     pub(crate) fn lengths(&self) -> impl Iterator<Item = usize> + '_ {
         self.starts.windows(2).map(|pair| pair[1] - pair[0])
+    }
+    /// Writes the rows of one store into another.
+    pub(crate) fn copy(&self, from: &RowStore, to: &mut RowStore) -> Result<(), PipelineError> {
+        for chunk in &self.chunks {
+            let rows = self.rows_of(chunk);
+            let from = from.read(rows.clone())?;
+            to.overwrite::<PipelineError>(rows, |mut to| {
+                to.assign(&from);
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+    /// Writes the embedding rows of all sequences into a store.
+    pub(crate) fn embed(
+        &self,
+        source: &mut dyn BlockSource,
+        sequences: &[Vec<u32>],
+        to: &mut RowStore,
+    ) -> Result<(), PipelineError> {
+        for (sequence, ids) in sequences.iter().enumerate() {
+            let rows = source.embed(ids)?;
+            to.overwrite::<PipelineError>(self.rows_of(&(sequence..sequence + 1)), |mut to| {
+                to.assign(&rows);
+                Ok(())
+            })?;
+        }
+        Ok(())
     }
     /// Rows of the largest chunk.
     pub(crate) fn largest_chunk(&self) -> usize {

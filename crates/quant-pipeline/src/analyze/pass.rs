@@ -108,7 +108,7 @@ impl<'a> Pass<'a> {
             let began = Instant::now();
             return_freed_memory();
             self.events.event(Event::Block { index, of });
-            self.phase("read")?;
+            self.events.phase("read")?;
             let params = source.block(index)?;
             let (finished, rewritten, linears) = self.quantised(index, &params, by, &streams[0])?;
             let mut block = self.one(index, params, (finished, rewritten), &mut streams)?;
@@ -142,14 +142,14 @@ impl<'a> Pass<'a> {
         let whole = self.plan.recipe.model_transform().map(|model| model.method().id);
         let mut behind = Vec::new();
         for (after, params) in rewritten {
-            self.phase("statistics")?;
+            self.events.phase("statistics")?;
             let block = self.block(index, params)?;
             let mut observer = Observer::new(&self.plan.spec, kv);
             let mut copy = self.copy(&streams[0])?;
             self.advance(&block, &mut copy, Some(&mut observer))?;
             behind.push((after, observer));
         }
-        self.phase("forward")?;
+        self.events.phase("forward")?;
         let mut alone = self.copy(&streams[0])?;
         let keys = {
             let quantised = self.block(index, finished)?;
@@ -219,27 +219,14 @@ impl<'a> Pass<'a> {
         sequences: &[Vec<u32>],
     ) -> Result<RowStore, PipelineError> {
         let mut store = self.store()?;
-        for (sequence, ids) in sequences.iter().enumerate() {
-            let rows = source.embed(ids)?;
-            store.overwrite::<PipelineError>(self.layout.rows_of(&(sequence..sequence + 1)), |mut to| {
-                to.assign(&rows);
-                Ok(())
-            })?;
-        }
+        self.layout.embed(source, sequences, &mut store)?;
         store.rest();
         Ok(store)
     }
 
     fn copy(&self, from: &RowStore) -> Result<RowStore, PipelineError> {
         let mut copy = self.store()?;
-        for chunk in &self.layout.chunks {
-            let rows = self.layout.rows_of(chunk);
-            let from = from.read(rows.clone())?;
-            copy.overwrite::<PipelineError>(rows, |mut to| {
-                to.assign(&from);
-                Ok(())
-            })?;
-        }
+        self.layout.copy(from, &mut copy)?;
         Ok(copy)
     }
 
@@ -255,7 +242,7 @@ impl<'a> Pass<'a> {
         let rope = &self.rope;
         let table = |length| rope.table(length);
         for chunk in &layout.chunks {
-            self.go_on()?;
+            self.events.go_on()?;
             let starts = layout.starts_of(chunk);
             let walk = Walk { starts, rope: &table };
             let mut observer = observer.as_deref_mut();
@@ -279,7 +266,7 @@ impl<'a> Pass<'a> {
         let Some(mut probe) = self.probe.take() else { return Ok(Vec::new()) };
         let par = self.options.par;
         for chunk in &self.layout.chunks {
-            self.go_on()?;
+            self.events.go_on()?;
             let rows = stream.read(self.layout.rows_of(chunk))?;
             let x = block.attention_input(rows.view(), par)?;
             probe.add(block, x.view(), self.layout.starts_of(chunk), par)?;
@@ -302,17 +289,6 @@ impl<'a> Pass<'a> {
             }
         }
         Ok(Some(difference / norm).filter(|error| error.is_finite()))
-    }
-
-    /// Announces a part of the work, unless it is not to be done any more.
-    fn phase(&mut self, what: &'static str) -> Result<(), PipelineError> {
-        self.go_on()?;
-        self.events.event(Event::Phase(what));
-        Ok(())
-    }
-
-    fn go_on(&self) -> Result<(), PipelineError> {
-        if self.events.cancelled() { Err(PipelineError::Interrupted) } else { Ok(()) }
     }
 }
 

@@ -220,10 +220,11 @@ impl Run<'_> {
             streams.float = wanted.float.then(|| self.known_stream(Stream::Float)).transpose()?;
             streams.deployed = wanted.deployed.then(|| self.known_stream(Stream::Deployed)).transpose()?;
         } else {
-            let mut embedded = self.embed(source, &tokens.sequences)?;
+            let mut embedded = self.store(self.plan.spec.hidden)?;
+            self.layout.embed(source, &tokens.sequences, &mut embedded)?;
             if wanted.float && wanted.deployed {
                 let mut copy = self.store(self.plan.spec.hidden)?;
-                self.copy(&embedded, &mut copy)?;
+                self.layout.copy(&embedded, &mut copy)?;
                 streams.float = Some(ActivationStream::new(copy));
             }
             if wanted.deployed {
@@ -271,7 +272,7 @@ impl Run<'_> {
                     Some(FloatStream::Model) => float.as_mut(),
                     Some(FloatStream::Block) => {
                         if let Some(beside) = beside {
-                            self.copy(&deployed.residual, &mut beside.residual)?;
+                            self.layout.copy(&deployed.residual, &mut beside.residual)?;
                         }
                         beside.as_mut()
                     }
@@ -283,13 +284,11 @@ impl Run<'_> {
     }
     /// Announces a part of the work, unless it is not to be done any more.
     fn phase(&mut self, what: &'static str) -> Result<(), PipelineError> {
-        self.go_on()?;
-        self.events.event(Event::Phase(what));
-        Ok(())
+        self.events.phase(what)
     }
     /// Refuses to go on when the person has asked to stop.
     fn go_on(&self) -> Result<(), PipelineError> {
-        if self.events.cancelled() { Err(PipelineError::Interrupted) } else { Ok(()) }
+        self.events.go_on()
     }
     fn spent(&mut self, what: &'static str, since: Instant) {
         add_seconds(&mut self.state.report.seconds, what, since.elapsed());
@@ -297,29 +296,6 @@ impl Run<'_> {
     /// An activation store for all calibration tokens.
     fn store(&self, width: usize) -> Result<RowStore, PipelineError> {
         Ok(RowStore::new(self.layout.rows(), width, self.options.spill.as_deref())?)
-    }
-    /// Writes the rows of one store into another.
-    fn copy(&self, from: &RowStore, to: &mut RowStore) -> Result<(), PipelineError> {
-        for chunk in &self.layout.chunks {
-            let rows = self.layout.rows_of(chunk);
-            let from = from.read(rows.clone())?;
-            to.overwrite::<PipelineError>(rows, |mut to| {
-                to.assign(&from);
-                Ok(())
-            })?;
-        }
-        Ok(())
-    }
-    fn embed(&self, source: &mut dyn BlockSource, sequences: &[Vec<u32>]) -> Result<RowStore, PipelineError> {
-        let mut store = self.store(self.plan.spec.hidden)?;
-        for (sequence, ids) in sequences.iter().enumerate() {
-            let rows = source.embed(ids)?;
-            store.overwrite::<PipelineError>(self.layout.rows_of(&(sequence..sequence + 1)), |mut to| {
-                to.assign(&rows);
-                Ok(())
-            })?;
-        }
-        Ok(store)
     }
     /// Refuses activations that have left the finite numbers, naming the sequence.
     fn check_finite(&self, x: ArrayView2<'_, f32>, first_row: usize, at: &str) -> Result<(), PipelineError> {

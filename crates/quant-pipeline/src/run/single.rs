@@ -29,7 +29,7 @@ pub(crate) fn quantize_single(
     let mut run = Run::new(place, RunState::default(), None, &mut nowhere, events, options);
     let copied = || {
         let mut copy = run.store(plan.spec.hidden)?;
-        run.copy(float, &mut copy)?;
+        layout.copy(float, &mut copy)?;
         Ok::<_, PipelineError>(ActivationStream::new(copy))
     };
     let wanted = &plan.streams;
