@@ -5,8 +5,9 @@
 //! positions; the cache then holds codes to which rope is applied as they are read.
 
 use crate::activation::{clip_level, fake_group, for_rows, static_params};
-use crate::range::ChannelRanges;
-use crate::{ActRule, Bits, ClipRatio, FloatType, Real};
+use crate::convention::level_byte;
+use crate::range::{ChannelRanges, all_finite};
+use crate::{ActRule, Bits, ClipRatio, FloatType, QParams, Real};
 use ndarray::{Array1, ArrayViewMut2};
 use serde::{Deserialize, Serialize};
 
@@ -92,6 +93,38 @@ impl EntryQuant {
             }
         }
     }
+    /// The levels of one head of one token, `x` `[head_dim]`, whose first channel is `first` of the flattened axis: what a cache of codes
+    /// holds. The scale and zero level of a token and head come back; under fixed parameters the scale that comes back is 0 and to be
+    /// added to what a level stands for. It is NaN where the head has a number that is not finite, for which no level stands.
+    ///
+    /// A cache that reads `scale · (level − zero)` reads what [`Self::fake_quantize`] leaves, to the bit.
+    ///
+    /// # Panics
+    /// If there are not as many levels as numbers, or not as many channels.
+    #[inline(always)]
+    pub fn levels(&self, first: usize, x: &[f32], levels: &mut [u8]) -> QParams {
+        assert_eq!(x.len(), levels.len(), "a level for every number of a head");
+        let poison = if all_finite(x) { 0.0 } else { f32::NAN };
+        match self {
+            Self::TokenHead { bits, rule, clip_ratio } => {
+                let params = rule.params(*bits, *clip_ratio, x);
+                let top = bits.max_level();
+                for (level, &x) in levels.iter_mut().zip(x) {
+                    let found = clip_level((x / params.scale).round_ties_even() + params.zero, top);
+                    *level = level_byte(found);
+                }
+                QParams { scale: params.scale + poison, ..params }
+            }
+            Self::Channel { bits, scales, zeros } => {
+                let top = bits.max_level();
+                for (i, (level, &x)) in levels.iter_mut().zip(x).enumerate() {
+                    let (scale, zero) = (scales[first + i], zeros[first + i]);
+                    *level = level_byte(clip_level((x / scale).round_ties_even() + zero, top));
+                }
+                QParams { scale: poison, zero: 0.0 }
+            }
+        }
+    }
     /// The bit width.
     #[must_use]
     pub fn bits(&self) -> Bits {
@@ -127,6 +160,52 @@ impl KvQuant {
         match side {
             KvSide::Key => &self.keys,
             KvSide::Value => &self.values,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray::Array2;
+
+    #[test]
+    fn levels_stand_for_what_a_simulation_leaves() {
+        let (heads, head_dim) = (3, 10);
+        let width = heads * head_dim;
+        let x = Array2::from_shape_fn((5, width), |(i, j)| ((i * 131 + j * 57) % 89) as f32 * 0.07 - 2.9);
+        let bits = Bits::new(8).unwrap();
+        let mut quantisers: Vec<EntryQuant> = [ActRule::Asymmetric, ActRule::Symmetric]
+            .map(|rule| EntryQuant::TokenHead { bits, rule, clip_ratio: 0.95.into() })
+            .into();
+        quantisers.push(EntryQuant::Channel {
+            bits: Bits::new(4).unwrap(),
+            scales: (0..width).map(|j| 0.1 + 0.01 * j as f32).collect(),
+            zeros: (0..width).map(|j| (j % 16) as f32).collect(),
+        });
+        for entries in quantisers {
+            let mut want = x.clone();
+            entries.fake_quantize(head_dim, want.view_mut());
+            for (token, row) in x.rows().into_iter().enumerate() {
+                let row = row.to_vec();
+                for head in 0..heads {
+                    let first = head * head_dim;
+                    let mut levels = vec![0; head_dim];
+                    let found = entries.levels(first, &row[first..first + head_dim], &mut levels);
+                    for (i, &level) in levels.iter().enumerate() {
+                        let value = match &entries {
+                            EntryQuant::TokenHead { .. } => found.value(f32::from(level)),
+                            EntryQuant::Channel { scales, zeros, .. } => {
+                                scales[first + i] * (f32::from(level) - zeros[first + i]) + found.scale
+                            }
+                        };
+                        assert_eq!(value.to_bits(), want[(token, first + i)].to_bits(), "{entries:?}");
+                    }
+                    let mut broken = row[first..first + head_dim].to_vec();
+                    broken[3] = f32::INFINITY;
+                    assert!(entries.levels(first, &broken, &mut levels).scale.is_nan());
+                }
+            }
         }
     }
 }

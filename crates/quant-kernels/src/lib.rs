@@ -11,6 +11,7 @@
 //! | Hessians | [`gram_lower`], [`cross_gram_lower`], [`mirror_lower`], [`cholesky_lower_in_place`] |
 //! | rotations | [`walsh_hadamard_rows`], [`mix_blocks_in_place`] |
 //! | row operations | [`rms_norm`], [`softmax_rows_causal`], [`CausalSoftmax`], [`silu_mul`], [`rope_in_place`] |
+//! | attention over a cache in pages, of floats or codes | [`attend_paged`] |
 //! | their gradients | [`rms_norm_backward`], [`softmax_tile_backward`], [`row_dots`], [`silu_mul_backward`], [`rope_in_place`] with `sin` negated |
 //! | logits of a wide vocabulary, piece by piece | [`OnlineSoftmax`], [`OnlineDivergence`] |
 //! | independent tasks, parts of matrices | [`tasks`], [`views`] |
@@ -71,6 +72,7 @@ mod hadamard;
 mod integer;
 mod logits;
 mod norm;
+mod paged;
 mod prepared;
 mod product;
 mod rope;
@@ -100,6 +102,7 @@ pub use integer::{
 };
 pub use logits::{OnlineDivergence, OnlineSoftmax};
 pub use norm::{rms_norm, rms_norm_backward};
+pub use paged::{PAGE, PageEntries, PageLookup, PagedQueries, PagedScratch, attend_paged};
 pub use prepared::PreparedWeight;
 pub use product::{linear, linear_into, matmul_nn, matmul_nt};
 pub use quant_core::Par;

@@ -2,7 +2,7 @@
 
 use std::fmt::{Debug, Display, LowerExp};
 
-use ndarray::ScalarOperand;
+use ndarray::{ArrayView2, ArrayViewMut2, ScalarOperand};
 use num_traits::{Float, NumAssign};
 use quant_core::Real;
 
@@ -18,10 +18,16 @@ pub trait Scalar:
 
     /// This value rounded to IEEE half precision, halves to even; infinite from 65520 on.
     fn round_to_f16(self) -> Self;
+
+    /// The same view, where this type is f32.
+    fn as_f32(x: ArrayView2<'_, Self>) -> Option<ArrayView2<'_, f32>>;
+
+    /// The same view, where this type is f32.
+    fn as_f32_mut(x: ArrayViewMut2<'_, Self>) -> Option<ArrayViewMut2<'_, f32>>;
 }
 
 macro_rules! scalar {
-    ($ty:ident, $exp:expr, $bf16:expr, $f16:expr) => {
+    ($ty:ident, $exp:expr, $bf16:expr, $f16:expr, $narrow:expr) => {
         impl Scalar for $ty {
             #[inline(always)]
             fn exp_element(self) -> Self {
@@ -37,8 +43,16 @@ macro_rules! scalar {
             fn round_to_f16(self) -> Self {
                 $f16(self)
             }
+
+            fn as_f32(x: ArrayView2<'_, Self>) -> Option<ArrayView2<'_, f32>> {
+                $narrow(x)
+            }
+
+            fn as_f32_mut(x: ArrayViewMut2<'_, Self>) -> Option<ArrayViewMut2<'_, f32>> {
+                $narrow(x)
+            }
         }
     };
 }
-scalar!(f32, crate::exp::exp_f32, crate::bf16::round_f32, crate::f16::round_f32);
-scalar!(f64, quant_core::elementary::exp, crate::bf16::round_f64, crate::f16::round_f64);
+scalar!(f32, crate::exp::exp_f32, crate::bf16::round_f32, crate::f16::round_f32, Some);
+scalar!(f64, quant_core::elementary::exp, crate::bf16::round_f64, crate::f16::round_f64, |_| None);

@@ -137,7 +137,7 @@ mod operators {
 
     fn profiles() -> Vec<DynamicNumerics> {
         let (eight, four) = (Bits::new(8).unwrap(), Bits::new(4).unwrap());
-        let divided = |bits, rule| DynamicNumerics::Divided { bits, rule, clip_ratio: 0.95 };
+        let divided = |bits, rule| DynamicNumerics::Divided { bits, rule, clip_ratio: 0.95.into() };
         vec![
             DynamicNumerics::Ascend { bits: eight },
             DynamicNumerics::Ascend { bits: four },

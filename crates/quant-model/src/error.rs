@@ -124,7 +124,23 @@ pub enum ModelError {
         /// What there is.
         available: String,
     },
+    /// A request for text that cannot be answered.
+    #[error("prompt {index}: {problem}")]
+    Prompt {
+        /// Which of the requests.
+        index: usize,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// The source of the numbers failed.
     #[error(transparent)]
     Source(#[from] SourceError),
+}
+
+/// Whether an array has the shape that a model needs.
+pub(crate) fn expect_shape(what: &str, expected: &[usize], found: &[usize]) -> Result<(), ModelError> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(ModelError::Shape { what: what.into(), expected: expected.to_vec(), found: found.to_vec() })
 }

@@ -30,11 +30,13 @@ mod error;
 mod fake_quant;
 pub mod families;
 mod fields;
+mod generate;
 mod in_memory;
 mod kv;
 mod linear;
 mod model;
 mod ops;
+mod paged_cache;
 mod rope;
 mod rope_config;
 mod row_store;
@@ -45,22 +47,28 @@ pub use quant_graph::{BlockParams, BlockSource, ModelSpec};
 pub use quant_kernels::{Compute, Par};
 
 pub use block::{
-    Block, BlockRunner, BlockTrainer, BlockWindow, MLP_ROWS, Output, See, StageScratch, TrainingMemory, Walk,
-    training_memory,
+    Block, BlockRunner, BlockTrainer, BlockWindow, MLP_ROWS, Output, See, Span, StageScratch, TrainingMemory,
+    Walk, training_memory,
 };
 pub use config::{
     Reading, declared_dtype, model_spec, model_spec_with, read_model_config, read_model_config_with,
 };
 pub use error::ModelError;
 pub use families::{FAMILIES, Families, Family};
+pub use generate::{
+    Completion, Finish, GenerateOptions, Generated, Generator, LoadProgress, Request, ResidentModel, Sampling,
+};
 pub use in_memory::InMemoryModel;
 pub use kv::{KvCache, KvStore};
-pub use linear::{FakeQuantLinear, FloatLinear, LinearOp, linear_op};
+pub use linear::{
+    Activations, Arithmetic, Execution, FakeQuantLinear, FloatLinear, IntegerOp, LinearOp, linear_op,
+};
 
 pub use fake_quant::fake_quantized;
 pub use model::{EncodeProgress, NonFinite, StreamedModel, spilled_rows_at_once};
 pub use ops::attention::attention_workspace_bytes;
 pub use ops::norm::normed;
 pub use ops::precision::Precision;
+pub use paged_cache::{CacheForm, PagedCache};
 pub use rope::{RopeTable, RopeTables, inverse_frequencies};
 pub use row_store::{RowStore, StoreError};

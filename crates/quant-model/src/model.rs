@@ -1,10 +1,11 @@
 //! Evaluation of a whole model with one block in memory at a time.
 
+use crate::error::expect_shape;
 use crate::ops::norm::normed;
-use crate::{Block, ModelError, RopeTables, RowStore};
+use crate::{Arithmetic, Block, ModelError, RopeTables, RowStore};
 use ndarray::{Array2, ArrayViewMut2, Axis, CowArray, Ix2};
 use quant_graph::{BlockSource, ModelSpec};
-use quant_kernels::{Compute, Par, PreparedWeight, tasks, views};
+use quant_kernels::{Par, PreparedWeight, tasks, views};
 use std::ops::{ControlFlow, Range};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,7 +34,7 @@ pub struct NonFinite {
 pub struct StreamedModel<S> {
     source: S,
     spec: ModelSpec,
-    compute: Compute,
+    arithmetic: Arithmetic,
     par: Par,
     /// Folder for hidden states that should not stay in memory.
     spill: Option<PathBuf>,
@@ -47,14 +48,14 @@ pub struct StreamedModel<S> {
 }
 
 impl<S: BlockSource> StreamedModel<S> {
-    /// A model that reads from `source`, with the arithmetic `compute` in its linears and head.
+    /// A model that reads from `source`, with this arithmetic in its linears and head.
     #[must_use]
-    pub fn new(source: S, compute: Compute, par: Par) -> Self {
+    pub fn new(source: S, arithmetic: impl Into<Arithmetic>, par: Par) -> Self {
         let spec = source.spec().clone();
         Self {
             source,
             spec,
-            compute,
+            arithmetic: arithmetic.into(),
             par,
             spill: None,
             hidden: None,
@@ -152,7 +153,7 @@ impl<S: BlockSource> StreamedModel<S> {
         steps.add(0)?;
         for index in 0..self.spec.layers {
             let params = self.source.block(index)?;
-            let block = Block::<f32>::new(&self.spec, index, params, self.compute, self.par)?;
+            let block = Block::<f32>::new(&self.spec, index, params, self.arithmetic, self.par)?;
             for group in &groups {
                 hidden.modify::<ModelError>(rows_of(group), |rows| {
                     let parts = by_sequence(rows, &starts[group.start..=group.end]);
@@ -216,7 +217,7 @@ impl<S: BlockSource> StreamedModel<S> {
         expect_shape("panel of logits", &[positions.len(), tokens.len()], out.shape())?;
         let values = self.source.head(tokens.clone())?;
         expect_shape(ModelSpec::HEAD, &[tokens.len(), self.spec.hidden], values.shape())?;
-        let panel = PreparedWeight::<f32>::new(values.view(), self.compute, self.par);
+        let panel = PreparedWeight::<f32>::new(values.view(), self.arithmetic.compute, self.par);
         drop(values);
         let Some(hidden) = &self.hidden else { return Ok(()) };
         if hidden.is_spilled() {
@@ -342,11 +343,4 @@ fn by_sequence<'a>(hidden: ArrayViewMut2<'a, f32>, starts: &[usize]) -> Vec<Arra
 
 fn all_finite(x: &Array2<f32>) -> bool {
     quant_core::matrix::check_finite(x.view()).is_ok()
-}
-
-fn expect_shape(what: &str, expected: &[usize], found: &[usize]) -> Result<(), ModelError> {
-    if expected == found {
-        return Ok(());
-    }
-    Err(ModelError::Shape { what: what.into(), expected: expected.to_vec(), found: found.to_vec() })
 }

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use quant_core::{ActQuant, ActRule, Bits, EntryQuant, KvQuant, KvSide, QParams};
 use quant_graph::{BlockParams, LinearId, LinearWeight, ModelSpec, Norm};
 use quant_kernels::{Compute, Element, Par};
-use quant_model::{Block, KvCache, KvStore, ModelError, RopeTable, model_spec};
+use quant_model::{Activations, Block, KvCache, KvStore, ModelError, RopeTable, model_spec};
 use quant_testkit::{Numbers, random_block};
 use serde_json::json;
 
@@ -170,9 +170,9 @@ fn eight_bit_inputs_stay_close_and_shared_inputs_are_quantised_alike() {
     quant.fake_quantize(quantised.view_mut());
     for role in [LinearId::Q, LinearId::K, LinearId::V] {
         let linear = block.linear(role).unwrap();
-        assert_eq!(linear.input_quant(), Some(&quant));
+        assert_eq!(linear.input_quant().map(|input| input.quant), Some(quant));
         let mut product = Array2::from_elem((x.nrows(), linear.out_features()), f64::NAN);
-        linear.product_into(quantised.view(), product.view_mut(), Par::Seq);
+        linear.product_into(Activations::Float(quantised.view()), product.view_mut(), Par::Seq);
         assert_eq!(linear.forward(x.view(), Par::Seq), product);
     }
 }

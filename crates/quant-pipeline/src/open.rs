@@ -7,8 +7,8 @@ use quant_checkpoint::{
     stored_float_type,
 };
 use quant_graph::ModelSpec;
-use quant_kernels::{Compute, Par};
-use quant_model::{Families, StreamedModel, declared_dtype, read_model_config_with};
+use quant_kernels::Par;
+use quant_model::{Arithmetic, Families, StreamedModel, declared_dtype, read_model_config_with};
 use serde_json::Value;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -161,8 +161,8 @@ pub struct Scored<S>(StreamedModel<S>);
 impl<S: quant_graph::BlockSource> Scored<S> {
     /// Wraps a source of blocks.
     #[must_use]
-    pub fn new(source: S, compute: Compute, par: Par) -> Self {
-        Self(StreamedModel::new(source, compute, par))
+    pub fn new(source: S, arithmetic: impl Into<Arithmetic>, par: Par) -> Self {
+        Self(StreamedModel::new(source, arithmetic, par))
     }
     /// Keeps hidden states in this folder instead of memory.
     #[must_use]

@@ -3,7 +3,7 @@
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2};
 
 use crate::range::{all_finite, range_with_zero};
-use crate::{ActRule, Bits, CoreError, FloatType, QParams};
+use crate::{ActRule, Bits, ClipRatio, CoreError, FloatType, QParams};
 
 /// Activations `[tokens, features]` as signed codes: a value is `scale · (code − zero)`.
 #[derive(Clone, Debug, PartialEq)]
@@ -91,8 +91,8 @@ pub enum DynamicNumerics {
         bits: Bits,
         /// How the range becomes parameters.
         rule: ActRule,
-        /// Both ends of the range are multiplied by this, in (0, 1].
-        clip_ratio: f32,
+        /// What the ends of the range are multiplied by.
+        clip_ratio: ClipRatio,
     },
 }
 
@@ -240,18 +240,28 @@ impl StaticNumerics {
         mut codes: ArrayViewMut2<'_, i8>,
     ) {
         assert_eq!(x.dim(), codes.dim(), "a code for every activation");
-        let middle = bits.mid_level();
-        let (low, high, zero) = (-middle, bits.max_level() - middle, params.zero - middle);
-        let factor = match self {
-            Self::Ascend { model } => model.round(1.0 / params.scale),
-            Self::Divided => params.scale,
-        };
-        let divide = self == Self::Divided;
+        let coder = self.coder(bits, params);
         for (x, mut codes) in x.rows().into_iter().zip(codes.rows_mut()) {
             for (code, &x) in codes.iter_mut().zip(x) {
-                let quotient = if divide { x / factor } else { x * factor };
-                *code = code_within((quotient + zero).round_ties_even(), low, high);
+                *code = coder.code(x);
             }
+        }
+    }
+
+    /// How a number becomes a code under these parameters.
+    #[inline(always)]
+    pub(super) fn coder(self, bits: Bits, params: QParams) -> StaticCoder {
+        let middle = bits.mid_level();
+        StaticCoder {
+            scale: params.scale,
+            zero: params.zero - middle,
+            divide: self == Self::Divided,
+            factor: match self {
+                Self::Ascend { model } => model.round(1.0 / params.scale),
+                Self::Divided => params.scale,
+            },
+            low: -middle,
+            high: bits.max_level() - middle,
         }
     }
 
@@ -272,6 +282,26 @@ impl StaticNumerics {
     }
 }
 
+/// A static quantiser of one scale and one signed zero, ready for numbers.
+#[derive(Clone, Copy)]
+pub(super) struct StaticCoder {
+    pub(super) scale: f32,
+    pub(super) zero: f32,
+    divide: bool,
+    factor: f32,
+    low: f32,
+    high: f32,
+}
+
+impl StaticCoder {
+    /// The code of a number.
+    #[inline(always)]
+    pub(super) fn code(&self, x: f32) -> i8 {
+        let quotient = if self.divide { x / self.factor } else { x * self.factor };
+        code_within((quotient + self.zero).round_ties_even(), self.low, self.high)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -280,8 +310,11 @@ mod tests {
         Bits::new(8).unwrap()
     }
     fn profiles() -> Vec<DynamicNumerics> {
-        let divided =
-            |rule, clip_ratio| DynamicNumerics::Divided { bits: Bits::new(8).unwrap(), rule, clip_ratio };
+        let divided = |rule, clip_ratio: f32| DynamicNumerics::Divided {
+            bits: Bits::new(8).unwrap(),
+            rule,
+            clip_ratio: clip_ratio.into(),
+        };
         vec![
             DynamicNumerics::Ascend { bits: eight() },
             DynamicNumerics::Ascend { bits: Bits::new(4).unwrap() },
@@ -318,7 +351,7 @@ mod tests {
                 let mut want = x.clone();
                 ActQuant::Dynamic { bits, rule, clip_ratio: clip_ratio.into(), shards: 1 }
                     .fake_quantize(want.view_mut());
-                let numerics = DynamicNumerics::Divided { bits, rule, clip_ratio };
+                let numerics = DynamicNumerics::Divided { bits, rule, clip_ratio: clip_ratio.into() };
                 let (mut codes, mut params) = (Array2::zeros(x.dim()), Vec::new());
                 for (token, mut row) in x.rows().into_iter().zip(codes.rows_mut()) {
                     params.push(numerics.token(token.as_slice().unwrap(), row.as_slice_mut().unwrap()));
@@ -357,8 +390,7 @@ mod tests {
         for numerics in profiles() {
             let mut codes = vec![0; token.len()];
             let params = numerics.token(&token, &mut codes);
-            let unclipped =
-                !matches!(numerics, DynamicNumerics::Divided { clip_ratio, .. } if clip_ratio < 1.0);
+            let unclipped = !matches!(numerics, DynamicNumerics::Divided { clip_ratio, .. } if clip_ratio != ClipRatio::NONE);
             for (&x, &code) in token.iter().zip(&codes) {
                 let error = (params.scale * (i32::from(code) - params.zero) as f32 - x).abs();
                 assert!(!unclipped || error <= 0.501 * params.scale, "{numerics:?} {x} {error}");

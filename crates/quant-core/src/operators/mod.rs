@@ -3,6 +3,7 @@
 //! | what | where |
 //! |---|---|
 //! | activations as codes, and the arithmetic that makes them | [`QuantizedActivations`], [`DynamicNumerics`], [`StaticNumerics`] |
+//! | whose arithmetic that is: one value for simulation and execution | [`Profile`], [`InputQuant`] |
 //! | a linear as codes, and what is done with its sums | [`IntegerLinear`], [`Bias`], [`finish`] |
 //! | traits | [`DynamicQuant`], [`QuantMatmul`], [`PreparedMatmul`] |
 //! | the implementation that the others are compared with | [`Reference`], with [`check_operands`] for all |
@@ -27,10 +28,12 @@
 
 mod activations;
 mod linear;
+mod profile;
 mod reference;
 
 pub use activations::{DynamicNumerics, QuantizedActivations, StaticNumerics, TokenParams};
 pub use linear::{Bias, IntegerLinear, Output, finish, fp19, requantize};
+pub use profile::{InputNumerics, InputQuant, Profile};
 pub use reference::{Reference, check_operands};
 
 use ndarray::{ArrayView2, ArrayViewMut2};

@@ -55,9 +55,9 @@ pub struct Walk<'a, T> {
 #[derive(Clone, Debug, Default)]
 pub struct StageScratch<T> {
     /// What up computes.
-    up: Vec<T>,
+    pub(super) up: Vec<T>,
     /// Input of down, where it is kept nowhere else.
-    activation: Vec<T>,
+    pub(super) activation: Vec<T>,
 }
 
 impl<T> Debug for Walk<'_, T> {

@@ -75,15 +75,18 @@ impl<T: Element> Block<T> {
     /// Takes keys `[tokens, kv_heads · head_dim]` of the positions from `first` on, behind their norm, to what attention reads of them:
     /// behind rope, their transform, and the quantiser of the cache where it stands.
     pub(super) fn keys_in_cache(&self, k: &mut Array2<T>, rope: &RopeTable<T>, first: usize, par: Par) {
-        let before = self.kv.as_ref().filter(|kv| kv.before_rope);
-        if let Some(kv) = before {
-            let bias = if kv.pre_bias { self.key_bias() } else { None };
-            self.quantise(&kv.keys, k, bias, par);
-        }
+        self.keys_before_rope(k, par);
         self.rotate(k.view_mut(), rope, first, par);
         self.transform_heads(k, PairTransform::key, par);
-        if let Some(kv) = self.kv.as_ref().filter(|_| before.is_none()) {
+        if let Some(kv) = self.kv.as_ref().filter(|kv| !kv.before_rope) {
             self.quantise(&kv.keys, k, None, par);
+        }
+    }
+    /// What a quantiser of the cache that stands before rope makes of keys `[tokens, kv_heads · head_dim]`, if there is one.
+    pub(super) fn keys_before_rope(&self, k: &mut Array2<T>, par: Par) {
+        if let Some(kv) = self.kv.as_ref().filter(|kv| kv.before_rope) {
+            let bias = if kv.pre_bias { self.key_bias() } else { None };
+            self.quantise(&kv.keys, k, bias, par);
         }
     }
     /// Keys `[tokens, kv_heads · head_dim]` as attention reads them where the first of the rows `x` of [`Site::AttentionInput`]

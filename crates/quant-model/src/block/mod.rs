@@ -3,13 +3,15 @@
 mod flow;
 mod heads;
 mod run;
+mod step;
 mod train;
 
 pub use flow::{MLP_ROWS, Output, See, StageScratch, Walk};
 pub use run::BlockRunner;
+pub use step::Span;
 pub use train::{BlockTrainer, BlockWindow, TrainingMemory, training_memory};
 
-use crate::linear::{LinearOp, linear_op};
+use crate::linear::{Arithmetic, LinearOp, linear_op};
 use crate::ops::attention::AttentionShape;
 use crate::{ModelError, RopeTable};
 use ndarray::{Array1, ArrayView1};
@@ -33,7 +35,7 @@ use std::sync::Arc;
 /// All arrays are `[tokens, features]`. Linears can be replaced one by one ([`Self::set_linear`]), so that a pipeline can run
 /// a stage, quantise what its output feeds, and go on with what the deployed model will compute; the order of the stages and
 /// what they read and write stand in one place, [`Self::input`] and [`Self::advance`]. Which matrices there are comes from
-/// the model's [`BlockSpec`]: rows of a fused one are taken apart after the product. [`Compute`] concerns the linears; norms,
+/// the model's [`BlockSpec`]: rows of a fused one are taken apart after the product. [`Arithmetic`] concerns the linears; norms,
 /// rope and attention are in `T`.
 #[derive(Clone, Debug)]
 pub struct Block<T: Element> {
@@ -43,7 +45,7 @@ pub struct Block<T: Element> {
     intermediate: usize,
     hidden: usize,
     eps: T,
-    compute: Compute,
+    arithmetic: Arithmetic,
     linears: BTreeMap<LinearId, Arc<dyn LinearOp<T>>>,
     norms: [Option<Array1<T>>; 4],
     online: Online,
@@ -61,7 +63,7 @@ impl<T: Element> Block<T> {
         spec: &ModelSpec,
         index: usize,
         params: BlockParams,
-        compute: Compute,
+        arithmetic: impl Into<Arithmetic>,
         par: Par,
     ) -> Result<Self, ModelError> {
         let part = |what: String, problem| ModelError::Part { block: index, what, problem };
@@ -81,7 +83,7 @@ impl<T: Element> Block<T> {
             intermediate: spec.intermediate,
             hidden: spec.hidden,
             eps: T::from_f64(spec.norm_eps),
-            compute,
+            arithmetic: arithmetic.into(),
             linears: BTreeMap::new(),
             norms: [const { None }; 4],
             online: Online::default(),
@@ -122,8 +124,13 @@ impl<T: Element> Block<T> {
     }
     /// The arithmetic of its linears.
     #[must_use]
+    pub fn arithmetic(&self) -> Arithmetic {
+        self.arithmetic
+    }
+    /// The arithmetic of its float products.
+    #[must_use]
     pub fn compute(&self) -> Compute {
-        self.compute
+        self.arithmetic.compute
     }
     /// A linear, if it has been set.
     #[must_use]
@@ -147,7 +154,7 @@ impl<T: Element> Block<T> {
             None if !spec.bias => {}
             None => return Err(part(format!("{}.bias", spec.module), "is missing")),
         }
-        self.linears.insert(id, linear_op(params, self.compute, par).into());
+        self.linears.insert(id, linear_op(params, self.arithmetic, par).into());
         Ok(())
     }
     /// Removes a linear and frees its memory.

@@ -75,7 +75,7 @@ impl Block<f32> {
             let shape = [linear.out_features(), linear.in_features()];
             self.check(&format!("weight of {id}"), &shape, weight.shape())?;
             let bias = linear.bias().map(|b| b.to_owned());
-            block.linears.insert(*id, Arc::new(FloatLinear::of_view(*weight, bias, self.compute, par)));
+            block.linears.insert(*id, Arc::new(FloatLinear::of_view(*weight, bias, self.compute(), par)));
         }
         Ok(block)
     }

@@ -49,7 +49,7 @@ impl<T: Element> BlockTrainer<'_, T> {
                 if pass.insert.covers(spot) { Some(self.insert(spot, x.clone(), pass)?) } else { None };
             let mut y = Array2::zeros((x.nrows(), linear.outputs));
             let input = alone.as_ref().unwrap_or(&x);
-            let compute = self.block.compute;
+            let compute = self.block.compute();
             linear_into(input.view(), weight.weight, weight.bias, y.view_mut(), compute, pass.par);
             self.precision.round(y.view_mut(), pass.par);
             let trained = pass.keep && pass.with.contains_key(id);
@@ -99,7 +99,7 @@ impl<T: Element> BlockTrainer<'_, T> {
                 Some(sum) => (sum, true),
                 None => (Array2::zeros((tokens, linear.inputs)), false),
             };
-            let compute = self.block.compute;
+            let compute = self.block.compute();
             matmul_nn(to.view_mut(), accumulate, T::one(), grad.view(), weight.weight, compute, pass.par);
             self.precision.round(to.view_mut(), pass.par);
             if alone {
@@ -129,7 +129,7 @@ impl<T: Element> BlockTrainer<'_, T> {
     ) {
         let bias = weight.bias.map(|_| grad.sum_axis(Axis(0)));
         let multiply = |to: &mut Array2<T>, accumulate| {
-            let compute = self.block.compute;
+            let compute = self.block.compute();
             matmul_nn(to.view_mut(), accumulate, T::one(), grad.t(), input, compute, pass.par);
             self.precision.round(to.view_mut(), pass.par);
         };

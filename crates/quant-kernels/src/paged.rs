@@ -1,0 +1,482 @@
+//! Attention of a few queries over a cache in pages, of floats or of codes.
+
+use std::ops::Range;
+
+use crate::exp::exp_f32;
+use crate::rows::{lane_max, lane_sum};
+use crate::vectorized;
+
+/// Positions of a page: what one pass of the running softmax takes in. Pages lie at multiples of it, so that the sums of a query are
+/// cut at the same positions whoever else is there.
+pub const PAGE: usize = 64;
+
+/// Keys or values of one head on one page.
+///
+/// Keys lie `[head_dim, PAGE]`, a feature of all positions together, so that scores of neighbouring positions are made side by side;
+/// values lie `[PAGE, head_dim]`. Positions that were not written yet may hold anything.
+#[derive(Clone, Copy, Debug)]
+pub enum PageEntries<'a> {
+    /// As they are.
+    Float(&'a [f32]),
+    /// `scale · (level − zero)` with the parameters of each position, `[PAGE]`.
+    TokenHead {
+        /// Unsigned levels.
+        levels: &'a [u8],
+        /// Scales.
+        scales: &'a [f32],
+        /// Zero levels.
+        zeros: &'a [f32],
+    },
+    /// `scale · (level − zero)` with the parameters of each feature, `[head_dim]`.
+    Channel {
+        /// Unsigned levels.
+        levels: &'a [u8],
+        /// Scales.
+        scales: &'a [f32],
+        /// Zero levels.
+        zeros: &'a [f32],
+        /// Added to every feature of a position, `[PAGE]`: 0, or NaN where no level stands for its numbers.
+        poison: &'a [f32],
+    },
+}
+
+/// Pages of one sequence and head: keys and values by the index of the page.
+pub type PageLookup<'a, 'p> = dyn Fn(usize) -> (PageEntries<'p>, PageEntries<'p>) + Sync + 'a;
+
+/// One key head and the queries that read it.
+#[derive(Clone, Copy, Debug)]
+pub struct PagedQueries<'a> {
+    /// Queries, `[rows, head_dim]`.
+    pub queries: &'a [f32],
+    /// The position of each row, which sees itself and what stands before it; not falling.
+    pub positions: &'a [usize],
+    /// Features of a head.
+    pub head_dim: usize,
+    /// Positions that a query sees at most, itself included.
+    pub window: Option<usize>,
+}
+
+/// Buffers that are worth keeping from call to call.
+#[derive(Clone, Debug, Default)]
+pub struct PagedScratch {
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    largest: Vec<f32>,
+    total: Vec<f32>,
+}
+
+/// Rows that share what is read of a page.
+const ROWS: usize = 8;
+/// Scores of a row that are summed side by side, and features of its output.
+const SIDE: usize = 32;
+
+/// `softmax(q k^T / sqrt(head_dim) + mask) v` of one head over the pages of its cache (Vaswani et al. 2017; the running softmax of Milakov
+/// and Gimelshein 2018), into `out` `[rows, head_dim]`, whose old content is not read.
+///
+/// Codes are made floats as they are read: a cache of codes gives the bits of a cache that holds what they stand for. A score is one
+/// chain of fused multiply-adds over the features, an output one over the positions, cut at pages: the bits of a row depend on no other
+/// row, and on no order of pages in memory.
+///
+/// ```
+/// use quant_kernels::{PAGE, PageEntries, PagedQueries, PagedScratch, attend_paged};
+///
+/// // One feature; two positions with the keys 0 and 0 and the values 1 and 3.
+/// let (keys, mut values) = (vec![0.0; PAGE], vec![f32::NAN; PAGE]);
+/// (values[0], values[1]) = (1.0, 3.0);
+/// let page = |_: usize| (PageEntries::Float(&keys), PageEntries::Float(&values));
+/// let queries = PagedQueries { queries: &[1.0, 1.0], positions: &[0, 1], head_dim: 1, window: None };
+/// let mut out = [f32::NAN; 2];
+/// attend_paged(&queries, &page, &mut PagedScratch::default(), &mut out);
+/// assert_eq!(out, [1.0, 2.0]);
+/// ```
+///
+/// # Panics
+/// If queries and output are not `[rows, head_dim]`, positions fall, or a page is too short.
+pub fn attend_paged(
+    queries: &PagedQueries<'_>,
+    pages: &PageLookup<'_, '_>,
+    scratch: &mut PagedScratch,
+    out: &mut [f32],
+) {
+    let PagedQueries { queries: q, positions, head_dim, window } = *queries;
+    let rows = positions.len();
+    assert!(
+        q.len() == rows * head_dim && out.len() == rows * head_dim,
+        "{} queries and {} outputs of {rows} rows of {head_dim}",
+        q.len(),
+        out.len()
+    );
+    assert!(positions.is_sorted(), "positions of queries fall");
+    let Some(&last) = positions.last() else { return };
+    let begin = |position: usize| window.map_or(0, |w| (position + 1).saturating_sub(w));
+    let scale = (head_dim as f64).sqrt().recip() as f32;
+    let PagedScratch { keys: key_floats, values: value_floats, largest, total } = scratch;
+    largest.clear();
+    largest.resize(rows, f32::NEG_INFINITY);
+    total.clear();
+    total.resize(rows, 0.0);
+    out.fill(0.0);
+    for page in begin(positions[0]) / PAGE..=last / PAGE {
+        let first = page * PAGE;
+        // What a row sees of this page.
+        let seen = |row: usize| {
+            let position = positions[row];
+            let from = begin(position).clamp(first, first + PAGE) - first;
+            from..((position + 1).clamp(first, first + PAGE) - first).max(from)
+        };
+        let (keys, values) = pages(page);
+        vectorized(
+            #[inline(always)]
+            || {
+                let keys = keys_of(keys, head_dim, key_floats);
+                let values = values_of(values, head_dim, value_floats);
+                let mut row = 0;
+                while row < rows {
+                    let left = rows - row;
+                    let count = if left >= ROWS { ROWS } else { 1 << left.ilog2() };
+                    let range = row * head_dim..(row + count) * head_dim;
+                    let at = Rows {
+                        q: &q[range.clone()],
+                        out: &mut out[range],
+                        largest: &mut largest[row..row + count],
+                        total: &mut total[row..row + count],
+                        seen: std::array::from_fn(|i| seen((row + i).min(rows - 1))),
+                        scale,
+                    };
+                    match count {
+                        1 => take_in::<1>(at, keys, values),
+                        2 => take_in::<2>(at, keys, values),
+                        4 => take_in::<4>(at, keys, values),
+                        _ => take_in::<ROWS>(at, keys, values),
+                    }
+                    row += count;
+                }
+            },
+        );
+    }
+    for (out, total) in out.chunks_exact_mut(head_dim.max(1)).zip(total) {
+        out.iter_mut().for_each(|x| *x /= *total);
+    }
+}
+
+/// Some rows on their way through a page.
+struct Rows<'a> {
+    q: &'a [f32],
+    out: &'a mut [f32],
+    largest: &'a mut [f32],
+    total: &'a mut [f32],
+    seen: [Range<usize>; ROWS],
+    scale: f32,
+}
+
+/// Takes a page into the running softmax of `R` rows.
+#[inline(always)]
+fn take_in<const R: usize>(rows: Rows<'_>, keys: &[f32], values: &[f32]) {
+    let Rows { q, out, largest, total, seen, scale } = rows;
+    let head_dim = q.len() / R;
+    let mut weights = [[0.0_f32; PAGE]; R];
+    for side in 0..PAGE / SIDE {
+        let mut sums = [[0.0_f32; SIDE]; R];
+        for (feature, keys) in keys.as_chunks::<PAGE>().0.iter().enumerate() {
+            let keys: &[f32; SIDE] = &keys.as_chunks::<SIDE>().0[side];
+            for r in 0..R {
+                multiply_add(&mut sums[r], keys, q[r * head_dim + feature]);
+            }
+        }
+        for r in 0..R {
+            weights[r].as_chunks_mut::<SIDE>().0[side] = sums[r];
+        }
+    }
+    for r in 0..R {
+        let out = &mut out[r * head_dim..(r + 1) * head_dim];
+        soften(&mut weights[r], &seen[r], scale, &mut largest[r], &mut total[r], out);
+    }
+    // What all of the rows see, in their order; before and after it each has its own.
+    let from = seen[..R].iter().map(|s| s.start).max().unwrap_or(0);
+    let to = seen[..R].iter().map(|s| s.end).min().unwrap_or(0).max(from);
+    let mut first = 0;
+    while first + SIDE <= head_dim {
+        let mut sums = [[0.0_f32; SIDE]; R];
+        let value = |position: usize| -> &[f32] { &values[position * head_dim + first..][..SIDE] };
+        for r in 0..R {
+            sums[r].copy_from_slice(&out[r * head_dim + first..][..SIDE]);
+            for position in seen[r].start..from.min(seen[r].end) {
+                add_value(&mut sums[r], value(position), weights[r][position]);
+            }
+        }
+        for position in from..to {
+            let value = value(position);
+            for r in 0..R {
+                add_value(&mut sums[r], value, weights[r][position]);
+            }
+        }
+        for r in 0..R {
+            for position in to.max(seen[r].start)..seen[r].end {
+                add_value(&mut sums[r], value(position), weights[r][position]);
+            }
+            out[r * head_dim + first..][..SIDE].copy_from_slice(&sums[r]);
+        }
+        first += SIDE;
+    }
+    for r in 0..R {
+        for feature in first..head_dim {
+            let mut sum = out[r * head_dim + feature];
+            for position in seen[r].clone() {
+                sum = weights[r][position].mul_add(values[position * head_dim + feature], sum);
+            }
+            out[r * head_dim + feature] = sum;
+        }
+    }
+}
+
+#[inline(always)]
+fn multiply_add(sums: &mut [f32; SIDE], keys: &[f32; SIDE], q: f32) {
+    for l in 0..SIDE {
+        sums[l] = q.mul_add(keys[l], sums[l]);
+    }
+}
+
+#[inline(always)]
+fn add_value(sums: &mut [f32; SIDE], value: &[f32], weight: f32) {
+    for (sum, value) in sums.iter_mut().zip(value) {
+        *sum = weight.mul_add(*value, *sum);
+    }
+}
+
+/// Scores become weights under the largest score so far, 0 where they are not seen; what was summed before is scaled to it.
+#[inline(always)]
+fn soften(
+    scores: &mut [f32; PAGE],
+    seen: &Range<usize>,
+    scale: f32,
+    largest: &mut f32,
+    total: &mut f32,
+    out: &mut [f32],
+) {
+    if seen.is_empty() {
+        return;
+    }
+    for (position, score) in scores.iter_mut().enumerate() {
+        let scaled = *score * scale;
+        *score = if seen.contains(&position) { scaled } else { f32::NEG_INFINITY };
+    }
+    let found = lane_max(&scores[..]);
+    if found > *largest {
+        let kept = exp_f32(*largest - found);
+        *total *= kept;
+        out.iter_mut().for_each(|x| *x *= kept);
+        *largest = found;
+    }
+    for score in scores.iter_mut() {
+        *score = exp_f32(*score - *largest);
+    }
+    *total += lane_sum(&scores[..], |x| x);
+}
+
+/// Keys as floats, `[head_dim, PAGE]`.
+#[inline(always)]
+fn keys_of<'x>(entries: PageEntries<'x>, head_dim: usize, buffer: &'x mut Vec<f32>) -> &'x [f32] {
+    let count = head_dim * PAGE;
+    match entries {
+        PageEntries::Float(keys) => &keys[..count],
+        PageEntries::TokenHead { levels, scales, zeros } => {
+            let (scales, zeros) = (&scales[..PAGE], &zeros[..PAGE]);
+            buffer.resize(count, 0.0);
+            for (out, levels) in buffer.chunks_exact_mut(PAGE).zip(levels[..count].chunks_exact(PAGE)) {
+                for (((out, &level), scale), zero) in out.iter_mut().zip(levels).zip(scales).zip(zeros) {
+                    *out = scale * (f32::from(level) - zero);
+                }
+            }
+            buffer
+        }
+        PageEntries::Channel { levels, scales, zeros, poison } => {
+            buffer.resize(count, 0.0);
+            let features = scales[..head_dim].iter().zip(&zeros[..head_dim]);
+            let rows = buffer.chunks_exact_mut(PAGE).zip(levels[..count].chunks_exact(PAGE));
+            for ((out, levels), (scale, zero)) in rows.zip(features) {
+                for ((out, &level), poison) in out.iter_mut().zip(levels).zip(&poison[..PAGE]) {
+                    *out = scale * (f32::from(level) - zero) + poison;
+                }
+            }
+            buffer
+        }
+    }
+}
+
+/// Values as floats, `[PAGE, head_dim]`.
+#[inline(always)]
+fn values_of<'x>(entries: PageEntries<'x>, head_dim: usize, buffer: &'x mut Vec<f32>) -> &'x [f32] {
+    let count = head_dim * PAGE;
+    match entries {
+        PageEntries::Float(values) => &values[..count],
+        PageEntries::TokenHead { levels, scales, zeros } => {
+            buffer.resize(count, 0.0);
+            let rows = buffer.chunks_exact_mut(head_dim).zip(levels[..count].chunks_exact(head_dim));
+            for ((out, levels), (scale, zero)) in rows.zip(scales[..PAGE].iter().zip(&zeros[..PAGE])) {
+                for (out, &level) in out.iter_mut().zip(levels) {
+                    *out = scale * (f32::from(level) - zero);
+                }
+            }
+            buffer
+        }
+        PageEntries::Channel { levels, scales, zeros, poison } => {
+            let (scales, zeros) = (&scales[..head_dim], &zeros[..head_dim]);
+            buffer.resize(count, 0.0);
+            let rows = buffer.chunks_exact_mut(head_dim).zip(levels[..count].chunks_exact(head_dim));
+            for ((out, levels), poison) in rows.zip(&poison[..PAGE]) {
+                for (((out, &level), scale), zero) in out.iter_mut().zip(levels).zip(scales).zip(zeros) {
+                    *out = scale * (f32::from(level) - zero) + poison;
+                }
+            }
+            buffer
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Pages of a cache of `positions`, filled by a generator; what was not written is NaN.
+    struct Cache {
+        head_dim: usize,
+        positions: usize,
+        keys: Vec<f32>,
+        values: Vec<f32>,
+    }
+
+    impl Cache {
+        fn new(positions: usize, head_dim: usize, seed: u64) -> Self {
+            let numbers = numbers(2 * positions * head_dim, seed);
+            let (keys, values) = numbers.split_at(positions * head_dim);
+            Self { head_dim, positions, keys: keys.to_vec(), values: values.to_vec() }
+        }
+        fn pages(&self) -> Vec<(Vec<f32>, Vec<f32>)> {
+            let size = PAGE * self.head_dim;
+            let page = |p: usize| {
+                let (mut keys, mut values) = (vec![f32::NAN; size], vec![f32::NAN; size]);
+                for slot in 0..PAGE.min(self.positions - p * PAGE) {
+                    for j in 0..self.head_dim {
+                        let from = (p * PAGE + slot) * self.head_dim + j;
+                        keys[j * PAGE + slot] = self.keys[from];
+                        values[slot * self.head_dim + j] = self.values[from];
+                    }
+                }
+                (keys, values)
+            };
+            (0..self.positions.div_ceil(PAGE)).map(page).collect()
+        }
+        fn attend(&self, q: &[f32], positions: &[usize], window: Option<usize>) -> Vec<f32> {
+            let pages = self.pages();
+            let look = |p: usize| (PageEntries::Float(&pages[p].0), PageEntries::Float(&pages[p].1));
+            let queries = PagedQueries { queries: q, positions, head_dim: self.head_dim, window };
+            let mut out = vec![f32::NAN; q.len()];
+            attend_paged(&queries, &look, &mut PagedScratch::default(), &mut out);
+            out
+        }
+        /// The definition, in f64.
+        fn reference(&self, q: &[f32], position: usize, window: Option<usize>) -> Vec<f64> {
+            let d = self.head_dim;
+            let row = |x: &[f32], j: usize| x[j * d..(j + 1) * d].iter().map(|&x| f64::from(x)).collect();
+            let first = window.map_or(0, |w| (position + 1).saturating_sub(w));
+            let scores: Vec<f64> = (first..=position)
+                .map(|j| {
+                    let key: Vec<f64> = row(&self.keys, j);
+                    let product = q.iter().zip(key).map(|(&q, k)| f64::from(q) * k);
+                    product.sum::<f64>() / (d as f64).sqrt()
+                })
+                .collect();
+            let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let total: f64 = scores.iter().map(|s| (s - max).exp()).sum();
+            let mut out = vec![0.0; d];
+            for (j, score) in (first..=position).zip(&scores) {
+                let value: Vec<f64> = row(&self.values, j);
+                for (out, v) in out.iter_mut().zip(value) {
+                    *out += (score - max).exp() / total * v;
+                }
+            }
+            out
+        }
+    }
+
+    fn numbers(count: usize, seed: u64) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1_u32 << 23) as f32 - 1.0
+        };
+        (0..count).map(|_| next()).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(60))]
+        /// The definition; and the bits of a row alone are those it has among others.
+        #[test]
+        fn rows_compute_the_definition_each_by_itself(
+            past in 0_usize..200, tokens in 1_usize..20, group in 1_usize..8, head_dim in 1_usize..80,
+            window in prop::option::of(1_usize..150), seed in any::<u64>(),
+        ) {
+            let cache = Cache::new(past + tokens, head_dim, seed);
+            let positions: Vec<usize> = (0..tokens * group).map(|i| past + i / group).collect();
+            let q = numbers(positions.len() * head_dim, seed ^ 5);
+            let all = cache.attend(&q, &positions, window);
+            for (i, &position) in positions.iter().enumerate() {
+                let at = i * head_dim..(i + 1) * head_dim;
+                let want = cache.reference(&q[at.clone()], position, window);
+                for (got, want) in all[at.clone()].iter().zip(want) {
+                    prop_assert!((f64::from(*got) - want).abs() < 2e-5, "{got} {want}");
+                }
+                let alone = cache.attend(&q[at.clone()], &[position], window);
+                prop_assert_eq!(&alone[..], &all[at]);
+            }
+        }
+    }
+
+    /// Codes give the bits of the floats they stand for, in both granularities.
+    #[test]
+    fn codes_have_the_bits_of_their_values() {
+        let (d, count) = (24, PAGE * 24);
+        let level = |i: usize| ((i * 97) % 256) as u8;
+        let levels: Vec<u8> = (0..count).map(level).collect();
+        let scales: Vec<f32> = numbers(PAGE, 3).iter().map(|x| 0.02 + 0.01 * x).collect();
+        let zeros: Vec<f32> = (0..PAGE).map(|i| (100 + i) as f32).collect();
+        let mut poison = vec![0.0; PAGE];
+        // An unseen position may be anything.
+        poison[PAGE - 1] = f32::NAN;
+        let by_token = PageEntries::TokenHead { levels: &levels, scales: &scales, zeros: &zeros };
+        let by_channel =
+            PageEntries::Channel { levels: &levels, scales: &scales, zeros: &zeros, poison: &poison };
+        let q = numbers(3 * d, 9);
+        for (entries, token) in [(by_token, true), (by_channel, false)] {
+            let value = |i: usize, feature: usize, slot: usize| {
+                let at = if token { slot } else { feature };
+                scales[at] * (f32::from(levels[i]) - zeros[at])
+            };
+            let keys: Vec<f32> = (0..count).map(|i| value(i, i / PAGE, i % PAGE)).collect();
+            let values: Vec<f32> = (0..count).map(|i| value(i, i % d, i / d)).collect();
+            let positions = [40, 41, 61];
+            let queries = PagedQueries { queries: &q, positions: &positions, head_dim: d, window: None };
+            let run = |page: (PageEntries<'_>, PageEntries<'_>)| {
+                let mut out = vec![f32::NAN; q.len()];
+                attend_paged(&queries, &|_| page, &mut PagedScratch::default(), &mut out);
+                out
+            };
+            let floats = run((PageEntries::Float(&keys), PageEntries::Float(&values)));
+            assert_eq!(run((entries, entries)), floats);
+            assert!(floats.iter().all(|x| x.is_finite()));
+        }
+    }
+
+    #[test]
+    fn a_row_with_a_nan_is_nan_and_spares_the_others() {
+        let mut cache = Cache::new(70, 40, 4);
+        // Position 66 alone.
+        cache.keys[66 * 40 + 3] = f32::NAN;
+        let q = numbers(4 * 40, 8);
+        let out = cache.attend(&q, &[64, 65, 66, 69], None);
+        assert!(out[..80].iter().all(|x| x.is_finite()) && out[80..].iter().all(|x| x.is_nan()));
+    }
+}

@@ -1,0 +1,87 @@
+//! Linears that multiply codes.
+
+use super::{Activations, LinearOp, codes_of};
+use ndarray::{Array1, Array2, ArrayView1, ArrayViewMut2};
+use quant_core::operators::{Bias, InputNumerics, InputQuant, IntegerLinear, PreparedMatmul, QuantMatmul};
+use quant_graph::{LinearParams, LinearWeight};
+use quant_kernels::{Cpu, Element, Par};
+use std::fmt::{self, Debug, Formatter};
+
+/// A product of the codes of its input with those of its weight.
+pub struct IntegerOp<T> {
+    product: Box<dyn PreparedMatmul>,
+    bias: Option<Array1<T>>,
+    input: InputQuant,
+    numerics: InputNumerics,
+}
+
+impl<T: Debug> Debug for IntegerOp<T> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IntegerOp").field("shape", &self.product.shape()).finish_non_exhaustive()
+    }
+}
+
+/// The executed form of a linear, if there is one.
+pub(super) fn executed<T: Element>(
+    params: &LinearParams,
+    input: Option<InputQuant>,
+    par: Par,
+) -> Option<Box<dyn LinearOp<T>>> {
+    let LinearWeight::Quantized(weight) = &params.weight else { return None };
+    let bias = params.bias.as_ref().map(|b| b.mapv(T::from_f32));
+    let input = input?;
+    let numerics = input.numerics()?;
+    let added = params.bias.clone().map_or(Bias::None, Bias::Float);
+    let linear = IntegerLinear::from_matrix(weight, added).ok()?;
+    let product = Cpu::default().prepare(&linear, par).ok()?;
+    Some(Box::new(IntegerOp { product, bias, input, numerics }))
+}
+
+/// Runs a product in f32 whatever the elements are.
+fn in_f32<T: Element>(mut out: ArrayViewMut2<'_, T>, run: impl FnOnce(ArrayViewMut2<'_, f32>)) {
+    if let Some(out) = T::as_f32_mut(out.view_mut()) {
+        return run(out);
+    }
+    let mut narrow = Array2::zeros(out.dim());
+    run(narrow.view_mut());
+    out.zip_mut_with(&narrow, |out, &y| *out = T::from_f32(y));
+}
+
+impl<T: Element> LinearOp<T> for IntegerOp<T> {
+    fn in_features(&self) -> usize {
+        self.product.shape().1
+    }
+    fn out_features(&self) -> usize {
+        self.product.shape().0
+    }
+    fn input_quant(&self) -> Option<&InputQuant> {
+        Some(&self.input)
+    }
+    fn takes_codes(&self) -> bool {
+        true
+    }
+    fn is_executed(&self) -> bool {
+        true
+    }
+    fn bytes(&self) -> usize {
+        let (outputs, inputs) = self.product.shape();
+        outputs * inputs
+    }
+    fn bias(&self) -> Option<ArrayView1<'_, T>> {
+        self.bias.as_ref().map(|b| b.view())
+    }
+    fn product_into(&self, x: Activations<'_, T>, out: ArrayViewMut2<'_, T>, par: Par) {
+        let made;
+        let codes = match x {
+            Activations::Codes(codes) => codes,
+            Activations::Float(x) => {
+                made = codes_of(self.numerics, x, par);
+                &made
+            }
+        };
+        in_f32(out, |out| {
+            let done = self.product.forward(codes, out.into(), par);
+            assert!(done.is_ok(), "{done:?}");
+        });
+    }
+}
