@@ -6,7 +6,7 @@
 //! | what | functions |
 //! |---|---|
 //! | products | [`matmul_nt`], [`matmul_nn`], [`linear`], [`linear_into`] |
-//! | a weight used for many chunks of tokens | [`PreparedWeight`], [`IntegerWeight`] for bytes |
+//! | a weight used for many chunks of tokens | [`PreparedWeight`], [`PackedWeight`] of 4 or 8 bits, [`IntegerWeight`] for bytes |
 //! | integer execution ([`quant_core::operators`]) | [`Cpu`], [`quantize_tokens`], [`quantize_static`], [`rms_norm_quantize`], [`silu_mul_quantize`] |
 //! | Hessians | [`gram_lower`], [`cross_gram_lower`], [`mirror_lower`], [`cholesky_lower_in_place`] |
 //! | rotations | [`walsh_hadamard_rows`], [`mix_blocks_in_place`] |
@@ -72,7 +72,9 @@ mod hadamard;
 mod integer;
 mod logits;
 mod norm;
+mod packed;
 mod paged;
+mod panels;
 mod prepared;
 mod product;
 mod rope;
@@ -102,6 +104,7 @@ pub use integer::{
 };
 pub use logits::{OnlineDivergence, OnlineSoftmax};
 pub use norm::{rms_norm, rms_norm_backward};
+pub use packed::PackedWeight;
 pub use paged::{PAGE, PageEntries, PageLookup, PagedQueries, PagedScratch, attend_paged};
 pub use prepared::PreparedWeight;
 pub use product::{linear, linear_into, matmul_nn, matmul_nt};

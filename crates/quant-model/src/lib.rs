@@ -61,7 +61,8 @@ pub use generate::{
 pub use in_memory::InMemoryModel;
 pub use kv::{KvCache, KvStore};
 pub use linear::{
-    Activations, Arithmetic, Execution, FakeQuantLinear, FloatLinear, IntegerOp, LinearOp, linear_op,
+    Activations, Arithmetic, Execution, FakeQuantLinear, FloatLinear, IntegerOp, LinearOp, PackedOp,
+    linear_op,
 };
 
 pub use fake_quant::fake_quantized;

@@ -6,10 +6,12 @@ use super::driver::{Columns, Packed, gemm, pack_all, pack_rows};
 use super::kernel::{Kernel, Panel, RightWord, Rounded};
 use super::level::Level;
 use super::pack::Source;
+use super::packed;
 use super::portable::Portable;
 use super::sink::{Region, Store, Target};
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Avx2F32, Avx2F64, Avx512Bf16, Avx512F32, Avx512F64};
+use crate::panels::LevelPanels;
 use crate::scalar::Scalar;
 use crate::{Compute, Par};
 
@@ -197,6 +199,34 @@ pub(crate) fn product_packed<T: Scalar + Dispatch>(
     let columns = Columns::Packed(&b.packed);
     let work = Multiply { region: Region::Full, accumulate, alpha, a, columns, par };
     work.run(b.level, b.compute, dst);
+}
+
+/// [`product`] in plain f32 with a right operand of packed levels, which become floats panel by panel, on this level.
+pub(crate) fn product_levels(
+    level: Level,
+    dst: ArrayViewMut2<'_, f32>,
+    accumulate: bool,
+    a: ArrayView2<'_, f32>,
+    b: &LevelPanels,
+    plain: bool,
+    par: Par,
+) {
+    struct Width;
+    impl Visitor<f32> for Width {
+        type Output = usize;
+        fn visit<K: Kernel<In = f32, Out = f32, Alpha = f32>>(self, _kernel: K) -> usize {
+            K::NR
+        }
+    }
+    let width = f32::dispatch(level, Compute::F32, Width);
+    let fill = |lane: usize, depth: std::ops::Range<usize>, to: *mut f32| {
+        // SAFETY: the driver asks for whole panels of its kernel, whose width divides that of a panel of levels, and has room for them
+        // on the alignment of its registers.
+        unsafe { packed::expand(level, b, plain, lane, width, depth, to) };
+    };
+    let columns = Columns::Made(&fill);
+    let work = Multiply { region: Region::Full, accumulate, alpha: 1.0, a, columns, par };
+    work.run(level, Compute::F32, dst);
 }
 
 /// Whether the elements of a row lie side by side.

@@ -37,11 +37,16 @@ const PACK_TASK_BYTES: usize = 128 << 10;
 /// Multiply-adds below which starting other threads costs more than it gives.
 const SEQUENTIAL_WORK: usize = 1 << 18;
 
+/// Writes the lanes of a panel from this one on, over a range of the summed index, in the layout of a
+/// [`Panel`](super::kernel::Panel) whose words are elements.
+pub(super) type FillPanel<'a, T> = dyn Fn(usize, Range<usize>, *mut T) + Sync + 'a;
+
 /// The right operand: columns of B as lanes.
-#[derive(Debug)]
 pub(super) enum Columns<'a, T> {
     /// Packed group by group during the product.
     Source(Source<T>),
+    /// Made group by group during the product, by a function, for kernels whose words are elements and have no head.
+    Made(&'a FillPanel<'a, T>),
     /// Packed before, see [`pack_all`].
     Packed(&'a Packed),
 }
@@ -193,7 +198,8 @@ unsafe fn pack_right<K: Kernel>(
 ///
 /// # Safety
 /// What the sink writes to is nobody else's during the call; the views behind `a` and `b` are still borrowed; `a` has as many
-/// lanes as the sink has rows, `b` as it has columns, both one depth; a packed `b` was packed by `K`.
+/// lanes as the sink has rows, `b` as it has columns, both one depth; a packed `b` was packed by `K`, a function fills panels of `K`,
+/// whose words are its elements.
 pub(super) unsafe fn gemm<K: Kernel>(
     kernel: K,
     sink: &impl Sink<K>,
@@ -202,6 +208,7 @@ pub(super) unsafe fn gemm<K: Kernel>(
     par: Par,
 ) {
     let ((m, n), k) = (sink.dim(), a.depth());
+    assert!(!matches!(b, Columns::Made(_)) || (K::PAIR == 1 && K::HEAD == 0), "words that are elements");
     if m == 0 || n == 0 {
         return;
     }
@@ -253,6 +260,11 @@ pub(super) unsafe fn gemm<K: Kernel>(
                                 #[inline(always)]
                                 || pack_right::<K>(b, col0, panels, first, depth, dst),
                             );
+                        } else if let Columns::Made(fill) = b {
+                            for panel in plan.panels(task - a_tasks, b_panels) {
+                                let dst = b_packed.get().add(panel * K::NR * words);
+                                fill(col0 + panel * K::NR, first..first + depth, dst.cast());
+                            }
                         }
                     }
                 });
@@ -272,7 +284,7 @@ pub(super) unsafe fn gemm<K: Kernel>(
                     unsafe {
                         let a = a_block(first).get().add((i0 - row0) * words);
                         let b = match b {
-                            Columns::Source(_) => {
+                            Columns::Source(_) | Columns::Made(_) => {
                                 b_packed.get().add((j0 - col0) * (K::HEAD + words)).cast_const()
                             }
                             Columns::Packed(packed) => packed.panel::<K>(first, j0 / K::NR),

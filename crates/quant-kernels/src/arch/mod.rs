@@ -8,6 +8,7 @@
 //! | `pack`, `buffer` | operands copied into panels the tiles read linearly |
 //! | `driver` | cache blocking and threads: written once over the contract |
 //! | `sink` | where tiles go: into a region of a matrix, or to a function that finishes them |
+//! | `packed` | products of floats with levels of 4 and 8 bits |
 //! | `blocks` | one small left operand against many right ones, in place |
 //! | `hadamard` | the butterflies of a Walsh-Hadamard transform |
 //! | `dispatch` | from a [`Level`](crate::Level) and a [`Compute`](crate::Compute) to a tile |
@@ -28,6 +29,7 @@ mod integer_level;
 mod kernel;
 mod level;
 mod pack;
+mod packed;
 mod portable;
 mod sink;
 #[cfg(test)]
@@ -38,7 +40,7 @@ mod x86;
 pub(crate) use blocks::mix_blocks;
 pub(crate) use dispatch::{
     Dispatch, PackedOperand, has_adjacent_columns, pack_columns, pack_operand, packed_element_bytes, product,
-    product_packed,
+    product_levels, product_packed,
 };
 pub(crate) use hadamard::Butterflies;
 pub use heap::return_freed_memory;
@@ -47,4 +49,5 @@ pub(crate) use integer::{FinishRow, PackedInteger, integer_product, integer_thro
 pub use integer_level::IntegerLevel;
 pub(crate) use kernel::WIDTH;
 pub use level::Level;
+pub(crate) use packed::{MAX_TOKENS, decode, zeros_are_plain};
 pub(crate) use sink::Region;

@@ -271,12 +271,13 @@ impl<'m, S: BlockSource> Generator<'m, S> {
             active[at].past += count;
         }
         for ((at, _), logits) in drawn.into_iter().zip(logits.rows()) {
-            let (one, request) = (&mut active[at], &requests[active[at].request]);
+            let request = &requests[active[at].request];
+            let one = &mut active[at];
             let row = logits.to_slice().unwrap_or_default();
             let token = self.options.sampling.draw(row, request.index, one.past as u64);
             one.tokens.extend(token);
-            let generated =
-                Generated { request: one.request, token, finish: self.finished(request, one), logits };
+            let finish = self.finished(request, one);
+            let generated = Generated { request: one.request, token, finish, logits };
             if see(generated).is_break() {
                 return Err(ModelError::Stopped);
             }

@@ -1,10 +1,10 @@
 //! Linears that multiply codes.
 
 use super::{Activations, LinearOp, codes_of};
-use ndarray::{Array1, Array2, ArrayView1, ArrayViewMut2};
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayViewMut2};
 use quant_core::operators::{Bias, InputNumerics, InputQuant, IntegerLinear, PreparedMatmul, QuantMatmul};
 use quant_graph::{LinearParams, LinearWeight};
-use quant_kernels::{Cpu, Element, Par};
+use quant_kernels::{Cpu, Element, PackedWeight, Par};
 use std::fmt::{self, Debug, Formatter};
 
 /// A product of the codes of its input with those of its weight.
@@ -21,6 +21,14 @@ impl<T: Debug> Debug for IntegerOp<T> {
     }
 }
 
+/// A product of floats with a weight that stays packed.
+#[derive(Debug)]
+pub struct PackedOp<T> {
+    weight: PackedWeight,
+    bias: Option<Array1<T>>,
+    narrow: Option<Array1<f32>>,
+}
+
 /// The executed form of a linear, if there is one.
 pub(super) fn executed<T: Element>(
     params: &LinearParams,
@@ -29,7 +37,10 @@ pub(super) fn executed<T: Element>(
 ) -> Option<Box<dyn LinearOp<T>>> {
     let LinearWeight::Quantized(weight) = &params.weight else { return None };
     let bias = params.bias.as_ref().map(|b| b.mapv(T::from_f32));
-    let input = input?;
+    let Some(input) = input else {
+        let packed = PackedWeight::new(weight, par);
+        return Some(Box::new(PackedOp { weight: packed, bias, narrow: params.bias.clone() }));
+    };
     let numerics = input.numerics()?;
     let added = params.bias.clone().map_or(Bias::None, Bias::Float);
     let linear = IntegerLinear::from_matrix(weight, added).ok()?;
@@ -83,5 +94,44 @@ impl<T: Element> LinearOp<T> for IntegerOp<T> {
             let done = self.product.forward(codes, out.into(), par);
             assert!(done.is_ok(), "{done:?}");
         });
+    }
+}
+
+impl<T: Element> LinearOp<T> for PackedOp<T> {
+    fn in_features(&self) -> usize {
+        self.weight.in_features()
+    }
+    fn out_features(&self) -> usize {
+        self.weight.out_features()
+    }
+    fn input_quant(&self) -> Option<&InputQuant> {
+        None
+    }
+    fn is_executed(&self) -> bool {
+        true
+    }
+    fn bytes(&self) -> usize {
+        self.weight.bytes()
+    }
+    fn bias(&self) -> Option<ArrayView1<'_, T>> {
+        self.bias.as_ref().map(|b| b.view())
+    }
+    fn product_into(&self, x: Activations<'_, T>, out: ArrayViewMut2<'_, T>, par: Par) {
+        let bias = self.narrow.as_ref().map(|b| b.view());
+        let made: Array2<f32>;
+        let x: ArrayView2<'_, f32> = match &x {
+            Activations::Float(x) => match T::as_f32(*x) {
+                Some(x) => x,
+                None => {
+                    made = x.mapv(T::to_f32_lossy);
+                    made.view()
+                }
+            },
+            Activations::Codes(codes) => {
+                made = codes.dequantize();
+                made.view()
+            }
+        };
+        in_f32(out, |out| self.weight.forward_into(x, bias, out, par));
     }
 }

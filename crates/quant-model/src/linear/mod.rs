@@ -9,7 +9,7 @@ use quant_graph::{LinearParams, LinearWeight};
 use quant_kernels::{Compute, Element, Par, PreparedWeight, quantize_static, quantize_tokens, vectorized};
 use std::fmt::Debug;
 
-pub use executed::IntegerOp;
+pub use executed::{IntegerOp, PackedOp};
 
 /// How quantised linears are computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

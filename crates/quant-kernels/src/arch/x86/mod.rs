@@ -7,9 +7,11 @@ mod hadamard;
 mod integer;
 mod tile;
 mod transpose;
+mod vector;
 
 pub(super) use avx2::{Avx2F32, Avx2F64};
 pub(super) use avx512::{Avx512F32, Avx512F64};
 pub(super) use avx512bf16::Avx512Bf16;
 pub(super) use hadamard::{first_pass, pass};
 pub(super) use integer::{Avx2I8, Avx512VnniI8, AvxVnniI8, peak_operations};
+pub(super) use vector::{Ymm, Zmm};

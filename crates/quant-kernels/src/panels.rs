@@ -1,0 +1,158 @@
+//! Levels of a weight packed bit by bit, in the order in which products read them.
+//!
+//! A panel is [`LANES`] rows of the weight (output features) side by side. It is a run of words: word `w` of a row holds its
+//! levels from column `w * per_word` on, eight of 4 bits or four of 8, and the words `w` of all rows of a panel are adjacent. Column
+//! `c` of an 8-bit word is byte `c`; of a 4-bit word, columns 0 to 3 are the lower halves of the bytes and 4 to 7 the upper
+//! ones. So one mask leaves four adjacent columns as bytes, which is what products of bytes take, and a shift by whole bytes puts a
+//! column where a product of floats wants it.
+
+use ndarray::Array2;
+use quant_core::{Groups, QuantizedMatrix};
+
+use crate::{Par, tasks};
+
+/// Rows of a panel: two AVX-512 registers of f32.
+pub(crate) const LANES: usize = 32;
+
+/// Something of every row of a panel, aligned to a cache line.
+#[repr(align(64))]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Row<T>(pub(crate) [T; LANES]);
+
+/// Levels, scales and zero levels of a weight `[out, in]` in panels. Rows that do not exist have levels, scales and zeros of 0.
+#[derive(Clone, Debug)]
+pub(crate) struct LevelPanels {
+    outputs: usize,
+    inputs: usize,
+    bits: usize,
+    /// Words of a panel, panel after panel.
+    words: Vec<Row<u32>>,
+    /// By panel and group.
+    scales: Vec<Row<f32>>,
+    zeros: Vec<Row<f32>>,
+    groups: usize,
+    columns: Columns,
+}
+
+/// The groups of the columns.
+#[derive(Clone, Debug)]
+enum Columns {
+    /// Runs of this many columns, the last one perhaps shorter.
+    Runs(usize),
+    /// The group of every column.
+    Each(Vec<u32>),
+}
+
+impl LevelPanels {
+    /// Packs the levels of a matrix as 4 bits where they fit, as 8 otherwise.
+    pub(crate) fn new(matrix: &QuantizedMatrix, par: Par) -> Self {
+        let (outputs, inputs) = matrix.dim();
+        let bits = if matrix.bits().get() <= 4 { 4 } else { 8 };
+        let columns = match matrix.groups() {
+            Groups::Channel | Groups::Size(_) => Columns::Runs(matrix.groups().size(inputs)),
+            Groups::Index { of_column, .. } => Columns::Each(of_column.clone()),
+        };
+        let groups = matrix.scales().ncols();
+        let panels = outputs.div_ceil(LANES);
+        let panel_words = inputs.div_ceil(32 / bits);
+        let mut words = vec![Row([0; LANES]); panels * panel_words];
+        let chunks = words.chunks_mut(panel_words.max(1)).enumerate();
+        tasks::for_each(chunks, par, |(panel, words)| {
+            let first = panel * LANES;
+            for lane in 0..LANES.min(outputs - first) {
+                let row = matrix.levels().row(first + lane);
+                if bits == 4 {
+                    pack_row::<8>(row.into_iter().copied(), words, lane, |c| c % 4 * 8 + c / 4 * 4);
+                } else {
+                    pack_row::<4>(row.into_iter().copied(), words, lane, |c| c * 8);
+                }
+            }
+        });
+        let by_panel = |values: &Array2<f32>| {
+            let mut rows = vec![Row([0.0; LANES]); panels * groups];
+            for (output, values) in values.rows().into_iter().enumerate() {
+                for (group, &value) in values.into_iter().enumerate() {
+                    rows[output / LANES * groups + group].0[output % LANES] = value;
+                }
+            }
+            rows
+        };
+        let (scales, zeros) = (by_panel(matrix.scales()), by_panel(matrix.zeros()));
+        Self { outputs, inputs, bits, words, scales, zeros, groups, columns }
+    }
+
+    pub(crate) fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    pub(crate) fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// Bits of a stored level: 4 or 8.
+    pub(crate) fn bits(&self) -> usize {
+        self.bits
+    }
+
+    /// Columns of a word.
+    pub(crate) fn per_word(&self) -> usize {
+        32 / self.bits
+    }
+
+    /// Number of panels.
+    pub(crate) fn count(&self) -> usize {
+        self.outputs.div_ceil(LANES)
+    }
+
+    /// Words of a panel.
+    pub(crate) fn words(&self, panel: usize) -> &[Row<u32>] {
+        let count = self.inputs.div_ceil(self.per_word());
+        &self.words[panel * count..(panel + 1) * count]
+    }
+
+    /// Scales of a panel by group.
+    pub(crate) fn scales(&self, panel: usize) -> &[Row<f32>] {
+        &self.scales[panel * self.groups..(panel + 1) * self.groups]
+    }
+
+    /// Zero levels of a panel by group.
+    pub(crate) fn zeros(&self, panel: usize) -> &[Row<f32>] {
+        &self.zeros[panel * self.groups..(panel + 1) * self.groups]
+    }
+
+    /// The group of a column, and where the run of columns with it ends.
+    pub(crate) fn run(&self, column: usize) -> (usize, usize) {
+        match &self.columns {
+            Columns::Runs(size) => (column / size, ((column / size + 1) * size).min(self.inputs)),
+            Columns::Each(groups) => {
+                let group = groups[column];
+                let same = groups[column..].iter().take_while(|&&g| g == group).count();
+                (group as usize, column + same)
+            }
+        }
+    }
+
+    /// Bytes of memory held.
+    pub(crate) fn bytes(&self) -> usize {
+        let columns = match &self.columns {
+            Columns::Runs(_) => 0,
+            Columns::Each(groups) => size_of_val(groups.as_slice()),
+        };
+        size_of_val(self.words.as_slice())
+            + size_of_val(self.scales.as_slice())
+            + size_of_val(self.zeros.as_slice())
+            + columns
+    }
+}
+
+/// Packs a row of levels, `COUNT` to a word, where `at` tells the place of a column in its word.
+fn pack_row<const COUNT: usize>(
+    levels: impl Iterator<Item = u8>,
+    words: &mut [Row<u32>],
+    lane: usize,
+    at: impl Fn(usize) -> usize,
+) {
+    for (column, level) in levels.enumerate() {
+        words[column / COUNT].0[lane] |= u32::from(level) << at(column % COUNT);
+    }
+}
