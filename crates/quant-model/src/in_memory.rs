@@ -57,6 +57,10 @@ impl InMemoryModel {
         let head = if spec.tied { None } else { Some(source.head(0..spec.vocab)?) };
         Self::new(spec, blocks, embedding, final_norm, head)
     }
+    /// The embedding `[vocab, hidden]`, for replacing its numbers in place.
+    pub fn embedding_mut(&mut self) -> &mut Array2<f32> {
+        &mut self.embedding
+    }
     /// The blocks, for replacing their numbers in place.
     pub fn blocks_mut(&mut self) -> &mut [BlockParams] {
         &mut self.blocks

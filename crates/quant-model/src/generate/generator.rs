@@ -103,9 +103,14 @@ pub struct Generated<'a> {
 /// ```
 /// use quant_model::{Compute, GenerateOptions, Generator, Par, Request, ResidentModel, model_spec};
 /// use std::ops::ControlFlow;
+/// # use quant_model::{InMemoryModel, ndarray::Array1};
 /// # let config = serde_json::json!({ "architectures": ["LlamaForCausalLM"], "hidden_size": 8, "intermediate_size": 12,
 /// #     "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 10, "max_position_embeddings": 64 });
-/// # let model = quant_testkit::random_model(&model_spec(&config)?, &mut quant_testkit::Numbers::new(1));
+/// # let spec = model_spec(&config)?;
+/// # let mut numbers = quant_testkit::Numbers::new(1);
+/// # let block = quant_testkit::random_block(&spec, &mut numbers);
+/// # let mut table = || numbers.matrix(10, 8, 1.0);
+/// # let model = InMemoryModel::new(spec, vec![block], table(), Array1::ones(8), Some(table()))?;
 ///
 /// let mut model = ResidentModel::load(model, Compute::F32, Par::Seq, &mut |_, _| ControlFlow::Continue(()))?;
 /// let request = |index, prompt: &[u32]| Request { index, prompt: prompt.to_vec(), max_new_tokens: 5 };

@@ -1,0 +1,10 @@
+//! Runs from outside. One binary, because each compiles everything below anew.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod activations;
+mod common;
+mod flatquant;
+mod quarot;
+mod run;
+mod tables;
