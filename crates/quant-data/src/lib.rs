@@ -1,6 +1,6 @@
 //! Tokenisers, chat templates, calibration and evaluation token streams.
 //!
-//! Everything that turns a file into token ids lives here, and nothing else: the result is always a
+//! Everything that turns a file into token ids lives here. What calibrates or is scored is always a
 //! [`TokenSet`], a list of token sequences with a description of how they were drawn.
 //!
 //! | input | calibration | evaluation |
@@ -9,6 +9,8 @@
 //! | JSON lines with `text` | random windows of one stream | consecutive windows of the texts, a blank line between |
 //! | JSON lines with `messages`, or with columns that become turns | random windows of one stream | - |
 //! | any other text | random windows of one stream | consecutive windows (WikiText-2 protocol) |
+//!
+//! Prompts to be continued are [`load_prompts`]; tokens become text again by [`TextStream`].
 //!
 //! A file's bytes decide what it is, not its name: JSON lines, a JSON list of records, text, each also packed with gzip.
 //!
@@ -41,6 +43,7 @@ mod evaluation;
 mod files;
 mod filters;
 mod ids;
+mod prompts;
 mod python_json;
 mod python_methods;
 mod python_value;
@@ -58,6 +61,7 @@ pub use conversation::Conversation;
 pub use error::DataError;
 pub use evaluation::{EvalLoadOptions, load_eval_text, load_eval_tokens};
 pub use ids::tokenising_bytes;
+pub use prompts::{Prompt, PromptSource, TextStream, end_tokens, load_prompts};
 pub use random::PyRandom;
 pub use set::{Sampling, TokenSet};
 pub use template::{ChatTemplate, RenderOptions};

@@ -133,6 +133,21 @@ pub enum PipelineError {
         /// What would help.
         advice: String,
     },
+    /// A text that would be longer than the model's context.
+    #[error(
+        "{prompt} has {tokens} tokens, and {new} new ones would make {} of a context of {context}; ask for at most \
+         {} new tokens (--max-new-tokens), or shorten it", tokens + new, context.saturating_sub(*tokens)
+    )]
+    Context {
+        /// Which prompt.
+        prompt: String,
+        /// Its tokens.
+        tokens: usize,
+        /// Tokens to be added.
+        new: usize,
+        /// The model's context.
+        context: usize,
+    },
     /// A file that is not part of a checkpoint.
     #[error("{path}: {source}")]
     Io {

@@ -2,6 +2,7 @@
 
 use crate::eval_memory::EvalMemory;
 use crate::events::{Event, Events};
+use crate::execution::{self, Executable};
 use crate::logits_file::LogitsFile;
 use crate::open::{OpenFolder, Scored, open_folder_with, with_threads};
 use crate::report::peak_memory;
@@ -11,6 +12,7 @@ use quant_data::{CalibrationSpec, EvalLoadOptions, TokenSet, load_eval_text, loa
 use quant_eval::{EvalError, EvalOptions, EvalReport, LogitsSink, Phase, Side};
 use quant_graph::ModelSpec;
 use quant_kernels::Compute;
+use quant_model::Execution;
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 
@@ -57,8 +59,10 @@ pub struct EvalJob {
     pub memory: Option<u64>,
     /// Folder for hidden states on disk; that of the system for temporary files unless set.
     pub spill: Option<PathBuf>,
-    /// Arithmetic of the products.
+    /// Arithmetic of the float products.
     pub compute: Compute,
+    /// Whether the codes of the model are executed; the reference is always simulated.
+    pub execution: Execution,
 }
 
 /// A measurement and what was measured.
@@ -71,8 +75,12 @@ pub struct EvalOutcome {
     pub model: PathBuf,
     /// The folder it was compared with.
     pub reference: Option<PathBuf>,
-    /// Arithmetic of the products.
+    /// Arithmetic of the float products.
     pub compute: &'static str,
+    /// Whether codes were executed (`int8`) or simulated (`sim`).
+    pub execution: &'static str,
+    /// Whose arithmetic quantised the inputs of the model's linears.
+    pub profile: &'static str,
     /// The program and its version.
     pub version: String,
     /// Registry id of the folder's format, or `float`.
@@ -173,8 +181,13 @@ pub fn evaluate_with(
     if spilled > 0 {
         events.event(Event::Note("hidden states are kept on disk, to stay within the memory budget"));
     }
+    let arithmetic = Executable::of(&folder)?.arithmetic(job.compute, Some(job.execution))?;
     let source = folder.into_source()?;
-    let reference = reference.map(OpenFolder::into_source).transpose()?;
+    let simulated = |folder: OpenFolder| -> Result<_, PipelineError> {
+        let arithmetic = Executable::of(&folder)?.arithmetic(job.compute, Some(Execution::Simulated))?;
+        Ok((folder.into_source()?, arithmetic))
+    };
+    let reference = reference.map(simulated).transpose()?;
     let logits = match &job.save_logits {
         Some(path) => {
             let folders: Vec<&Path> = [Some(&job.model), job.reference.as_ref()]
@@ -189,11 +202,11 @@ pub fn evaluate_with(
     let (mut report, first_overflow) = with_threads(job.threads, |par| {
         // The reference runs first and goes to disk first.
         let last = usize::from(reference.is_some());
-        let scored = |source, order: usize| {
-            Scored::new(source, job.compute, par).spilled_to((order < spilled).then(|| spill_to.clone()))
+        let scored = |(source, arithmetic), order: usize| {
+            Scored::new(source, arithmetic, par).spilled_to((order < spilled).then(|| spill_to.clone()))
         };
-        let mut model = scored(source, last);
-        let mut reference = reference.map(|source| scored(source, 0));
+        let mut model = scored((source, arithmetic), last);
+        let mut reference = reference.map(|reference| scored(reference, 0));
         let mut sink =
             |positions: Range<usize>, tokens: Range<usize>, panel: ArrayView2<'_, f32>| match &logits {
                 Some(file) => file.write(positions, tokens, panel),
@@ -243,6 +256,8 @@ pub fn evaluate_with(
         model: job.model.clone(),
         reference: job.reference.clone(),
         compute: job.compute.name(),
+        execution: execution::name(arithmetic.execution),
+        profile: arithmetic.profile.name(),
         version: crate::version::tool(),
         predicted_memory: memory.peak(spilled),
         peak_memory: peak_memory(),

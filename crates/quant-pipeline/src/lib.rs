@@ -4,7 +4,7 @@
 //! 2. [`Plan::new`] resolves it against a model and refuses what cannot work before a weight is read.
 //! 3. [`run`](run::run) carries calibration activations through the blocks, calls the methods, and hands finished blocks to
 //!    a [`BlockSink`](run::BlockSink).
-//! 4. [`quantize`] does all of it from folder to folder; [`evaluate`] measures any folder; [`prepare_analysis`] leads to what a
+//! 4. [`quantize`] does all of it from folder to folder; [`evaluate`] measures any folder, [`generate_with`] has it write; [`prepare_analysis`] leads to what a
 //!    recipe does to each block of a model by itself.
 //!
 //! ```
@@ -32,8 +32,10 @@ mod error;
 mod eval_memory;
 mod evaluate;
 mod events;
+mod execution;
 mod folder_sink;
 mod forecast;
+mod generate;
 mod identity;
 mod job;
 mod keeping;
@@ -64,6 +66,7 @@ pub use eval_memory::{EvalMemory, ModelMemory};
 pub use evaluate::{EvalData, EvalJob, EvalOutcome, eval_sequences, evaluate, evaluate_with};
 pub use events::{Event, Events, Silent};
 pub use forecast::Forecast;
+pub use generate::{GenerateJob, GenerateOutcome, GeneratedText, generate_with};
 pub use job::{QuantizeJob, QuantizeOutcome, ReadSeconds, WriteSeconds};
 pub use keeping::Keeping;
 pub use manifest::Card;

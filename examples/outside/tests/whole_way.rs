@@ -81,6 +81,7 @@ fn measure(folder: &Path, model: &Path, registry: &Registry) -> (f64, f64) {
         threads: 2,
         memory: None,
         spill: None,
+        execution: ptq::model::Execution::Simulated,
         compute: Compute::F32,
     };
     let report = evaluate_with(&job, &mut Silent, registry).unwrap().report;

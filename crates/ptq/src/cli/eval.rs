@@ -42,6 +42,9 @@ pub(super) struct Args {
     /// Arithmetic of the products: f32, or bf16 operands with f32 accumulation
     #[arg(long, value_name = "COMPUTE", default_value = "f32")]
     compute: quant_kernels::Compute,
+    /// Simulate the codes of --model as floats (sim), or multiply the codes themselves (int8)
+    #[arg(long, value_name = "HOW", value_parser = super::execution, default_value = "sim")]
+    execute: quant_model::Execution,
     /// Write the result into the model card of --model too, a finished folder of `ptq quantize`
     #[arg(long)]
     card: bool,
@@ -71,6 +74,7 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
         memory: args.memory,
         spill: args.spill.clone(),
         compute: args.compute,
+        execution: args.execute,
     };
     // What cannot be written is said before anything is measured.
     let card = args.card.then(|| Card::open(&args.model)).transpose()?;
@@ -91,7 +95,13 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
     if let Some(reference) = &outcome.reference {
         print_line(format!("reference         {}", reference.display()))?;
     }
-    print_line(format!("computed by       {}, {} products", outcome.version, outcome.compute))?;
+    print_line(format!(
+        "computed by       {}, {} products, {} with the arithmetic of {}",
+        outcome.version,
+        outcome.compute,
+        if outcome.execution == "sim" { "codes simulated" } else { "codes executed" },
+        outcome.profile
+    ))?;
     print_line(outcome.report.to_string().trim_end())?;
     if let Some(peak) = outcome.peak_memory {
         print_line(format!(

@@ -96,7 +96,7 @@ pub fn exit_code(error: &PipelineError) -> u8 {
         // The logits' file is the only receiver: it could not be written.
         E::Eval(EvalError::Sink { .. }) | E::Logits { .. } => 5,
         E::Model(_) | E::Data(_) | E::Eval(_) | E::Core(_) | E::Method { .. } | E::NotFinite { .. } => 4,
-        E::Memory { .. } | E::Threads { .. } => 5,
+        E::Memory { .. } | E::Context { .. } | E::Threads { .. } => 5,
         // A recipe that is not there, not readable or not text; everything else is the disk of spilled activations.
         E::Io { source, .. } => match source.kind() {
             ErrorKind::NotFound

@@ -3,6 +3,7 @@
 mod analyze;
 mod eval;
 mod exit;
+mod generate;
 mod inspect;
 mod job;
 mod list;
@@ -56,6 +57,11 @@ enum Command {
         after_help = "Example:\n  ptq analyze --model Qwen2.5-1.5B --recipe w4a4kv4-quarot-research --calibration corpus.txt --output analysis.html"
     )]
     Analyze(analyze::Args),
+    /// Continue prompts with a float model or a quantised folder, whose codes are executed
+    #[command(
+        after_help = "Example:\n  ptq generate --model Qwen2.5-7B-w8a8 --chat --prompt 'What is 74 + 51?'"
+    )]
+    Generate(generate::Args),
     /// Check a folder by the rules of the program that will load it
     #[command(after_help = "Example:\n  ptq verify Qwen2.5-7B-w8a8 --target vllm-ascend")]
     Verify(verify::Args),
@@ -93,6 +99,7 @@ pub fn main_with(registry: &Registry) -> ExitCode {
         Command::Quantize(args) => quantize::run(&args, registry),
         Command::Eval(args) => eval::run(&args, registry),
         Command::Analyze(args) => analyze::run(&args, registry),
+        Command::Generate(args) => generate::run(&args, registry),
         Command::Verify(args) => verify::run(&args, registry),
         Command::Inspect(args) => inspect::run(&args, registry),
         Command::List(args) => list::run(&args, registry),
@@ -124,6 +131,15 @@ fn threads(text: &str) -> Result<usize, String> {
 /// The number of threads to use when none is given.
 fn default_threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Whether codes are simulated or executed.
+fn execution(text: &str) -> Result<quant_model::Execution, String> {
+    match text {
+        "sim" => Ok(quant_model::Execution::Simulated),
+        "int8" => Ok(quant_model::Execution::Integer),
+        _ => Err("expected sim or int8".into()),
+    }
 }
 
 /// A count of at least 1.

@@ -24,6 +24,7 @@ mod vllm_ascend;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
+use quant_core::operators::Profile;
 use quant_core::{ActQuant, ActRule, FloatType, KvGranularity, KvQuant};
 use quant_graph::{BlockParams, Catalogue, Entry, LinearId, ModelScheme, ModelSpec, PairKernel};
 use safetensors::Dtype;
@@ -156,6 +157,15 @@ pub trait Format: Sync + Debug {
     fn pair_kernel(&self, spec: &ModelSpec) -> Option<PairKernel> {
         let _ = spec;
         None
+    }
+    /// Whose arithmetic quantises the inputs of linears where such a folder runs.
+    fn profile(&self, spec: &ModelSpec) -> Profile {
+        let _ = spec;
+        Profile::Calibration
+    }
+    /// Whether weights are stored as the codes that a deployment multiplies by, and not as the numbers they stand for.
+    fn stores_codes(&self) -> bool {
+        true
     }
     /// The activation rule that the loader executes; `symmetric` none asks for the format's default.
     ///

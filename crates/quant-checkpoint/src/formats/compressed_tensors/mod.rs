@@ -18,6 +18,7 @@ mod section;
 
 use std::collections::BTreeMap;
 
+use quant_core::operators::Profile;
 use quant_core::{ActRule, FloatType, KvGranularity};
 use quant_graph::{
     ActOrder, BlockParams, InputScheme, LinearId, LinearScheme, ModelScheme, ModelSpec, WeightForm,
@@ -163,6 +164,9 @@ impl Format for CompressedTensors {
         spec.dtype
     }
 
+    fn profile(&self, _: &ModelSpec) -> Profile {
+        Profile::CompressedTensors
+    }
     fn activation_rule(&self, dynamic: bool, symmetric: Option<bool>) -> Result<ActRule, Unsupported> {
         match (dynamic, symmetric) {
             (true, Some(false)) => Err(unsupported(

@@ -66,6 +66,9 @@ impl Format for Dequantized {
     fn float_type(&self, _: &ModelSpec) -> FloatType {
         FloatType::F32
     }
+    fn stores_codes(&self) -> bool {
+        false
+    }
     fn activation_rule(&self, _: bool, symmetric: Option<bool>) -> Result<ActRule, Unsupported> {
         Ok(if symmetric == Some(true) { ActRule::Symmetric } else { ActRule::Asymmetric })
     }

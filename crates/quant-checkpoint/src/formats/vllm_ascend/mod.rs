@@ -28,6 +28,7 @@ mod encode;
 pub(crate) mod flatquant;
 pub(crate) mod tensors;
 
+use quant_core::operators::Profile;
 use quant_core::{ActRule, FloatType, KvGranularity, KvSide};
 use quant_graph::{
     BlockParams, InputScheme, LinearId, LinearScheme, ModelScheme, ModelSpec, Norm, PairKernel, WeightForm,
@@ -192,6 +193,9 @@ impl Format for VllmAscend {
 
     fn pair_kernel(&self, spec: &ModelSpec) -> Option<PairKernel> {
         Some(PairKernel::of(spec.dtype))
+    }
+    fn profile(&self, spec: &ModelSpec) -> Profile {
+        Profile::Ascend { model: held_type(spec.dtype) }
     }
     fn activation_rule(&self, dynamic: bool, symmetric: Option<bool>) -> Result<ActRule, Unsupported> {
         match (dynamic, symmetric) {

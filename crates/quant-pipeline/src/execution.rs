@@ -1,0 +1,115 @@
+//! Whether a folder is simulated or executed, and in whose arithmetic.
+
+use crate::PipelineError;
+use crate::open::OpenFolder;
+use quant_core::operators::Profile;
+use quant_graph::{LinearScheme, ModelScheme, ModelSpec, Unsupported, WeightForm};
+use quant_kernels::Compute;
+use quant_model::{Arithmetic, Execution};
+
+/// What the linears of a folder can be run as.
+#[derive(Debug)]
+pub(crate) struct Executable {
+    /// What the folder stores; none for floats.
+    scheme: Option<ModelScheme>,
+    profile: Profile,
+    name: &'static str,
+}
+
+impl Executable {
+    /// Reads what a folder says of itself.
+    ///
+    /// # Errors
+    /// Descriptions that cannot be read.
+    pub(crate) fn of(folder: &OpenFolder) -> Result<Self, PipelineError> {
+        let Some(format) = folder.format else {
+            return Ok(Self { scheme: None, profile: Profile::Calibration, name: "float" });
+        };
+        let codes = format.stores_codes();
+        let scheme = codes.then(|| format.scheme(&folder.checkpoint, &folder.spec)).transpose()?;
+        Ok(Self { scheme, profile: format.profile(&folder.spec), name: format.id() })
+    }
+
+    /// Whether there is a product of codes for a linear.
+    fn executes(linear: &LinearScheme) -> bool {
+        match (linear.weight, linear.input) {
+            (None, _) => false,
+            (Some(weight), None) => weight.form != WeightForm::BinaryResidual,
+            (Some(weight), Some(input)) => {
+                weight.form == WeightForm::Integer
+                    && weight.symmetric
+                    && weight.group.is_none()
+                    && input.shards <= 1
+            }
+        }
+    }
+
+    /// Linears with a product of codes, and all of them.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        let linears = self.scheme.iter().flat_map(ModelScheme::linears);
+        linears
+            .fold((0, 0), |(some, all), (_, _, linear)| (some + usize::from(Self::executes(linear)), all + 1))
+    }
+
+    /// The arithmetic of such a run; executed where nothing is asked for and there is something to execute.
+    ///
+    /// # Errors
+    /// [`PipelineError::Unsupported`] if execution is asked for and no linear has a product of codes.
+    pub(crate) fn arithmetic(
+        &self,
+        compute: Compute,
+        execution: Option<Execution>,
+    ) -> Result<Arithmetic, PipelineError> {
+        let some = self.counts().0 > 0;
+        let execution = match execution {
+            Some(Execution::Integer) if !some => {
+                return Err(PipelineError::Unsupported(Unsupported {
+                    format: self.name,
+                    what: "codes that integer or packed products take".to_owned(),
+                    alternatives: "run it with --execute sim, or quantise it to a format that stores codes \
+                                   (vllm-ascend, compressed-tensors)"
+                        .to_owned(),
+                }));
+            }
+            Some(asked) => asked,
+            None if some => Execution::Integer,
+            None => Execution::Simulated,
+        };
+        Ok(Arithmetic { compute, execution, profile: self.profile })
+    }
+
+    /// Bytes of the prepared linears of a block: of codes where they are executed, else of floats of `float` bytes each.
+    pub(crate) fn block_bytes(
+        &self,
+        spec: &ModelSpec,
+        block: usize,
+        execution: Execution,
+        float: u64,
+    ) -> u64 {
+        let schemes = self.scheme.as_ref().and_then(|s| s.blocks.get(block));
+        let of = |linear: &quant_graph::LinearSpec| {
+            let scheme = schemes.and_then(|block| block.get(&linear.id)).copied().unwrap_or_default();
+            let weights = linear.weights() as u64;
+            match scheme.weight.filter(|_| execution == Execution::Integer && Self::executes(&scheme)) {
+                None => float * weights,
+                // Codes of linears with quantised inputs are bytes.
+                Some(_) if scheme.input.is_some() => weights,
+                Some(weight) => {
+                    let codes = if weight.bits.get() <= 4 { weights.div_ceil(2) } else { weights };
+                    let groups = weight.group.map_or(1, |size| linear.inputs.div_ceil(size));
+                    // Scale and zero level of each group.
+                    codes + (linear.outputs * groups) as u64 * 8
+                }
+            }
+        };
+        spec.block(block).linears.iter().map(of).sum()
+    }
+}
+
+/// In a word, for reports and arguments.
+pub(crate) fn name(execution: Execution) -> &'static str {
+    match execution {
+        Execution::Simulated => "sim",
+        Execution::Integer => "int8",
+    }
+}
