@@ -15,6 +15,7 @@ mod data_files;
 mod evaluation;
 mod folders;
 mod fused;
+mod generate;
 mod learned;
 mod low_bits;
 mod recipes;

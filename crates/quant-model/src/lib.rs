@@ -30,6 +30,7 @@ mod error;
 mod fake_quant;
 pub mod families;
 mod fields;
+mod flips;
 mod generate;
 mod in_memory;
 mod kv;
@@ -55,6 +56,7 @@ pub use config::{
 };
 pub use error::ModelError;
 pub use families::{FAMILIES, Families, Family};
+pub use flips::{Flips, count_flips};
 pub use generate::{
     Completion, Finish, GenerateOptions, Generated, Generator, LoadProgress, Request, ResidentModel, Sampling,
 };

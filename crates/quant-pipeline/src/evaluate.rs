@@ -12,7 +12,7 @@ use quant_data::{CalibrationSpec, EvalLoadOptions, TokenSet, load_eval_text, loa
 use quant_eval::{EvalError, EvalOptions, EvalReport, LogitsSink, Phase, Side};
 use quant_graph::ModelSpec;
 use quant_kernels::Compute;
-use quant_model::Execution;
+use quant_model::{Execution, ModelError, count_flips};
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 
@@ -63,6 +63,8 @@ pub struct EvalJob {
     pub compute: Compute,
     /// Whether the codes of the model are executed; the reference is always simulated.
     pub execution: Execution,
+    /// Whether to count, in an execution, the codes of inputs that differ from those of the simulation, which then runs beside it.
+    pub flips: bool,
 }
 
 /// A measurement and what was measured.
@@ -81,6 +83,9 @@ pub struct EvalOutcome {
     pub execution: &'static str,
     /// Whose arithmetic quantised the inputs of the model's linears.
     pub profile: &'static str,
+    /// Codes of inputs of an execution, and how many of them differ from those of the simulation, by block; where they were counted.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub flips: Vec<CodeFlips>,
     /// The program and its version.
     pub version: String,
     /// Registry id of the folder's format, or `float`.
@@ -95,6 +100,15 @@ pub struct EvalOutcome {
     pub first_overflow: Option<String>,
     /// What the person should know.
     pub warnings: Vec<String>,
+}
+
+/// Codes of the inputs of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct CodeFlips {
+    /// Codes that products took.
+    pub codes: u64,
+    /// How many differ from those of the simulation.
+    pub flipped: u64,
 }
 
 /// Loads the sequences of a job for a model.
@@ -182,6 +196,23 @@ pub fn evaluate_with(
         events.event(Event::Note("hidden states are kept on disk, to stay within the memory budget"));
     }
     let arithmetic = Executable::of(&folder)?.arithmetic(job.compute, Some(job.execution))?;
+    let flips = if job.flips && arithmetic.execution == Execution::Integer {
+        events.phase("counting codes that differ from the simulation")?;
+        let mut source = folder.source()?;
+        let watched: &mut dyn Events = events;
+        let counted = with_threads(job.threads, |par| {
+            let watched = watched;
+            let go_on =
+                &mut |_| if watched.cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+            count_flips(&mut source, arithmetic, &tokens.sequences, par, go_on)
+        })?;
+        match counted {
+            Err(ModelError::Stopped) => return Err(PipelineError::Interrupted),
+            counted => counted?,
+        }
+    } else {
+        Vec::new()
+    };
     let source = folder.into_source()?;
     let simulated = |folder: OpenFolder| -> Result<_, PipelineError> {
         let arithmetic = Executable::of(&folder)?.arithmetic(job.compute, Some(Execution::Simulated))?;
@@ -258,6 +289,7 @@ pub fn evaluate_with(
         compute: job.compute.name(),
         execution: execution::name(arithmetic.execution),
         profile: arithmetic.profile.name(),
+        flips: flips.iter().map(|f| CodeFlips { codes: f.codes, flipped: f.flipped }).collect(),
         version: crate::version::tool(),
         predicted_memory: memory.peak(spilled),
         peak_memory: peak_memory(),

@@ -63,7 +63,7 @@ pub use analyze::{
 pub use disk::DiskPlan;
 pub use error::{PipelineError, RecipeError};
 pub use eval_memory::{EvalMemory, ModelMemory};
-pub use evaluate::{EvalData, EvalJob, EvalOutcome, eval_sequences, evaluate, evaluate_with};
+pub use evaluate::{CodeFlips, EvalData, EvalJob, EvalOutcome, eval_sequences, evaluate, evaluate_with};
 pub use events::{Event, Events, Silent};
 pub use forecast::Forecast;
 pub use generate::{GenerateJob, GenerateOutcome, GeneratedText, generate_with};

@@ -45,6 +45,9 @@ pub(super) struct Args {
     /// Simulate the codes of --model as floats (sim), or multiply the codes themselves (int8)
     #[arg(long, value_name = "HOW", value_parser = super::execution, default_value = "sim")]
     execute: quant_model::Execution,
+    /// With --execute int8: run the simulation as well and count the codes of inputs that differ from it
+    #[arg(long)]
+    flips: bool,
     /// Write the result into the model card of --model too, a finished folder of `ptq quantize`
     #[arg(long)]
     card: bool,
@@ -75,7 +78,13 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
         spill: args.spill.clone(),
         compute: args.compute,
         execution: args.execute,
+        flips: args.flips,
     };
+    if args.flips && args.execute == quant_model::Execution::Simulated {
+        return Err(Failure::usage(
+            "--flips compares an execution with its simulation: give --execute int8 too",
+        ));
+    }
     // What cannot be written is said before anything is measured.
     let card = args.card.then(|| Card::open(&args.model)).transpose()?;
     let mut progress = Progress::new(on_interrupt()?);
@@ -103,6 +112,12 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
         outcome.profile
     ))?;
     print_line(outcome.report.to_string().trim_end())?;
+    if !outcome.flips.is_empty() {
+        let sum = |of: fn(&quant_pipeline::CodeFlips) -> u64| outcome.flips.iter().map(of).sum::<u64>();
+        let (codes, flipped) = (sum(|f| f.codes), sum(|f| f.flipped));
+        let share = 100.0 * flipped as f64 / codes.max(1) as f64;
+        print_line(format!("flipped codes     {flipped} of {codes} ({share:.4} %)"))?;
+    }
     if let Some(peak) = outcome.peak_memory {
         print_line(format!(
             "peak memory       {} (predicted {})",

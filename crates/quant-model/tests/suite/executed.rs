@@ -5,8 +5,9 @@ use ndarray::Array2;
 use quant_core::operators::Profile;
 use quant_core::{ActQuant, ActRule, Bits, ClipRatio, FloatType};
 use quant_graph::{BlockSource, LinearId};
-use quant_model::{Arithmetic, Block, Compute, Execution, Par, linear_op};
+use quant_model::{Arithmetic, Block, Compute, Execution, ModelError, Par, count_flips, linear_op};
 use quant_testkit::Numbers;
+use std::ops::ControlFlow;
 
 const SCHEMES: [Scheme; 3] = [Scheme::Dynamic, Scheme::Static, Scheme::Packed];
 
@@ -100,4 +101,34 @@ fn what_cannot_be_executed_is_simulated() {
         let x = Numbers::new(8).matrix(5, spec.hidden, 1.0);
         assert_eq!(executed.forward(x.view(), Par::Seq), simulated.forward(x.view(), Par::Seq));
     }
+}
+
+/// The first block sees one input on both sides: norms and quantisers do not differ there, attention and what follows does by the
+/// last bit, which flips few codes.
+#[test]
+fn few_codes_flip_and_none_where_inputs_are_equal() {
+    let spec = spec("Qwen2ForCausalLM");
+    let sequences: Vec<Vec<u32>> = vec![(0..40).collect(), (5..30).rev().collect()];
+    for scheme in [Scheme::Dynamic, Scheme::Static] {
+        let mut model = quantised_model(&spec, scheme, 6);
+        let mut count = |par| {
+            let go_on = &mut |_| ControlFlow::Continue(());
+            count_flips(&mut model, profiles()[0], &sequences, par, go_on).unwrap()
+        };
+        let flips = count(Par::Seq);
+        assert_eq!(flips, count(Par::new(2)));
+        let tokens = 65;
+        let inputs = (2 * spec.hidden + spec.query_width() + spec.intermediate) as u64;
+        assert!(flips.iter().all(|f| f.codes == tokens * inputs), "{flips:?}");
+        let all: u64 = flips.iter().map(|f| f.flipped).sum();
+        assert!(all > 0 && all * 50 < 2 * tokens * inputs, "{flips:?}");
+    }
+    // Weights alone: no codes of inputs, and nothing to flip.
+    let mut packed = quantised_model(&spec, Scheme::Packed, 6);
+    let none =
+        count_flips(&mut packed, profiles()[0], &sequences, Par::Seq, &mut |_| ControlFlow::Continue(()));
+    assert!(none.unwrap().iter().all(|f| f.codes == 0));
+    let stopped =
+        count_flips(&mut packed, profiles()[0], &sequences, Par::Seq, &mut |_| ControlFlow::Break(()));
+    assert!(matches!(stopped, Err(ModelError::Stopped)));
 }
