@@ -74,10 +74,10 @@ fn draws_have_a_seed() {
 fn folders_are_executed() {
     let work = tempdir().unwrap();
     let prompts = chat(&work.path().join("prompts.jsonl"));
-    let windows = few_windows(3, 40);
+    let windows = few_windows(12, 160);
     let rows: Vec<Vec<i64>> =
         windows.sequences.iter().map(|s| s.iter().map(|&t| t.into()).collect()).collect();
-    let tokens = write_tokens(&work.path().join("tokens.safetensors"), &rows, 40);
+    let tokens = write_tokens(&work.path().join("tokens.safetensors"), &rows, 160);
     let packed = "scheme: W4A16g32\nmethod: rtn\nexport: compressed-tensors\n";
     let fixed = "scheme: W8A8\nmethod: rtn\nactivations: { dynamic: false }\nexport: vllm-ascend\n";
     for (name, recipe, calibrated) in [
@@ -108,7 +108,7 @@ fn folders_are_executed() {
         if name == "packed" {
             assert_eq!((executed, a), (simulated, b), "weights alone are executed to the bit");
         } else {
-            assert!((a / b - 1.0).abs() < 2e-3, "{name}: {a} {b}");
+            assert!((a / b - 1.0).abs() < 4e-3, "{name}: {a} {b}");
             let sum = |key: &str| {
                 int8["flips"].as_array().unwrap().iter().map(|f| f[key].as_u64().unwrap()).sum::<u64>()
             };
@@ -147,7 +147,7 @@ fn what_cannot_be_done_is_refused_before_work() {
     for (flag, value) in
         [("--temperature", "-1"), ("--top-p", "0"), ("--batch", "0"), ("--max-new-tokens", "0")]
     {
-        generate(&model, &["--prompt", "a", flag, value]).expect(2, &[flag]);
+        generate(&model, &["--prompt", "a", &format!("{flag}={value}")]).expect(2, &[flag]);
     }
     generate(&model, &[]).expect(2, &["--prompt"]);
     generate(&model, &["--prompt", "a", "--prompts", "b"]).expect(2, &["cannot be used with"]);

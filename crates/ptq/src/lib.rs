@@ -46,6 +46,7 @@ pub use quant_model as model;
 pub use quant_pipeline as pipeline;
 pub use quant_rotate as rotate;
 
+pub mod bench;
 pub mod cli;
 pub mod synth;
 

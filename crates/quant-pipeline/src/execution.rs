@@ -106,6 +106,19 @@ impl Executable {
     }
 }
 
+/// The arithmetic in which the linears of a folder run: in that of its client, and executed where `execution` asks for it, or asks
+/// for nothing and the folder has codes to execute.
+///
+/// # Errors
+/// [`PipelineError::Unsupported`] if execution is asked for and no linear has a product of codes; descriptions that cannot be read.
+pub fn folder_arithmetic(
+    folder: &OpenFolder,
+    compute: Compute,
+    execution: Option<Execution>,
+) -> Result<Arithmetic, PipelineError> {
+    Executable::of(folder)?.arithmetic(compute, execution)
+}
+
 /// In a word, for reports and arguments.
 pub(crate) fn name(execution: Execution) -> &'static str {
     match execution {

@@ -1,14 +1,17 @@
 //! The command line: a thin layer over the libraries. stdout is data, stderr is talk.
 
 mod analyze;
+mod bench;
 mod eval;
 mod exit;
 mod generate;
+mod html;
 mod inspect;
 mod job;
 mod list;
 mod output;
 mod plan;
+mod plots;
 mod progress;
 mod quantize;
 mod synth;
@@ -62,6 +65,9 @@ enum Command {
         after_help = "Example:\n  ptq generate --model Qwen2.5-7B-w8a8 --chat --prompt 'What is 74 + 51?'"
     )]
     Generate(generate::Args),
+    /// Measure the kernels of a quantised model beside the peaks of this machine, and predict an Ascend NPU
+    #[command(after_help = "Example:\n  ptq bench --named r1-distill-qwen-1.5b --output bench.html")]
+    Bench(bench::Args),
     /// Check a folder by the rules of the program that will load it
     #[command(after_help = "Example:\n  ptq verify Qwen2.5-7B-w8a8 --target vllm-ascend")]
     Verify(verify::Args),
@@ -100,6 +106,7 @@ pub fn main_with(registry: &Registry) -> ExitCode {
         Command::Eval(args) => eval::run(&args, registry),
         Command::Analyze(args) => analyze::run(&args, registry),
         Command::Generate(args) => generate::run(&args, registry),
+        Command::Bench(args) => bench::run(&args, registry),
         Command::Verify(args) => verify::run(&args, registry),
         Command::Inspect(args) => inspect::run(&args, registry),
         Command::List(args) => list::run(&args, registry),

@@ -1,7 +1,6 @@
 //! `ptq analyze`
 
 mod page;
-mod plots;
 mod text;
 
 use super::output::OutputFile;

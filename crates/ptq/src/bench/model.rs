@@ -1,0 +1,82 @@
+//! A folder at prefill and decode.
+
+use quant_kernels::{Compute, Par};
+use quant_model::{Execution, GenerateOptions, Generated, Generator, Request, ResidentModel};
+use quant_pipeline::{PipelineError, Registry, folder_arithmetic, open_folder_with};
+use serde::Serialize;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::Instant;
+
+/// Tokens a second of a folder.
+#[derive(Clone, Debug, Serialize)]
+pub struct EndToEnd {
+    /// `sim` or `int8`.
+    pub execution: &'static str,
+    /// Bytes of the weights in memory.
+    pub weight_bytes: usize,
+    /// Tokens of the prompt.
+    pub prompt: usize,
+    /// Tokens a second while the prompt goes through.
+    pub prefill: f64,
+    /// Tokens a second behind it, one request.
+    pub decode: f64,
+    /// Tokens a second of all requests of a batch.
+    pub decode_batch: f64,
+    /// Requests of that batch.
+    pub batch: usize,
+}
+
+/// Measures a folder: a prompt of half the context, at most 1024 tokens, and 32 new ones; then a batch of 16.
+///
+/// # Errors
+/// Folders that cannot be read.
+pub fn measure(
+    dir: &Path,
+    execution: Option<Execution>,
+    compute: Compute,
+    par: Par,
+    registry: &Registry,
+) -> Result<EndToEnd, PipelineError> {
+    const NEW: usize = 32;
+    const BATCH: usize = 16;
+    let folder = open_folder_with(dir, registry)?;
+    let arithmetic = folder_arithmetic(&folder, compute, execution)?;
+    let spec = folder.spec.clone();
+    let prompt = (spec.max_position_embeddings / 2).clamp(1, 1024);
+    let go_on = &mut |_, _| ControlFlow::Continue(());
+    let mut model = ResidentModel::load(folder.into_source()?, arithmetic, par, go_on)?;
+    let request = |index: usize, tokens: usize| Request {
+        index: index as u64,
+        prompt: (0..tokens).map(|i| ((i * 7919 + index * 31) % spec.vocab) as u32).collect(),
+        max_new_tokens: NEW.min(spec.max_position_embeddings - tokens),
+    };
+    // Seconds to the first new token, and of all behind it.
+    let mut run = |requests: &[Request]| -> Result<(f64, f64, usize), PipelineError> {
+        let began = Instant::now();
+        let (mut first, mut count) = (None, 0);
+        let options = GenerateOptions { batch: BATCH, ..GenerateOptions::default() };
+        Generator::new(&mut model, options).run(requests, &mut |_: Generated<'_>| {
+            count += 1;
+            if count == requests.len() {
+                first = Some(began.elapsed().as_secs_f64());
+            }
+            ControlFlow::Continue(())
+        })?;
+        let first = first.unwrap_or_default();
+        Ok((first, began.elapsed().as_secs_f64() - first, count - requests.len()))
+    };
+    run(&[request(0, 1)])?;
+    let (prefill, decode, behind) = run(&[request(0, prompt)])?;
+    let batch: Vec<Request> = (0..BATCH).map(|index| request(index, 1)).collect();
+    let (_, together, behind_batch) = run(&batch)?;
+    Ok(EndToEnd {
+        execution: if arithmetic.execution == Execution::Integer { "int8" } else { "sim" },
+        weight_bytes: model.bytes(),
+        prompt,
+        prefill: prompt as f64 / prefill,
+        decode: behind as f64 / decode,
+        decode_batch: behind_batch as f64 / together,
+        batch: BATCH,
+    })
+}
