@@ -1,10 +1,8 @@
 //! Levels of a weight packed bit by bit, in the order in which products read them.
 //!
 //! A panel is [`LANES`] rows of the weight (output features) side by side. It is a run of words: word `w` of a row holds its
-//! levels from column `w * per_word` on, eight of 4 bits or four of 8, and the words `w` of all rows of a panel are adjacent. Column
-//! `c` of an 8-bit word is byte `c`; of a 4-bit word, columns 0 to 3 are the lower halves of the bytes and 4 to 7 the upper
-//! ones. So one mask leaves four adjacent columns as bytes, which is what products of bytes take, and a shift by whole bytes puts a
-//! column where a product of floats wants it.
+//! levels from column `w * per_word` on, eight of 4 bits or four of 8, the first one lowest, and the words `w` of all rows of a
+//! panel are adjacent.
 
 use ndarray::Array2;
 use quant_core::{Groups, QuantizedMatrix};
@@ -62,9 +60,9 @@ impl LevelPanels {
             for lane in 0..LANES.min(outputs - first) {
                 let row = matrix.levels().row(first + lane);
                 if bits == 4 {
-                    pack_row::<8>(row.into_iter().copied(), words, lane, |c| c % 4 * 8 + c / 4 * 4);
+                    pack_row::<8>(row.into_iter().copied(), words, lane);
                 } else {
-                    pack_row::<4>(row.into_iter().copied(), words, lane, |c| c * 8);
+                    pack_row::<4>(row.into_iter().copied(), words, lane);
                 }
             }
         });
@@ -145,14 +143,9 @@ impl LevelPanels {
     }
 }
 
-/// Packs a row of levels, `COUNT` to a word, where `at` tells the place of a column in its word.
-fn pack_row<const COUNT: usize>(
-    levels: impl Iterator<Item = u8>,
-    words: &mut [Row<u32>],
-    lane: usize,
-    at: impl Fn(usize) -> usize,
-) {
+/// Packs a row of levels, `COUNT` to a word.
+fn pack_row<const COUNT: usize>(levels: impl Iterator<Item = u8>, words: &mut [Row<u32>], lane: usize) {
     for (column, level) in levels.enumerate() {
-        words[column / COUNT].0[lane] |= u32::from(level) << at(column % COUNT);
+        words[column / COUNT].0[lane] |= u32::from(level) << (column % COUNT * (32 / COUNT));
     }
 }

@@ -49,5 +49,5 @@ pub(crate) use integer::{FinishRow, PackedInteger, integer_product, integer_thro
 pub use integer_level::IntegerLevel;
 pub(crate) use kernel::WIDTH;
 pub use level::Level;
-pub(crate) use packed::{MAX_TOKENS, decode, zeros_are_plain};
+pub(crate) use packed::{MAX_PANELS, MAX_TOKENS, decode, zeros_are_plain};
 pub(crate) use sink::Region;
