@@ -46,6 +46,50 @@ struct Tokens {
     sums: Vec<i32>,
 }
 
+/// What stands between the sums of codes and levels of a group and those of `(code - zero) · (level - zero)`.
+struct Corrections<'a> {
+    /// Zero levels.
+    zeros: &'a [i32; LANES],
+    /// Sums of codes, by row.
+    codes: &'a [i32],
+    /// Sums of `level - zero`.
+    weights: &'a [i32; LANES],
+}
+
+impl Corrections<'_> {
+    /// The exact sums of a row whose tokens have this zero code.
+    #[inline(always)]
+    fn exact(&self, row: usize, sums: &[i32; LANES], zero: i32) -> [i32; LANES] {
+        let codes = self.codes[row];
+        let mut exact = [0; LANES];
+        for l in 0..LANES {
+            exact[l] = sums[l] - self.zeros[l] * codes;
+        }
+        if zero != 0 {
+            for l in 0..LANES {
+                exact[l] -= self.weights[l] * zero;
+            }
+        }
+        exact
+    }
+}
+
+/// Adds the terms of a group to the totals, or begins them: one step of [`finish_groups`](quant_core::operators::finish_groups).
+#[inline(always)]
+fn add_terms(sums: &[i32; LANES], scales: &[f32; LANES], begin: bool, totals: &mut [f32; LANES]) {
+    let mut terms = [0.0; LANES];
+    for l in 0..LANES {
+        terms[l] = sums[l] as f32 * scales[l];
+    }
+    if begin {
+        *totals = terms;
+        return;
+    }
+    for l in 0..LANES {
+        totals[l] += terms[l];
+    }
+}
+
 impl PreparedGroups {
     fn new(level: IntegerLevel, linear: &GroupedLinear, par: Par) -> Self {
         let matrix = linear.matrix();
@@ -125,9 +169,15 @@ impl PreparedGroups {
         })
     }
 
-    /// Hands the exact sums of a panel and a tile to `take`, group by group: the group, and a row of sums for each row of the tile.
+    /// Hands the sums of a panel and a tile to `take`, group by group: for every row of the tile a row of sums of codes and levels,
+    /// with what is to be taken from them.
     #[inline(always)]
-    fn for_groups(&self, panel: usize, tokens: &Tokens, mut take: impl FnMut(usize, &mut [Row<i32>])) {
+    fn for_groups(
+        &self,
+        panel: usize,
+        tokens: &Tokens,
+        mut take: impl FnMut(usize, &[Row<i32>], Corrections<'_>),
+    ) {
         let mut sums = [Row([0; LANES]); MAX_ROWS];
         let sums = &mut sums[..arch::tile_rows(tokens.count)];
         let rows = sums.len();
@@ -135,13 +185,13 @@ impl PreparedGroups {
         for (group, range) in self.groups.iter().enumerate() {
             let x = &tokens.words[range.start * 2 * rows..range.end * 2 * rows];
             arch::group_sums(self.level, &words[range.clone()], x, sums);
-            let zeros = &self.zeros[panel * self.groups.len() + group];
-            for (sums, &codes) in sums.iter_mut().zip(&tokens.sums[group * rows..]) {
-                for (sum, &zero) in sums.0.iter_mut().zip(&zeros.0) {
-                    *sum -= zero * codes;
-                }
-            }
-            take(group, sums);
+            let at = panel * self.groups.len() + group;
+            let codes = &tokens.sums[group * rows..][..rows];
+            take(
+                group,
+                sums,
+                Corrections { zeros: &self.zeros[at].0, codes, weights: &self.group_sums[at].0 },
+            );
         }
     }
 
@@ -153,13 +203,19 @@ impl PreparedGroups {
         par: Par,
         work: impl Fn(usize, &Tokens, ArrayViewMut2<'_, T>) + Sync,
     ) {
-        tasks::for_each(out.axis_chunks_iter_mut(Axis(1), LANES).enumerate(), par, |(panel, mut out)| {
+        // A tile of tokens stays in a cache of the core while some panels, which stay there too, pass by.
+        const PANELS: usize = 4;
+        let chunks = out.axis_chunks_iter_mut(Axis(1), PANELS * LANES).enumerate();
+        tasks::for_each(chunks, par, |(first, mut out)| {
             vectorized(
                 #[inline(always)]
                 || {
                     for tokens in tokens {
                         let rows = tokens.first..tokens.first + tokens.count;
-                        work(panel, tokens, crate::views::rows_mut(&mut out, rows));
+                        let mut out = crate::views::rows_mut(&mut out, rows);
+                        for (panel, out) in out.axis_chunks_iter_mut(Axis(1), LANES).enumerate() {
+                            work(first * PANELS + panel, tokens, out);
+                        }
                     }
                 },
             );
@@ -186,23 +242,12 @@ impl PreparedGroups {
                     panel,
                     tokens,
                     #[inline(always)]
-                    |group, sums| {
-                        if x.zeros.is_some() {
-                            let weights = &self.group_sums[panel * self.groups.len() + group];
-                            for (r, sums) in sums.iter_mut().enumerate().take(tokens.count) {
-                                let (_, zero) = x.params(tokens.first + r);
-                                for (sum, &weight) in sums.0.iter_mut().zip(&weights.0) {
-                                    *sum -= zero * weight;
-                                }
-                            }
-                        }
-                        for (total, sums) in totals.iter_mut().zip(sums.iter()) {
-                            for ((total, &sum), &scale) in
-                                total.0.iter_mut().zip(&sums.0).zip(&scales[group].0)
-                            {
-                                let term = sum as f32 * scale;
-                                *total = if group == 0 { term } else { *total + term };
-                            }
+                    |group, sums, corrections| {
+                        for (r, (sums, total)) in sums.iter().zip(&mut totals).enumerate().take(tokens.count)
+                        {
+                            let zero = if x.zeros.is_some() { x.params(tokens.first + r).1 } else { 0 };
+                            let sums = corrections.exact(r, &sums.0, zero);
+                            add_terms(&sums, &scales[group].0, group == 0, &mut total.0);
                         }
                     },
                 );
@@ -271,9 +316,10 @@ impl PreparedMatmul for PreparedGroups {
         check_operands(self.shape(), codes.dim(), out.dim())?;
         out.fill(0);
         self.for_tiles(&self.tokens(codes, par), out, par, |panel, tokens, mut out| {
-            self.for_groups(panel, tokens, |_, sums| {
-                for (mut out, sums) in out.rows_mut().into_iter().zip(sums.iter()) {
-                    out.iter_mut().zip(&sums.0).for_each(|(out, &sum)| *out += sum);
+            self.for_groups(panel, tokens, |_, sums, corrections| {
+                for (r, (mut out, sums)) in out.rows_mut().into_iter().zip(sums).enumerate() {
+                    let sums = corrections.exact(r, &sums.0, 0);
+                    out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
                 }
             });
         });
