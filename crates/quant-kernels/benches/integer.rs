@@ -1,7 +1,8 @@
 //! Rates of integer execution beside the peaks of the core, measured in one run.
 //!
 //! Contenders take turns, and each keeps its best round. One thread is timed in CPU time of the thread where the system tells it
-//! (Linux), several in wall time. Run with `cargo bench -p quant-kernels --bench integer`; add `-- quick` for few rounds.
+//! (Linux), several in wall time. Run with `cargo bench -p quant-kernels --bench integer`; add `-- quick` for few rounds, `quantise`
+//! for quantisation alone.
 
 use std::hint::black_box;
 
@@ -23,16 +24,21 @@ fn main() {
     println!("level {}, {threads} thread(s) available, best of {rounds} rounds", IntegerLevel::detect());
     let peak = peak(rounds);
     println!("sums of four products of bytes, peak of one core: {peak:.0} GOP/s");
+    let only = std::env::args().any(|argument| argument == "quantise");
     for par in [Par::Seq, Par::new(threads.min(2))] {
         println!("\n{par}: products, GOP/s of 2 m n k (share of the peak of as many cores)");
         for (m, k, n) in [(2048, 1536, 8960), (2048, 8960, 1536), (2048, 4096, 4096), (16, 1536, 8960)] {
-            products(m, k, n, par, rounds, peak * par.threads() as f64);
+            if !only {
+                products(m, k, n, par, rounds, peak * par.threads() as f64);
+            }
         }
         println!("{par}: quantisation, GB/s of f32 read (and time by that of a copy of the f32 tensor)");
         for (tokens, features) in [(2048, 1536), (2048, 4096)] {
             quantisation(tokens, features, par, rounds);
         }
-        decode(par, rounds);
+        if !only {
+            decode(par, rounds);
+        }
     }
 }
 

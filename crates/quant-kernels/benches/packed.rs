@@ -8,8 +8,12 @@
 use std::hint::black_box;
 
 use ndarray::Array2;
-use quant_core::{Bits, Groups, QuantizedMatrix};
-use quant_kernels::{Compute, Level, PackedWeight, Par, PreparedWeight};
+use quant_core::operators::{DynamicNumerics, GroupedLinear, GroupedMatmul, PreparedMatmul};
+use quant_core::{Bits, CoreError, Groups, QuantizedMatrix};
+use quant_kernels::{
+    Compute, Cpu, IntegerLevel, IntegerWeight, Level, PackedWeight, Par, PreparedWeight,
+    integer_peak_operations, quantize_tokens,
+};
 use quant_testkit::timed;
 
 /// A named piece of work.
@@ -21,25 +25,30 @@ fn main() {
     let (decoding, filling) = (has("decode") || !has("prefill"), has("prefill") || !has("decode"));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     println!("level {}, {threads} thread(s) available, medians of {rounds} rounds", Level::detect());
+    let peak = peak(rounds);
+    println!("sums of four products of bytes, peak of one core: {peak:.0} GOP/s");
     for par in [Par::Seq, Par::new(threads.min(2))] {
         if decoding {
             decode(par, rounds);
         }
         if filling {
-            println!("{par}: prefill, time by that of the f32 product (GF/s of 2 m n k)");
+            println!(
+                "{par}: prefill, time by that of the f32 product (GOP/s of 2 m n k, share of the integer peak)"
+            );
             for (m, k, n) in [(16, 1536, 8960), (128, 1536, 8960), (2048, 1536, 8960), (2048, 4096, 4096)] {
-                prefill(m, k, n, par, rounds);
+                prefill(m, k, n, par, rounds, peak);
             }
         }
     }
 }
 
 /// Seconds of all contenders by round, which they take in turn, after one round that counts for nothing.
-fn measure(par: Par, rounds: usize, contenders: &mut [Contender<'_>]) -> Vec<Vec<f64>> {
+fn measure(par: Par, rounds: usize, repeats: usize, contenders: &mut [Contender<'_>]) -> Vec<Vec<f64>> {
     let mut seconds = vec![Vec::new(); contenders.len()];
     for round in 0..=rounds {
         for (seconds, (_, work)) in seconds.iter_mut().zip(contenders.iter_mut()) {
-            let time = timed(par, work).0;
+            // Short work repeats: the CPU clock of a running thread may advance in steps of milliseconds.
+            let time = timed(par, || (0..repeats).for_each(|_| work())).0 / repeats as f64;
             if round > 0 {
                 seconds.push(time);
             }
@@ -73,16 +82,8 @@ fn decode(par: Par, rounds: usize) {
         let one = PackedWeight::new(&matrix(bits, n, k, groups), par);
         let weights: Vec<PackedWeight> = vec![one.clone(); BYTES / one.bytes()];
         let size = (weights.len() * one.bytes()) as f64;
-        let mut contenders: Vec<Contender<'_>> = vec![(
-            "reading".to_owned(),
-            Box::new(|| {
-                let plain = &plain[..size as usize / 8];
-                let parts = plain.chunks(plain.len().div_ceil(8 * par.threads()));
-                black_box(quant_kernels::tasks::map(parts, par, |part| {
-                    quant_kernels::vectorized(|| part.iter().fold(0_u64, |sum, &x| sum.wrapping_add(x)))
-                }));
-            }),
-        )];
+        let mut contenders: Vec<Contender<'_>> =
+            vec![("reading".to_owned(), Box::new(|| read(&plain, size, par)))];
         for tokens in [1, 2, 4, 8] {
             let (x, mut y) = (random(tokens, k, 7), Array2::zeros((tokens, n)));
             let weights = &weights;
@@ -93,32 +94,96 @@ fn decode(par: Par, rounds: usize) {
                 }),
             ));
         }
-        let seconds = measure(par, rounds, &mut contenders);
-        print!("  {name}:");
-        for ((name, _), time) in contenders.iter().zip(&seconds) {
-            let share = 100.0 * ratio(&seconds[0], time);
-            print!("  {name} {:.1} ({share:.0} %)", size / median(time.clone()) / 1e9);
-        }
-        println!();
+        report_decode(name, size, &measure(par, rounds, 1, &mut contenders), &contenders);
     }
+    let count = BYTES / (n * k / 2);
+    let Ok(weights) = (0..count).map(|_| grouped(n, k, par)).collect::<Result<Vec<_>, _>>() else { return };
+    let size = (count * n * (k / 2 + 3 * k / 128 * 4)) as f64;
+    let mut contenders: Vec<Contender<'_>> =
+        vec![("reading".to_owned(), Box::new(|| read(&plain, size, par)))];
+    for tokens in [1, 4, 12] {
+        let numerics = DynamicNumerics::Ascend { bits: Bits::new(8).unwrap_or(Bits::ONE) };
+        let (x, mut y) =
+            (quantize_tokens(numerics, random(tokens, k, 7).view(), par), Array2::<f32>::zeros((tokens, n)));
+        let weights = &weights;
+        contenders.push((
+            format!("{tokens} token(s)"),
+            Box::new(move || {
+                for weight in weights {
+                    drop(black_box(weight.forward(&x, y.view_mut().into(), par)));
+                }
+            }),
+        ));
+    }
+    report_decode("W4A8 g128", size, &measure(par, rounds, 1, &mut contenders), &contenders);
 }
 
-fn prefill(m: usize, k: usize, n: usize, par: Par, rounds: usize) {
+fn report_decode(name: &str, size: f64, seconds: &[Vec<f64>], contenders: &[Contender<'_>]) {
+    print!("  {name}:");
+    for ((name, _), time) in contenders.iter().zip(seconds) {
+        let share = 100.0 * ratio(&seconds[0], time);
+        print!("  {name} {:.1} ({share:.0} %)", size / median(time.clone()) / 1e9);
+    }
+    println!();
+}
+
+/// Reads so many bytes of memory.
+fn read(plain: &[u64], size: f64, par: Par) {
+    let plain = &plain[..(size as usize / 8).min(plain.len())];
+    let parts = plain.chunks(plain.len().div_ceil(8 * par.threads()));
+    black_box(quant_kernels::tasks::map(parts, par, |part| {
+        quant_kernels::vectorized(|| part.iter().fold(0_u64, |sum, &x| sum.wrapping_add(x)))
+    }));
+}
+
+/// Multiply-adds in registers only; zero where the level has no such instruction.
+fn peak(rounds: usize) -> f64 {
+    (0..=rounds).fold(0.0, |best, _| {
+        let (seconds, done) = timed(Par::Seq, || integer_peak_operations(IntegerLevel::detect(), 8_000_000));
+        done.map_or(best, |done| best.max(done as f64 / seconds / 1e9))
+    })
+}
+
+/// A weight of 4 bits in groups of 128 for products with codes.
+fn grouped(n: usize, k: usize, par: Par) -> Result<Box<dyn PreparedMatmul>, CoreError> {
+    let linear = GroupedLinear::new(matrix(4, n, k, Groups::Size(128)), None)?;
+    Cpu::default().prepare_groups(&linear, par)
+}
+
+fn codes_of(n: usize, k: usize) -> Array2<i8> {
+    matrix(8, n, k, Groups::Channel).levels().mapv(u8::cast_signed)
+}
+
+fn prefill(m: usize, k: usize, n: usize, par: Par, rounds: usize, peak: f64) {
     let x = random(m, k, 1);
     let floats = PreparedWeight::new(random(n, k, 2).view(), Compute::F32, par);
     let four = PackedWeight::new(&matrix(4, n, k, Groups::Size(128)), par);
     let eight = PackedWeight::new(&matrix(8, n, k, Groups::Channel), par);
-    let [mut y0, mut y1, mut y2]: [Array2<f32>; 3] = std::array::from_fn(|_| Array2::zeros((m, n)));
+    let numerics = DynamicNumerics::Ascend { bits: Bits::new(8).unwrap_or(Bits::ONE) };
+    let codes = quantize_tokens(numerics, x.view(), par);
+    let Ok(grouped) = grouped(n, k, par) else { return };
+    let Ok(bytes) = IntegerWeight::new(codes_of(n, k).view(), par) else { return };
+    let [mut y0, mut y1, mut y2, mut y3]: [Array2<f32>; 4] = std::array::from_fn(|_| Array2::zeros((m, n)));
+    let mut sums = Array2::zeros((m, n));
     let mut contenders: Vec<Contender<'_>> = vec![
         ("f32".to_owned(), Box::new(|| floats.forward_into(x.view(), None, y0.view_mut(), par))),
         ("W4A16 g128".to_owned(), Box::new(|| four.forward_into(x.view(), None, y1.view_mut(), par))),
         ("W8A16".to_owned(), Box::new(|| eight.forward_into(x.view(), None, y2.view_mut(), par))),
+        (
+            "W4A8 g128".to_owned(),
+            Box::new(|| drop(black_box(grouped.forward(&codes, y3.view_mut().into(), par)))),
+        ),
+        ("W8A8 sums".to_owned(), Box::new(|| bytes.sums_into(codes.codes.view(), sums.view_mut(), par))),
     ];
-    let seconds = measure(par, rounds, &mut contenders);
+    let seconds = measure(par, rounds, ((2e10 / (m * n * k) as f64) as usize).max(1), &mut contenders);
     print!("  {m}x{k}x{n}:");
     for ((name, _), time) in contenders.iter().zip(&seconds) {
         let rate = 2.0 * (m * n) as f64 * k as f64 / median(time.clone()) / 1e9;
-        print!("  {name} {:.2} ({rate:.0})", ratio(time, &seconds[0]));
+        print!("  {name} {:.2} ({rate:.0}", ratio(time, &seconds[0]));
+        if name.contains("A8") && peak > 0.0 {
+            print!(", {:.0} %", 100.0 * rate / peak / par.threads() as f64);
+        }
+        print!(")");
     }
     println!();
 }

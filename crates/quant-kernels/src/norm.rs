@@ -38,11 +38,17 @@ pub fn rms_norm<T: Element>(x: ArrayView2<'_, T>, weight: ArrayView1<'_, T>, eps
 /// One row of [`rms_norm`].
 #[inline(always)]
 pub(crate) fn norm_row<T: Element>(row: &[T], weight: &[T], eps: T, out: &mut [T]) {
-    let mean = lane_sum(row, |v| v * v) / T::from_f64(weight.len() as f64);
-    let factor = (mean + eps).sqrt().recip();
+    let factor = norm_factor(row, eps);
     for ((out, &v), &w) in out.iter_mut().zip(row).zip(weight) {
         *out = v * factor * w;
     }
+}
+
+/// What [`norm_row`] multiplies a row by, before the weight.
+#[inline(always)]
+pub(crate) fn norm_factor<T: Element>(row: &[T], eps: T) -> T {
+    let mean = lane_sum(row, |v| v * v) / T::from_f64(row.len() as f64);
+    (mean + eps).sqrt().recip()
 }
 
 /// The backward of [`rms_norm`] with respect to `x` `[tokens, features]`: replaces `grad`, the gradient of the loss with

@@ -3,7 +3,7 @@
 use ndarray::{ArrayView1, ArrayView2, ArrayViewMut2, Axis, Slice};
 use quant_core::QuantizedMatrix;
 
-use crate::arch::{self, MAX_TOKENS};
+use crate::arch::{self, MAX_PANELS, MAX_TOKENS};
 use crate::panels::{LANES, LevelPanels, Row};
 use crate::{Level, Par, product, tasks};
 
@@ -121,20 +121,27 @@ impl PackedWeight {
         let panels = self.panels.count().div_ceil(parts);
         let chunks = dst.axis_chunks_iter_mut(Axis(1), panels * LANES).enumerate();
         tasks::for_each(chunks, par, |(part, mut dst)| {
-            let mut totals = [Row([0.0_f32; LANES]); MAX_TOKENS];
-            let totals = &mut totals[..x.len()];
-            for (i, mut dst) in dst.axis_chunks_iter_mut(Axis(1), LANES).enumerate() {
-                let panel = part * panels + i;
+            let mut totals = [Row([0.0_f32; LANES]); MAX_TOKENS * MAX_PANELS];
+            for (i, mut dst) in dst.axis_chunks_iter_mut(Axis(1), MAX_PANELS * LANES).enumerate() {
+                let panel = part * panels + i * MAX_PANELS;
+                let count = dst.ncols().div_ceil(LANES);
+                let totals = &mut totals[..x.len() * count];
                 if let Some(bias) = bias {
-                    let mut row = Row([0.0; LANES]);
-                    let bias =
-                        bias.slice_axis(Axis(0), Slice::from(panel * LANES..panel * LANES + dst.ncols()));
-                    row.0.iter_mut().zip(bias).for_each(|(to, &from)| *to = from);
-                    totals.fill(row);
+                    let first = panel * LANES;
+                    let bias = bias.slice_axis(Axis(0), Slice::from(first..first + dst.ncols()));
+                    for totals in totals.chunks_exact_mut(count) {
+                        totals
+                            .iter_mut()
+                            .flat_map(|row| &mut row.0)
+                            .zip(bias)
+                            .for_each(|(to, &from)| *to = from);
+                    }
                 }
                 arch::decode(self.level, &self.panels, self.plain, panel, &x, bias.is_some(), totals);
-                for (mut dst, totals) in dst.rows_mut().into_iter().zip(totals.iter()) {
-                    dst.iter_mut().zip(totals.0).for_each(|(to, from)| *to = from);
+                for (mut dst, totals) in dst.rows_mut().into_iter().zip(totals.chunks_exact(count)) {
+                    dst.iter_mut()
+                        .zip(totals.iter().flat_map(|row| &row.0))
+                        .for_each(|(to, from)| *to = *from);
                 }
             }
         });

@@ -1,12 +1,10 @@
 //! Levels of a weight packed bit by bit, in the order in which products read them.
 //!
 //! A panel is [`LANES`] rows of the weight (output features) side by side. It is a run of words: word `w` of a row holds its
-//! levels from column `w * per_word` on, eight of 4 bits or four of 8, and the words `w` of all rows of a panel are adjacent. Column
-//! `c` of an 8-bit word is byte `c`; of a 4-bit word, columns 0 to 3 are the lower halves of the bytes and 4 to 7 the upper
-//! ones. So one mask leaves four adjacent columns as bytes, which is what products of bytes take, and a shift by whole bytes puts a
-//! column where a product of floats wants it.
+//! levels from column `w * per_word` on, eight of 4 bits or four of 8, the first one lowest, and the words `w` of all rows of a
+//! panel are adjacent.
 
-use ndarray::Array2;
+use ndarray::{Array2, ArrayView1};
 use quant_core::{Groups, QuantizedMatrix};
 
 use crate::{Par, tasks};
@@ -46,25 +44,48 @@ enum Columns {
 impl LevelPanels {
     /// Packs the levels of a matrix as 4 bits where they fit, as 8 otherwise.
     pub(crate) fn new(matrix: &QuantizedMatrix, par: Par) -> Self {
-        let (outputs, inputs) = matrix.dim();
-        let bits = if matrix.bits().get() <= 4 { 4 } else { 8 };
+        let inputs = matrix.dim().1;
         let columns = match matrix.groups() {
             Groups::Channel | Groups::Size(_) => Columns::Runs(matrix.groups().size(inputs)),
             Groups::Index { of_column, .. } => Columns::Each(of_column.clone()),
         };
+        Self::pack(matrix, inputs, columns, par, &|row, place| row[place])
+    }
+
+    /// Packs the columns of a matrix in this order, with levels of 0 where it names none. `groups` are those of the places.
+    pub(crate) fn in_order(
+        matrix: &QuantizedMatrix,
+        order: &[Option<u32>],
+        groups: Vec<u32>,
+        par: Par,
+    ) -> Self {
+        Self::pack(matrix, order.len(), Columns::Each(groups), par, &|row, place| {
+            order[place].map_or(0, |column| row[column as usize])
+        })
+    }
+
+    fn pack(
+        matrix: &QuantizedMatrix,
+        inputs: usize,
+        columns: Columns,
+        par: Par,
+        level: &(dyn Fn(ArrayView1<'_, u8>, usize) -> u8 + Sync),
+    ) -> Self {
+        let outputs = matrix.dim().0;
+        let bits = if matrix.bits().get() <= 4 { 4 } else { 8 };
         let groups = matrix.scales().ncols();
         let panels = outputs.div_ceil(LANES);
-        let panel_words = inputs.div_ceil(32 / bits);
+        let per_word = 32 / bits;
+        let panel_words = inputs.div_ceil(per_word);
         let mut words = vec![Row([0; LANES]); panels * panel_words];
         let chunks = words.chunks_mut(panel_words.max(1)).enumerate();
         tasks::for_each(chunks, par, |(panel, words)| {
             let first = panel * LANES;
             for lane in 0..LANES.min(outputs - first) {
                 let row = matrix.levels().row(first + lane);
-                if bits == 4 {
-                    pack_row::<8>(row.into_iter().copied(), words, lane, |c| c % 4 * 8 + c / 4 * 4);
-                } else {
-                    pack_row::<4>(row.into_iter().copied(), words, lane, |c| c * 8);
+                for place in 0..inputs {
+                    let shift = place % per_word * bits;
+                    words[place / per_word].0[lane] |= u32::from(level(row, place)) << shift;
                 }
             }
         });
@@ -142,17 +163,5 @@ impl LevelPanels {
             + size_of_val(self.scales.as_slice())
             + size_of_val(self.zeros.as_slice())
             + columns
-    }
-}
-
-/// Packs a row of levels, `COUNT` to a word, where `at` tells the place of a column in its word.
-fn pack_row<const COUNT: usize>(
-    levels: impl Iterator<Item = u8>,
-    words: &mut [Row<u32>],
-    lane: usize,
-    at: impl Fn(usize) -> usize,
-) {
-    for (column, level) in levels.enumerate() {
-        words[column / COUNT].0[lane] |= u32::from(level) << at(column % COUNT);
     }
 }

@@ -195,6 +195,22 @@ impl Output<'_> {
             Self::Codes { codes, .. } => codes.dim(),
         }
     }
+
+    /// Fills it with the values at `(token, output)`, each rounded once to the type of the output.
+    pub(super) fn fill_with(self, value: impl Fn((usize, usize)) -> f32) {
+        match self {
+            Self::F32(mut out) => out.indexed_iter_mut().for_each(|(at, out)| *out = value(at)),
+            Self::Bf16(mut out) => {
+                out.indexed_iter_mut().for_each(|(at, out)| *out = bf16::from_f32(value(at)));
+            }
+            Self::F16(mut out) => {
+                out.indexed_iter_mut().for_each(|(at, out)| *out = f16::from_f32(value(at)));
+            }
+            Self::Codes { mut codes, offset } => {
+                codes.indexed_iter_mut().for_each(|(at, out)| *out = requantize(value(at), offset));
+            }
+        }
+    }
 }
 
 impl<'a> From<ArrayViewMut2<'a, f32>> for Output<'a> {

@@ -5,7 +5,8 @@
 //! | activations as codes, and the arithmetic that makes them | [`QuantizedActivations`], [`DynamicNumerics`], [`StaticNumerics`] |
 //! | whose arithmetic that is: one value for simulation and execution | [`Profile`], [`InputQuant`] |
 //! | a linear as codes, and what is done with its sums | [`IntegerLinear`], [`Bias`], [`finish`] |
-//! | traits | [`DynamicQuant`], [`QuantMatmul`], [`PreparedMatmul`] |
+//! | the same with scales for groups of inputs | [`GroupedLinear`], [`finish_groups`] |
+//! | traits | [`DynamicQuant`], [`QuantMatmul`], [`GroupedMatmul`], [`PreparedMatmul`] |
 //! | the implementation that the others are compared with | [`Reference`], with [`check_operands`] for all |
 //!
 //! A code stands for `scale · (code − zero)`. Sums of products of codes are exact, so implementations differ in nothing but speed:
@@ -27,11 +28,13 @@
 //! ```
 
 mod activations;
+mod grouped;
 mod linear;
 mod profile;
 mod reference;
 
 pub use activations::{DynamicNumerics, QuantizedActivations, StaticNumerics, TokenParams};
+pub use grouped::{GroupedLinear, GroupedMatmul, finish_groups};
 pub use linear::{Bias, IntegerLinear, Output, finish, fp19, requantize};
 pub use profile::{InputNumerics, InputQuant, Profile};
 pub use reference::{Reference, check_operands};

@@ -1,11 +1,10 @@
 //! The operators in plain loops: what every other implementation is compared with.
 
-use half::{bf16, f16};
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2};
 
 use super::{
     DynamicNumerics, DynamicQuant, IntegerLinear, Output, PreparedMatmul, QuantMatmul, QuantizedActivations,
-    finish, requantize,
+    finish,
 };
 use crate::{CoreError, Par};
 
@@ -61,18 +60,7 @@ impl PreparedMatmul for Plain {
             let integer = integer.wrapping_sub(zero.wrapping_mul(self.row_sums[output]));
             finish(sums[(token, output)], integer, channel, scale, float)
         };
-        match out {
-            Output::F32(mut out) => out.indexed_iter_mut().for_each(|(at, out)| *out = value(at)),
-            Output::Bf16(mut out) => {
-                out.indexed_iter_mut().for_each(|(at, out)| *out = bf16::from_f32(value(at)));
-            }
-            Output::F16(mut out) => {
-                out.indexed_iter_mut().for_each(|(at, out)| *out = f16::from_f32(value(at)));
-            }
-            Output::Codes { mut codes, offset } => {
-                codes.indexed_iter_mut().for_each(|(at, out)| *out = requantize(value(at), offset));
-            }
-        }
+        out.fill_with(value);
         Ok(())
     }
 

@@ -219,7 +219,7 @@ pub(super) unsafe fn gemm<K: Kernel>(
     }
     let par = if m.saturating_mul(n).saturating_mul(k) < SEQUENTIAL_WORK { Par::Seq } else { par };
 
-    let plan = Pieces::new::<K>(m, n, k, matches!(b, Columns::Packed(_)), par);
+    let plan = Pieces::new::<K>(m, n, k, b, par);
     let mut a_buffer = Buffer::new::<LeftWord<K>>(plan.row_group * k.min(plan.depth_group).div_ceil(K::PAIR));
     let mut b_buffer = Buffer::new::<RightWord<K>>(plan.packed_columns * (K::HEAD + block_words::<K>(k)));
     let a_packed = Shared(a_buffer.as_mut_ptr::<LeftWord<K>>());
@@ -283,7 +283,20 @@ pub(super) unsafe fn gemm<K: Kernel>(
                     // SAFETY: panels of the block are packed, and no other task has this block of the destination.
                     unsafe {
                         let a = a_block(first).get().add((i0 - row0) * words);
+                        let mut own;
                         let b = match b {
+                            // No other task needs these panels: they are made where they are used.
+                            Columns::Made(fill) if plan.packed_columns == 0 => {
+                                own = Buffer::new::<RightWord<K>>(
+                                    block.cols.len().next_multiple_of(K::NR) * words,
+                                );
+                                let panels: *mut RightWord<K> = own.as_mut_ptr();
+                                for (i, column) in block.cols.clone().step_by(K::NR).enumerate() {
+                                    let depth = first..first + depth;
+                                    fill(column, depth, panels.add(i * K::NR * words).cast());
+                                }
+                                panels.cast_const()
+                            }
                             Columns::Source(_) | Columns::Made(_) => {
                                 b_packed.get().add((j0 - col0) * (K::HEAD + words)).cast_const()
                             }
@@ -319,7 +332,7 @@ struct Pieces {
 }
 
 impl Pieces {
-    fn new<K: Kernel>(m: usize, n: usize, k: usize, packed: bool, par: Par) -> Self {
+    fn new<K: Kernel>(m: usize, n: usize, k: usize, b: &Columns<'_, K::In>, par: Par) -> Self {
         let lane_words = block_words::<K>(k);
         let left_bytes = lane_words * size_of::<LeftWord<K>>();
         let lane_bytes = lane_words * size_of::<RightWord<K>>();
@@ -331,6 +344,9 @@ impl Pieces {
         let few_rows = m <= task_rows;
         let column_bytes =
             if few_rows { FEW_ROWS_COLUMN_GROUP_BYTES * par.threads() } else { COLUMN_GROUP_BYTES };
+        // Panels that are made for one task alone need no place of their own.
+        let made = matches!(b, Columns::Made(_)) && few_rows;
+        let packed = made || matches!(b, Columns::Packed(_));
         let column_group = if packed && few_rows {
             n.next_multiple_of(K::NR)
         } else {
@@ -342,7 +358,7 @@ impl Pieces {
             column_group,
             packed_columns: if packed { 0 } else { column_group },
             task_rows,
-            task_cols: fitting(TASK_COLUMN_BYTES, lane_bytes, K::NR),
+            task_cols: fitting(if made { PACK_TASK_BYTES } else { TASK_COLUMN_BYTES }, lane_bytes, K::NR),
             pack_panels: fitting(PACK_TASK_BYTES, lane_bytes * K::MR.max(K::NR), 1),
         }
     }

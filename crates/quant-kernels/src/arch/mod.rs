@@ -9,6 +9,7 @@
 //! | `driver` | cache blocking and threads: written once over the contract |
 //! | `sink` | where tiles go: into a region of a matrix, or to a function that finishes them |
 //! | `packed` | products of floats with levels of 4 and 8 bits |
+//! | `grouped` | products of bytes with levels of 4 bits |
 //! | `blocks` | one small left operand against many right ones, in place |
 //! | `hadamard` | the butterflies of a Walsh-Hadamard transform |
 //! | `dispatch` | from a [`Level`](crate::Level) and a [`Compute`](crate::Compute) to a tile |
@@ -22,6 +23,7 @@ mod blocks;
 mod buffer;
 mod dispatch;
 mod driver;
+mod grouped;
 mod hadamard;
 mod heap;
 mod integer;
@@ -42,6 +44,7 @@ pub(crate) use dispatch::{
     Dispatch, PackedOperand, has_adjacent_columns, pack_columns, pack_operand, packed_element_bytes, product,
     product_levels, product_packed,
 };
+pub(crate) use grouped::{MAX_ROWS, PER_WORD, group_sums, most_rows, pack_tokens, tile_rows};
 pub(crate) use hadamard::Butterflies;
 pub use heap::return_freed_memory;
 pub use integer::integer_peak_operations;
@@ -49,5 +52,5 @@ pub(crate) use integer::{FinishRow, PackedInteger, integer_product, integer_thro
 pub use integer_level::IntegerLevel;
 pub(crate) use kernel::WIDTH;
 pub use level::Level;
-pub(crate) use packed::{MAX_TOKENS, decode, zeros_are_plain};
+pub(crate) use packed::{MAX_PANELS, MAX_TOKENS, decode, zeros_are_plain};
 pub(crate) use sink::Region;

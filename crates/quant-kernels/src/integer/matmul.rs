@@ -40,6 +40,10 @@ impl Cpu {
     pub fn for_level(level: IntegerLevel) -> Self {
         Self { level }
     }
+
+    pub(super) fn level(self) -> IntegerLevel {
+        self.level
+    }
 }
 
 impl Default for Cpu {
@@ -66,6 +70,15 @@ impl QuantMatmul for Cpu {
             floats: channels.map(|(_, _, float)| float).collect(),
             row_sums: linear.row_sums().to_vec(),
         }))
+    }
+}
+
+/// The enum may grow; what it grows by is refused until there is code for it.
+pub(super) fn unknown_output(output: &Output<'_>) -> CoreError {
+    CoreError::Shape {
+        what: "output of an integer linear",
+        expected: "f32, bf16, f16 or codes".to_owned(),
+        found: format!("{output:?}"),
     }
 }
 
@@ -117,14 +130,7 @@ impl PreparedMatmul for Prepared {
                 #[inline(always)]
                 |value| requantize(value, offset),
             ),
-            // The enum may grow; what it grows by is refused until there is code for it.
-            other => {
-                return Err(CoreError::Shape {
-                    what: "output of an integer linear",
-                    expected: "f32, bf16, f16 or codes".to_owned(),
-                    found: format!("{other:?}"),
-                });
-            }
+            other => return Err(unknown_output(&other)),
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! Products of bytes, and what stands around them: quantisation of activations, and what becomes of sums.
 
+mod grouped;
 mod matmul;
 mod quantize;
 mod weight;

@@ -5,7 +5,7 @@ use quant_core::operators::{DynamicNumerics, QuantizedActivations, StaticNumeric
 use quant_core::{Bits, QParams};
 
 use crate::activation::silu_times;
-use crate::norm::norm_row;
+use crate::norm::{norm_factor, norm_row};
 use crate::rows::with_row;
 use crate::{Par, tasks, vectorized};
 
@@ -22,13 +22,13 @@ fn for_codes<R: Send>(
     tasks::map(codes.axis_chunks_iter_mut(Axis(0), block).enumerate(), par, |(i, rows)| work(i * block, rows))
 }
 
-/// Quantises rows that `make` writes into a buffer, or finds somewhere, each as it is needed.
+/// Fills codes row by row with what `quantise` writes for a row, whose parameters it gives back; it has a buffer of its own.
 fn quantize_rows(
     numerics: DynamicNumerics,
     (tokens, features): (usize, usize),
     into: &mut QuantizedActivations,
     par: Par,
-    make: impl Fn(usize, &mut Vec<f32>, &mut dyn FnMut(&[f32])) + Sync,
+    quantise: impl Fn(usize, &mut Vec<f32>, &mut [i8]) -> TokenParams + Sync,
 ) {
     if into.codes.dim() != (tokens, features) || !into.codes.is_standard_layout() {
         into.codes = Array2::zeros((tokens, features));
@@ -38,18 +38,21 @@ fn quantize_rows(
         let mut buffer = Vec::new();
         for (i, mut codes) in codes.rows_mut().into_iter().enumerate() {
             let Some(codes) = codes.as_slice_mut() else { continue };
-            make(first + i, &mut buffer, &mut |row| {
-                params.push(vectorized(
-                    #[inline(always)]
-                    || numerics.token(row, codes),
-                ));
-            });
+            params.push(quantise(first + i, &mut buffer, codes));
         }
         params
     });
     let params = params.into_iter().flatten();
     into.zeros = numerics.is_asymmetric().then(|| params.clone().map(|p| p.zero).collect());
     into.scales = params.map(|p| p.scale).collect();
+}
+
+/// Codes of a row that lies somewhere.
+fn quantize_row(numerics: DynamicNumerics, row: &[f32], codes: &mut [i8]) -> TokenParams {
+    vectorized(
+        #[inline(always)]
+        || numerics.token(row, codes),
+    )
 }
 
 fn empty() -> QuantizedActivations {
@@ -60,7 +63,9 @@ fn empty() -> QuantizedActivations {
 #[must_use]
 pub fn quantize_tokens(numerics: DynamicNumerics, x: ArrayView2<'_, f32>, par: Par) -> QuantizedActivations {
     let mut result = empty();
-    quantize_rows(numerics, x.dim(), &mut result, par, |i, buffer, take| with_row(x.row(i), buffer, take));
+    quantize_rows(numerics, x.dim(), &mut result, par, |i, buffer, codes| {
+        with_row(x.row(i), buffer, |row| quantize_row(numerics, row, codes))
+    });
     result
 }
 
@@ -95,18 +100,46 @@ pub fn rms_norm_quantize(
 ) {
     assert_eq!(weight.len(), x.ncols(), "the norm weight must have one element per feature of x");
     let weight = weight.to_vec();
-    quantize_rows(numerics, x.dim(), into, par, |i, buffer, take| {
-        let row = x.row(i);
-        buffer.resize(row.len(), 0.0);
-        match row.to_slice() {
-            Some(row) => vectorized(
-                #[inline(always)]
-                || norm_row(row, &weight, eps, buffer),
-            ),
-            None => norm_row(&row.to_vec(), &weight, eps, buffer),
+    quantize_rows(numerics, x.dim(), into, par, |i, buffer, codes| {
+        if numerics.is_asymmetric() {
+            buffer.resize(x.ncols(), 0.0);
+            match x.row(i).to_slice() {
+                Some(row) => norm_row(row, &weight, eps, buffer),
+                None => norm_row(&x.row(i).to_vec(), &weight, eps, buffer),
+            }
+            return quantize_row(numerics, buffer, codes);
         }
-        take(buffer);
+        with_row(x.row(i), buffer, |row| {
+            vectorized(
+                #[inline(always)]
+                || norm_codes(row, &weight, eps, numerics, codes),
+            )
+        })
     });
+}
+
+/// Codes of a normed row under parameters without a zero. What is normed is computed twice, for its largest magnitude and for its
+/// codes: that costs two products, and a row in between does not fit into the first-level cache beside the others.
+#[inline(always)]
+fn norm_codes(
+    row: &[f32],
+    weight: &[f32],
+    eps: f32,
+    numerics: DynamicNumerics,
+    codes: &mut [i8],
+) -> TokenParams {
+    let factor = norm_factor(row, eps);
+    let normed = row.iter().zip(weight).map(
+        #[inline(always)]
+        |(&v, &w)| v * factor * w,
+    );
+    // Magnitudes compare like integers, infinity and NaN above all numbers.
+    let largest = f32::from_bits(normed.clone().fold(0, |largest, y| y.abs().to_bits().max(largest)));
+    let params = numerics.of_range(-largest, largest);
+    for (code, y) in codes.iter_mut().zip(normed) {
+        *code = params.code(y);
+    }
+    params
 }
 
 /// Codes of `silu(gate) * up`, both `[tokens, features]`, in one pass: bit for bit those of [`silu_mul`](crate::silu_mul) and then
@@ -122,7 +155,7 @@ pub fn silu_mul_quantize(
     par: Par,
 ) {
     assert_eq!(gate.dim(), up.dim(), "gate and up projections must have one shape");
-    quantize_rows(numerics, gate.dim(), into, par, |i, buffer, take| {
+    quantize_rows(numerics, gate.dim(), into, par, |i, buffer, codes| {
         buffer.resize(gate.ncols(), 0.0);
         let (gate, up) = (gate.row(i), up.row(i));
         match (gate.to_slice(), up.to_slice()) {
@@ -140,7 +173,7 @@ pub fn silu_mul_quantize(
                 }
             }
         }
-        take(buffer);
+        quantize_row(numerics, buffer, codes)
     });
 }
 

@@ -9,6 +9,8 @@
 
 mod vector;
 
+use std::ops::Range;
+
 use super::kernel::KC_F32;
 use super::level::{InstructionSet, Level};
 #[cfg(target_arch = "x86_64")]
@@ -19,6 +21,8 @@ pub(super) use vector::Vector;
 
 /// The most tokens of a call of [`decode`].
 pub(crate) const MAX_TOKENS: usize = 8;
+/// The most panels of a call of [`decode`]: where tokens are few, sums of two keep the multipliers busy.
+pub(crate) const MAX_PANELS: usize = 2;
 
 /// `2^15`, whose mantissa counts ones from bit 8 on, and `2^11`, which counts them from bit 12 on.
 const LOW: (f32, i32) = (32_768.0, 0x4700_0000);
@@ -30,8 +34,8 @@ pub(crate) fn zeros_are_plain(panels: &LevelPanels) -> bool {
     (0..panels.count()).all(|panel| panels.zeros(panel).iter().all(|row| row.0.iter().copied().all(exact)))
 }
 
-/// Adds to `totals`, or replaces them without `accumulate`, the products of up to [`MAX_TOKENS`] tokens `[in]` with the rows of a panel: a row of totals
-/// for each token. `plain` is what [`zeros_are_plain`] says.
+/// Adds to `totals`, or replaces them without `accumulate`, the products of up to [`MAX_TOKENS`] tokens `[in]` with the rows of one
+/// or two panels from `panel` on: as many rows of totals for each token. `plain` is what [`zeros_are_plain`] says.
 pub(crate) fn decode(
     level: Level,
     panels: &LevelPanels,
@@ -41,23 +45,25 @@ pub(crate) fn decode(
     accumulate: bool,
     totals: &mut [Row<f32>],
 ) {
-    assert!(x.len() <= MAX_TOKENS && x.len() == totals.len(), "a row of totals for every token");
-    assert!(x.iter().all(|x| x.len() == panels.inputs()) && panel < panels.count(), "operands that fit");
-    run(level, plain, panels.bits(), Decode { panels, panel, x, accumulate, totals });
+    let count = totals.len() / x.len().max(1);
+    assert!(x.len() <= MAX_TOKENS && totals.len() == count * x.len(), "rows of totals for every token");
+    assert!((1..=MAX_PANELS).contains(&count) && panel + count <= panels.count(), "one or two panels");
+    assert!(x.iter().all(|x| x.len() == panels.inputs()), "tokens of as many features as the weight");
+    run(level, plain, panels.bits(), Decode { panels, panel, count, x, accumulate, totals });
 }
 
-/// Writes weights as floats: those of rows `lanes` of a panel and columns `columns`, column by column, `lanes.len()` adjacent.
+/// Writes weights as floats: `width` rows from `lane` on of the columns `columns`, column by column. `width` is that of an f32 tile of
+/// the level.
 ///
 /// # Safety
-/// The rows lie in one panel, in whole registers of every level (8 or 16 numbers) from its beginning; `to` is valid for writes of
-/// as many numbers and aligned to the registers of `level`.
+/// `lane` is a multiple of `width`; `to` is valid for writes of as many numbers and aligned to the registers of `level`.
 pub(super) unsafe fn expand(
     level: Level,
     panels: &LevelPanels,
     plain: bool,
     lane: usize,
     width: usize,
-    columns: std::ops::Range<usize>,
+    columns: Range<usize>,
     to: *mut f32,
 ) {
     assert!(columns.end <= panels.inputs() && lane / LANES < panels.count() && lane % LANES + width <= LANES);
@@ -117,12 +123,10 @@ unsafe fn choose<V: Vector, W: Work>(plain: bool, bits: usize, work: W) {
     }
 }
 
-/// Registers of rows that a tile takes at once.
-const REGISTERS: usize = 2;
-
 struct Decode<'a> {
     panels: &'a LevelPanels,
     panel: usize,
+    count: usize,
     x: &'a [&'a [f32]],
     accumulate: bool,
     totals: &'a mut [Row<f32>],
@@ -131,17 +135,22 @@ struct Decode<'a> {
 impl Work for Decode<'_> {
     #[inline(always)]
     unsafe fn run<V: Vector, const BITS: usize, const PLAIN: bool>(mut self) {
-        // Sixteen registers hold four rows of two sums, 32 hold eight.
+        if self.panels.inputs() == 0 && !self.accumulate {
+            self.totals.fill(Row([0.0; LANES]));
+        }
+        // Sixteen registers hold eight sums beside what else there is, 32 hold sixteen.
         let most = if V::LANES == 16 { 8 } else { 4 };
         for first in (0..self.x.len()).step_by(most) {
             let rows = first..(first + most).min(self.x.len());
             // SAFETY: forwarded from the caller.
             unsafe {
                 match rows.len() {
-                    1 => self.rows::<V, BITS, PLAIN, 1>(rows),
-                    2 => self.rows::<V, BITS, PLAIN, 2>(rows),
-                    3 | 4 => self.rows::<V, BITS, PLAIN, 4>(rows),
-                    _ => self.rows::<V, BITS, PLAIN, 8>(rows),
+                    // Two registers of sums would wait for each other.
+                    1 if self.count * LANES >= 4 * V::LANES => self.rows::<V, BITS, PLAIN, 1, 4>(rows),
+                    1 => self.rows::<V, BITS, PLAIN, 1, 2>(rows),
+                    2 => self.rows::<V, BITS, PLAIN, 2, 2>(rows),
+                    3 | 4 => self.rows::<V, BITS, PLAIN, 4, 2>(rows),
+                    _ => self.rows::<V, BITS, PLAIN, 8, 2>(rows),
                 }
             }
         }
@@ -150,43 +159,41 @@ impl Work for Decode<'_> {
 
 impl Decode<'_> {
     /// # Safety
-    /// The machine has the instructions of `V`; `rows` are not more than `ROWS`.
+    /// The machine has the instructions of `V`; `rows` are not more than `ROWS`; the panels have whole groups of `N` registers.
     #[inline(always)]
-    unsafe fn rows<V: Vector, const BITS: usize, const PLAIN: bool, const ROWS: usize>(
+    unsafe fn rows<V: Vector, const BITS: usize, const PLAIN: bool, const ROWS: usize, const N: usize>(
         &mut self,
-        rows: std::ops::Range<usize>,
+        rows: Range<usize>,
     ) {
         let inputs = self.panels.inputs();
         // Rows that are not there are those of the last one again.
         let x: [*const f32; ROWS] =
             std::array::from_fn(|r| self.x[(rows.start + r).min(rows.end - 1)].as_ptr());
-        for lane in (0..LANES).step_by(REGISTERS * V::LANES) {
-            if inputs == 0 && !self.accumulate {
-                self.totals[rows.clone()].fill(Row([0.0; LANES]));
-            }
+        for lane in (0..self.count * LANES).step_by(N * V::LANES) {
             for first in (0..inputs).step_by(KC_F32) {
                 let end = inputs.min(first + KC_F32);
-                // SAFETY: columns of the panel and of the tokens, and registers of the totals.
+                // SAFETY: columns of the panels and of the tokens, and registers of the totals.
                 unsafe {
-                    let mut sums = [[V::splat(0.0); REGISTERS]; ROWS];
-                    for_weights::<V, BITS, PLAIN>(
+                    let mut sums = [[V::splat(0.0); N]; ROWS];
+                    for_weights::<V, N, BITS, PLAIN>(
                         self.panels,
-                        self.panel,
-                        lane,
+                        self.panel * LANES + lane,
                         first..end,
                         #[inline(always)]
                         |column, weights| {
                             for r in 0..ROWS {
                                 let factor = V::splat(*x[r].add(column));
-                                for v in 0..REGISTERS {
+                                for v in 0..N {
                                     sums[r][v] = weights[v].times_plus(factor, sums[r][v]);
                                 }
                             }
                         },
                     );
-                    for (sums, total) in sums.iter().zip(&mut self.totals[rows.clone()]) {
+                    let totals = &mut self.totals[rows.start * self.count..rows.end * self.count];
+                    for (sums, total) in sums.iter().zip(totals.chunks_exact_mut(self.count)) {
+                        let total: *mut f32 = total.as_mut_ptr().cast();
                         for (v, sum) in sums.iter().enumerate() {
-                            let total = total.0.as_mut_ptr().add(lane + v * V::LANES);
+                            let total = total.add(lane + v * V::LANES);
                             let add = self.accumulate || first > 0;
                             let new = if add { V::load(total).plus(*sum) } else { *sum };
                             new.store(total);
@@ -202,102 +209,121 @@ struct Expand<'a> {
     panels: &'a LevelPanels,
     lane: usize,
     width: usize,
-    columns: std::ops::Range<usize>,
+    columns: Range<usize>,
     to: *mut f32,
 }
 
 impl Work for Expand<'_> {
     #[inline(always)]
     unsafe fn run<V: Vector, const BITS: usize, const PLAIN: bool>(self) {
-        let (panel, lane) = (self.lane / LANES, self.lane % LANES);
-        let (first, width, to) = (self.columns.start, self.width, self.to);
-        for lanes in (0..width).step_by(REGISTERS * V::LANES) {
-            // SAFETY: columns of the panel, and numbers of the caller's.
-            unsafe {
-                for_weights::<V, BITS, PLAIN>(
-                    self.panels,
-                    panel,
-                    lane + lanes,
-                    self.columns.clone(),
-                    #[inline(always)]
-                    |column, weights: [V; REGISTERS]| {
-                        for (v, weight) in weights.into_iter().enumerate() {
-                            if lanes + v * V::LANES < width {
-                                weight.store(to.add((column - first) * width + lanes + v * V::LANES));
-                            }
-                        }
-                    },
-                );
-            }
+        /// Registers of the rows of a tile.
+        const REGISTERS: usize = 2;
+        let width = REGISTERS * V::LANES;
+        assert_eq!(self.width, width, "the width of a tile of the level");
+        let (first, to) = (self.columns.start, self.to);
+        // SAFETY: columns of the panel, and numbers of the caller's.
+        unsafe {
+            for_weights::<V, REGISTERS, BITS, PLAIN>(
+                self.panels,
+                self.lane,
+                self.columns.clone(),
+                #[inline(always)]
+                |column, weights| {
+                    let to = to.add((column - first) * width);
+                    weights[0].store(to);
+                    weights[1].store(to.add(V::LANES));
+                },
+            );
         }
     }
 }
 
-/// Hands the weights of a range of columns to `take`, in order: registers of the rows of a panel from `lane` on.
+/// Hands the weights of a range of columns to `take`, in order: `N` registers of rows, from `lane` on, of all panels.
 ///
 /// # Safety
-/// The machine has the instructions of `V`; the panel has the columns, and whole registers from `lane` on.
+/// The machine has the instructions of `V`; the panels have the columns, and whole registers from `lane` on.
 #[inline(always)]
-unsafe fn for_weights<V: Vector, const BITS: usize, const PLAIN: bool>(
+unsafe fn for_weights<V: Vector, const N: usize, const BITS: usize, const PLAIN: bool>(
     panels: &LevelPanels,
-    panel: usize,
     lane: usize,
-    columns: std::ops::Range<usize>,
-    mut take: impl FnMut(usize, [V; REGISTERS]),
+    columns: Range<usize>,
+    mut take: impl FnMut(usize, [V; N]),
 ) {
     let per_word = 32 / BITS;
-    let words: *const u32 = panels.words(panel).as_ptr().cast();
-    let (scales, zeros) = (panels.scales(panel), panels.zeros(panel));
+    // A register lies in one panel, those of a group perhaps in two.
+    let place = |v: usize| ((lane + v * V::LANES) / LANES, (lane + v * V::LANES) % LANES);
+    let words: [*const u32; N] = std::array::from_fn(|v| {
+        let (panel, lane) = place(v);
+        panels.words(panel).as_ptr().cast::<u32>().wrapping_add(lane)
+    });
     let mut column = columns.start;
     while column < columns.end {
         let (group, end) = panels.run(column);
         let end = end.min(columns.end);
-        // SAFETY: the group and the lanes exist.
-        let group = unsafe {
-            let at = |row: &Row<f32>, v: usize| V::load(row.0.as_ptr().add(lane + v * V::LANES));
-            Group::<V> {
-                scales: [at(&scales[group], 0), at(&scales[group], 1)],
-                zeros: [at(&zeros[group], 0), at(&zeros[group], 1)],
-            }
-        };
-        // SAFETY: forwarded from the caller; words of the panel.
+        // SAFETY: forwarded from the caller; words of the panels.
         unsafe {
-            let (low, high) = (group.offsets::<PLAIN>(LOW.0), group.offsets::<PLAIN>(HIGH.0));
-            let load = |word: usize| {
-                let from = words.add(word * LANES + lane);
-                [V::words(from), V::words(from.add(V::LANES))]
+            let load = |of: fn(&LevelPanels, usize) -> &[Row<f32>]| -> [V; N] {
+                std::array::from_fn(
+                    #[inline(always)]
+                    |v| {
+                        let (panel, lane) = place(v);
+                        V::load(of(panels, panel)[group].0.as_ptr().add(lane))
+                    },
+                )
             };
-            while column < end {
-                if !column.is_multiple_of(per_word) || end - column < per_word {
-                    let shift = if BITS == 4 { column % 4 * 8 + column % 8 / 4 * 4 } else { column % 4 * 8 };
-                    let words = load(column / per_word);
-                    let words = words.map(
+            let group = Group { scales: load(LevelPanels::scales), zeros: load(LevelPanels::zeros) };
+            let (low, high) = (group.offsets::<PLAIN>(LOW.0), group.offsets::<PLAIN>(HIGH.0));
+            // Whole words, and columns one by one in front of and behind them.
+            let begin = column.next_multiple_of(per_word).min(end);
+            let whole = begin + (end - begin) / per_word * per_word;
+            for single in column..begin {
+                take(single, group.single::<BITS, PLAIN>(words, single, low));
+            }
+            for word in begin / per_word..whole / per_word {
+                let column = word * per_word;
+                let words: [V::Words; N] = std::array::from_fn(
+                    #[inline(always)]
+                    |v| V::words(words[v].add(word * LANES)),
+                );
+                for byte in 0..4 {
+                    let words: [V::Words; N] = std::array::from_fn(
                         #[inline(always)]
-                        |word| V::left::<8>(V::right_by(word, shift as u32)),
+                        |v| second_byte::<V>(words[v], byte),
                     );
-                    take(column, group.weights::<PLAIN>(low_levels::<V, BITS>(words), low, LOW.0));
-                    column += 1;
-                    continue;
-                }
-                let words = load(column / per_word);
-                let placed = [
-                    [V::left::<8>(words[0]), V::left::<8>(words[1])],
-                    words,
-                    [V::right::<8>(words[0]), V::right::<8>(words[1])],
-                    [V::right::<16>(words[0]), V::right::<16>(words[1])],
-                ];
-                for (i, words) in placed.into_iter().enumerate() {
-                    let levels = low_levels::<V, BITS>(words);
-                    take(column + i, group.weights::<PLAIN>(levels, low, LOW.0));
-                }
-                if BITS == 4 {
-                    for (i, [a, b]) in placed.into_iter().enumerate() {
-                        let levels = [V::field::<0xF000, { HIGH.1 }>(a), V::field::<0xF000, { HIGH.1 }>(b)];
-                        take(column + 4 + i, group.weights::<PLAIN>(levels, high, HIGH.0));
+                    take(
+                        column + byte * 8 / BITS,
+                        group.weights::<PLAIN>(low_levels::<V, N, BITS>(words), low, LOW.0),
+                    );
+                    if BITS == 4 {
+                        let levels: [V; N] = std::array::from_fn(
+                            #[inline(always)]
+                            |v| V::field::<0xF000, { HIGH.1 }>(words[v]),
+                        );
+                        take(column + byte * 2 + 1, group.weights::<PLAIN>(levels, high, HIGH.0));
                     }
                 }
-                column += per_word;
             }
+            for single in whole.max(column)..end {
+                take(single, group.single::<BITS, PLAIN>(words, single, low));
+            }
+        }
+        column = end;
+    }
+}
+
+/// Words with the byte of this number as their second one.
+///
+/// # Safety
+/// The machine has the instructions of `V`.
+#[inline(always)]
+unsafe fn second_byte<V: Vector>(words: V::Words, byte: usize) -> V::Words {
+    // SAFETY: forwarded from the caller.
+    unsafe {
+        match byte {
+            0 => V::left::<8>(words),
+            1 => words,
+            2 => V::right::<8>(words),
+            _ => V::right::<16>(words),
         }
     }
 }
@@ -307,39 +333,44 @@ unsafe fn for_weights<V: Vector, const BITS: usize, const PLAIN: bool>(
 /// # Safety
 /// The machine has the instructions of `V`.
 #[inline(always)]
-unsafe fn low_levels<V: Vector, const BITS: usize>([a, b]: [V::Words; REGISTERS]) -> [V; REGISTERS] {
-    // SAFETY: forwarded from the caller.
-    unsafe {
-        if BITS == 4 {
-            [V::field::<0x0F00, { LOW.1 }>(a), V::field::<0x0F00, { LOW.1 }>(b)]
-        } else {
-            [V::field::<0xFF00, { LOW.1 }>(a), V::field::<0xFF00, { LOW.1 }>(b)]
-        }
-    }
+unsafe fn low_levels<V: Vector, const N: usize, const BITS: usize>(words: [V::Words; N]) -> [V; N] {
+    std::array::from_fn(
+        #[inline(always)]
+        |v| {
+            // SAFETY: forwarded from the caller.
+            unsafe {
+                if BITS == 4 {
+                    V::field::<0x0F00, { LOW.1 }>(words[v])
+                } else {
+                    V::field::<0xFF00, { LOW.1 }>(words[v])
+                }
+            }
+        },
+    )
 }
 
-/// Parameters of a group of columns in a panel.
+/// Parameters of a group of columns in registers of rows.
 #[derive(Clone, Copy)]
-struct Group<V> {
-    scales: [V; REGISTERS],
-    zeros: [V; REGISTERS],
+struct Group<V, const N: usize> {
+    scales: [V; N],
+    zeros: [V; N],
 }
 
-impl<V: Vector> Group<V> {
+impl<V: Vector, const N: usize> Group<V, N> {
     /// What is subtracted from a level that stands above `power`.
     ///
     /// # Safety
     /// The machine has the instructions of `V`.
     #[inline(always)]
-    unsafe fn offsets<const PLAIN: bool>(&self, power: f32) -> [V; REGISTERS] {
+    unsafe fn offsets<const PLAIN: bool>(&self, power: f32) -> [V; N] {
         if !PLAIN {
             return self.zeros;
         }
-        // SAFETY: forwarded from the caller.
-        unsafe {
-            let power = V::splat(power);
-            [self.zeros[0].plus(power), self.zeros[1].plus(power)]
-        }
+        std::array::from_fn(
+            #[inline(always)]
+            // SAFETY: forwarded from the caller.
+            |v| unsafe { self.zeros[v].plus(V::splat(power)) },
+        )
     }
 
     /// `scale * (level - zero)`.
@@ -347,19 +378,42 @@ impl<V: Vector> Group<V> {
     /// # Safety
     /// The machine has the instructions of `V`.
     #[inline(always)]
-    unsafe fn weights<const PLAIN: bool>(
+    unsafe fn weights<const PLAIN: bool>(&self, levels: [V; N], offsets: [V; N], power: f32) -> [V; N] {
+        std::array::from_fn(
+            #[inline(always)]
+            |v| {
+                // SAFETY: forwarded from the caller.
+                unsafe {
+                    let level = if PLAIN { levels[v] } else { levels[v].minus(V::splat(power)) };
+                    self.scales[v].times(level.minus(offsets[v]))
+                }
+            },
+        )
+    }
+
+    /// The weights of one column of the words of a panel, wherever in its word it stands.
+    ///
+    /// # Safety
+    /// The machine has the instructions of `V`, and the words have the column; `low` are the offsets of [`LOW`].
+    #[inline(always)]
+    unsafe fn single<const BITS: usize, const PLAIN: bool>(
         &self,
-        levels: [V; REGISTERS],
-        offsets: [V; REGISTERS],
-        power: f32,
-    ) -> [V; REGISTERS] {
+        words: [*const u32; N],
+        column: usize,
+        low: [V; N],
+    ) -> [V; N] {
+        let per_word = 32 / BITS;
+        let shift = column % per_word * BITS;
+        let words: [V::Words; N] = std::array::from_fn(
+            #[inline(always)]
+            |v| {
+                // SAFETY: forwarded from the caller.
+                unsafe {
+                    V::left::<8>(V::right_by(V::words(words[v].add(column / per_word * LANES)), shift as u32))
+                }
+            },
+        );
         // SAFETY: forwarded from the caller.
-        unsafe {
-            let weight = |v: usize| {
-                let level = if PLAIN { levels[v] } else { levels[v].minus(V::splat(power)) };
-                self.scales[v].times(level.minus(offsets[v]))
-            };
-            [weight(0), weight(1)]
-        }
+        unsafe { self.weights::<PLAIN>(low_levels::<V, N, BITS>(words), low, LOW.0) }
     }
 }
