@@ -36,10 +36,8 @@ impl Executable {
             (None, _) => false,
             (Some(weight), None) => weight.form != WeightForm::BinaryResidual,
             (Some(weight), Some(input)) => {
-                weight.form == WeightForm::Integer
-                    && weight.symmetric
-                    && weight.group.is_none()
-                    && input.shards <= 1
+                let whole = weight.symmetric && weight.group.is_none();
+                weight.form == WeightForm::Integer && (whole || weight.bits.get() <= 4) && input.shards <= 1
             }
         }
     }
@@ -92,8 +90,10 @@ impl Executable {
             let weights = linear.weights() as u64;
             match scheme.weight.filter(|_| execution == Execution::Integer && Self::executes(&scheme)) {
                 None => float * weights,
-                // Codes of linears with quantised inputs are bytes.
-                Some(_) if scheme.input.is_some() => weights,
+                // Codes of linears with quantised inputs are bytes, unless their weights come in groups.
+                Some(weight) if scheme.input.is_some() && weight.symmetric && weight.group.is_none() => {
+                    weights
+                }
                 Some(weight) => {
                     let codes = if weight.bits.get() <= 4 { weights.div_ceil(2) } else { weights };
                     let groups = weight.group.map_or(1, |size| linear.inputs.div_ceil(size));

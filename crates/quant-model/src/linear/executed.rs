@@ -2,7 +2,9 @@
 
 use super::{Activations, LinearOp, codes_of};
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayViewMut2};
-use quant_core::operators::{Bias, InputNumerics, InputQuant, IntegerLinear, PreparedMatmul, QuantMatmul};
+use quant_core::operators::{
+    Bias, GroupedLinear, GroupedMatmul, InputNumerics, InputQuant, IntegerLinear, PreparedMatmul, QuantMatmul,
+};
 use quant_graph::{LinearParams, LinearWeight};
 use quant_kernels::{Cpu, Element, PackedWeight, Par};
 use std::fmt::{self, Debug, Formatter};
@@ -10,6 +12,7 @@ use std::fmt::{self, Debug, Formatter};
 /// A product of the codes of its input with those of its weight.
 pub struct IntegerOp<T> {
     product: Box<dyn PreparedMatmul>,
+    bytes: usize,
     bias: Option<Array1<T>>,
     input: InputQuant,
     numerics: InputNumerics,
@@ -42,10 +45,20 @@ pub(super) fn executed<T: Element>(
         return Some(Box::new(PackedOp { weight: packed, bias, narrow: params.bias.clone() }));
     };
     let numerics = input.numerics()?;
-    let added = params.bias.clone().map_or(Bias::None, Bias::Float);
-    let linear = IntegerLinear::from_matrix(weight, added).ok()?;
-    let product = Cpu::default().prepare(&linear, par).ok()?;
-    Some(Box::new(IntegerOp { product, bias, input, numerics }))
+    let (outputs, inputs) = weight.dim();
+    let added = params.bias.clone();
+    let cpu = Cpu::default();
+    let (product, bytes) =
+        match IntegerLinear::from_matrix(weight, added.clone().map_or(Bias::None, Bias::Float)) {
+            Ok(linear) => (cpu.prepare(&linear, par).ok()?, outputs * inputs),
+            // Groups of inputs, or zero levels of its own: for four bits and fewer.
+            Err(_) => {
+                let linear = GroupedLinear::new(weight.clone(), added).ok()?;
+                let parameters = 2 * size_of::<f32>() * weight.scales().len();
+                (cpu.prepare_groups(&linear, par).ok()?, (outputs * inputs).div_ceil(2) + parameters)
+            }
+        };
+    Some(Box::new(IntegerOp { product, bytes, bias, input, numerics }))
 }
 
 /// Runs a product in f32 whatever the elements are.
@@ -75,8 +88,7 @@ impl<T: Element> LinearOp<T> for IntegerOp<T> {
         true
     }
     fn bytes(&self) -> usize {
-        let (outputs, inputs) = self.product.shape();
-        outputs * inputs
+        self.bytes
     }
     fn bias(&self) -> Option<ArrayView1<'_, T>> {
         self.bias.as_ref().map(|b| b.view())

@@ -89,6 +89,8 @@ pub(crate) enum Scheme {
     Static,
     /// 4-bit weights in groups of 8 columns.
     Packed,
+    /// The same with dynamic inputs.
+    Grouped,
 }
 
 /// A random model under a scheme.
@@ -100,7 +102,7 @@ pub(crate) fn quantised_model(spec: &ModelSpec, scheme: Scheme, seed: u64) -> In
         for linear in block.linears.values_mut() {
             let (grid, groups) = match scheme {
                 Scheme::Float => continue,
-                Scheme::Packed => (Grid::int4_asym(), Groups::Size(8)),
+                Scheme::Packed | Scheme::Grouped => (Grid::int4_asym(), Groups::Size(8)),
                 Scheme::Dynamic | Scheme::Static => (Grid::int8_sym(), Groups::Channel),
             };
             let float = linear.weight.clone().into_values();
@@ -108,7 +110,7 @@ pub(crate) fn quantised_model(spec: &ModelSpec, scheme: Scheme, seed: u64) -> In
             linear.weight = LinearWeight::Quantized(rounded);
             linear.input = match scheme {
                 Scheme::Float | Scheme::Packed => None,
-                Scheme::Dynamic => Some(ActQuant::Dynamic {
+                Scheme::Dynamic | Scheme::Grouped => Some(ActQuant::Dynamic {
                     bits: eight,
                     rule: ActRule::Symmetric,
                     clip_ratio: ClipRatio::NONE,
@@ -120,7 +122,7 @@ pub(crate) fn quantised_model(spec: &ModelSpec, scheme: Scheme, seed: u64) -> In
             };
         }
         block.kv = match scheme {
-            Scheme::Float | Scheme::Packed => None,
+            Scheme::Float | Scheme::Packed | Scheme::Grouped => None,
             Scheme::Dynamic => Some(KvQuant::both(EntryQuant::TokenHead {
                 bits: eight,
                 rule: ActRule::Asymmetric,
