@@ -6,6 +6,7 @@
 mod analyze;
 mod bad_input;
 mod bad_recipes;
+mod bench;
 mod calibration;
 mod cards;
 mod cli;

@@ -61,7 +61,7 @@ pub fn measure(shapes: &Shapes, profile: &ascend::Profile, par: Par) -> Result<R
 /// Seconds of the best of some rounds of `work`, after one that counts for nothing.
 fn best(mut work: impl FnMut()) -> f64 {
     const ROUNDS: usize = 3;
-    const SECONDS: f64 = 0.3;
+    const SECONDS: f64 = 0.15;
     work();
     let (mut best, mut all, mut rounds) = (f64::INFINITY, 0.0, 0);
     while rounds < ROUNDS || all < SECONDS {
