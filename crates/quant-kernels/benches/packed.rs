@@ -90,7 +90,7 @@ fn decode(par: Par, rounds: usize) {
             contenders.push((
                 format!("{tokens} token(s)"),
                 Box::new(move || {
-                    weights.iter().for_each(|w| w.forward_into(x.view(), None, y.view_mut(), par))
+                    weights.iter().for_each(|w| w.forward_into(x.view(), None, y.view_mut(), par));
                 }),
             ));
         }
