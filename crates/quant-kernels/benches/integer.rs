@@ -42,12 +42,13 @@ fn main() {
     }
 }
 
-/// Runs all contenders in turn, after one round that counts for nothing.
-fn best(par: Par, rounds: usize, contenders: &mut [Contender<'_>]) -> Vec<f64> {
+/// Runs all contenders in turn, after one round that counts for nothing. Short work repeats: the CPU clock of a running thread may
+/// advance in steps of milliseconds.
+fn best(par: Par, rounds: usize, repeats: usize, contenders: &mut [Contender<'_>]) -> Vec<f64> {
     let mut best = vec![f64::INFINITY; contenders.len()];
     for round in 0..=rounds {
         for (best, (_, work)) in best.iter_mut().zip(contenders.iter_mut()) {
-            let seconds = timed(par, work).0;
+            let seconds = timed(par, || (0..repeats).for_each(|_| work())).0 / repeats as f64;
             if round > 0 {
                 *best = best.min(seconds);
             }
@@ -75,7 +76,7 @@ fn products(m: usize, k: usize, n: usize, par: Par, rounds: usize, peak: f64) {
         ("bf16", Box::new(|| drop(black_box(prepared.forward(&x, y.view_mut().into(), par))))),
         ("our f32", Box::new(|| dense.forward_into(float.view(), None, z.view_mut(), par))),
     ];
-    let seconds = best(par, rounds, &mut contenders);
+    let seconds = best(par, rounds, 1, &mut contenders);
     print!("  {m}x{k}x{n}:");
     for ((name, _), &seconds) in contenders.iter().zip(&seconds) {
         let rate = 2.0 * (m * n) as f64 * k as f64 / seconds / 1e9;
@@ -101,7 +102,7 @@ fn quantisation(tokens: usize, features: usize, par: Par, rounds: usize) {
         ("swiglu + quantise", Box::new(|| silu_mul_quantize(x.view(), up.view(), numerics, &mut gated, par))),
         ("quantise, new memory", Box::new(|| drop(black_box(quantize_tokens(numerics, x.view(), par))))),
     ];
-    let seconds = best(par, 5 * rounds, &mut contenders);
+    let seconds = best(par, 2 * rounds, 20, &mut contenders);
     print!("  {tokens}x{features}:");
     for ((name, _), &time) in contenders.iter().zip(&seconds) {
         print!("  {name} {:.1} ({:.2})", 4.0 * x.len() as f64 / time / 1e9, time / seconds[0]);
@@ -130,7 +131,7 @@ fn decode(par: Par, rounds: usize) {
         ),
         ("one token", Box::new(|| weights.iter().for_each(|w| w.sums_into(x.view(), sums.view_mut(), par)))),
     ];
-    let seconds = best(par, rounds, &mut contenders);
+    let seconds = best(par, rounds, 1, &mut contenders);
     print!("{par}: decode over {:.2} GiB, GB/s:", size / (1_u64 << 30) as f64);
     for ((name, _), &time) in contenders.iter().zip(&seconds) {
         print!("  {name} {:.1} ({:.0} %)", size / time / 1e9, 100.0 * seconds[0] / time);

@@ -90,7 +90,7 @@ fn decode(par: Par, rounds: usize) {
             contenders.push((
                 format!("{tokens} token(s)"),
                 Box::new(move || {
-                    weights.iter().for_each(|w| w.forward_into(x.view(), None, y.view_mut(), par))
+                    weights.iter().for_each(|w| w.forward_into(x.view(), None, y.view_mut(), par));
                 }),
             ));
         }
@@ -98,7 +98,8 @@ fn decode(par: Par, rounds: usize) {
     }
     let count = BYTES / (n * k / 2);
     let Ok(weights) = (0..count).map(|_| grouped(n, k, par)).collect::<Result<Vec<_>, _>>() else { return };
-    let size = (count * n * (k / 2 + 3 * k / 128 * 4)) as f64;
+    // Levels, scales and zeros; sums of weights are read only where tokens have zeros.
+    let size = (count * n * (k / 2 + 2 * k / 128 * 4)) as f64;
     let mut contenders: Vec<Contender<'_>> =
         vec![("reading".to_owned(), Box::new(|| read(&plain, size, par)))];
     for tokens in [1, 4, 12] {

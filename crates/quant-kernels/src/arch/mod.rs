@@ -8,8 +8,8 @@
 //! | `pack`, `buffer` | operands copied into panels the tiles read linearly |
 //! | `driver` | cache blocking and threads: written once over the contract |
 //! | `sink` | where tiles go: into a region of a matrix, or to a function that finishes them |
-//! | `packed` | products of floats with levels of 4 and 8 bits |
-//! | `grouped` | products of bytes with levels of 4 bits |
+//! | `packed`, `lanes` | products of floats with levels of 4 and 8 bits, over the registers of an instruction set |
+//! | `grouped`, `nibbles` | the same for products of bytes with levels of 4 bits |
 //! | `blocks` | one small left operand against many right ones, in place |
 //! | `hadamard` | the butterflies of a Walsh-Hadamard transform |
 //! | `dispatch` | from a [`Level`](crate::Level) and a [`Compute`](crate::Compute) to a tile |
@@ -29,7 +29,9 @@ mod heap;
 mod integer;
 mod integer_level;
 mod kernel;
+mod lanes;
 mod level;
+mod nibbles;
 mod pack;
 mod packed;
 mod portable;

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::arch::grouped::Nibbles;
+use crate::arch::nibbles::Nibbles;
 
 macro_rules! nibbles {
     (

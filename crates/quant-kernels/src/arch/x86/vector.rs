@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::arch::packed::Vector;
+use crate::arch::lanes::Vector;
 
 macro_rules! vector {
     (

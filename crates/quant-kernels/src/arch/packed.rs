@@ -7,17 +7,14 @@
 //! A level becomes a float without a conversion: its bits are moved into the mantissa of a power of two, whose unit they then
 //! count, and the power is subtracted together with the zero level.
 
-mod vector;
-
 use std::ops::Range;
 
 use super::kernel::KC_F32;
+use super::lanes::{Plain, Vector};
 use super::level::{InstructionSet, Level};
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Ymm, Zmm};
 use crate::panels::{LANES, LevelPanels, Row};
-use vector::Plain;
-pub(super) use vector::Vector;
 
 /// The most tokens of a call of [`decode`].
 pub(crate) const MAX_TOKENS: usize = 8;

@@ -4,14 +4,11 @@
 //! correction here; `255 · 128` is the most that a product of them could be, `15 · 128` what it is, so two of them fit
 //! into 16 bits and nothing saturates.
 
-mod vector;
-
 use super::integer_level::{IntegerLevel, IntegerSet};
+use super::nibbles::{Nibbles, Plain};
 #[cfg(target_arch = "x86_64")]
 use super::x86::{NibblesAvx2, NibblesAvx512, NibblesAvxVnni};
 use crate::panels::{LANES, Row};
-pub(super) use vector::Nibbles;
-use vector::Plain;
 
 /// The most tokens of a tile on any level.
 pub(crate) const MAX_ROWS: usize = 12;
@@ -99,8 +96,10 @@ unsafe fn choose<V: Nibbles>(words: &[Row<u32>], x: &[i32], sums: &mut [Row<i32>
             2 => tile::<V, 2>(words, x, sums),
             4 => tile::<V, 4>(words, x, sums),
             8 => tile::<V, 8>(words, x, sums),
-            12 => tile::<V, 12>(words, x, sums),
-            other => unreachable!("no tile of {other} rows"),
+            rows => {
+                assert_eq!(rows, MAX_ROWS, "the rows of a tile");
+                tile::<V, MAX_ROWS>(words, x, sums);
+            }
         }
     }
 }
