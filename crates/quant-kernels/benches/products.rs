@@ -15,7 +15,9 @@ use faer::traits::RealField;
 use faer::{Accum, MatMut, MatRef};
 use ndarray::Array2;
 use quant_core::Real;
-use quant_kernels::{Compute, Element, Level, Par, PreparedWeight, gram_lower, linear_into};
+use quant_kernels::{
+    Compute, Element, Level, Par, PreparedWeight, float_peak_operations, gram_lower, linear_into,
+};
 use quant_testkit::timed;
 
 /// A named piece of work.
@@ -123,36 +125,11 @@ fn report(name: &str, products: f64, par: Par, rounds: usize, mut contenders: Ve
 
 /// Multiply-adds in registers only: independent chains of one register each.
 fn peak(rounds: usize) -> f64 {
-    let mut best = f64::INFINITY;
-    for _ in 0..=rounds {
-        let mut lanes = 0;
-        let (seconds, ()) = timed(Par::Seq, || lanes = pulp::Arch::new().dispatch(Chains));
-        best = best.min(seconds / lanes as f64);
-    }
-    2.0 * (CHAINS * STEPS) as f64 / best / 1e9
-}
-
-const CHAINS: usize = 16;
-const STEPS: usize = 8_000_000;
-
-struct Chains;
-
-impl pulp::WithSimd for Chains {
-    type Output = usize;
-
-    /// Runs the chains and gives the number of lanes of a register.
-    #[inline(always)]
-    fn with_simd<S: pulp::Simd>(self, simd: S) -> usize {
-        let (factor, summand) = (simd.splat_f32s(black_box(0.999_9)), simd.splat_f32s(black_box(1e-4)));
-        let mut sums = [simd.splat_f32s(1.0); CHAINS];
-        for _ in 0..STEPS {
-            for sum in &mut sums {
-                *sum = simd.mul_add_e_f32s(*sum, factor, summand);
-            }
-        }
-        black_box(sums);
-        S::F32_LANES
-    }
+    (0..=rounds).fold(0.0, |best: f64, _| {
+        let mut operations = 0;
+        let (seconds, ()) = timed(Par::Seq, || operations = float_peak_operations(8_000_000));
+        best.max(operations as f64 / seconds / 1e9)
+    })
 }
 
 fn random<T: Element>(rows: usize, cols: usize, seed: u32) -> Array2<T> {

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use pulp::{Simd, WithSimd};
+
 use crate::exp::exp_f32;
 use crate::rows::{lane_max, lane_sum};
 use crate::vectorized;
@@ -67,8 +69,8 @@ pub struct PagedScratch {
 
 /// Rows that share what is read of a page.
 const ROWS: usize = 8;
-/// Scores of a row that are summed side by side, and features of its output.
-const SIDE: usize = 32;
+/// Registers of positions, or of features, that a row has sums in at a time.
+const SIDE: usize = 2;
 
 /// `softmax(q k^T / sqrt(head_dim) + mask) v` of one head over the pages of its cache (Vaswani et al. 2017; the running softmax of Milakov
 /// and Gimelshein 2018), into `out` `[rows, head_dim]`, whose old content is not read.
@@ -125,34 +127,26 @@ pub fn attend_paged(
             from..((position + 1).clamp(first, first + PAGE) - first).max(from)
         };
         let (keys, values) = pages(page);
-        vectorized(
+        let (keys, values) = vectorized(
             #[inline(always)]
-            || {
-                let keys = keys_of(keys, head_dim, key_floats);
-                let values = values_of(values, head_dim, value_floats);
-                let mut row = 0;
-                while row < rows {
-                    let left = rows - row;
-                    let count = if left >= ROWS { ROWS } else { 1 << left.ilog2() };
-                    let range = row * head_dim..(row + count) * head_dim;
-                    let at = Rows {
-                        q: &q[range.clone()],
-                        out: &mut out[range],
-                        largest: &mut largest[row..row + count],
-                        total: &mut total[row..row + count],
-                        seen: std::array::from_fn(|i| seen((row + i).min(rows - 1))),
-                        scale,
-                    };
-                    match count {
-                        1 => take_in::<1>(at, keys, values),
-                        2 => take_in::<2>(at, keys, values),
-                        4 => take_in::<4>(at, keys, values),
-                        _ => take_in::<ROWS>(at, keys, values),
-                    }
-                    row += count;
-                }
-            },
+            || (keys_of(keys, head_dim, key_floats), values_of(values, head_dim, value_floats)),
         );
+        let mut row = 0;
+        while row < rows {
+            let left = rows - row;
+            let count = if left >= ROWS { ROWS } else { 1 << left.ilog2() };
+            let range = row * head_dim..(row + count) * head_dim;
+            let rows = Rows {
+                q: &q[range.clone()],
+                out: &mut out[range],
+                largest: &mut largest[row..row + count],
+                total: &mut total[row..row + count],
+                seen: std::array::from_fn(|i| seen((row + i).min(rows - 1))),
+                scale,
+            };
+            pulp::Arch::new().dispatch(TakeIn { rows, count, keys, values });
+            row += count;
+        }
     }
     for (out, total) in out.chunks_exact_mut(head_dim.max(1)).zip(total) {
         out.iter_mut().for_each(|x| *x /= *total);
@@ -169,59 +163,105 @@ struct Rows<'a> {
     scale: f32,
 }
 
+/// A page and some rows, for whatever registers there are.
+struct TakeIn<'a> {
+    rows: Rows<'a>,
+    count: usize,
+    keys: &'a [f32],
+    values: &'a [f32],
+}
+
+impl WithSimd for TakeIn<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { rows, count, keys, values } = self;
+        match count {
+            1 => take_in::<S, 1>(simd, rows, keys, values),
+            2 => take_in::<S, 2>(simd, rows, keys, values),
+            4 => take_in::<S, 4>(simd, rows, keys, values),
+            _ => take_in::<S, ROWS>(simd, rows, keys, values),
+        }
+    }
+}
+
 /// Takes a page into the running softmax of `R` rows.
 #[inline(always)]
-fn take_in<const R: usize>(rows: Rows<'_>, keys: &[f32], values: &[f32]) {
+fn take_in<S: Simd, const R: usize>(simd: S, rows: Rows<'_>, keys: &[f32], values: &[f32]) {
     let Rows { q, out, largest, total, seen, scale } = rows;
     let head_dim = q.len() / R;
     let mut weights = [[0.0_f32; PAGE]; R];
-    for side in 0..PAGE / SIDE {
-        let mut sums = [[0.0_f32; SIDE]; R];
-        for (feature, keys) in keys.as_chunks::<PAGE>().0.iter().enumerate() {
-            let keys: &[f32; SIDE] = &keys.as_chunks::<SIDE>().0[side];
-            for r in 0..R {
-                multiply_add(&mut sums[r], keys, q[r * head_dim + feature]);
-            }
-        }
-        for r in 0..R {
-            weights[r].as_chunks_mut::<SIDE>().0[side] = sums[r];
-        }
-    }
+    scores::<S, R>(simd, q, keys, &mut weights);
     for r in 0..R {
         let out = &mut out[r * head_dim..(r + 1) * head_dim];
         soften(&mut weights[r], &seen[r], scale, &mut largest[r], &mut total[r], out);
     }
-    // What all of the rows see, in their order; before and after it each has its own.
+    // What all of the rows see goes through registers together, in order; before and after it each has its own.
     let from = seen[..R].iter().map(|s| s.start).max().unwrap_or(0);
     let to = seen[..R].iter().map(|s| s.end).min().unwrap_or(0).max(from);
-    let mut first = 0;
-    while first + SIDE <= head_dim {
-        let mut sums = [[0.0_f32; SIDE]; R];
-        let value = |position: usize| -> &[f32] { &values[position * head_dim + first..][..SIDE] };
-        for r in 0..R {
-            sums[r].copy_from_slice(&out[r * head_dim + first..][..SIDE]);
-            for position in seen[r].start..from.min(seen[r].end) {
-                add_value(&mut sums[r], value(position), weights[r][position]);
-            }
-        }
-        for position in from..to {
-            let value = value(position);
+    for r in 0..R {
+        let own = seen[r].start..from.min(seen[r].end);
+        add_values::<S, 1>(simd, &mut out[r * head_dim..(r + 1) * head_dim], values, [&weights[r]], own);
+    }
+    add_values::<S, R>(simd, out, values, weights.each_ref(), from..to);
+    for r in 0..R {
+        let own = to.max(seen[r].start)..seen[r].end;
+        add_values::<S, 1>(simd, &mut out[r * head_dim..(r + 1) * head_dim], values, [&weights[r]], own);
+    }
+}
+
+/// Products of `R` queries `[R, head_dim]` with the keys of a page `[head_dim, PAGE]`: each a chain of multiply-adds over the features.
+#[inline(always)]
+fn scores<S: Simd, const R: usize>(simd: S, q: &[f32], keys: &[f32], scores: &mut [[f32; PAGE]; R]) {
+    let head_dim = q.len() / R;
+    let keys = S::as_simd_f32s(keys).0;
+    let registers = PAGE / S::F32_LANES;
+    for first in (0..registers).step_by(SIDE) {
+        let mut sums = [[simd.splat_f32s(0.0); SIDE]; R];
+        for feature in 0..head_dim {
+            let keys: [S::f32s; SIDE] = std::array::from_fn(|i| keys[feature * registers + first + i]);
             for r in 0..R {
-                add_value(&mut sums[r], value, weights[r][position]);
+                let q = simd.splat_f32s(q[r * head_dim + feature]);
+                for i in 0..SIDE {
+                    sums[r][i] = simd.mul_add_f32s(q, keys[i], sums[r][i]);
+                }
             }
         }
         for r in 0..R {
-            for position in to.max(seen[r].start)..seen[r].end {
-                add_value(&mut sums[r], value(position), weights[r][position]);
-            }
-            out[r * head_dim + first..][..SIDE].copy_from_slice(&sums[r]);
+            S::as_mut_simd_f32s(&mut scores[r]).0[first..first + SIDE].copy_from_slice(&sums[r]);
         }
+    }
+}
+
+/// Adds the values of some positions, `[PAGE, head_dim]`, to `R` outputs `[R, head_dim]` under their weights: each element a chain of
+/// multiply-adds over the positions.
+#[inline(always)]
+fn add_values<S: Simd, const R: usize>(
+    simd: S,
+    out: &mut [f32],
+    values: &[f32],
+    weights: [&[f32; PAGE]; R],
+    positions: Range<usize>,
+) {
+    if positions.is_empty() {
+        return;
+    }
+    let head_dim = out.len() / R;
+    let registers = head_dim / S::F32_LANES;
+    let mut first = 0;
+    while first + SIDE <= registers {
+        add_registers::<S, R, SIDE>(simd, out, values, weights, positions.clone(), first);
         first += SIDE;
     }
+    while first < registers {
+        add_registers::<S, R, 1>(simd, out, values, weights, positions.clone(), first);
+        first += 1;
+    }
     for r in 0..R {
-        for feature in first..head_dim {
+        for feature in registers * S::F32_LANES..head_dim {
             let mut sum = out[r * head_dim + feature];
-            for position in seen[r].clone() {
+            for position in positions.clone() {
                 sum = weights[r][position].mul_add(values[position * head_dim + feature], sum);
             }
             out[r * head_dim + feature] = sum;
@@ -229,17 +269,34 @@ fn take_in<const R: usize>(rows: Rows<'_>, keys: &[f32], values: &[f32]) {
     }
 }
 
+/// [`add_values`] for `N` registers of features from `first` on.
 #[inline(always)]
-fn multiply_add(sums: &mut [f32; SIDE], keys: &[f32; SIDE], q: f32) {
-    for l in 0..SIDE {
-        sums[l] = q.mul_add(keys[l], sums[l]);
+fn add_registers<S: Simd, const R: usize, const N: usize>(
+    simd: S,
+    out: &mut [f32],
+    values: &[f32],
+    weights: [&[f32; PAGE]; R],
+    positions: Range<usize>,
+    first: usize,
+) {
+    let head_dim = out.len() / R;
+    let range = first * S::F32_LANES..(first + N) * S::F32_LANES;
+    let mut sums = [[simd.splat_f32s(0.0); N]; R];
+    for r in 0..R {
+        sums[r].copy_from_slice(S::as_simd_f32s(&out[r * head_dim..][range.clone()]).0);
     }
-}
-
-#[inline(always)]
-fn add_value(sums: &mut [f32; SIDE], value: &[f32], weight: f32) {
-    for (sum, value) in sums.iter_mut().zip(value) {
-        *sum = weight.mul_add(*value, *sum);
+    for position in positions {
+        let values = S::as_simd_f32s(&values[position * head_dim..][range.clone()]).0;
+        let values: [S::f32s; N] = std::array::from_fn(|i| values[i]);
+        for r in 0..R {
+            let weight = simd.splat_f32s(weights[r][position]);
+            for i in 0..N {
+                sums[r][i] = simd.mul_add_f32s(weight, values[i], sums[r][i]);
+            }
+        }
+    }
+    for r in 0..R {
+        S::as_mut_simd_f32s(&mut out[r * head_dim..][range.clone()]).0.copy_from_slice(&sums[r]);
     }
 }
 

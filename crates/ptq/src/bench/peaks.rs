@@ -1,7 +1,9 @@
 //! The most a machine does.
 
 use super::best;
-use quant_kernels::{IntegerLevel, Level, Par, integer_peak_operations, tasks, vectorized};
+use quant_kernels::{
+    IntegerLevel, Level, Par, float_peak_operations, integer_peak_operations, tasks, vectorized,
+};
 use serde::Serialize;
 use std::hint::black_box;
 
@@ -24,9 +26,6 @@ pub struct Peaks {
     pub copying: f64,
 }
 
-/// Independent sums, enough to hide the latency of a multiply-add.
-const CHAINS: usize = 12;
-const LANES: usize = 16;
 /// Beyond every cache.
 const READ_BYTES: usize = 1 << 30;
 
@@ -36,11 +35,11 @@ impl Peaks {
     pub fn measure(par: Par) -> Self {
         let threads = par.threads();
         let everywhere = |work: &(dyn Fn() + Sync)| best(|| tasks::for_each(0..threads, par, |_| work()));
-        const STEPS: usize = 400_000;
-        let float = everywhere(&|| {
-            black_box(multiply_adds(STEPS));
-        });
         let steps = 1_000_000;
+        let float_operations = float_peak_operations(1) * steps as u64 * threads as u64;
+        let float = everywhere(&|| {
+            black_box(float_peak_operations(steps));
+        });
         let operations = integer_peak_operations(IntegerLevel::detect(), steps);
         let integer = operations.map(|operations| {
             let seconds = everywhere(&|| {
@@ -70,7 +69,7 @@ impl Peaks {
         });
         Self {
             threads,
-            float: (2 * CHAINS * LANES * STEPS * threads) as f64 / float / 1e9,
+            float: float_operations as f64 / float / 1e9,
             float_level: Level::detect().to_string(),
             integer,
             integer_level: IntegerLevel::detect().to_string(),
@@ -78,23 +77,4 @@ impl Peaks {
             copying: size_of_val(&*x) as f64 / copying / 1e9,
         }
     }
-}
-
-/// `2 · CHAINS · LANES · steps` operations on f32.
-fn multiply_adds(steps: usize) -> f32 {
-    let (a, b) = (black_box([1.000_001_f32; LANES]), black_box([0.000_001_f32; LANES]));
-    vectorized(
-        #[inline(always)]
-        || {
-            let mut sums = [[0.5_f32; LANES]; CHAINS];
-            for _ in 0..steps {
-                for sum in &mut sums {
-                    for l in 0..LANES {
-                        sum[l] = sum[l].mul_add(a[l], b[l]);
-                    }
-                }
-            }
-            sums.iter().flatten().sum()
-        },
-    )
 }

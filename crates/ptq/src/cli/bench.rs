@@ -90,7 +90,11 @@ fn kernel_rows(report: &Report) -> Vec<[String; 6]> {
     let row = |k: &crate::bench::KernelRate| {
         let (m, inputs, n) = k.size;
         [
-            format!("{} {m}x{inputs}x{n}", k.shape),
+            if k.shape.contains('x') && k.shape.starts_with(char::is_numeric) {
+                k.shape.clone()
+            } else {
+                format!("{} {m}x{inputs}x{n}", k.shape)
+            },
             k.kernel.to_owned(),
             format!("{:.3}", 1e3 * k.seconds),
             format!("{:.1} {}", k.rate, k.unit),
