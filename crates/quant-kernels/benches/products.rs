@@ -7,8 +7,6 @@
 //!
 //! Run with `cargo bench -p quant-kernels --bench products`; add `-- quick` for one round.
 
-use std::hint::black_box;
-
 use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::traits::RealField;
