@@ -14,7 +14,12 @@ const BINDING: &str = "crates/ascend-kernels/src/ffi/generated.rs";
 /// Groups of symbols: the struct that holds them, its description, the module it lies in, and which functions it has. The libraries
 /// that a group is loaded from are `ascend_kernels`' business.
 const GROUPS: [(&str, &str, &str, &str); 4] = [
-    ("Runtime", "runtime", "Devices, contexts, streams, events and memory.", "acl(Init|Finalize|GetRecentErrMsg|rt.*|sys.*)"),
+    (
+        "Runtime",
+        "runtime",
+        "Devices, contexts, streams, events and memory.",
+        "acl(Init|Finalize|GetRecentErrMsg|rt.*|sys.*)",
+    ),
     ("Objects", "objects", "Tensors, arrays and executors.", "acl(Create|Destroy|SetAcl).*"),
     ("Operators", "operators", "Products, quantisation and layouts.", "aclnn[A-EG-Z].*|aclnnFlat.*"),
     ("Attention", "attention", "Attention.", "aclnnFused.*"),
@@ -65,7 +70,8 @@ fn generate(root: &Path) -> Result<Option<String>, String> {
 /// A function that says which symbols of a group a library has.
 fn table(name: &str, group: &str) -> String {
     let names = group.lines().filter_map(|line| line.strip_prefix("    pub ")?.split_once(": Result<"));
-    let rows: String = names.map(|(name, _)| format!("            (\"{name}\", self.{name}.is_ok()),\n")).collect();
+    let rows: String =
+        names.map(|(name, _)| format!("            (\"{name}\", self.{name}.is_ok()),\n")).collect();
     format!(
         "impl {name} {{\n    pub fn symbols(&self) -> Vec<(&'static str, bool)> {{\n        vec![\n{rows}        ]\n    }}\n}}\n"
     )
@@ -76,7 +82,9 @@ fn found(what: &str) -> Findings {
 }
 
 fn skipped(name: &str) -> Findings {
-    println!("skipped: {name}: no libclang was found (.ci/libclang fetches one); {BINDING} was not compared with {HEADER}");
+    println!(
+        "skipped: {name}: no libclang was found (.ci/libclang fetches one); {BINDING} was not compared with {HEADER}"
+    );
     found("skipped")
 }
 

@@ -37,8 +37,16 @@ static COMMANDS: &[(&str, &str, Chore)] = &[
     ),
     ("survive", "kills 300 runs at random moments, resumes them and compares the outputs", survive::survive),
     ("package", "packs every published crate and builds it from its package, offline", package::package),
-    ("bindings", "makes the binding of CANN from crates/ascend-kernels/cann.h; needs libclang", bindings::write),
-    ("check-bindings", "compares the binding of CANN with its header; skipped without libclang", bindings::check),
+    (
+        "bindings",
+        "makes the binding of CANN from crates/ascend-kernels/cann.h; needs libclang",
+        bindings::write,
+    ),
+    (
+        "check-bindings",
+        "compares the binding of CANN with its header; skipped without libclang",
+        bindings::check,
+    ),
     ("check-text", "home paths and unfinished-work markers in tracked files", text::check_text),
 ];
 
