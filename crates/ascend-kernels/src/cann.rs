@@ -49,13 +49,13 @@ struct Uses {
     count: usize,
     /// Whether it was this crate that initialised it.
     ours: bool,
+    /// Of each device, how many contexts of this crate use it.
+    devices: BTreeMap<i32, usize>,
 }
 
 struct Opened {
     groups: Groups,
     options: OpenOptions,
-    /// Of each device, how many contexts here use it.
-    devices: Mutex<BTreeMap<i32, usize>>,
     closed: bool,
 }
 
@@ -95,9 +95,8 @@ impl Cann {
                 }
             });
         };
-        let (options, devices) = (options.clone(), Mutex::new(BTreeMap::new()));
         // Not to be finalised before it is initialised.
-        let mut opened = Opened { groups, options, devices, closed: true };
+        let mut opened = Opened { groups, options: options.clone(), closed: true };
         opened.initialise()?;
         opened.closed = false;
         Ok(Self(Arc::new(opened)))
@@ -197,8 +196,13 @@ impl Cann {
     pub(crate) fn allows(&self, symbol: &str) -> bool {
         self.0.options.allows(symbol)
     }
-    pub(crate) fn devices(&self) -> MutexGuard<'_, BTreeMap<i32, usize>> {
-        locked(&self.0.devices)
+    /// Runs something with the count of contexts on each device, of all that opened these libraries.
+    pub(crate) fn with_devices<R>(
+        &self,
+        run: impl FnOnce(&mut BTreeMap<i32, usize>) -> Result<R>,
+    ) -> Result<R> {
+        let key = self.0.key()?;
+        run(&mut locked(&INITIALISED).entry(key).or_default().devices)
     }
     pub(crate) fn missing(&self, symbol: &'static str) -> AscendError {
         self.0.missing(symbol)

@@ -71,15 +71,16 @@ impl Drop for Context {
 
 /// Gives a device back when its last context here is gone.
 fn reset(cann: &Cann, id: i32) -> Result<()> {
-    let mut devices = cann.devices();
-    let Some(count) = devices.get_mut(&id) else { return Ok(()) };
-    *count -= 1;
-    if *count > 0 {
-        return Ok(());
-    }
-    devices.remove(&id);
-    // SAFETY: this crate set the device, and no context of this crate is left on it.
-    unsafe { acl!(cann, runtime, aclrtResetDevice(id)) }
+    cann.with_devices(|devices| {
+        let Some(count) = devices.get_mut(&id) else { return Ok(()) };
+        *count -= 1;
+        if *count > 0 {
+            return Ok(());
+        }
+        devices.remove(&id);
+        // SAFETY: this crate set the device, and no context of this crate is left on it.
+        unsafe { acl!(cann, runtime, aclrtResetDevice(id)) }
+    })
 }
 
 /// A device of CANN with a context of its own. Clones are the same.
@@ -109,15 +110,15 @@ impl Device {
         if !u32::try_from(id).is_ok_and(|id| id < count) {
             return Err(AscendError::NoDevice { device: id, count });
         }
-        {
-            let mut devices = cann.devices();
+        cann.with_devices(|devices| {
             let users = devices.get(&id).copied().unwrap_or(0);
             if users == 0 {
                 // SAFETY: there is a device of this number.
                 unsafe { acl!(cann, runtime, aclrtSetDevice(id)) }?;
             }
             devices.insert(id, users + 1);
-        }
+            Ok(())
+        })?;
         let mut raw = std::ptr::null_mut();
         // SAFETY: the pointer is for this handle.
         if let Err(error) = unsafe { acl!(cann, runtime, aclrtCreateContext(&mut raw, id)) } {

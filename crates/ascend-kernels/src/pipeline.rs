@@ -77,6 +77,8 @@ pub struct WeightPipeline {
     compute: Stream,
     copies: Stream,
     slots: [Slot; 2],
+    /// Weights of all passes before this one: places take turns across passes.
+    turn: usize,
     weights: Vec<PipelineWeight>,
 }
 
@@ -94,6 +96,7 @@ impl WeightPipeline {
             compute: Stream::new(device)?,
             copies: Stream::new(device)?,
             slots: [slot()?, slot()?],
+            turn: 0,
             weights,
         })
     }
@@ -112,7 +115,7 @@ impl WeightPipeline {
 
     /// Queues the copy of a weight into its place, behind the last use of it.
     fn copy(&mut self, layer: usize) -> Result<()> {
-        let (Some(weight), slot) = (self.weights.get(layer), &mut self.slots[layer % 2]) else {
+        let (Some(weight), slot) = (self.weights.get(layer), &mut self.slots[(self.turn + layer) % 2]) else {
             return Ok(());
         };
         if let Some(used) = &slot.used {
@@ -131,7 +134,7 @@ impl WeightPipeline {
         self.copy(0)?;
         self.copy(1)?;
         for layer in 0..self.weights.len() {
-            let (slot, weight) = (&mut self.slots[layer % 2], &self.weights[layer]);
+            let (slot, weight) = (&mut self.slots[(self.turn + layer) % 2], &self.weights[layer]);
             if let Some(filled) = &slot.filled {
                 self.compute.wait(filled)?;
             }
@@ -148,6 +151,7 @@ impl WeightPipeline {
             done?;
             self.copy(layer + 2)?;
         }
+        self.turn = (self.turn + self.weights.len()) % 2;
         Ok(())
     }
 }

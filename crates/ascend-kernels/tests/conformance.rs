@@ -95,7 +95,11 @@ fn documented_behaviours_differ_in_the_last_bit() {
         (x, out)
     };
     let (x, out) = run(&[]);
-    for switches in [&[(Switch::Association, 1)][..], &[(Switch::ScaleFormula, 1)], &[(Switch::Association, 1), (Switch::ScaleFormula, 1)]] {
+    for switches in [
+        &[(Switch::Association, 1)][..],
+        &[(Switch::ScaleFormula, 1)],
+        &[(Switch::Association, 1), (Switch::ScaleFormula, 1)],
+    ] {
         let (other_x, other) = run(switches);
         assert_eq!(x.codes, other_x.codes);
         let last = |a: f32, b: f32| a.to_bits().abs_diff(b.to_bits());
@@ -146,8 +150,12 @@ fn threads_share_a_processor() {
     let simulator = Simulator::new().unwrap();
     let processor = open(&simulator, |_| {});
     let mut numbers = Numbers::new(9);
-    let linear =
-        IntegerLinear::new(numbers.matrix(33, 64, 127.0).mapv(|x| x as i8), Array1::from_elem(33, 0.01), Bias::None).unwrap();
+    let linear = IntegerLinear::new(
+        numbers.matrix(33, 64, 127.0).mapv(|x| x as i8),
+        Array1::from_elem(33, 0.01),
+        Bias::None,
+    )
+    .unwrap();
     let prepared = processor.prepare(&linear, Par::Seq).unwrap();
     std::thread::scope(|scope| {
         for seed in 0..4 {
@@ -157,7 +165,8 @@ fn threads_share_a_processor() {
                 for _ in 0..5 {
                     let codes = processor.quantize(&ascend(8), x.view(), Par::Seq).unwrap();
                     assert_eq!(codes, Reference.quantize(&ascend(8), x.view(), Par::Seq).unwrap());
-                    let run = |prepared: &dyn quant_core::operators::PreparedMatmul, x: &QuantizedActivations| {
+                    let run = |prepared: &dyn quant_core::operators::PreparedMatmul,
+                               x: &QuantizedActivations| {
                         let mut out = Array2::<f32>::zeros((5, 33));
                         prepared.forward(x, Output::from(out.view_mut()), Par::Seq).unwrap();
                         out
