@@ -179,10 +179,9 @@ struct List {
 impl Drop for List {
     fn drop(&mut self) {
         // SAFETY: made by the sister of this function, destroyed once; its tensor goes with it.
-        let destroyed = self.context.enter().and_then(|()| unsafe {
+        self.context.release(|| unsafe {
             acl!(self.context.cann, objects, aclDestroyTensorList(self.raw.0.cast_const().cast()))
         });
-        self.context.released(destroyed);
     }
 }
 
@@ -195,10 +194,9 @@ struct Lengths {
 impl Drop for Lengths {
     fn drop(&mut self) {
         // SAFETY: made by the sister of this function, destroyed once.
-        let destroyed = self.context.enter().and_then(|()| unsafe {
+        self.context.release(|| unsafe {
             acl!(self.context.cann, objects, aclDestroyIntArray(self.raw.0.cast_const().cast()))
         });
-        self.context.released(destroyed);
     }
 }
 
@@ -268,10 +266,9 @@ impl Drop for Call {
         let executor = self.executor.0.cast();
         // Only what was made repeatable is its caller's to destroy.
         // SAFETY: the executor is this call's, and goes here.
-        let destroyed = self.context.enter().and_then(|()| unsafe {
+        self.context.release(|| unsafe {
             acl!(cann, objects, aclSetAclOpExecutorRepeatable(executor))
                 .and_then(|()| acl!(cann, objects, aclDestroyAclOpExecutor(executor)))
         });
-        self.context.released(destroyed);
     }
 }

@@ -39,6 +39,15 @@ impl Context {
         unsafe { acl!(self.cann, runtime, aclrtSetCurrentContext(self.raw.0)) }
     }
 
+    /// Releases something. That the context cannot be set is no reason to leak: it is tried once more, then released all the same.
+    pub(crate) fn release(&self, release: impl FnOnce() -> Result<()>) {
+        if let Err(error) = self.enter() {
+            self.released(Err(error));
+            self.released(self.enter());
+        }
+        self.released(release());
+    }
+
     /// Notes a release that failed: it is told by the next synchronisation, or when the device is closed.
     pub(crate) fn released(&self, result: Result<()>) {
         if let Err(error) = result {
@@ -157,8 +166,8 @@ impl Device {
         };
         match ask(ACL_HBM_MEM) {
             Ok((free, total)) if total > 0 => Ok((free, total)),
-            Ok(_) | Err(AscendError::Cann { .. }) => ask(ACL_DDR_MEM),
-            Err(other) => Err(other),
+            // Chips without HBM may refuse the question; where both are refused, the first answer is the one to tell.
+            first => ask(ACL_DDR_MEM).or(first),
         }
     }
 

@@ -61,13 +61,12 @@ impl Allocation {
 impl Drop for Allocation {
     fn drop(&mut self) {
         let cann = &self.context.cann;
-        let freed = self.context.enter().and_then(|()| match self.place {
+        self.context.release(|| match self.place {
             // SAFETY: allocated by the sister of this function, and dropped once; a stream that may use it holds it.
             Place::Device => unsafe { acl!(cann, runtime, aclrtFree(self.at.0)) },
             // SAFETY: as above.
             Place::Host => unsafe { acl!(cann, runtime, aclrtFreeHost(self.at.0)) },
         });
-        self.context.released(freed);
     }
 }
 

@@ -190,18 +190,10 @@ impl Drop for Stream {
         let cann = &self.context.cann;
         if !queued.0.is_empty() {
             // SAFETY: the stream is alive.
-            let waited = self
-                .context
-                .enter()
-                .and_then(|()| unsafe { acl!(cann, runtime, aclrtSynchronizeStream(self.raw.0)) });
-            self.context.released(waited);
+            self.context.release(|| unsafe { acl!(cann, runtime, aclrtSynchronizeStream(self.raw.0)) });
         }
         // SAFETY: the stream is alive, and destroyed once.
-        let destroyed = self
-            .context
-            .enter()
-            .and_then(|()| unsafe { acl!(cann, runtime, aclrtDestroyStream(self.raw.0)) });
-        self.context.released(destroyed);
+        self.context.release(|| unsafe { acl!(cann, runtime, aclrtDestroyStream(self.raw.0)) });
         // Only now: work that could not be waited for is gone with its stream.
         drop(queued);
     }
@@ -235,11 +227,7 @@ struct Mark {
 impl Drop for Mark {
     fn drop(&mut self) {
         // SAFETY: the event is alive, destroyed once, and no stream that was not waited for uses it.
-        let destroyed = self
-            .context
-            .enter()
-            .and_then(|()| unsafe { acl!(self.context.cann, runtime, aclrtDestroyEvent(self.raw.0)) });
-        self.context.released(destroyed);
+        self.context.release(|| unsafe { acl!(self.context.cann, runtime, aclrtDestroyEvent(self.raw.0)) });
     }
 }
 

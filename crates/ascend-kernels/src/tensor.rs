@@ -292,10 +292,9 @@ impl Drop for Described {
     fn drop(&mut self) {
         if self.owned {
             // SAFETY: made by the sister of this function, and destroyed once, after the work that uses it.
-            let destroyed = self.context.enter().and_then(|()| unsafe {
+            self.context.release(|| unsafe {
                 acl!(self.context.cann, objects, aclDestroyTensor(self.raw.0.cast_const().cast()))
             });
-            self.context.released(destroyed);
         }
     }
 }

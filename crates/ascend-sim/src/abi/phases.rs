@@ -89,9 +89,9 @@ pub(super) fn is_half(dtype: aclDataType) -> bool {
     matches!(dtype, ACL_FLOAT16 | ACL_BF16)
 }
 
-/// A number with its last bits turned, where the switch for deliberate faults says so.
+/// A number with the last bit that bf16 has turned, where the switch for deliberate faults says so.
 pub(super) fn spoiled(world: &World, x: f32) -> f32 {
-    if world.switch(Switch::Wrong) == 0 { x } else { f32::from_bits(x.to_bits() ^ 0x4000) }
+    if world.switch(Switch::Wrong) == 0 { x } else { f32::from_bits(x.to_bits() ^ 0x1_0000) }
 }
 
 pub(super) fn spoiled_code(world: &World, code: i32) -> i32 {
