@@ -42,8 +42,10 @@ mod pipeline;
 mod processor;
 mod stream;
 mod tensor;
+mod transfer;
+mod workspace;
 
-pub use call::{Call, Workspace};
+pub use call::Call;
 pub use cann::Cann;
 pub use device::Device;
 pub use doctor::{Doctor, Enabled, FoundDevice, Group, Looked, doctor};
@@ -54,3 +56,4 @@ pub use pipeline::{PipelineWeight, WeightPipeline};
 pub use processor::{Model, Processor, ProcessorOptions};
 pub use stream::{Download, Event, Stream};
 pub use tensor::{DataType, Layout, Tensor, Typed};
+pub use workspace::Workspace;

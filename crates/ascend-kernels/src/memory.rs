@@ -9,8 +9,7 @@ use half::{bf16, f16};
 use crate::cann::acl;
 use crate::device::{Context, Device, Raw};
 use crate::error::{AscendError, Result};
-use crate::ffi::{ACL_MEM_MALLOC_HUGE_FIRST, ACL_MEMCPY_DEVICE_TO_HOST, ACL_MEMCPY_HOST_TO_DEVICE};
-use crate::stream::Stream;
+use crate::ffi::{ACL_MEM_MALLOC_HUGE_FIRST, ACL_MEMCPY_HOST_TO_DEVICE};
 
 /// Numbers that a buffer can hold: any bits are one.
 pub trait Element: bytemuck::Pod + Send + Sync {}
@@ -79,7 +78,7 @@ fn bytes_of<T: Element>(length: usize) -> Result<usize> {
 /// Memory of a device for `len` numbers. Its content is whatever was there before something is written.
 ///
 /// `Send` and `Sync`: the host sees it only through copies, which wait for the stream they are given. Work of *another* stream is
-/// not waited for; order it with [`Stream::wait`].
+/// not waited for; order it with [`Stream::wait`](crate::Stream::wait).
 #[derive(Debug)]
 pub struct DeviceBuffer<T> {
     pub(crate) memory: Arc<Allocation>,
@@ -125,7 +124,8 @@ impl<T: Element> DeviceBuffer<T> {
         self.memory.bytes
     }
 
-    fn put(&self, values: &[T]) -> Result<()> {
+    /// Writes all numbers; the caller knows that no queued work uses the memory.
+    pub(crate) fn put(&self, values: &[T]) -> Result<()> {
         let (context, bytes) = (&self.memory.context, size_of_val(values));
         context.enter()?;
         let from = values.as_ptr().cast();
@@ -137,50 +137,6 @@ impl<T: Element> DeviceBuffer<T> {
                 aclrtMemcpy(self.memory.at.0, self.memory.bytes, from, bytes, ACL_MEMCPY_HOST_TO_DEVICE)
             )
         }
-    }
-
-    /// Waits for `stream`, then writes all numbers.
-    ///
-    /// # Errors
-    /// [`AscendError::Shape`] for another length, [`AscendError::OtherDevice`], or what CANN says.
-    pub fn write(&self, stream: &Stream, values: &[T]) -> Result<()> {
-        if values.len() != self.length {
-            return Err(AscendError::shape(
-                "numbers for a buffer",
-                self.length.to_string(),
-                values.len().to_string(),
-            ));
-        }
-        Device::same(&self.memory.context, stream.context(), "a buffer")?;
-        stream.synchronize()?;
-        self.put(values)
-    }
-
-    /// Waits for `stream`, then reads all numbers.
-    ///
-    /// # Errors
-    /// [`AscendError::OtherDevice`], or what CANN says.
-    pub fn read(&self, stream: &Stream) -> Result<Vec<T>> {
-        Device::same(&self.memory.context, stream.context(), "a buffer")?;
-        stream.synchronize()?;
-        let mut values = vec![T::zeroed(); self.length];
-        let (context, bytes) = (&self.memory.context, self.memory.bytes);
-        context.enter()?;
-        // SAFETY: both ends are `bytes` long, any bits are a number, and the stream has been waited for.
-        unsafe {
-            acl!(
-                context.cann,
-                runtime,
-                aclrtMemcpy(
-                    values.as_mut_ptr().cast(),
-                    bytes,
-                    self.memory.at.0.cast_const(),
-                    bytes,
-                    ACL_MEMCPY_DEVICE_TO_HOST
-                )
-            )
-        }?;
-        Ok(values)
     }
 }
 

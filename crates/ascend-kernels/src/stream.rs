@@ -2,12 +2,12 @@
 
 use std::sync::{Arc, Mutex};
 
-use crate::call::Workspace;
 use crate::cann::{acl, locked};
 use crate::device::{Context, Device, Raw};
 use crate::error::{AscendError, Result};
 use crate::ffi::{ACL_MEMCPY_DEVICE_TO_HOST, ACL_MEMCPY_HOST_TO_DEVICE};
 use crate::memory::{DeviceBuffer, Element, HostBuffer};
+use crate::workspace::Workspace;
 
 /// Something that queued work uses.
 pub(crate) type Keep = Box<dyn Send>;

@@ -1,5 +1,7 @@
 //! The traits of `quant-core` on the simulator: the suite that the CPU runs, and what must make it fail.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use ascend_kernels::{Model, OpenOptions, Processor, ProcessorOptions};
 use ascend_sim::{Simulator, Switch};
 use ndarray::{Array1, Array2};

@@ -1,5 +1,7 @@
 //! The report of what is there.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use ascend_kernels::{OpenOptions, doctor};
 use ascend_sim::{Simulator, Switch};
 

@@ -1,5 +1,7 @@
 //! Every call of an end-to-end run fails once: an error with CANN's message, nothing left, and the next run works.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

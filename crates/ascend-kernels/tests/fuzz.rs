@@ -1,5 +1,7 @@
 //! Arguments that nobody chose: what the safe layer lets through is never invalid to CANN, and nothing is left.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use ascend_kernels::operators::{
     AntiQuant, CubeMath, DynamicQuant, KroneckerQuant, Matmul, OneTokenAttention, PackScales, Pages,
     QuantMatmul, Round, StaticQuant, WeightOnlyMatmul,
@@ -77,7 +79,7 @@ fn calls(device: &Device, t: &[Tensor], n: usize, flag: bool, number: f64) -> Ve
             scale: &t[2],
             offset: some(3, 0),
             bias: some(4, 1),
-            group: (n % 3 == 0).then_some(n % 100),
+            group: n.is_multiple_of(3).then_some(n % 100),
             fast: flag,
             y: &t[5],
         }

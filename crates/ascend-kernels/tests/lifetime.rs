@@ -1,5 +1,7 @@
 //! Handles: who may hold them, on which thread, and that none is left.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::sync::Arc;
 
 use ascend_kernels::operators::{CubeMath, DynamicQuant, Matmul, QuantMatmul};

@@ -1,5 +1,7 @@
 //! Each operator on the simulator: numbers of CANN's documents, results of plain loops, and a deliberate fault that is seen.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use ascend_kernels::layout::{group_size, pack_int4, pack_int4_words, pack_scale, to_nz};
 use ascend_kernels::operators::{
     AntiQuant, CubeMath, DynamicQuant, DynamicVersion, KroneckerQuant, Matmul, MatmulVersion,

@@ -22,16 +22,26 @@
 mod abi;
 mod arithmetic;
 mod control;
-#[rustfmt::skip]
-#[path = "../../ascend-kernels/src/ffi/generated.rs"]
 #[allow(
-    dead_code, missing_docs, non_camel_case_types, non_snake_case, unreachable_pub, missing_debug_implementations, clippy::all,
-    clippy::undocumented_unsafe_blocks, clippy::expect_used, clippy::use_self, unused_qualifications,
+    dead_code,
+    missing_docs,
+    non_camel_case_types,
+    non_snake_case,
+    unreachable_pub,
+    missing_debug_implementations,
+    clippy::all,
+    clippy::undocumented_unsafe_blocks,
+    clippy::expect_used,
+    clippy::use_self,
+    unused_qualifications,
     reason = "made by bindgen; the numbers of the header are those of the simulator, and its types check the simulator's functions"
 )]
-mod generated;
+mod generated {
+    include!("../../ascend-kernels/src/ffi/generated.rs");
+}
 mod memory;
 mod operator;
+mod refusal;
 mod streams;
 mod tensor;
 mod world;

@@ -6,8 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::generated::types::{
     ACL_ERROR_INVALID_PARAM, ACL_ERROR_RT_DEVICE_OOM, ACL_ERROR_RT_MEMORY_ALLOCATION,
 };
-use crate::streams::Access;
-use crate::world::{Answer, refuse, report};
+use crate::refusal::{Answer, refuse, report};
 
 /// Addresses of device memory are multiples of this.
 const ALIGNMENT: usize = 64;
@@ -17,6 +16,14 @@ const FRESH: u8 = 0xA5;
 const FREED: u8 = 0xDD;
 /// So many bytes of freed memory are kept back, to see who still uses them.
 const KEPT_BACK: usize = 64 << 20;
+
+/// A use of a block of memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Access {
+    pub(crate) stream: usize,
+    pub(crate) position: u64,
+    pub(crate) writes: bool,
+}
 
 /// Where a block lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

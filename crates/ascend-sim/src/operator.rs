@@ -1,35 +1,9 @@
 //! Operators between their two phases, and work on its way to a stream.
 
-use std::sync::Arc;
-
 use crate::generated::types::*;
-use crate::streams::{Access, Task, Traced};
-use crate::tensor::Tensor;
-use crate::world::{Answer, Handle, Refusal, World, report};
-
-/// What a task does when it runs.
-pub(crate) type Run = Arc<dyn Fn(&mut World) -> Answer<()> + Send + Sync>;
-
-/// What an operator will do.
-#[derive(Clone)]
-pub(crate) struct Plan {
-    pub(crate) run: Run,
-    pub(crate) reads: Vec<Tensor>,
-    pub(crate) writes: Vec<Tensor>,
-}
-
-/// An operator behind its first phase.
-pub(crate) struct Executor {
-    pub(crate) name: &'static str,
-    pub(crate) workspace: u64,
-    pub(crate) repeatable: bool,
-    pub(crate) plan: Plan,
-}
-
-/// A task for a stream.
-pub(crate) struct Work {
-    pub(crate) run: Run,
-}
+use crate::memory::Access;
+use crate::streams::{Task, Traced};
+use crate::world::{Answer, Executor, Handle, Plan, Refusal, Run, World, report};
 
 impl World {
     /// Ends a first phase: an executor and the workspace it asks for.
@@ -48,7 +22,7 @@ impl World {
             );
         }
         for tensor in plan.reads.iter().chain(&plan.writes) {
-            tensor.check_memory(self)?;
+            tensor.check_memory(&self.memory)?;
         }
         // Operators with several operands want room, others none, so that both ways are gone.
         let bytes = if plan.reads.len() > 1 { 512 * plan.reads.len() as u64 } else { 0 };
@@ -124,7 +98,7 @@ impl World {
             }
         }
         let traced = Traced { name, stream, reads, writes, after: Vec::new() };
-        let position = self.streams.push(stream, Task::Work(Work { run }), Some(traced));
+        let position = self.streams.push(stream, Task::Work(run), Some(traced));
         for (start, writes) in holders {
             if let Some(uses) = self.memory.uses(start) {
                 uses.retain(|old| old.stream != stream || (old.writes && !writes));
@@ -143,8 +117,8 @@ impl World {
     /// Runs a stream, and what it waits for, up to a place.
     pub(crate) fn run_until(&mut self, stream: usize, position: u64) -> Answer<()> {
         let mut first: Option<Refusal> = None;
-        while let Some(work) = self.streams.next_work(stream, position) {
-            if let Err(refusal) = (work.run)(self) {
+        while let Some(run) = self.streams.next_work(stream, position) {
+            if let Err(refusal) = run(self) {
                 first.get_or_insert(refusal);
             }
         }

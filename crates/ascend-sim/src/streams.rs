@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::operator::Work;
+use crate::memory::Access;
 
 /// How far every stream is known to have come.
 pub(crate) type Clock = BTreeMap<usize, u64>;
@@ -12,14 +12,6 @@ fn merge(into: &mut Clock, other: &Clock) {
         let known = into.entry(stream).or_insert(0);
         *known = (*known).max(position);
     }
-}
-
-/// A use of a block of memory.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Access {
-    pub(crate) stream: usize,
-    pub(crate) position: u64,
-    pub(crate) writes: bool,
 }
 
 /// One entry of the trace: a task with those that it waits for.
@@ -33,16 +25,16 @@ pub(crate) struct Traced {
     pub(crate) after: Vec<usize>,
 }
 
-pub(crate) enum Task {
-    Work(Work),
+pub(crate) enum Task<W> {
+    Work(W),
     /// Another stream must have come so far.
     Wait(usize, u64),
     Record(usize),
 }
 
-struct Stream {
+struct Stream<W> {
     context: usize,
-    queue: VecDeque<Task>,
+    queue: VecDeque<Task<W>>,
     /// Tasks that have run, and tasks that were ever queued.
     done: u64,
     queued: u64,
@@ -58,8 +50,8 @@ struct Event {
     passed: Option<u64>,
 }
 
-pub(crate) struct Streams {
-    streams: BTreeMap<usize, Stream>,
+pub(crate) struct Streams<W> {
+    streams: BTreeMap<usize, Stream<W>>,
     events: BTreeMap<usize, Event>,
     host: Clock,
     pub(crate) trace: Vec<Traced>,
@@ -68,7 +60,7 @@ pub(crate) struct Streams {
     ticks: u64,
 }
 
-impl Streams {
+impl<W> Streams<W> {
     pub(crate) const fn new() -> Self {
         Self {
             streams: BTreeMap::new(),
@@ -109,7 +101,7 @@ impl Streams {
     }
 
     /// Queues a task and gives the place it has; the task's uses of memory that another stream may be at, as reports.
-    pub(crate) fn push(&mut self, stream: usize, task: Task, traced: Option<Traced>) -> u64 {
+    pub(crate) fn push(&mut self, stream: usize, task: Task<W>, traced: Option<Traced>) -> u64 {
         let place = self.trace.len();
         let Some(at) = self.streams.get_mut(&stream) else { return 0 };
         merge(&mut at.clock, &self.host);
@@ -197,7 +189,7 @@ impl Streams {
     }
 
     /// The next piece of work so that `stream` comes to `position`: waits and records on the way are done here.
-    pub(crate) fn next_work(&mut self, stream: usize, position: u64) -> Option<Work> {
+    pub(crate) fn next_work(&mut self, stream: usize, position: u64) -> Option<W> {
         loop {
             let at = self.streams.get_mut(&stream)?;
             if at.done >= position {

@@ -3,8 +3,8 @@
 use half::{bf16, f16};
 
 use crate::generated::types::*;
-use crate::memory::Place;
-use crate::world::{Answer, World, refuse, report};
+use crate::memory::{Memory, Place};
+use crate::refusal::{Answer, refuse, report};
 
 /// What `aclCreateTensor` was given.
 #[derive(Clone, Debug)]
@@ -100,7 +100,7 @@ impl Tensor {
     }
 
     /// Whether live device memory holds it.
-    pub(crate) fn check_memory(&self, world: &World) -> Answer<()> {
+    pub(crate) fn check_memory(&self, memory: &Memory) -> Answer<()> {
         if self.elements() == 0 {
             return Ok(());
         }
@@ -111,7 +111,7 @@ impl Tensor {
         };
         let Ok(most) = usize::try_from(most) else { return invalid("a tensor reaches before its memory") };
         let bytes = ((most + 1) * bits(self.dtype)).div_ceil(8);
-        world.memory.holder(self.data, bytes, Some(Place::Device)).map(|_| ())
+        memory.holder(self.data, bytes, Some(Place::Device)).map(|_| ())
     }
 
     /// Place of each element in memory, row-major by the view.
@@ -136,18 +136,18 @@ impl Tensor {
         places
     }
 
-    fn memory<'w>(&self, world: &'w World, places: &[usize]) -> Answer<&'w [u8]> {
+    fn bytes<'w>(&self, memory: &'w Memory, places: &[usize]) -> Answer<&'w [u8]> {
         let most = places.iter().max().map_or(0, |most| most + 1);
-        world.memory.read(self.data, (most * bits(self.dtype)).div_ceil(8))
+        memory.read(self.data, (most * bits(self.dtype)).div_ceil(8))
     }
 
     /// Floating-point elements, row-major.
-    pub(crate) fn floats(&self, world: &World) -> Answer<Vec<f32>> {
+    pub(crate) fn floats(&self, memory: &Memory) -> Answer<Vec<f32>> {
         let places = self.places();
         if places.is_empty() {
             return Ok(Vec::new());
         }
-        let bytes = self.memory(world, &places)?;
+        let bytes = self.bytes(memory, &places)?;
         let two = |p: usize| [bytes[2 * p], bytes[2 * p + 1]];
         let number = |&p: &usize| match self.dtype {
             ACL_FLOAT16 => f16::from_le_bytes(two(p)).to_f32(),
@@ -158,12 +158,12 @@ impl Tensor {
     }
 
     /// Whole elements of up to 32 bits, row-major.
-    pub(crate) fn integers(&self, world: &World) -> Answer<Vec<i32>> {
+    pub(crate) fn integers(&self, memory: &Memory) -> Answer<Vec<i32>> {
         let places = self.places();
         if places.is_empty() {
             return Ok(Vec::new());
         }
-        let bytes = self.memory(world, &places)?;
+        let bytes = self.bytes(memory, &places)?;
         let number = |&p: &usize| match self.dtype {
             // The lower half of a byte comes first.
             ACL_INT4 => i32::from(((bytes[p / 2] >> (p % 2 * 4)) << 4).cast_signed() >> 4),
@@ -174,8 +174,8 @@ impl Tensor {
     }
 
     /// Elements of a quantised operand; an INT32 tensor holds eight along its last axis.
-    pub(crate) fn codes(&self, world: &World) -> Answer<Vec<i32>> {
-        let words = self.integers(world)?;
+    pub(crate) fn codes(&self, memory: &Memory) -> Answer<Vec<i32>> {
+        let words = self.integers(memory)?;
         if self.dtype != ACL_INT32 {
             return Ok(words);
         }
@@ -197,25 +197,29 @@ impl Tensor {
     }
 
     /// Elements of 64 bits.
-    pub(crate) fn words(&self, world: &World) -> Answer<Vec<u64>> {
+    pub(crate) fn words(&self, memory: &Memory) -> Answer<Vec<u64>> {
         let places = self.places();
         if places.is_empty() {
             return Ok(Vec::new());
         }
-        let bytes = self.memory(world, &places)?;
+        let bytes = self.bytes(memory, &places)?;
         let word = |&p: &usize| {
             bytes[8 * p..8 * p + 8].iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte))
         };
         Ok(places.iter().map(word).collect())
     }
 
-    fn store<const N: usize>(&self, world: &mut World, values: impl Iterator<Item = [u8; N]>) -> Answer<()> {
+    fn store<const N: usize>(
+        &self,
+        memory: &mut Memory,
+        values: impl Iterator<Item = [u8; N]>,
+    ) -> Answer<()> {
         let places = self.places();
         let most = places.iter().max().map_or(0, |most| most + 1);
         if most == 0 {
             return Ok(());
         }
-        let bytes = world.memory.write(self.data, most * N)?;
+        let bytes = memory.write(self.data, most * N)?;
         for (place, value) in places.into_iter().zip(values) {
             bytes[place * N..(place + 1) * N].copy_from_slice(&value);
         }
@@ -223,34 +227,34 @@ impl Tensor {
     }
 
     /// Writes floating-point elements, each rounded once to the type, half to even.
-    pub(crate) fn put_floats(&self, world: &mut World, values: &[f32]) -> Answer<()> {
+    pub(crate) fn put_floats(&self, memory: &mut Memory, values: &[f32]) -> Answer<()> {
         match self.dtype {
-            ACL_FLOAT16 => self.store(world, values.iter().map(|&x| f16::from_f32(x).to_le_bytes())),
-            ACL_BF16 => self.store(world, values.iter().map(|&x| bf16::from_f32(x).to_le_bytes())),
-            ACL_FLOAT => self.store(world, values.iter().map(|&x| x.to_le_bytes())),
+            ACL_FLOAT16 => self.store(memory, values.iter().map(|&x| f16::from_f32(x).to_le_bytes())),
+            ACL_BF16 => self.store(memory, values.iter().map(|&x| bf16::from_f32(x).to_le_bytes())),
+            ACL_FLOAT => self.store(memory, values.iter().map(|&x| x.to_le_bytes())),
             other => report(format!("numbers are written to a tensor of type {other}")),
         }
     }
 
     /// Writes whole elements; codes of four bits may go to INT4 or, eight a word, to INT32.
-    pub(crate) fn put_codes(&self, world: &mut World, values: &[i32], packed: bool) -> Answer<()> {
+    pub(crate) fn put_codes(&self, memory: &mut Memory, values: &[i32], packed: bool) -> Answer<()> {
         match self.dtype {
-            ACL_INT8 => self.store(world, values.iter().map(|&x| [(x as i8).cast_unsigned()])),
+            ACL_INT8 => self.store(memory, values.iter().map(|&x| [(x as i8).cast_unsigned()])),
             ACL_INT32 if packed => {
                 let word = |eight: &[i32]| {
                     let bits = |(i, &x): (usize, &i32)| (x.cast_unsigned() & 0xF) << (4 * i);
                     eight.iter().enumerate().map(bits).fold(0, |word, bits| word | bits).to_le_bytes()
                 };
-                self.store(world, values.chunks(8).map(word))
+                self.store(memory, values.chunks(8).map(word))
             }
-            ACL_INT32 => self.store(world, values.iter().map(|&x| x.to_le_bytes())),
+            ACL_INT32 => self.store(memory, values.iter().map(|&x| x.to_le_bytes())),
             ACL_INT4 => {
                 let places = self.places();
                 let most = places.iter().max().map_or(0, |most| most + 1);
                 if most == 0 {
                     return Ok(());
                 }
-                let bytes = world.memory.write(self.data, most.div_ceil(2))?;
+                let bytes = memory.write(self.data, most.div_ceil(2))?;
                 for (place, &x) in places.into_iter().zip(values) {
                     let shift = place % 2 * 4;
                     let byte = &mut bytes[place / 2];
@@ -262,8 +266,8 @@ impl Tensor {
         }
     }
 
-    pub(crate) fn put_words(&self, world: &mut World, values: &[u64]) -> Answer<()> {
-        self.store(world, values.iter().map(|x| x.to_le_bytes()))
+    pub(crate) fn put_words(&self, memory: &mut Memory, values: &[u64]) -> Answer<()> {
+        self.store(memory, values.iter().map(|x| x.to_le_bytes()))
     }
 }
 

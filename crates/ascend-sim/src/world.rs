@@ -4,45 +4,32 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CString, c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::generated::types::*;
 use crate::memory::Memory;
-use crate::operator::Executor;
+use crate::refusal::REPORTED;
+pub(crate) use crate::refusal::{Answer, Handle, Refusal, refuse, report};
 use crate::streams::Streams;
 use crate::tensor::Tensor;
 
-/// What a call returns that was reported instead of answered: no code of CANN.
-pub(crate) const REPORTED: i32 = -90_001;
+/// What a task does when it runs.
+pub(crate) type Run = Arc<dyn Fn(&mut World) -> Answer<()> + Send + Sync>;
 
-/// Kinds of handles, in the order of [`crate::Kind`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Handle {
-    Context,
-    Stream,
-    Event,
-    Tensor,
-    IntArray,
-    TensorList,
-    Executor,
+/// What an operator will do.
+#[derive(Clone)]
+pub(crate) struct Plan {
+    pub(crate) run: Run,
+    pub(crate) reads: Vec<Tensor>,
+    pub(crate) writes: Vec<Tensor>,
 }
 
-/// Why a call does not do what it is asked for.
-#[derive(Debug)]
-pub(crate) enum Refusal {
-    /// A code of CANN, with its message.
-    Code(i32, String),
-    /// Undefined by the documents: the simulator's own report.
-    Report(String),
-}
-
-pub(crate) type Answer<T> = Result<T, Refusal>;
-
-pub(crate) fn refuse<T>(code: u32, message: impl Into<String>) -> Answer<T> {
-    Err(Refusal::Code(code.cast_signed(), message.into()))
-}
-pub(crate) fn report<T>(message: impl Into<String>) -> Answer<T> {
-    Err(Refusal::Report(message.into()))
+/// An operator behind its first phase.
+pub(crate) struct Executor {
+    pub(crate) name: &'static str,
+    pub(crate) workspace: u64,
+    pub(crate) repeatable: bool,
+    pub(crate) plan: Plan,
 }
 
 /// Everything behind the C interface.
@@ -56,7 +43,7 @@ pub(crate) struct World {
     pub(crate) arrays: BTreeMap<usize, Vec<i64>>,
     pub(crate) lists: BTreeMap<usize, Vec<usize>>,
     pub(crate) executors: BTreeMap<usize, Executor>,
-    pub(crate) streams: Streams,
+    pub(crate) streams: Streams<Run>,
     pub(crate) memory: Memory,
     /// Handles that were destroyed: using one is a report, using what never was one is a code.
     gone: BTreeSet<usize>,

@@ -1,5 +1,7 @@
 //! What CANN's documents leave undefined is reported; what they define has CANN's codes. Through the C interface alone.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::ffi::c_void;
 
 use ascend_sim::{Kind, Simulator};

@@ -9,9 +9,8 @@ use crate::Switch;
 use crate::arithmetic::attention::one_token;
 use crate::arithmetic::quantize::{Model, dequantized};
 use crate::generated::types::*;
-use crate::operator::Plan;
 use crate::tensor::Tensor;
-use crate::world::{Answer, Handle, World, call, refuse, report};
+use crate::world::{Answer, Handle, Plan, World, call, refuse, report};
 
 struct Attention {
     query: Tensor,
@@ -98,14 +97,18 @@ impl Attention {
         let kv = self.kv_heads;
         let kind =
             if world.switch(Switch::RoundAttention) == 0 { Model::F32 } else { model(self.query.dtype) };
-        let query = self.query.floats(world)?;
-        let caches = [self.key.integers(world)?, self.value.integers(world)?];
-        let table = self.table.as_ref().map(|t| t.integers(world)).transpose()?;
+        let query = self.query.floats(&world.memory)?;
+        let caches = [self.key.integers(&world.memory)?, self.value.integers(&world.memory)?];
+        let table = self.table.as_ref().map(|t| t.integers(&world.memory)).transpose()?;
         let (mut scales, mut offsets) = (Vec::new(), Vec::new());
         for (scale, offset) in self.parameters.iter().zip(&self.offsets) {
-            scales.push(scale.floats(world)?);
+            scales.push(scale.floats(&world.memory)?);
             offsets.push(
-                offset.as_ref().map(|o| o.floats(world)).transpose()?.unwrap_or_else(|| vec![0.0; kv * d]),
+                offset
+                    .as_ref()
+                    .map(|o| o.floats(&world.memory))
+                    .transpose()?
+                    .unwrap_or_else(|| vec![0.0; kv * d]),
             );
         }
         let dims = self.key.code_dims_if(false);
@@ -151,7 +154,7 @@ impl Attention {
                 out.extend(values.into_iter().map(|x| spoiled(world, x)));
             }
         }
-        self.out.put_floats(world, &out)
+        self.out.put_floats(&mut world.memory, &out)
     }
 }
 

@@ -8,9 +8,8 @@ use super::string;
 use crate::Switch;
 use crate::arithmetic::quantize::{self, Model, Rounding};
 use crate::generated::types::*;
-use crate::operator::Plan;
 use crate::tensor::Tensor;
-use crate::world::{World, call, refuse, report};
+use crate::world::{Plan, World, call, refuse, report};
 
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn aclnnAscendQuantV3GetWorkspaceSize(
@@ -64,15 +63,15 @@ pub(crate) unsafe extern "C" fn aclnnAscendQuantV3GetWorkspaceSize(
         let reads = [Some(&x), Some(&scale), offset.as_ref()].into_iter().flatten().cloned().collect();
         let into = y.clone();
         let run = Arc::new(move |world: &mut World| {
-            let (values, scales) = (x.floats(world)?, scale.floats(world)?);
-            let offsets = offset.as_ref().map(|o| o.floats(world)).transpose()?;
+            let (values, scales) = (x.floats(&world.memory)?, scale.floats(&world.memory)?);
+            let offsets = offset.as_ref().map(|o| o.floats(&world.memory)).transpose()?;
             let at = |v: &[f32], i: usize| if v.len() == 1 { v[0] } else { v[i % k] };
             let code = |(i, &x): (usize, &f32)| {
                 let offset = offsets.as_ref().map_or(0.0, |o| at(o, i));
                 spoiled_code(world, quantize::fixed(x, at(&scales, i), offset, rounding, four))
             };
             let codes: Vec<i32> = values.iter().enumerate().map(code).collect();
-            into.put_codes(world, &codes, four)
+            into.put_codes(&mut world.memory, &codes, four)
         });
         world.planned(name, Plan { run, reads, writes: vec![y] }, (workspaceSize, executor))
     })
@@ -115,15 +114,15 @@ pub(crate) unsafe extern "C" fn aclnnAscendAntiQuantGetWorkspaceSize(
         let reads = [Some(&x), Some(&scale), offset.as_ref()].into_iter().flatten().cloned().collect();
         let into = y.clone();
         let run = Arc::new(move |world: &mut World| {
-            let (codes, scales) = (x.codes(world)?, scale.floats(world)?);
-            let offsets = offset.as_ref().map(|o| o.floats(world)).transpose()?;
+            let (codes, scales) = (x.codes(&world.memory)?, scale.floats(&world.memory)?);
+            let offsets = offset.as_ref().map(|o| o.floats(&world.memory)).transpose()?;
             let at = |v: &[f32], i: usize| if v.len() == 1 { v[0] } else { v[i % k] };
             let value = |(i, &code): (usize, &i32)| {
                 let offset = offsets.as_ref().map_or(0.0, |o| at(o, i));
                 spoiled(world, quantize::anti(code, at(&scales, i), offset))
             };
             let values: Vec<f32> = codes.iter().enumerate().map(value).collect();
-            into.put_floats(world, &values)
+            into.put_floats(&mut world.memory, &values)
         });
         world.planned(name, Plan { run, reads, writes: vec![y] }, (workspaceSize, executor))
     })
@@ -151,12 +150,12 @@ pub(crate) unsafe extern "C" fn aclnnConvertWeightToINT4PackGetWorkspaceSize(
         }
         let (reads, into) = (vec![weight.clone()], out.clone());
         let run = Arc::new(move |world: &mut World| {
-            let mut codes = weight.integers(world)?;
+            let mut codes = weight.integers(&world.memory)?;
             if codes.iter().any(|code| !(-8..=7).contains(code)) {
                 return report("aclnnConvertWeightToINT4Pack: a value does not fit into four bits");
             }
             codes.iter_mut().for_each(|code| *code = spoiled_code(world, *code));
-            into.put_codes(world, &codes, true)
+            into.put_codes(&mut world.memory, &codes, true)
         });
         world.planned(name, Plan { run, reads, writes: vec![out] }, (workspaceSize, executor))
     })
@@ -201,7 +200,8 @@ pub(crate) unsafe extern "C" fn aclnnFlatQuantGetWorkspaceSize(
         let writes = vec![out.clone(), scale.clone()];
         let run = Arc::new(move |world: &mut World| {
             let between = if world.switch(Switch::RoundBetween) == 0 { Model::F32 } else { model(x.dtype) };
-            let (values, p1, p2) = (x.floats(world)?, p1.floats(world)?, p2.floats(world)?);
+            let (values, p1, p2) =
+                (x.floats(&world.memory)?, p1.floats(&world.memory)?, p2.floats(&world.memory)?);
             let width = shape.0 * shape.1;
             let mut codes = vec![0; values.len()];
             let token = |(x, codes): (&[f32], &mut [i32])| {
@@ -209,8 +209,8 @@ pub(crate) unsafe extern "C" fn aclnnFlatQuantGetWorkspaceSize(
             };
             let scales: Vec<f32> = values.chunks(width).zip(codes.chunks_mut(width)).map(token).collect();
             codes.iter_mut().for_each(|code| *code = spoiled_code(world, *code));
-            out.put_codes(world, &codes, true)?;
-            scale.put_floats(world, &scales)
+            out.put_codes(&mut world.memory, &codes, true)?;
+            scale.put_floats(&mut world.memory, &scales)
         });
         world.planned(name, Plan { run, reads, writes }, (workspaceSize, executor))
     })

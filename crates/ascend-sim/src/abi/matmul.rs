@@ -7,9 +7,8 @@ use crate::Switch;
 use crate::arithmetic::integer::{Association, fixpipe_code, sums, vector_end};
 use crate::arithmetic::scale;
 use crate::generated::types::*;
-use crate::operator::Plan;
 use crate::tensor::Tensor;
-use crate::world::{Answer, World, call, report};
+use crate::world::{Answer, Plan, World, call, report};
 
 struct QuantMatmul {
     x: Tensor,
@@ -101,23 +100,23 @@ impl QuantMatmul {
     }
 
     fn run(&self, world: &mut World, (m, k, n): (usize, usize, usize)) -> Answer<()> {
-        let x = self.x.codes(world)?;
-        let stored = self.weight.codes(world)?;
+        let x = self.x.codes(&world.memory)?;
+        let stored = self.weight.codes(&world.memory)?;
         let weight =
             if self.transposed { stored } else { (0..n * k).map(|at| stored[at % k * n + at / k]).collect() };
         let mut acc = sums(&x, &weight, (m, k, n));
         let whole = self.bias.as_ref().filter(|b| b.dtype == ACL_INT32);
         if let Some(bias) = whole {
-            let bias = bias.integers(world)?;
+            let bias = bias.integers(&world.memory)?;
             acc.iter_mut().enumerate().for_each(|(at, sum)| *sum = sum.wrapping_add(bias[at % n]));
         }
         let one = |values: &[f32], at: usize| if values.len() == 1 { values[0] } else { values[at] };
         if self.out.dtype == ACL_INT32 {
             let codes: Vec<i32> = acc.iter().map(|&c| spoiled_code(world, c)).collect();
-            return self.out.put_codes(world, &codes, false);
+            return self.out.put_codes(&mut world.memory, &codes, false);
         }
         if matches!(self.scale.dtype, ACL_UINT64 | ACL_INT64) {
-            let words = self.scale.words(world)?;
+            let words = self.scale.words(&world.memory)?;
             let cut = world.switch(Switch::Fp19) != 0;
             let scales: Vec<f32> = words.iter().map(|&word| scale::unpack(word, cut)).collect();
             if self.out.dtype == ACL_FLOAT16 {
@@ -126,11 +125,11 @@ impl QuantMatmul {
                     .enumerate()
                     .map(|(at, &sum)| spoiled(world, sum as f32 * one(&scales, at % n)))
                     .collect();
-                return self.out.put_floats(world, &values);
+                return self.out.put_floats(&mut world.memory, &values);
             }
             let offsets: Vec<i32> = match &self.offset {
                 Some(offset) => offset
-                    .floats(world)?
+                    .floats(&world.memory)?
                     .iter()
                     .map(|o| o.round_ties_even().clamp(-256.0, 255.0) as i32)
                     .collect(),
@@ -141,12 +140,16 @@ impl QuantMatmul {
                 spoiled_code(world, fixpipe_code(sum, one(&scales, at % n), offset(at % n)))
             };
             let codes: Vec<i32> = acc.iter().enumerate().map(code).collect();
-            return self.out.put_codes(world, &codes, false);
+            return self.out.put_codes(&mut world.memory, &codes, false);
         }
-        let scales = self.scale.floats(world)?;
-        let tokens = self.token.as_ref().map(|t| t.floats(world)).transpose()?;
-        let bias =
-            self.bias.as_ref().filter(|b| b.dtype != ACL_INT32).map(|b| b.floats(world)).transpose()?;
+        let scales = self.scale.floats(&world.memory)?;
+        let tokens = self.token.as_ref().map(|t| t.floats(&world.memory)).transpose()?;
+        let bias = self
+            .bias
+            .as_ref()
+            .filter(|b| b.dtype != ACL_INT32)
+            .map(|b| b.floats(&world.memory))
+            .transpose()?;
         let order = if world.switch(Switch::Association) == 0 {
             Association::ScaleFirst
         } else {
@@ -162,7 +165,7 @@ impl QuantMatmul {
             )
         };
         let values: Vec<f32> = acc.iter().enumerate().map(value).collect();
-        self.out.put_floats(world, &values)
+        self.out.put_floats(&mut world.memory, &values)
     }
 }
 

@@ -7,9 +7,8 @@ use super::phases::{Outs, PLANS, invalid, is_half, model, spoiled};
 use crate::Switch;
 use crate::arithmetic::{float, quantize};
 use crate::generated::types::*;
-use crate::operator::Plan;
 use crate::tensor::Tensor;
-use crate::world::{Answer, World, call, report};
+use crate::world::{Answer, Plan, World, call, report};
 
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn aclnnMmGetWorkspaceSize(
@@ -42,13 +41,13 @@ pub(crate) unsafe extern "C" fn aclnnMmGetWorkspaceSize(
         let (reads, into) = (vec![a.clone(), b.clone()], out.clone());
         let run = Arc::new(move |world: &mut World| {
             let round = |t: &Tensor, world: &World| -> Answer<Vec<f32>> {
-                let values = t.floats(world)?;
+                let values = t.floats(&world.memory)?;
                 Ok(float::prepared(&values, model_type, cubeMathType).unwrap_or(values))
             };
             let (a, b) = (round(&a, world)?, round(&b, world)?);
             let mut values = float::product(&a, &b, (shape[0], shape[1], shape[2]));
             values.iter_mut().for_each(|x| *x = spoiled(world, *x));
-            into.put_floats(world, &values)
+            into.put_floats(&mut world.memory, &values)
         });
         world.planned(name, Plan { run, reads, writes: vec![out] }, (workspaceSize, executor))
     })
@@ -103,9 +102,10 @@ fn plan_weight_only(name: &'static str, q: &WeightOnly, outs: Outs) -> aclnnStat
         let into = y.clone();
         let run = Arc::new(move |world: &mut World| {
             let kind = model(x.dtype);
-            let (values, codes, scales) = (x.floats(world)?, weight.codes(world)?, scale.floats(world)?);
-            let offsets = offset.as_ref().map(|o| o.floats(world)).transpose()?;
-            let bias = bias.as_ref().map(|b| b.floats(world)).transpose()?;
+            let (values, codes, scales) =
+                (x.floats(&world.memory)?, weight.codes(&world.memory)?, scale.floats(&world.memory)?);
+            let offsets = offset.as_ref().map(|o| o.floats(&world.memory)).transpose()?;
+            let bias = bias.as_ref().map(|b| b.floats(&world.memory)).transpose()?;
             let parameter = |v: &[f32], l: usize, j: usize| match (v.len(), grouped) {
                 (1, _) => v[0],
                 (_, true) => v[l / group * n + j],
@@ -139,7 +139,7 @@ fn plan_weight_only(name: &'static str, q: &WeightOnly, outs: Outs) -> aclnnStat
                     *x = float::half_away(*x, kind);
                 }
             }
-            into.put_floats(world, &out)
+            into.put_floats(&mut world.memory, &out)
         });
         world.planned(name, Plan { run, reads, writes: vec![y] }, outs)
     })

@@ -8,8 +8,7 @@ use super::string;
 use crate::Switch;
 use crate::arithmetic::quantize;
 use crate::generated::types::*;
-use crate::operator::Plan;
-use crate::world::{World, call, refuse, report};
+use crate::world::{Plan, World, call, refuse, report};
 
 struct DynamicQuant {
     x: *const aclTensor,
@@ -61,9 +60,9 @@ fn plan_dynamic(name: &'static str, q: &DynamicQuant, outs: Outs) -> aclnnStatus
         let reads = [Some(&x), smooth.as_ref()].into_iter().flatten().cloned().collect();
         let writes = [Some(&y), Some(&scale), offset.as_ref()].into_iter().flatten().cloned().collect();
         let run = Arc::new(move |world: &mut World| {
-            let mut values = x.floats(world)?;
+            let mut values = x.floats(&world.memory)?;
             if let Some(smooth) = &smooth {
-                let smooth = smooth.floats(world)?;
+                let smooth = smooth.floats(&world.memory)?;
                 values.iter_mut().enumerate().for_each(|(at, x)| *x *= smooth[at % k]);
             }
             let inverse = world.switch(Switch::ScaleFormula) != 0;
@@ -79,9 +78,9 @@ fn plan_dynamic(name: &'static str, q: &DynamicQuant, outs: Outs) -> aclnnStatus
                 }
             }
             codes.iter_mut().for_each(|code| *code = spoiled_code(world, *code));
-            y.put_codes(world, &codes, four)?;
-            scale.put_floats(world, &scales)?;
-            offset.as_ref().map_or(Ok(()), |o| o.put_floats(world, &offsets))
+            y.put_codes(&mut world.memory, &codes, four)?;
+            scale.put_floats(&mut world.memory, &scales)?;
+            offset.as_ref().map_or(Ok(()), |o| o.put_floats(&mut world.memory, &offsets))
         });
         world.planned(name, Plan { run, reads, writes }, outs)
     })

@@ -6,9 +6,8 @@ use super::phases::{Outs, PLANS, invalid};
 use crate::Switch;
 use crate::arithmetic::scale;
 use crate::generated::types::*;
-use crate::operator::Plan;
 use crate::tensor::Tensor;
-use crate::world::{World, call, refuse};
+use crate::world::{Plan, World, call, refuse};
 
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn aclnnTransQuantParam(
@@ -78,13 +77,14 @@ fn plan_scales(name: &'static str, tensors: [*const aclTensor; 3], rounded: bool
         let reads = [Some(&scales), offsets.as_ref()].into_iter().flatten().cloned().collect();
         let into = out.clone();
         let run = Arc::new(move |world: &mut World| {
-            let scale = scales.floats(world)?;
-            let offset = offsets.as_ref().map(|o| o.floats(world)).transpose()?.unwrap_or_else(|| vec![0.0]);
+            let scale = scales.floats(&world.memory)?;
+            let offset =
+                offsets.as_ref().map(|o| o.floats(&world.memory)).transpose()?.unwrap_or_else(|| vec![0.0]);
             let pack = if rounded { scale::pack_rounded } else { scale::pack_cut };
             let wrong = u64::from(world.switch(Switch::Wrong) != 0) << 14;
             let at = |i: usize| if offset.len() == 1 { offset[0] } else { offset[i] };
             let words: Vec<u64> = scale.iter().enumerate().map(|(i, &s)| pack(s, at(i)) ^ wrong).collect();
-            into.put_words(world, &words)
+            into.put_words(&mut world.memory, &words)
         });
         world.planned(name, Plan { run, reads, writes: vec![out] }, outs)
     })
