@@ -14,9 +14,10 @@ use half::{bf16, f16};
 use quant_testkit::Numbers;
 
 struct Npu {
-    simulator: Simulator,
     stream: Stream,
     device: Device,
+    // After what uses it.
+    simulator: Simulator,
 }
 
 impl Npu {
@@ -24,7 +25,7 @@ impl Npu {
         let simulator = Simulator::new().unwrap();
         let cann = Cann::open(&OpenOptions::new().folder(simulator.folder())).unwrap();
         let device = Device::open(&cann, 0).unwrap();
-        Self { simulator, stream: Stream::new(&device).unwrap(), device }
+        Self { stream: Stream::new(&device).unwrap(), device, simulator }
     }
     fn put<T: Typed>(&self, values: &[T], dims: &[usize]) -> Tensor {
         Tensor::new(&DeviceBuffer::from_slice(&self.device, values).unwrap(), dims).unwrap()

@@ -87,7 +87,7 @@ pub struct Step {
 
 /// A loaded copy of the simulator: a folder in which its library lies under CANN's names.
 ///
-/// The folder is removed when this is dropped.
+/// When it is dropped, the folder and all memory of the simulator are gone: whatever uses it must be dropped before.
 #[derive(Debug)]
 pub struct Simulator {
     folder: tempfile::TempDir,
@@ -241,6 +241,13 @@ impl Simulator {
     pub fn clear_trace(&self) {
         let clear: extern "C" fn() = self.function("ascendSimClearTrace");
         clear();
+    }
+}
+
+impl Drop for Simulator {
+    fn drop(&mut self) {
+        let forget: extern "C" fn() = self.function("ascendSimForget");
+        forget();
     }
 }
 

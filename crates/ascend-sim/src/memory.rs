@@ -165,3 +165,15 @@ impl Memory {
         Ok(unsafe { std::slice::from_raw_parts_mut(at as *mut u8, bytes) })
     }
 }
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let blocks = self.blocks.iter().map(|(&at, block)| (at, block.bytes));
+        for (at, bytes) in blocks.chain(self.kept_back.iter().copied()) {
+            if let Some(layout) = layout(bytes) {
+                // SAFETY: allocated with this layout, and nobody is left to use it.
+                unsafe { dealloc(at as *mut u8, layout) };
+            }
+        }
+    }
+}

@@ -59,25 +59,7 @@ pub(crate) struct World {
     pub(crate) keep_reports: bool,
 }
 
-static WORLD: Mutex<World> = Mutex::new(World {
-    initialised: false,
-    devices: BTreeMap::new(),
-    contexts: BTreeMap::new(),
-    tensors: BTreeMap::new(),
-    arrays: BTreeMap::new(),
-    lists: BTreeMap::new(),
-    executors: BTreeMap::new(),
-    streams: Streams::new(),
-    memory: Memory::new(),
-    gone: BTreeSet::new(),
-    next: 0,
-    calls: Vec::new(),
-    fail_at: 0,
-    fail_name: None,
-    switches: crate::control::DEFAULTS,
-    reports: Vec::new(),
-    keep_reports: false,
-});
+static WORLD: Mutex<World> = Mutex::new(World::new());
 
 thread_local! {
     static MESSAGE: RefCell<(Option<CString>, bool)> = const { RefCell::new((None, false)) };
@@ -86,6 +68,11 @@ thread_local! {
 
 pub(crate) fn world() -> MutexGuard<'static, World> {
     WORLD.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Gives all memory back, and begins anew: the library is about to be closed.
+pub(crate) fn forget() {
+    *world() = World::new();
 }
 
 /// The text of the last error of this thread; once read it is gone.
@@ -165,6 +152,28 @@ fn end(message: &str) -> i32 {
 }
 
 impl World {
+    const fn new() -> Self {
+        Self {
+            initialised: false,
+            devices: BTreeMap::new(),
+            contexts: BTreeMap::new(),
+            tensors: BTreeMap::new(),
+            arrays: BTreeMap::new(),
+            lists: BTreeMap::new(),
+            executors: BTreeMap::new(),
+            streams: Streams::new(),
+            memory: Memory::new(),
+            gone: BTreeSet::new(),
+            next: 0,
+            calls: Vec::new(),
+            fail_at: 0,
+            fail_name: None,
+            switches: crate::control::DEFAULTS,
+            reports: Vec::new(),
+            keep_reports: false,
+        }
+    }
+
     /// Counts a call; the code (0: that of the function) if it is to fail.
     fn injected(&mut self, name: &'static str) -> Option<i32> {
         self.calls.push(name);

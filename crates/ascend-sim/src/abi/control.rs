@@ -5,7 +5,7 @@ use std::ffi::c_char;
 use super::string;
 use crate::control::SWITCHES;
 use crate::memory::Place;
-use crate::world::{Handle, world};
+use crate::world::{Handle, forget, world};
 
 #[unsafe(no_mangle)]
 extern "C" fn ascendSimSet(switch: i32, value: i64) {
@@ -67,6 +67,11 @@ unsafe extern "C" fn ascendSimFailNext(name: *const c_char, code: i32) {
 #[unsafe(no_mangle)]
 extern "C" fn ascendSimKeepReports() {
     world().keep_reports = true;
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn ascendSimForget() {
+    forget();
 }
 
 #[unsafe(no_mangle)]
