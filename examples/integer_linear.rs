@@ -28,7 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let numerics = DynamicNumerics::Ascend { bits: Bits::new(8)? };
     let mut y = Array2::<f32>::zeros((tokens, outputs));
     let mut run = || -> Result<(), Box<dyn Error>> {
-        let codes = cpu.quantize(&numerics, x.view(), par);
+        let codes = cpu.quantize(&numerics, x.view(), par)?;
         Ok(prepared.forward(&codes, y.view_mut().into(), par)?)
     };
     run()?;

@@ -13,6 +13,7 @@ mod cli;
 #[path = "../common/mod.rs"]
 mod common;
 mod data_files;
+mod doctor;
 mod evaluation;
 mod folders;
 mod fused;

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod arrows;
+mod bindings;
 mod circles;
 mod files;
 mod house;
@@ -36,6 +37,16 @@ static COMMANDS: &[(&str, &str, Chore)] = &[
     ),
     ("survive", "kills 300 runs at random moments, resumes them and compares the outputs", survive::survive),
     ("package", "packs every published crate and builds it from its package, offline", package::package),
+    (
+        "bindings",
+        "makes the binding of CANN from crates/ascend-kernels/cann.h; needs libclang",
+        bindings::write,
+    ),
+    (
+        "check-bindings",
+        "compares the binding of CANN with its header; skipped without libclang",
+        bindings::check,
+    ),
     ("check-text", "home paths and unfinished-work markers in tracked files", text::check_text),
 ];
 
@@ -44,7 +55,7 @@ fn main() -> ExitCode {
     let [name] = arguments.as_slice() else {
         println!("cargo xtask COMMAND\n");
         for (name, what, _) in COMMANDS {
-            println!("  {name:12} {what}");
+            println!("  {name:14} {what}");
         }
         return if arguments.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(2) };
     };

@@ -14,7 +14,8 @@
 //! | [`checkpoint`] | `quant-checkpoint` | reading, writing and verifying folders |
 //! | [`data`] | `quant-data` | tokenisers, templates, calibration and evaluation tokens |
 //! | [`eval`] | `quant-eval` | perplexity, KL divergence, top-1 agreement |
-//! | [`pipeline`] | `quant-pipeline` | recipes, plans, runs |
+//! | [`pipeline`] | `quant-pipeline` | recipes, plans, runs, evaluation and generation of folders |
+//! | [`ascend`] | `ascend-kernels` | CANN on Ascend NPUs, opened at run time |
 //!
 //! One matrix to 4 bits in groups, without a model:
 //!
@@ -34,6 +35,7 @@
 /// The arrays of all crates here.
 pub use quant_core::ndarray;
 
+pub use ascend_kernels as ascend;
 pub use quant_checkpoint as checkpoint;
 pub use quant_core as core;
 pub use quant_data as data;

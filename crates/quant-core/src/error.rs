@@ -75,6 +75,14 @@ pub enum CoreError {
         /// The shape or length given.
         found: String,
     },
+    /// A processor that runs the operators failed, or cannot do what it is asked for.
+    #[error("{message}")]
+    Processor {
+        /// What it says.
+        message: String,
+        /// Whether its memory was not enough.
+        out_of_memory: bool,
+    },
     /// Bytes that are no value of the type they should hold.
     #[error("the bytes hold {found} where {expected} should be")]
     Encoded {

@@ -1,13 +1,20 @@
 //! Test support: golden files, random numbers, tiny models, timing. Unpublished; everything here may panic with a message, as tests do.
 #![forbid(unsafe_code)]
-#![allow(clippy::expect_used, clippy::panic, reason = "a test helper fails by panicking")]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test helper fails by panicking"
+)]
 
+mod conformance;
 mod golden;
 mod models;
 mod numbers;
 mod storage;
 mod timing;
 
+pub use conformance::{Conformance, profiles};
 pub use golden::{
     Golden, Tensor, TensorData, Tensors, load_safetensors, parse_safetensors, shared_dir, skipped,
 };

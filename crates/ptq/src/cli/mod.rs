@@ -2,6 +2,7 @@
 
 mod analyze;
 mod bench;
+mod doctor;
 mod eval;
 mod exit;
 mod generate;
@@ -68,6 +69,11 @@ enum Command {
     /// Measure the kernels of a quantised model beside the peaks of this machine, and predict an Ascend NPU
     #[command(after_help = "Example:\n  ptq bench --named r1-distill-qwen-1.5b --output bench.html")]
     Bench(bench::Args),
+    /// Show what this machine has: instructions, memory, disk, and CANN for Ascend NPUs with what it enables
+    #[command(
+        after_help = "Example:\n  ptq doctor --cann-library /usr/local/Ascend/ascend-toolkit/latest/lib64"
+    )]
+    Doctor(doctor::Args),
     /// Check a folder by the rules of the program that will load it
     #[command(after_help = "Example:\n  ptq verify Qwen2.5-7B-w8a8 --target vllm-ascend")]
     Verify(verify::Args),
@@ -107,6 +113,7 @@ pub fn main_with(registry: &Registry) -> ExitCode {
         Command::Analyze(args) => analyze::run(&args, registry),
         Command::Generate(args) => generate::run(&args, registry),
         Command::Bench(args) => bench::run(&args, registry),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Verify(args) => verify::run(&args, registry),
         Command::Inspect(args) => inspect::run(&args, registry),
         Command::List(args) => list::run(&args, registry),

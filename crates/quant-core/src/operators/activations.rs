@@ -242,8 +242,12 @@ impl StaticNumerics {
         assert_eq!(x.dim(), codes.dim(), "a code for every activation");
         let coder = self.coder(bits, params);
         for (x, mut codes) in x.rows().into_iter().zip(codes.rows_mut()) {
-            for (code, &x) in codes.iter_mut().zip(x) {
-                *code = coder.code(x);
+            match (x.to_slice(), codes.as_slice_mut()) {
+                // Neighbours in memory go through registers together.
+                (Some(x), Some(codes)) => {
+                    codes.iter_mut().zip(x).for_each(|(code, &x)| *code = coder.code(x));
+                }
+                _ => codes.iter_mut().zip(x).for_each(|(code, &x)| *code = coder.code(x)),
             }
         }
     }

@@ -18,7 +18,7 @@
 //! use quant_core::{Bits, Par};
 //!
 //! let numerics = DynamicNumerics::Ascend { bits: Bits::new(8)? };
-//! let x = Reference.quantize(&numerics, array![[0.5_f32, -1.0, 0.25]].view(), Par::Seq);
+//! let x = Reference.quantize(&numerics, array![[0.5_f32, -1.0, 0.25]].view(), Par::Seq)?;
 //! assert_eq!(x.codes, array![[64, -127, 32]]);
 //! let linear = IntegerLinear::new(array![[2, 0, 0], [0, 1, 0]], array![0.5, 1.0], Bias::Float(array![0.0, 3.0]))?;
 //! let mut y = Array2::<f32>::zeros((1, 2));
@@ -45,8 +45,17 @@ use crate::{CoreError, Par};
 
 /// Quantises activations token by token as they arrive.
 pub trait DynamicQuant: Send + Sync {
-    /// Codes of `x` `[tokens, features]`, with parameters of each token: bit for bit those of [`DynamicNumerics::token`].
-    fn quantize(&self, numerics: &DynamicNumerics, x: ArrayView2<'_, f32>, par: Par) -> QuantizedActivations;
+    /// Codes of `x` `[tokens, features]`, with parameters of each token: bit for bit those of [`DynamicNumerics::token`]. A device that
+    /// has no f32 input gives those of `x` rounded to the type of its model.
+    ///
+    /// # Errors
+    /// [`CoreError::Processor`] for arithmetic that a device lacks, or what went wrong on it.
+    fn quantize(
+        &self,
+        numerics: &DynamicNumerics,
+        x: ArrayView2<'_, f32>,
+        par: Par,
+    ) -> Result<QuantizedActivations, CoreError>;
 }
 
 /// Makes products of codes.

@@ -18,7 +18,7 @@ impl DynamicQuant for Reference {
         numerics: &DynamicNumerics,
         x: ArrayView2<'_, f32>,
         _par: Par,
-    ) -> QuantizedActivations {
+    ) -> Result<QuantizedActivations, CoreError> {
         let mut codes = Array2::zeros(x.dim());
         let params = x.rows().into_iter().zip(codes.rows_mut()).map(|(token, mut into)| {
             let token = token.to_vec();
@@ -28,7 +28,7 @@ impl DynamicQuant for Reference {
             params
         });
         let params = params.collect();
-        numerics.collect(codes, params)
+        Ok(numerics.collect(codes, params))
     }
 }
 

@@ -23,7 +23,7 @@ use crate::{IntegerLevel, Par, arch, vectorized};
 /// let cpu = Cpu::default();
 /// let linear = IntegerLinear::new(array![[127, -64]], array![0.01], Bias::None)?;
 /// let prepared = cpu.prepare(&linear, Par::Seq)?;
-/// let x = cpu.quantize(&DynamicNumerics::Ascend { bits: Bits::new(8)? }, array![[1.0, 0.5]].view(), Par::Seq);
+/// let x = cpu.quantize(&DynamicNumerics::Ascend { bits: Bits::new(8)? }, array![[1.0, 0.5]].view(), Par::Seq)?;
 /// let mut y = Array2::<f32>::zeros((1, 1));
 /// prepared.forward(&x, y.view_mut().into(), Par::new(2))?;
 /// assert!((y[(0, 0)] - 0.95).abs() < 0.01);
@@ -54,8 +54,13 @@ impl Default for Cpu {
 }
 
 impl DynamicQuant for Cpu {
-    fn quantize(&self, numerics: &DynamicNumerics, x: ArrayView2<'_, f32>, par: Par) -> QuantizedActivations {
-        quantize_tokens(*numerics, x, par)
+    fn quantize(
+        &self,
+        numerics: &DynamicNumerics,
+        x: ArrayView2<'_, f32>,
+        par: Par,
+    ) -> Result<QuantizedActivations, CoreError> {
+        Ok(quantize_tokens(*numerics, x, par))
     }
 }
 

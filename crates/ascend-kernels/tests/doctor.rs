@@ -1,0 +1,56 @@
+//! The report of what is there.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use ascend_kernels::{OpenOptions, doctor};
+use ascend_sim::{Simulator, Switch};
+
+#[test]
+fn the_simulator_is_found_whole() {
+    let simulator = Simulator::new().unwrap();
+    let report = doctor(&OpenOptions::new().folder(simulator.folder()));
+    assert!(report.is_installed() && !report.is_broken(), "{report}");
+    assert_eq!(report.groups.len(), 4);
+    assert!(report.groups.iter().all(|group| group.missing.is_empty() && group.present > 0), "{report}");
+    assert!(report.enables.iter().all(|enabled| enabled.through.is_some()), "{report}");
+    assert_eq!(report.devices.len(), 2);
+    assert_eq!(report.devices[1].soc.as_deref(), Some("Ascend910B_simulated"));
+    assert_eq!(report.devices[0].total_bytes, Some(1 << 30));
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!(json["runtime_version"], "1.16.0");
+    assert!(report.to_string().contains("--backend cann: aclnnQuantMatmulV5"), "{report}");
+    // It looks and leaves nothing behind.
+    assert_eq!(simulator.leaks(), []);
+}
+
+#[test]
+fn nothing_installed_is_no_problem() {
+    let nowhere = Simulator::with_names(&[]).unwrap();
+    let report = doctor(&OpenOptions::new().folder(nowhere.folder()));
+    assert!(!report.is_installed() && !report.is_broken(), "{report}");
+    assert!(report.to_string().starts_with("CANN: not found\n  looked for libascendcl.so at "), "{report}");
+}
+
+#[test]
+fn what_is_missing_and_what_is_broken() {
+    let simulator = Simulator::with_names(&["libascendcl.so", "libnnopbase.so", "libopapi.so"]).unwrap();
+    simulator.set(Switch::Devices, 0);
+    let options = OpenOptions::new().folder(simulator.folder()).without("aclnnMm");
+    let report = doctor(&options);
+    assert!(report.is_installed() && !report.is_broken(), "{report}");
+    // The old library of all operators serves where those of packages are not there.
+    assert!(
+        report.groups.iter().any(|group| group.name == "attention" && group.library == "libopapi.so"),
+        "{report}"
+    );
+    assert!(report.groups.iter().any(|group| group.missing == ["aclnnMm"]), "{report}");
+    assert!(report.enables.iter().any(|e| e.what == "products of floats" && e.through.is_none()), "{report}");
+    assert!(report.to_string().contains("no device"), "{report}");
+    std::fs::write(simulator.folder().join("libopapi_nn.so"), "no library").unwrap();
+    let report = doctor(&options);
+    assert!(report.is_broken() && report.problems[0].contains("libopapi_nn.so"), "{report}");
+    simulator.set(Switch::Devices, 1);
+    simulator.fail_next("aclrtCreateContext", 507_000);
+    let report = doctor(&OpenOptions::new().folder(simulator.folder()));
+    assert!(report.devices[0].error.as_deref().unwrap().contains("507000"), "{report}");
+}
