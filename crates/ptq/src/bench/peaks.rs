@@ -63,7 +63,7 @@ impl Peaks {
         let copying = best(|| {
             let part = x.len().div_ceil(threads);
             tasks::for_each(copy.chunks_mut(part).zip(x.chunks(part)), par, |(to, from)| {
-                to.copy_from_slice(from)
+                to.copy_from_slice(from);
             });
             black_box(&copy);
         });

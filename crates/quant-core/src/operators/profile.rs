@@ -181,7 +181,9 @@ mod tests {
             for quant in quantisers() {
                 let input = InputQuant { quant, profile };
                 let codes = match input.numerics().unwrap() {
-                    InputNumerics::Dynamic(numerics) => Reference.quantize(&numerics, x.view(), Par::Seq),
+                    InputNumerics::Dynamic(numerics) => {
+                        Reference.quantize(&numerics, x.view(), Par::Seq).unwrap()
+                    }
                     InputNumerics::Static { numerics, bits, params } => {
                         numerics.quantize(bits, params, x.view())
                     }
