@@ -19,6 +19,11 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
 
+/// Resident bytes of a tokenizer for each byte of its file.
+const TOKENIZER: u64 = 12;
+/// What a run of passes has beside a stream of sequences: heaps of threads that small arrays come from and go to.
+const TABLES: u64 = 2 << 20;
+
 /// Tokens of a pass through the model at most.
 const CHUNK: usize = 512;
 
@@ -275,7 +280,12 @@ impl GenerateMemory {
         pages.sort_unstable_by(|a, b| b.cmp(a));
         let lengths = requests.iter().map(Request::positions);
         Self {
-            base: BASE + STREAMS + THREAD * job.threads as u64 + RopeTables::bytes(spec, lengths) as u64,
+            base: BASE
+                + STREAMS
+                + TABLES
+                + TOKENIZER * std::fs::metadata(job.model.join("tokenizer.json")).map_or(0, |file| file.len())
+                + THREAD * job.threads as u64
+                + RopeTables::bytes(spec, lengths) as u64,
             weights: blocks.iter().sum::<u64>() + float * table,
             reading: (stored * block).max(F32 * table),
             pass: F32 * (tokens * widths + mlp + 2 * (job.batch.min(requests.len()) * spec.vocab) as u64),
