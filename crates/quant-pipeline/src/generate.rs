@@ -283,7 +283,8 @@ impl GenerateMemory {
             base: BASE
                 + STREAMS
                 + TABLES
-                + TOKENIZER * std::fs::metadata(job.model.join("tokenizer.json")).map_or(0, |file| file.len())
+                + TOKENIZER
+                    * std::fs::metadata(job.model.join("tokenizer.json")).map_or(0, |file| file.len())
                 + THREAD * job.threads as u64
                 + RopeTables::bytes(spec, lengths) as u64,
             weights: blocks.iter().sum::<u64>() + float * table,

@@ -11,7 +11,7 @@ use quant_model::{RopeTables, attention_workspace_bytes, training_memory};
 use serde::Serialize;
 
 /// Resident memory besides what is counted below: code, thread stacks, tables, small vectors.
-pub(crate) const BASE: u64 = 5 << 20;
+pub(crate) const BASE: u64 = 7 << 20;
 /// The same for what streams of activations need beside it: more code, rotary tables, small temporaries.
 pub(crate) const STREAMS: u64 = 8 << 20;
 /// Pieces of a weight between the file and its levels: bytes, floats, and the rows being measured.
@@ -23,7 +23,7 @@ const PACKED: u64 = 18 << 20;
 /// Arrays from this size on have pages of their own; smaller ones leave holes in the heap when they go.
 const HEAP: u64 = 32 << 20;
 /// What a thread holds besides its tasks: the used part of its stack and of its own heap.
-pub(crate) const THREAD: u64 = 320 << 10;
+pub(crate) const THREAD: u64 = 512 << 10;
 /// Rows of a weight that a thread measures at a time.
 const MEASURED_ROWS: u64 = crate::run::MEASURED_ROWS as u64;
 /// A measured peak is at most this many hundredths of the predicted one.
