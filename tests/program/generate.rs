@@ -109,10 +109,10 @@ fn folders_are_executed() {
             assert_eq!((executed, a), (simulated, b), "weights alone are executed to the bit");
         } else {
             assert!((a / b - 1.0).abs() < 4e-3, "{name}: {a} {b}");
-            let sum = |key: &str| {
-                int8["flips"].as_array().unwrap().iter().map(|f| f[key].as_u64().unwrap()).sum::<u64>()
-            };
-            assert!(sum("codes") > 100_000 && sum("flipped") * 50 < sum("codes"), "{name}: {int8}");
+            // A flipped code moves its output by a step, and what follows flips more: few in the first block, more with every one.
+            let flips = int8["flips"].as_array().unwrap();
+            let share = |f: &Value| f["flipped"].as_f64().unwrap() / f["codes"].as_f64().unwrap();
+            assert!(share(&flips[0]) < 1e-3 && flips.iter().all(|f| share(f) < 0.4), "{name}: {int8}");
         }
     }
 }

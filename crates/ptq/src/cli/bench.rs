@@ -11,7 +11,7 @@ use quant_pipeline::{Registry, folder_spec_with, with_threads};
 use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
-#[command(group(clap::ArgGroup::new("what").required(true).args(["model", "shape", "named", "print_profile"])))]
+#[command(group(clap::ArgGroup::new("what").args(["model", "shape", "named"])))]
 pub(super) struct Args {
     /// Float model or quantised folder: its linears, and the whole of it at prefill and decode
     #[arg(long, value_name = "DIR")]
@@ -66,6 +66,9 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
     let shapes = match (&args.model, &args.named) {
         (Some(dir), _) => Shapes::of_model(&folder_spec_with(dir, registry)?),
         (None, Some(named)) => named.clone(),
+        (None, None) if args.shape.is_empty() => {
+            return Err(Failure::usage("give --model, --shape or --named"));
+        }
         (None, None) => Shapes::of(args.shape.clone()),
     };
     let threads = args.threads.unwrap_or_else(default_threads);
