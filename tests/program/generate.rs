@@ -78,8 +78,10 @@ fn folders_are_executed() {
     let rows: Vec<Vec<i64>> =
         windows.sequences.iter().map(|s| s.iter().map(|&t| t.into()).collect()).collect();
     let tokens = write_tokens(&work.path().join("tokens.safetensors"), &rows, 160);
-    let packed = "scheme: W4A16g32\nmethod: rtn\nexport: compressed-tensors\n";
-    let fixed = "scheme: W8A8\nmethod: rtn\nactivations: { dynamic: false }\nexport: vllm-ascend\n";
+    let packed =
+        "version: 1\nmodifiers: [rtn: { scheme: W4A16g32 }]\nexport: { format: compressed-tensors }\n";
+    let fixed = "version: 1\nmodifiers: [rtn: { scheme: W8A8 }]\nactivations: { dynamic: false }\n\
+                 export: { format: vllm-ascend }\n";
     for (name, recipe, calibrated) in [
         ("dynamic", "preset: w8a8-ascend\n", false),
         ("cache", "preset: w8a8kv8-ascend\n", true),

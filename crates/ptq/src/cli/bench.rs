@@ -26,7 +26,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "T", value_parser = threads)]
     threads: Option<usize>,
     /// With --model: simulate its codes (sim) or execute them (int8; default where there are any)
-    #[arg(long, value_name = "HOW", value_parser = execution, requires = "model")]
+    #[arg(long, value_name = "HOW", value_parser = execution)]
     execute: Option<Execution>,
     /// Rates of the NPU that is predicted (default: --print-profile)
     #[arg(long, value_name = "FILE.yaml")]
@@ -71,6 +71,9 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
         }
         (None, None) => Shapes::of(args.shape.clone()),
     };
+    if args.execute.is_some() && args.model.is_none() {
+        return Err(Failure::usage("--execute says how a folder runs: give --model too"));
+    }
     let threads = args.threads.unwrap_or_else(default_threads);
     say("measuring the peaks of this machine and every kernel; other work on it shows in the figures");
     let mut report = with_threads(threads, |par| measure(&shapes, &parsed, par))?.map_err(Failure::usage)?;
