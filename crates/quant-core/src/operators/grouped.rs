@@ -19,7 +19,7 @@ use crate::{CoreError, Par, QuantizedMatrix};
 /// let weight = QuantizedMatrix::new(Bits::new(4)?, levels, scales, zeros, Groups::Size(2))?;
 /// let linear = GroupedLinear::new(weight, Some(array![1.0]))?;
 /// let numerics = DynamicNumerics::Ascend { bits: Bits::new(8)? };
-/// let x = Reference.quantize(&numerics, array![[1.0_f32, -1.0, 0.5, 1.0]].view(), Par::Seq);
+/// let x = Reference.quantize(&numerics, array![[1.0_f32, -1.0, 0.5, 1.0]].view(), Par::Seq)?;
 /// let mut y = Array2::<f32>::zeros((1, 1));
 /// Reference.prepare_groups(&linear, Par::Seq)?.forward(&x, y.view_mut().into(), Par::Seq)?;
 /// // 0.5 (1 + 1) + 0.25 (0 + 4) + 1

@@ -5,7 +5,7 @@ use ndarray::Array2;
 use quant_core::operators::Profile;
 use quant_core::{ActQuant, ActRule, Bits, ClipRatio, FloatType};
 use quant_graph::{BlockSource, LinearId};
-use quant_model::{Arithmetic, Block, Compute, Execution, ModelError, Par, count_flips, linear_op};
+use quant_model::{Arithmetic, Block, Compute, Execution, Flips, ModelError, Par, count_flips, linear_op};
 use quant_testkit::Numbers;
 use std::ops::ControlFlow;
 
@@ -111,17 +111,21 @@ fn few_codes_flip_and_none_where_inputs_are_equal() {
     let sequences: Vec<Vec<u32>> = (1..9).map(|i| (0..120).map(|j| (i * j * 7 + i) % 50).collect()).collect();
     for scheme in [Scheme::Dynamic, Scheme::Static] {
         let mut model = quantised_model(&spec, scheme, 6);
-        let mut count = |par| {
+        let mut count = |compute, par| {
+            let arithmetic = Arithmetic { compute, ..profiles()[0] };
             let go_on = &mut |_| ControlFlow::Continue(());
-            count_flips(&mut model, profiles()[0], &sequences, par, go_on).unwrap()
+            count_flips(&mut model, arithmetic, &sequences, par, go_on).unwrap()
         };
-        let flips = count(Par::Seq);
-        assert_eq!(flips, count(Par::new(2)));
+        let flips = count(Compute::F32, Par::Seq);
+        assert_eq!(flips, count(Compute::F32, Par::new(2)));
         let tokens = 8 * 120;
         let inputs = (2 * spec.hidden + spec.query_width() + spec.intermediate) as u64;
         assert!(flips.iter().all(|f| f.codes == tokens * inputs), "{flips:?}");
-        let all: u64 = flips.iter().map(|f| f.flipped).sum();
-        assert!(all > 0 && all * 100 < 2 * tokens * inputs, "{flips:?}");
+        let all = |flips: &[Flips]| flips.iter().map(|f| f.flipped).sum::<u64>();
+        assert!(all(&flips) * 1000 < 2 * tokens * inputs, "{flips:?}");
+        // A simulation whose products round their operands is farther away.
+        let rounded = count(Compute::Bf16, Par::Seq);
+        assert!(all(&rounded) * 10_000 > 2 * tokens * inputs && all(&rounded) > all(&flips), "{rounded:?}");
     }
     // Weights alone: no codes of inputs, and nothing to flip.
     let mut packed = quantised_model(&spec, Scheme::Packed, 6);
