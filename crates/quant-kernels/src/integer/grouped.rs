@@ -2,14 +2,13 @@
 
 use std::ops::Range;
 
-use half::{bf16, f16};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, Slice};
 use quant_core::operators::{
-    GroupedLinear, GroupedMatmul, Output, PreparedMatmul, QuantizedActivations, check_operands, requantize,
+    GroupedLinear, GroupedMatmul, Output, PreparedMatmul, QuantizedActivations, check_operands,
 };
 use quant_core::{CoreError, Groups, QuantizedMatrix};
 
-use super::matmul::Cpu;
+use super::matmul::{Cpu, Results};
 use crate::arch::{self, MAX_ROWS, PER_WORD};
 use crate::panels::{LANES, LevelPanels, Row};
 use crate::{IntegerLevel, Par, tasks, vectorized};
@@ -221,8 +220,10 @@ impl PreparedGroups {
             );
         });
     }
+}
 
-    fn run<T: Copy + Send>(
+impl Results for PreparedGroups {
+    fn run<T: Copy + Default + Send>(
         &self,
         x: &QuantizedActivations,
         out: ArrayViewMut2<'_, T>,
@@ -271,40 +272,7 @@ impl PreparedMatmul for PreparedGroups {
     fn forward(&self, x: &QuantizedActivations, out: Output<'_>, par: Par) -> Result<(), CoreError> {
         x.check()?;
         check_operands(self.shape(), x.codes.dim(), out.dim())?;
-        match out {
-            Output::F32(out) => self.run(
-                x,
-                out,
-                par,
-                #[inline(always)]
-                |value| value,
-            ),
-            Output::Bf16(out) => self.run(
-                x,
-                out,
-                par,
-                #[inline(always)]
-                |value| bf16::from_bits(crate::bf16::bits(value) as u16),
-            ),
-            Output::F16(out) => self.run(
-                x,
-                out,
-                par,
-                #[inline(always)]
-                |value| f16::from_bits(crate::f16::bits(value)),
-            ),
-            Output::Codes { codes, offset } => {
-                self.run(
-                    x,
-                    codes,
-                    par,
-                    #[inline(always)]
-                    |value| requantize(value, offset),
-                );
-            }
-            other => return Err(super::matmul::unknown_output(&other)),
-        }
-        Ok(())
+        self.write(x, out, par)
     }
 
     fn sums(

@@ -78,33 +78,19 @@ impl QuantMatmul for Cpu {
     }
 }
 
-/// The enum may grow; what it grows by is refused until there is code for it.
-pub(super) fn unknown_output(output: &Output<'_>) -> CoreError {
-    CoreError::Shape {
-        what: "output of an integer linear",
-        expected: "f32, bf16, f16 or codes".to_owned(),
-        found: format!("{output:?}"),
-    }
-}
+/// A prepared linear whose results are f32 before they become what an output holds.
+pub(super) trait Results {
+    /// Makes the results of all tokens, each by `convert`.
+    fn run<T: Copy + Default + Send>(
+        &self,
+        x: &QuantizedActivations,
+        out: ArrayViewMut2<'_, T>,
+        par: Par,
+        convert: impl Fn(f32) -> T + Copy + Sync,
+    );
 
-/// A packed weight, and by output what [`finish`] takes.
-#[derive(Debug)]
-struct Prepared {
-    weight: IntegerWeight,
-    scales: Vec<f32>,
-    integers: Vec<i32>,
-    floats: Vec<f32>,
-    row_sums: Vec<i32>,
-}
-
-impl PreparedMatmul for Prepared {
-    fn shape(&self) -> (usize, usize) {
-        (self.weight.out_features(), self.weight.in_features())
-    }
-
-    fn forward(&self, x: &QuantizedActivations, out: Output<'_>, par: Par) -> Result<(), CoreError> {
-        x.check()?;
-        check_operands(self.shape(), x.codes.dim(), out.dim())?;
+    /// Makes them in the type of the output; shapes were checked by the caller.
+    fn write(&self, x: &QuantizedActivations, out: Output<'_>, par: Par) -> Result<(), CoreError> {
         // Closures that are inlined into vectorised code.
         match out {
             Output::F32(out) => self.run(
@@ -135,9 +121,38 @@ impl PreparedMatmul for Prepared {
                 #[inline(always)]
                 |value| requantize(value, offset),
             ),
-            other => return Err(unknown_output(&other)),
+            // The enum may grow; what it grows by is refused until there is code for it.
+            other => {
+                return Err(CoreError::Shape {
+                    what: "output of an integer linear",
+                    expected: "f32, bf16, f16 or codes".to_owned(),
+                    found: format!("{other:?}"),
+                });
+            }
         }
         Ok(())
+    }
+}
+
+/// A packed weight, and by output what [`finish`] takes.
+#[derive(Debug)]
+struct Prepared {
+    weight: IntegerWeight,
+    scales: Vec<f32>,
+    integers: Vec<i32>,
+    floats: Vec<f32>,
+    row_sums: Vec<i32>,
+}
+
+impl PreparedMatmul for Prepared {
+    fn shape(&self) -> (usize, usize) {
+        (self.weight.out_features(), self.weight.in_features())
+    }
+
+    fn forward(&self, x: &QuantizedActivations, out: Output<'_>, par: Par) -> Result<(), CoreError> {
+        x.check()?;
+        check_operands(self.shape(), x.codes.dim(), out.dim())?;
+        self.write(x, out, par)
     }
 
     fn sums(
@@ -156,8 +171,7 @@ impl PreparedMatmul for Prepared {
     }
 }
 
-impl Prepared {
-    /// Finishes sums in f32 and makes results of them by `convert`.
+impl Results for Prepared {
     fn run<T: Copy + Default + Send>(
         &self,
         x: &QuantizedActivations,

@@ -104,7 +104,10 @@ pub fn rms_norm_quantize(
         if numerics.is_asymmetric() {
             buffer.resize(x.ncols(), 0.0);
             match x.row(i).to_slice() {
-                Some(row) => norm_row(row, &weight, eps, buffer),
+                Some(row) => vectorized(
+                    #[inline(always)]
+                    || norm_row(row, &weight, eps, buffer),
+                ),
                 None => norm_row(&x.row(i).to_vec(), &weight, eps, buffer),
             }
             return quantize_row(numerics, buffer, codes);
