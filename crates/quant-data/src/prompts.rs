@@ -28,16 +28,21 @@ pub struct Prompt {
     pub tokens: Vec<u32>,
 }
 
-/// Reads prompts for the model in a folder.
+/// Reads prompts for the model in a folder, whose tokenizer this is.
 ///
 /// A `prompt` is taken as it is written, and no special token is put around it; `messages` go through the chat template of the model,
 /// which is told to begin an answer. With `chat` a `prompt` is one turn of a user.
 ///
 /// # Errors
 /// [`DataError::Line`] for a line that is not UTF-8, no JSON object, has another field or both, or an empty prompt;
-/// [`DataError::Empty`] for no prompt; [`DataError::NoChatTemplate`] where one is needed; what reading the tokenizer gives.
-pub fn load_prompts(source: &PromptSource, model: &Path, chat: bool) -> Result<Vec<Prompt>, DataError> {
-    let reader = Reader { tokenizer: Tokenizer::from_dir(model)?, model, chat };
+/// [`DataError::Empty`] for no prompt; [`DataError::NoChatTemplate`] where one is needed; what tokenising gives.
+pub fn load_prompts(
+    source: &PromptSource,
+    model: &Path,
+    tokenizer: &Tokenizer,
+    chat: bool,
+) -> Result<Vec<Prompt>, DataError> {
+    let reader = Reader { tokenizer, model, chat };
     match source {
         PromptSource::Text(text) => {
             let empty = || DataError::Empty {
@@ -63,7 +68,7 @@ enum Said {
 }
 
 struct Reader<'a> {
-    tokenizer: Tokenizer,
+    tokenizer: &'a Tokenizer,
     model: &'a Path,
     chat: bool,
 }
@@ -225,6 +230,10 @@ mod tests {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/tiny-reasoner")
     }
 
+    fn load(source: &PromptSource, model: &Path, chat: bool) -> Result<Vec<Prompt>, DataError> {
+        load_prompts(source, model, &Tokenizer::from_dir(model)?, chat)
+    }
+
     fn file(text: &[u8]) -> (tempfile::TempDir, PromptSource) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("prompts.jsonl");
@@ -237,18 +246,18 @@ mod tests {
         let (_folder, source) = file(
             b"{\"prompt\": \"What is 74 + 51?\"}\n\n{\"messages\": [{\"role\": \"user\", \"content\": \"What is 74 + 51?\"}]}\n",
         );
-        let prompts = load_prompts(&source, &model(), false).unwrap();
+        let prompts = load(&source, &model(), false).unwrap();
         let tokenizer = Tokenizer::from_dir(&model()).unwrap();
         assert_eq!(prompts.len(), 2);
         assert_eq!(prompts[0].tokens, tokenizer.encode("What is 74 + 51?", false).unwrap());
         assert_eq!((prompts[1].index, prompts[1].line), (1, Some(3)));
         // A chat makes a turn of a prompt.
-        let chat = load_prompts(&source, &model(), true).unwrap();
+        let chat = load(&source, &model(), true).unwrap();
         assert_eq!(chat[0].tokens, prompts[1].tokens);
         let text = tokenizer.decode(&chat[0].tokens, false).unwrap();
         assert!(text.contains("What is 74 + 51?") && text.len() > "What is 74 + 51?".len(), "{text}");
         let single = PromptSource::Text("What is 74 + 51?".to_owned());
-        assert_eq!(load_prompts(&single, &model(), true).unwrap()[0].tokens, chat[0].tokens);
+        assert_eq!(load(&single, &model(), true).unwrap()[0].tokens, chat[0].tokens);
     }
 
     #[test]
@@ -266,12 +275,12 @@ mod tests {
             (b"{\"messages\": []}", "the list of messages is empty"),
         ] {
             let (_folder, source) = file(&[&good[..], bad].concat());
-            let error = load_prompts(&source, &model(), false).unwrap_err().to_string();
+            let error = load(&source, &model(), false).unwrap_err().to_string();
             assert!(error.contains("line 2") && error.contains(words), "{error}");
         }
         let (_folder, source) = file(b"\n \n");
-        assert!(load_prompts(&source, &model(), false).unwrap_err().to_string().contains("no prompts"));
-        let none = load_prompts(&PromptSource::Text(String::new()), &model(), false);
+        assert!(load(&source, &model(), false).unwrap_err().to_string().contains("no prompts"));
+        let none = load(&PromptSource::Text(String::new()), &model(), false);
         assert!(none.unwrap_err().to_string().contains("no text"));
     }
 
@@ -280,8 +289,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         write_word_tokenizer(folder.path(), &["hello"], false, json!({}));
         let source = PromptSource::Text("hello".to_owned());
-        assert_eq!(load_prompts(&source, folder.path(), false).unwrap()[0].tokens, [2]);
-        let refused = load_prompts(&source, folder.path(), true);
+        assert_eq!(load(&source, folder.path(), false).unwrap()[0].tokens, [2]);
+        let refused = load(&source, folder.path(), true);
         assert!(matches!(refused, Err(DataError::NoChatTemplate { .. })));
     }
 

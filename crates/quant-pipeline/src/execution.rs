@@ -3,7 +3,7 @@
 use crate::PipelineError;
 use crate::open::OpenFolder;
 use quant_core::operators::Profile;
-use quant_graph::{LinearScheme, ModelScheme, ModelSpec, Unsupported, WeightForm};
+use quant_graph::{KvScheme, LinearScheme, ModelScheme, ModelSpec, Unsupported, WeightForm};
 use quant_kernels::Compute;
 use quant_model::{Arithmetic, Execution};
 
@@ -12,6 +12,8 @@ use quant_model::{Arithmetic, Execution};
 pub(crate) struct Executable {
     /// What the folder stores; none for floats.
     scheme: Option<ModelScheme>,
+    /// Whether it stores the codes themselves.
+    codes: bool,
     profile: Profile,
     name: &'static str,
 }
@@ -23,11 +25,28 @@ impl Executable {
     /// Descriptions that cannot be read.
     pub(crate) fn of(folder: &OpenFolder) -> Result<Self, PipelineError> {
         let Some(format) = folder.format else {
-            return Ok(Self { scheme: None, profile: Profile::Calibration, name: "float" });
+            return Ok(Self { scheme: None, codes: false, profile: Profile::Calibration, name: "float" });
         };
-        let codes = format.stores_codes();
-        let scheme = codes.then(|| format.scheme(&folder.checkpoint, &folder.spec)).transpose()?;
-        Ok(Self { scheme, profile: format.profile(&folder.spec), name: format.id() })
+        Ok(Self {
+            scheme: Some(format.scheme(&folder.checkpoint, &folder.spec)?),
+            codes: format.stores_codes(),
+            profile: format.profile(&folder.spec),
+            name: format.id(),
+        })
+    }
+
+    /// The quantiser of the cache.
+    pub(crate) fn kv(&self) -> Option<KvScheme> {
+        self.scheme.as_ref()?.kv
+    }
+
+    /// Whether blocks are read as codes.
+    pub(crate) fn stores_codes(&self) -> bool {
+        self.codes
+    }
+
+    fn with_codes(&self) -> Option<&ModelScheme> {
+        self.scheme.as_ref().filter(|_| self.codes)
     }
 
     /// Whether there is a product of codes for a linear.
@@ -44,7 +63,7 @@ impl Executable {
 
     /// Linears with a product of codes, and all of them.
     pub(crate) fn counts(&self) -> (usize, usize) {
-        let linears = self.scheme.iter().flat_map(ModelScheme::linears);
+        let linears = self.with_codes().into_iter().flat_map(ModelScheme::linears);
         linears
             .fold((0, 0), |(some, all), (_, _, linear)| (some + usize::from(Self::executes(linear)), all + 1))
     }
@@ -84,7 +103,7 @@ impl Executable {
         execution: Execution,
         float: u64,
     ) -> u64 {
-        let schemes = self.scheme.as_ref().and_then(|s| s.blocks.get(block));
+        let schemes = self.with_codes().and_then(|s| s.blocks.get(block));
         let of = |linear: &quant_graph::LinearSpec| {
             let scheme = schemes.and_then(|block| block.get(&linear.id)).copied().unwrap_or_default();
             let weights = linear.weights() as u64;

@@ -3,7 +3,7 @@
 use crate::events::{Event, Events};
 use crate::execution::{self, Executable};
 use crate::memory::{BASE, F32, STREAMS, THREAD, bound};
-use crate::open::{OpenFolder, open_folder_with, with_threads};
+use crate::open::{open_folder_with, with_threads};
 use crate::report::peak_memory;
 use crate::{PipelineError, Registry};
 use quant_core::{Bytes, KvGranularity};
@@ -111,11 +111,11 @@ pub fn generate_with(
     }
     let executable = Executable::of(&folder)?;
     let arithmetic = executable.arithmetic(job.compute, job.execution)?;
-    let prompts = load_prompts(&job.prompts, &job.model, job.chat)?;
-    let requests = requests(job, &prompts, &folder.spec)?;
-    let memory = GenerateMemory::new(&folder, &executable, arithmetic, &requests, job);
-    let pages = memory.pages(job)?;
     let tokenizer = Tokenizer::from_dir(&job.model)?;
+    let prompts = load_prompts(&job.prompts, &job.model, &tokenizer, job.chat)?;
+    let requests = requests(job, &prompts, &folder.spec)?;
+    let memory = GenerateMemory::new(&folder.spec, &executable, arithmetic, &requests, job);
+    let pages = memory.pages(job)?;
     let options = GenerateOptions {
         sampling: job.sampling,
         stop: end_tokens(&job.model, &tokenizer)?,
@@ -249,25 +249,24 @@ struct GenerateMemory {
 
 impl GenerateMemory {
     fn new(
-        folder: &OpenFolder,
+        spec: &ModelSpec,
         executable: &Executable,
         arithmetic: Arithmetic,
         requests: &[Request],
         job: &GenerateJob,
     ) -> Self {
-        let spec = &folder.spec;
         let float = PreparedWeight::<f32>::element_bytes(arithmetic.compute) as u64;
         let blocks: Vec<u64> = (0..spec.layers)
             .map(|index| executable.block_bytes(spec, index, arithmetic.execution, float))
             .collect();
         let table = (spec.vocab * spec.hidden) as u64;
         // A block as it is read: floats, or levels.
-        let stored = if folder.format.is_some_and(|f| f.stores_codes()) { 1 } else { F32 };
+        let stored = if executable.stores_codes() { 1 } else { F32 };
         let block = spec.block_parameters() as u64;
         let tokens = CHUNK.min(requests.iter().map(|r| r.prompt.len()).sum::<usize>().max(job.batch)) as u64;
         let widths = (4 * spec.hidden + 3 * spec.query_width() + 2 * spec.kv_width()) as u64;
         let mlp = (tokens as usize).min(MLP_ROWS) as u64 * 3 * spec.intermediate as u64;
-        let kv = folder.format.and_then(|f| f.scheme(&folder.checkpoint, spec).ok()?.kv);
+        let kv = executable.kv();
         let form = |granularity, before_rope: bool| match (before_rope, granularity) {
             (true, _) => CacheForm::Float,
             (false, KvGranularity::TokenHead) => CacheForm::TokenHead,
