@@ -6,6 +6,7 @@ use pulp::{Simd, WithSimd};
 
 use crate::exp::exp_f32;
 use crate::rows::{lane_max, lane_sum};
+use crate::softmax::seen;
 use crate::vectorized;
 
 /// Positions of a page: what one pass of the running softmax takes in. Pages lie at multiples of it, so that the sums of a query are
@@ -110,7 +111,7 @@ pub fn attend_paged(
     );
     assert!(positions.is_sorted(), "positions of queries fall");
     let Some(&last) = positions.last() else { return };
-    let begin = |position: usize| window.map_or(0, |w| (position + 1).saturating_sub(w));
+    let begin = window.map_or(0, |w| (positions[0] + 1).saturating_sub(w));
     let scale = (head_dim as f64).sqrt().recip() as f32;
     let PagedScratch { keys: key_floats, values: value_floats, largest, total } = scratch;
     largest.clear();
@@ -118,14 +119,9 @@ pub fn attend_paged(
     total.clear();
     total.resize(rows, 0.0);
     out.fill(0.0);
-    for page in begin(positions[0]) / PAGE..=last / PAGE {
-        let first = page * PAGE;
+    for page in begin / PAGE..=last / PAGE {
         // What a row sees of this page.
-        let seen = |row: usize| {
-            let position = positions[row];
-            let from = begin(position).clamp(first, first + PAGE) - first;
-            from..((position + 1).clamp(first, first + PAGE) - first).max(from)
-        };
+        let seen = |row: usize| seen(positions[row], window, page * PAGE, PAGE);
         let (keys, values) = pages(page);
         let (keys, values) = vectorized(
             #[inline(always)]
