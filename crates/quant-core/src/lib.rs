@@ -59,6 +59,7 @@ pub mod elementary;
 mod error;
 mod foreign;
 pub mod matrix;
+mod nearest;
 pub mod observer;
 pub mod online;
 pub mod operators;
@@ -81,6 +82,7 @@ pub use clip_ratio::ClipRatio;
 pub use convention::{Bits, Convention, FloatType, Grid, QParams, Variant};
 pub use error::CoreError;
 pub use foreign::{Foreign, ForeignKind};
+pub use nearest::nearest;
 pub use matrix::{ActOrder, Groups, QuantizedMatrix, RowsMut};
 pub use observer::{Observer, ObserverKind};
 pub use online::{

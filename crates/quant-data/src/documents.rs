@@ -125,6 +125,24 @@ fn each<T>(
     Ok(records)
 }
 
+/// The records of a file, each with its place in words.
+pub(crate) fn records(path: &Path, content: Content) -> Result<Vec<(String, Value)>, DataError> {
+    if let Content::Prose(_) = content {
+        let reason = "it is plain text; the items of a task are JSON records, one a line".to_owned();
+        return Err(DataError::NotText { path: path.to_owned(), what: "no list of items".to_owned(), advice: reason });
+    }
+    let mut all = Vec::new();
+    each(path, content, Ok, |place, value| {
+        let at = match place.line {
+            Some(line) => format!("{}, line {line}", name(path)),
+            None => format!("{}, record {}", name(path), place.record),
+        };
+        all.push((at, value));
+        Ok(())
+    })?;
+    Ok(all)
+}
+
 /// Turns documents into tokens as they come.
 struct Reader<'a> {
     path: &'a Path,

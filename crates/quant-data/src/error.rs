@@ -185,4 +185,32 @@ pub enum DataError {
         /// What is needed.
         advice: &'static str,
     },
+    /// A task file cannot be used, or there is no task of a name.
+    #[error("task {task}: {reason}")]
+    Task {
+        /// Its name or file.
+        task: String,
+        /// What was expected and what was found.
+        reason: String,
+    },
+    /// An item does not have what its task asks for.
+    #[error("task {task}, {place}: {reason}")]
+    Item {
+        /// Name of the task.
+        task: String,
+        /// File, and line or record.
+        place: String,
+        /// What was expected and what was found.
+        reason: String,
+    },
+    /// No file with the items of a task was found.
+    #[error("task {task} needs {wanted}: none of {looked}; download it, or say with --data-dir where it is")]
+    NoItems {
+        /// Name of the task.
+        task: String,
+        /// Data set, configuration, split and columns.
+        wanted: String,
+        /// Names and folders that were tried.
+        looked: String,
+    },
 }

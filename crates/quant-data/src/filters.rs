@@ -31,12 +31,31 @@ pub(crate) fn add_filters(environment: &mut Environment<'_>) {
         write_str(&mut text, value)?;
         Ok(text)
     });
+    // Of task files: annotations of data sets made from captions and articles.
+    environment.add_filter("without_brackets", without_brackets);
     // Python's attributes, of which data has none: its keys are items.
     environment.add_filter("attr", |_value: &Value, _name: &str| Value::UNDEFINED);
     // Whatever has a length and can be indexed.
     environment.add_test("sequence", |value: &Value| {
         matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map | ValueKind::Undefined)
     });
+}
+
+/// A text without what stands between brackets on one line, brackets included.
+fn without_brackets(text: &str) -> String {
+    let (mut kept, mut rest) = (String::with_capacity(text.len()), text);
+    while let Some(start) = rest.find('[') {
+        let (before, inside) = rest.split_at(start);
+        kept.push_str(before);
+        match inside.find([']', '\n']) {
+            Some(end) if inside[end..].starts_with(']') => rest = &inside[end + 1..],
+            _ => {
+                kept.push('[');
+                rest = &inside[1..];
+            }
+        }
+    }
+    kept + rest
 }
 
 pub(crate) fn too_long() -> Error {

@@ -50,6 +50,7 @@ mod python_value;
 mod random;
 mod record;
 mod set;
+mod task;
 mod template;
 mod thoughts;
 mod token_tensor;
@@ -64,6 +65,10 @@ pub use ids::tokenising_bytes;
 pub use prompts::{Prompt, PromptSource, TextStream, end_tokens, load_prompts};
 pub use random::PyRandom;
 pub use set::{Sampling, TokenSet};
+pub use task::{
+    BuiltIn, ChoiceItem, ChoiceMetric, Choices, Continuation, EncodedPrompt, Expression, Generation, Opening, Question, Said, Source,
+    TASKS, Task, TaskKind, TaskSampling, TextTask, TextTemplate, built_in_task, split_continuation, task_schema,
+};
 pub use template::{ChatTemplate, RenderOptions};
 pub use thoughts::RenderedConversation;
 pub use tokenizer::{SpecialTokens, Tokenizer};

@@ -34,6 +34,18 @@ pub enum EvalError {
         /// Number of ids the model knows.
         vocab_size: usize,
     },
+    /// A token that is to be scored is not predicted by anything.
+    #[error("sequence {sequence}: the tokens {start}..{end} are wanted of {length}; every one but the first can be scored")]
+    Wanted {
+        /// Index of the sequence.
+        sequence: usize,
+        /// First token that is wanted.
+        start: usize,
+        /// Behind the last one.
+        end: usize,
+        /// Tokens of the sequence.
+        length: usize,
+    },
     /// The two models cannot be compared.
     #[error(
         "the reference model has {reference} logits per position, the model has {model}; they must be equal"

@@ -221,7 +221,7 @@ pub(crate) fn check(
     Ok(())
 }
 
-fn encode(
+pub(crate) fn encode(
     model: &mut dyn LanguageModel,
     side: Side,
     sequences: &[Vec<u32>],

@@ -13,6 +13,7 @@
 //! panel to panel ([`quant_kernels::OnlineDivergence`]), with f32 exponentials and f64 sums. Rows are scored in
 //! parallel on the caller's rayon pool and summed in the order of the text, so results depend neither on the number
 //! of threads nor on the chunk size.
+//! [`score_positions`] tells of single predictions: continuations that are compared, texts that were answered.
 //! [`evaluate_many`] compares many models that share a head with one reference; [`Distribution`] says how hard activations are to
 //! quantise.
 //!
@@ -25,6 +26,7 @@ mod error;
 mod evaluate;
 mod many;
 mod model;
+mod positions;
 mod report;
 mod rows;
 
@@ -36,4 +38,5 @@ pub use error::EvalError;
 pub use evaluate::{CHUNK, EvalOptions, LogitsSink, Phase, Progress, evaluate, panel_bytes};
 pub use many::{ManyModels, evaluate_many};
 pub use model::{BoxError, EncodeProgress, LanguageModel};
+pub use positions::{Compared, PositionOptions, PositionScore, score_positions};
 pub use report::{Comparison, EvalReport, Outcome, Protocol, SequenceLength, Side};

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::ops::{ControlFlow, Range};
 
 use ndarray::ArrayViewMut2;
+use quant_kernels::views::rows_mut;
 
 /// Whatever went wrong inside a model; the message says what and where. The same type as `quant_graph::BoxError`.
 pub type BoxError = Box<dyn Error + Send + Sync>;
@@ -44,4 +45,23 @@ pub trait LanguageModel {
         tokens: Range<usize>,
         out: ArrayViewMut2<'_, f32>,
     ) -> Result<(), BoxError>;
+
+    /// The same at positions one by one. Values are those of [`logits`](Self::logits).
+    ///
+    /// # Errors
+    /// As [`logits`](Self::logits).
+    fn logits_at(
+        &mut self,
+        positions: &[usize],
+        tokens: Range<usize>,
+        mut out: ArrayViewMut2<'_, f32>,
+    ) -> Result<(), BoxError> {
+        let mut first = 0;
+        for run in positions.chunk_by(|a, b| a + 1 == *b) {
+            let rows = rows_mut(&mut out, first..first + run.len());
+            self.logits(run[0]..run[0] + run.len(), tokens.clone(), rows)?;
+            first += run.len();
+        }
+        Ok(())
+    }
 }

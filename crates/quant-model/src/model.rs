@@ -211,14 +211,7 @@ impl<S: BlockSource> StreamedModel<S> {
         tokens: Range<usize>,
         out: ArrayViewMut2<'_, f32>,
     ) -> Result<(), ModelError> {
-        let encoded = self.hidden.as_ref().map_or(0, RowStore::rows);
-        let inside = [positions.end.min(encoded), tokens.end.min(self.spec.vocab)];
-        expect_shape("last position and token of a panel of logits", &[positions.end, tokens.end], &inside)?;
-        expect_shape("panel of logits", &[positions.len(), tokens.len()], out.shape())?;
-        let values = self.source.head(tokens.clone())?;
-        expect_shape(ModelSpec::HEAD, &[tokens.len(), self.spec.hidden], values.shape())?;
-        let panel = PreparedWeight::<f32>::new(values.view(), self.arithmetic.compute, self.par);
-        drop(values);
+        let panel = self.head_panel(positions.end, positions.len(), &tokens, out.shape())?;
         let Some(hidden) = &self.hidden else { return Ok(()) };
         if hidden.is_spilled() {
             // The same positions meet one panel after the other.
@@ -232,6 +225,47 @@ impl<S: BlockSource> StreamedModel<S> {
             panel.forward_into(hidden.read(positions)?.view(), None, out, self.par);
         }
         Ok(())
+    }
+
+    /// The same at positions in any order, as many as it takes: those whose predictions matter.
+    ///
+    /// # Errors
+    /// As [`Self::logits_into`].
+    pub fn logits_at(
+        &mut self,
+        positions: &[usize],
+        tokens: Range<usize>,
+        out: ArrayViewMut2<'_, f32>,
+    ) -> Result<(), ModelError> {
+        let end = positions.iter().max().map_or(0, |last| last + 1);
+        let panel = self.head_panel(end, positions.len(), &tokens, out.shape())?;
+        let Some(hidden) = &self.hidden else { return Ok(()) };
+        let mut rows = Array2::zeros((positions.len(), self.spec.hidden));
+        let mut first = 0;
+        for run in positions.chunk_by(|a, b| a + 1 == *b) {
+            let from = hidden.read(run[0]..run[0] + run.len())?;
+            views::rows_mut(&mut rows, first..first + run.len()).assign(&from);
+            first += run.len();
+        }
+        panel.forward_into(rows.view(), None, out, self.par);
+        Ok(())
+    }
+
+    /// The rows `tokens` of the head, ready for a product with `count` positions before `end`.
+    fn head_panel(
+        &mut self,
+        end: usize,
+        count: usize,
+        tokens: &Range<usize>,
+        out: &[usize],
+    ) -> Result<PreparedWeight<f32>, ModelError> {
+        let encoded = self.hidden.as_ref().map_or(0, RowStore::rows);
+        let inside = [end.min(encoded), tokens.end.min(self.spec.vocab)];
+        expect_shape("last position and token of a panel of logits", &[end, tokens.end], &inside)?;
+        expect_shape("panel of logits", &[count, tokens.len()], out)?;
+        let values = self.source.head(tokens.clone())?;
+        expect_shape(ModelSpec::HEAD, &[tokens.len(), self.spec.hidden], values.shape())?;
+        Ok(PreparedWeight::new(values.view(), self.arithmetic.compute, self.par))
     }
 
     fn check_tokens(&self, sequences: &[Vec<u32>]) -> Result<(), ModelError> {

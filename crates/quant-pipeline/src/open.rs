@@ -198,6 +198,14 @@ impl<S: quant_graph::BlockSource> quant_eval::LanguageModel for Scored<S> {
     ) -> Result<(), quant_eval::BoxError> {
         Ok(self.0.logits_into(positions, tokens, out)?)
     }
+    fn logits_at(
+        &mut self,
+        positions: &[usize],
+        tokens: Range<usize>,
+        out: ndarray::ArrayViewMut2<'_, f32>,
+    ) -> Result<(), quant_eval::BoxError> {
+        Ok(self.0.logits_at(positions, tokens, out)?)
+    }
 }
 
 /// Runs `f` in a thread pool of exactly `threads` threads.
