@@ -27,6 +27,7 @@
 
 mod analyze;
 mod cache_plan;
+mod completion;
 mod disk;
 mod error;
 mod eval_memory;
@@ -60,6 +61,7 @@ pub use analyze::{
     Analysis, AnalysisCost, AnalyzeJob, BlockAnalysis, BlocksFrom, KEY_POSITIONS, KeyError, LinearAnalysis,
     Observed, Place, PreparedAnalysis, Sample, StepSpread, Trace, prepare_analysis,
 };
+pub use completion::{CompletionRun, CompletionSettings, Completions, complete};
 pub use disk::DiskPlan;
 pub use error::{PipelineError, RecipeError};
 pub use eval_memory::{EvalMemory, ModelMemory};

@@ -237,7 +237,7 @@ fn generation(top: &Section) -> Result<Generation, Fault> {
                 return Err(written.fault("top_p", "a number above 0, at most 1"));
             }
             let top_k = written.count("top_k")?;
-            Some(TaskSampling { temperature: temperature as f32, top_p: top_p as f32, top_k })
+            Some(TaskSampling { temperature, top_p, top_k })
         }
     };
     let sampling = sampling.filter(|sampling| sampling.temperature > 0.0);

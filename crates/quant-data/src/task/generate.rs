@@ -27,9 +27,9 @@ impl Opening {
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct TaskSampling {
     /// Divides the logits; 0 is greedy.
-    pub temperature: f32,
+    pub temperature: f64,
     /// Least share of probability that is kept.
-    pub top_p: f32,
+    pub top_p: f64,
     /// Most tokens that are kept; none keeps all.
     pub top_k: Option<usize>,
 }
