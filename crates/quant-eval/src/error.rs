@@ -79,6 +79,48 @@ pub enum EvalError {
         /// The receiver's own error.
         source: BoxError,
     },
+    /// Graded answers are no table of items and seeds.
+    #[error(
+        "{answers} answers of {seeds} seeds; expected at least one item, and one answer of every item for every seed"
+    )]
+    Outcomes {
+        /// How many answers there are.
+        answers: usize,
+        /// How many seeds there are said to be.
+        seeds: usize,
+    },
+    /// Two models did not answer the same items under the same seeds.
+    #[error(
+        "the float model answered {} items of {} seeds, the quantised one {} items of {} seeds; pairs need the same \
+         items and seeds",
+        .float.0, .float.1, .quantised.0, .quantised.1
+    )]
+    Unpaired {
+        /// Items and seeds of the float model.
+        float: (usize, usize),
+        /// Items and seeds of the quantised one.
+        quantised: (usize, usize),
+    },
+    /// A bootstrap of nothing.
+    #[error("{what} is {value}, expected {expected}")]
+    Bootstrap {
+        /// The setting.
+        what: &'static str,
+        /// Its value.
+        value: f64,
+        /// What it may be.
+        expected: &'static str,
+    },
+    /// The right answer of an item could not be read.
+    #[error("no {wanted} in the right answer {text:?}; expected {expected}")]
+    Gold {
+        /// What it should be.
+        wanted: &'static str,
+        /// Its beginning.
+        text: String,
+        /// What one looks like.
+        expected: &'static str,
+    },
     /// The receiver of progress asked to stop.
     #[error("interrupted")]
     Interrupted,

@@ -17,10 +17,15 @@
 //! [`evaluate_many`] compares many models that share a head with one reference; [`Distribution`] says how hard activations are to
 //! quantise.
 //!
+//! Answers of a model that reasons: [`collapse`] has the signs by which an answer is seen to be broken, [`statistics`] what graded
+//! answers of a quantised model say beside those of the float one.
+//!
 //! A logit that is not finite is a stated outcome of the report ([`Outcome::NonFiniteLogits`]), never a NaN
 //! that looks like a number.
 #![forbid(unsafe_code)]
 
+pub mod answers;
+pub mod collapse;
 mod distribution;
 mod error;
 mod evaluate;
@@ -29,6 +34,7 @@ mod model;
 mod positions;
 mod report;
 mod rows;
+pub mod statistics;
 
 /// The arrays of the functions here.
 pub use ndarray;
