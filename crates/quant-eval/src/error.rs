@@ -46,6 +46,16 @@ pub enum EvalError {
         /// Tokens of the sequence.
         length: usize,
     },
+    /// There is no scorer of a name.
+    #[error("there is no scorer {id:?}{}; there are {known}", .nearest.as_ref().map_or_else(String::new, |n| format!(" (did you mean {n:?}?)")))]
+    NoScorer {
+        /// The name.
+        id: String,
+        /// What may have been meant.
+        nearest: Option<String>,
+        /// Those there are.
+        known: String,
+    },
     /// The two models cannot be compared.
     #[error(
         "the reference model has {reference} logits per position, the model has {model}; they must be equal"

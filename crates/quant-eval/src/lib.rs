@@ -34,6 +34,7 @@ mod model;
 mod positions;
 mod report;
 mod rows;
+mod scorer;
 pub mod statistics;
 
 /// The arrays of the functions here.
@@ -45,4 +46,5 @@ pub use evaluate::{CHUNK, EvalOptions, LogitsSink, Phase, Progress, evaluate, pa
 pub use many::{ManyModels, evaluate_many};
 pub use model::{BoxError, EncodeProgress, LanguageModel};
 pub use positions::{Compared, PositionOptions, PositionScore, score_positions};
+pub use scorer::{Answer, SCORERS, Scorer, Scorers, scorer, scorer_of};
 pub use report::{Comparison, EvalReport, Outcome, Protocol, SequenceLength, Side};

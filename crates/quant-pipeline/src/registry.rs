@@ -3,6 +3,7 @@
 use crate::presets::Preset;
 use quant_checkpoint::Formats;
 use quant_checkpoint::formats::Format;
+use quant_eval::{Scorer, Scorers};
 use quant_graph::{Catalogue, Taken};
 use quant_methods::{Method, Methods};
 use quant_model::{Families, Family};
@@ -10,7 +11,7 @@ use quant_model::{Families, Family};
 /// The recipes that have a name: ours, and those a program adds.
 pub type Presets = Catalogue<Preset>;
 
-/// The methods, families, formats and presets of a program. By default those of the crates here; a program adds its own
+/// The methods, families, formats, presets and scorers of a program. By default those of the crates here; a program adds its own
 /// and hands the value to whatever reads a recipe or a folder:
 ///
 /// ```
@@ -37,6 +38,7 @@ pub struct Registry {
     families: Families,
     formats: Formats,
     presets: Presets,
+    scorers: Scorers,
 }
 
 impl Registry {
@@ -48,6 +50,7 @@ impl Registry {
             families: Families::none(),
             formats: Formats::none(),
             presets: Presets::none(),
+            scorers: Scorers::none(),
         }
     }
 
@@ -79,6 +82,13 @@ impl Registry {
     pub fn with_preset(self, preset: &'static Preset) -> Result<Self, Taken> {
         Ok(Self { presets: self.presets.with(preset)?, ..self })
     }
+    /// With one more scorer.
+    ///
+    /// # Errors
+    /// [`Taken`] for an id that another scorer has.
+    pub fn with_scorer(self, scorer: &'static Scorer) -> Result<Self, Taken> {
+        Ok(Self { scorers: self.scorers.with(scorer)?, ..self })
+    }
 
     /// What the modifiers of a recipe may name.
     #[must_use]
@@ -94,6 +104,11 @@ impl Registry {
     #[must_use]
     pub fn formats(&self) -> &Formats {
         &self.formats
+    }
+    /// What grades the answers of tasks.
+    #[must_use]
+    pub fn scorers(&self) -> &Scorers {
+        &self.scorers
     }
     /// Recipes by name.
     #[must_use]
