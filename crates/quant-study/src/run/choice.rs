@@ -1,0 +1,169 @@
+//! Items whose continuations are compared.
+
+use super::{Context, Done};
+use crate::StudyError;
+use crate::record::{Journal, Record};
+use quant_data::{ChoiceItem, Continuation};
+use quant_eval::{LanguageModel, PositionOptions, PositionScore, score_positions};
+use quant_pipeline::{Event, Events};
+use std::ops::ControlFlow;
+
+/// Tokens that are taken through the model at a time: blocks are read once for so many.
+const PASS: usize = 32_768;
+
+/// The lengths of the sequences of the pass that holds the most tokens, for the prediction of memory.
+pub(super) fn largest_pass(items: &[ChoiceItem]) -> Vec<usize> {
+    let lengths = items.iter().flat_map(|item| &item.choices).map(|c| c.context.len() + c.continuation.len());
+    let mut lengths: Vec<usize> = lengths.collect();
+    lengths.sort_unstable_by(|a, b| b.cmp(a));
+    let mut sum = 0;
+    let count = lengths.iter().take_while(|&&length| {
+        sum += length;
+        sum <= PASS.max(length)
+    });
+    let count = count.count();
+    lengths.truncate(count);
+    lengths
+}
+
+/// Scores the items that are not there yet.
+pub(super) fn run(
+    context: &Context<'_>,
+    items: &[ChoiceItem],
+    model: &mut dyn LanguageModel,
+    done: &mut Done,
+    journal: &mut Option<Journal>,
+    events: &mut dyn Events,
+) -> Result<(), StudyError> {
+    let missing: Vec<&ChoiceItem> =
+        items.iter().filter(|item| !done.contains_key(&(0, item.number))).collect();
+    let (mut from, all) = (0, missing.len());
+    while from < missing.len() {
+        let tokens = |item: &&ChoiceItem| {
+            item.choices.iter().map(|c| c.context.len() + c.continuation.len()).sum::<usize>()
+        };
+        let (mut to, mut sum) = (from, 0);
+        while to < missing.len() && (to == from || sum + tokens(&missing[to]) <= PASS) {
+            sum += tokens(&missing[to]);
+            to += 1;
+        }
+        let batch = &missing[from..to];
+        let scored = scores(context, model, batch, events)?;
+        let records: Vec<Record> =
+            batch.iter().zip(scored).map(|(item, scores)| judged(item, &scores)).collect();
+        if let Some(journal) = journal {
+            journal.add(&records)?;
+        }
+        done.extend(records.into_iter().map(|record| (record.key(), record)));
+        from = to;
+        events.event(Event::Evaluated { what: "item", done: from, of: all, inside: 0.0 });
+    }
+    Ok(())
+}
+
+/// What each choice of each item is like: log-likelihood, and whether the model would say it.
+fn scores(
+    context: &Context<'_>,
+    model: &mut dyn LanguageModel,
+    items: &[&ChoiceItem],
+    events: &mut dyn Events,
+) -> Result<Vec<Vec<(Option<f64>, bool)>>, StudyError> {
+    let choices: Vec<&Continuation> = items.iter().flat_map(|item| &item.choices).collect();
+    let mut sequences = Vec::with_capacity(choices.len());
+    let mut wanted = Vec::with_capacity(choices.len());
+    for choice in &choices {
+        let (ids, range) = fitting(choice, context.spec.max_position_embeddings);
+        sequences.push(ids);
+        wanted.push(range);
+    }
+    let watched: &mut dyn Events = events;
+    let mut progress = |_, _, _| {
+        let events: &mut dyn Events = &mut *watched;
+        if events.cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let options = PositionOptions { progress: Some(&mut progress), ..PositionOptions::default() };
+    let scored = score_positions(model, &sequences, &wanted, options)?;
+    let of = |scores: &Vec<PositionScore>| {
+        let total = scores.iter().map(|score| score.nll).sum::<Option<f64>>();
+        (total.map(|nll| -nll), scores.iter().all(|score| score.greedy))
+    };
+    let mut rest = scored.iter().map(of);
+    Ok(items.iter().map(|item| rest.by_ref().take(item.choices.len()).collect()).collect())
+}
+
+/// The tokens of a choice, the first of them left out where the model's context is shorter, and those that are scored.
+fn fitting(choice: &Continuation, longest: usize) -> (Vec<u32>, std::ops::Range<usize>) {
+    let mut ids = [choice.context.as_slice(), &choice.continuation].concat();
+    // The last token is predicted and never read.
+    ids.drain(..ids.len().saturating_sub(longest + 1));
+    let scored = choice.continuation.len().min(ids.len() - 1);
+    let range = ids.len() - scored..ids.len();
+    (ids, range)
+}
+
+fn judged(item: &ChoiceItem, scores: &[(Option<f64>, bool)]) -> Record {
+    // The first of equal ones; a choice without a number is never the best.
+    let best = |value: &dyn Fn(usize) -> Option<f64>| {
+        let mut best: Option<(usize, f64)> = None;
+        for (index, value) in (0..scores.len()).filter_map(|index| Some((index, value(index)?))) {
+            if best.is_none_or(|(_, most)| value > most) {
+                best = Some((index, value));
+            }
+        }
+        best.map(|(index, _)| index)
+    };
+    let finite = scores.iter().all(|(total, _)| total.is_some());
+    let characters = |index: usize| item.choices[index].characters.max(1) as f64;
+    Record::Choice {
+        number: item.number,
+        id: item.id.clone(),
+        gold: item.gold,
+        log_likelihoods: scores.iter().map(|(total, _)| *total).collect(),
+        greedy: scores.iter().map(|(_, greedy)| *greedy).collect(),
+        acc: finite && best(&|index| scores[index].0) == Some(item.gold),
+        acc_norm: finite && best(&|index| Some(scores[index].0? / characters(index))) == Some(item.gold),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn item(characters: &[usize], gold: usize) -> ChoiceItem {
+        let choice =
+            |&characters: &usize| Continuation { context: vec![1], continuation: vec![2], characters };
+        ChoiceItem { number: 0, id: "0".into(), choices: characters.iter().map(choice).collect(), gold }
+    }
+
+    fn right(item: &ChoiceItem, totals: &[f64]) -> (bool, bool) {
+        let scores: Vec<_> = totals.iter().map(|&total| (Some(total), false)).collect();
+        match judged(item, &scores) {
+            Record::Choice { acc, acc_norm, .. } => (acc, acc_norm),
+            Record::Answer { .. } => unreachable!(),
+        }
+    }
+
+    /// A long choice is less likely as a whole and more likely for its length: the two figures differ.
+    #[test]
+    fn characters_decide_between_the_figures() {
+        assert_eq!(right(&item(&[4, 20], 0), &[-4.0, -10.0]), (true, false));
+        assert_eq!(right(&item(&[4, 20], 1), &[-4.0, -10.0]), (false, true));
+        // The first of equal ones.
+        assert_eq!(right(&item(&[4, 4], 0), &[-4.0, -4.0]), (true, true));
+        assert_eq!(right(&item(&[4, 4], 1), &[-4.0, -4.0]), (false, false));
+        let broken = judged(&item(&[4, 4], 0), &[(Some(-1.0), false), (None, false)]);
+        assert!(matches!(broken, Record::Choice { acc: false, acc_norm: false, .. }), "{broken:?}");
+    }
+
+    #[test]
+    fn what_is_too_long_loses_its_beginning() {
+        let choice = Continuation { context: (0..10).collect(), continuation: vec![10, 11], characters: 2 };
+        assert_eq!(fitting(&choice, 100), ((0..12).collect(), 10..12));
+        assert_eq!(fitting(&choice, 4), ((7..12).collect(), 3..5));
+        assert_eq!(
+            fitting(&choice, 1),
+            (vec![10, 11], 1..2),
+            "of a continuation longer than the context, its end"
+        );
+    }
+}

@@ -1,0 +1,182 @@
+//! The folder of a task that is run: its identity, the items as they come, the result.
+
+use super::{Done, TaskJob, TaskOutcome, TaskResult, TaskRun};
+use crate::StudyError;
+use crate::files::{Lock, read_json, write_whole};
+use crate::record::{Journal, lines};
+use quant_checkpoint::TensorHash;
+use quant_pipeline::OpenFolder;
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// What a result depends on.
+const JOB: &str = "job.json";
+/// Items as they come; of a finished task in their order.
+const ITEMS: &str = "items.jsonl";
+const RESULT: &str = "result.json";
+const RUN: &str = "run.json";
+
+/// What a result depends on: names and values.
+pub(crate) type Identity = Vec<(String, String)>;
+
+#[derive(Debug)]
+pub(super) struct Home {
+    folder: PathBuf,
+    finished: Option<TaskOutcome>,
+    _lock: Lock,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Finished {
+    result: TaskResult,
+}
+
+impl Home {
+    /// Makes the folder of a job, or opens it to go on.
+    pub(super) fn open(
+        job: &TaskJob,
+        model: &OpenFolder,
+        seeds: &[u64],
+        files: &[PathBuf],
+    ) -> Result<Self, StudyError> {
+        let folder = job.output.clone().unwrap_or_default();
+        std::fs::create_dir_all(&folder).map_err(StudyError::io(&folder))?;
+        let lock = Lock::take(&folder)?;
+        let identity = identity(job, model, seeds, files)?;
+        let kept: Option<Identity> = read_json(&folder.join(JOB))?;
+        match kept {
+            None => {
+                let strange = folder.join(ITEMS).exists() || folder.join(RESULT).exists();
+                if strange {
+                    return Err(StudyError::Changed {
+                        path: folder,
+                        differences: format!("there is no {JOB} beside its items"),
+                        advice: "give another --output",
+                    });
+                }
+            }
+            Some(_) if job.restart => {
+                for name in [RESULT, RUN, ITEMS, JOB] {
+                    remove(&folder.join(name))?;
+                }
+            }
+            Some(kept) => {
+                let differences = differing(&kept, &identity);
+                if !differences.is_empty() {
+                    return Err(StudyError::Changed {
+                        path: folder,
+                        differences,
+                        advice: "give another --output, or --restart to throw it away",
+                    });
+                }
+                if !job.resume && !folder.join(RESULT).exists() {
+                    return Err(StudyError::Changed {
+                        path: folder,
+                        differences: "an unfinished run of the same job".to_owned(),
+                        advice: "give --resume to go on with it, or --restart to throw it away",
+                    });
+                }
+            }
+        }
+        write_whole(&folder.join(JOB), &pretty(&identity))?;
+        let finished = match read_json::<Finished>(&folder.join(RESULT))? {
+            None => None,
+            Some(Finished { result }) => {
+                let (_, done) = Journal::open(&folder.join(ITEMS))?;
+                let run: TaskRun = read_json(&folder.join(RUN))?.unwrap_or_default();
+                Some(TaskOutcome { result, records: done.into_values().collect(), run })
+            }
+        };
+        Ok(Self { folder, finished, _lock: lock })
+    }
+
+    /// What an earlier run has finished.
+    pub(super) fn finished(&self) -> Option<TaskOutcome> {
+        self.finished.clone()
+    }
+
+    /// Items that an earlier run has finished, and the file for others.
+    pub(super) fn journal(&self) -> Result<(Journal, Done), StudyError> {
+        Journal::open(&self.folder.join(ITEMS))
+    }
+
+    /// Writes everything in its order; the result last, by which the task is known to be finished.
+    pub(super) fn finish(&self, outcome: &TaskOutcome) -> Result<(), StudyError> {
+        write_whole(&self.folder.join(ITEMS), &lines(&outcome.records))?;
+        write_whole(&self.folder.join(RUN), &pretty(&outcome.run))?;
+        let finished = Finished { result: outcome.result.clone() };
+        write_whole(&self.folder.join(RESULT), &pretty(&finished))
+    }
+}
+
+/// The result in a folder of a task, if it is finished.
+pub(crate) fn finished_in(folder: &Path) -> Result<Option<TaskOutcome>, StudyError> {
+    let Some(Finished { result }) = read_json(&folder.join(RESULT))? else { return Ok(None) };
+    let (_, done) = Journal::open(&folder.join(ITEMS))?;
+    let run = read_json(&folder.join(RUN))?.unwrap_or_default();
+    Ok(Some(TaskOutcome { result, records: done.into_values().collect(), run }))
+}
+
+fn remove(path: &Path) -> Result<(), StudyError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StudyError::io(path)(error)),
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn pretty(value: &impl Serialize) -> Vec<u8> {
+    let mut bytes = serde_json::to_vec_pretty(value).unwrap_or_default();
+    bytes.push(b'\n');
+    bytes
+}
+
+fn identity(
+    job: &TaskJob,
+    model: &OpenFolder,
+    seeds: &[u64],
+    files: &[PathBuf],
+) -> Result<Identity, StudyError> {
+    let mut fields = Identity::new();
+    let mut field = |name: &str, value: String| fields.push((name.to_owned(), value));
+    field("the program", super::version());
+    field("the task", short(&TensorHash::of(job.task.written().as_bytes())));
+    for path in files {
+        let hash = File::open(path).and_then(TensorHash::of_reader).map_err(StudyError::io(path))?;
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        field(&format!("the data {name}"), short(&hash));
+    }
+    let or_all = |n: Option<usize>| n.map_or_else(|| "not given".to_owned(), |n| n.to_string());
+    field("--limit", or_all(job.limit));
+    field("--max-new-tokens", or_all(job.max_new_tokens));
+    field("the seeds", format!("{seeds:?}"));
+    field("--execute", format!("{:?}", job.execution));
+    field("--compute", job.compute.name().to_owned());
+    field("--with-texts", job.with_texts.to_string());
+    match &job.identity {
+        Some(own) => fields.extend(own.iter().cloned()),
+        None => fields.extend(model.checkpoint.fingerprint().map_err(quant_pipeline::PipelineError::from)?),
+    }
+    Ok(fields)
+}
+
+pub(crate) fn short(hash: &TensorHash) -> String {
+    format!("SHA-256 {}", &hash.to_string()[..32])
+}
+
+/// The fields that are not the same, in words.
+pub(crate) fn differing(kept: &Identity, now: &Identity) -> String {
+    let value = |fields: &Identity, name: &str| fields.iter().find(|f| f.0 == name).map(|f| f.1.clone());
+    let mut names: Vec<&String> = kept.iter().chain(now).map(|f| &f.0).collect();
+    names.dedup();
+    let mut words: Vec<String> = Vec::new();
+    for name in names {
+        let (was, is) = (value(kept, name), value(now, name));
+        let said = |v: Option<String>| v.unwrap_or_else(|| "nothing".to_owned());
+        let word = format!("{name} was {} and is {}", said(was.clone()), said(is.clone()));
+        if was != is && !words.contains(&word) {
+            words.push(word);
+        }
+    }
+    words.join(", ")
+}

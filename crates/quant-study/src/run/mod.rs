@@ -1,0 +1,349 @@
+//! One task on one model.
+
+mod answer;
+mod choice;
+pub(crate) mod home;
+mod summary;
+
+pub use summary::{
+    AnswerSummary, ChoiceSummary, Figure, SignCounts, TaskResult, TextSummary, summarise_answers,
+};
+
+use crate::StudyError;
+use crate::record::Record;
+use home::Home;
+use quant_core::ndarray::ArrayViewMut2;
+use quant_data::{ChatTemplate, Task, TaskKind, Tokenizer};
+use quant_eval::{EncodeProgress, EvalOptions, EvalReport, LanguageModel, Phase, Side};
+use quant_graph::ModelSpec;
+use quant_kernels::Compute;
+use quant_model::Execution;
+use quant_pipeline::{
+    EvalMemory, Event, Events, OpenFolder, Registry, Scored, folder_arithmetic, open_folder_with,
+    with_threads,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::ops::{ControlFlow, Range};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Records of a task by seed and number of the item.
+pub type Done = BTreeMap<(u64, u64), Record>;
+
+/// One task on one model.
+#[derive(Clone, Debug)]
+pub struct TaskJob {
+    /// Float model or quantised folder.
+    pub model: PathBuf,
+    /// What it is asked.
+    pub task: Task,
+    /// Folders in which the task's files are looked for, in order.
+    pub data: Vec<PathBuf>,
+    /// The first so many items only.
+    pub limit: Option<usize>,
+    /// Seeds instead of the task's own.
+    pub seeds: Option<Vec<u64>>,
+    /// New tokens of an answer at most, instead of the task's own.
+    pub max_new_tokens: Option<usize>,
+    /// Whether the codes of the model are executed.
+    pub execution: Execution,
+    /// Arithmetic of the float products.
+    pub compute: Compute,
+    /// Threads, at least 1.
+    pub threads: usize,
+    /// Memory budget in bytes.
+    pub memory: Option<u64>,
+    /// Texts that are worked on at a time.
+    pub batch: usize,
+    /// Keep the texts of answers.
+    pub with_texts: bool,
+    /// What tells the model apart for a resumed run; by default the sizes, headers and times of its files.
+    pub identity: Option<Vec<(String, String)>>,
+    /// Folder for items and result; without it nothing is kept.
+    pub output: Option<PathBuf>,
+    /// Go on with what is in the output.
+    pub resume: bool,
+    /// Throw away what is in the output.
+    pub restart: bool,
+}
+
+impl TaskJob {
+    /// A job with everything else as `ptq eval --task` has it: simulated, f32, all threads, no memory budget, 16 texts at a time; the
+    /// task's files are looked for in the working folder and in that of the model.
+    #[must_use]
+    pub fn new(model: impl Into<PathBuf>, task: Task) -> Self {
+        let model = model.into();
+        Self {
+            data: vec![PathBuf::from("."), model.clone()],
+            model,
+            task,
+            limit: None,
+            seeds: None,
+            max_new_tokens: None,
+            execution: Execution::Simulated,
+            compute: Compute::F32,
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            memory: None,
+            batch: 16,
+            with_texts: false,
+            identity: None,
+            output: None,
+            resume: false,
+            restart: false,
+        }
+    }
+}
+
+/// What everything about a model and its data is read from.
+struct Context<'a> {
+    spec: &'a ModelSpec,
+    tokenizer: &'a Tokenizer,
+    template: Option<&'a ChatTemplate>,
+    files: &'a [PathBuf],
+    registry: &'a Registry,
+}
+
+/// How long a task took, and where: facts of one run, which are no part of its result.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct TaskRun {
+    /// Seconds of everything.
+    pub seconds: f64,
+    /// New tokens.
+    pub new_tokens: usize,
+    /// Seconds of decoding.
+    pub decode_seconds: f64,
+    /// Seconds until the first new token.
+    pub first_token: Option<f64>,
+    /// Threads.
+    pub threads: usize,
+    /// The program and its version.
+    pub version: String,
+}
+
+/// A task that was run: its result, the items, and what the run took.
+#[derive(Clone, Debug)]
+pub struct TaskOutcome {
+    /// The figures.
+    pub result: TaskResult,
+    /// Every item, by seed and number.
+    pub records: Vec<Record>,
+    /// What the run took.
+    pub run: TaskRun,
+}
+
+/// Runs a task with what `registry` has; a text beside the reference, where there is one.
+///
+/// ```
+/// use quant_pipeline::{Registry, Silent};
+/// use quant_study::{TaskJob, run_task};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/tiny-reasoner");
+/// let task = quant_data::built_in_task("tiny-addition")?;
+/// let job = TaskJob { limit: Some(4), threads: 1, ..TaskJob::new(model, task) };
+/// let outcome = run_task(&job, None, &mut Silent, &Registry::default())?;
+/// assert_eq!(outcome.result.figure.value, Some(100.0));
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// [`StudyError`] for a model, task or data that cannot be read, an output that belongs to another job or is worked on, and
+/// [`PipelineError::Interrupted`](quant_pipeline::PipelineError::Interrupted). A model whose numbers break down gives a result that says so.
+pub fn run_task(
+    job: &TaskJob,
+    reference: Option<&mut Reference>,
+    events: &mut dyn Events,
+    registry: &Registry,
+) -> Result<TaskOutcome, StudyError> {
+    let began = Instant::now();
+    events.event(Event::Phase("reading the model and the task"));
+    let folder = open_folder_with(&job.model, registry)?;
+    let spec = folder.spec.clone();
+    let tokenizer = Tokenizer::from_dir(&job.model)?;
+    let template = ChatTemplate::from_dir(&job.model, tokenizer.special_tokens())?;
+    let files = job.task.source().find(job.task.name(), &job.data)?;
+    let context =
+        Context { spec: &spec, tokenizer: &tokenizer, template: template.as_ref(), files: &files, registry };
+    // What cannot be executed is refused before anything is computed.
+    folder_arithmetic(&folder, job.compute, Some(job.execution))?;
+    let seeds = match job.task.kind() {
+        TaskKind::Generate(ask) => job.seeds.clone().unwrap_or_else(|| ask.seeds.clone()),
+        _ => Vec::new(),
+    };
+    let home = job.output.as_deref().map(|_| Home::open(job, &folder, &seeds, &files)).transpose()?;
+    if let Some(outcome) = home.as_ref().and_then(Home::finished) {
+        return Ok(outcome);
+    }
+    let (mut journal, mut done) = match &home {
+        Some(home) => {
+            let (journal, done) = home.journal()?;
+            (Some(journal), done)
+        }
+        None => (None, Done::new()),
+    };
+    let mut speed = answer::Speed::default();
+    let result = match job.task.kind() {
+        TaskKind::Choice(ask) => {
+            let items = job.task.choices(&files, &tokenizer, job.limit)?;
+            let lengths = choice::largest_pass(&items);
+            scored(job, folder, &lengths, None, events, |model, _, events| {
+                choice::run(&context, &items, model, &mut done, &mut journal, events)
+            })?;
+            TaskResult::of_choices(&job.task, ask.metric, &done)?
+        }
+        TaskKind::Generate(ask) => {
+            drop(folder);
+            speed = answer::run(&context, job, ask, &seeds, &mut done, &mut journal, events)?;
+            TaskResult::of_answers(&job.task, &seeds, &done)?
+        }
+        TaskKind::Text(_) => {
+            let windows = job.task.windows(&files, &tokenizer, &job.model, job.limit)?;
+            let lengths: Vec<usize> = windows.iter().map(Vec::len).collect();
+            let (report, overflow) =
+                scored(job, folder, &lengths, reference, events, |model, reference, events| {
+                    let report = text(model, reference, &windows, events)?;
+                    Ok((report, model.first_overflow()))
+                })?;
+            TaskResult::of_text(&job.task, &report, overflow)
+        }
+    };
+    let run = TaskRun {
+        seconds: began.elapsed().as_secs_f64(),
+        new_tokens: speed.tokens,
+        decode_seconds: speed.seconds,
+        first_token: speed.first_token,
+        threads: job.threads,
+        version: version(),
+    };
+    drop(journal);
+    let outcome = TaskOutcome { result, records: done.into_values().collect(), run };
+    if let Some(home) = home {
+        home.finish(&outcome)?;
+    }
+    Ok(outcome)
+}
+
+/// The program and its version.
+pub(crate) fn version() -> String {
+    format!("{} {}", env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))
+}
+
+type Streamed = Scored<quant_checkpoint::FolderSource>;
+
+/// Runs `f` with a folder's model that streams its blocks, within the budget of memory.
+fn scored<'r, R: Send>(
+    job: &TaskJob,
+    folder: OpenFolder,
+    lengths: &[usize],
+    reference: Option<&'r mut Reference>,
+    events: &mut dyn Events,
+    f: impl FnOnce(&mut Streamed, Option<&'r mut Reference>, &mut dyn Events) -> Result<R, StudyError> + Send,
+) -> Result<R, StudyError> {
+    let beside = reference.as_ref().map(|reference| (&reference.spec, true));
+    let specs: Vec<(&ModelSpec, bool)> =
+        beside.into_iter().chain([(&folder.spec, folder.format.is_none())]).collect();
+    let memory = EvalMemory::new(&specs, lengths, 0, job.compute, job.threads);
+    let spill = std::env::temp_dir();
+    let spilled = memory.spill(job.memory, &spill)?;
+    let arithmetic = folder_arithmetic(&folder, job.compute, Some(job.execution))?;
+    let source = folder.into_source()?;
+    with_threads(job.threads, |par| {
+        let mut model = Scored::new(source, arithmetic, par).spilled_to((spilled > 0).then_some(spill));
+        f(&mut model, reference, events)
+    })?
+}
+
+/// Predicts windows, beside the reference where there is one.
+fn text(
+    model: &mut Streamed,
+    reference: Option<&mut Reference>,
+    windows: &[Vec<u32>],
+    events: &mut dyn Events,
+) -> Result<EvalReport, StudyError> {
+    let sequences = windows.len();
+    let mut progress = |phase: Phase, done: usize, of: usize| {
+        events.event(match phase {
+            Phase::Encode(role) => Event::Evaluated {
+                what: match role {
+                    Side::Reference => "reference model, block",
+                    Side::Model => "model, block",
+                },
+                done: done / sequences,
+                of: of / sequences,
+                inside: (done % sequences) as f64 / sequences as f64,
+            },
+            Phase::Score => Event::Evaluated { what: "scored position", done, of, inside: 0.0 },
+        });
+        if events.cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let options = EvalOptions {
+        reference: reference.map(|reference| reference as &mut dyn LanguageModel),
+        progress: Some(&mut progress),
+        ..EvalOptions::default()
+    };
+    Ok(quant_eval::evaluate(model, windows, options)?)
+}
+
+/// The float model that others are compared with. What it made of the sequences it saw last is kept.
+#[derive(Debug)]
+pub struct Reference {
+    spec: ModelSpec,
+    model: Streamed,
+    seen: Option<Vec<Vec<u32>>>,
+}
+
+impl Reference {
+    /// The model of a folder; its hidden states are kept on disk in the system's folder for temporary files.
+    ///
+    /// # Errors
+    /// A folder that cannot be read.
+    pub fn open(
+        model: &Path,
+        compute: Compute,
+        threads: usize,
+        registry: &Registry,
+    ) -> Result<Self, StudyError> {
+        let folder = open_folder_with(model, registry)?;
+        let spec = folder.spec.clone();
+        let arithmetic = folder_arithmetic(&folder, compute, Some(Execution::Simulated))?;
+        let model = Scored::new(folder.into_source()?, arithmetic, quant_core::Par::new(threads));
+        Ok(Self { spec, model: model.spilled_to(Some(std::env::temp_dir())), seen: None })
+    }
+}
+
+impl LanguageModel for Reference {
+    fn vocab_size(&self) -> usize {
+        self.model.vocab_size()
+    }
+    fn encode(
+        &mut self,
+        sequences: &[Vec<u32>],
+        progress: &mut EncodeProgress<'_>,
+    ) -> Result<(), quant_eval::BoxError> {
+        if self.seen.as_deref() == Some(sequences) {
+            return Ok(());
+        }
+        self.seen = None;
+        self.model.encode(sequences, progress)?;
+        self.seen = Some(sequences.to_vec());
+        Ok(())
+    }
+    fn logits(
+        &mut self,
+        positions: Range<usize>,
+        tokens: Range<usize>,
+        out: ArrayViewMut2<'_, f32>,
+    ) -> Result<(), quant_eval::BoxError> {
+        self.model.logits(positions, tokens, out)
+    }
+    fn logits_at(
+        &mut self,
+        positions: &[usize],
+        tokens: Range<usize>,
+        out: ArrayViewMut2<'_, f32>,
+    ) -> Result<(), quant_eval::BoxError> {
+        self.model.logits_at(positions, tokens, out)
+    }
+}
