@@ -47,6 +47,7 @@ pub use quant_methods as methods;
 pub use quant_model as model;
 pub use quant_pipeline as pipeline;
 pub use quant_rotate as rotate;
+pub use quant_study as study;
 
 pub mod bench;
 pub mod cli;

@@ -82,8 +82,8 @@ pub use clip_ratio::ClipRatio;
 pub use convention::{Bits, Convention, FloatType, Grid, QParams, Variant};
 pub use error::CoreError;
 pub use foreign::{Foreign, ForeignKind};
-pub use nearest::nearest;
 pub use matrix::{ActOrder, Groups, QuantizedMatrix, RowsMut};
+pub use nearest::nearest;
 pub use observer::{Observer, ObserverKind};
 pub use online::{
     AxisShape, AxisTransform, OnlineKind, OnlineShape, OnlineTransform, PairTransform, kronecker_sides,

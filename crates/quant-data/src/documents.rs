@@ -129,7 +129,11 @@ fn each<T>(
 pub(crate) fn records(path: &Path, content: Content) -> Result<Vec<(String, Value)>, DataError> {
     if let Content::Prose(_) = content {
         let reason = "it is plain text; the items of a task are JSON records, one a line".to_owned();
-        return Err(DataError::NotText { path: path.to_owned(), what: "no list of items".to_owned(), advice: reason });
+        return Err(DataError::NotText {
+            path: path.to_owned(),
+            what: "no list of items".to_owned(),
+            advice: reason,
+        });
     }
     let mut all = Vec::new();
     each(path, content, Ok, |place, value| {

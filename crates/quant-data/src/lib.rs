@@ -66,8 +66,9 @@ pub use prompts::{Prompt, PromptSource, TextStream, end_tokens, load_prompts};
 pub use random::PyRandom;
 pub use set::{Sampling, TokenSet};
 pub use task::{
-    BuiltIn, ChoiceItem, ChoiceMetric, Choices, Continuation, EncodedPrompt, Expression, Generation, Opening, Question, Said, Source,
-    TASKS, Task, TaskKind, TaskSampling, TextTask, TextTemplate, built_in_task, split_continuation, task_schema,
+    BuiltIn, ChoiceItem, ChoiceMetric, Choices, Continuation, EncodedPrompt, Expression, Generation, Opening,
+    Question, Said, Source, TASKS, Task, TaskKind, TaskSampling, TextTask, TextTemplate, built_in_task,
+    split_continuation, task_schema,
 };
 pub use template::{ChatTemplate, RenderOptions};
 pub use thoughts::RenderedConversation;

@@ -163,7 +163,10 @@ impl ChatTemplate {
     }
 
     /// Renders with exactly these variables.
-    pub(crate) fn render_with(&self, variables: &Map<String, serde_json::Value>) -> Result<String, DataError> {
+    pub(crate) fn render_with(
+        &self,
+        variables: &Map<String, serde_json::Value>,
+    ) -> Result<String, DataError> {
         let bad = |reason| DataError::Template { origin: self.origin.clone(), reason };
         let render = || {
             let mut text = Bounded::new(MAX_TEXT);

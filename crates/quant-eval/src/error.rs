@@ -35,7 +35,9 @@ pub enum EvalError {
         vocab_size: usize,
     },
     /// A token that is to be scored is not predicted by anything.
-    #[error("sequence {sequence}: the tokens {start}..{end} are wanted of {length}; every one but the first can be scored")]
+    #[error(
+        "sequence {sequence}: the tokens {start}..{end} are wanted of {length}; every one but the first can be scored"
+    )]
     Wanted {
         /// Index of the sequence.
         sequence: usize,

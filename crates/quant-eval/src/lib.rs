@@ -46,5 +46,5 @@ pub use evaluate::{CHUNK, EvalOptions, LogitsSink, Phase, Progress, evaluate, pa
 pub use many::{ManyModels, evaluate_many};
 pub use model::{BoxError, EncodeProgress, LanguageModel};
 pub use positions::{Compared, PositionOptions, PositionScore, score_positions};
-pub use scorer::{Answer, SCORERS, Scorer, Scorers, scorer, scorer_of};
 pub use report::{Comparison, EvalReport, Outcome, Protocol, SequenceLength, Side};
+pub use scorer::{Answer, SCORERS, Scorer, Scorers, scorer, scorer_of};

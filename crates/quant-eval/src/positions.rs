@@ -79,7 +79,12 @@ pub fn score_positions(
     for (sequence, ids) in sequences.iter().enumerate() {
         let range = wanted.get(sequence).cloned().unwrap_or_default();
         if range.start == 0 || range.end > ids.len() || range.is_empty() {
-            return Err(EvalError::Wanted { sequence, start: range.start, end: range.end, length: ids.len() });
+            return Err(EvalError::Wanted {
+                sequence,
+                start: range.start,
+                end: range.end,
+                length: ids.len(),
+            });
         }
         // What predicts a token stands one place before it.
         positions.extend(range.clone().map(|token| first + token - 1));
@@ -157,10 +162,23 @@ struct Beside {
 impl Row {
     fn new(target: u32, compared: bool) -> Self {
         let compared = compared.then(Box::default);
-        Self { target: target as usize, logit: f32::NAN, sums: OnlineSoftmax::default(), watched: Vec::new(), compared }
+        Self {
+            target: target as usize,
+            logit: f32::NAN,
+            sums: OnlineSoftmax::default(),
+            watched: Vec::new(),
+            compared,
+        }
     }
 
-    fn extend(&mut self, first: usize, own: &[f32], reference: Option<&[f32]>, zeros: &[f32], watched: &[u32]) {
+    fn extend(
+        &mut self,
+        first: usize,
+        own: &[f32],
+        reference: Option<&[f32]>,
+        zeros: &[f32],
+        watched: &[u32],
+    ) {
         let at = |row: &[f32], token: usize| token.checked_sub(first).and_then(|at| row.get(at)).copied();
         if let Some(logit) = at(own, self.target) {
             self.logit = logit;
@@ -287,7 +305,9 @@ mod tests {
         let mut same = table(1);
         let options = PositionOptions { reference: Some(&mut same), ..PositionOptions::default() };
         let equal = score_positions(&mut model, &sequences, &wanted, options).unwrap();
-        assert!(equal.concat().iter().all(|s| s.compared.is_some_and(|c| c.kl == Some(0.0) && c.top1_agrees)));
+        assert!(
+            equal.concat().iter().all(|s| s.compared.is_some_and(|c| c.kl == Some(0.0) && c.top1_agrees))
+        );
     }
 
     #[test]

@@ -9,8 +9,8 @@ use quant_core::{Bytes, KvGranularity};
 use quant_graph::ModelSpec;
 use quant_kernels::{Compute, PreparedWeight};
 use quant_model::{
-    Arithmetic, CacheForm, Completion, Execution, GenerateOptions, Generated, Generator, MLP_ROWS, ModelError,
-    Request, ResidentModel, RopeTables, Sampling,
+    Arithmetic, CacheForm, Completion, Execution, GenerateOptions, Generated, Generator, MLP_ROWS,
+    ModelError, Request, ResidentModel, RopeTables, Sampling,
 };
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -79,7 +79,8 @@ pub fn complete(
 ) -> Result<Completions, PipelineError> {
     let executable = Executable::of(&folder)?;
     let arithmetic = executable.arithmetic(settings.compute, settings.execution)?;
-    let text = std::fs::metadata(folder.checkpoint.path().join("tokenizer.json")).map_or(0, |file| file.len());
+    let text =
+        std::fs::metadata(folder.checkpoint.path().join("tokenizer.json")).map_or(0, |file| file.len());
     let (mut pages, mut predicted_memory) = (Vec::with_capacity(runs.len()), 0);
     for run in runs {
         let memory =
@@ -107,10 +108,15 @@ pub fn complete(
                 chunk: CHUNK,
                 pages,
             };
-            let (mut failed, mut first) = (None, None);
+            let (mut failed, mut first, mut finished) = (None, None, 0);
+            let of = run.requests.len();
             let began = Instant::now();
             let mut watch = |new: Generated<'_>| {
                 first.get_or_insert_with(|| began.elapsed().as_secs_f64());
+                if new.finish.is_some() {
+                    finished += 1;
+                    events.event(Event::Evaluated { what: "finished text", done: finished, of, inside: 0.0 });
+                }
                 if let Err(error) = see(index, new) {
                     failed = Some(error);
                     return ControlFlow::Break(());
@@ -184,7 +190,8 @@ impl CompletionMemory {
         // A block as it is read: floats, or levels.
         let stored = if executable.stores_codes() { 1 } else { F32 };
         let block = spec.block_parameters() as u64;
-        let tokens = CHUNK.min(requests.iter().map(|r| r.prompt.len()).sum::<usize>().max(settings.batch)) as u64;
+        let tokens =
+            CHUNK.min(requests.iter().map(|r| r.prompt.len()).sum::<usize>().max(settings.batch)) as u64;
         let widths = (4 * spec.hidden + 3 * spec.query_width() + 2 * spec.kv_width()) as u64;
         let mlp = (tokens as usize).min(MLP_ROWS) as u64 * 3 * spec.intermediate as u64;
         let kv = executable.kv();
@@ -208,7 +215,8 @@ impl CompletionMemory {
                 + RopeTables::bytes(spec, lengths) as u64,
             weights: blocks.iter().sum::<u64>() + float * table,
             reading: (stored * block).max(F32 * table),
-            pass: F32 * (tokens * widths + mlp + 2 * (settings.batch.min(requests.len()) * spec.vocab) as u64),
+            pass: F32
+                * (tokens * widths + mlp + 2 * (settings.batch.min(requests.len()) * spec.vocab) as u64),
             page: (spec.layers * spec.kv_heads * head) as u64,
             pages: [pages.first().copied().unwrap_or(0), pages.iter().take(settings.batch.max(1)).sum()],
         }

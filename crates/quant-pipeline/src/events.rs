@@ -22,6 +22,8 @@ pub enum Event<'a> {
         /// How many there are.
         of: usize,
     },
+    /// A part of a work of many parts begins, with its name.
+    Part(String),
     /// A part of the work on the current block begins.
     Phase(&'static str),
     /// The current part of the work has come so far.

@@ -3,16 +3,31 @@
 //! [`run_task`] asks one model one task: the items come from a [`Task`](quant_data::Task), the figures are those of
 //! [`quant_eval`], the model is any folder that [`quant_pipeline`] opens. What an item becomes depends neither on what else is asked nor
 //! on threads or batch, so a run that was stopped goes on to the same bytes.
+//!
+//! [`run_study`] carries a [`Grid`] out: every recipe on every model, every task on each, and a report that says what was lost, how sure
+//! that is, and which blocks it comes from. An [`StudyJob::output`] folder holds finished cells from the start; a report can be made of it
+//! at any time ([`report_study`]).
 #![forbid(unsafe_code)]
 
+mod blame;
 mod error;
 mod files;
 mod record;
+mod report;
 mod run;
+mod study;
+mod verdict;
 
+pub use blame::{Blame, Regained};
 pub use error::StudyError;
 pub use record::{Record, Signs};
 pub use run::{
     AnswerSummary, ChoiceSummary, Done, Figure, Reference, SignCounts, TaskJob, TaskOutcome, TaskResult,
     TaskRun, TextSummary, run_task, summarise_answers,
 };
+pub use study::{
+    Column, ColumnResult, Grid, GridModel, GridRecipe, LayerError, ModelResults, PlannedVariant, Published,
+    STUDIES, Status, StudyJob, StudyOutcome, StudyPlan, StudyPreset, StudyResults, TextFigures, VariantFacts,
+    VariantResults, plan_study, report_study, run_study, study_preset,
+};
+pub use verdict::Verdict;

@@ -7,11 +7,41 @@ use quant_pipeline::{Card, EvalData, EvalJob, Registry, evaluate_with};
 use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
-#[command(group(clap::ArgGroup::new("data").required(true).args(["tokens", "text"])))]
+#[command(group(clap::ArgGroup::new("data").required(true).args(["tokens", "text", "task"])))]
 pub(super) struct Args {
     /// Float model or quantised folder
     #[arg(long, value_name = "DIR")]
-    model: PathBuf,
+    pub(super) model: PathBuf,
+    /// A task by its name (`ptq list`), or a task file: continuations compared, answers graded, a text predicted
+    #[arg(long, value_name = "NAME|FILE")]
+    pub(super) task: Option<String>,
+    /// With --task: folder with the task's files, looked in first; may be given more than once
+    #[arg(long, value_name = "DIR", requires = "task")]
+    pub(super) data_dir: Vec<PathBuf>,
+    /// With --task: the first N items only
+    #[arg(long, value_name = "N", value_parser = count, requires = "task")]
+    pub(super) limit: Option<usize>,
+    /// With --task: seed of the draws instead of the task's; may be given more than once
+    #[arg(long, value_name = "S", requires = "task")]
+    pub(super) seed: Vec<u64>,
+    /// With --task: new tokens of an answer at most
+    #[arg(long, value_name = "N", value_parser = count, requires = "task")]
+    pub(super) max_new_tokens: Option<usize>,
+    /// With --task: texts that are worked on at a time; no text depends on it
+    #[arg(long, value_name = "N", value_parser = count, default_value_t = 16, requires = "task")]
+    pub(super) batch: usize,
+    /// With --task: folder for the items as they are finished, and the result
+    #[arg(long, value_name = "DIR", requires = "task")]
+    pub(super) output: Option<PathBuf>,
+    /// With --output: go on with what is there
+    #[arg(long, requires = "output", conflicts_with = "restart")]
+    pub(super) resume: bool,
+    /// With --output: throw away what is there
+    #[arg(long, requires = "output")]
+    pub(super) restart: bool,
+    /// With --task: keep the texts of answers beside their tokens
+    #[arg(long, requires = "task")]
+    pub(super) with_texts: bool,
     /// Token ids `[sequences, length]`; each row is scored alone
     #[arg(long, value_name = "FILE.safetensors:TENSOR")]
     tokens: Option<String>,
@@ -20,50 +50,53 @@ pub(super) struct Args {
     text: Option<PathBuf>,
     /// Tokens per sequence
     #[arg(long, value_name = "L", value_parser = count)]
-    seq_len: Option<usize>,
+    pub(super) seq_len: Option<usize>,
     /// Score the first N tokens only
     #[arg(long, value_name = "N", value_parser = count)]
-    limit_tokens: Option<usize>,
+    pub(super) limit_tokens: Option<usize>,
     /// Model to compare with (usually the float one): adds KL divergence and top-1 agreement
     #[arg(long, value_name = "DIR")]
-    reference: Option<PathBuf>,
+    pub(super) reference: Option<PathBuf>,
     /// Write the logits as one tensor `logits`, f32 [sequences, length, vocabulary]; only logits saved before are replaced
     #[arg(long, value_name = "FILE")]
-    save_logits: Option<PathBuf>,
+    pub(super) save_logits: Option<PathBuf>,
     /// Threads (default: all processors); the result does not depend on it
     #[arg(long, value_name = "T", value_parser = threads)]
-    threads: Option<usize>,
+    pub(super) threads: Option<usize>,
     /// Memory budget, such as 8GB (default: none), kept by hidden states on disk; an evaluation that may exceed it is refused
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
-    memory: Option<u64>,
+    pub(super) memory: Option<u64>,
     /// Folder for hidden states on disk (default: the system's folder for temporary files)
     #[arg(long, value_name = "DIR")]
-    spill: Option<PathBuf>,
+    pub(super) spill: Option<PathBuf>,
     /// Arithmetic of the products: f32, or bf16 operands with f32 accumulation
     #[arg(long, value_name = "COMPUTE", default_value = "f32")]
-    compute: quant_kernels::Compute,
+    pub(super) compute: quant_kernels::Compute,
     /// Simulate the codes of --model as floats (sim), or multiply the codes themselves (int8)
     #[arg(long, value_name = "HOW", value_parser = super::execution, default_value = "sim")]
-    execute: quant_model::Execution,
+    pub(super) execute: quant_model::Execution,
     /// With --execute int8: run the simulation as well and count the codes of inputs that differ from it
     #[arg(long)]
-    flips: bool,
+    pub(super) flips: bool,
     /// Write the result into the model card of --model too, a finished folder of `ptq quantize`
     #[arg(long)]
-    card: bool,
+    pub(super) card: bool,
     /// Report the sum of negative log-likelihoods of every sequence as well
     #[arg(long)]
-    per_sequence: bool,
+    pub(super) per_sequence: bool,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
+    if let Some(name) = &args.task {
+        return super::task::run(name, args, registry);
+    }
     let data = match (&args.tokens, &args.text) {
         (Some(tokens), _) => EvalData::Tokens(CalibrationSpec::parse(tokens)?),
         (None, Some(text)) => EvalData::Text(text.clone()),
-        (None, None) => return Err(Failure::usage("give --tokens or --text")),
+        (None, None) => return Err(Failure::usage("give --tokens, --text or --task")),
     };
     let job = EvalJob {
         model: args.model.clone(),

@@ -5,6 +5,7 @@ use quant_data::DataError;
 use quant_eval::EvalError;
 use quant_model::ModelError;
 use quant_pipeline::PipelineError;
+use quant_study::StudyError;
 use std::error::Error;
 use std::io::ErrorKind;
 
@@ -65,6 +66,26 @@ impl<E: Into<PipelineError>> From<E> for Failure {
     }
 }
 
+impl Failure {
+    /// Of a task or a study.
+    pub(super) fn of_study(error: StudyError) -> Self {
+        let code = match &error {
+            StudyError::Pipeline(error) => exit_code(error),
+            StudyError::Grid { .. } | StudyError::NoPreset { .. } | StudyError::Usage(_) => 2,
+            StudyError::Journal { .. } | StudyError::Changed { .. } => 2,
+            StudyError::NothingLegal(_) => 3,
+            StudyError::Locked { .. } => 5,
+            // A grid or task that is not there is a mistake in the command; a full disk is not.
+            StudyError::Io { source, .. } => match source.kind() {
+                ErrorKind::NotFound | ErrorKind::IsADirectory | ErrorKind::InvalidData => 2,
+                _ => 5,
+            },
+            _ => 1,
+        };
+        Self { code, message: Some(with_causes(&error)) }
+    }
+}
+
 /// Exit code of a run that was stopped from the keyboard: 128 and the number of the signal, as shells have it.
 pub const INTERRUPTED: u8 = 130;
 
@@ -92,7 +113,13 @@ pub fn exit_code(error: &PipelineError) -> u8 {
         E::Recipe(_) | E::Usage(_) => 2,
         E::Unsupported(_) | E::QuantisedAlready { .. } => 3,
         E::Model(ModelError::UnknownArchitecture { .. } | ModelError::Unsupported { .. }) => 3,
-        E::Data(DataError::Spec { .. } | DataError::Option { .. } | DataError::TooManyTokens { .. }) => 2,
+        E::Data(
+            DataError::Task { .. }
+            | DataError::Spec { .. }
+            | DataError::Option { .. }
+            | DataError::TooManyTokens { .. },
+        ) => 2,
+        E::Eval(EvalError::NoScorer { .. }) => 2,
         // The logits' file is the only receiver: it could not be written.
         E::Eval(EvalError::Sink { .. }) | E::Logits { .. } => 5,
         E::Model(_) | E::Data(_) | E::Eval(_) | E::Core(_) | E::Method { .. } | E::NotFinite { .. } => 4,

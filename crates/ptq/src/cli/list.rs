@@ -46,7 +46,14 @@ fn registries(registry: &Registry) -> serde_json::Value {
         .iter()
         .map(|p| json!({"name": p.name, "summary": p.summary(), "recipe": p.text}))
         .collect();
-    json!({"methods": methods, "families": families, "formats": formats, "targets": targets(), "presets": presets})
+    let tasks: Vec<_> = quant_data::TASKS.iter().map(|t| json!({"name": t.name, "text": t.text})).collect();
+    let scorers: Vec<_> =
+        registry.scorers().iter().map(|s| json!({"id": s.id, "summary": s.summary})).collect();
+    let studies: Vec<_> = quant_study::STUDIES
+        .iter()
+        .map(|s| json!({"name": s.name, "summary": s.summary(), "grid": s.text}))
+        .collect();
+    json!({"tasks": tasks, "task_schema": quant_data::task_schema(), "scorers": scorers, "studies": studies, "methods": methods, "families": families, "formats": formats, "targets": targets(), "presets": presets})
 }
 
 fn print_text(registry: &Registry) -> Result<(), Failure> {
@@ -78,6 +85,19 @@ fn print_text(registry: &Registry) -> Result<(), Failure> {
     for preset in registry.presets().iter() {
         entry(preset.name, "")?;
         more(&preset.summary())?;
+    }
+    print_line("\nTasks (`ptq eval --task`)")?;
+    for shipped in quant_data::TASKS {
+        let summary = quant_data::Task::parse(shipped.text).map(|task| task.summary().to_owned());
+        entry(shipped.name, &summary.unwrap_or_default())?;
+    }
+    print_line("\nScorers of tasks")?;
+    for scorer in registry.scorers().iter() {
+        entry(scorer.id, scorer.summary)?;
+    }
+    print_line("\nStudies (`ptq study --preset`)")?;
+    for study in quant_study::STUDIES {
+        entry(study.name, &study.summary())?;
     }
     Ok(())
 }

@@ -15,8 +15,10 @@ mod plan;
 mod plots;
 mod progress;
 mod quantize;
+mod study;
 mod synth;
 mod table;
+mod task;
 mod verify;
 
 pub use exit::{Failure, INTERRUPTED, exit_code};
@@ -51,11 +53,16 @@ enum Command {
         after_help = "Example:\n  ptq quantize --model Qwen2.5-7B-Instruct --recipe w8a8-ascend --output Qwen2.5-7B-w8a8"
     )]
     Quantize(quantize::Args),
-    /// Measure perplexity, and divergence from a reference model
+    /// Measure perplexity, divergence from a reference model, and tasks with choices or graded answers
     #[command(
-        after_help = "Example:\n  ptq eval --model Qwen2.5-7B-w8a8 --reference Qwen2.5-7B-Instruct --text wiki.test.raw"
+        after_help = "Examples:\n  ptq eval --model Qwen2.5-7B-w8a8 --reference Qwen2.5-7B-Instruct --text wiki.test.raw\n  \
+                      ptq eval --model Qwen2.5-7B-w8a8 --task gsm8k --data-dir data --limit 100 --execute int8"
     )]
     Eval(eval::Args),
+    /// Reproduce an accuracy map: models by recipes by tasks, with a report that says which setting is safe and why another is not
+    #[command(after_help = "Examples:\n  ptq study --preset tiny --output tiny-study\n  \
+                            ptq study --grid grid.yaml --output my-study --plan")]
+    Study(study::Args),
     /// Show what a recipe does to each block by itself: activations, errors, effect on the final logits; nothing is trained
     #[command(
         after_help = "Example:\n  ptq analyze --model Qwen2.5-1.5B --recipe w4a4kv4-quarot-research --calibration corpus.txt --output analysis.html"
@@ -80,7 +87,7 @@ enum Command {
     /// Show what is in a checkpoint or quantised folder
     #[command(after_help = "Example:\n  ptq inspect Qwen2.5-7B-w8a8 --tensors")]
     Inspect(inspect::Args),
-    /// List methods, families, formats and preset recipes
+    /// List methods, families, formats, recipes, tasks, scorers and studies
     #[command(after_help = "Example:\n  ptq list --json")]
     List(list::Args),
     /// Make a checkpoint of random weights for measurements of speed and memory
@@ -110,6 +117,7 @@ pub fn main_with(registry: &Registry) -> ExitCode {
         Command::Plan(args) => plan::run(&args, registry),
         Command::Quantize(args) => quantize::run(&args, registry),
         Command::Eval(args) => eval::run(&args, registry),
+        Command::Study(args) => study::run(&args, registry),
         Command::Analyze(args) => analyze::run(&args, registry),
         Command::Generate(args) => generate::run(&args, registry),
         Command::Bench(args) => bench::run(&args, registry),

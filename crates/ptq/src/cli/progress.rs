@@ -108,6 +108,11 @@ impl Events for Progress {
                     bar.set_message(format!("step {done} of {of}, {}", self.status()));
                 }
             }
+            Event::Part(name) => {
+                self.line(&name);
+                // Each part is counted by itself.
+                (self.what, self.of) = ("", 0);
+            }
             Event::Phase(phase) => {
                 if let Some(bar) = &self.bar {
                     bar.set_message(format!("{phase}, {}", self.status()));

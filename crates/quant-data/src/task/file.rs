@@ -94,7 +94,9 @@ impl Task {
         let value =
             serde_json::to_value(yaml).map_err(|e| Fault::Written(format!("keys must be texts: {e}")))?;
         let Value::Object(fields) = value else {
-            return Err(Fault::Written("a mapping with the keys version, name, kind, source is expected".into()));
+            return Err(Fault::Written(
+                "a mapping with the keys version, name, kind, source is expected".into(),
+            ));
         };
         let top = Section { path: String::new(), fields };
         if let Some(Value::String(own)) = top.fields.get("name") {
@@ -119,7 +121,8 @@ impl Task {
         if files.is_empty() {
             return Err(source.fault("files", "a list of names or patterns"));
         }
-        if let Some(bad) = files.iter().find(|f| f.starts_with('/') || f.split('/').any(|part| part == "..")) {
+        if let Some(bad) = files.iter().find(|f| f.starts_with('/') || f.split('/').any(|part| part == ".."))
+        {
             return Err(Fault::new("source.files", format!("{bad:?} leads out of the data folder")));
         }
         let source = Source {
@@ -282,7 +285,10 @@ fn generation(top: &Section) -> Result<Generation, Fault> {
 fn text_task(top: &Section) -> Result<TextTask, Fault> {
     let messages = top.expression("messages")?;
     if messages.is_some() && top.fields.contains_key("text") {
-        return Err(Fault::new("text", "it stands beside `messages`; an item's text is one or the other".to_owned()));
+        return Err(Fault::new(
+            "text",
+            "it stands beside `messages`; an item's text is one or the other".to_owned(),
+        ));
     }
     let text = top.text("text")?.unwrap_or_else(|| "{{ text }}".to_owned());
     let window = top.count("window")?.unwrap_or(2048);
@@ -328,7 +334,10 @@ impl Section {
         if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
     }
     fn fault(&self, key: &str, expected: &str) -> Fault {
-        let found = self.fields.get(key).map_or_else(|| "it is missing".to_owned(), |v| format!("found {}", shortened(v)));
+        let found = self
+            .fields
+            .get(key)
+            .map_or_else(|| "it is missing".to_owned(), |v| format!("found {}", shortened(v)));
         Fault::new(&self.place(key), format!("expected {expected}; {found}"))
     }
     fn section(&self, key: &str, known: &[keys::Key]) -> Result<Option<Self>, Fault> {
@@ -391,6 +400,7 @@ impl Section {
 }
 
 fn one_of(words: &[&str], found: &str) -> String {
-    let meant = quant_core::nearest(found, words).map_or_else(String::new, |n| format!(" (did you mean {n:?}?)"));
+    let meant =
+        quant_core::nearest(found, words).map_or_else(String::new, |n| format!(" (did you mean {n:?}?)"));
     format!("one of {}{meant}", words.join(", "))
 }

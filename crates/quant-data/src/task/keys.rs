@@ -12,7 +12,12 @@ pub(super) struct Key {
     help: &'static str,
 }
 
-const fn key(name: &'static str, kinds: &'static [&'static str], schema: &'static str, help: &'static str) -> Key {
+const fn key(
+    name: &'static str,
+    kinds: &'static [&'static str],
+    schema: &'static str,
+    help: &'static str,
+) -> Key {
     Key { name, kinds, schema, help }
 }
 
@@ -74,10 +79,8 @@ pub(super) static SAMPLING: &[Key] = &[
     key("top_k", &[], "integer", "most tokens that are kept (default: all)"),
 ];
 
-pub(super) static GROUP: &[Key] = &[
-    key("name", &[], "string", "of the column"),
-    key("weight", &[], "number", "of this task in it"),
-];
+pub(super) static GROUP: &[Key] =
+    &[key("name", &[], "string", "of the column"), key("weight", &[], "number", "of this task in it")];
 
 /// Refuses a key that is not in the table, or not of this kind.
 pub(super) fn check(
@@ -91,10 +94,16 @@ pub(super) fn check(
     for name in written.keys().filter(|name| !names.contains(&name.as_str())) {
         if let (Some(kind), Some(key)) = (kind, known.iter().find(|key| key.name == name)) {
             let kinds = key.kinds.join(" and ");
-            return Err(Fault::new(path, format!("{name:?} belongs to tasks of the kind {kinds}, this one is of the kind {kind}")));
+            return Err(Fault::new(
+                path,
+                format!("{name:?} belongs to tasks of the kind {kinds}, this one is of the kind {kind}"),
+            ));
         }
         let meant = nearest(name, &names).map_or_else(String::new, |n| format!(" (did you mean {n:?}?)"));
-        return Err(Fault::new(path, format!("unknown key {name:?}{meant}; known keys: {}", names.join(", "))));
+        return Err(Fault::new(
+            path,
+            format!("unknown key {name:?}{meant}; known keys: {}", names.join(", ")),
+        ));
     }
     Ok(())
 }

@@ -18,9 +18,9 @@ mod file;
 mod generate;
 mod keys;
 mod records;
-mod text;
 #[cfg(test)]
 mod tests;
+mod text;
 
 pub use ask::{Expression, TextTemplate};
 pub use choice::{ChoiceItem, ChoiceMetric, Choices, Continuation, split_continuation};

@@ -109,12 +109,18 @@ impl Task {
                 }
                 let here = number;
                 number += 1;
-                let bad = |reason: String| DataError::Item { task: self.name().to_owned(), place: place.clone(), reason };
+                let bad = |reason: String| DataError::Item {
+                    task: self.name().to_owned(),
+                    place: place.clone(),
+                    reason,
+                };
                 let Value::Object(fields) = value else { return Err(bad("no JSON object".to_owned())) };
                 if let Some(missing) = self.source().columns.iter().find(|name| !fields.contains_key(*name)) {
                     let has: Vec<&str> = fields.keys().map(String::as_str).take(12).collect();
                     let has = has.join(", ");
-                    return Err(bad(format!("the field {missing:?} is missing; it has {has}: is it the split that the task names?")));
+                    return Err(bad(format!(
+                        "the field {missing:?} is missing; it has {has}: is it the split that the task names?"
+                    )));
                 }
                 if self.takes(&fields) {
                     // Fields whose names are no words of a template.

@@ -36,7 +36,11 @@ fn every_task_that_ships_is_whole() {
         assert_eq!(task.name(), shipped.name);
         assert!(!task.summary().is_empty() && !task.source().files.is_empty(), "{}", shipped.name);
         let own = shipped.name.starts_with("tiny-");
-        assert!(own || (task.source().repository.is_some() && task.source().split.is_some()), "{}", shipped.name);
+        assert!(
+            own || (task.source().repository.is_some() && task.source().split.is_some()),
+            "{}",
+            shipped.name
+        );
         if let TaskKind::Generate(ask) = task.kind() {
             assert_eq!(ask.seeds.len(), if ask.sampling.is_some() { 3 } else { 1 }, "{}", shipped.name);
         }
@@ -62,7 +66,11 @@ fn what_is_wrong_with_a_file_is_named() {
         ("name: a", "name: 'a b'", "letters, digits"),
         ("scorer: exact", "scorer: exact\nseeds: [-1]", "seeds: expected a list of numbers"),
         ("scorer: exact", "scorer: exact\nthought: opened", "did you mean \"open\"?"),
-        ("scorer: exact", "scorer: exact\nmax_tokens: 0", "max_tokens: expected a whole number from 1 on; found 0"),
+        (
+            "scorer: exact",
+            "scorer: exact\nmax_tokens: 0",
+            "max_tokens: expected a whole number from 1 on; found 0",
+        ),
         ("scorer: exact", "scorer: exact\nsampling: { temperature: -1 }", "sampling.temperature"),
         ("scorer: exact", "scorer: exact\nsampling: { top_pp: 1 }", "did you mean \"top_p\"?"),
         ("scorer: exact", "scorer: exact\nthought_marks: [a]", "a list of two texts"),
@@ -80,7 +88,9 @@ fn what_is_wrong_with_a_file_is_named() {
 
 #[test]
 fn questions_of_school_science() {
-    for (task, labels, gold) in [("arc-easy", r#"["A","B","C"]"#, "C"), ("arc-challenge", r#"["1","2","3"]"#, "3")] {
+    for (task, labels, gold) in
+        [("arc-easy", r#"["A","B","C"]"#, "C"), ("arc-challenge", r#"["1","2","3"]"#, "3")]
+    {
         let record = format!(
             r#"{{"id":"x1","question":"Which is wet?","choices":{{"text":["sand","glass","water"],"label":{labels}}},"answerKey":"{gold}"}}"#
         );
@@ -115,7 +125,10 @@ fn solutions_and_last_words() {
     assert_eq!(gold, 0);
     let (choices, gold) = asked("lambada", r#"{"text":"She had two and wanted  three"}"#);
     // The second blank belongs to the last word.
-    assert_eq!((choices[0].0.as_str(), choices[0].1.as_str(), gold), ("She had two and wanted", "  three", 0));
+    assert_eq!(
+        (choices[0].0.as_str(), choices[0].1.as_str(), gold),
+        ("She had two and wanted", "  three", 0)
+    );
 }
 
 #[test]
@@ -131,7 +144,12 @@ fn a_continuation_without_a_context_follows_the_token_that_ends_texts() {
     let (context, continuation) = split_continuation(&tokenizer, "  ", "word", false).unwrap();
     assert_eq!(context, [tokenizer.eos_id().unwrap()]);
     assert_eq!(tokenizer.decode(&continuation, false).unwrap(), "  word");
-    assert!(split_continuation(&tokenizer, "word", "", false).unwrap_err().to_string().contains("the context alone"));
+    assert!(
+        split_continuation(&tokenizer, "word", "", false)
+            .unwrap_err()
+            .to_string()
+            .contains("the context alone")
+    );
 }
 
 #[test]
@@ -142,7 +160,8 @@ fn options_stand_where_the_seed_says() {
     let (_folder, files) = file("q.jsonl", &records);
     let task = built_in_task("gpqa-diamond").unwrap();
     let of = |seed, limit| task.questions(&files, seed, limit).unwrap();
-    let (all, golds) = (of(42, None), |items: &[Question]| items.iter().map(|q| q.gold.clone()).collect::<String>());
+    let (all, golds) =
+        (of(42, None), |items: &[Question]| items.iter().map(|q| q.gold.clone()).collect::<String>());
     let letters = golds(&all);
     assert!("ABCD".chars().all(|letter| letters.contains(letter)), "{letters}");
     // An item's order depends on nothing but seed and number.
@@ -151,7 +170,10 @@ fn options_stand_where_the_seed_says() {
     for question in &all {
         let Said::Chat(conversation) = &question.said else { panic!() };
         let prompt = conversation.messages[0]["content"].as_str().unwrap();
-        assert!(prompt.contains(&format!("{}) right\n", question.gold)) || prompt.ends_with("D) right"), "{prompt}");
+        assert!(
+            prompt.contains(&format!("{}) right\n", question.gold)) || prompt.ends_with("D) right"),
+            "{prompt}"
+        );
         let others: Vec<usize> = ["w1", "w2", "w3"].iter().map(|w| prompt.find(w).unwrap()).collect();
         assert!(others.is_sorted(), "the others keep their order");
         assert_eq!(question.options, 4);
@@ -162,7 +184,8 @@ fn options_stand_where_the_seed_says() {
 fn questions_of_the_tiny_model() {
     let model = model();
     let files = vec![model.join("tasks/test.jsonl")];
-    let (tokenizer, template) = (tokenizer(), crate::ChatTemplate::from_dir(&model, tokenizer().special_tokens()).unwrap());
+    let (tokenizer, template) =
+        (tokenizer(), crate::ChatTemplate::from_dir(&model, tokenizer().special_tokens()).unwrap());
     let mut numbers = Vec::new();
     for task in TASKS.iter().filter(|task| task.name.starts_with("tiny-") && task.name != "tiny-text") {
         let task = built_in_task(task.name).unwrap();
@@ -186,11 +209,18 @@ fn texts_become_windows() {
     let windows = task.windows(&[model.join("tasks/test.jsonl")], &tokenizer, &model, None).unwrap();
     assert!(windows.len() > 50 && windows.iter().all(|window| window.len() == 256));
     let text = tokenizer.decode(&windows[0], false).unwrap();
-    assert!(text.starts_with("<|User|>What is 74 + 51?<|Assistant|><think>\n4+1+0=5") && text.contains("<|end|><|User|>"));
-    assert_eq!(task.windows(&[model.join("tasks/test.jsonl")], &tokenizer, &model, Some(3)).unwrap(), windows[..3]);
+    assert!(
+        text.starts_with("<|User|>What is 74 + 51?<|Assistant|><think>\n4+1+0=5")
+            && text.contains("<|end|><|User|>")
+    );
+    assert_eq!(
+        task.windows(&[model.join("tasks/test.jsonl")], &tokenizer, &model, Some(3)).unwrap(),
+        windows[..3]
+    );
     // Rows keep their line ends and are joined by a blank line; a text file is taken as it is.
     let task = Task::parse("version: 1\nname: t\nkind: text\nsource: { files: [t] }\nwindow: 4\n").unwrap();
-    let (_a, rows) = file("t", "{\"text\": \" = A = \\n\"}\n{\"text\": \"\"}\n{\"text\": \"b c d e f\\n\"}\n");
+    let (_a, rows) =
+        file("t", "{\"text\": \" = A = \\n\"}\n{\"text\": \"\"}\n{\"text\": \"b c d e f\\n\"}\n");
     let (_b, whole) = file("t", " = A = \n\n\n\n\nb c d e f\n");
     let windows = task.windows(&rows, &tokenizer, &model, None).unwrap();
     assert_eq!(windows, task.windows(&whole, &tokenizer, &model, None).unwrap());
@@ -227,14 +257,22 @@ fn items_that_do_not_fit_are_named() {
     assert!(message.contains("one a line"), "{message}");
     // Where it was looked, and for what.
     let nowhere = task.source().find("caps", &[PathBuf::from("/nowhere")]).unwrap_err().to_string();
-    assert!(["us/caps", "split test", "columns c", "/nowhere", "data/test-*.jsonl"].iter().all(|w| nowhere.contains(w)), "{nowhere}");
+    assert!(
+        ["us/caps", "split test", "columns c", "/nowhere", "data/test-*.jsonl"]
+            .iter()
+            .all(|w| nowhere.contains(w)),
+        "{nowhere}"
+    );
     std::fs::create_dir(folder.path().join("data")).unwrap();
     std::fs::remove_file(folder.path().join("caps.jsonl")).unwrap();
     for shard in ["test-1.jsonl", "test-0.jsonl", "train-0.jsonl"] {
         std::fs::write(folder.path().join("data").join(shard), good).unwrap();
     }
     let found = task.source().find("caps", &[folder.path().to_owned()]).unwrap();
-    assert_eq!(found.iter().map(|p| p.file_name().unwrap()).collect::<Vec<_>>(), ["test-0.jsonl", "test-1.jsonl"]);
+    assert_eq!(
+        found.iter().map(|p| p.file_name().unwrap()).collect::<Vec<_>>(),
+        ["test-0.jsonl", "test-1.jsonl"]
+    );
     let items = task.choices(&found, &tokenizer(), None).unwrap();
     assert_eq!(items.iter().map(|item| item.number).collect::<Vec<_>>(), [0, 1]);
 }

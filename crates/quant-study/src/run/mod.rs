@@ -5,6 +5,7 @@ mod choice;
 pub(crate) mod home;
 mod summary;
 
+pub(crate) use summary::right_by_item;
 pub use summary::{
     AnswerSummary, ChoiceSummary, Figure, SignCounts, TaskResult, TextSummary, summarise_answers,
 };
@@ -105,7 +106,7 @@ struct Context<'a> {
 }
 
 /// How long a task took, and where: facts of one run, which are no part of its result.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TaskRun {
     /// Seconds of everything.
     pub seconds: f64,

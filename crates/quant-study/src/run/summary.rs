@@ -54,6 +54,20 @@ pub struct SignCounts {
     pub non_finite: usize,
 }
 
+impl SignCounts {
+    /// Adds those of other answers.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.collapsed += other.collapsed;
+        self.no_end += other.no_end;
+        self.loops += other.loops;
+        self.unclosed_thought += other.unclosed_thought;
+        self.empty += other.empty;
+        self.seen_not_given += other.seen_not_given;
+        self.do_not_fit += other.do_not_fit;
+        self.non_finite += other.non_finite;
+    }
+}
+
 /// What answers were like.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AnswerSummary {

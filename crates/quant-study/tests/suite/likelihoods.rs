@@ -1,12 +1,12 @@
 //! Log-likelihoods beside those of lm-eval, on the model and the requests of `shared/parity`.
 
+use crate::{shared, tiny_reasoner};
 use quant_data::{Tokenizer, split_continuation};
 use quant_eval::{PositionOptions, score_positions};
 use quant_kernels::Par;
 use quant_model::Arithmetic;
 use quant_pipeline::{Scored, open_folder};
 use quant_study::Record;
-use crate::{shared, tiny_reasoner};
 use serde_json::Value;
 
 #[test]
@@ -74,13 +74,9 @@ fn lambada_by_its_task() {
         data: vec![data],
         ..quant_study::TaskJob::new(tiny_reasoner(), task)
     };
-    let outcome = quant_study::run_task(
-        &job,
-        None,
-        &mut quant_pipeline::Silent,
-        &quant_pipeline::Registry::default(),
-    )
-    .unwrap();
+    let outcome =
+        quant_study::run_task(&job, None, &mut quant_pipeline::Silent, &quant_pipeline::Registry::default())
+            .unwrap();
     assert_eq!(outcome.records.len(), expected.len());
     for (record, request) in outcome.records.iter().zip(&expected) {
         let Record::Choice { log_likelihoods, greedy, .. } = record else { panic!("{record:?}") };

@@ -129,7 +129,9 @@ fn a_text_beside_the_float_model() {
     let mut reference =
         Reference::open(&model, quant_kernels::Compute::F32, 2, &Registry::default()).unwrap();
     let job = job("tiny-text", 4);
-    let of = |reference: Option<&mut Reference>| run_task(&job, reference, &mut Silent, &Registry::default()).unwrap();
+    let of = |reference: Option<&mut Reference>| {
+        run_task(&job, reference, &mut Silent, &Registry::default()).unwrap()
+    };
     let beside = of(Some(&mut reference)).result;
     let text = beside.text.as_ref().unwrap();
     assert_eq!((text.kl, text.top1_agreement, text.tokens), (Some(0.0), Some(1.0), 4 * 255));
@@ -142,7 +144,8 @@ fn a_text_beside_the_float_model() {
 
 #[test]
 fn a_prompt_without_room_is_wrong_and_no_error() {
-    let written = built_in_task("tiny-compare").unwrap().written().replace("max_new_tokens: 320", "max_tokens: 20");
+    let written =
+        built_in_task("tiny-compare").unwrap().written().replace("max_new_tokens: 320", "max_tokens: 20");
     let job = TaskJob { task: Task::parse(&written).unwrap(), ..job("tiny-compare", 3) };
     let result = run(&job).unwrap().result;
     assert_eq!((result.figure.value, result.answers.unwrap().signs.do_not_fit), (Some(0.0), 3));

@@ -1,0 +1,194 @@
+//! `ptq study`
+
+use super::progress::{Progress, on_interrupt, seconds};
+use super::table::Table;
+use super::{Failure, bytes, count, default_threads, human, print_json, print_line, say, threads};
+use quant_pipeline::Registry;
+use quant_study::{
+    Grid, Status, StudyJob, StudyPlan, StudyResults, VariantResults, plan_study, report_study, run_study,
+    study_preset,
+};
+use std::path::PathBuf;
+
+#[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("what").required(true).args(["preset", "grid", "report"])))]
+pub(super) struct Args {
+    /// A study that ships with the program (`ptq list`)
+    #[arg(long, value_name = "NAME")]
+    preset: Option<String>,
+    /// A grid of models, recipes, executions and tasks (YAML)
+    #[arg(long, value_name = "FILE")]
+    grid: Option<PathBuf>,
+    /// Make the report again from what is finished in --output, and run nothing
+    #[arg(long)]
+    report: bool,
+    /// Folder for cells, results and reports; required
+    #[arg(long, value_name = "DIR")]
+    output: PathBuf,
+    /// Show what would be run and what it needs, and run nothing
+    #[arg(long, conflicts_with = "report")]
+    plan: bool,
+    /// Folder with the files of tasks, looked in first; may be given more than once
+    #[arg(long, value_name = "DIR")]
+    data_dir: Vec<PathBuf>,
+    /// Go on with what is in --output; finished cells stay
+    #[arg(long)]
+    resume: bool,
+    /// Run finished cells again whose model, recipe, data or task has changed
+    #[arg(long)]
+    restart_changed: bool,
+    /// Keep the folders of quantised models
+    #[arg(long)]
+    keep_folders: bool,
+    /// Keep the texts of answers beside their tokens
+    #[arg(long)]
+    with_texts: bool,
+    /// Texts that are worked on at a time; no text depends on it
+    #[arg(long, value_name = "N", value_parser = count, default_value_t = 16)]
+    batch: usize,
+    /// Threads (default: all processors); no result depends on it
+    #[arg(long, value_name = "T", value_parser = threads)]
+    threads: Option<usize>,
+    /// Memory budget, such as 8GB (default: none)
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    memory: Option<u64>,
+    /// Print the results as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
+    if args.report {
+        return show(&report_study(&args.output).map_err(Failure::of_study)?, args);
+    }
+    let grid = match (&args.preset, &args.grid) {
+        (Some(name), _) => study_preset(name).map_err(Failure::of_study)?,
+        (None, Some(path)) => Grid::from_file(path).map_err(Failure::of_study)?,
+        (None, None) => return Err(Failure::usage("give --preset or --grid")),
+    };
+    let job = StudyJob {
+        data: args.data_dir.clone(),
+        threads: args.threads.unwrap_or_else(default_threads),
+        memory: args.memory,
+        batch: args.batch,
+        resume: args.resume,
+        restart_changed: args.restart_changed,
+        keep_folders: args.keep_folders,
+        with_texts: args.with_texts,
+        ..StudyJob::new(grid, &args.output)
+    };
+    if args.plan {
+        let plan = plan_study(&job, registry).map_err(Failure::of_study)?;
+        return if args.json { print_json(&plan) } else { print_plan(&plan) };
+    }
+    let mut progress = Progress::new(on_interrupt()?);
+    let outcome = run_study(&job, &mut progress, registry);
+    progress.finish();
+    let outcome = outcome.map_err(Failure::of_study)?;
+    show(&outcome.results, args)?;
+    if outcome.failed > 0 {
+        say(format_args!(
+            "{} rows failed for other reasons than their setting; the report says why",
+            outcome.failed
+        ));
+        return Err(Failure::check());
+    }
+    Ok(())
+}
+
+fn print_plan(plan: &StudyPlan) -> Result<(), Failure> {
+    let mut table =
+        Table::new(&["model", "recipe", "method", "W-A-KV", "bits/weight", "run as", "time", "folder"]);
+    for variant in &plan.variants {
+        let runs: Vec<&str> = variant
+            .executions
+            .iter()
+            .filter(|(_, problem)| problem.is_none())
+            .map(|(name, _)| name.as_str())
+            .collect();
+        table.row(vec![
+            variant.model.clone(),
+            variant.recipe.clone().unwrap_or_else(|| "float".into()),
+            variant.method.clone(),
+            variant.bits.clone(),
+            number(variant.weight_bits, 2),
+            variant.illegal.as_ref().map_or_else(|| runs.join(", "), |_| "not possible".into()),
+            variant.seconds.map_or_else(|| "-".into(), seconds),
+            if variant.disk > 0 { human(variant.disk) } else { "-".into() },
+        ]);
+    }
+    print_line(table.to_string().trim_end())?;
+    for variant in &plan.variants {
+        let name = variant.recipe.as_deref().unwrap_or("float");
+        if let Some(reason) = &variant.illegal {
+            print_line(format!("{}, {name}: {reason}", variant.model))?;
+        }
+        for (execution, reason) in &variant.executions {
+            if let Some(reason) = reason {
+                print_line(format!("{}, {name}, {execution}: {reason}", variant.model))?;
+            }
+        }
+    }
+    print_line(format!(
+        "{} cells: {}; quantising takes about {}, up to {} of memory, and {} on disk at a time",
+        plan.cells,
+        plan.tasks.join(", "),
+        seconds(plan.seconds),
+        human(plan.memory),
+        human(plan.disk)
+    ))
+}
+
+fn number(value: Option<f64>, digits: usize) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
+}
+
+fn show(results: &StudyResults, args: &Args) -> Result<(), Failure> {
+    if args.json {
+        return print_json(results);
+    }
+    for model in &results.models {
+        let mut titles = vec!["recipe", "W-A-KV", "bits/weight"];
+        titles.extend(results.columns.iter().map(|column| column.name.as_str()));
+        let texts: Vec<String> = model
+            .variants
+            .first()
+            .map(|v| v.texts.iter().map(|t| t.task.clone()).collect())
+            .unwrap_or_default();
+        titles.extend(texts.iter().map(String::as_str));
+        titles.extend(["KL", "Avg.", "Drop", "class"]);
+        let mut table = Table::new(&titles);
+        for row in &model.variants {
+            table.row(cells(row, &texts));
+        }
+        print_line(format!("{}\n{}", model.model, table.to_string().trim_end()))?;
+    }
+    print_line(format!("{}", args.output.join("report.html").display()))
+}
+
+fn cells(row: &VariantResults, texts: &[String]) -> Vec<String> {
+    let name = if row.execution == "sim" {
+        row.recipe.clone()
+    } else {
+        format!("{} ({})", row.recipe, row.execution)
+    };
+    let mut cells = vec![name, row.bits.clone(), number(row.weight_bits, 2)];
+    cells.extend(row.columns.iter().map(|column| number(column.value, 1)));
+    for text in texts {
+        let figures = row.texts.iter().find(|figures| figures.task == *text);
+        cells.push(number(figures.and_then(|figures| figures.perplexity), 3));
+    }
+    cells.push(number(row.texts.first().and_then(|figures| figures.kl), 4));
+    cells.push(number(row.average, 1));
+    cells.push(row.loss.as_ref().map_or_else(String::new, |loss| format!("{:+.1}", loss.drop)));
+    cells.push(match (&row.status, &row.loss) {
+        (Status::Illegal(_), _) => "not possible".into(),
+        (Status::NotFinite(_), _) => "not finite".into(),
+        (Status::Failed(_), _) => "failed".into(),
+        (_, Some(loss)) if loss.verdict == loss.class => loss.class.clone(),
+        (_, Some(loss)) => format!("{}?", loss.class),
+        _ if !row.missing.is_empty() => "unfinished".into(),
+        _ => String::new(),
+    });
+    cells
+}

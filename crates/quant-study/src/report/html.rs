@@ -1,0 +1,320 @@
+//! One page with everything: tables, pictures, nothing fetched.
+
+use super::chart::{Axis, Series, chart};
+use super::{number, reason};
+use crate::StudyError;
+use crate::blame::Regained;
+use crate::study::{Grid, ModelResults, StudyResults, VariantResults};
+use minijinja::{AutoEscape, Environment, context};
+use serde::Serialize;
+
+const TEMPLATE: &str = include_str!("report.html");
+
+#[derive(Serialize)]
+struct Cell {
+    text: String,
+    title: String,
+    /// How much is lost, from -1 to 1 by colour; none where nothing is compared.
+    shade: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct Row {
+    recipe: String,
+    method: String,
+    bits: String,
+    weight_bits: String,
+    cells: Vec<Cell>,
+    average: String,
+    drop: String,
+    verdict: String,
+    published: bool,
+}
+
+#[derive(Serialize)]
+struct Table {
+    title: &'static str,
+    note: &'static str,
+    head: Vec<&'static str>,
+    rows: Vec<Vec<String>>,
+}
+
+#[derive(Serialize)]
+struct Model {
+    name: String,
+    rows: Vec<Row>,
+    charts: Vec<String>,
+    tables: Vec<Table>,
+}
+
+pub(crate) fn html(results: &StudyResults, grid: &Grid) -> Result<String, StudyError> {
+    let mut environment = Environment::new();
+    environment.set_auto_escape_callback(|_| AutoEscape::Html);
+    let models: Vec<Model> = results.models.iter().map(|model| page(results, grid, model)).collect();
+    let columns: Vec<&str> = results.columns.iter().map(|column| column.name.as_str()).collect();
+    let wordings: Vec<String> =
+        results.wordings.iter().map(|(task, words)| format!("{task}: {words}")).collect();
+    let variables = context! {
+        study => results.study, note => grid.note, columns, models, statistics => results.statistics,
+        version => results.version, wordings => wordings.join(", "),
+    };
+    let rendered = environment.render_str(TEMPLATE, variables);
+    rendered.map_err(|error| StudyError::Usage(format!("the report cannot be written: {error}")))
+}
+
+fn name(variant: &VariantResults) -> String {
+    if variant.execution == "sim" {
+        variant.recipe.clone()
+    } else {
+        format!("{} ({})", variant.recipe, variant.execution)
+    }
+}
+
+fn page(results: &StudyResults, grid: &Grid, model: &ModelResults) -> Model {
+    let float = model.variants.iter().find(|variant| variant.recipe == "float");
+    let mut rows = Vec::new();
+    for variant in &model.variants {
+        rows.push(row(results, variant, float));
+        for published in grid.published.iter().filter(|p| p.model == model.model && p.row == variant.recipe) {
+            let figure =
+                |name: &str| published.figures.iter().find(|(column, _)| column == name).map(|(_, v)| *v);
+            let cell = |text: String| Cell { text, title: String::new(), shade: None };
+            rows.push(Row {
+                recipe: "published".to_owned(),
+                method: String::new(),
+                bits: String::new(),
+                weight_bits: String::new(),
+                cells: results.columns.iter().map(|c| cell(number(figure(&c.name), 2))).collect(),
+                average: number(figure("Avg."), 2),
+                drop: number(figure("Drop"), 2),
+                verdict: String::new(),
+                published: true,
+            });
+        }
+    }
+    Model { name: model.model.clone(), rows, charts: charts(model), tables: tables(model) }
+}
+
+fn row(results: &StudyResults, variant: &VariantResults, float: Option<&VariantResults>) -> Row {
+    let cells = results.columns.iter().enumerate().map(|(index, _)| {
+        let figure = &variant.columns[index];
+        let whole = float.and_then(|float| float.columns.get(index)).and_then(|figure| figure.value);
+        // A loss of 20 points has the full colour.
+        let shade = figure
+            .value
+            .zip(whole)
+            .filter(|_| variant.recipe != "float")
+            .map(|(own, float)| (((float - own) / 20.0).clamp(-1.0, 1.0) * 100.0).round() / 100.0);
+        let deviation = figure.deviation.map_or_else(String::new, |d| format!(" ± {d:.2}"));
+        let title =
+            figure.interval.map_or_else(String::new, |[low, high]| format!("95 %: {low:.1} to {high:.1}"));
+        Cell { text: format!("{}{deviation}", number(figure.value, 2)), title, shade }
+    });
+    let loss = variant.loss.as_ref();
+    let unfinished = if variant.missing.is_empty() { "" } else { "unfinished" };
+    Row {
+        recipe: name(variant),
+        method: variant.method.clone(),
+        bits: variant.bits.clone(),
+        weight_bits: number(variant.weight_bits, 2),
+        cells: cells.collect(),
+        average: number(variant.average, 2),
+        drop: loss.map_or_else(String::new, |l| {
+            format!("{:+.2} [{:+.2}, {:+.2}]", l.drop, l.interval[0], l.interval[1])
+        }),
+        verdict: reason(variant)
+            .or_else(|| loss.map(|loss| loss.verdict.clone()))
+            .unwrap_or_else(|| unfinished.to_owned()),
+        published: false,
+    }
+}
+
+/// Rows by method, for the colours.
+fn by_method(
+    model: &ModelResults,
+    value: impl Fn(&VariantResults) -> Option<(f64, f64)>,
+    what: &str,
+) -> Vec<Series> {
+    let mut all: Vec<Series> = Vec::new();
+    for variant in &model.variants {
+        let Some(point) = value(variant) else { continue };
+        let label = format!("{}: {what} {:.4} at {:.2} bits", name(variant), point.1, point.0);
+        match all.iter_mut().find(|series| series.name == variant.method) {
+            Some(series) => {
+                series.points.push(point);
+                series.labels.push(label);
+            }
+            None => all.push(Series {
+                name: variant.method.clone(),
+                points: vec![point],
+                labels: vec![label],
+                joined: false,
+            }),
+        }
+    }
+    all
+}
+
+fn charts(model: &ModelResults) -> Vec<String> {
+    let bits = || Axis { title: "stored bits per weight".to_owned(), logarithmic: false };
+    let accuracy = by_method(model, |v| Some((v.weight_bits?, v.average?)), "average");
+    let mut charts = vec![chart(
+        &accuracy,
+        &bits(),
+        &Axis { title: "average accuracy (%)".to_owned(), logarithmic: false },
+    )];
+    let kl = by_method(model, |v| Some((v.weight_bits?, v.texts.first()?.kl?)), "KL");
+    charts.push(chart(
+        &kl,
+        &bits(),
+        &Axis { title: "KL from float (nats per token)".to_owned(), logarithmic: true },
+    ));
+    let layers: Vec<Series> = model
+        .variants
+        .iter()
+        .filter(|variant| variant.execution == "sim" && !variant.layers.is_empty())
+        .map(|variant| {
+            let error = |l: &crate::study::LayerError| l.output_error.unwrap_or(l.weight_error);
+            Series {
+                name: name(variant),
+                points: variant
+                    .layers
+                    .iter()
+                    .enumerate()
+                    .map(|(at, layer)| (at as f64, error(layer)))
+                    .collect(),
+                labels: variant.layers.iter().map(|l| format!("{}: {:.5}", l.module, error(l))).collect(),
+                joined: true,
+            }
+        })
+        .collect();
+    charts.push(chart(
+        &layers,
+        &Axis { title: "linear, in the order of execution".to_owned(), logarithmic: false },
+        &Axis { title: "relative error of the output".to_owned(), logarithmic: true },
+    ));
+    let drops: Vec<Series> =
+        by_method(model, |v| Some((v.prediction.as_ref()?.drop?, v.loss.as_ref()?.drop)), "drop");
+    charts.push(chart(
+        &drops,
+        &Axis { title: "drop predicted without decoding (points)".to_owned(), logarithmic: false },
+        &Axis { title: "drop (points)".to_owned(), logarithmic: false },
+    ));
+    charts.retain(|chart| !chart.is_empty());
+    charts
+}
+
+fn tables(model: &ModelResults) -> Vec<Table> {
+    let mut tables = Vec::new();
+    let mut add = |title, note, head: &[&'static str], rows: Vec<Vec<String>>| {
+        if !rows.is_empty() {
+            tables.push(Table { title, note, head: head.to_vec(), rows });
+        }
+    };
+    let texts = model.variants.iter().flat_map(|v| {
+        v.texts.iter().map(move |t| {
+            let percent = t.top1_agreement.map(|share| 100.0 * share);
+            vec![name(v), t.task.clone(), number(t.perplexity, 4), number(t.kl, 6), number(percent, 2)]
+        })
+    });
+    add(
+        "Texts",
+        "",
+        &["recipe", "text", "perplexity", "KL (nats/token)", "top-1 agreement (%)"],
+        texts.collect(),
+    );
+    let answered = || model.variants.iter().filter(|variant| variant.answers > 0);
+    let signs = answered().map(|v| {
+        let s = &v.signs;
+        let counts =
+            [v.answers, s.collapsed, s.no_end, s.loops, s.unclosed_thought, s.empty, s.seen_not_given];
+        let mut row = vec![name(v)];
+        row.extend(counts.map(|count| count.to_string()));
+        row.extend([number(v.thought_tokens, 1), number(v.same_prefix, 3)]);
+        row
+    });
+    add(
+        "How answers break",
+        "Answers that show each sign; a broken answer has no end, a loop, an open thought, or nothing behind the thought.",
+        &[
+            "recipe",
+            "answers",
+            "collapsed",
+            "no end",
+            "loop",
+            "open thought",
+            "empty",
+            "right in thought only",
+            "tokens of thought",
+            "share of tokens as float",
+        ],
+        signs.collect(),
+    );
+    let predicted = model.variants.iter().filter_map(|v| {
+        let p = v.prediction.as_ref()?;
+        Some(vec![
+            name(v),
+            number(p.drop, 1),
+            number(v.loss.as_ref().map(|loss| loss.drop), 1),
+            number(Some(p.followed), 1),
+            number(p.kl, 5),
+            number(p.kl_uncertain, 5),
+            number(p.kl_growth, 2),
+            number(p.end.map(|end| end[0]), 3),
+            number(p.early_end.map(|end| end[0]), 5),
+        ])
+    });
+    add(
+        "Without decoding",
+        "Read from the float model's own greedy answers.",
+        &[
+            "recipe",
+            "predicted drop",
+            "drop",
+            "followed (%)",
+            "KL",
+            "KL where uncertain",
+            "KL late/early",
+            "P(end) at the end",
+            "P(end) before",
+        ],
+        predicted.collect(),
+    );
+    let parts = |parts: &[Regained]| {
+        parts
+            .iter()
+            .take(3)
+            .map(|p| format!("{} ({})", p.part, number(p.regained, 5)))
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    let causes = model.variants.iter().filter_map(|v| {
+        let b = v.blame.as_ref()?;
+        Some(vec![
+            name(v),
+            number(b.kl, 5),
+            parts(&b.blocks),
+            parts(&b.linears),
+            b.note.clone().unwrap_or_default(),
+        ])
+    });
+    add(
+        "Where the loss comes from",
+        "KL (nats per token) that is regained when one block, or one linear of the first block, is put back as float.",
+        &["recipe", "KL", "blocks that regain most", "linears of the first", "note"],
+        causes.collect(),
+    );
+    let speed = answered().map(|v| {
+        let tokens: usize = v.runs.iter().map(|run| run.new_tokens).sum();
+        let seconds: f64 = v.runs.iter().map(|run| run.decode_seconds).sum();
+        let first = v.runs.iter().filter_map(|run| run.first_token).reduce(f64::min);
+        vec![
+            name(v),
+            tokens.to_string(),
+            number((seconds > 0.0).then(|| tokens as f64 / seconds), 0),
+            number(first.map(|s| 1000.0 * s), 1),
+        ]
+    });
+    add("Speed here", "", &["recipe", "new tokens", "tokens/s", "time to first token (ms)"], speed.collect());
+    tables
+}

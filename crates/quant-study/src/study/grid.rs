@@ -1,0 +1,430 @@
+//! What a study is made of.
+
+use crate::StudyError;
+use quant_core::nearest;
+use quant_kernels::Compute;
+use quant_model::Execution;
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
+
+/// A model of a study.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GridModel {
+    /// Its name in reports.
+    pub name: String,
+    /// Its folder, or `embedded:tiny-reasoner`.
+    pub path: PathBuf,
+    /// Calibration data, as for `ptq quantize`; relative to the folder of the model where it is found there.
+    pub calibration: Option<String>,
+    /// Rows or windows of it.
+    pub num_samples: Option<usize>,
+    /// Tokens of each.
+    pub max_seq_len: Option<usize>,
+    /// Seed of the windows.
+    pub seed: u64,
+}
+
+/// A recipe of a study.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GridRecipe {
+    /// Its name in reports and folders.
+    pub name: String,
+    /// A preset, a file, or the recipe itself.
+    pub text: RecipeText,
+}
+
+/// Where a recipe stands.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RecipeText {
+    /// Name of a preset or of a file.
+    Named(String),
+    /// Written out in the grid.
+    Written(String),
+}
+
+/// Figures that were published for a row, printed beside ours.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Published {
+    /// Name of the model.
+    pub model: String,
+    /// Method and bits, as the report has them.
+    pub row: String,
+    /// Figures by column; `Avg.` and `Drop` as published.
+    pub figures: Vec<(String, f64)>,
+}
+
+/// A study.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Grid {
+    /// Its name.
+    pub name: String,
+    /// What a reader of the report should know of it.
+    pub note: String,
+    /// Models; the float model of each is a row of its own.
+    pub models: Vec<GridModel>,
+    /// Recipes.
+    pub recipes: Vec<GridRecipe>,
+    /// How quantised models are run.
+    pub execution: Vec<Execution>,
+    /// Names or files of tasks.
+    pub tasks: Vec<String>,
+    /// Seeds instead of those of the tasks.
+    pub seeds: Option<Vec<u64>>,
+    /// Items of a task at most.
+    pub limit: Option<usize>,
+    /// New tokens of an answer at most.
+    pub max_new_tokens: Option<usize>,
+    /// Folders with data.
+    pub data: Vec<PathBuf>,
+    /// Arithmetic of the float products in scoring.
+    pub compute: Compute,
+    /// Published figures.
+    pub published: Vec<Published>,
+    /// Task whose text is what a block is put back on, to find what caused a loss.
+    pub blame: Option<String>,
+    text: String,
+}
+
+const TOP: [&str; 14] = [
+    "version",
+    "name",
+    "note",
+    "models",
+    "recipes",
+    "execution",
+    "tasks",
+    "seeds",
+    "limit",
+    "max_new_tokens",
+    "data",
+    "compute",
+    "published",
+    "blame",
+];
+const MODEL: [&str; 6] = ["name", "path", "calibration", "num_samples", "max_seq_len", "seed"];
+const RECIPE: [&str; 2] = ["name", "recipe"];
+
+impl Grid {
+    /// Reads a grid; `origin` names it in errors.
+    ///
+    /// ```
+    /// let grid = quant_study::Grid::parse(
+    ///     "version: 1\nname: mine\nmodels: [Qwen2.5-0.5B]\nrecipes: [w4a16g128]\ntasks: [gsm8k]\n",
+    ///     "a grid",
+    /// )?;
+    /// assert_eq!(grid.models[0].name, "Qwen2.5-0.5B");
+    /// # Ok::<(), quant_study::StudyError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`StudyError::Grid`] naming the key, what was expected and what was found.
+    pub fn parse(text: &str, origin: &str) -> Result<Self, StudyError> {
+        Reader { origin }.grid(text)
+    }
+
+    /// Reads a grid from a file. Relative paths in it are relative to its folder.
+    ///
+    /// # Errors
+    /// As [`Grid::parse`]; a file that cannot be read.
+    pub fn from_file(path: &Path) -> Result<Self, StudyError> {
+        let text = std::fs::read_to_string(path).map_err(StudyError::io(path))?;
+        let mut grid = Self::parse(&text, &path.display().to_string())?;
+        let base = path.parent().unwrap_or(Path::new(""));
+        let beside = |given: &mut PathBuf| {
+            if given.is_relative() && !given.starts_with(super::embedded::NAME) {
+                *given = base.join(&*given);
+            }
+        };
+        for model in &mut grid.models {
+            beside(&mut model.path);
+        }
+        grid.data.iter_mut().for_each(beside);
+        for recipe in &mut grid.recipes {
+            if let RecipeText::Named(name) = &mut recipe.text
+                && base.join(&*name).is_file()
+            {
+                *name = base.join(&*name).display().to_string();
+            }
+        }
+        for task in &mut grid.tasks {
+            if base.join(&*task).is_file() {
+                *task = base.join(&*task).display().to_string();
+            }
+        }
+        Ok(grid)
+    }
+
+    /// The text it was read from.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+}
+
+struct Reader<'a> {
+    origin: &'a str,
+}
+
+type Fields = Map<String, Value>;
+
+impl Reader<'_> {
+    fn wrong(&self, key: &str, reason: impl Into<String>) -> StudyError {
+        let place = if key.is_empty() { self.origin.to_owned() } else { format!("{}, {key}", self.origin) };
+        StudyError::Grid { place, reason: reason.into() }
+    }
+
+    fn expected(&self, key: &str, what: &str, found: Option<&Value>) -> StudyError {
+        let found = found.map_or_else(|| "it is missing".to_owned(), |value| format!("found {value}"));
+        self.wrong(key, format!("expected {what}; {found}"))
+    }
+
+    fn known(&self, key: &str, fields: &Fields, known: &[&str]) -> Result<(), StudyError> {
+        let Some(strange) = fields.keys().find(|name| !known.contains(&name.as_str())) else { return Ok(()) };
+        let meant = nearest(strange, known).map_or_else(String::new, |n| format!(" (did you mean {n:?}?)"));
+        Err(self.wrong(key, format!("unknown key {strange:?}{meant}; known keys: {}", known.join(", "))))
+    }
+
+    fn list<'v>(&self, fields: &'v Fields, key: &str, needed: bool) -> Result<&'v [Value], StudyError> {
+        match fields.get(key) {
+            None if !needed => Ok(&[]),
+            Some(Value::Array(list)) if !needed || !list.is_empty() => Ok(list),
+            found => Err(self.expected(key, "a list", found)),
+        }
+    }
+
+    fn count(&self, fields: &Fields, key: &str) -> Result<Option<usize>, StudyError> {
+        let Some(value) = fields.get(key) else { return Ok(None) };
+        let count = value.as_u64().filter(|&n| n > 0).and_then(|n| usize::try_from(n).ok());
+        count.map(Some).ok_or_else(|| self.expected(key, "a whole number from 1 on", Some(value)))
+    }
+
+    fn text(&self, fields: &Fields, key: &str) -> Result<Option<String>, StudyError> {
+        match fields.get(key) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.clone())),
+            found => Err(self.expected(key, "a text", found)),
+        }
+    }
+
+    fn grid(&self, text: &str) -> Result<Grid, StudyError> {
+        let yaml: serde_yaml_ng::Value =
+            serde_yaml_ng::from_str(text).map_err(|e| self.wrong("", format!("not YAML: {e}")))?;
+        let value =
+            serde_json::to_value(yaml).map_err(|e| self.wrong("", format!("keys must be texts: {e}")))?;
+        let Value::Object(top) = value else {
+            return Err(
+                self.wrong("", "a mapping with the keys version, name, models, recipes, tasks is expected")
+            );
+        };
+        self.known("", &top, &TOP)?;
+        if top.get("version").and_then(Value::as_u64) != Some(1) {
+            return Err(self.expected("version", "1", top.get("version")));
+        }
+        let texts = |key: &str| -> Result<Vec<String>, StudyError> {
+            let text = |value: &Value| value.as_str().map(str::to_owned);
+            let list = self.list(&top, key, false)?;
+            list.iter()
+                .map(|v| text(v).ok_or_else(|| self.expected(key, "a list of texts", Some(v))))
+                .collect()
+        };
+        let models =
+            self.list(&top, "models", true)?.iter().map(|m| self.model(m)).collect::<Result<Vec<_>, _>>()?;
+        let recipes = self
+            .list(&top, "recipes", false)?
+            .iter()
+            .map(|r| self.recipe(r))
+            .collect::<Result<Vec<_>, _>>()?;
+        for (key, names) in [
+            ("models", models.iter().map(|m| &m.name).collect::<Vec<_>>()),
+            ("recipes", recipes.iter().map(|r| &r.name).collect()),
+        ] {
+            if let Some((_, twice)) = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
+                return Err(
+                    self.wrong(key, format!("{twice:?} stands there twice; give each a `name` of its own"))
+                );
+            }
+        }
+        let mut execution = Vec::new();
+        for word in texts("execution")? {
+            execution.push(match word.as_str() {
+                "sim" => Execution::Simulated,
+                "int8" => Execution::Integer,
+                _ => return Err(self.wrong("execution", format!("expected sim or int8; found {word:?}"))),
+            });
+        }
+        if execution.is_empty() {
+            execution.push(Execution::Simulated);
+        }
+        let tasks = texts("tasks")?;
+        if tasks.is_empty() {
+            return Err(self.expected("tasks", "a list of names or files", top.get("tasks")));
+        }
+        let seeds = match top.get("seeds") {
+            None => None,
+            Some(_) => {
+                let list = self.list(&top, "seeds", true)?;
+                let seed = |v: &Value| {
+                    v.as_u64().ok_or_else(|| self.expected("seeds", "numbers from 0 on", Some(v)))
+                };
+                Some(list.iter().map(seed).collect::<Result<Vec<_>, _>>()?)
+            }
+        };
+        let compute = match self.text(&top, "compute")?.as_deref() {
+            None | Some("f32") => Compute::F32,
+            Some("bf16") => Compute::Bf16,
+            Some(_) => return Err(self.expected("compute", "f32 or bf16", top.get("compute"))),
+        };
+        Ok(Grid {
+            name: self.text(&top, "name")?.ok_or_else(|| self.expected("name", "a text", None))?,
+            note: self.text(&top, "note")?.unwrap_or_default(),
+            models,
+            recipes,
+            execution,
+            tasks,
+            seeds,
+            limit: self.count(&top, "limit")?,
+            max_new_tokens: self.count(&top, "max_new_tokens")?,
+            data: texts("data")?.into_iter().map(PathBuf::from).collect(),
+            compute,
+            published: self.published(&top)?,
+            blame: self.text(&top, "blame")?,
+            text: text.to_owned(),
+        })
+    }
+
+    fn model(&self, value: &Value) -> Result<GridModel, StudyError> {
+        let named = |path: &str| Path::new(path).file_name().map(|n| n.to_string_lossy().into_owned());
+        let plain = |path: String| GridModel {
+            name: if path == super::embedded::NAME {
+                "tiny-reasoner".to_owned()
+            } else {
+                named(&path).unwrap_or_else(|| path.clone())
+            },
+            path: path.into(),
+            calibration: None,
+            num_samples: None,
+            max_seq_len: None,
+            seed: 0,
+        };
+        match value {
+            Value::String(path) => Ok(plain(path.clone())),
+            Value::Object(fields) => {
+                self.known("models", fields, &MODEL)?;
+                let path = self
+                    .text(fields, "path")?
+                    .ok_or_else(|| self.expected("models", "a `path` in each", None))?;
+                let model = plain(path);
+                Ok(GridModel {
+                    name: self.text(fields, "name")?.unwrap_or(model.name),
+                    calibration: self.text(fields, "calibration")?,
+                    num_samples: self.count(fields, "num_samples")?,
+                    max_seq_len: self.count(fields, "max_seq_len")?,
+                    seed: match fields.get("seed") {
+                        None => 0,
+                        found => found
+                            .and_then(Value::as_u64)
+                            .ok_or_else(|| self.expected("models", "a `seed` from 0 on", found))?,
+                    },
+                    path: model.path,
+                })
+            }
+            other => Err(self.expected("models", "a path, or a mapping with `path`", Some(other))),
+        }
+    }
+
+    fn recipe(&self, value: &Value) -> Result<GridRecipe, StudyError> {
+        match value {
+            Value::String(name) => {
+                let stem = Path::new(name).file_stem().map(|n| n.to_string_lossy().into_owned());
+                let short = if name.ends_with(".yaml") || name.contains('/') { stem } else { None };
+                Ok(GridRecipe {
+                    name: short.unwrap_or_else(|| name.clone()),
+                    text: RecipeText::Named(name.clone()),
+                })
+            }
+            Value::Object(fields) => {
+                self.known("recipes", fields, &RECIPE)?;
+                let name = self
+                    .text(fields, "name")?
+                    .ok_or_else(|| self.expected("recipes", "a `name` in each", None))?;
+                let text = match fields.get("recipe") {
+                    Some(Value::String(named)) => RecipeText::Named(named.clone()),
+                    Some(written @ Value::Object(_)) => {
+                        let yaml = serde_yaml_ng::to_string(written);
+                        RecipeText::Written(yaml.map_err(|e| self.wrong("recipes", e.to_string()))?)
+                    }
+                    found => {
+                        return Err(self.expected("recipes", "a `recipe`: its name, file or text", found));
+                    }
+                };
+                Ok(GridRecipe { name, text })
+            }
+            other => Err(self.expected(
+                "recipes",
+                "a name, a file, or a mapping with name and recipe",
+                Some(other),
+            )),
+        }
+    }
+
+    /// `published: { MODEL: { ROW: { COLUMN: figure } } }`.
+    fn published(&self, top: &Fields) -> Result<Vec<Published>, StudyError> {
+        let mapping = |value: &Value| match value {
+            Value::Object(fields) => Ok(fields.clone()),
+            other => {
+                Err(self.expected("published", "mappings of models, rows, columns and figures", Some(other)))
+            }
+        };
+        let mut all = Vec::new();
+        for (model, rows) in top.get("published").map(mapping).transpose()?.unwrap_or_default() {
+            for (row, figures) in mapping(&rows)? {
+                let number = |(column, value): (String, Value)| {
+                    let figure =
+                        value.as_f64().ok_or_else(|| self.expected("published", "a number", Some(&value)))?;
+                    Ok((column, figure))
+                };
+                let figures =
+                    mapping(&figures)?.into_iter().map(number).collect::<Result<_, StudyError>>()?;
+                all.push(Published { model: model.clone(), row, figures });
+            }
+        }
+        Ok(all)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "version: 1\nname: mine\nmodels:\n  - { path: a/b, calibration: c.jsonl }\nrecipes: [w8a8]\ntasks: [gsm8k]\n";
+
+    #[test]
+    fn what_is_wrong_with_a_grid_is_named() {
+        let grid = Grid::parse(GOOD, "g").unwrap();
+        assert_eq!((grid.models[0].name.as_str(), grid.execution.len()), ("b", 1));
+        for (from, to, words) in [
+            ("version: 1", "version: 3", "g, version: expected 1; found 3"),
+            ("recipes", "recipe", "did you mean \"recipes\"?"),
+            (
+                "calibration",
+                "calibraton",
+                "g, models: unknown key \"calibraton\" (did you mean \"calibration\"?)",
+            ),
+            ("path: a/b", "name: a", "a `path` in each"),
+            ("tasks: [gsm8k]", "tasks: []", "g, tasks: expected a list of names"),
+            ("tasks: [gsm8k]", "tasks: [3]", "a list of texts; found 3"),
+            ("[w8a8]", "[w8a8, w8a8]", "\"w8a8\" stands there twice"),
+            ("[w8a8]", "[{ name: x }]", "a `recipe`"),
+            ("[w8a8]", "[w8a8]\nexecution: [int4]", "expected sim or int8; found \"int4\""),
+            ("[w8a8]", "[w8a8]\nseeds: []", "g, seeds: expected a list"),
+            ("[w8a8]", "[w8a8]\nlimit: 0", "g, limit: expected a whole number"),
+            ("[w8a8]", "[w8a8]\ncompute: f64", "f32 or bf16"),
+            ("[w8a8]", "[w8a8]\npublished: { a: { b: { c: x } } }", "expected a number"),
+            ("name: mine\n", "", "g, name: expected a text; it is missing"),
+        ] {
+            let message = Grid::parse(&GOOD.replacen(from, to, 1), "g").unwrap_err().to_string();
+            assert!(message.contains(words), "{to}: {message}");
+        }
+        assert!(Grid::parse("- 1", "g").unwrap_err().to_string().contains("a mapping"));
+    }
+}

@@ -1,0 +1,245 @@
+//! What a study will do, before it does it.
+
+use super::cells::bits_of;
+use super::embedded;
+use super::grid::{Grid, GridModel, GridRecipe, RecipeText};
+use super::run::StudyJob;
+use crate::StudyError;
+use quant_data::{CalibrationSpec, Task, built_in_task};
+use quant_model::Execution;
+use quant_pipeline::{
+    Forecast, PipelineError, QuantizeJob, Recipe, Registry, open_folder_with, prepare, read_recipe_with,
+};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// A row of a study: a recipe on a model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlannedVariant {
+    /// Name of the model.
+    pub model: String,
+    /// Name of the recipe; none is the float model.
+    pub recipe: Option<String>,
+    /// Its methods, in the order in which they work.
+    pub method: String,
+    /// Bits of weights, activations and cache.
+    pub bits: String,
+    /// Stored bits per weight, as planned.
+    pub weight_bits: Option<f64>,
+    /// Seconds that quantising is expected to take.
+    pub seconds: Option<f64>,
+    /// Bytes of its folder, which exists while it is scored.
+    pub disk: u64,
+    /// Predicted peak memory of quantising, in bytes.
+    pub memory: u64,
+    /// Why it cannot be made.
+    pub illegal: Option<String>,
+    /// Ways to run it: `sim`, `int8`; and why one is impossible.
+    pub executions: Vec<(String, Option<String>)>,
+}
+
+/// What a study will do.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StudyPlan {
+    /// Name of the study.
+    pub study: String,
+    /// Rows in the order of the grid.
+    pub variants: Vec<PlannedVariant>,
+    /// Names of the tasks.
+    pub tasks: Vec<String>,
+    /// Cells that will be run.
+    pub cells: usize,
+    /// Most bytes on disk at a time: the largest folder.
+    pub disk: u64,
+    /// Predicted peak memory of quantising, in bytes.
+    pub memory: u64,
+    /// Seconds that quantising is expected to take; scoring is not in it.
+    pub seconds: f64,
+}
+
+/// Name of an execution in reports and folders.
+pub(super) fn word(execution: Execution) -> &'static str {
+    match execution {
+        Execution::Simulated => "sim",
+        Execution::Integer => "int8",
+    }
+}
+
+/// A name as that of a folder.
+pub(super) fn slug(name: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.+".contains(c) { c } else { '_' };
+    let slug: String = name.chars().map(plain).collect();
+    // What is no name of a folder in its own right.
+    if slug.chars().all(|c| c == '.') { format!("_{slug}") } else { slug }
+}
+
+/// The folder of a model of a grid.
+pub(super) fn model_folder(model: &GridModel, output: &Path) -> Result<PathBuf, StudyError> {
+    if model.path == Path::new(embedded::NAME) {
+        embedded::unpack(&output.join("embedded"))
+    } else {
+        Ok(model.path.clone())
+    }
+}
+
+/// The recipe of a row.
+pub(super) fn recipe(recipe: &GridRecipe, registry: &Registry) -> Result<Recipe, StudyError> {
+    Ok(match &recipe.text {
+        RecipeText::Named(name) => read_recipe_with(name, registry)?,
+        RecipeText::Written(text) => Recipe::parse_with(text, registry)
+            .map_err(|error| StudyError::grid(format!("recipe {:?}", recipe.name), error.to_string()))?,
+    })
+}
+
+/// The tasks of a grid.
+pub(super) fn tasks(grid: &Grid) -> Result<Vec<Task>, StudyError> {
+    let read = |name: &String| {
+        let path = Path::new(name);
+        Ok(if path.extension().is_some() || path.is_file() {
+            Task::from_file(path)?
+        } else {
+            built_in_task(name)?
+        })
+    };
+    let tasks = grid.tasks.iter().map(read).collect::<Result<Vec<Task>, StudyError>>()?;
+    for (index, task) in tasks.iter().enumerate() {
+        if tasks[..index].iter().any(|other| other.name() == task.name()) {
+            return Err(StudyError::grid("tasks", format!("{:?} stands there twice", task.name())));
+        }
+    }
+    Ok(tasks)
+}
+
+/// The job that makes a row.
+pub(super) fn quantize_job(
+    job: &StudyJob,
+    model: &GridModel,
+    folder: &Path,
+    recipe: Recipe,
+    output: PathBuf,
+) -> Result<QuantizeJob, StudyError> {
+    let calibration = model.calibration.as_deref().map(|written| {
+        let (path, _) = written.rsplit_once(':').unwrap_or((written, ""));
+        let beside = folder.join(written);
+        let there = folder.join(path).exists() || beside.exists();
+        CalibrationSpec::parse(&if there { beside.display().to_string() } else { written.to_owned() })
+    });
+    Ok(QuantizeJob {
+        calibration: calibration.transpose()?,
+        num_samples: model.num_samples,
+        max_seq_len: model.max_seq_len,
+        seed: model.seed,
+        threads: job.threads,
+        memory: job.memory,
+        resume: true,
+        force_unsupported: true,
+        ..QuantizeJob::new(folder, recipe, output)
+    })
+}
+
+/// Methods of a recipe in the order in which they work.
+fn method_of(recipe: &Recipe) -> String {
+    recipe.modifiers().iter().map(|(id, _)| *id).collect::<Vec<_>>().join(" + ")
+}
+
+impl StudyPlan {
+    pub(super) fn new(job: &StudyJob, registry: &Registry) -> Result<Self, StudyError> {
+        let grid = &job.grid;
+        let tasks = tasks(grid)?;
+        let mut variants = Vec::new();
+        for model in &grid.models {
+            let folder = model_folder(model, &job.output)?;
+            open_folder_with(&folder, registry)?;
+            for task in &tasks {
+                task.source().find(task.name(), &job.data_folders(&folder))?;
+            }
+            variants.push(PlannedVariant {
+                model: model.name.clone(),
+                recipe: None,
+                method: "float".to_owned(),
+                bits: "-".to_owned(),
+                weight_bits: None,
+                seconds: None,
+                disk: 0,
+                memory: 0,
+                illegal: None,
+                executions: vec![("sim".to_owned(), None)],
+            });
+            for given in &grid.recipes {
+                variants.push(Self::variant(job, model, &folder, given, registry)?);
+            }
+        }
+        let runs = |v: &PlannedVariant| v.executions.iter().filter(|(_, problem)| problem.is_none()).count();
+        let legal = || variants.iter().filter(|variant| variant.illegal.is_none());
+        Ok(Self {
+            study: grid.name.clone(),
+            cells: legal().map(runs).sum::<usize>() * tasks.len(),
+            tasks: tasks.iter().map(|task| task.name().to_owned()).collect(),
+            disk: legal().map(|v| v.disk).max().unwrap_or(0),
+            memory: legal().map(|v| v.memory).max().unwrap_or(0),
+            seconds: legal().filter_map(|v| v.seconds).sum(),
+            variants,
+        })
+    }
+
+    fn variant(
+        job: &StudyJob,
+        model: &GridModel,
+        folder: &Path,
+        given: &GridRecipe,
+        registry: &Registry,
+    ) -> Result<PlannedVariant, StudyError> {
+        let recipe = recipe(given, registry)?;
+        let method = method_of(&recipe);
+        let codes = recipe.format().stores_codes();
+        let executions = job.grid.execution.iter().map(|&execution| {
+            let problem = (execution == Execution::Integer && !codes).then(|| {
+                format!(
+                    "the format {} stores floats, and there are no codes to execute",
+                    recipe.format().id()
+                )
+            });
+            (word(execution).to_owned(), problem)
+        });
+        let mut planned = PlannedVariant {
+            model: model.name.clone(),
+            recipe: Some(given.name.clone()),
+            method,
+            bits: String::new(),
+            weight_bits: None,
+            seconds: None,
+            disk: 0,
+            memory: 0,
+            illegal: None,
+            executions: executions.collect(),
+        };
+        let work = job.output.join("work").join("plan");
+        let prepared = quantize_job(job, model, folder, recipe, work)
+            .and_then(|job| prepare(&job).map_err(StudyError::from));
+        match prepared {
+            Ok(prepared) if prepared.plan.streams.calibration() && prepared.tokens.is_none() => {
+                planned.illegal = Some(
+                    "it needs calibration data; write `calibration: FILE` beside the model's path in the grid".to_owned(),
+                );
+                planned.bits = bits_of(&prepared.plan.scheme);
+            }
+            Ok(prepared) => {
+                planned.bits = bits_of(&prepared.plan.scheme);
+                planned.weight_bits = Some(prepared.plan.bits_per_weight());
+                let forecast = Forecast::new(&prepared, job.threads);
+                planned.seconds = Some(forecast.seconds);
+                planned.disk = prepared.disk.weights + prepared.disk.files + prepared.disk.journal;
+                planned.memory = prepared.memory.bound(prepared.spill);
+            }
+            // What this recipe asks of this model cannot be had; other rows can.
+            Err(StudyError::Pipeline(
+                error @ (PipelineError::Unsupported(_)
+                | PipelineError::Recipe(_)
+                | PipelineError::Method { .. }
+                | PipelineError::Memory { .. }),
+            )) => planned.illegal = Some(error.to_string()),
+            Err(error) => return Err(error),
+        }
+        Ok(planned)
+    }
+}
