@@ -37,6 +37,7 @@ pub(crate) static CRATES: &[Crate] = &[
     with_unsafe("quant-checkpoint", &["quant-core", "quant-graph"]),
     safe("quant-data", &["quant-core"]),
     safe("quant-eval", &["quant-core", "quant-kernels", "quant-graph", "quant-data"]),
+    safe("quant-client", &[]),
     safe("quant-pipeline", &[
         "quant-core", "quant-kernels", "quant-graph", "quant-hessian", "quant-rotate", "quant-model",
         "quant-methods", "quant-checkpoint", "quant-data", "quant-eval",
@@ -45,12 +46,12 @@ pub(crate) static CRATES: &[Crate] = &[
     Crate { name: "ascend-sim", may_use: &["quant-core"], may_be_unsafe: true, published: false },
     safe("ptq", &[
         "quant-core", "quant-kernels", "quant-graph", "quant-hessian", "quant-rotate", "quant-model",
-        "quant-methods", "quant-checkpoint", "quant-data", "quant-eval", "quant-pipeline",
+        "quant-methods", "quant-checkpoint", "quant-data", "quant-eval", "quant-client", "quant-pipeline",
         "ascend-kernels", "ascend-sim",
     ]),
     Crate { name: TESTKIT, may_be_unsafe: false, published: false, may_use: &[
         "quant-core", "quant-kernels", "quant-graph", "quant-hessian", "quant-rotate", "quant-model",
-        "quant-methods", "quant-checkpoint", "quant-data", "quant-eval", "quant-pipeline",
+        "quant-methods", "quant-checkpoint", "quant-data", "quant-eval", "quant-client", "quant-pipeline",
         "ascend-kernels", "ascend-sim", "ptq",
     ] },
     Crate { name: "xtask", may_use: &[], may_be_unsafe: false, published: false },
