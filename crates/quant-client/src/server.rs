@@ -4,7 +4,7 @@ use crate::error::{ClientError, is_passing};
 use crate::key::excerpt;
 use crate::options::{ServerOptions, base};
 use crate::retry::{Failure, with_retries};
-use crate::transport::{agent, is_idle};
+use crate::transport::agent;
 use serde::Deserialize;
 use std::io::{self, Read};
 use std::time::Duration;
@@ -202,8 +202,9 @@ impl Server {
     fn broken(&self, call: &Call, error: ureq::Error) -> Failure {
         const RUNNING: &str = "is the server running, and is this its address?";
         match error {
-            ureq::Error::Io(e) if is_idle(&e) => {
-                call.unreachable(e.to_string(), "fewer requests at a time, or a longer idle time-out").into()
+            ureq::Error::Timeout(Timeout::PerRead | Timeout::PerWrite) => {
+                let silent = format!("nothing arrived for {:?}", self.options.idle_timeout);
+                call.unreachable(silent, "fewer requests at a time, or a longer idle time-out").into()
             }
             ureq::Error::Timeout(Timeout::Connect | Timeout::Resolve) => {
                 let within = format!("no connection within {:?}", self.options.connect_timeout);
