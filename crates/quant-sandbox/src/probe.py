@@ -30,9 +30,12 @@ read_only = ["/", "/dev", "/dev/shm", os.path.dirname(os.__file__), os.path.dirn
 held["read-only files"] = all(refused(lambda path=path: create(path)) for path in read_only)
 
 
+files = ["/tmp/quant-sandbox-probe-%d" % number for number in range(3)]
+
+
 def fill():
-    for number in range(3):
-        with open("/tmp/%d" % number, "wb", buffering=0) as file:
+    for path in files:
+        with open(path, "xb", buffering=0) as file:
             for _ in range(8):
                 piece = memoryview(bytes(given["scratch"] // 16))
                 while piece:
@@ -40,9 +43,8 @@ def fill():
 
 
 held["size of the scratch"] = refused(fill, errno.ENOSPC)
-for number in range(3):
-    if os.path.exists("/tmp/%d" % number):
-        os.remove("/tmp/%d" % number)
+for path in filter(os.path.exists, files):
+    os.remove(path)
 
 held["network"] = refused(lambda: socket.create_connection(("127.0.0.1", given["port"]), timeout=2).close())
 held["processes of the host"] = refused(lambda: os.kill(given["pid"], 0), errno.ESRCH)
