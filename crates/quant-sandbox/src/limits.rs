@@ -1,6 +1,5 @@
 //! What a program may use, and what became of it.
 
-use crate::error::SandboxError;
 use std::time::Duration;
 
 /// What one program may use.
@@ -35,30 +34,6 @@ impl Default for Limits {
     }
 }
 
-impl Limits {
-    pub(crate) fn check(&self) -> Result<(), SandboxError> {
-        let refused = |name, value: String, expected| Err(SandboxError::Limit { name, value, expected });
-        if self.wall.is_zero() {
-            return refused("wall", "0".to_owned(), "a time above zero");
-        }
-        if self.cpu.is_zero() {
-            return refused("cpu", "0".to_owned(), "a time above zero");
-        }
-        // An interpreter alone takes some tens of MiB.
-        if !(64 << 20..=1 << 46).contains(&self.memory) {
-            return refused("memory", self.memory.to_string(), "64 MiB to 64 TiB");
-        }
-        if !(1..=32_768).contains(&self.processes) {
-            return refused("processes", self.processes.to_string(), "1 to 32768");
-        }
-        // The program itself lies there.
-        if !(64 << 10..=1 << 46).contains(&self.scratch) {
-            return refused("scratch", self.scratch.to_string(), "64 KiB to 64 TiB");
-        }
-        Ok(())
-    }
-}
-
 /// How a program ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -85,24 +60,4 @@ pub struct Run {
     pub stderr: Vec<u8>,
     /// How it ended.
     pub status: Status,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn limits_that_nothing_runs_in_are_refused() {
-        let refused = |change: fn(&mut Limits)| {
-            let mut limits = Limits::default();
-            assert!(limits.check().is_ok());
-            change(&mut limits);
-            limits.check().unwrap_err().to_string()
-        };
-        assert_eq!(refused(|l| l.wall = Duration::ZERO), "wall is 0, expected a time above zero");
-        assert_eq!(refused(|l| l.cpu = Duration::ZERO), "cpu is 0, expected a time above zero");
-        assert_eq!(refused(|l| l.memory = 1), "memory is 1, expected 64 MiB to 64 TiB");
-        assert_eq!(refused(|l| l.processes = 0), "processes is 0, expected 1 to 32768");
-        assert_eq!(refused(|l| l.scratch = 0), "scratch is 0, expected 64 KiB to 64 TiB");
-    }
 }

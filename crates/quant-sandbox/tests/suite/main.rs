@@ -1,6 +1,7 @@
 //! Untrusted programs in the sandbox, each beside a control that shows that it would do its harm elsewhere.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod livecodebench;
 mod walls;
 
 use quant_sandbox::{Sandbox, SandboxOptions};

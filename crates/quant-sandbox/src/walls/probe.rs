@@ -1,9 +1,9 @@
 //! Whether the walls hold.
 
+use super::execute::last_line;
+use super::sandbox::Sandbox;
 use crate::error::SandboxError;
-use crate::execute::last_line;
 use crate::limits::{Limits, Status};
-use crate::sandbox::Sandbox;
 use serde_json::{Value, json};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::Duration;

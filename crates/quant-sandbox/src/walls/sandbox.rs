@@ -1,9 +1,10 @@
 //! The sandbox: bubblewrap's namespaces around an interpreter.
 
+use super::execute::{End, execute, last_line, signal_of};
+use super::filter::filter;
+use super::interpreter::Interpreter;
+use super::possible::check;
 use crate::error::SandboxError;
-use crate::execute::{End, execute, last_line, signal_of};
-use crate::filter::filter;
-use crate::interpreter::Interpreter;
 use crate::limits::{Limits, Run, Status};
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
@@ -72,7 +73,7 @@ impl Sandbox {
     ///
     /// Limits that nothing runs in; a system that refuses to start a process. What the program does is no error.
     pub fn run(&self, program: &str, stdin: &[u8], limits: &Limits) -> Result<Run, SandboxError> {
-        limits.check()?;
+        check(limits)?;
         if program.len() as u64 > limits.scratch / 2 {
             let (value, expected) = (program.len().to_string(), "a program of at most half the scratch");
             return Err(SandboxError::Limit { name: "program", value, expected });

@@ -1,0 +1,11 @@
+//! Linux's walls, by bubblewrap.
+
+mod execute;
+mod filter;
+mod find;
+mod interpreter;
+mod possible;
+mod probe;
+mod sandbox;
+
+pub use sandbox::Sandbox;
