@@ -27,7 +27,7 @@ def create(folder):
 held["files of the host"] = not any(os.path.exists(path) for path in given["hidden"])
 
 read_only = ["/", "/dev", "/dev/shm", os.path.dirname(os.__file__), os.path.dirname(sys.executable)]
-held["read-only files"] = all(refused(lambda path=path: create(path)) for path in read_only)
+held["read-only files"] = all(refused(lambda path=path: create(path), errno.EROFS) for path in read_only)
 
 
 files = ["/tmp/quant-sandbox-probe-%d" % number for number in range(3)]
