@@ -18,13 +18,13 @@
 //! | see or signal other processes | process and IPC namespaces |
 //! | stay | bubblewrap's first process dies with it, and the kernel ends the namespace |
 //! | make many processes | `RLIMIT_NPROC`, from a user who is not root: root becomes another one first |
-//! | take much memory, time, or disk | `RLIMIT_AS`, `RLIMIT_CPU`, `RLIMIT_FSIZE` and a clock outside; no memory files, no shared segments |
+//! | take much memory, time, or disk | `RLIMIT_AS`, `RLIMIT_CPU`, `RLIMIT_FSIZE` and a clock and a look at the sum of memory outside; no memory files, no shared segments |
 //! | write much output | a limit outside |
 //! | get more rights | no capability, no further user namespaces, a filter of system calls |
 //!
 //! It takes [bubblewrap](https://github.com/containers/bubblewrap) 0.8, Python 3, and for root util-linux. Where a wall cannot be had
-//! nothing is run. What is not bounded: the sum of memory over a program's processes (each has [`Limits::memory`]), the kernel's own
-//! memory for the many small files that fit into a scratch, and what a fault of the kernel allows.
+//! nothing is run. What is not bounded: the kernel's own memory for many empty files in a scratch, which lasts as long as the program
+//! does, and what a fault of the kernel allows.
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 

@@ -10,7 +10,8 @@ pub struct Limits {
     pub wall: Duration,
     /// Time on the processor of each process, rounded up to whole seconds.
     pub cpu: Duration,
-    /// Address space of each process in bytes. Several processes may take it several times.
+    /// Address space of each process in bytes, and resident memory of all its processes together, which is looked at every 20 ms;
+    /// pages that several share count for each.
     pub memory: u64,
     /// Processes and threads at a time, the program itself included.
     pub processes: u32,
@@ -46,7 +47,7 @@ pub enum Status {
     TimedOut,
     /// It was stopped as it wrote too much.
     OutputCapped,
-    /// Python had no more memory (`MemoryError`, as its last line says).
+    /// It had no more memory: its processes together held too much, or Python says so (`MemoryError` in its last line).
     OutOfMemory,
 }
 

@@ -1,5 +1,6 @@
 //! A process with bounds on its time and its output.
 
+use super::tree::resident;
 use crate::error::SandboxError;
 use rustix::process::{Pid, Signal, kill_process_group};
 use std::io::{self, Read, Write};
@@ -8,8 +9,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-/// Longest and shortest time between two looks at a process that has closed its output and runs on.
-const LOOKS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
+/// Time between two looks at what is held in memory. A process fills some tens of MiB in it.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// How a process ended.
 #[derive(Debug)]
@@ -20,6 +21,8 @@ pub(crate) enum End {
     Late,
     /// Stopped for its output.
     Capped,
+    /// Stopped for its memory.
+    Full,
 }
 
 /// What a process left.
@@ -37,8 +40,8 @@ enum Event {
     Closed,
 }
 
-/// Runs a command with `input` as its stdin. It is stopped, with its process group, behind `wall` or when its stdout has more
-/// than `most` bytes; of stderr so many are kept.
+/// Runs a command with `input` as its stdin. It is stopped, with its process group, behind `wall`, when its stdout has more than
+/// `most` bytes, or when it and its descendants hold more than `memory` bytes; of stderr `most` are kept.
 ///
 /// It returns when both outputs are closed: what still held them is gone.
 pub(crate) fn execute(
@@ -46,6 +49,7 @@ pub(crate) fn execute(
     input: &[&[u8]],
     wall: Duration,
     most: u64,
+    memory: u64,
 ) -> Result<Executed, SandboxError> {
     let failed = |what| move |source| SandboxError::System { what, source };
     let deadline = Instant::now() + wall;
@@ -63,7 +67,7 @@ pub(crate) fn execute(
         scope.spawn(move || input.iter().try_for_each(|piece| stdin.write_all(piece)).ok());
         let stdout = scope.spawn(move || collect(stdout, most, &sender, true));
         let stderr = scope.spawn(move || collect(stderr, most, &errors, false));
-        let stopped = watch(&mut child, &events, deadline);
+        let stopped = watch(&mut child, &events, deadline, memory);
         let status = child.wait().map_err(failed("wait for the sandbox"))?;
         // A thread that only collects bytes does not panic.
         let (stdout, stderr) = (stdout.join().unwrap_or_default(), stderr.join().unwrap_or_default());
@@ -72,33 +76,34 @@ pub(crate) fn execute(
 }
 
 /// Waits for the end of a process, or stops it and says why.
-fn watch(child: &mut Child, events: &Receiver<Event>, deadline: Instant) -> Option<End> {
+fn watch(child: &mut Child, events: &Receiver<Event>, deadline: Instant, memory: u64) -> Option<End> {
     let mut closed = 0;
-    while closed < 2 {
-        match events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+    let why = loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            break End::Late;
+        }
+        // Behind the end of its output only the process itself is waited for.
+        let event = if closed < 2 {
+            events.recv_timeout(left.min(LOOK))
+        } else {
+            // Where its state cannot be had, waiting for it says why.
+            match child.try_wait() {
+                Ok(None) => std::thread::sleep(left.min(LOOK / 10)),
+                _ => return None,
+            }
+            Err(RecvTimeoutError::Timeout)
+        };
+        match event {
             Ok(Event::Closed) => closed += 1,
-            Ok(Event::Capped) => {
-                stop(child);
-                return Some(End::Capped);
-            }
-            Err(RecvTimeoutError::Timeout) => {
-                stop(child);
-                return Some(End::Late);
-            }
-            Err(RecvTimeoutError::Disconnected) => break,
+            Ok(Event::Capped) => break End::Capped,
+            Err(RecvTimeoutError::Disconnected) => closed = 2,
+            Err(RecvTimeoutError::Timeout) if resident(child.id()) > memory => break End::Full,
+            Err(RecvTimeoutError::Timeout) => {}
         }
-    }
-    let mut look = LOOKS.0;
-    // Where the state cannot be had, waiting says so.
-    while let Ok(None) = child.try_wait() {
-        if Instant::now() >= deadline {
-            stop(child);
-            return Some(End::Late);
-        }
-        std::thread::sleep(look);
-        look = (2 * look).min(LOOKS.1);
-    }
-    None
+    };
+    stop(child);
+    Some(why)
 }
 
 /// Kills the group: bubblewrap, and the first process of its namespace, with which the kernel ends all others there.

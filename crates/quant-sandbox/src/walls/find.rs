@@ -3,6 +3,7 @@
 use super::interpreter::{Interpreter, in_path};
 use super::probe::probe;
 use super::sandbox::Sandbox;
+use super::tree::is_known;
 use crate::error::SandboxError;
 use crate::options::SandboxOptions;
 
@@ -18,6 +19,11 @@ impl Sandbox {
             why: why.to_owned(),
             advice: advice.to_owned(),
         };
+        if !is_known() {
+            let (why, advice) =
+                ("/proc does not list the children of a process", "mount /proc, or use another kernel");
+            return Err(missing("the sum of memory", why, advice));
+        }
         let bwrap = in_path(&options.bwrap).ok_or_else(|| {
             let why = format!("{} is not there", options.bwrap.display());
             missing("bubblewrap", &why, "install version 0.8 or newer (Debian: apt-get install bubblewrap)")

@@ -7,5 +7,6 @@ mod interpreter;
 mod possible;
 mod probe;
 mod sandbox;
+mod tree;
 
 pub use sandbox::Sandbox;

@@ -84,13 +84,14 @@ impl Sandbox {
         command.args(self.arguments(program.len(), limits)).env_clear().current_dir("/");
         // With the byte of the bootstrap.
         let most = limits.output.saturating_add(1);
-        let done = execute(command, &[program.as_bytes(), stdin], limits.wall, most)?;
+        let done = execute(command, &[program.as_bytes(), stdin], limits.wall, most, limits.memory)?;
         let mut stdout = done.stdout;
         let began = stdout.first() == Some(&READY);
         stdout.drain(..usize::from(began));
         let status = match done.end {
             End::Late => Status::TimedOut,
             End::Capped => Status::OutputCapped,
+            End::Full => Status::OutOfMemory,
             End::Status(_) if !began => {
                 let source = std::io::Error::other(last_line(&done.stderr));
                 return Err(SandboxError::System { what: "set the sandbox up", source });

@@ -164,6 +164,19 @@ fn a_memory_bomb_runs_out_of_memory() {
 }
 
 #[test]
+fn memory_is_bounded_over_all_processes() {
+    let Some(sandbox) = sandbox() else { return };
+    // Each within its own limit.
+    let program = "import os, time\nfor _ in range(5):\n    if os.fork() == 0:\n        \
+                   kept = bytearray(b'x') * (100 << 20)\n        time.sleep(2)\n        os._exit(0)\n\
+                   [os.wait() for _ in range(5)]\nprint('done')";
+    let run = sandbox.run(program, b"", &limits(|l| l.memory = 256 << 20)).unwrap();
+    assert_eq!((run.status, text(&run).as_str()), (Status::OutOfMemory, ""), "{run:?}");
+    let run = sandbox.run(program, b"", &limits(|l| l.memory = 1 << 30)).unwrap();
+    assert_eq!((run.status, text(&run).as_str()), (Status::Exited(0), "done\n"), "{run:?}");
+}
+
+#[test]
 fn a_fork_bomb_is_stopped() {
     let Some(sandbox) = sandbox() else { return };
     let mark = format!("fork-bomb-{}", std::process::id());
