@@ -112,6 +112,29 @@ fn one_line(c: char) -> impl Iterator<Item = char> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn no_excerpt_holds_the_key(
+            secret in "[!-~]{6,40}", before in ".{0,250}", after in ".{0,250}",
+        ) {
+            let secret = key(&secret).unwrap();
+            let text = format!("{before}{}{after}", secret.reveal());
+            let shown = excerpt(text.as_bytes(), true, Some(&secret));
+            prop_assert!(!shown.contains(secret.reveal()) && shown.chars().count() <= 10 * SHOWN, "{}", shown);
+        }
+
+        #[test]
+        fn no_part_of_a_key_is_shown_where_the_text_is_cut(
+            secret in "[a-z0-9]{6,40}", before in "[ -/]{0,250}", cut in 0_usize..600,
+        ) {
+            let text = format!("{before}{secret}");
+            let secret = key(&secret).unwrap();
+            let shown = excerpt(&text.as_bytes()[..cut.min(text.len() - 1)], false, Some(&secret));
+            prop_assert!(shown.starts_with("(an empty answer)") || !shown.contains(char::is_alphanumeric), "{}", shown);
+        }
+    }
 
     fn key(text: &str) -> Result<ApiKey, ClientError> {
         ApiKey::new(text.as_bytes(), || "the test".to_owned())

@@ -200,7 +200,7 @@ fn stream(out: &mut impl Write, fault: &str, path: &str, request: &Seen, earlier
             }
         }
         if fault == "slow-tokens" {
-            std::thread::sleep(Duration::from_millis(40));
+            std::thread::sleep(Duration::from_millis(80));
         }
         let name = if !thought.is_empty() && made < 2 { thought } else { "content" };
         event(out, &choice(&piece(last), name, Value::Null))?;

@@ -87,6 +87,26 @@ impl Decimal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn numbers_are_equal_however_they_are_written(digits in 1_u32..10_000, zeros in 0_usize..5, power in -300_i32..300) {
+            let plain = format!("{digits}e{power}");
+            let shifted = format!("+0{digits}.{}E{power}", "0".repeat(zeros));
+            let scaled = format!("{digits}{}e{}", "0".repeat(zeros), power - zeros as i32);
+            prop_assert!(same_output(&shifted, &plain) && same_output(&scaled, &plain), "{} {} {}", plain, shifted, scaled);
+            let next = format!("{}e{power}", digits + 1);
+            let negative = format!("-{plain}");
+            prop_assert!(!same_output(&next, &plain) && !same_output(&negative, &plain));
+        }
+
+        #[test]
+        fn any_text_is_the_same_as_itself(text in "[ -~\n\t\u{e9}]{0,60}", other in "[0-9. \n-]{0,20}") {
+            prop_assert!(same_output(&text, &text) && same_output(&other, &other));
+            prop_assert_eq!(same_output(&text, &other), same_output(&other, &text));
+        }
+    }
 
     #[test]
     fn lines_are_compared_without_the_space_around_them() {

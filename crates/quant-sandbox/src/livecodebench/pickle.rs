@@ -154,6 +154,25 @@ fn name(opcode: u8) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..64), string in ".{0,40}") {
+            drop(text(&bytes));
+            let mut pickle = b"\x80\x04\x8d".to_vec();
+            pickle.extend((string.len() as u64).to_le_bytes());
+            pickle.extend(string.as_bytes());
+            // Cut anywhere, or with more behind its end.
+            for cut in 0..pickle.len() {
+                prop_assert!(text(&pickle[..cut]).is_err());
+            }
+            pickle.push(b'.');
+            prop_assert_eq!(text(&pickle), Ok(string));
+            pickle.extend(&bytes);
+            prop_assert_eq!(text(&pickle).is_ok(), bytes.is_empty());
+        }
+    }
 
     #[test]
     fn texts_of_all_protocols_with_lengths_are_read() {
