@@ -12,7 +12,7 @@
 //!
 //! | a program cannot | because of |
 //! |---|---|
-//! | read files of the host | a mount namespace with the interpreter's files alone, read-only; no `/proc`, no `/etc` |
+//! | read files of the host | a mount namespace with the interpreter's files alone, read-only; no `/proc`, no `/etc`; no open file but its three |
 //! | write anything but its `/tmp` | all else is read-only; `/tmp` is memory of a limited size |
 //! | reach a network, or the loopback | a network namespace |
 //! | see or signal other processes | process and IPC namespaces |

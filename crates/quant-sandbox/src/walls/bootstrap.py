@@ -14,6 +14,10 @@ with open("/tmp/program.py", "wb") as program:
         program.write(piece)
         length -= len(piece)
 
+# Files that the caller left open pass through bubblewrap; none is for the program.
+most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+os.closerange(3, most if most > 0 else 1 << 20)
+
 for name, soft, hard in (
     ("AS", memory, memory),
     # The first is a signal that can be caught, the second is not.

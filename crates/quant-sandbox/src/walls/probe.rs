@@ -12,11 +12,12 @@ use std::time::Duration;
 const PROBE: &str = include_str!("probe.py");
 
 /// The walls that [`PROBE`] must have tried. Three more are tried where the interpreter has the means.
-const WALLS: [&str; 7] = [
+const WALLS: [&str; 8] = [
     "files of the host",
     "read-only files",
     "size of the scratch",
     "network",
+    "open files of the host",
     "processes of the host",
     "number of processes",
     "memory",
@@ -29,6 +30,8 @@ pub(crate) fn probe(sandbox: &Sandbox) -> Result<(), Result<String, SandboxError
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(system("listen on the loopback"))?;
     let address = listener.local_addr().map_err(system("listen on the loopback"))?;
     TcpStream::connect(address).map_err(system("connect to the loopback"))?;
+    // Something to find.
+    let secret = tempfile::NamedTempFile::new().map_err(system("write a temporary file"))?;
     let limits = Limits {
         wall: Duration::from_secs(30),
         cpu: Duration::from_secs(20),
@@ -39,7 +42,7 @@ pub(crate) fn probe(sandbox: &Sandbox) -> Result<(), Result<String, SandboxError
     };
     let given = json!({
         "port": address.port(), "pid": std::process::id(), "scratch": limits.scratch, "processes": limits.processes,
-        "memory": limits.memory, "hidden": ["/etc/passwd", "/proc", "/sys", sandbox.secret()],
+        "memory": limits.memory, "hidden": ["/etc/passwd", "/proc", "/sys", secret.path()],
     });
     let run = match sandbox.run(PROBE, given.to_string().as_bytes(), &limits) {
         Ok(run) => run,

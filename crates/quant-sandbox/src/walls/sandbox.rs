@@ -7,7 +7,9 @@ use super::possible::check;
 use crate::error::SandboxError;
 use crate::limits::{Limits, Run, Status};
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -41,8 +43,8 @@ pub struct Sandbox {
     /// `setpriv` and the first user, where this process is root's.
     drop_to: Option<(PathBuf, u32)>,
     turns: AtomicU32,
-    /// The filter of system calls, in a file that only this user can read.
-    filter: tempfile::NamedTempFile,
+    /// The filter of system calls, in a file without a name: nothing of it is left, however this process ends.
+    filter: File,
 }
 
 impl Sandbox {
@@ -55,11 +57,6 @@ impl Sandbox {
         let filter = write_filter()
             .map_err(|source| SandboxError::System { what: "write the filter of calls", source })?;
         Ok(Self { interpreter, bwrap, drop_to, turns: AtomicU32::new(0), filter })
-    }
-
-    /// The file with the filter, which no program may see.
-    pub(crate) fn secret(&self) -> &Path {
-        self.filter.path()
     }
 
     /// The interpreter that programs run in.
@@ -79,8 +76,9 @@ impl Sandbox {
             return Err(SandboxError::Limit { name: "program", value, expected });
         }
         let mut command = Command::new("/bin/sh");
+        let descriptor = format!("/proc/{}/fd/{}", std::process::id(), self.filter.as_raw_fd());
         // The shell opens the filter, which bubblewrap takes as a descriptor; with `exec` all is one process.
-        command.args(["-c", "exec 3<\"$1\"; shift; exec \"$@\"", "sh"]).arg(self.filter.path());
+        command.args(["-c", "exec 3<\"$1\"; shift; exec \"$@\"", "sh"]).arg(descriptor);
         command.args(self.arguments(program.len(), limits)).env_clear().current_dir("/");
         // With the byte of the bootstrap.
         let most = limits.output.saturating_add(1);
@@ -181,9 +179,8 @@ fn word(text: &str) -> &OsStr {
     OsStr::new(text)
 }
 
-fn write_filter() -> std::io::Result<tempfile::NamedTempFile> {
-    let mut file = tempfile::Builder::new().prefix("quant-sandbox-").tempfile()?;
+fn write_filter() -> std::io::Result<File> {
+    let mut file = tempfile::tempfile()?;
     file.write_all(&filter())?;
-    file.flush()?;
     Ok(file)
 }

@@ -47,6 +47,10 @@ fn programs_run() {
     // Input that nobody reads.
     let run = sandbox.run("print(1)", &vec![b'x'; 1 << 20], &Limits::default()).unwrap();
     assert_eq!((run.status, text(&run).as_str()), (Status::Exited(0), "1\n"));
+    // Nothing of ours is left open.
+    let program = "import os\ndef is_open(fd):\n    try:\n        return bool(os.fstat(fd))\n    except OSError:\n        return False\n\
+                   print([fd for fd in range(256) if is_open(fd)])";
+    assert_eq!(text(&sandbox.run(program, b"", &Limits::default()).unwrap()), "[0, 1, 2]\n");
     let run = sandbox.run("import os\nos.abort()", b"", &Limits::default()).unwrap();
     assert_eq!(run.status, Status::Signalled(6));
 }
