@@ -37,6 +37,8 @@ pub(crate) static CRATES: &[Crate] = &[
     with_unsafe("quant-checkpoint", &["quant-core", "quant-graph"]),
     safe("quant-data", &["quant-core"]),
     safe("quant-eval", &["quant-core", "quant-kernels", "quant-graph", "quant-data"]),
+    safe("quant-client", &[]),
+    safe("quant-sandbox", &[]),
     safe("quant-pipeline", &[
         "quant-core", "quant-kernels", "quant-graph", "quant-hessian", "quant-rotate", "quant-model",
         "quant-methods", "quant-checkpoint", "quant-data", "quant-eval",
@@ -45,13 +47,13 @@ pub(crate) static CRATES: &[Crate] = &[
     Crate { name: "ascend-sim", may_use: &["quant-core"], may_be_unsafe: true, published: false },
     safe("ptq", &[
         "quant-core", "quant-kernels", "quant-graph", "quant-hessian", "quant-rotate", "quant-model",
-        "quant-methods", "quant-checkpoint", "quant-data", "quant-eval", "quant-pipeline",
-        "ascend-kernels", "ascend-sim",
+        "quant-methods", "quant-checkpoint", "quant-data", "quant-eval", "quant-client", "quant-sandbox",
+        "quant-pipeline", "ascend-kernels", "ascend-sim",
     ]),
     Crate { name: TESTKIT, may_be_unsafe: false, published: false, may_use: &[
         "quant-core", "quant-kernels", "quant-graph", "quant-hessian", "quant-rotate", "quant-model",
-        "quant-methods", "quant-checkpoint", "quant-data", "quant-eval", "quant-pipeline",
-        "ascend-kernels", "ascend-sim", "ptq",
+        "quant-methods", "quant-checkpoint", "quant-data", "quant-eval", "quant-client", "quant-sandbox",
+        "quant-pipeline", "ascend-kernels", "ascend-sim", "ptq",
     ] },
     Crate { name: "xtask", may_use: &[], may_be_unsafe: false, published: false },
 ];
