@@ -48,6 +48,31 @@ impl Forecast {
     }
 }
 
+impl Forecast {
+    /// Of a plan for a model that is known by its shape alone, calibrated with sequences of these lengths. Tables outside the blocks are
+    /// counted as they are stored.
+    #[must_use]
+    pub fn of_shape(plan: &Plan, lengths: &[usize], threads: usize) -> Self {
+        let spec = &plan.spec;
+        let blocks = (spec.layers * spec.block_parameters()) as f64;
+        let tables = (2 * spec.vocab * spec.hidden) as f64 * plan.norm_type.size() as f64;
+        let bits_per_weight = plan.bits_per_weight();
+        let output_bytes = (blocks * bits_per_weight / 8.0 + tables) as u64;
+        let operations = if plan.streams.calibration() { operations(plan, lengths) } else { 0.0 };
+        let computing = if operations > 0.0 {
+            operations / product_rate(plan.recipe.compute(), Par::new(threads))
+        } else {
+            0.0
+        };
+        let moved = blocks * plan.norm_type.size() as f64 + output_bytes as f64;
+        Self {
+            bits_per_weight,
+            output_bytes,
+            seconds: computing + moved / (2.0 * BYTES_PER_SECOND * threads.min(4) as f64),
+        }
+    }
+}
+
 impl Plan {
     /// Stored bits per weight over all linears of the blocks, as the report of the run will have it.
     #[must_use]

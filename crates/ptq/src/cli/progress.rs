@@ -18,6 +18,8 @@ pub(super) struct Progress {
     /// How much of the next one is done, from 0 to 1.
     inside: f64,
     of: usize,
+    /// Without a terminal, only parts and warnings are told: for a work of hundreds of parts.
+    parts_only: bool,
     interrupted: Arc<AtomicBool>,
 }
 
@@ -30,7 +32,21 @@ impl Progress {
             bar.set_style(style("{wide_msg}"));
             bar
         });
-        Self { bar, started: Instant::now(), what: "", done: 0, inside: 0.0, of: 0, interrupted }
+        Self {
+            bar,
+            started: Instant::now(),
+            what: "",
+            done: 0,
+            inside: 0.0,
+            of: 0,
+            parts_only: false,
+            interrupted,
+        }
+    }
+
+    /// The same, without lines for what happens inside a part.
+    pub(super) fn of_parts(interrupted: Arc<AtomicBool>) -> Self {
+        Self { parts_only: true, ..Self::new(interrupted) }
     }
 
     fn line(&self, text: &str) {
@@ -65,6 +81,7 @@ impl Progress {
         let tenth = |n: usize| n * 10 / of.max(1);
         match &self.bar {
             Some(bar) => bar.set_message(self.status()),
+            None if self.parts_only => {}
             None if tenth(done) > tenth(before) => {
                 self.line(&format!("{what} {done}/{of}: {}", self.status()));
             }
@@ -120,7 +137,7 @@ impl Events for Progress {
             }
             Event::BlockDone { index, of, seconds: spent } => {
                 self.count("block", index + 1, of);
-                if self.bar.is_none() {
+                if self.bar.is_none() && !self.parts_only {
                     let spent = seconds(spent);
                     self.line(&format!("block {}/{of} done in {spent}; {}", index + 1, self.status()));
                 }

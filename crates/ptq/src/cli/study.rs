@@ -81,7 +81,7 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
         let plan = plan_study(&job, registry).map_err(Failure::of_study)?;
         return if args.json { print_json(&plan) } else { print_plan(&plan) };
     }
-    let mut progress = Progress::new(on_interrupt()?);
+    let mut progress = Progress::of_parts(on_interrupt()?);
     let outcome = run_study(&job, &mut progress, registry);
     progress.finish();
     let outcome = outcome.map_err(Failure::of_study)?;
@@ -118,6 +118,9 @@ fn print_plan(plan: &StudyPlan) -> Result<(), Failure> {
         ]);
     }
     print_line(table.to_string().trim_end())?;
+    if let Some(absent) = plan.variants.iter().find_map(|variant| variant.absent.as_ref()) {
+        print_line(format!("not to be run here as it is: {absent}"))?;
+    }
     for variant in &plan.variants {
         let name = variant.recipe.as_deref().unwrap_or("float");
         if let Some(reason) = &variant.illegal {

@@ -77,7 +77,7 @@ pub(super) fn run(
             });
             questions.push(Asked { question, prompt, room });
         }
-        runs.push(CompletionRun { requests, sampling: sampling(ask, seed) });
+        runs.push(CompletionRun { requests, sampling: sampling(ask, job.top_k, seed) });
         asked.push(questions);
     }
     let all: usize = asked.iter().map(Vec::len).sum();
@@ -132,11 +132,11 @@ pub(super) fn run(
 }
 
 /// The draws of a seed.
-pub(super) fn sampling(ask: &Generation, seed: u64) -> Sampling {
+pub(super) fn sampling(ask: &Generation, top_k: Option<usize>, seed: u64) -> Sampling {
     ask.sampling.map_or(Sampling { seed, ..Sampling::GREEDY }, |sampling| Sampling {
         temperature: sampling.temperature,
         top_p: sampling.top_p,
-        top_k: sampling.top_k.unwrap_or(0),
+        top_k: top_k.or(sampling.top_k).unwrap_or(0),
         seed,
     })
 }

@@ -43,7 +43,7 @@ impl Home {
         let folder = job.output.clone().unwrap_or_default();
         std::fs::create_dir_all(&folder).map_err(StudyError::io(&folder))?;
         let lock = Lock::take(&folder)?;
-        let identity = identity(job, model, seeds, files)?;
+        let identity = identity(job, Some(model), seeds, files)?;
         let kept: Option<Identity> = read_json(&folder.join(JOB))?;
         match kept {
             None => {
@@ -63,14 +63,18 @@ impl Home {
             }
             Some(kept) => {
                 let differences = differing(&kept, &identity);
-                if !differences.is_empty() {
+                if !differences.is_empty() && job.restart_changed {
+                    for name in [RESULT, RUN, ITEMS, JOB] {
+                        remove(&folder.join(name))?;
+                    }
+                } else if !differences.is_empty() {
                     return Err(StudyError::Changed {
                         path: folder,
                         differences,
                         advice: "give another --output, or --restart to throw it away",
                     });
                 }
-                if !job.resume && !folder.join(RESULT).exists() {
+                if !job.resume && !job.restart_changed && !folder.join(RESULT).exists() {
                     return Err(StudyError::Changed {
                         path: folder,
                         differences: "an unfinished run of the same job".to_owned(),
@@ -110,6 +114,13 @@ impl Home {
     }
 }
 
+/// What has changed of the job of a task since items of it were finished, in words; empty where nothing has, or nothing is finished.
+pub(crate) fn changed(job: &TaskJob, seeds: &[u64], files: &[PathBuf]) -> Result<String, StudyError> {
+    let Some(folder) = &job.output else { return Ok(String::new()) };
+    let Some(kept) = read_json::<Identity>(&folder.join(JOB))? else { return Ok(String::new()) };
+    Ok(differing(&kept, &identity(job, None, seeds, files)?))
+}
+
 /// The result in a folder of a task, if it is finished.
 pub(crate) fn finished_in(folder: &Path) -> Result<Option<TaskOutcome>, StudyError> {
     let Some(Finished { result }) = read_json(&folder.join(RESULT))? else { return Ok(None) };
@@ -133,7 +144,7 @@ pub(crate) fn pretty(value: &impl Serialize) -> Vec<u8> {
 
 fn identity(
     job: &TaskJob,
-    model: &OpenFolder,
+    model: Option<&OpenFolder>,
     seeds: &[u64],
     files: &[PathBuf],
 ) -> Result<Identity, StudyError> {
@@ -150,12 +161,18 @@ fn identity(
     field("--limit", or_all(job.limit));
     field("--max-new-tokens", or_all(job.max_new_tokens));
     field("the seeds", format!("{seeds:?}"));
+    if let Some(top_k) = job.top_k {
+        field("top-k", top_k.to_string());
+    }
     field("--execute", format!("{:?}", job.execution));
     field("--compute", job.compute.name().to_owned());
     field("--with-texts", job.with_texts.to_string());
-    match &job.identity {
-        Some(own) => fields.extend(own.iter().cloned()),
-        None => fields.extend(model.checkpoint.fingerprint().map_err(quant_pipeline::PipelineError::from)?),
+    match (&job.identity, model) {
+        (Some(own), _) => fields.extend(own.iter().cloned()),
+        (None, Some(model)) => {
+            fields.extend(model.checkpoint.fingerprint().map_err(quant_pipeline::PipelineError::from)?);
+        }
+        (None, None) => {}
     }
     Ok(fields)
 }

@@ -45,6 +45,8 @@ pub struct TaskJob {
     pub limit: Option<usize>,
     /// Seeds instead of the task's own.
     pub seeds: Option<Vec<u64>>,
+    /// Most tokens that a draw chooses from, where something is drawn, instead of the task's own.
+    pub top_k: Option<usize>,
     /// New tokens of an answer at most, instead of the task's own.
     pub max_new_tokens: Option<usize>,
     /// Whether the codes of the model are executed.
@@ -67,6 +69,8 @@ pub struct TaskJob {
     pub resume: bool,
     /// Throw away what is in the output.
     pub restart: bool,
+    /// Throw it away if it belongs to another job, and go on with it otherwise.
+    pub restart_changed: bool,
 }
 
 impl TaskJob {
@@ -82,6 +86,7 @@ impl TaskJob {
             limit: None,
             seeds: None,
             max_new_tokens: None,
+            top_k: None,
             execution: Execution::Simulated,
             compute: Compute::F32,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
@@ -92,6 +97,17 @@ impl TaskJob {
             output: None,
             resume: false,
             restart: false,
+            restart_changed: false,
+        }
+    }
+}
+
+impl TaskJob {
+    /// Seeds under which the task is asked; none for a task that draws nothing.
+    pub(crate) fn used_seeds(&self) -> Vec<u64> {
+        match self.task.kind() {
+            TaskKind::Generate(ask) => self.seeds.clone().unwrap_or_else(|| ask.seeds.clone()),
+            _ => Vec::new(),
         }
     }
 }
@@ -169,10 +185,7 @@ pub fn run_task(
         Context { spec: &spec, tokenizer: &tokenizer, template: template.as_ref(), files: &files, registry };
     // What cannot be executed is refused before anything is computed.
     folder_arithmetic(&folder, job.compute, Some(job.execution))?;
-    let seeds = match job.task.kind() {
-        TaskKind::Generate(ask) => job.seeds.clone().unwrap_or_else(|| ask.seeds.clone()),
-        _ => Vec::new(),
-    };
+    let seeds = job.used_seeds();
     let home = job.output.as_deref().map(|_| Home::open(job, &folder, &seeds, &files)).transpose()?;
     if let Some(outcome) = home.as_ref().and_then(Home::finished) {
         return Ok(outcome);

@@ -22,6 +22,10 @@ pub struct GridModel {
     pub max_seq_len: Option<usize>,
     /// Seed of the windows.
     pub seed: u64,
+    /// Most tokens that a draw of this model chooses from, where a task draws.
+    pub top_k: Option<usize>,
+    /// What `config.json` says, by which a plan is made where the folder is not there.
+    pub config: Option<Value>,
 }
 
 /// A recipe of a study.
@@ -101,7 +105,8 @@ const TOP: [&str; 14] = [
     "published",
     "blame",
 ];
-const MODEL: [&str; 6] = ["name", "path", "calibration", "num_samples", "max_seq_len", "seed"];
+const MODEL: [&str; 8] =
+    ["name", "path", "calibration", "num_samples", "max_seq_len", "seed", "top_k", "config"];
 const RECIPE: [&str; 2] = ["name", "recipe"];
 
 impl Grid {
@@ -305,6 +310,8 @@ impl Reader<'_> {
             num_samples: None,
             max_seq_len: None,
             seed: 0,
+            top_k: None,
+            config: None,
         };
         match value {
             Value::String(path) => Ok(plain(path.clone())),
@@ -319,6 +326,8 @@ impl Reader<'_> {
                     calibration: self.text(fields, "calibration")?,
                     num_samples: self.count(fields, "num_samples")?,
                     max_seq_len: self.count(fields, "max_seq_len")?,
+                    top_k: self.count(fields, "top_k")?,
+                    config: fields.get("config").cloned(),
                     seed: match fields.get("seed") {
                         None => 0,
                         found => found

@@ -8,7 +8,7 @@ use crate::StudyError;
 use quant_data::{CalibrationSpec, Task, built_in_task};
 use quant_model::Execution;
 use quant_pipeline::{
-    Forecast, PipelineError, QuantizeJob, Recipe, Registry, open_folder_with, prepare, read_recipe_with,
+    Forecast, PipelineError, Plan, QuantizeJob, Recipe, Registry, open_folder_with, prepare, read_recipe_with,
 };
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -34,6 +34,8 @@ pub struct PlannedVariant {
     pub memory: u64,
     /// Why it cannot be made.
     pub illegal: Option<String>,
+    /// What is not there, so that the row cannot be run here although it is legal.
+    pub absent: Option<String>,
     /// Ways to run it: `sim`, `int8`; and why one is impossible.
     pub executions: Vec<(String, Option<String>)>,
 }
@@ -137,22 +139,54 @@ pub(super) fn quantize_job(
     })
 }
 
+/// A row of which nothing is known yet but its recipe.
+fn row(job: &StudyJob, model: &GridModel, given: &GridRecipe, recipe: &Recipe) -> PlannedVariant {
+    let codes = recipe.format().stores_codes();
+    let executions = job.grid.execution.iter().map(|&execution| {
+        let problem = (execution == Execution::Integer && !codes).then(|| {
+            format!("the format {} stores floats, and there are no codes to execute", recipe.format().id())
+        });
+        (word(execution).to_owned(), problem)
+    });
+    PlannedVariant {
+        model: model.name.clone(),
+        recipe: Some(given.name.clone()),
+        method: method_of(recipe),
+        bits: String::new(),
+        weight_bits: None,
+        seconds: None,
+        disk: 0,
+        memory: 0,
+        illegal: None,
+        absent: None,
+        executions: executions.collect(),
+    }
+}
+
 /// Methods of a recipe in the order in which they work.
 fn method_of(recipe: &Recipe) -> String {
     recipe.modifiers().iter().map(|(id, _)| *id).collect::<Vec<_>>().join(" + ")
 }
 
 impl StudyPlan {
-    pub(super) fn new(job: &StudyJob, registry: &Registry) -> Result<Self, StudyError> {
+    /// With `anywhere` models that are not there are planned by the shape that the grid states, and data may be missing.
+    pub(super) fn new(job: &StudyJob, registry: &Registry, anywhere: bool) -> Result<Self, StudyError> {
         let grid = &job.grid;
         let tasks = tasks(grid)?;
         let mut variants = Vec::new();
         for model in &grid.models {
             let folder = model_folder(model, &job.output)?;
-            open_folder_with(&folder, registry)?;
-            for task in &tasks {
-                task.source().find(task.name(), &job.data_folders(&folder))?;
+            let mut absent = None;
+            let opened = open_folder_with(&folder, registry).map(|_| ());
+            let found = tasks
+                .iter()
+                .try_for_each(|task| task.source().find(task.name(), &job.data_folders(&folder)).map(|_| ()));
+            match opened.map_err(StudyError::from).and_then(|()| Ok(found?)) {
+                Ok(()) => {}
+                Err(error) if anywhere => absent = Some(error.to_string()),
+                Err(error) => return Err(error),
             }
+            let shape = model.config.as_ref().filter(|_| !folder.exists());
             variants.push(PlannedVariant {
                 model: model.name.clone(),
                 recipe: None,
@@ -163,10 +197,15 @@ impl StudyPlan {
                 disk: 0,
                 memory: 0,
                 illegal: None,
+                absent: absent.clone(),
                 executions: vec![("sim".to_owned(), None)],
             });
             for given in &grid.recipes {
-                variants.push(Self::variant(job, model, &folder, given, registry)?);
+                let planned = match shape {
+                    Some(config) => Self::by_shape(job, model, config, given, registry)?,
+                    None => Self::variant(job, model, &folder, given, registry)?,
+                };
+                variants.push(PlannedVariant { absent: absent.clone(), ..planned });
             }
         }
         let runs = |v: &PlannedVariant| v.executions.iter().filter(|(_, problem)| problem.is_none()).count();
@@ -182,6 +221,39 @@ impl StudyPlan {
         })
     }
 
+    /// A row of a model that is not there.
+    fn by_shape(
+        job: &StudyJob,
+        model: &GridModel,
+        config: &serde_json::Value,
+        given: &GridRecipe,
+        registry: &Registry,
+    ) -> Result<PlannedVariant, StudyError> {
+        let recipe = recipe(given, registry)?;
+        let mut planned = row(job, model, given, &recipe);
+        let reading = quant_model::read_model_config_with(config, registry.families());
+        let spec = reading.map_err(PipelineError::from)?.spec;
+        let lengths = vec![model.max_seq_len.unwrap_or(2048); model.num_samples.unwrap_or(128)];
+        match Plan::new(&recipe, &spec) {
+            Ok(plan) => {
+                planned.bits = bits_of(&plan.scheme);
+                let forecast = Forecast::of_shape(&plan, &lengths, job.threads);
+                planned.weight_bits = Some(forecast.bits_per_weight);
+                planned.seconds = Some(forecast.seconds);
+                planned.disk = forecast.output_bytes;
+                planned.memory =
+                    quant_pipeline::memory::predict(&plan, &lengths, 0, job.threads).bound(false);
+            }
+            Err(
+                error @ (PipelineError::Unsupported(_)
+                | PipelineError::Recipe(_)
+                | PipelineError::Method { .. }),
+            ) => planned.illegal = Some(error.to_string()),
+            Err(error) => return Err(error.into()),
+        }
+        Ok(planned)
+    }
+
     fn variant(
         job: &StudyJob,
         model: &GridModel,
@@ -190,29 +262,7 @@ impl StudyPlan {
         registry: &Registry,
     ) -> Result<PlannedVariant, StudyError> {
         let recipe = recipe(given, registry)?;
-        let method = method_of(&recipe);
-        let codes = recipe.format().stores_codes();
-        let executions = job.grid.execution.iter().map(|&execution| {
-            let problem = (execution == Execution::Integer && !codes).then(|| {
-                format!(
-                    "the format {} stores floats, and there are no codes to execute",
-                    recipe.format().id()
-                )
-            });
-            (word(execution).to_owned(), problem)
-        });
-        let mut planned = PlannedVariant {
-            model: model.name.clone(),
-            recipe: Some(given.name.clone()),
-            method,
-            bits: String::new(),
-            weight_bits: None,
-            seconds: None,
-            disk: 0,
-            memory: 0,
-            illegal: None,
-            executions: executions.collect(),
-        };
+        let mut planned = row(job, model, given, &recipe);
         let work = job.output.join("work").join("plan");
         let prepared = quantize_job(job, model, folder, recipe, work)
             .and_then(|job| prepare(&job).map_err(StudyError::from));

@@ -25,6 +25,8 @@ use std::path::{Path, PathBuf};
 const GRID: &str = "grid.yaml";
 const PLAN: &str = "plan.json";
 
+const EXECUTIONS: [Execution; 2] = [Execution::Simulated, Execution::Integer];
+
 /// Windows of the sample on which blocks are put back.
 const BLAMED: usize = 8;
 
@@ -95,7 +97,7 @@ pub struct StudyOutcome {
 /// # Errors
 /// [`StudyError`] for a grid whose models, tasks or data cannot be read.
 pub fn plan_study(job: &StudyJob, registry: &Registry) -> Result<StudyPlan, StudyError> {
-    StudyPlan::new(job, registry)
+    StudyPlan::new(job, registry, true)
 }
 
 /// Carries a study out, or goes on with it. The report is written again after every row.
@@ -120,7 +122,7 @@ pub fn run_study(
         });
     }
     events.event(Event::Phase("planning the study"));
-    let plan = StudyPlan::new(job, registry)?;
+    let plan = StudyPlan::new(job, registry, false)?;
     let tasks = tasks(&job.grid)?;
     if let Some(reason) =
         plan.variants.iter().filter(|v| v.recipe.is_some()).map(|v| v.illegal.as_ref()).reduce(Option::and)
@@ -128,6 +130,10 @@ pub fn run_study(
     {
         return Err(StudyError::NothingLegal(reason.clone()));
     }
+    if !job.restart_changed {
+        refuse_changed(job, &plan, &tasks, registry)?;
+    }
+    remove_folder(&job.output.join("removed"))?;
     write_whole(&job.output.join(GRID), job.grid.text().as_bytes())?;
     write_whole(&job.output.join(PLAN), &pretty(&plan))?;
     let mut failed = 0;
@@ -161,7 +167,9 @@ pub fn run_study(
         }
     }
     let results = report_on(&job.output, &plan, &tasks, &job.grid)?;
-    remove_folder(&job.output.join("work"))?;
+    if !job.keep_folders {
+        remove_folder(&job.output.join("work"))?;
+    }
     Ok(StudyOutcome { results, failed })
 }
 
@@ -192,11 +200,64 @@ fn report_on(
     Ok(results)
 }
 
+/// Removes a folder: away at once, then gone, so that a kill leaves no half of it in its place.
+fn discard(path: &Path, output: &Path) -> Result<(), StudyError> {
+    if !path.exists() {
+        return Ok(());
+    }
+    let away = output.join("removed");
+    remove_folder(&away)?;
+    std::fs::rename(path, &away).map_err(StudyError::io(path))?;
+    remove_folder(&away)
+}
+
 fn remove_folder(path: &Path) -> Result<(), StudyError> {
     match std::fs::remove_dir_all(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StudyError::io(path)(error)),
         _ => Ok(()),
     }
+}
+
+/// Refuses a study with finished cells whose job has changed, and names them all.
+fn refuse_changed(
+    job: &StudyJob,
+    plan: &StudyPlan,
+    tasks: &[Task],
+    registry: &Registry,
+) -> Result<(), StudyError> {
+    let mut changed = Vec::new();
+    for model in &job.grid.models {
+        let folder = model_folder(model, &job.output)?;
+        let rows = Rows { job, model, folder: &folder, tasks, registry, reference: None };
+        for planned in plan.variants.iter().filter(|v| v.model == model.name && v.illegal.is_none()) {
+            let given = job.grid.recipes.iter().find(|r| Some(&r.name) == planned.recipe.as_ref());
+            let home = variant_folder(&job.output, &planned.model, planned.recipe.as_deref());
+            let Some(facts) = read_json::<VariantFacts>(&home.join("variant.json"))? else { continue };
+            let identity = rows.identity(given)?;
+            let differences = differing(&facts.identity, &identity);
+            if !differences.is_empty() {
+                changed.push(format!("{} ({differences})", rows.title(planned)));
+                continue;
+            }
+            for (execution, task) in EXECUTIONS.iter().flat_map(|e| tasks.iter().map(move |task| (*e, task)))
+            {
+                let cell = rows.task_job(&folder, task, execution, &identity, &home.join(word(execution)));
+                let files = task.source().find(task.name(), &cell.data)?;
+                let differences = crate::run::home::changed(&cell, &cell.used_seeds(), &files)?;
+                if !differences.is_empty() {
+                    changed.push(format!("{}, {} ({differences})", rows.title(planned), task.name()));
+                }
+            }
+        }
+    }
+    if changed.is_empty() {
+        return Ok(());
+    }
+    Err(StudyError::Changed {
+        path: job.output.clone(),
+        differences: format!("{} finished cells were made otherwise: {}", changed.len(), changed.join("; ")),
+        advice: "give --restart-changed to run them again, or another --output",
+    })
 }
 
 /// The rows of a model.
@@ -250,7 +311,7 @@ impl Rows<'_> {
                     let advice = "give --restart-changed to run it again, or another --output";
                     return Err(StudyError::Changed { path: home, differences, advice });
                 }
-                remove_folder(&home)?;
+                discard(&home, &self.job.output)?;
                 std::fs::create_dir_all(&home).map_err(StudyError::io(&home))?;
                 None
             }
@@ -261,16 +322,25 @@ impl Rows<'_> {
         if matches!(facts, Some(VariantFacts { status: Status::NotFinite(_), .. })) {
             return Ok(());
         }
-        let executions: Vec<Execution> = [Execution::Simulated, Execution::Integer]
+        let executions: Vec<Execution> = EXECUTIONS
             .into_iter()
             .filter(|e| {
                 planned.executions.iter().any(|(name, problem)| name == word(*e) && problem.is_none())
             })
             .collect();
+        let greedy = |task: &Task| matches!(task.kind(), TaskKind::Generate(ask) if ask.sampling.is_none());
+        let predicted = given.is_some() && self.tasks.iter().any(greedy);
+        let blamed = given.is_some() && self.blamed().is_some();
         let unfinished = |execution: &Execution| {
             let folder = home.join(word(*execution));
             let open = |task: &Task| finished_in(&folder.join(slug(task.name()))).map(|done| done.is_none());
-            self.tasks.iter().map(open).collect::<Result<Vec<_>, _>>().map(|open| open.contains(&true))
+            let cells = self.tasks.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+            let missing = |wanted: bool, name: &str| wanted && !folder.join(name).exists();
+            Ok::<bool, StudyError>(
+                cells.contains(&true)
+                    || missing(predicted, "prediction.json")
+                    || missing(blamed, "blame.json"),
+            )
         };
         let waiting = executions.iter().map(unfinished).collect::<Result<Vec<_>, _>>()?.contains(&true);
         if facts.is_some() && !waiting && !self.job.restart_changed {
@@ -309,7 +379,7 @@ impl Rows<'_> {
             }
         }
         if given.is_some() && !self.job.keep_folders {
-            remove_folder(&work)?;
+            discard(&work, &self.job.output)?;
         }
         Ok(())
     }
@@ -346,6 +416,44 @@ impl Rows<'_> {
         Ok(self.reference.insert(model))
     }
 
+    /// The job of a cell.
+    fn task_job(
+        &self,
+        folder: &Path,
+        task: &Task,
+        execution: Execution,
+        identity: &[(String, String)],
+        cells: &Path,
+    ) -> TaskJob {
+        TaskJob {
+            data: self.job.data_folders(self.folder),
+            limit: match task.kind() {
+                // Windows are few and cheap; a text is predicted in whole.
+                TaskKind::Text(_) => None,
+                _ => self.job.grid.limit,
+            },
+            seeds: self.job.grid.seeds.clone(),
+            top_k: self.model.top_k,
+            max_new_tokens: self.job.grid.max_new_tokens,
+            execution,
+            compute: self.job.grid.compute,
+            threads: self.job.threads,
+            memory: self.job.memory,
+            batch: self.job.batch,
+            with_texts: self.job.with_texts,
+            identity: Some(identity.to_vec()),
+            output: Some(cells.join(slug(task.name()))),
+            resume: true,
+            restart_changed: self.job.restart_changed,
+            ..TaskJob::new(folder, task.clone())
+        }
+    }
+
+    /// The task on whose text blocks are put back.
+    fn blamed(&self) -> Option<&Task> {
+        self.job.grid.blame.as_ref().and_then(|name| self.tasks.iter().find(|task| task.name() == name))
+    }
+
     fn cell(
         &mut self,
         folder: &Path,
@@ -356,28 +464,7 @@ impl Rows<'_> {
         planned: &PlannedVariant,
         events: &mut dyn Events,
     ) -> Result<(), StudyError> {
-        let output = cells.join(slug(task.name()));
-        let job = TaskJob {
-            data: self.job.data_folders(self.folder),
-            limit: match task.kind() {
-                // Windows are few and cheap; a text is predicted in whole.
-                TaskKind::Text(_) => None,
-                _ => self.job.grid.limit,
-            },
-            seeds: self.job.grid.seeds.clone(),
-            max_new_tokens: self.job.grid.max_new_tokens,
-            execution,
-            compute: self.job.grid.compute,
-            threads: self.job.threads,
-            memory: self.job.memory,
-            batch: self.job.batch,
-            with_texts: self.job.with_texts,
-            identity: Some(identity.to_vec()),
-            output: Some(output),
-            resume: true,
-            restart: self.job.restart_changed,
-            ..TaskJob::new(folder, task.clone())
-        };
+        let job = self.task_job(folder, task, execution, identity, cells);
         events.event(Event::Part(format!(
             "scoring: {}, {}, {}",
             self.title(planned),
@@ -459,14 +546,7 @@ impl Rows<'_> {
         events: &mut dyn Events,
     ) -> Result<(), StudyError> {
         let path = cells.join("blame.json");
-        let Some(task) =
-            self.job.grid.blame.as_ref().and_then(|name| self.tasks.iter().find(|t| t.name() == name))
-        else {
-            return Ok(());
-        };
-        if path.exists() {
-            return Ok(());
-        }
+        let Some(task) = self.blamed().cloned().filter(|_| !path.exists()) else { return Ok(()) };
         events.event(Event::Part(format!("putting blocks back: {}", self.title(planned))));
         let files = task.source().find(task.name(), &self.job.data_folders(self.folder))?;
         let tokenizer = Tokenizer::from_dir(self.folder)?;
