@@ -4,7 +4,7 @@ use crate::StudyError;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// Signs of a broken answer, as [`quant_eval::collapse`] finds them.
@@ -99,6 +99,21 @@ impl Journal {
     /// Opens or makes a journal; gives what it holds. A last line without its end was being written when the process was killed, and is
     /// dropped.
     pub(crate) fn open(path: &Path) -> Result<(Self, BTreeMap<(u64, u64), Record>), StudyError> {
+        let (records, whole) = Self::read(path)?;
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(path)
+            .map_err(StudyError::io(path))?;
+        file.set_len(whole as u64).map_err(StudyError::io(path))?;
+        let mut journal = Self { path: path.to_owned(), file };
+        journal.file.seek(SeekFrom::End(0)).map_err(StudyError::io(path))?;
+        Ok((journal, records))
+    }
+
+    /// What a journal holds, and the bytes of it that are whole lines.
+    pub(crate) fn read(path: &Path) -> Result<(BTreeMap<(u64, u64), Record>, usize), StudyError> {
         let text = match std::fs::read(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
@@ -114,16 +129,7 @@ impl Journal {
             })?;
             records.insert(record.key(), record);
         }
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(path)
-            .map_err(StudyError::io(path))?;
-        file.set_len(whole as u64).map_err(StudyError::io(path))?;
-        let mut journal = Self { path: path.to_owned(), file };
-        std::io::Seek::seek(&mut journal.file, std::io::SeekFrom::End(0)).map_err(StudyError::io(path))?;
-        Ok((journal, records))
+        Ok((records, whole))
     }
 
     /// Adds records, which are on disk when it returns.

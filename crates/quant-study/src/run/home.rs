@@ -87,7 +87,7 @@ impl Home {
         let finished = match read_json::<Finished>(&folder.join(RESULT))? {
             None => None,
             Some(Finished { result }) => {
-                let (_, done) = Journal::open(&folder.join(ITEMS))?;
+                let (done, _) = Journal::read(&folder.join(ITEMS))?;
                 let run: TaskRun = read_json(&folder.join(RUN))?.unwrap_or_default();
                 Some(TaskOutcome { result, records: done.into_values().collect(), run })
             }
@@ -124,7 +124,7 @@ pub(crate) fn changed(job: &TaskJob, seeds: &[u64], files: &[PathBuf]) -> Result
 /// The result in a folder of a task, if it is finished.
 pub(crate) fn finished_in(folder: &Path) -> Result<Option<TaskOutcome>, StudyError> {
     let Some(Finished { result }) = read_json(&folder.join(RESULT))? else { return Ok(None) };
-    let (_, done) = Journal::open(&folder.join(ITEMS))?;
+    let (done, _) = Journal::read(&folder.join(ITEMS))?;
     let run = read_json(&folder.join(RUN))?.unwrap_or_default();
     Ok(Some(TaskOutcome { result, records: done.into_values().collect(), run }))
 }

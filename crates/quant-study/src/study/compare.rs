@@ -91,8 +91,8 @@ pub(super) fn compare(
     for ((index, estimate), p) in compared.into_iter().zip(estimates).zip(holm(&p_values)) {
         let verdict = judge_loss(&estimate, Some(p), ALPHA);
         model.variants[index].loss = Some(Loss {
-            drop: -estimate.estimate,
-            interval: [-estimate.high, -estimate.low],
+            drop: 0.0 - estimate.estimate,
+            interval: [0.0 - estimate.high, 0.0 - estimate.low],
             p,
             verdict: verdict.to_string(),
             class: LossClass::of(estimate.estimate).to_string(),

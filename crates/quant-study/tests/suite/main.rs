@@ -1,6 +1,7 @@
 //! Tasks and studies against models whose answers are known.
 
 mod likelihoods;
+mod study;
 mod tasks;
 
 use std::path::{Path, PathBuf};

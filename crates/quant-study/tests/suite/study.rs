@@ -1,0 +1,255 @@
+//! Studies on the embedded model: what is finished stays, what a setting does to a model is a result.
+
+use crate::tiny_reasoner;
+use quant_pipeline::{Event, Events, Registry, Silent};
+use quant_study::{
+    Grid, Status, StudyError, StudyJob, StudyResults, VariantResults, plan_study, report_study, run_study,
+};
+use std::path::{Path, PathBuf};
+
+const HEAD: &str = "version: 1\nname: test\nmodels:\n  - path: embedded:tiny-reasoner\n    calibration: tasks/calibration.jsonl\n    \
+                    num_samples: 8\n    max_seq_len: 128\n";
+
+fn grid(rest: &str) -> Grid {
+    Grid::parse(&format!("{HEAD}{rest}"), "a test").unwrap()
+}
+
+const ROWS: &str = "recipes:\n  - { name: rtn W4, recipe: { version: 1, modifiers: [rtn: { scheme: W4A16g32 }] } }\n  \
+                    - { name: gptq W3, recipe: { version: 1, modifiers: [gptq: { scheme: W3A16g32 }] } }\n";
+const TASKS: &str = "tasks: [tiny-compare, tiny-word, tiny-text]\nlimit: 3\nmax_new_tokens: 200\n";
+
+fn job(output: &Path, grid: Grid) -> StudyJob {
+    StudyJob { threads: 2, ..StudyJob::new(grid, output) }
+}
+
+fn run(job: &StudyJob) -> Result<StudyResults, StudyError> {
+    run_study(job, &mut Silent, &Registry::default()).map(|outcome| outcome.results)
+}
+
+fn row<'r>(results: &'r StudyResults, recipe: &str) -> &'r VariantResults {
+    results.models[0].variants.iter().find(|row| row.recipe == recipe).unwrap()
+}
+
+/// Breaks off at the first look after a part whose name holds a word, as a kill would.
+struct BreaksAt<'a> {
+    word: &'a str,
+    after: usize,
+    seen: bool,
+}
+
+impl Events for BreaksAt<'_> {
+    fn event(&mut self, event: Event<'_>) {
+        if let Event::Part(name) = event
+            && name.contains(self.word)
+        {
+            self.after -= 1;
+            self.seen |= self.after == 0;
+        }
+    }
+    fn cancelled(&self) -> bool {
+        self.seen
+    }
+}
+
+fn read(folder: &Path, name: &str) -> Vec<u8> {
+    std::fs::read(folder.join(name)).unwrap()
+}
+
+#[test]
+fn a_study_that_broke_off_goes_on_to_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = folder.path().join("whole");
+    let results = run(&job(&whole, grid(&format!("{ROWS}{TASKS}blame: tiny-text\n")))).unwrap();
+    assert_eq!(results.models[0].variants.len(), 3);
+    let float = row(&results, "float");
+    assert_eq!((float.average, float.answers, &float.loss), (Some(100.0), 6, &None));
+    let gptq = row(&results, "gptq W3");
+    assert_eq!((gptq.bits.as_str(), gptq.method.as_str(), &gptq.status), ("3-16-16", "gptq", &Status::Ok));
+    assert!((3.5..4.1).contains(&gptq.weight_bits.unwrap()) && gptq.texts[0].kl.unwrap() > 0.0);
+    assert!(gptq.layers.len() == 42 && gptq.layers[0].output_error.unwrap() > 0.0);
+    let blame = gptq.blame.as_ref().unwrap();
+    assert_eq!((blame.blocks.len(), blame.linears.len()), (6, 7));
+    assert!(blame.blocks[0].regained >= blame.blocks[5].regained);
+    assert!(gptq.prediction.as_ref().unwrap().answers == 6);
+    assert!(!whole.join("work").exists() && whole.join("report.html").exists());
+    // Stopped while quantising, while scoring, while reading answers, while putting back: each time it goes on.
+    let broken = folder.path().join("broken");
+    let again = |rest: &str| StudyJob {
+        resume: broken.join("plan.json").exists(),
+        threads: 1,
+        batch: 2,
+        ..job(&broken, grid(rest))
+    };
+    let rest = format!("{ROWS}{TASKS}blame: tiny-text\n");
+    for (word, after) in
+        [("scoring", 2), ("quantising", 1), ("scoring", 3), ("reading", 1), ("putting", 1), ("quantising", 1)]
+    {
+        let mut events = BreaksAt { word, after, seen: false };
+        let stopped = run_study(&again(&rest), &mut events, &Registry::default());
+        assert!(stopped.unwrap_err().is_interrupted(), "{word}");
+        // A report can be made of what there is.
+        let partial = report_study(&broken).unwrap();
+        assert_eq!(partial.models[0].variants.len(), 3);
+    }
+    run(&again(&rest)).unwrap();
+    // The weights' fingerprints have times of their own; everything that is measured is equal.
+    for name in ["results.json", "results.csv", "report.md"] {
+        assert_eq!(read(&broken, name), read(&whole, name), "{name}");
+    }
+    // Nothing is run again.
+    let mut parts = BreaksAt { word: "", after: 1, seen: false };
+    run_study(&again(&rest), &mut parts, &Registry::default()).unwrap();
+    assert!(!parts.seen);
+}
+
+#[test]
+fn what_is_finished_stays_when_a_grid_grows_and_is_named_when_it_changes() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("study");
+    let one = "recipes: [{ name: rtn W4, recipe: { version: 1, modifiers: [rtn: { scheme: W4A16g32 }] } }]\n";
+    run(&job(&output, grid(&format!("{one}{TASKS}")))).unwrap();
+    let begun = run(&job(&output, grid(&format!("{one}{TASKS}")))).unwrap_err().to_string();
+    assert!(begun.contains("--resume"), "{begun}");
+    let stamp = |recipe: &str| {
+        let path = output.join("cells/tiny-reasoner").join(recipe).join("sim/tiny-word/items.jsonl");
+        std::fs::metadata(path).unwrap().modified().unwrap()
+    };
+    let before = stamp("rtn_W4");
+    let resume = |rest: &str| StudyJob { resume: true, ..job(&output, grid(rest)) };
+    let grown = run(&resume(&format!("{ROWS}{TASKS}"))).unwrap();
+    assert_eq!((grown.models[0].variants.len(), stamp("rtn_W4")), (3, before));
+    let shrunk = run(&resume(&format!("{one}{TASKS}"))).unwrap();
+    assert_eq!((shrunk.models[0].variants.len(), stamp("rtn_W4")), (2, before));
+    // Another recipe under the same name, another number of items.
+    let other = one.replace("W4A16g32", "W4A16g64");
+    for (rest, words) in [
+        (format!("{other}{TASKS}"), "tiny-reasoner, rtn W4 (the recipe was"),
+        (
+            format!("{one}{}", TASKS.replace("limit: 3", "limit: 2")),
+            "float, tiny-compare (--limit was 3 and is 2)",
+        ),
+    ] {
+        let error = run(&resume(&rest)).unwrap_err();
+        assert!(matches!(error, StudyError::Changed { .. }));
+        assert!(
+            error.to_string().contains(words) && error.to_string().contains("--restart-changed"),
+            "{error}"
+        );
+        assert_eq!(stamp("rtn_W4"), before);
+    }
+    let changed = StudyJob { restart_changed: true, ..resume(&format!("{other}{TASKS}")) };
+    let float = stamp("float");
+    let results = run(&changed).unwrap();
+    assert!(stamp("rtn_W4") > before && stamp("float") == float);
+    assert!((4.25..4.6).contains(&row(&results, "rtn W4").weight_bits.unwrap()));
+    let lock = std::fs::File::create(output.join(".lock")).unwrap();
+    lock.lock().unwrap();
+    assert!(matches!(run(&resume(&format!("{one}{TASKS}"))), Err(StudyError::Locked { .. })));
+}
+
+#[test]
+fn one_damaged_layer_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let rest = "recipes: [{ name: one bad, recipe: { version: 1, modifiers: [rtn: { scheme: W8A16 }], overrides: \
+                { 'model.layers.2.mlp.up_proj': { scheme: W2A16 } } } }]\ntasks: [tiny-text]\nblame: tiny-text\n";
+    let results = run(&job(folder.path(), grid(rest))).unwrap();
+    let blame = row(&results, "one bad").blame.as_ref().unwrap();
+    assert_eq!(blame.blocks[0].part, "model.layers.2");
+    assert_eq!(blame.linears[0].part, "model.layers.2.mlp.up_proj");
+    assert!(blame.blocks[0].regained.unwrap() > 0.9 * blame.kl.unwrap(), "{blame:?}");
+    assert!(blame.blocks[1].regained.unwrap() < 0.1 * blame.kl.unwrap(), "{blame:?}");
+}
+
+/// A copy of the model with a tensor whose values are enormous: the product with it overflows in that block.
+fn overflowing(into: &Path) -> PathBuf {
+    let model = into.join("overflowing");
+    std::fs::create_dir_all(model.join("tasks")).unwrap();
+    for name in [
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "tasks/test.jsonl",
+        "tasks/calibration.jsonl",
+    ] {
+        std::fs::copy(tiny_reasoner().join(name), model.join(name)).unwrap();
+    }
+    let mut bytes = read(&tiny_reasoner(), "model.safetensors");
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let tensors: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+    let range = |end: usize| {
+        tensors["model.layers.3.mlp.down_proj.weight"]["data_offsets"][end].as_u64().unwrap() as usize
+    };
+    // 2^125 in bf16, in every value.
+    for value in bytes[8 + header + range(0)..8 + header + range(1)].chunks_exact_mut(2) {
+        value.copy_from_slice(&0x7e00_u16.to_le_bytes());
+    }
+    std::fs::write(model.join("model.safetensors"), bytes).unwrap();
+    model
+}
+
+#[test]
+fn numbers_that_are_not_finite_are_results() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = overflowing(folder.path());
+    let text = format!(
+        "version: 1\nname: broken\nmodels: [{{ path: {}, calibration: tasks/calibration.jsonl, num_samples: 4, max_seq_len: 64 }}]\n\
+         recipes:\n  - {{ name: rtn W8, recipe: {{ version: 1, modifiers: [rtn: {{ scheme: W8A16 }}] }} }}\n  \
+         - {{ name: gptq W4, recipe: {{ version: 1, modifiers: [gptq: {{ scheme: W4A16g32 }}] }} }}\n\
+         tasks: [tiny-compare, tiny-text]\nlimit: 2\n",
+        model.display()
+    );
+    let output = folder.path().join("study");
+    let outcome =
+        run_study(&job(&output, Grid::parse(&text, "a test").unwrap()), &mut Silent, &Registry::default())
+            .unwrap();
+    assert_eq!(outcome.failed, 0);
+    let float = row(&outcome.results, "float");
+    assert_eq!((float.texts[0].perplexity, float.signs.non_finite), (None, 2));
+    assert!(float.problems.iter().any(|p| p.contains("after block 3")), "{:?}", float.problems);
+    let gptq = row(&outcome.results, "gptq W4");
+    assert!(matches!(&gptq.status, Status::NotFinite(reason) if reason.contains('3')), "{:?}", gptq.status);
+    let json = String::from_utf8(read(&output, "results.json")).unwrap();
+    assert!(!json.contains("NaN") && json.contains("\"not_finite\""));
+    let csv = String::from_utf8(read(&output, "results.csv")).unwrap();
+    assert!(csv.contains("not finite in calibration") && csv.contains("perplexity,,"));
+}
+
+#[test]
+fn rows_that_cannot_be_are_shown_and_the_others_are_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let rest = "recipes:\n  - { name: three bits, recipe: { version: 1, modifiers: [rtn: { scheme: W3A16 }], export: { format: vllm-ascend } } }\n  \
+                - { name: rtn W8, recipe: { version: 1, modifiers: [rtn: { scheme: W8A16 }] } }\nexecution: [sim, int8]\ntasks: [tiny-compare]\nlimit: 2\n";
+    let results = run(&job(&folder.path().join("a"), grid(rest))).unwrap();
+    assert!(matches!(row(&results, "three bits").status, Status::Illegal(_)));
+    let rows: Vec<_> = results.models[0].variants.iter().filter(|row| row.recipe == "rtn W8").collect();
+    assert_eq!((&rows[0].status, rows[0].execution.as_str()), (&Status::Ok, "sim"));
+    assert!(matches!(&rows[1].status, Status::Illegal(reason) if reason.contains("no codes")));
+    let nothing = rest.replace("W8A16 }] }", "W3A16 }], export: { format: vllm-ascend } }");
+    let error = run(&job(&folder.path().join("b"), grid(&nothing))).unwrap_err();
+    assert!(matches!(error, StudyError::NothingLegal(_)), "{error}");
+    // Without calibration data a recipe that needs some cannot be.
+    let bare = Grid::parse(
+        "version: 1\nname: bare\nmodels: [embedded:tiny-reasoner]\nrecipes: [w4a16g32]\ntasks: [tiny-compare]\n",
+        "x",
+    );
+    let plan = plan_study(&job(&folder.path().join("c"), bare.unwrap()), &Registry::default()).unwrap();
+    assert!(plan.variants[1].illegal.as_ref().unwrap().contains("calibration: FILE"));
+}
+
+#[test]
+fn studies_of_models_that_are_elsewhere_are_planned() {
+    for name in ["case-study", "openpangu"] {
+        let folder = tempfile::tempdir().unwrap();
+        let grid = quant_study::study_preset(name).unwrap();
+        let plan = plan_study(&job(folder.path(), grid.clone()), &Registry::default()).unwrap();
+        assert_eq!(plan.variants.len(), grid.models.len() * (1 + grid.recipes.len()));
+        let illegal: Vec<_> =
+            plan.variants.iter().filter_map(|v| v.illegal.as_ref().map(|why| (&v.recipe, why))).collect();
+        assert!(illegal.is_empty(), "{illegal:?}");
+        assert!(plan.variants.iter().all(|v| v.absent.is_some()));
+        assert!(plan.seconds > 100.0 && plan.disk > 1 << 29);
+        let error = run(&job(folder.path(), grid)).unwrap_err().to_string();
+        assert!(error.contains("DeepSeek") || error.contains("openPangu"), "{error}");
+    }
+}
