@@ -10,6 +10,7 @@ mod package;
 mod scan;
 mod survive;
 mod text;
+mod verdict;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -36,6 +37,11 @@ static COMMANDS: &[(&str, &str, Chore)] = &[
         house::check_deps,
     ),
     ("survive", "kills 300 runs at random moments, resumes them and compares the outputs", survive::survive),
+    (
+        "verdict",
+        "compares predictions without decoding with decoded answers of 1000 fresh items; needs python3",
+        verdict::verdict,
+    ),
     ("package", "packs every published crate and builds it from its package, offline", package::package),
     (
         "bindings",

@@ -26,8 +26,8 @@ pub use run::{
     TaskRun, TextSummary, run_task, summarise_answers,
 };
 pub use study::{
-    Column, ColumnResult, Grid, GridModel, GridRecipe, LayerError, ModelResults, PlannedVariant, Published,
-    STUDIES, Status, StudyJob, StudyOutcome, StudyPlan, StudyPreset, StudyResults, TextFigures, VariantFacts,
-    VariantResults, plan_study, report_study, run_study, study_preset,
+    Column, ColumnResult, Grid, GridModel, GridRecipe, LayerError, Loss, ModelResults, PlannedVariant,
+    Published, STUDIES, Status, StudyJob, StudyOutcome, StudyPlan, StudyPreset, StudyResults, TextFigures,
+    VariantFacts, VariantResults, plan_study, report_study, run_study, study_preset,
 };
 pub use verdict::Verdict;

@@ -58,6 +58,24 @@ pub struct Verdict {
     pub early_end: Option<[f64; 2]>,
 }
 
+/// An answer of the float model, as a quantised one reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Reading {
+    /// Whether the model gives it as it is, token for token.
+    pub(crate) followed: bool,
+    /// Mean KL divergence over it, nats per token.
+    pub(crate) kl: Option<f64>,
+    /// Whether it is right.
+    pub(crate) right: bool,
+}
+
+/// What is kept of a prediction: for whoever wants to choose other constants, every answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Prediction {
+    pub(crate) verdict: Verdict,
+    pub(crate) readings: Vec<Reading>,
+}
+
 /// Share of right answers that stay right where they are departed from.
 fn stays(kl: f64) -> f64 {
     if kl <= 0.0 {
@@ -76,7 +94,7 @@ pub(crate) fn predict(
     answers: &[FloatAnswer],
     ends: &[u32],
     events: &mut dyn Events,
-) -> Result<Verdict, StudyError> {
+) -> Result<Prediction, StudyError> {
     let mut scored: Vec<Vec<PositionScore>> = Vec::with_capacity(answers.len());
     let mut from = 0;
     while from < answers.len() {
@@ -105,24 +123,39 @@ pub(crate) fn predict(
     Ok(judge(answers, &scored, ends))
 }
 
-fn judge(answers: &[FloatAnswer], scored: &[Vec<PositionScore>], ends: &[u32]) -> Verdict {
-    let kl_of = |score: &PositionScore| score.compared.and_then(|c| c.kl);
+impl Reading {
+    fn of(answer: &FloatAnswer, scores: &[PositionScore]) -> Self {
+        let total = scores.iter().map(kl_of).sum::<Option<f64>>();
+        Self {
+            followed: scores.iter().all(|score| score.greedy),
+            kl: total.map(|sum| sum / scores.len().max(1) as f64),
+            right: answer.right,
+        }
+    }
+
+    /// How likely the model's own answer is right.
+    fn right(self) -> Option<f64> {
+        match (self.followed, self.kl) {
+            (true, _) => Some(f64::from(u8::from(self.right))),
+            (false, kl) => kl.map(|kl| stays(kl) * if self.right { 1.0 } else { LUCK }),
+        }
+    }
+}
+
+fn kl_of(score: &PositionScore) -> Option<f64> {
+    score.compared.and_then(|compared| compared.kl)
+}
+
+fn judge(answers: &[FloatAnswer], scored: &[Vec<PositionScore>], ends: &[u32]) -> Prediction {
     let mean =
         |values: &[f64]| (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64);
     let all: Option<Vec<(f64, f64)>> =
         scored.iter().flatten().map(|score| Some((kl_of(score)?, score.compared?.entropy?))).collect();
-    let (mut expected, mut followed) = (Some(0.0), 0);
+    let readings: Vec<Reading> = answers.iter().zip(scored).map(|(a, s)| Reading::of(a, s)).collect();
+    let expected = readings.iter().map(|reading| reading.right()).sum::<Option<f64>>();
+    let followed = readings.iter().filter(|reading| reading.followed).count();
     let (mut early, mut late, mut at_end, mut before) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for (answer, scores) in answers.iter().zip(scored) {
-        let greedy = scores.iter().all(|score| score.greedy);
-        followed += usize::from(greedy);
-        let kl = scores.iter().map(kl_of).sum::<Option<f64>>().map(|sum| sum / scores.len().max(1) as f64);
-        let right = match (greedy, kl) {
-            (true, _) => Some(f64::from(u8::from(answer.right))),
-            (false, None) => None,
-            (false, Some(kl)) => Some(stays(kl) * if answer.right { 1.0 } else { LUCK }),
-        };
-        expected = expected.zip(right).map(|(sum, right)| sum + right);
         let quarter = scores.len() / 4;
         early.extend(scores.iter().take(quarter).filter_map(kl_of));
         late.extend(scores.iter().skip(scores.len() - quarter).filter_map(kl_of));
@@ -140,7 +173,7 @@ fn judge(answers: &[FloatAnswer], scored: &[Vec<PositionScore>], ends: &[u32]) -
         let of = |side: fn(&(f64, f64)) -> f64| mean(&pairs.iter().map(side).collect::<Vec<_>>());
         of(|p| p.0).zip(of(|p| p.1)).map(|(a, b)| [a, b])
     };
-    Verdict {
+    let verdict = Verdict {
         answers: answers.len(),
         tokens: scored.iter().map(Vec::len).sum(),
         accuracy,
@@ -158,7 +191,8 @@ fn judge(answers: &[FloatAnswer], scored: &[Vec<PositionScore>], ends: &[u32]) -
             .map(|(late, early)| late / early),
         end: pair(&at_end),
         early_end: pair(&before),
-    }
+    };
+    Prediction { verdict, readings }
 }
 
 #[cfg(test)]
@@ -179,16 +213,16 @@ mod tests {
     fn an_answer_that_is_followed_is_known() {
         let answers = [answer(true, 4), answer(false, 4)];
         let same: Vec<_> = (0..4).map(|i| score(true, Some(0.3), f64::from(i))).collect();
-        let verdict = judge(&answers, &[same.clone(), same.clone()], &[4]);
+        let Prediction { verdict, .. } = judge(&answers, &[same.clone(), same.clone()], &[4]);
         assert_eq!((verdict.accuracy, verdict.drop, verdict.followed), (Some(50.0), Some(0.0), 100.0));
         assert_eq!((verdict.end, verdict.early_end), (Some([0.25, 0.5]), Some([0.25, 0.5])));
         // One departure: the right one loses with the divergence, the wrong one can win little.
         let mut other = same.clone();
         other[1].greedy = false;
-        let verdict = judge(&answers, &[other.clone(), same], &[4]);
+        let Prediction { verdict, .. } = judge(&answers, &[other.clone(), same], &[4]);
         assert!((verdict.accuracy.unwrap() - 50.0 * stays(0.3)).abs() < 1e-9);
         other[3].compared = Some(Compared::default());
-        let broken = judge(&answers, &[other.clone(), other], &[4]);
+        let Prediction { verdict: broken, .. } = judge(&answers, &[other.clone(), other], &[4]);
         assert_eq!((broken.accuracy, broken.kl), (None, None));
     }
 
@@ -197,7 +231,7 @@ mod tests {
         let scores: Vec<_> = (0..20)
             .map(|i| score(true, Some(if i == 7 { 1.0 } else { 0.1 }), if i == 7 { 3.0 } else { 0.1 }))
             .collect();
-        let verdict = judge(&[answer(true, 20)], &[scores], &[99]);
+        let Prediction { verdict, .. } = judge(&[answer(true, 20)], &[scores], &[99]);
         assert!((verdict.kl.unwrap() - 0.145).abs() < 1e-12);
         assert!((verdict.kl_uncertain.unwrap() - (1.0 + 0.3) / 4.0).abs() < 1e-12, "{verdict:?}");
         assert!((verdict.kl_growth.unwrap() - 1.0).abs() < 1e-12);

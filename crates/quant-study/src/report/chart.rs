@@ -19,6 +19,9 @@ pub(super) struct Axis {
     pub(super) logarithmic: bool,
 }
 
+/// Colours that the page has.
+const COLOURS: usize = 12;
+
 const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 340.0;
 const LEFT: f64 = 62.0;
@@ -60,12 +63,14 @@ impl Scale {
         let mut ticks = Vec::new();
         let mut at = (self.low / step).ceil() * step;
         while at <= self.high && ticks.len() < 20 {
+            // A zero that rounding has moved below zero is one.
+            let at_zero = if at.abs() < step * 1e-6 { 0.0 } else { at };
             let text = if self.logarithmic {
-                format!("1e{at:.0}")
+                format!("1e{at_zero:.0}")
             } else if step < 1.0 {
-                format!("{at:.1}")
+                format!("{at_zero:.1}")
             } else {
-                format!("{at:.0}")
+                format!("{at_zero:.0}")
             };
             ticks.push(((at - self.low) / span, text));
             at += step;
@@ -126,7 +131,7 @@ pub(super) fn chart(series: &[Series], x: &Axis, y: &Axis) -> String {
         escaped(&y.title)
     );
     for (index, one) in series.iter().enumerate() {
-        let colour = index % 8;
+        let colour = index % COLOURS;
         if one.joined {
             let line: Vec<String> =
                 one.points.iter().filter_map(at).map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
@@ -148,7 +153,7 @@ pub(super) fn chart(series: &[Series], x: &Axis, y: &Axis) -> String {
         .iter()
         .enumerate()
         .map(|(index, s)| {
-            format!("<span class=\"key\"><i class=\"k{}\"></i>{}</span>", index % 8, escaped(&s.name))
+            format!("<span class=\"key\"><i class=\"k{}\"></i>{}</span>", index % COLOURS, escaped(&s.name))
         })
         .collect();
     format!("<figure>{svg}<figcaption>{}</figcaption></figure>", keys.join(" "))

@@ -28,6 +28,8 @@ struct Row {
     average: String,
     drop: String,
     verdict: String,
+    /// More of it, shown where the pointer rests.
+    why: String,
     published: bool,
 }
 
@@ -88,6 +90,7 @@ fn page(results: &StudyResults, grid: &Grid, model: &ModelResults) -> Model {
                 average: number(figure("Avg."), 2),
                 drop: number(figure("Drop"), 2),
                 verdict: String::new(),
+                why: String::new(),
                 published: true,
             });
         }
@@ -104,7 +107,7 @@ fn row(results: &StudyResults, variant: &VariantResults, float: Option<&VariantR
             .value
             .zip(whole)
             .filter(|_| variant.recipe != "float")
-            .map(|(own, float)| (((float - own) / 20.0).clamp(-1.0, 1.0) * 100.0).round() / 100.0);
+            .map(|(own, float)| (((float - own) / 20.0).clamp(-1.0, 1.0) * 75.0).round() / 100.0);
         let deviation = figure.deviation.map_or_else(String::new, |d| format!(" ± {d:.2}"));
         let title =
             figure.interval.map_or_else(String::new, |[low, high]| format!("95 %: {low:.1} to {high:.1}"));
@@ -123,8 +126,18 @@ fn row(results: &StudyResults, variant: &VariantResults, float: Option<&VariantR
             format!("{:+.2} [{:+.2}, {:+.2}]", l.drop, l.interval[0], l.interval[1])
         }),
         verdict: reason(variant)
-            .or_else(|| loss.map(|loss| loss.verdict.clone()))
+            .or_else(|| {
+                let certain = |loss: &crate::study::Loss| loss.verdict == loss.class;
+                loss.map(|loss| {
+                    if certain(loss) {
+                        loss.class.clone()
+                    } else {
+                        format!("not distinguishable ({})", loss.class)
+                    }
+                })
+            })
             .unwrap_or_else(|| unfinished.to_owned()),
+        why: loss.map_or_else(String::new, |loss| loss.verdict.clone()),
         published: false,
     }
 }

@@ -8,7 +8,7 @@ use crate::blame::Blame;
 use crate::files::read_json;
 use crate::run::home::finished_in;
 use crate::run::{SignCounts, TaskOutcome, TaskRun};
-use crate::verdict::Verdict;
+use crate::verdict::{Prediction, Verdict};
 use quant_data::Task;
 use quant_eval::statistics::{MeanDeviation, mean_deviation};
 use serde::Serialize;
@@ -231,7 +231,7 @@ impl StudyResults {
             return Ok(row);
         }
         let folder = folder.join(execution);
-        row.prediction = read_json(&folder.join("prediction.json"))?;
+        row.prediction = read_json::<Prediction>(&folder.join("prediction.json"))?.map(|kept| kept.verdict);
         row.blame = read_json(&folder.join("blame.json"))?;
         let mut outcomes: Vec<(&str, TaskOutcome)> = Vec::new();
         for task in tasks {

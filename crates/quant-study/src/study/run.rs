@@ -21,6 +21,7 @@ use quant_pipeline::{
     with_threads,
 };
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 const GRID: &str = "grid.yaml";
 const PLAN: &str = "plan.json";
@@ -531,9 +532,12 @@ impl Rows<'_> {
         let arithmetic = folder_arithmetic(&open, self.job.grid.compute, Some(execution))?;
         let (source, threads) = (open.into_source()?, self.job.threads);
         let reference = self.reference()?;
+        let began = Instant::now();
         let verdict = with_threads(threads, |par| {
             predict(&mut Scored::new(source, arithmetic, par), reference, &answers, &ends, events)
         })??;
+        let took = serde_json::json!({ "seconds": began.elapsed().as_secs_f64() });
+        write_whole(&cells.join("prediction_run.json"), &pretty(&took))?;
         write_whole(&path, &pretty(&verdict))
     }
 
