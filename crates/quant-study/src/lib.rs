@@ -8,26 +8,30 @@
 //! that is, and which blocks it comes from. An [`StudyJob::output`] folder holds finished cells from the start; a report can be made of it
 //! at any time ([`report_study`]).
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 mod blame;
 mod error;
 mod files;
+mod grid;
 mod record;
 mod report;
+mod results;
 mod run;
 mod study;
 mod verdict;
 
 pub use blame::{Blame, Regained};
 pub use error::StudyError;
-pub use record::{Record, Signs};
+pub use grid::{Grid, GridModel, GridRecipe, Published, RecipeText, STUDIES, StudyPreset, study_preset};
+pub use record::{Done, Record, Signs};
+pub use results::{
+    Column, ColumnResult, LayerError, Loss, ModelResults, Status, StudyResults, TextFigures, VariantFacts,
+    VariantResults,
+};
 pub use run::{
-    AnswerSummary, ChoiceSummary, Done, Figure, Reference, SignCounts, TaskJob, TaskOutcome, TaskResult,
-    TaskRun, TextSummary, run_task, summarise_answers,
+    AnswerSummary, ChoiceSummary, Figure, Reference, SignCounts, TaskJob, TaskOutcome, TaskResult, TaskRun,
+    TextSummary, run_task, summarise_answers,
 };
-pub use study::{
-    Column, ColumnResult, Grid, GridModel, GridRecipe, LayerError, Loss, ModelResults, PlannedVariant,
-    Published, STUDIES, Status, StudyJob, StudyOutcome, StudyPlan, StudyPreset, StudyResults, TextFigures,
-    VariantFacts, VariantResults, plan_study, report_study, run_study, study_preset,
-};
+pub use study::{PlannedVariant, StudyJob, StudyOutcome, StudyPlan, plan_study, report_study, run_study};
 pub use verdict::Verdict;

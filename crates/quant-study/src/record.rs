@@ -88,6 +88,9 @@ impl Record {
     }
 }
 
+/// Records of a task by seed and number of the item.
+pub type Done = BTreeMap<(u64, u64), Record>;
+
 /// Records as they come, on disk; none is lost to a kill but the one that is being written.
 #[derive(Debug)]
 pub(crate) struct Journal {
@@ -98,7 +101,7 @@ pub(crate) struct Journal {
 impl Journal {
     /// Opens or makes a journal; gives what it holds. A last line without its end was being written when the process was killed, and is
     /// dropped.
-    pub(crate) fn open(path: &Path) -> Result<(Self, BTreeMap<(u64, u64), Record>), StudyError> {
+    pub(crate) fn open(path: &Path) -> Result<(Self, Done), StudyError> {
         let (records, whole) = Self::read(path)?;
         let file = OpenOptions::new()
             .create(true)
@@ -113,14 +116,14 @@ impl Journal {
     }
 
     /// What a journal holds, and the bytes of it that are whole lines.
-    pub(crate) fn read(path: &Path) -> Result<(BTreeMap<(u64, u64), Record>, usize), StudyError> {
+    pub(crate) fn read(path: &Path) -> Result<(Done, usize), StudyError> {
         let text = match std::fs::read(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(StudyError::io(path)(error)),
         };
         let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
-        let mut records = BTreeMap::new();
+        let mut records = Done::new();
         for (index, line) in text[..whole].split(|&b| b == b'\n').enumerate().filter(|(_, l)| !l.is_empty()) {
             let record: Record = serde_json::from_slice(line).map_err(|e| StudyError::Journal {
                 path: path.to_owned(),

@@ -90,9 +90,6 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
-    if let Some(name) = &args.task {
-        return super::task::run(name, args, registry);
-    }
     let data = match (&args.tokens, &args.text) {
         (Some(tokens), _) => EvalData::Tokens(CalibrationSpec::parse(tokens)?),
         (None, Some(text)) => EvalData::Text(text.clone()),

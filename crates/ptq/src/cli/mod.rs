@@ -116,7 +116,10 @@ pub fn main_with(registry: &Registry) -> ExitCode {
     ended(match cli.command {
         Command::Plan(args) => plan::run(&args, registry),
         Command::Quantize(args) => quantize::run(&args, registry),
-        Command::Eval(args) => eval::run(&args, registry),
+        Command::Eval(args) => match &args.task {
+            Some(name) => task::run(name, &args, registry),
+            None => eval::run(&args, registry),
+        },
         Command::Study(args) => study::run(&args, registry),
         Command::Analyze(args) => analyze::run(&args, registry),
         Command::Generate(args) => generate::run(&args, registry),

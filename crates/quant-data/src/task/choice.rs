@@ -1,43 +1,8 @@
 //! Items whose continuations are compared.
 
-use super::ask::{Expression, TextTemplate};
 use super::file::{Task, TaskKind};
 use crate::{DataError, Tokenizer};
 use std::path::PathBuf;
-
-/// The figure of a task with choices.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ChoiceMetric {
-    /// The most likely choice is right.
-    Acc,
-    /// The most likely one for its number of characters is.
-    AccNorm,
-    /// The model itself would go on so.
-    Greedy,
-}
-
-impl ChoiceMetric {
-    pub(super) const ALL: [(&'static str, Self); 3] =
-        [("acc", Self::Acc), ("acc_norm", Self::AccNorm), ("greedy", Self::Greedy)];
-
-    /// As it is written.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        Self::ALL.iter().find(|(_, metric)| *metric == self).map_or("acc", |(name, _)| *name)
-    }
-}
-
-/// How a task with choices asks.
-#[derive(Clone, Debug)]
-pub struct Choices {
-    pub(super) context: TextTemplate,
-    pub(super) choices: Option<Expression>,
-    pub(super) continuation: TextTemplate,
-    pub(super) gold: Option<Expression>,
-    /// The figure of the task.
-    pub metric: ChoiceMetric,
-}
 
 /// A text and one that may follow it.
 #[derive(Clone, Debug, PartialEq, Eq)]

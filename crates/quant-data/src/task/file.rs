@@ -1,10 +1,9 @@
 //! Task files.
 
 use super::ask::{Expression, TextTemplate, shortened};
-use super::choice::{ChoiceMetric, Choices};
-use super::generate::{Generation, Opening, TaskSampling};
+use super::fault::Fault;
 use super::keys::{self, GROUP, KEYS, KINDS, SAMPLING, SOURCE};
-use super::text::TextTask;
+use super::kinds::{ChoiceMetric, Choices, Generation, Opening, TaskSampling, TextTask};
 use crate::DataError;
 use crate::files::read_text;
 use serde_json::{Map, Value};
@@ -303,24 +302,6 @@ fn text_task(top: &Section) -> Result<TextTask, Fault> {
         documents: top.count("documents")?,
         tokens: top.count("tokens")?,
     })
-}
-
-/// What is wrong with a task file.
-pub(super) enum Fault {
-    Written(String),
-    Template(DataError),
-}
-
-impl Fault {
-    pub(super) fn new(path: &str, reason: String) -> Self {
-        Self::Written(if path.is_empty() { reason } else { format!("{path}: {reason}") })
-    }
-}
-
-impl From<DataError> for Fault {
-    fn from(error: DataError) -> Self {
-        Self::Template(error)
-    }
 }
 
 /// A mapping of a task file.

@@ -1,63 +1,11 @@
 //! Items that a model answers with a text.
 
-use super::ask::{Expression, TextTemplate};
 use super::file::{Task, TaskKind};
+use super::kinds::{Generation, Opening};
 use super::records::Record;
 use crate::{ChatTemplate, Conversation, DataError, PyRandom, RenderOptions, Tokenizer};
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
-
-/// Whether a prompt opens the thought of an answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Opening {
-    /// It does where the rendered prompt ends with the opening mark.
-    Auto,
-    /// It does.
-    Open,
-    /// It does not.
-    None,
-}
-
-impl Opening {
-    pub(super) const ALL: [(&'static str, Self); 3] =
-        [("auto", Self::Auto), ("open", Self::Open), ("none", Self::None)];
-}
-
-/// How tokens of an answer are drawn.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
-pub struct TaskSampling {
-    /// Divides the logits; 0 is greedy.
-    pub temperature: f64,
-    /// Least share of probability that is kept.
-    pub top_p: f64,
-    /// Most tokens that are kept; none keeps all.
-    pub top_k: Option<usize>,
-}
-
-/// How a task asks for a text.
-#[derive(Clone, Debug)]
-pub struct Generation {
-    pub(super) prompt: TextTemplate,
-    pub(super) system: Option<TextTemplate>,
-    pub(super) chat: bool,
-    pub(super) options: Option<Expression>,
-    pub(super) shuffle: bool,
-    pub(super) gold: TextTemplate,
-    /// What grades an answer.
-    pub scorer: String,
-    /// Whether the prompt opens the thought.
-    pub opening: Opening,
-    /// Marks around a thought.
-    pub marks: [String; 2],
-    /// Tokens of prompt and answer together at most.
-    pub max_tokens: usize,
-    /// Tokens of an answer at most.
-    pub max_new_tokens: Option<usize>,
-    /// How tokens are drawn; none is greedy.
-    pub sampling: Option<TaskSampling>,
-    /// Seeds of the draws: the items are answered once for each.
-    pub seeds: Vec<u64>,
-}
 
 /// What is said to a model.
 #[derive(Clone, Debug, PartialEq)]

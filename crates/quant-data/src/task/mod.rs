@@ -14,20 +14,22 @@
 
 mod ask;
 mod choice;
+mod fault;
 mod file;
 mod generate;
 mod keys;
+mod kinds;
 mod records;
 #[cfg(test)]
 mod tests;
 mod text;
 
 pub use ask::{Expression, TextTemplate};
-pub use choice::{ChoiceItem, ChoiceMetric, Choices, Continuation, split_continuation};
+pub use choice::{ChoiceItem, Continuation, split_continuation};
 pub use file::{Source, Task, TaskKind};
-pub use generate::{EncodedPrompt, Generation, Opening, Question, Said, TaskSampling};
+pub use generate::{EncodedPrompt, Question, Said};
 pub use keys::task_schema;
-pub use text::TextTask;
+pub use kinds::{ChoiceMetric, Choices, Generation, Opening, TaskSampling, TextTask};
 
 use crate::DataError;
 

@@ -1,22 +1,11 @@
 //! Texts that are predicted.
 
-use super::ask::{Expression, TextTemplate};
+use super::ask::Expression;
 use super::file::{Task, TaskKind};
+use super::kinds::TextTask;
 use crate::content::{Content, read_content};
 use crate::{ChatTemplate, Conversation, DataError, RenderOptions, Tokenizer, consecutive_windows};
 use std::path::{Path, PathBuf};
-
-/// How a text is made of items and cut.
-#[derive(Clone, Debug)]
-pub struct TextTask {
-    pub(super) text: TextTemplate,
-    pub(super) messages: Option<Expression>,
-    pub(super) join: String,
-    /// Tokens of a window.
-    pub window: usize,
-    pub(super) documents: Option<usize>,
-    pub(super) tokens: Option<usize>,
-}
 
 impl Task {
     /// The windows of a task of the kind `text` for the model in a folder: consecutive ones of `window` tokens, the rest dropped; the first

@@ -29,6 +29,10 @@ const RIGHT: f64 = 14.0;
 const TOP: f64 = 14.0;
 const BOTTOM: f64 = 46.0;
 
+fn log10(value: f64) -> f64 {
+    quant_core::elementary::ln(value) / std::f64::consts::LN_10
+}
+
 struct Scale {
     low: f64,
     high: f64,
@@ -37,7 +41,7 @@ struct Scale {
 
 impl Scale {
     fn new(values: impl Iterator<Item = f64>, logarithmic: bool) -> Option<Self> {
-        let place = |v: f64| if logarithmic { v.log10() } else { v };
+        let place = |v: f64| if logarithmic { log10(v) } else { v };
         let values: Vec<f64> = values.map(place).filter(|v| v.is_finite()).collect();
         let low = values.iter().copied().reduce(f64::min)?;
         let high = values.iter().copied().reduce(f64::max)?;
@@ -47,7 +51,7 @@ impl Scale {
 
     /// From 0 to 1; none where there is no place.
     fn place(&self, value: f64) -> Option<f64> {
-        let v = if self.logarithmic { value.log10() } else { value };
+        let v = if self.logarithmic { log10(value) } else { value };
         v.is_finite().then(|| (v - self.low) / (self.high - self.low))
     }
 
@@ -57,7 +61,7 @@ impl Scale {
             (span / 6.0).ceil().max(1.0)
         } else {
             let raw = span / 6.0;
-            let power = 10_f64.powf(raw.log10().floor());
+            let power = 10_f64.powi(log10(raw).floor() as i32);
             [1.0, 2.0, 5.0, 10.0].iter().map(|m| m * power).find(|s| *s >= raw).unwrap_or(power)
         };
         let mut ticks = Vec::new();

@@ -4,7 +4,8 @@ use super::chart::{Axis, Series, chart};
 use super::{number, reason};
 use crate::StudyError;
 use crate::blame::Regained;
-use crate::study::{Grid, ModelResults, StudyResults, VariantResults};
+use crate::grid::Grid;
+use crate::results::{ModelResults, StudyResults, VariantResults};
 use minijinja::{AutoEscape, Environment, context};
 use serde::Serialize;
 
@@ -127,7 +128,7 @@ fn row(results: &StudyResults, variant: &VariantResults, float: Option<&VariantR
         }),
         verdict: reason(variant)
             .or_else(|| {
-                let certain = |loss: &crate::study::Loss| loss.verdict == loss.class;
+                let certain = |loss: &crate::results::Loss| loss.verdict == loss.class;
                 loss.map(|loss| {
                     if certain(loss) {
                         loss.class.clone()
@@ -187,7 +188,7 @@ fn charts(model: &ModelResults) -> Vec<String> {
         .iter()
         .filter(|variant| variant.execution == "sim" && !variant.layers.is_empty())
         .map(|variant| {
-            let error = |l: &crate::study::LayerError| l.output_error.unwrap_or(l.weight_error);
+            let error = |l: &crate::results::LayerError| l.output_error.unwrap_or(l.weight_error);
             Series {
                 name: name(variant),
                 points: variant

@@ -2,7 +2,8 @@
 
 use super::{number, reason};
 use crate::blame::Regained;
-use crate::study::{Grid, ModelResults, StudyResults, VariantResults};
+use crate::grid::Grid;
+use crate::results::{ModelResults, StudyResults, VariantResults};
 use std::fmt::Write;
 
 pub(crate) fn markdown(results: &StudyResults, grid: &Grid) -> String {

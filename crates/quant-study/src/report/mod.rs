@@ -3,11 +3,13 @@
 mod chart;
 mod html;
 mod markdown;
+mod picture;
 
 pub(crate) use html::html;
 pub(crate) use markdown::markdown;
+pub(crate) use picture::picture;
 
-use crate::study::{Status, StudyResults, VariantResults};
+use crate::results::{Status, StudyResults, VariantResults};
 
 /// A number, or a dash.
 fn number(value: Option<f64>, digits: usize) -> String {

@@ -1,8 +1,8 @@
 //! Items that a model answers with a text.
 
-use super::{Context, Done, TaskJob};
+use super::{Context, TaskJob};
 use crate::StudyError;
-use crate::record::{Journal, Record, Signs};
+use crate::record::{Done, Journal, Record, Signs};
 use quant_data::{EncodedPrompt, Generation, Question, end_tokens};
 use quant_eval::collapse::{Finish, Generated, LoopRule, ThoughtMarks, collapse};
 use quant_eval::{Answer, Scorer};

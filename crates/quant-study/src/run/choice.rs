@@ -1,8 +1,8 @@
 //! Items whose continuations are compared.
 
-use super::{Context, Done};
+use super::Context;
 use crate::StudyError;
-use crate::record::{Journal, Record};
+use crate::record::{Done, Journal, Record};
 use quant_data::{ChoiceItem, Continuation};
 use quant_eval::{LanguageModel, PositionOptions, PositionScore, score_positions};
 use quant_pipeline::{Event, Events};
@@ -61,13 +61,16 @@ pub(super) fn run(
     Ok(())
 }
 
+/// Log-likelihood of a choice in nats, and whether the model itself would say it.
+type Said = (Option<f64>, bool);
+
 /// What each choice of each item is like: log-likelihood, and whether the model would say it.
 fn scores(
     context: &Context<'_>,
     model: &mut dyn LanguageModel,
     items: &[&ChoiceItem],
     events: &mut dyn Events,
-) -> Result<Vec<Vec<(Option<f64>, bool)>>, StudyError> {
+) -> Result<Vec<Vec<Said>>, StudyError> {
     let choices: Vec<&Continuation> = items.iter().flat_map(|item| &item.choices).collect();
     let mut sequences = Vec::with_capacity(choices.len());
     let mut wanted = Vec::with_capacity(choices.len());
@@ -101,7 +104,7 @@ fn fitting(choice: &Continuation, longest: usize) -> (Vec<u32>, std::ops::Range<
     (ids, range)
 }
 
-fn judged(item: &ChoiceItem, scores: &[(Option<f64>, bool)]) -> Record {
+fn judged(item: &ChoiceItem, scores: &[Said]) -> Record {
     // The first of equal ones; a choice without a number is never the best.
     let best = |value: &dyn Fn(usize) -> Option<f64>| {
         let mut best: Option<(usize, f64)> = None;

@@ -1,9 +1,9 @@
 //! The folder of a task that is run: its identity, the items as they come, the result.
 
-use super::{Done, TaskJob, TaskOutcome, TaskResult, TaskRun};
+use super::{TaskJob, TaskOutcome, TaskResult, TaskRun};
 use crate::StudyError;
 use crate::files::{Lock, read_json, write_whole};
-use crate::record::{Journal, lines};
+use crate::record::{Done, Journal, lines};
 use quant_checkpoint::TensorHash;
 use quant_pipeline::OpenFolder;
 use serde::{Deserialize, Serialize};

@@ -11,7 +11,7 @@ pub use summary::{
 };
 
 use crate::StudyError;
-use crate::record::Record;
+use crate::record::{Done, Record};
 use home::Home;
 use quant_core::ndarray::ArrayViewMut2;
 use quant_data::{ChatTemplate, Task, TaskKind, Tokenizer};
@@ -24,13 +24,9 @@ use quant_pipeline::{
     with_threads,
 };
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-
-/// Records of a task by seed and number of the item.
-pub type Done = BTreeMap<(u64, u64), Record>;
 
 /// One task on one model.
 #[derive(Clone, Debug)]

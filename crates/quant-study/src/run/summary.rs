@@ -1,8 +1,7 @@
 //! From items to figures.
 
-use super::Done;
 use crate::StudyError;
-use crate::record::{Record, Signs};
+use crate::record::{Done, Record, Signs};
 use quant_core::Par;
 use quant_data::{ChoiceMetric, Task, TaskKind};
 use quant_eval::statistics::{Bootstrap, Outcomes, mean_deviation};

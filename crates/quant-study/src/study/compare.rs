@@ -1,9 +1,11 @@
 //! Rows beside the float model: what was lost, and how sure that is.
 
-use super::plan::StudyPlan;
-use super::results::{Column, Loss, ModelResults, cell};
+use super::place::{slug, variant_folder};
+use super::plan::{PlannedVariant, StudyPlan};
 use crate::StudyError;
 use crate::record::Record;
+use crate::results::{Column, Loss, ModelResults};
+use crate::run::home::finished_in;
 use crate::run::{TaskOutcome, right_by_item};
 use quant_core::Par;
 use quant_data::{ChoiceMetric, Task, TaskKind};
@@ -53,6 +55,23 @@ impl Answers {
 /// A finished cell.
 pub(super) struct Cell {
     pub(super) answers: Answers,
+}
+
+/// The cell of a task in a row, as comparisons see it.
+fn cell(
+    output: &Path,
+    planned: &PlannedVariant,
+    execution: &str,
+    task: &Task,
+) -> Result<Option<Cell>, StudyError> {
+    let folder = variant_folder(output, &planned.model, planned.recipe.as_deref()).join(execution);
+    Ok(finished_in(&folder.join(slug(task.name())))?
+        .map(|outcome| Cell { answers: Answers::of(task, &outcome) }))
+}
+
+/// Whether nothing is drawn in the answers of a task.
+pub(super) fn is_greedy(task: &Task) -> bool {
+    matches!(task.kind(), TaskKind::Generate(ask) if ask.sampling.is_none())
 }
 
 /// Fills in the losses of a model's rows.

@@ -1,17 +1,13 @@
-//! Grids of models, recipes, executions and tasks.
+//! Carrying a grid out, row by row, and reading what came of it.
 
-mod cells;
+mod collect;
 mod compare;
-mod embedded;
-mod grid;
+mod job;
+mod place;
 mod plan;
-mod presets;
-mod results;
+mod rows;
 mod run;
 
-pub use cells::{LayerError, Status, VariantFacts};
-pub use grid::{Grid, GridModel, GridRecipe, Published};
+pub use job::StudyJob;
 pub use plan::{PlannedVariant, StudyPlan};
-pub use presets::{STUDIES, StudyPreset, study_preset};
-pub use results::{Column, ColumnResult, Loss, ModelResults, StudyResults, TextFigures, VariantResults};
-pub use run::{StudyJob, StudyOutcome, plan_study, report_study, run_study};
+pub use run::{StudyOutcome, plan_study, report_study, run_study};

@@ -1,11 +1,11 @@
 //! What a study will do, before it does it.
 
-use super::cells::bits_of;
-use super::embedded;
-use super::grid::{Grid, GridModel, GridRecipe, RecipeText};
-use super::run::StudyJob;
+use super::job::StudyJob;
+use super::place::{model_folder, word};
 use crate::StudyError;
+use crate::grid::{Grid, GridModel, GridRecipe, RecipeText};
 use quant_data::{CalibrationSpec, Task, built_in_task};
+use quant_graph::ModelScheme;
 use quant_model::Execution;
 use quant_pipeline::{
     Forecast, PipelineError, Plan, QuantizeJob, Recipe, Registry, open_folder_with, prepare, read_recipe_with,
@@ -57,31 +57,6 @@ pub struct StudyPlan {
     pub memory: u64,
     /// Seconds that quantising is expected to take; scoring is not in it.
     pub seconds: f64,
-}
-
-/// Name of an execution in reports and folders.
-pub(super) fn word(execution: Execution) -> &'static str {
-    match execution {
-        Execution::Simulated => "sim",
-        Execution::Integer => "int8",
-    }
-}
-
-/// A name as that of a folder.
-pub(super) fn slug(name: &str) -> String {
-    let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.+".contains(c) { c } else { '_' };
-    let slug: String = name.chars().map(plain).collect();
-    // What is no name of a folder in its own right.
-    if slug.chars().all(|c| c == '.') { format!("_{slug}") } else { slug }
-}
-
-/// The folder of a model of a grid.
-pub(super) fn model_folder(model: &GridModel, output: &Path) -> Result<PathBuf, StudyError> {
-    if model.path == Path::new(embedded::NAME) {
-        embedded::unpack(&output.join("embedded"))
-    } else {
-        Ok(model.path.clone())
-    }
 }
 
 /// The recipe of a row.
@@ -292,4 +267,18 @@ impl StudyPlan {
         }
         Ok(planned)
     }
+}
+
+/// Bits of weights, activations and cache as the studies write them: `4-16-16`. Of linears that differ the most common count.
+fn bits_of(scheme: &ModelScheme) -> String {
+    let mut counts = std::collections::BTreeMap::<(u32, u32), usize>::new();
+    for (_, _, linear) in scheme.linears() {
+        let weight = linear.weight.map_or(16, |weight| weight.bits.get());
+        let input = linear.input.map_or(16, |input| input.bits.get());
+        *counts.entry((weight, input)).or_default() += 1;
+    }
+    let (weight, input) =
+        counts.into_iter().max_by_key(|(_, count)| *count).map_or((16, 16), |(bits, _)| bits);
+    let kv = scheme.kv.map_or(16, |kv| kv.bits.get());
+    format!("{weight}-{input}-{kv}")
 }

@@ -5,7 +5,7 @@ use crate::files::write_whole;
 use std::path::{Path, PathBuf};
 
 /// How a grid calls it.
-pub(super) const NAME: &str = "embedded:tiny-reasoner";
+pub(crate) const NAME: &str = "embedded:tiny-reasoner";
 
 macro_rules! files {
     ($($name:literal),* $(,)?) => {
@@ -25,7 +25,7 @@ static FILES: &[(&str, &[u8])] = files![
 ];
 
 /// Writes the model below a folder, unless it stands there already.
-pub(super) fn unpack(below: &Path) -> Result<PathBuf, StudyError> {
+pub(crate) fn unpack(below: &Path) -> Result<PathBuf, StudyError> {
     let folder = below.join("tiny-reasoner");
     std::fs::create_dir_all(folder.join("tasks")).map_err(StudyError::io(&folder))?;
     for (name, bytes) in FILES {

@@ -1,4 +1,10 @@
-//! What a study is made of.
+//! What a study is made of: models, recipes, executions, tasks.
+
+mod embedded;
+mod presets;
+
+pub(crate) use embedded::{NAME, unpack};
+pub use presets::{STUDIES, StudyPreset, study_preset};
 
 use crate::StudyError;
 use quant_core::nearest;
@@ -136,7 +142,7 @@ impl Grid {
         let mut grid = Self::parse(&text, &path.display().to_string())?;
         let base = path.parent().unwrap_or(Path::new(""));
         let beside = |given: &mut PathBuf| {
-            if given.is_relative() && !given.starts_with(super::embedded::NAME) {
+            if given.is_relative() && !given.starts_with(NAME) {
                 *given = base.join(&*given);
             }
         };
@@ -300,7 +306,7 @@ impl Reader<'_> {
     fn model(&self, value: &Value) -> Result<GridModel, StudyError> {
         let named = |path: &str| Path::new(path).file_name().map(|n| n.to_string_lossy().into_owned());
         let plain = |path: String| GridModel {
-            name: if path == super::embedded::NAME {
+            name: if path == NAME {
                 "tiny-reasoner".to_owned()
             } else {
                 named(&path).unwrap_or_else(|| path.clone())

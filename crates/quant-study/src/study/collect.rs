@@ -1,0 +1,167 @@
+//! From the folders of cells to what a study found, so that a report can be made at any time.
+
+use super::compare::compare;
+use super::place::{slug, variant_folder};
+use super::plan::{PlannedVariant, StudyPlan};
+use crate::StudyError;
+use crate::files::read_json;
+use crate::results::{
+    Column, ColumnResult, ModelResults, Status, StudyResults, TextFigures, VariantFacts, VariantResults,
+};
+use crate::run::home::finished_in;
+use crate::run::{SignCounts, TaskOutcome};
+use crate::verdict::Prediction;
+use quant_data::Task;
+use quant_eval::statistics::{MeanDeviation, mean_deviation};
+use std::path::Path;
+
+/// The columns of tasks with accuracies.
+fn columns(tasks: &[Task]) -> Vec<Column> {
+    let mut columns: Vec<Column> = Vec::new();
+    for task in tasks.iter().filter(|task| !matches!(task.kind(), quant_data::TaskKind::Text(_))) {
+        let (name, weight) = task.group().unwrap_or((task.name(), 1.0));
+        let entry = (task.name().to_owned(), weight);
+        match columns.iter_mut().find(|column| column.name == name) {
+            Some(column) => column.tasks.push(entry),
+            None => columns.push(Column { name: name.to_owned(), tasks: vec![entry] }),
+        }
+    }
+    for column in &mut columns {
+        // A column of one task is that task, whatever weight it has beside others.
+        let sum: f64 = column.tasks.iter().map(|(_, weight)| weight).sum();
+        column.tasks.iter_mut().for_each(|(_, weight)| *weight /= sum);
+    }
+    columns
+}
+
+/// Reads the cells of a study.
+pub(super) fn collect(output: &Path, plan: &StudyPlan, tasks: &[Task]) -> Result<StudyResults, StudyError> {
+    let columns = columns(tasks);
+    let mut models: Vec<ModelResults> = Vec::new();
+    for planned in &plan.variants {
+        let at = match models.iter().position(|m| m.model == planned.model) {
+            Some(at) => at,
+            None => {
+                models.push(ModelResults { model: planned.model.clone(), variants: Vec::new() });
+                models.len() - 1
+            }
+        };
+        for (execution, problem) in &planned.executions {
+            let found = row(output, planned, execution, problem.as_deref(), tasks, &columns)?;
+            models[at].variants.push(found);
+        }
+    }
+    for model in &mut models {
+        compare(output, plan, model, tasks, &columns)?;
+    }
+    Ok(StudyResults {
+        study: plan.study.clone(),
+        version: crate::run::version(),
+        columns,
+        wordings: tasks.iter().map(|t| (t.name().to_owned(), t.wording().to_owned())).collect(),
+        models,
+        statistics: "intervals: 95 %, 10,000 resamples of items by a keyed generator, all seeds of an item together; p: exact \
+                     paired test on items, corrected by Holm's method for the number of rows; classes by the loss of the average \
+                     in points: lossless <= 1, fair < 3, risky"
+            .to_owned(),
+    })
+}
+
+fn row(
+    output: &Path,
+    planned: &PlannedVariant,
+    execution: &str,
+    problem: Option<&str>,
+    tasks: &[Task],
+    columns: &[Column],
+) -> Result<VariantResults, StudyError> {
+    let folder = variant_folder(output, &planned.model, planned.recipe.as_deref());
+    let facts: Option<VariantFacts> = read_json(&folder.join("variant.json"))?;
+    let illegal = planned.illegal.as_deref().or(problem).map(|reason| Status::Illegal(reason.to_owned()));
+    let status = illegal.or_else(|| facts.as_ref().map(|facts| facts.status.clone())).unwrap_or(Status::Ok);
+    let mut row = VariantResults {
+        recipe: planned.recipe.clone().unwrap_or_else(|| "float".to_owned()),
+        method: planned.method.clone(),
+        bits: planned.bits.clone(),
+        weight_bits: facts.as_ref().and_then(|facts| facts.weight_bits).or(planned.weight_bits),
+        execution: execution.to_owned(),
+        status,
+        columns: vec![ColumnResult::default(); columns.len()],
+        average: None,
+        loss: None,
+        texts: Vec::new(),
+        signs: SignCounts::default(),
+        answers: 0,
+        thought_tokens: None,
+        same_prefix: None,
+        prediction: None,
+        blame: None,
+        layers: facts.map(|facts| facts.layers).unwrap_or_default(),
+        problems: Vec::new(),
+        missing: Vec::new(),
+        runs: Vec::new(),
+    };
+    if row.status != Status::Ok {
+        return Ok(row);
+    }
+    let folder = folder.join(execution);
+    row.prediction = read_json::<Prediction>(&folder.join("prediction.json"))?.map(|kept| kept.verdict);
+    row.blame = read_json(&folder.join("blame.json"))?;
+    let mut outcomes: Vec<(&str, TaskOutcome)> = Vec::new();
+    for task in tasks {
+        match finished_in(&folder.join(slug(task.name())))? {
+            Some(outcome) => outcomes.push((task.name(), outcome)),
+            None => row.missing.push(task.name().to_owned()),
+        }
+    }
+    let of = |name: &str| outcomes.iter().find(|(task, _)| *task == name).map(|(_, outcome)| outcome);
+    for (column, figure) in columns.iter().zip(&mut row.columns) {
+        *figure = column_result(column, &of);
+    }
+    let values: Option<Vec<f64>> = row.columns.iter().map(|column| column.value).collect();
+    row.average = values.filter(|v| !v.is_empty()).and_then(|v| mean_deviation(&v)).map(|m| m.mean);
+    let mut thoughts = Vec::new();
+    for (task, outcome) in &outcomes {
+        let result = &outcome.result;
+        row.problems.extend(result.problem.as_ref().map(|problem| format!("{task}: {problem}")));
+        row.runs.push(outcome.run.clone());
+        if let Some(text) = &result.text {
+            row.texts.push(TextFigures {
+                task: (*task).to_owned(),
+                perplexity: result.figure.value,
+                kl: text.kl,
+                top1_agreement: text.top1_agreement,
+            });
+        }
+        if let Some(answers) = &result.answers {
+            row.answers += outcome.records.len();
+            row.signs.add(&answers.signs);
+            thoughts.extend(answers.thought_tokens.map(|mean| (mean, outcome.records.len())));
+        }
+    }
+    let all: usize = thoughts.iter().map(|(_, count)| count).sum();
+    row.thought_tokens =
+        (all > 0).then(|| thoughts.iter().map(|(mean, n)| mean * *n as f64).sum::<f64>() / all as f64);
+    Ok(row)
+}
+
+fn column_result<'o>(column: &Column, of: &dyn Fn(&str) -> Option<&'o TaskOutcome>) -> ColumnResult {
+    let parts: Option<Vec<(&TaskOutcome, f64)>> =
+        column.tasks.iter().map(|(name, weight)| Some((of(name)?, *weight))).collect();
+    let Some(parts) = parts else { return ColumnResult::default() };
+    let value: Option<f64> =
+        parts.iter().map(|(outcome, weight)| Some(outcome.result.figure.value? * weight)).sum();
+    // The column under each seed, where its tasks have the same.
+    let seeds: Vec<&[f64]> =
+        parts.iter().filter_map(|(o, _)| o.result.answers.as_ref()).map(|a| a.per_seed.as_slice()).collect();
+    let count = seeds.first().map_or(0, |seeds| seeds.len());
+    let together = seeds.len() == parts.len() && seeds.iter().all(|s| s.len() == count);
+    let per_seed: Vec<f64> = (0..if together { count } else { 0 })
+        .map(|seed| seeds.iter().zip(&parts).map(|(values, (_, weight))| values[seed] * weight).sum())
+        .collect();
+    ColumnResult {
+        value,
+        deviation: mean_deviation(&per_seed).and_then(|m: MeanDeviation| m.deviation),
+        interval: parts.first().filter(|_| parts.len() == 1).and_then(|(o, _)| o.result.figure.interval),
+    }
+}

@@ -1,0 +1,57 @@
+//! A study to be carried out.
+
+use crate::grid::Grid;
+use std::path::{Path, PathBuf};
+
+/// A study to be carried out.
+#[derive(Clone, Debug)]
+pub struct StudyJob {
+    /// What it is made of.
+    pub grid: Grid,
+    /// Folder for everything it makes.
+    pub output: PathBuf,
+    /// Folders with data, before those of the grid and of the models.
+    pub data: Vec<PathBuf>,
+    /// Threads, at least 1.
+    pub threads: usize,
+    /// Memory budget in bytes.
+    pub memory: Option<u64>,
+    /// Texts that are worked on at a time.
+    pub batch: usize,
+    /// Go on with what is in the output.
+    pub resume: bool,
+    /// Run cells again whose job has changed.
+    pub restart_changed: bool,
+    /// Keep the folders of quantised models.
+    pub keep_folders: bool,
+    /// Keep the texts of answers.
+    pub with_texts: bool,
+}
+
+impl StudyJob {
+    /// A study with everything else as `ptq study` has it.
+    #[must_use]
+    pub fn new(grid: Grid, output: impl Into<PathBuf>) -> Self {
+        Self {
+            grid,
+            output: output.into(),
+            data: Vec::new(),
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            memory: None,
+            batch: 16,
+            resume: false,
+            restart_changed: false,
+            keep_folders: false,
+            with_texts: false,
+        }
+    }
+
+    /// Where the files of tasks are looked for.
+    pub(super) fn data_folders(&self, model: &Path) -> Vec<PathBuf> {
+        let mut folders = self.data.clone();
+        folders.extend(self.grid.data.iter().cloned());
+        folders.push(PathBuf::from("."));
+        folders.push(model.to_owned());
+        folders
+    }
+}

@@ -1,0 +1,55 @@
+//! Where things of a study are.
+
+use crate::StudyError;
+use crate::grid::{self, GridModel};
+use quant_model::Execution;
+use std::path::{Path, PathBuf};
+
+/// Name of an execution in reports and folders.
+pub(super) fn word(execution: Execution) -> &'static str {
+    match execution {
+        Execution::Simulated => "sim",
+        Execution::Integer => "int8",
+    }
+}
+
+/// A name as that of a folder.
+pub(super) fn slug(name: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.+".contains(c) { c } else { '_' };
+    let slug: String = name.chars().map(plain).collect();
+    // What is no name of a folder in its own right.
+    if slug.chars().all(|c| c == '.') { format!("_{slug}") } else { slug }
+}
+
+/// The folder of a model of a grid.
+pub(super) fn model_folder(model: &GridModel, output: &Path) -> Result<PathBuf, StudyError> {
+    if model.path == Path::new(grid::NAME) {
+        grid::unpack(&output.join("embedded"))
+    } else {
+        Ok(model.path.clone())
+    }
+}
+
+/// The folder of a row.
+pub(super) fn variant_folder(output: &Path, model: &str, recipe: Option<&str>) -> PathBuf {
+    output.join("cells").join(slug(model)).join(slug(recipe.unwrap_or("float")))
+}
+
+/// Removes a folder: away at once, then gone, so that a kill leaves no half of it in its place.
+pub(super) fn discard(path: &Path, output: &Path) -> Result<(), StudyError> {
+    if !path.exists() {
+        return Ok(());
+    }
+    let away = output.join("removed");
+    remove_folder(&away)?;
+    std::fs::rename(path, &away).map_err(StudyError::io(path))?;
+    remove_folder(&away)
+}
+
+/// Removes a folder, if there is one.
+pub(super) fn remove_folder(path: &Path) -> Result<(), StudyError> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StudyError::io(path)(error)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,345 @@
+//! The rows of a model: making each, asking it everything, reading, putting back.
+
+use super::compare::is_greedy;
+use super::job::StudyJob;
+use super::place::{discard, slug, variant_folder, word};
+use super::plan::{PlannedVariant, quantize_job, recipe};
+use crate::StudyError;
+use crate::blame::blame;
+use crate::files::{read_json, write_whole};
+use crate::grid::{GridModel, GridRecipe};
+use crate::record::Record;
+use crate::results::{Status, VariantFacts};
+use crate::run::home::{differing, finished_in, pretty, short};
+use crate::run::{Reference, TaskJob, run_task, version};
+use crate::verdict::{FloatAnswer, predict};
+use quant_checkpoint::TensorHash;
+use quant_data::{ChatTemplate, Task, TaskKind, Tokenizer, end_tokens};
+use quant_kernels::Par;
+use quant_model::Execution;
+use quant_pipeline::{
+    Event, Events, PipelineError, Registry, Scored, folder_arithmetic, open_folder_with, quantize,
+    with_threads,
+};
+use std::path::Path;
+use std::time::Instant;
+
+/// Windows of the sample on which blocks are put back.
+const BLAMED: usize = 8;
+
+/// All ways to run a model, in the order in which they are.
+pub(super) const EXECUTIONS: [Execution; 2] = [Execution::Simulated, Execution::Integer];
+
+/// The rows of a model.
+pub(super) struct Rows<'a> {
+    pub(super) job: &'a StudyJob,
+    pub(super) model: &'a GridModel,
+    pub(super) folder: &'a Path,
+    pub(super) tasks: &'a [Task],
+    pub(super) registry: &'a Registry,
+    pub(super) reference: Option<Reference>,
+}
+
+impl Rows<'_> {
+    pub(super) fn title(&self, planned: &PlannedVariant) -> String {
+        format!("{}, {}", planned.model, planned.recipe.as_deref().unwrap_or("float"))
+    }
+
+    /// What a row depends on, whoever asks what of it.
+    pub(super) fn identity(&self, given: Option<&GridRecipe>) -> Result<Vec<(String, String)>, StudyError> {
+        let float = open_folder_with(self.folder, self.registry)?;
+        let mut fields = vec![("the program".to_owned(), version())];
+        fields.extend(float.checkpoint.fingerprint().map_err(PipelineError::from)?);
+        if let Some(given) = given {
+            let recipe = recipe(given, self.registry)?;
+            fields.push(("the recipe".to_owned(), short(&TensorHash::of(recipe.source().as_bytes()))));
+            let model = self.model;
+            let data = format!(
+                "{:?}, {:?} x {:?}, seed {}",
+                model.calibration, model.num_samples, model.max_seq_len, model.seed
+            );
+            fields.push(("the calibration".to_owned(), data));
+        }
+        Ok(fields)
+    }
+
+    pub(super) fn run(
+        &mut self,
+        planned: &PlannedVariant,
+        given: Option<&GridRecipe>,
+        events: &mut dyn Events,
+    ) -> Result<(), StudyError> {
+        let home = variant_folder(&self.job.output, &planned.model, planned.recipe.as_deref());
+        std::fs::create_dir_all(&home).map_err(StudyError::io(&home))?;
+        let identity = self.identity(given)?;
+        let facts: Option<VariantFacts> = read_json(&home.join("variant.json"))?;
+        let differences =
+            facts.as_ref().map_or_else(String::new, |facts| differing(&facts.identity, &identity));
+        let facts = match facts {
+            Some(_) if !differences.is_empty() => {
+                if !self.job.restart_changed {
+                    let advice = "give --restart-changed to run it again, or another --output";
+                    return Err(StudyError::Changed { path: home, differences, advice });
+                }
+                discard(&home, &self.job.output)?;
+                std::fs::create_dir_all(&home).map_err(StudyError::io(&home))?;
+                None
+            }
+            // What failed for another reason than its setting may not fail again.
+            Some(VariantFacts { status: Status::Failed(_), .. }) => None,
+            facts => facts,
+        };
+        if matches!(facts, Some(VariantFacts { status: Status::NotFinite(_), .. })) {
+            return Ok(());
+        }
+        let executions: Vec<Execution> = EXECUTIONS
+            .into_iter()
+            .filter(|e| {
+                planned.executions.iter().any(|(name, problem)| name == word(*e) && problem.is_none())
+            })
+            .collect();
+        let predicted = given.is_some() && self.tasks.iter().any(is_greedy);
+        let blamed = given.is_some() && self.blamed().is_some();
+        let unfinished = |execution: &Execution| {
+            let folder = home.join(word(*execution));
+            let open = |task: &Task| finished_in(&folder.join(slug(task.name()))).map(|done| done.is_none());
+            let cells = self.tasks.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+            let missing = |wanted: bool, name: &str| wanted && !folder.join(name).exists();
+            Ok::<bool, StudyError>(
+                cells.contains(&true)
+                    || missing(predicted, "prediction.json")
+                    || missing(blamed, "blame.json"),
+            )
+        };
+        let waiting = executions.iter().map(unfinished).collect::<Result<Vec<_>, _>>()?.contains(&true);
+        if facts.is_some() && !waiting && !self.job.restart_changed {
+            return Ok(());
+        }
+        let work = self
+            .job
+            .output
+            .join("work")
+            .join(slug(&planned.model))
+            .join(slug(planned.recipe.as_deref().unwrap_or("float")));
+        let folder = match given {
+            None => {
+                let facts =
+                    VariantFacts { status: Status::Ok, ..VariantFacts::failed(identity.clone(), Status::Ok) };
+                write_whole(&home.join("variant.json"), &pretty(&facts))?;
+                self.folder.to_owned()
+            }
+            Some(given) => {
+                let made = self.quantised(planned, given, &identity, &work, events)?;
+                write_whole(&home.join("variant.json"), &pretty(&made))?;
+                if made.status != Status::Ok {
+                    return Ok(());
+                }
+                work.clone()
+            }
+        };
+        for execution in executions {
+            let cells = home.join(word(execution));
+            for task in self.tasks {
+                self.cell(&folder, task, execution, &identity, &cells, planned, events)?;
+            }
+            if given.is_some() {
+                self.predict(planned, &folder, execution, &cells, events)?;
+                self.blame(planned, &folder, execution, &cells, events)?;
+            }
+        }
+        if given.is_some() && !self.job.keep_folders {
+            discard(&work, &self.job.output)?;
+        }
+        Ok(())
+    }
+
+    fn quantised(
+        &self,
+        planned: &PlannedVariant,
+        given: &GridRecipe,
+        identity: &[(String, String)],
+        work: &Path,
+        events: &mut dyn Events,
+    ) -> Result<VariantFacts, StudyError> {
+        events.event(Event::Part(format!("quantising: {}", self.title(planned))));
+        let parent = work.parent().unwrap_or(work);
+        std::fs::create_dir_all(parent).map_err(StudyError::io(parent))?;
+        let job =
+            quantize_job(self.job, self.model, self.folder, recipe(given, self.registry)?, work.to_owned())?;
+        match quantize(&job, events) {
+            Ok(outcome) => Ok(VariantFacts::of(identity.to_vec(), &outcome)),
+            Err(error) => match not_finite(&error) {
+                // This is what the setting does to the model.
+                Some(reason) => Ok(VariantFacts::failed(identity.to_vec(), Status::NotFinite(reason))),
+                None => Err(error.into()),
+            },
+        }
+    }
+
+    /// The float model, which remembers what it saw last.
+    fn reference(&mut self) -> Result<&mut Reference, StudyError> {
+        let model = match self.reference.take() {
+            Some(model) => model,
+            None => Reference::open(self.folder, self.job.grid.compute, self.job.threads, self.registry)?,
+        };
+        Ok(self.reference.insert(model))
+    }
+
+    /// The job of a cell.
+    pub(super) fn task_job(
+        &self,
+        folder: &Path,
+        task: &Task,
+        execution: Execution,
+        identity: &[(String, String)],
+        cells: &Path,
+    ) -> TaskJob {
+        TaskJob {
+            data: self.job.data_folders(self.folder),
+            limit: match task.kind() {
+                // Windows are few and cheap; a text is predicted in whole.
+                TaskKind::Text(_) => None,
+                _ => self.job.grid.limit,
+            },
+            seeds: self.job.grid.seeds.clone(),
+            top_k: self.model.top_k,
+            max_new_tokens: self.job.grid.max_new_tokens,
+            execution,
+            compute: self.job.grid.compute,
+            threads: self.job.threads,
+            memory: self.job.memory,
+            batch: self.job.batch,
+            with_texts: self.job.with_texts,
+            identity: Some(identity.to_vec()),
+            output: Some(cells.join(slug(task.name()))),
+            resume: true,
+            restart_changed: self.job.restart_changed,
+            ..TaskJob::new(folder, task.clone())
+        }
+    }
+
+    /// The task on whose text blocks are put back.
+    fn blamed(&self) -> Option<&Task> {
+        self.job.grid.blame.as_ref().and_then(|name| self.tasks.iter().find(|task| task.name() == name))
+    }
+
+    fn cell(
+        &mut self,
+        folder: &Path,
+        task: &Task,
+        execution: Execution,
+        identity: &[(String, String)],
+        cells: &Path,
+        planned: &PlannedVariant,
+        events: &mut dyn Events,
+    ) -> Result<(), StudyError> {
+        let job = self.task_job(folder, task, execution, identity, cells);
+        events.event(Event::Part(format!(
+            "scoring: {}, {}, {}",
+            self.title(planned),
+            word(execution),
+            task.name()
+        )));
+        let registry = self.registry;
+        let quantised = planned.recipe.is_some() && matches!(task.kind(), TaskKind::Text(_));
+        let reference = if quantised { Some(self.reference()?) } else { None };
+        run_task(&job, reference, events, registry)?;
+        Ok(())
+    }
+
+    /// The greedy answers of the float model.
+    fn float_answers(&self) -> Result<Vec<FloatAnswer>, StudyError> {
+        let home = variant_folder(&self.job.output, &self.model.name, None).join("sim");
+        let tokenizer = Tokenizer::from_dir(self.folder)?;
+        let template = ChatTemplate::from_dir(self.folder, tokenizer.special_tokens())?;
+        let mut answers = Vec::new();
+        for task in self.tasks {
+            let Some(outcome) = finished_in(&home.join(slug(task.name())))?.filter(|_| is_greedy(task))
+            else {
+                continue;
+            };
+            let files = task.source().find(task.name(), &self.job.data_folders(self.folder))?;
+            let seed = outcome.result.seeds.first().copied().unwrap_or(0);
+            let questions = task.questions(&files, seed, self.job.grid.limit)?;
+            for record in &outcome.records {
+                let Record::Answer { number, seed: own, right, tokens, .. } = record else { continue };
+                let Some(question) = questions.iter().find(|q| q.number == *number && *own == seed) else {
+                    continue;
+                };
+                if tokens.is_empty() {
+                    continue;
+                }
+                let prompt = task.encode_question(question, &tokenizer, template.as_ref())?.tokens;
+                let length = prompt.len();
+                answers.push(FloatAnswer {
+                    tokens: [prompt, tokens.clone()].concat(),
+                    prompt: length,
+                    right: *right,
+                });
+            }
+        }
+        Ok(answers)
+    }
+
+    fn predict(
+        &mut self,
+        planned: &PlannedVariant,
+        folder: &Path,
+        execution: Execution,
+        cells: &Path,
+        events: &mut dyn Events,
+    ) -> Result<(), StudyError> {
+        let path = cells.join("prediction.json");
+        let answers = self.float_answers()?;
+        if answers.is_empty() || path.exists() {
+            return Ok(());
+        }
+        events.event(Event::Part(format!("reading answers of the float model: {}", self.title(planned))));
+        let ends = end_tokens(self.folder, &Tokenizer::from_dir(self.folder)?)?;
+        let open = open_folder_with(folder, self.registry)?;
+        let arithmetic = folder_arithmetic(&open, self.job.grid.compute, Some(execution))?;
+        let (source, threads) = (open.into_source()?, self.job.threads);
+        let reference = self.reference()?;
+        let began = Instant::now();
+        let verdict = with_threads(threads, |par| {
+            predict(&mut Scored::new(source, arithmetic, par), reference, &answers, &ends, events)
+        })??;
+        let took = serde_json::json!({ "seconds": began.elapsed().as_secs_f64() });
+        write_whole(&cells.join("prediction_run.json"), &pretty(&took))?;
+        write_whole(&path, &pretty(&verdict))
+    }
+
+    fn blame(
+        &mut self,
+        planned: &PlannedVariant,
+        folder: &Path,
+        execution: Execution,
+        cells: &Path,
+        events: &mut dyn Events,
+    ) -> Result<(), StudyError> {
+        let path = cells.join("blame.json");
+        let Some(task) = self.blamed().cloned().filter(|_| !path.exists()) else { return Ok(()) };
+        events.event(Event::Part(format!("putting blocks back: {}", self.title(planned))));
+        let files = task.source().find(task.name(), &self.job.data_folders(self.folder))?;
+        let tokenizer = Tokenizer::from_dir(self.folder)?;
+        let windows = task.windows(&files, &tokenizer, self.folder, Some(BLAMED))?;
+        let open = open_folder_with(folder, self.registry)?;
+        let arithmetic = folder_arithmetic(&open, self.job.grid.compute, Some(execution))?;
+        let (quantised, threads) = (open.into_source()?, self.job.threads);
+        let float = open_folder_with(self.folder, self.registry)?.into_source()?;
+        let reference = self.reference()?;
+        let found = with_threads(threads, |par: Par| {
+            blame(quantised, float, arithmetic, reference, &windows, par, events)
+        })??;
+        write_whole(&path, &pretty(&found))
+    }
+}
+
+/// Where numbers stopped being finite, if that is what went wrong.
+fn not_finite(error: &PipelineError) -> Option<String> {
+    match error {
+        PipelineError::NotFinite { .. } => Some(error.to_string()),
+        PipelineError::In { source, .. } | PipelineError::Kept { source, .. } => not_finite(source),
+        _ => None,
+    }
+}
