@@ -1,0 +1,75 @@
+//! Mathematical answers: read, and compared.
+//!
+//! # What is read
+//!
+//! Numbers (thousands, decimals, repeating decimals, percents, currencies, units), `+ − · / ^ !` with products that are not written,
+//! fractions in every form, mixed numbers, roots, binomials, π, e, i, ∞, absolute values, floors, trigonometric and other elementary
+//! functions, symbols with subscripts, `±`, lists, tuples, sets, intervals and their unions, matrices, equations and inequalities,
+//! words. Of text that is none of these, its form without spaces and appearance is compared.
+//!
+//! # When two are equal
+//!
+//! In the order of the published protocol (LightEval's extractive match): assignments are unwrapped, then equal structure, relations,
+//! collections, symbols, numbers, and identity as functions. In detail:
+//!
+//! * where either is a number with a decimal point, both are rounded to five decimals; beyond the protocol they must also agree within
+//!   1 % of each other, so that `0.000003` is not `0.000004`;
+//! * rational expressions of any size are compared exactly, in finite fields (`finite.rs`), others by their values at a few points,
+//!   complex and of both signs, within the rounding errors of f64 (`numeric.rs`): two constants that agree to 14 digits are the same;
+//! * `n %` is `n / 100` and nothing else: `20 %` is not 20;
+//! * a set in braces is no tuple; a list without brackets may be either; `(a, b)` may be an open interval;
+//! * an equation or inequality that is another multiplied by a number (above zero, for an inequality) is the same; an inequality of
+//!   one variable is the same as its interval, whichever of them is the right answer;
+//! * an equation is unwrapped where its left side is a name (`x = 3`, `f(x) = 3`), or where all its sides are equal (`2 + 3 = 5`);
+//! * units are not compared, and words are without regard to case.
+
+mod compare;
+mod expression;
+mod finite;
+mod lex;
+mod numeric;
+mod parse;
+mod rational;
+mod token;
+mod value;
+
+pub(super) use compare::equal;
+pub(super) use value::{Value, read};
+
+/// A text without spaces, delimiters and what only says how something looks: what is compared where it is no mathematics.
+pub(super) fn bare(text: &str) -> String {
+    const NOTHING: [&str; 16] = [
+        "\\left",
+        "\\right",
+        "\\displaystyle",
+        "\\textbf",
+        "\\text",
+        "\\mathrm",
+        "\\mathbf",
+        "\\boxed",
+        "\\,",
+        "\\!",
+        "\\;",
+        "\\:",
+        "\\ ",
+        "\\$",
+        "\\(",
+        "\\)",
+    ];
+    let mut left = text.trim().trim_end_matches('.');
+    let mut kept = String::new();
+    while let Some(c) = left.chars().next() {
+        if let Some(rest) = NOTHING.iter().find_map(|nothing| left.strip_prefix(nothing)) {
+            left = rest;
+        } else if let Some(rest) = left.strip_prefix("\\dfrac").or_else(|| left.strip_prefix("\\tfrac")) {
+            kept.push_str("\\frac");
+            left = rest;
+        } else {
+            if !c.is_whitespace() && !matches!(c, '$' | '{' | '}' | '"') {
+                kept.push(c);
+            }
+            left = &left[c.len_utf8()..];
+        }
+    }
+    kept
+}
