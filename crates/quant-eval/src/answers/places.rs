@@ -191,6 +191,8 @@ fn arithmetic(text: &str, from: usize) -> Option<(Option<usize>, usize)> {
     let operator = |c: char| "+-*/^()\u{d7}\u{f7}".contains(c);
     let run = rest.find(|c: char| !(c.is_ascii_digit() || c == '.' || c.is_whitespace() || operator(c)));
     let run = &rest[..run.unwrap_or(rest.len())];
+    // Two asterisks end what is bold.
+    let run = &run[..run.find("**").unwrap_or(run.len())];
     let followed = rest[run.len()..].chars().next();
     let kept = run.trim_end_matches(|c: char| c.is_whitespace() || c == '.' || operator(c) && c != ')');
     // A word that begins where it ends belongs to it, unless there is a space between.
@@ -254,6 +256,7 @@ mod tests {
                 "3",
                 "2 * (3 + 4)",
                 "2",
+                "4",
                 "12"
             ]
         );

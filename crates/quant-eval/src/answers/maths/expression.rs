@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 /// Functions of one argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Function {
+pub(crate) enum Function {
     Sin,
     Cos,
     Tan,
@@ -42,7 +42,7 @@ impl Function {
 
 /// An expression. Its depth is bounded by the parser, so that functions over it may recur.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Expression {
+pub(crate) enum Expression {
     /// A number that 128 bits hold, and whether it was written with a decimal point.
     Number {
         value: Rational,

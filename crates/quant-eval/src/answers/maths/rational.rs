@@ -2,7 +2,7 @@
 
 /// `numerator / denominator` in lowest terms, the denominator above zero. Arithmetic that would overflow gives none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Rational {
+pub(crate) struct Rational {
     numerator: i128,
     denominator: i128,
 }
@@ -89,7 +89,17 @@ impl Rational {
         }
         let of = |value: i128| -> Option<i128> {
             let size = value.unsigned_abs();
-            let guess = (size as f64).powf(1.0 / f64::from(degree)).round() as i128;
+            let mut guess = (size as f64).powf(1.0 / f64::from(degree)).round() as i128;
+            // f64 has not all digits of a large root: Newton's method has them.
+            for _ in 0..3 {
+                let below = guess.checked_pow(degree - 1).filter(|below| *below > 0);
+                let Some(quotient) = below.and_then(|below| i128::try_from(size / below.unsigned_abs()).ok())
+                else {
+                    break;
+                };
+                guess =
+                    guess.checked_mul(i128::from(degree) - 1)?.checked_add(quotient)? / i128::from(degree);
+            }
             let exact =
                 |root: &i128| u128::try_from(*root).ok().and_then(|r| r.checked_pow(degree)) == Some(size);
             let root = [guess, guess - 1, guess + 1].into_iter().find(exact)?;

@@ -17,7 +17,7 @@ pub(super) enum Bracket {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Relation {
+pub(crate) enum Relation {
     Equal,
     NotEqual,
     Less,
