@@ -74,17 +74,18 @@ pub(super) fn extract(text: &str, sought: Sought) -> Extracted {
     ranked.extend(places.boxes.iter().map(|place| (0, place, true)));
     for anchor in anchors(text) {
         if anchor.is_final {
+            let (mut latex, mut number) = (None, None);
             for (at, bare) in after_is(text, anchor) {
                 let direct = |found: &&Place| text[at..found.whole.start.max(at)].trim().is_empty();
-                let latex = first_within(text, &places.latex, at, 20, false).filter(direct);
-                let number = first_within(text, &places.numbers, at, 0, true);
-                for (place, is_latex) in
-                    latex.map(|p| (p, true)).into_iter().chain(number.map(|p| (p, false)))
-                {
-                    let hoped = bare && hope_follows(text, place.whole.end);
-                    ranked.push((if hoped { 0 } else { 50 }, place, is_latex));
-                }
+                let first = first_within(text, &places.latex, at, 20, false).filter(direct);
+                latex = latex.or_else(|| first.map(|place| final_rank(text, bare, place)));
+                number = number.or_else(|| {
+                    first_within(text, &places.numbers, at, 2, true)
+                        .map(|place| final_rank(text, bare, place))
+                });
             }
+            ranked.extend(latex.map(|(priority, place)| (priority, place, true)));
+            ranked.extend(number.map(|(priority, place)| (priority, place, false)));
         }
         let priority = if anchor.colon { 100 } else { 200 };
         if let Some(place) = first_within(text, &places.latex, anchor.after, 50, false) {
@@ -147,6 +148,11 @@ fn separated(number: &str) -> String {
         && groups[1..].iter().all(three)
         && !groups[0].trim_start_matches('-').starts_with('0');
     if thousands { groups.concat() } else { number.replace(',', ".") }
+}
+
+/// A place behind a final answer with its priority.
+fn final_rank<'a>(text: &str, bare: bool, place: &'a Place) -> (u32, &'a Place) {
+    (if bare && hope_follows(text, place.whole.end) { 0 } else { 50 }, place)
 }
 
 fn equals_follow(text: &str, place: &Place) -> bool {

@@ -44,7 +44,8 @@ pub enum GoldKind {
     Expression,
     /// Text with the answer in LaTeX (MATH-500: a whole solution with `\boxed{…}`), or the answer alone.
     Latex,
-    /// A rationale that ends in `#### n` (GSM8K).
+    /// A rationale that ends in `#### n` (GSM8K). Such an `n` has no unit, and a percent sign behind a whole number of an answer is
+    /// taken as one: `33 %` is 33, where the question asked for percents, and as always 0.33.
     Gsm8k,
     /// The letter of one of `count` options, from `A` on (GPQA: 4).
     Letter {
@@ -73,7 +74,11 @@ pub struct Gold {
 #[derive(Clone, Debug)]
 enum Right {
     /// As a value where it could be read; its text is compared besides.
-    Maths(Option<Value>),
+    Maths {
+        value: Option<Value>,
+        /// Whether percents may have lost their sign.
+        percents: bool,
+    },
     Letter {
         letter: char,
         last: char,
@@ -130,10 +135,10 @@ pub fn gold(kind: GoldKind, text: &str) -> Result<Gold, EvalError> {
         return fail("answer", "text that is not blank");
     }
     match kind {
-        GoldKind::Expression => Ok(maths_gold(text, Sought::Numbers)),
-        GoldKind::Latex => Ok(maths_gold(text, Sought::Latex)),
+        GoldKind::Expression => Ok(maths_gold(text, Sought::Numbers, false)),
+        GoldKind::Latex => Ok(maths_gold(text, Sought::Latex, false)),
         GoldKind::Gsm8k => match text.rsplit_once("####") {
-            Some((_, answer)) if !answer.trim().is_empty() => Ok(maths_gold(answer, Sought::Numbers)),
+            Some((_, answer)) if !answer.trim().is_empty() => Ok(maths_gold(answer, Sought::Numbers, true)),
             _ => fail("answer behind `####`", "a rationale that ends in a line such as `#### 18`"),
         },
         GoldKind::Letter { count } => {
@@ -153,7 +158,7 @@ pub fn gold(kind: GoldKind, text: &str) -> Result<Gold, EvalError> {
 }
 
 /// The answer of a solution, or all of a text that is an answer itself.
-fn maths_gold(text: &str, sought: Sought) -> Gold {
+fn maths_gold(text: &str, sought: Sought, percents: bool) -> Gold {
     let whole = text.trim();
     let boxed = sought == Sought::Latex && whole.contains("\\boxed");
     let plain = if boxed { None } else { maths::read(whole).map(|value| (value, whole.to_owned())) };
@@ -162,10 +167,13 @@ fn maths_gold(text: &str, sought: Sought) -> Gold {
         None => extract::extract(whole, sought),
     };
     match found {
-        Extracted { value: Some((value, text)), .. } => Gold { text, right: Right::Maths(Some(value)) },
-        Extracted { first, .. } => {
-            Gold { text: first.unwrap_or_else(|| whole.to_owned()), right: Right::Maths(None) }
+        Extracted { value: Some((value, text)), .. } => {
+            Gold { text, right: Right::Maths { value: Some(value), percents } }
         }
+        Extracted { first, .. } => Gold {
+            text: first.unwrap_or_else(|| whole.to_owned()),
+            right: Right::Maths { value: None, percents },
+        },
     }
 }
 
@@ -182,14 +190,18 @@ fn maths_gold(text: &str, sought: Sought) -> Gold {
 #[must_use]
 pub fn grade(gold: &Gold, answer: &str) -> Grade {
     match &gold.right {
-        Right::Maths(value) => {
+        Right::Maths { value, percents } => {
             let found = extract::extract(answer, Sought::All);
+            let same = |read: Option<&Value>| match (value, read) {
+                (Some(gold), Some(read)) => maths::equal(gold, read),
+                _ => false,
+            };
+            let without_percent = |text: &str| {
+                let whole = text.trim_end().strip_suffix('%')?;
+                maths::read(whole.strip_suffix('\\').unwrap_or(whole)).filter(maths::is_whole)
+            };
             let is_right = |text: &str, read: Option<&Value>| {
-                let same = match (value, read) {
-                    (Some(gold), Some(read)) => maths::equal(gold, read),
-                    _ => false,
-                };
-                same || same_text(&gold.text, text)
+                same(read) || *percents && same(without_percent(text).as_ref()) || same_text(&gold.text, text)
             };
             let given = found.value.as_ref().map(|(value, text)| (text.as_str(), Some(value)));
             let first = found.first.as_deref().map(|text| (text, None));

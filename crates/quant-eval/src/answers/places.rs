@@ -140,8 +140,10 @@ pub(super) fn numbers(text: &str) -> Vec<Place> {
                 found.push(Place { whole: whole_start..end, inside: behind_bold..end, percent: false });
             }
         }
-        let currency =
-            text[behind_bold..].chars().next().filter(|c| is_currency(*c)).map_or(0, char::len_utf8);
+        let money = &text[behind_bold..];
+        let escaped = usize::from(money.starts_with("\\$"));
+        let sign = money[escaped..].chars().next().filter(|c| is_currency(*c));
+        let currency = escaped + sign.map_or(0, char::len_utf8);
         if let Some(end) = number(bytes, behind_bold + currency) {
             let percent = percent_follows(text, end);
             found.push(Place { whole: whole_start..end, inside: behind_bold + currency..end, percent });

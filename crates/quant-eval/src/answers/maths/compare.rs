@@ -13,18 +13,25 @@ const LARGEST_UNORDERED: usize = 100;
 const POINTS: u64 = 8;
 const NEEDED: usize = 3;
 
-/// Whether two answers are the same. Reflexive and symmetric.
+/// Whether `b` is the right answer `a`. Reflexive, and symmetric but for equations: `m + n = 3` gives 3, and 3 gives no line
+/// `x + y = 3`.
 pub(crate) fn equal(a: &Value, b: &Value) -> bool {
     if a == b {
         return true;
     }
     match (a, b) {
         (Value::Chain(..), Value::Chain(..)) => return chains(a, b),
-        (Value::Chain(parts, relations), other) | (other, Value::Chain(parts, relations)) => {
-            if let Some(value) = unwrapped(parts, relations) {
-                return equal(&Value::Expression(value), other);
+        (Value::Chain(parts, relations), _) => {
+            if let Some(value) = unwrapped(parts, relations, false) {
+                return equal(&Value::Expression(value), b);
             }
-            return interval(parts, relations).is_some_and(|range| equal(&range, other));
+            return interval(parts, relations).is_some_and(|range| equal(&range, b));
+        }
+        (_, Value::Chain(parts, relations)) => {
+            if let Some(value) = unwrapped(parts, relations, true) {
+                return equal(a, &Value::Expression(value));
+            }
+            return interval(parts, relations).is_some_and(|range| equal(a, &range));
         }
         _ => {}
     }
@@ -38,9 +45,11 @@ pub(crate) fn equal(a: &Value, b: &Value) -> bool {
                     .all(|(a, b)| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| expressions(a, b)))
         }
         // One element is as good as the set of it.
-        (Value::Set(items) | Value::List(items), other @ Value::Expression(_))
-        | (other @ Value::Expression(_), Value::Set(items) | Value::List(items)) => {
-            matches!(items.as_slice(), [one] if equal(one, other))
+        (Value::Set(items) | Value::List(items), Value::Expression(_)) => {
+            matches!(items.as_slice(), [one] if equal(one, &b))
+        }
+        (Value::Expression(_), Value::Set(items) | Value::List(items)) => {
+            matches!(items.as_slice(), [one] if equal(&a, one))
         }
         (Value::Set(a) | Value::List(a), Value::Set(b) | Value::List(b))
         | (Value::Union(a), Value::Union(b)) => unordered(a, b),
@@ -137,12 +146,14 @@ fn with_sign(expression: &Expression, sign: i128) -> Expression {
     }
 }
 
-/// What an equation says something is: the last side of `x = … = 3`, or of sides that are all equal.
-fn unwrapped(parts: &[Expression], relations: &[Relation]) -> Option<Expression> {
+/// What an equation says something is: the last side of `x = … = 3`, of sides that are all equal and, of a given answer, also the
+/// number on the right of `m + n = 3`.
+fn unwrapped(parts: &[Expression], relations: &[Relation], given: bool) -> Option<Expression> {
     let equation = relations.iter().all(|relation| *relation == Relation::Equal);
     let (first, last) = (parts.first()?, parts.last()?);
+    let value = || given && !first.symbols().is_empty() && last.symbols().is_empty();
     let consistent = || parts.iter().all(|part| expressions(part, last));
-    (equation && (first.only_symbols() || consistent())).then(|| last.clone())
+    (equation && (first.only_symbols() || value() || consistent())).then(|| last.clone())
 }
 
 /// What an inequality of one variable says where that lies.

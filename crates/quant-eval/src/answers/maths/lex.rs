@@ -11,7 +11,7 @@ pub(super) fn tokens(text: &str) -> Option<Vec<Token>> {
     if text.len() > LONGEST {
         return None;
     }
-    let mut lexer = Lexer { rest: text, tokens: Vec::new(), groups: Vec::new(), brackets: 0 };
+    let mut lexer = Lexer { rest: text, tokens: Vec::new(), groups: Vec::new(), brackets: 0, gap: false };
     while lexer.step()? {}
     Some(lexer.tokens)
 }
@@ -23,13 +23,16 @@ struct Lexer<'a> {
     groups: Vec<bool>,
     /// Open brackets of collections, in which a comma separates: `(1,234)` is a pair.
     brackets: usize,
+    /// Whether a space that was written as a command has just gone by.
+    gap: bool,
 }
 
 impl<'a> Lexer<'a> {
     /// Takes one token; false at the end.
     fn step(&mut self) -> Option<bool> {
         let trimmed = self.rest.trim_start();
-        let spaced = trimmed.len() < self.rest.len();
+        let gap = std::mem::take(&mut self.gap);
+        let spaced = gap || trimmed.len() < self.rest.len();
         self.rest = trimmed;
         let Some(c) = self.rest.chars().next() else { return Some(false) };
         let next = self.rest[c.len_utf8()..].chars().next();
@@ -39,7 +42,11 @@ impl<'a> Lexer<'a> {
             '.' if next.is_some_and(|c| c.is_ascii_digit()) => self.number(),
             _ if c.is_alphabetic() && named_character(c).is_none() => self.letters(spaced),
             // Dollars are marks of mathematics, or a currency, and quotation marks say nothing.
-            '$' | '~' | '"' | '\u{20ac}' | '\u{a3}' | '\u{a5}' | '\u{20b9}' => self.skip(c),
+            '~' => {
+                self.skip(c);
+                self.gap = true;
+            }
+            '$' | '"' | '\u{20ac}' | '\u{a3}' | '\u{a5}' | '\u{20b9}' => self.skip(c),
             '{' => {
                 self.skip(c);
                 // `1{,}234` was taken with its number; `{,}` alone is a comma.
@@ -133,8 +140,9 @@ impl<'a> Lexer<'a> {
                     self.rest = &after[..];
                 }
                 '\\' => self.push(Token::Row),
-                // Spaces, delimiters of mathematics, currencies.
-                ',' | '!' | ';' | ':' | ' ' | '\n' | '(' | ')' | '[' | ']' | '$' | '&' | '#' | '_' => {}
+                ',' | ';' | ':' | ' ' | '\n' => self.gap = true,
+                // Delimiters of mathematics, currencies.
+                '!' | '(' | ')' | '[' | ']' | '$' | '&' | '#' | '_' => {}
                 _ => return None,
             }
             return Some(());
@@ -264,8 +272,13 @@ impl<'a> Lexer<'a> {
             if self.groups.len() > 40 {
                 return None;
             }
-            let mut inner =
-                Lexer { rest: words, tokens: Vec::new(), groups: Vec::new(), brackets: self.brackets };
+            let mut inner = Lexer {
+                rest: words,
+                tokens: Vec::new(),
+                groups: Vec::new(),
+                brackets: self.brackets,
+                gap: false,
+            };
             while inner.step()? {}
             self.tokens.append(&mut inner.tokens);
         } else {

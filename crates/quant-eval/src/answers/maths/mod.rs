@@ -20,7 +20,8 @@
 //! * a set in braces is no tuple; a list without brackets may be either; `(a, b)` may be an open interval;
 //! * an equation or inequality that is another multiplied by a number (above zero, for an inequality) is the same; an inequality of
 //!   one variable is the same as its interval, whichever of them is the right answer;
-//! * an equation is unwrapped where its left side is a name (`x = 3`, `f(x) = 3`), or where all its sides are equal (`2 + 3 = 5`);
+//! * an equation is unwrapped where its left side is a name (`x = 3`, `f(x) = 3`), where all its sides are equal (`2 + 3 = 5`), and, of
+//!   a given answer, where its right side is a number (`m + n = 3`);
 //! * units are not compared, and words are without regard to case.
 
 mod compare;
@@ -36,40 +37,60 @@ mod value;
 pub(super) use compare::equal;
 pub(super) use value::{Value, read};
 
+/// Whether it is a whole number.
+pub(super) fn is_whole(value: &Value) -> bool {
+    matches!(value, Value::Expression(number) if number.exact(1).is_some_and(|n| n.as_integer().is_some()))
+}
+
 /// A text without spaces, delimiters and what only says how something looks: what is compared where it is no mathematics.
 pub(super) fn bare(text: &str) -> String {
-    const NOTHING: [&str; 16] = [
-        "\\left",
-        "\\right",
-        "\\displaystyle",
-        "\\textbf",
-        "\\text",
-        "\\mathrm",
-        "\\mathbf",
-        "\\boxed",
-        "\\,",
-        "\\!",
-        "\\;",
-        "\\:",
-        "\\ ",
-        "\\$",
-        "\\(",
-        "\\)",
-    ];
+    const NOTHING: [&str; 11] =
+        ["\\left", "\\right", "\\displaystyle", "\\,", "\\!", "\\;", "\\:", "\\ ", "\\$", "\\(", "\\)"];
+    // With their braces.
+    const TEXT: [&str; 6] = ["\\textbf{", "\\textrm{", "\\text{", "\\mathrm{", "\\mathbf{", "\\boxed{"];
     let mut left = text.trim().trim_end_matches('.');
     let mut kept = String::new();
+    // Of every open brace, whether it was kept.
+    let mut braces = Vec::new();
     while let Some(c) = left.chars().next() {
+        if let Some(rest) = TEXT.iter().find_map(|text| left.strip_prefix(text)) {
+            braces.push(false);
+            left = rest;
+            continue;
+        }
         if let Some(rest) = NOTHING.iter().find_map(|nothing| left.strip_prefix(nothing)) {
             left = rest;
-        } else if let Some(rest) = left.strip_prefix("\\dfrac").or_else(|| left.strip_prefix("\\tfrac")) {
+            continue;
+        }
+        if let Some(rest) = left.strip_prefix("\\dfrac").or_else(|| left.strip_prefix("\\tfrac")) {
             kept.push_str("\\frac");
             left = rest;
-        } else {
-            if !c.is_whitespace() && !matches!(c, '$' | '{' | '}' | '"') {
-                kept.push(c);
-            }
-            left = &left[c.len_utf8()..];
+            continue;
         }
+        let keeps = match c {
+            '{' => {
+                braces.push(true);
+                true
+            }
+            '}' => braces.pop().unwrap_or(true),
+            other => !other.is_whitespace() && !matches!(other, '$' | '"'),
+        };
+        if keeps {
+            kept.push(c);
+        }
+        left = &left[c.len_utf8()..];
     }
     kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bare;
+
+    #[test]
+    fn appearance_is_nothing_and_braces_are_something() {
+        assert_eq!(bare(r"\left( \text{a b}, \dfrac{1}{2} \right)."), r"(ab,\frac{1}{2})");
+        assert_ne!(bare("2^{n+1}"), bare("2^n+1"));
+        assert_eq!(bare("} x"), "}x");
+    }
 }

@@ -168,11 +168,11 @@ impl Parser<'_> {
                 };
             let mixed = mixed(whole.filter(|_| after_number)?, above, below)?;
             self.at += 3;
-            *factors = vec![mixed];
+            *factors = vec![self.behind(mixed)?];
             return Some(None);
         }
         let fraction = self.peek() == Some(&Token::Frac);
-        let next = self.factor()?;
+        let next = self.primary()?;
         if fraction
             && after_number
             && let (Some(whole), Expression::Quotient(above, below)) = (whole, &next)
@@ -180,10 +180,10 @@ impl Parser<'_> {
                 (&**above, &**below)
             && let Some(mixed) = mixed(whole, above.as_integer()?, below.as_integer()?)
         {
-            *factors = vec![mixed];
+            *factors = vec![self.behind(mixed)?];
             return Some(None);
         }
-        Some(Some(next))
+        self.behind(next).map(Some)
     }
 
     fn number_at(&self, at: usize) -> Option<i128> {
@@ -227,7 +227,12 @@ impl Parser<'_> {
 
     /// A primary with what stands behind it.
     fn factor(&mut self) -> Option<Expression> {
-        let mut found = self.primary()?;
+        let found = self.primary()?;
+        self.behind(found)
+    }
+
+    /// With its exponents, factorials, percents, degrees and subscripts.
+    fn behind(&mut self, mut found: Expression) -> Option<Expression> {
         // Each makes the expression one level deeper.
         for _ in 0..DEEPEST {
             match self.peek() {
