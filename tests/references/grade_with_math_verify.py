@@ -1,7 +1,7 @@
 """Grades the labelled pairs of quant-eval with math-verify, and prints each difference.
 
 Settings are those of the evaluation that quant_eval::answers follows: five decimals, boxes first, LaTeX and plain
-expressions, the first string as a fallback. Exact answers and GSM8K's mark `####` are ours: exact pairs are left out,
+expressions, the first string as a fallback; an inequality may stand for its interval in either. Exact answers and GSM8K's mark `####` are ours: exact pairs are left out,
 and of a GSM8K solution the text behind the mark is the right answer.
 """
 
@@ -30,7 +30,8 @@ def graded(pair):
         count = int(kind.split(":")[1])
         answer = wanted = [StringExtractionConfig(strings=tuple(chr(ord("A") + i) for i in range(count)))]
     gold = parse(gold, wanted) or [gold]
-    return verify(gold, parse(pair["answer"], answer), float_rounding=5)
+    given = parse(pair["answer"], answer)
+    return verify(gold, given, float_rounding=5, allow_set_relation_comp=True)
 
 
 def main():

@@ -69,6 +69,36 @@ fn every_pair_is_graded_as_its_label_says() {
     assert!(wrong.is_empty(), "{} pairs:\n{}", wrong.len(), wrong.join("\n"));
 }
 
+/// What math-verify does not read, and so has no place in a table for both: all are right answers.
+#[test]
+fn what_is_read_beyond_the_reference() {
+    let pairs = [
+        ("1234567", r"1\,234\,567"),
+        ("45", r"45\degree"),
+        ("5", "5."),
+        ("5", r"5\ eggs"),
+        ("809", "(809)"),
+        (r"\frac{1}{6}", r"0.1\overline{6}"),
+        (r"\frac{7}{2}", "3 1/2"),
+        (r"\frac{1,234}{5}", "246.8"),
+        (r"33\frac{1}{3}\%", r"\frac13"),
+        (r"9\pi", "9 pi"),
+        (r"\emptyset", r"\varnothing"),
+        (r"\sin 30^\circ", r"\frac12"),
+        (r"\sqrt{2}\sqrt{3}+10^{30}", r"10^{30}+\sqrt{6}"),
+    ];
+    for (gold, answer) in pairs {
+        assert!(right(gold, answer), "{gold} {answer}");
+    }
+    assert!(!right(r"10^{30}+\sqrt{2}", "10^{30}"));
+    let letter = gold(GoldKind::Letter { count: 4 }, "B").unwrap();
+    for answer in [r"\boxed{\text{B}}", r"Answer: $\boxed{B}$", r"\boxed{\textbf{(B)}}"] {
+        assert!(grade(&letter, answer).correct, "{answer}");
+    }
+    let boxed = gold(GoldKind::Latex, r"\boxed{42}").unwrap();
+    assert!(grade(&boxed, r"so \fbox{42}, not 43").correct);
+}
+
 /// Gold of all 1,319 items, and its own solution as an answer.
 #[test]
 fn gsm8k_agrees_with_itself() {
@@ -291,7 +321,9 @@ proptest! {
             }
             for kind in [GoldKind::Expression, GoldKind::Latex, GoldKind::Exact] {
                 if let Ok(right) = gold(kind, text) {
-                    grade(&right, text);
+                    assert!(!grade(&right, "").correct);
+                    let again = grade(&right, text);
+                    prop_assert!(again.gold_seen_in_text || !again.correct);
                 }
             }
         }

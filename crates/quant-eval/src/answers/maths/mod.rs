@@ -14,7 +14,8 @@
 //!
 //! * where either is a number with a decimal point, both are rounded to five decimals; beyond the protocol they must also agree within
 //!   1 % of each other, so that `0.000003` is not `0.000004`;
-//! * rational expressions of any size are compared exactly, in finite fields (`finite.rs`), others by their values at a few points,
+//! * rational expressions of any size, with square roots of rational numbers, are compared exactly, in finite fields
+//!   (`finite.rs`), others by their values at a few points,
 //!   complex and of both signs, within the rounding errors of f64 (`numeric.rs`): two constants that agree to 14 digits are the same;
 //! * `n %` is `n / 100` and nothing else: `20 %` is not 20;
 //! * a set in braces is no tuple; a list without brackets may be either; `(a, b)` may be an open interval;

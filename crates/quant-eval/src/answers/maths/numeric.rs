@@ -195,11 +195,15 @@ fn power(base: Approximate, exponent: Approximate) -> Option<Approximate> {
         return positive.then_some(Approximate { value: base.value, error: 0.0 });
     }
     let re = exponent.value.re;
-    let value = if exponent.value.im == 0.0 && re.fract() == 0.0 && re.abs() <= 1e6 && base.value.im == 0.0 {
-        Complex::real(base.value.re.powi(re as i32))
-    } else {
-        base.value.ln().times(exponent.value).exp()
-    };
+    if exponent.value.im == 0.0 && re.fract() == 0.0 && re.abs() <= 1e6 && base.value.im == 0.0 {
+        let value = Complex::real(base.value.re.powi(re as i32));
+        // A whole number that was written is exact.
+        let written = exponent.error <= re.abs() * f64::EPSILON;
+        let inexact = if written { 0.0 } else { exponent.error * base.value.ln().size() };
+        let relative = re.abs() * (base.error / size + f64::EPSILON) + inexact;
+        return Some(Approximate { value, error: value.size() * relative });
+    }
+    let value = base.value.ln().times(exponent.value).exp();
     let relative = exponent.value.size() * base.error / size
         + exponent.error * base.value.ln().size()
         + (1.0 + exponent.value.size() * base.value.ln().size()) * 4.0 * f64::EPSILON;
