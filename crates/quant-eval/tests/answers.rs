@@ -1,5 +1,7 @@
 //! Answers and their grading: a labelled table, the right answers of GSM8K, texts without an end.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests panic like the tests do")]
+
 use proptest::prelude::*;
 use quant_eval::answers::{Gold, GoldKind, gold, grade};
 use serde_json::Value;

@@ -326,10 +326,9 @@ fn rounded(a: &Expression, b: &Expression, exact: (Option<Rational>, Option<Rati
             return a_units == b_units && near(a.value(), b.value());
         }
     }
-    if matches!(a, Expression::Long { .. }) || matches!(b, Expression::Long { .. }) {
-        if let Some(true) = finite::identical(a, b, 1) {
-            return true;
-        }
+    let long = [a, b].iter().any(|number| matches!(number, Expression::Long { .. }));
+    if long && finite::identical(a, b, 1) == Some(true) {
+        return true;
     }
     let place = Place { trial: 0, sign: 1.0 };
     match (numeric::value(a, place), numeric::value(b, place)) {

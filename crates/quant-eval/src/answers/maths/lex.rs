@@ -111,7 +111,7 @@ impl<'a> Lexer<'a> {
     fn track(&mut self, token: &Token) {
         match token {
             Token::Open(Bracket::Round | Bracket::Square | Bracket::Brace | Bracket::Angle) => {
-                self.brackets += 1
+                self.brackets += 1;
             }
             Token::Close(Bracket::Round | Bracket::Square | Bracket::Brace | Bracket::Angle) => {
                 self.brackets = self.brackets.saturating_sub(1);
@@ -137,7 +137,7 @@ impl<'a> Lexer<'a> {
                 '\\' if self.rest.chars().next().is_some_and(|c| c.is_ascii_alphabetic())
                     && !self.tokens.contains(&Token::MatrixBegin) =>
                 {
-                    self.rest = &after[..];
+                    self.rest = after;
                 }
                 '\\' => self.push(Token::Row),
                 ',' | ';' | ':' | ' ' | '\n' => self.gap = true,
@@ -205,8 +205,8 @@ impl<'a> Lexer<'a> {
     /// The arguments of a fraction may be single digits: `\frac12`, `\frac1{2}`, `\frac{1}2`.
     fn two_arguments(&mut self) {
         let rest = self.rest.trim_start();
-        if rest.starts_with('{') {
-            self.rest = &rest[1..];
+        if let Some(inside) = rest.strip_prefix('{') {
+            self.rest = inside;
             self.groups.push(true);
             self.tokens.push(Token::Open(Bracket::Group));
         } else if self.single_digit() {

@@ -25,9 +25,11 @@
 //!   a given answer, where its right side is a number (`m + n = 3`);
 //! * units are not compared, and words are without regard to case.
 
+mod brackets;
 mod compare;
 mod expression;
 mod finite;
+mod leaves;
 mod lex;
 mod numeric;
 mod parse;

@@ -135,13 +135,17 @@ pub(super) fn value(expression: &Expression, place: Place) -> Option<Approximate
         }
         Expression::Factorial(n) => {
             let n = whole(of(n)?)?;
-            let value = (1..=n).map(|i| i as f64).product::<f64>();
-            Approximate { value: Complex::real(value), error: value * n as f64 * f64::EPSILON }
+            let value = (1..=n).map(f64::from).product::<f64>();
+            Approximate { value: Complex::real(value), error: value * f64::from(n) * f64::EPSILON }
         }
         Expression::Binomial(n, k) => {
-            let (n, k) = (whole(of(n)?)?, whole(of(k)?)?);
-            let value = (0..k).map(|i| (n as f64 - i as f64) / (i as f64 + 1.0)).product::<f64>();
-            Approximate { value: Complex::real(value), error: value.abs() * 2.0 * k as f64 * f64::EPSILON }
+            let (n, k) = (f64::from(whole(of(n)?)?), whole(of(k)?)?);
+            let factor = |i: u32| (n - f64::from(i)) / (f64::from(i) + 1.0);
+            let value = (0..k).map(factor).product::<f64>();
+            Approximate {
+                value: Complex::real(value),
+                error: value.abs() * 2.0 * f64::from(k) * f64::EPSILON,
+            }
         }
         Expression::Apply(function, argument) => apply(*function, of(argument)?)?,
         Expression::Logarithm(base, argument) => {

@@ -3,36 +3,10 @@
 //! Products and quotients are taken from left to right, written or not: `1/2x` is `x/2`. `2\frac13` and `2 1/3` are mixed numbers. Words
 //! behind a number are its unit and dropped.
 
+use super::brackets::DEEPEST;
 use super::expression::{Expression, Function};
-use super::rational::Rational;
+use super::leaves::{mixed, number, subscript_text, word};
 use super::token::{Bracket, Token};
-
-/// Brackets, fractions and the like inside each other.
-pub(super) const DEEPEST: usize = 40;
-
-/// Every bracket's other end; none where they do not match. Round and square ones may close each other.
-pub(super) fn matches(tokens: &[Token]) -> Option<Vec<usize>> {
-    let mut other = vec![usize::MAX; tokens.len()];
-    let mut open: Vec<(Bracket, usize)> = Vec::new();
-    for (at, token) in tokens.iter().enumerate() {
-        match token {
-            Token::Open(bracket) => open.push((*bracket, at)),
-            Token::Close(bracket) => {
-                let (opened, from) = open.pop()?;
-                let round = |b: Bracket| matches!(b, Bracket::Round | Bracket::Square);
-                if opened != *bracket && !(round(opened) && round(*bracket)) {
-                    return None;
-                }
-                (other[from], other[at]) = (at, from);
-            }
-            _ => {}
-        }
-        if open.len() > DEEPEST {
-            return None;
-        }
-    }
-    open.is_empty().then_some(other)
-}
 
 /// Reads all of `tokens[from..to]` as one expression.
 pub(super) fn expression(tokens: &[Token], other: &[usize], from: usize, to: usize) -> Option<Expression> {
@@ -475,41 +449,4 @@ fn starts_factor(token: &Token) -> bool {
             | Token::Log
             | Token::LogOf(_)
     )
-}
-
-fn number(digits: String, scale: Option<u32>) -> Expression {
-    let places = scale.unwrap_or(0);
-    match Rational::decimal(&digits, places) {
-        Some(value) => Expression::Number { value, decimal: scale.is_some() },
-        None => {
-            let digits = digits.trim_start_matches('0').to_owned();
-            Expression::Long { digits, scale: places }
-        }
-    }
-}
-
-fn mixed(whole: i128, above: i128, below: i128) -> Option<Expression> {
-    let value = Rational::integer(whole).plus(Rational::new(above, below)?)?;
-    (0 < above && above < below).then_some(Expression::Number { value, decimal: false })
-}
-
-fn subscript_text(token: &Token) -> Option<String> {
-    Some(match token {
-        Token::Number { digits, scale: None } => digits.clone(),
-        Token::Symbol(name) => name.clone(),
-        Token::Text(words) => word(words),
-        Token::Euler => "e".to_owned(),
-        Token::Imaginary => "i".to_owned(),
-        Token::Plus => "+".to_owned(),
-        Token::Minus => "-".to_owned(),
-        Token::Separator => ",".to_owned(),
-        _ => return None,
-    })
-}
-
-/// Words as the name of a symbol: letters and digits alone, in lower case.
-pub(super) fn word(words: &str) -> String {
-    let kept: String = words.chars().filter(|c| c.is_alphanumeric()).collect();
-    // One letter is a variable, whose case says which.
-    if kept.chars().count() > 1 { kept.to_lowercase() } else { kept }
 }

@@ -1,8 +1,9 @@
 //! What an answer can be: a number or expression, several, an interval, a relation.
 
+use super::brackets::{DEEPEST, matches};
 use super::expression::Expression;
 use super::lex;
-use super::parse::{self, expression};
+use super::parse::expression;
 use super::token::{Bracket, Relation, Token};
 
 /// An answer that was read.
@@ -29,7 +30,7 @@ pub(crate) enum Value {
 /// Reads an answer; none where it is no mathematics that is known here.
 pub(crate) fn read(text: &str) -> Option<Value> {
     let tokens = lex::tokens(text)?;
-    let other = parse::matches(&tokens)?;
+    let other = matches(&tokens)?;
     let reader = Reader { tokens: &tokens, other: &other };
     reader.list(0, tokens.len(), 0)
 }
@@ -64,7 +65,7 @@ impl Reader<'_> {
     }
 
     fn list(&self, from: usize, to: usize, depth: usize) -> Option<Value> {
-        if depth > parse::DEEPEST {
+        if depth > DEEPEST {
             return None;
         }
         // A group around everything says nothing.
@@ -125,7 +126,7 @@ impl Reader<'_> {
         close: Bracket,
         depth: usize,
     ) -> Option<Value> {
-        if depth > parse::DEEPEST {
+        if depth > DEEPEST {
             return None;
         }
         let cuts = self.outside(from, to, |token| *token == Token::Separator);
@@ -178,7 +179,7 @@ impl Reader<'_> {
             pieces.iter().map(|&(from, to)| expression(self.tokens, self.other, from, to)).collect();
         match parts {
             Some(parts) => Some(Value::Chain(parts, relations)),
-            None if all_equal && depth < parse::DEEPEST => self.one(last.0, last.1, depth + 1),
+            None if all_equal && depth < DEEPEST => self.one(last.0, last.1, depth + 1),
             None => None,
         }
     }
