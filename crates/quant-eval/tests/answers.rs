@@ -177,6 +177,44 @@ fn thirty_texts() {
     }
 }
 
+/// Right answers come alone, in delimiters, in sentences and as solutions.
+#[test]
+fn right_answers_are_read_wherever_they_stand() {
+    let cases = [
+        (GoldKind::Latex, r"The answer is $5$.", "5"),
+        (GoldKind::Latex, r"5", "5"),
+        (GoldKind::Latex, r"$5$", "5"),
+        (GoldKind::Latex, r"First $\boxed{4}$, and then $\boxed{5}$, as \[4+1=5.\] That is all of 6.", "5"),
+        (GoldKind::Latex, r"\text{no real solutions}", r"\text{No real solutions}"),
+        (GoldKind::Expression, "The answer is 5", "5"),
+        (GoldKind::Expression, "5 apples", "5"),
+        (GoldKind::Expression, "1/2", "0.5"),
+        (GoldKind::Gsm8k, "so 4\n#### 1,005", "1005"),
+    ];
+    for (kind, text, answer) in cases {
+        let right = gold(kind, text).unwrap();
+        assert!(grade(&right, &format!("\\boxed{{{answer}}}")).correct, "{text}");
+        assert!(!grade(&right, r"\boxed{5039}").correct, "{text}");
+    }
+}
+
+#[test]
+fn what_is_no_right_answer_is_refused() {
+    let cases = [
+        (GoldKind::Expression, " \n", "not blank"),
+        (GoldKind::Gsm8k, "18", "####"),
+        (GoldKind::Gsm8k, "18 ####", "####"),
+        (GoldKind::Letter { count: 4 }, "E", "one capital letter"),
+        (GoldKind::Letter { count: 4 }, "AB", "one capital letter"),
+        (GoldKind::Letter { count: 0 }, "A", "from 1 to 26"),
+        (GoldKind::Letter { count: 27 }, "A", "from 1 to 26"),
+    ];
+    for (kind, text, wanted) in cases {
+        let error = gold(kind, text).unwrap_err().to_string();
+        assert!(error.contains(wanted) && error.contains(&format!("{text:?}")), "{error}");
+    }
+}
+
 /// All kinds of right answers.
 fn golds() -> Vec<Gold> {
     let kinds = [

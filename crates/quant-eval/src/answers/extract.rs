@@ -12,8 +12,9 @@
 //! | 100, 200 | within 50 characters of `answer:`, of `answer`; for numbers also behind the last `=` within 100 |
 //! | 300 | any mathematics in delimiters, fraction, number or arithmetic |
 //!
-//! Differences: braces of a box must match (a box that is cut off is none, and so is the box of a box), boxes side by side are not
-//! joined, and mathematics joined by "and" is not either.
+//! Differences: braces of a box must match, so that one that is cut off is none; an empty one, as prompts have it, is none either; where
+//! there is another, nothing below priority 0 is looked at, as a number elsewhere is not what a box says that cannot be read; boxes
+//! side by side are not joined, and mathematics joined by "and" is not.
 
 use super::anchors::{after_is, anchors, hope_follows};
 use super::boxed::boxes;
@@ -71,7 +72,9 @@ impl Places {
 pub(super) fn extract(text: &str, sought: Sought) -> Extracted {
     let places = Places::of(text, sought);
     let mut ranked: Vec<(u32, &Place, bool)> = Vec::new();
-    ranked.extend(places.boxes.iter().map(|place| (0, place, true)));
+    let filled = |place: &&Place| !text[place.inside.clone()].trim().is_empty();
+    ranked.extend(places.boxes.iter().filter(filled).map(|place| (0, place, true)));
+    let has_box = !ranked.is_empty();
     for anchor in anchors(text) {
         if anchor.is_final {
             let (mut latex, mut number) = (None, None);
@@ -98,6 +101,7 @@ pub(super) fn extract(text: &str, sought: Sought) -> Extracted {
     }
     ranked.extend(places.latex.iter().map(|place| (300, place, true)));
     ranked.extend(places.numbers.iter().map(|place| (300, place, false)));
+    ranked.retain(|(priority, ..)| !has_box || *priority == 0);
     ranked.sort_by_key(|(priority, place, _)| (*priority, usize::MAX - place.whole.end, place.whole.start));
     let mut found = Extracted::default();
     for (_, place, latex) in ranked.into_iter().take(MOST_TRIED) {
@@ -212,11 +216,10 @@ mod tests {
         let found = extract(r"\boxed{\heartsuit}, or so", Sought::All);
         assert!(found.value.is_none());
         assert_eq!(found.first.as_deref(), Some(r"\heartsuit"));
-        // Another place is the answer then.
+        // A number elsewhere is not what the box says.
         let found = extract(r"4 or \boxed{\heartsuit}", Sought::All);
-        assert_eq!(
-            (found.value.map(|(_, t)| t).as_deref(), found.first.as_deref()),
-            (Some("4"), Some(r"\heartsuit"))
-        );
+        assert_eq!((found.value, found.first.as_deref()), (None, Some(r"\heartsuit")));
+        // An empty box is none.
+        assert_eq!(given(r"the answer in \boxed{} is 4").as_deref(), Some("4"));
     }
 }

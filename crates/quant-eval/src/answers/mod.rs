@@ -160,8 +160,14 @@ pub fn gold(kind: GoldKind, text: &str) -> Result<Gold, EvalError> {
 /// The answer of a solution, or all of a text that is an answer itself.
 fn maths_gold(text: &str, sought: Sought, percents: bool) -> Gold {
     let whole = text.trim();
-    let boxed = sought == Sought::Latex && whole.contains("\\boxed");
-    let plain = if boxed { None } else { maths::read(whole).map(|value| (value, whole.to_owned())) };
+    // A sentence reads as a product of its letters: its delimiters or its words give it away.
+    let delimited = ["$", "\\(", "\\[", "\\boxed", "\\fbox"].iter().any(|mark| whole.contains(mark));
+    let words = whole
+        .split_whitespace()
+        .filter(|word| word.len() > 1 && word.chars().all(char::is_alphabetic))
+        .count();
+    let alone = if sought == Sought::Latex { !delimited } else { words < 3 };
+    let plain = if alone { maths::read(whole).map(|value| (value, whole.to_owned())) } else { None };
     let found = match plain {
         Some(value) => Extracted { value: Some(value), first: None },
         None => extract::extract(whole, sought),

@@ -181,7 +181,10 @@ impl Parser<'_> {
                     self.primary()?;
                 }
                 Some(Token::Divide | Token::Times)
-                    if matches!(self.tokens[..self.to].get(self.at + 1), Some(Token::Text(_))) =>
+                    if matches!(
+                        self.tokens[..self.to].get(self.at + 1),
+                        Some(Token::Text(_) | Token::Symbol(_))
+                    ) =>
                 {
                     self.at += 2;
                 }
