@@ -17,8 +17,8 @@
 //! [`evaluate_many`] compares many models that share a head with one reference; [`Distribution`] says how hard activations are to
 //! quantise.
 //!
-//! Answers of a model that reasons: [`collapse`] has the signs by which an answer is seen to be broken, [`statistics`] what graded
-//! answers of a quantised model say beside those of the float one.
+//! Of a model that reasons, [`answers`] extracts and grades what it wrote, [`collapse`] has the signs by which an answer is seen to be
+//! broken, and [`statistics`] says what graded answers tell about a quantised model beside the float one.
 //!
 //! A logit that is not finite is a stated outcome of the report ([`Outcome::NonFiniteLogits`]), never a NaN
 //! that looks like a number.

@@ -19,7 +19,7 @@ pub fn spearman(x: &[f64], y: &[f64]) -> Option<f64> {
     let mean = x.len() as f64 + 1.0;
     let product = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| (x - mean) * (y - mean)).sum::<f64>();
     let (xx, yy) = (product(&x, &x), product(&y, &y));
-    (xx > 0.0 && yy > 0.0).then(|| product(&x, &y) / (xx.sqrt() * yy.sqrt())).map(|r| r.clamp(-1.0, 1.0))
+    (xx > 0.0 && yy > 0.0).then(|| product(&x, &y) / (xx * yy).sqrt()).map(|r| r.clamp(-1.0, 1.0))
 }
 
 /// Twice the ranks from 1, which are whole numbers also where ranks are shared.
