@@ -87,12 +87,28 @@ fn what_is_read_beyond_the_reference() {
         (r"9\pi", "9 pi"),
         (r"\emptyset", r"\varnothing"),
         (r"\sin 30^\circ", r"\frac12"),
+        ("5000000", r"5\text{ million dollars}"),
+        ("5000000", "5 million"),
+        ("n!", r"\frac{(n+1)!}{n+1}"),
+        (r"\binom{n}{2}", r"\frac{n(n-1)}{2}"),
+        (r"\binom{n}{k}", r"\frac{n!}{k!(n-k)!}"),
+        ("10", r"10\,\text{m}/\text{s}"),
         (r"\sqrt{2}\sqrt{3}+10^{30}", r"10^{30}+\sqrt{6}"),
     ];
     for (gold, answer) in pairs {
         assert!(right(gold, answer), "{gold} {answer}");
     }
-    assert!(!right(r"10^{30}+\sqrt{2}", "10^{30}"));
+    let others = [
+        (r"10^{30}+\sqrt{2}", "10^{30}"),
+        ("3x", r"3\text{ more than }x"),
+        ("15", "5 ft 3 in"),
+        ("5", "5 million"),
+        (r"\binom{n}{2}", r"\frac{n(n+1)}{2}"),
+        ("n!", "(n+1)!"),
+    ];
+    for (gold, answer) in others {
+        assert!(!right(gold, answer), "{gold} {answer}");
+    }
     let letter = gold(GoldKind::Letter { count: 4 }, "B").unwrap();
     for answer in [r"\boxed{\text{B}}", r"Answer: $\boxed{B}$", r"\boxed{\textbf{(B)}}"] {
         assert!(grade(&letter, answer).correct, "{answer}");

@@ -1,7 +1,9 @@
 //! From text to tokens.
 
 use super::rational::Rational;
-use super::token::{Bracket, Relation, Token, character, command, is_appearance, is_text, is_unit, named};
+use super::token::{
+    Bracket, Relation, Token, character, command, is_appearance, is_text, is_unit, multiple, named,
+};
 
 /// Longer texts are no answers; with it every later step is bounded.
 pub(super) const LONGEST: usize = 2000;
@@ -256,6 +258,13 @@ impl<'a> Lexer<'a> {
             }
             return Some(());
         }
+        let (first, others) = words.split_once(' ').unwrap_or((words, ""));
+        if self.multiply(first) {
+            if !others.is_empty() {
+                self.tokens.push(Token::Text(others.to_owned()));
+            }
+            return Some(());
+        }
         let bare = words.trim_matches(|c: char| "()".contains(c));
         if name == "mathbb" && bare == "R" {
             self.tokens.push(Token::Reals);
@@ -302,6 +311,15 @@ impl<'a> Lexer<'a> {
         )
     }
 
+    /// `5 million` is a product.
+    fn multiply(&mut self, word: &str) -> bool {
+        let number = matches!(self.tokens.last(), Some(Token::Number { .. }));
+        let Some(digits) = multiple(word).filter(|_| number) else { return false };
+        self.tokens.push(Token::Times);
+        self.tokens.push(Token::Number { digits: digits.to_owned(), scale: None });
+        true
+    }
+
     fn letters(&mut self, spaced: bool) {
         let end = self
             .rest
@@ -315,6 +333,10 @@ impl<'a> Lexer<'a> {
             return;
         }
         let long = word.chars().count() >= 4 && spaced;
+        if self.multiply(word) {
+            self.rest = &self.rest[end..];
+            return;
+        }
         if self.after_number() && (is_unit(word) || long) {
             self.rest = &self.rest[end..];
             self.tokens.push(Token::Text(word.to_owned()));

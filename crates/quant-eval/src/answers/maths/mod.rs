@@ -16,7 +16,7 @@
 //!   1 % of each other, so that `0.000003` is not `0.000004`;
 //! * rational expressions of any size, with square roots of rational numbers, are compared exactly, in finite fields
 //!   (`finite.rs`), others by their values at a few points,
-//!   complex and of both signs, within the rounding errors of f64 (`numeric.rs`): two constants that agree to 14 digits are the same;
+//!   complex and of both signs, or whole where there are factorials, within the rounding errors of f64 (`numeric.rs`): two constants that agree to 14 digits are the same;
 //! * `n %` is `n / 100` and nothing else: `20 %` is not 20;
 //! * a set in braces is no tuple; a list without brackets may be either; `(a, b)` may be an open interval;
 //! * an equation or inequality that is another multiplied by a number (above zero, for an inequality) is the same; an inequality of

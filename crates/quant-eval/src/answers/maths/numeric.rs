@@ -24,6 +24,8 @@ pub(super) struct Approximate {
 pub(super) struct Place {
     pub(super) trial: u64,
     pub(super) sign: f64,
+    /// Whether variables are whole numbers, as factorials need them.
+    pub(super) whole: bool,
 }
 
 impl Complex {
@@ -103,7 +105,7 @@ pub(super) fn value(expression: &Expression, place: Place) -> Option<Approximate
     let found = match expression {
         Expression::Number { value, .. } => exactly(value.value()),
         Expression::Long { digits, scale } => exactly(format!("{digits}e-{scale}").parse().ok()?),
-        Expression::Symbol(name) => exactly(point(name, place.trial)),
+        Expression::Symbol(name) => exactly(point(name, place)),
         Expression::Pi => exactly(PI),
         Expression::Euler => exactly(E),
         Expression::Imaginary => Approximate { value: Complex { re: 0.0, im: 1.0 }, error: f64::EPSILON },
@@ -259,12 +261,15 @@ fn apply(function: Function, a: Approximate) -> Option<Approximate> {
 }
 
 /// Values of variables, of both signs and away from what is special.
-fn point(name: &str, trial: u64) -> f64 {
+fn point(name: &str, Place { trial, whole, .. }: Place) -> f64 {
     let hash = name.bytes().fold(trial.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0x51, |hash, byte| {
         let mut z = (hash ^ u64::from(byte)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         z ^= z >> 31;
         z.wrapping_mul(0x94D0_49BB_1331_11EB)
     });
+    if whole {
+        return 3.0 + (hash >> 11).rem_euclid(10) as f64;
+    }
     let size = 0.3 + 2.4 * (hash >> 11) as f64 / (1_u64 << 53) as f64;
     // Trials of positive variables alone come first: many a function has no value at others.
     if trial >= 3 && hash & 1 == 1 { -size } else { size }
@@ -275,7 +280,7 @@ mod tests {
     use super::*;
 
     fn of(expression: &Expression) -> Approximate {
-        value(expression, Place { trial: 0, sign: 1.0 }).unwrap()
+        value(expression, Place { trial: 0, sign: 1.0, whole: false }).unwrap()
     }
 
     fn root(n: i128) -> Expression {

@@ -112,7 +112,13 @@ impl Parser<'_> {
                     let product = product(factors);
                     factors = vec![Expression::Quotient(Box::new(product), Box::new(by))];
                 }
-                Some(Token::Text(_)) => self.unit(&factors)?,
+                Some(Token::Text(_)) => {
+                    self.unit(&factors)?;
+                    // What goes on behind words is a sentence: `3 more than x`, `5 ft 3 in`.
+                    if self.peek().is_some_and(starts_factor) {
+                        return None;
+                    }
+                }
                 Some(token) if starts_factor(token) => {
                     let next = self.implicit(&mut factors)?;
                     factors.extend(next);

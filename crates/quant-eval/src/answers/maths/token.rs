@@ -266,6 +266,19 @@ pub(super) fn is_text(name: &str) -> bool {
     )
 }
 
+/// Words that multiply the number in front of them.
+pub(super) fn multiple(word: &str) -> Option<&'static str> {
+    Some(match word {
+        "dozen" => "12",
+        "hundred" => "100",
+        "thousand" => "1000",
+        "million" => "1000000",
+        "billion" => "1000000000",
+        "trillion" => "1000000000000",
+        _ => return None,
+    })
+}
+
 /// Words of one to three letters that are units behind a number; longer words are where they stand apart from it.
 pub(super) fn is_unit(word: &str) -> bool {
     const UNITS: [&str; 60] = [
