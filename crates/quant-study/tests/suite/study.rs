@@ -10,13 +10,15 @@ use std::path::{Path, PathBuf};
 const HEAD: &str = "version: 1\nname: test\nmodels:\n  - path: embedded:tiny-reasoner\n    calibration: tasks/calibration.jsonl\n    \
                     num_samples: 8\n    max_seq_len: 128\n";
 
+/// A grid whose text is `few`: two windows of the tasks.
 fn grid(rest: &str) -> Grid {
-    Grid::parse(&format!("{HEAD}{rest}"), "a test").unwrap()
+    let few = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/few.yaml");
+    Grid::parse(&format!("{HEAD}{rest}").replace("FEW", few), "a test").unwrap()
 }
 
 const ROWS: &str = "recipes:\n  - { name: rtn W4, recipe: { version: 1, modifiers: [rtn: { scheme: W4A16g32 }] } }\n  \
                     - { name: gptq W3, recipe: { version: 1, modifiers: [gptq: { scheme: W3A16g32 }] } }\n";
-const TASKS: &str = "tasks: [tiny-compare, tiny-word, tiny-text]\nlimit: 3\nmax_new_tokens: 200\n";
+const TASKS: &str = "tasks: [tiny-compare, tiny-word, FEW]\nlimit: 3\nmax_new_tokens: 200\n";
 
 fn job(output: &Path, grid: Grid) -> StudyJob {
     StudyJob { threads: 2, ..StudyJob::new(grid, output) }
@@ -59,7 +61,7 @@ fn read(folder: &Path, name: &str) -> Vec<u8> {
 fn a_study_that_broke_off_goes_on_to_the_same_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let whole = folder.path().join("whole");
-    let results = run(&job(&whole, grid(&format!("{ROWS}{TASKS}blame: tiny-text\n")))).unwrap();
+    let results = run(&job(&whole, grid(&format!("{ROWS}{TASKS}blame: few\n")))).unwrap();
     assert_eq!(results.models[0].variants.len(), 3);
     let float = row(&results, "float");
     assert_eq!((float.average, float.answers, &float.loss), (Some(100.0), 6, &None));
@@ -80,7 +82,7 @@ fn a_study_that_broke_off_goes_on_to_the_same_bytes() {
         batch: 2,
         ..job(&broken, grid(rest))
     };
-    let rest = format!("{ROWS}{TASKS}blame: tiny-text\n");
+    let rest = format!("{ROWS}{TASKS}blame: few\n");
     for (word, after) in
         [("scoring", 2), ("quantising", 1), ("scoring", 3), ("reading", 1), ("putting", 1), ("quantising", 1)]
     {
@@ -151,7 +153,7 @@ fn what_is_finished_stays_when_a_grid_grows_and_is_named_when_it_changes() {
 fn one_damaged_layer_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let rest = "recipes: [{ name: one bad, recipe: { version: 1, modifiers: [rtn: { scheme: W8A16 }], overrides: \
-                { 'model.layers.2.mlp.up_proj': { scheme: W2A16 } } } }]\ntasks: [tiny-text]\nblame: tiny-text\n";
+                { 'model.layers.2.mlp.up_proj': { scheme: W2A16 } } } }]\ntasks: [FEW]\nblame: few\n";
     let results = run(&job(folder.path(), grid(rest))).unwrap();
     let blame = row(&results, "one bad").blame.as_ref().unwrap();
     assert_eq!(blame.blocks[0].part, "model.layers.2");
