@@ -25,6 +25,11 @@ pub(crate) fn tiny_reasoner() -> PathBuf {
     root().join("assets/tiny-reasoner")
 }
 
+/// Whether tests that have a long form take it: `cargo xtask long`.
+pub(crate) fn long() -> bool {
+    std::env::var_os("PTQ_LONG").is_some()
+}
+
 /// A file of the reference data beside the repository, or none with a note.
 pub(crate) fn shared(path: &str) -> Option<PathBuf> {
     let file = root().join("../shared").join(path);

@@ -6,6 +6,7 @@ mod bindings;
 mod circles;
 mod files;
 mod house;
+mod long;
 mod package;
 mod scan;
 mod survive;
@@ -37,6 +38,11 @@ static COMMANDS: &[(&str, &str, Chore)] = &[
         house::check_deps,
     ),
     ("survive", "kills 300 runs at random moments, resumes them and compares the outputs", survive::survive),
+    (
+        "long",
+        "every row of the official figures, every prediction of memory: tests in their long form",
+        long::long,
+    ),
     (
         "verdict",
         "compares predictions without decoding with decoded answers of 1000 fresh items; needs python3",
