@@ -73,6 +73,10 @@ fn read_bounded(path: &Path, limit: u64) -> Result<Content, DataError> {
         }
         bytes = unpacked;
     }
+    #[cfg(feature = "parquet")]
+    if bytes.starts_with(crate::parquet::MARK) {
+        return crate::parquet::rows(path, bytes, limit);
+    }
     if let Some(Foreign { what, kind }) = Foreign::recognise(&bytes) {
         // Pages may be the text that someone wants; their name then says so.
         let page = kind == ForeignKind::Page;

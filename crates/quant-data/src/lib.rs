@@ -12,7 +12,8 @@
 //!
 //! Prompts to be continued are [`load_prompts`]; tokens become text again by [`TextStream`].
 //!
-//! A file's bytes decide what it is, not its name: JSON lines, a JSON list of records, text, each also packed with gzip.
+//! A file's bytes decide what it is, not its name: JSON lines, a JSON list of records, text, each also packed with gzip; with the feature
+//! `parquet` also tables as the Hugging Face hub publishes them (snappy and zstd).
 //!
 //! Random windows are drawn exactly as the `get_loaders` function of the Quantized-Reasoning-Models study
 //! draws them, with CPython's generator reimplemented bit for bit ([`PyRandom`]), so that a calibration set
@@ -43,6 +44,8 @@ mod evaluation;
 mod files;
 mod filters;
 mod ids;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod prompts;
 mod python_json;
 mod python_methods;
