@@ -28,7 +28,10 @@ pub(crate) fn rows(path: &Path, bytes: Vec<u8>, limit: u64) -> Result<Content, D
         let about = reader.metadata();
         let size: i64 = about.row_groups().iter().map(|group| group.total_byte_size().max(0)).sum();
         if about.file_metadata().num_rows() > MOST_ROWS || size as u64 > limit {
-            return Err(format!("{} rows and {size} bytes of values, at most {limit} bytes are read", about.file_metadata().num_rows()));
+            return Err(format!(
+                "{} rows and {size} bytes of values, at most {limit} bytes are read",
+                about.file_metadata().num_rows()
+            ));
         }
         let rows = reader.get_row_iter(None).map_err(|e| e.to_string())?;
         rows.map(|row| row.map(|row| record(&row)).map_err(|e| e.to_string())).collect()

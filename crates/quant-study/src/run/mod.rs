@@ -296,16 +296,23 @@ fn text(
     Ok(quant_eval::evaluate(model, windows, options)?)
 }
 
-/// The float model that others are compared with. What it made of the sequences it saw last is kept.
+/// Sets of sequences that a reference remembers.
+const REMEMBERED: usize = 3;
+
+/// The float model that others are compared with. What it made of the last sets of sequences it saw is kept, on disk.
 #[derive(Debug)]
 pub struct Reference {
+    folder: PathBuf,
+    compute: Compute,
+    threads: usize,
+    registry: Registry,
     spec: ModelSpec,
-    model: Streamed,
-    seen: Option<Vec<Vec<u32>>>,
+    /// What it saw, the last one first, and the model that holds it.
+    seen: Vec<(Vec<Vec<u32>>, Streamed)>,
 }
 
 impl Reference {
-    /// The model of a folder; its hidden states are kept on disk in the system's folder for temporary files.
+    /// The model of a folder; its hidden states are kept in the system's folder for temporary files.
     ///
     /// # Errors
     /// A folder that cannot be read.
@@ -315,29 +322,43 @@ impl Reference {
         threads: usize,
         registry: &Registry,
     ) -> Result<Self, StudyError> {
-        let folder = open_folder_with(model, registry)?;
-        let spec = folder.spec.clone();
-        let arithmetic = folder_arithmetic(&folder, compute, Some(Execution::Simulated))?;
-        let model = Scored::new(folder.into_source()?, arithmetic, quant_core::Par::new(threads));
-        Ok(Self { spec, model: model.spilled_to(Some(std::env::temp_dir())), seen: None })
+        let spec = open_folder_with(model, registry)?.spec;
+        let (folder, registry) = (model.to_owned(), registry.clone());
+        Ok(Self { folder, compute, threads, registry, spec, seen: Vec::new() })
+    }
+
+    fn fresh(&self) -> Result<Streamed, StudyError> {
+        let folder = open_folder_with(&self.folder, &self.registry)?;
+        let arithmetic = folder_arithmetic(&folder, self.compute, Some(Execution::Simulated))?;
+        let model = Scored::new(folder.into_source()?, arithmetic, quant_core::Par::new(self.threads));
+        Ok(model.spilled_to(Some(std::env::temp_dir())))
+    }
+
+    fn current(&mut self) -> Result<&mut Streamed, quant_eval::BoxError> {
+        self.seen
+            .first_mut()
+            .map(|(_, model)| model)
+            .ok_or_else(|| "the reference has seen nothing yet".into())
     }
 }
 
 impl LanguageModel for Reference {
     fn vocab_size(&self) -> usize {
-        self.model.vocab_size()
+        self.spec.vocab
     }
     fn encode(
         &mut self,
         sequences: &[Vec<u32>],
         progress: &mut EncodeProgress<'_>,
     ) -> Result<(), quant_eval::BoxError> {
-        if self.seen.as_deref() == Some(sequences) {
+        if let Some(at) = self.seen.iter().position(|(seen, _)| seen == sequences) {
+            self.seen[..=at].rotate_right(1);
             return Ok(());
         }
-        self.seen = None;
-        self.model.encode(sequences, progress)?;
-        self.seen = Some(sequences.to_vec());
+        let mut model = if self.seen.len() < REMEMBERED { None } else { self.seen.pop() }
+            .map_or_else(|| self.fresh(), |(_, model)| Ok(model))?;
+        model.encode(sequences, progress)?;
+        self.seen.insert(0, (sequences.to_vec(), model));
         Ok(())
     }
     fn logits(
@@ -346,7 +367,7 @@ impl LanguageModel for Reference {
         tokens: Range<usize>,
         out: ArrayViewMut2<'_, f32>,
     ) -> Result<(), quant_eval::BoxError> {
-        self.model.logits(positions, tokens, out)
+        self.current()?.logits(positions, tokens, out)
     }
     fn logits_at(
         &mut self,
@@ -354,6 +375,6 @@ impl LanguageModel for Reference {
         tokens: Range<usize>,
         out: ArrayViewMut2<'_, f32>,
     ) -> Result<(), quant_eval::BoxError> {
-        self.model.logits_at(positions, tokens, out)
+        self.current()?.logits_at(positions, tokens, out)
     }
 }

@@ -298,11 +298,12 @@ impl Rows<'_> {
         let ends = end_tokens(self.folder, &Tokenizer::from_dir(self.folder)?)?;
         let open = open_folder_with(folder, self.registry)?;
         let arithmetic = folder_arithmetic(&open, self.job.grid.compute, Some(execution))?;
+        let hidden = open.spec.hidden;
         let (source, threads) = (open.into_source()?, self.job.threads);
         let reference = self.reference()?;
         let began = Instant::now();
         let verdict = with_threads(threads, |par| {
-            predict(&mut Scored::new(source, arithmetic, par), reference, &answers, &ends, events)
+            predict(&mut Scored::new(source, arithmetic, par), reference, &answers, &ends, hidden, events)
         })??;
         let took = serde_json::json!({ "seconds": began.elapsed().as_secs_f64() });
         write_whole(&cells.join("prediction_run.json"), &pretty(&took))?;
