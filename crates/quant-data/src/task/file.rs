@@ -2,7 +2,7 @@
 
 use super::ask::{Expression, TextTemplate, shortened};
 use super::choice::{ChoiceMetric, Choices};
-use super::generate::{Generation, Opening, TaskSampling};
+use super::generate::{Generation, Opening, Right, TaskSampling};
 use super::keys::{self, GROUP, KEYS, KINDS, SAMPLING, SOURCE};
 use super::text::TextTask;
 use crate::DataError;
@@ -271,7 +271,17 @@ fn generation(top: &Section) -> Result<Generation, Fault> {
         chat: top.flag("chat", true)?,
         options: top.expression("options")?,
         shuffle: top.flag("shuffle", true)?,
-        gold: TextTemplate::new(&top.need("gold")?, "gold")?,
+        gold: match top.texts("gold_fields")? {
+            None => Right::Text(TextTemplate::new(&top.need("gold")?, "gold")?),
+            Some(_) if top.fields.contains_key("gold") => {
+                return Err(Fault::new(
+                    "gold",
+                    "it stands beside `gold_fields`; what is right is one or the other".to_owned(),
+                ));
+            }
+            Some(names) if names.is_empty() => return Err(top.fault("gold_fields", "at least one field")),
+            Some(names) => Right::Fields(names),
+        },
         scorer: top.need("scorer")?,
         opening: top.word("thought", Opening::Auto, &Opening::ALL)?,
         marks,

@@ -34,6 +34,14 @@ pub struct TaskSampling {
     pub top_k: Option<usize>,
 }
 
+/// What is right.
+#[derive(Clone, Debug)]
+pub(super) enum Right {
+    Text(TextTemplate),
+    /// Fields, which may be longer than a template prints.
+    Fields(Vec<String>),
+}
+
 /// How a task asks for a text.
 #[derive(Clone, Debug)]
 pub struct Generation {
@@ -42,7 +50,7 @@ pub struct Generation {
     pub(super) chat: bool,
     pub(super) options: Option<Expression>,
     pub(super) shuffle: bool,
-    pub(super) gold: TextTemplate,
+    pub(super) gold: Right,
     /// What grades an answer.
     pub scorer: String,
     /// Whether the prompt opens the thought.
@@ -183,7 +191,19 @@ impl Generation {
         } else {
             Said::Plain(prompt)
         };
-        let gold = self.gold.render(&fields)?;
+        let gold = match &self.gold {
+            Right::Text(template) => template.render(&fields)?,
+            Right::Fields(names) => {
+                let field = |name: &String| match record.fields.get(name) {
+                    Some(value) => Ok((name.clone(), value.clone())),
+                    None => Err(DataError::Template {
+                        origin: "gold_fields".to_owned(),
+                        reason: format!("the item has no field {name:?}"),
+                    }),
+                };
+                Value::Object(names.iter().map(field).collect::<Result<_, _>>()?).to_string()
+            }
+        };
         Ok(Question { number: record.number, id: record.id(), said, gold, options: count })
     }
 }

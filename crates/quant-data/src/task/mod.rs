@@ -58,6 +58,7 @@ tasks![
     "gsm8k",
     "hellaswag",
     "lambada",
+    "livecodebench",
     "math-500",
     "piqa",
     "tiny-addition",

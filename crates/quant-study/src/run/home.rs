@@ -1,11 +1,11 @@
 //! The folder of a task that is run: its identity, the items as they come, the result.
 
+use super::work::Material;
 use super::{Done, TaskJob, TaskOutcome, TaskResult, TaskRun};
 use crate::StudyError;
 use crate::files::{Lock, read_json, write_whole};
 use crate::record::{Journal, lines};
 use quant_checkpoint::TensorHash;
-use quant_pipeline::OpenFolder;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -33,17 +33,18 @@ struct Finished {
 }
 
 impl Home {
-    /// Makes the folder of a job, or opens it to go on.
-    pub(super) fn open(
+    /// Makes the folder of a job, or opens it to go on; none for a job of which nothing is kept. `model` is what tells the model
+    /// and its execution apart from others.
+    pub(super) fn of(
         job: &TaskJob,
-        model: &OpenFolder,
-        seeds: &[u64],
-        files: &[PathBuf],
-    ) -> Result<Self, StudyError> {
-        let folder = job.output.clone().unwrap_or_default();
+        material: &Material,
+        model: impl FnOnce() -> Result<Identity, StudyError>,
+    ) -> Result<Option<Self>, StudyError> {
+        let Some(folder) = job.output.clone() else { return Ok(None) };
         std::fs::create_dir_all(&folder).map_err(StudyError::io(&folder))?;
         let lock = Lock::take(&folder)?;
-        let identity = identity(job, model, seeds, files)?;
+        let mut identity = identity(job, material)?;
+        identity.extend(model()?);
         let kept: Option<Identity> = read_json(&folder.join(JOB))?;
         match kept {
             None => {
@@ -88,7 +89,7 @@ impl Home {
                 Some(TaskOutcome { result, records: done.into_values().collect(), run })
             }
         };
-        Ok(Self { folder, finished, _lock: lock })
+        Ok(Some(Self { folder, finished, _lock: lock }))
     }
 
     /// What an earlier run has finished.
@@ -131,33 +132,31 @@ pub(crate) fn pretty(value: &impl Serialize) -> Vec<u8> {
     bytes
 }
 
-fn identity(
-    job: &TaskJob,
-    model: &OpenFolder,
-    seeds: &[u64],
-    files: &[PathBuf],
-) -> Result<Identity, StudyError> {
+fn identity(job: &TaskJob, material: &Material) -> Result<Identity, StudyError> {
     let mut fields = Identity::new();
     let mut field = |name: &str, value: String| fields.push((name.to_owned(), value));
     field("the program", super::version());
     field("the task", short(&TensorHash::of(job.task.written().as_bytes())));
-    for path in files {
-        let hash = File::open(path).and_then(TensorHash::of_reader).map_err(StudyError::io(path))?;
+    for path in &material.files {
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        field(&format!("the data {name}"), short(&hash));
+        field(&format!("the data {name}"), hash_of(path)?);
     }
     let or_all = |n: Option<usize>| n.map_or_else(|| "not given".to_owned(), |n| n.to_string());
     field("--limit", or_all(job.limit));
     field("--max-new-tokens", or_all(job.max_new_tokens));
-    field("the seeds", format!("{seeds:?}"));
-    field("--execute", format!("{:?}", job.execution));
-    field("--compute", job.compute.name().to_owned());
+    field("the seeds", format!("{:?}", material.seeds));
     field("--with-texts", job.with_texts.to_string());
-    match &job.identity {
-        Some(own) => fields.extend(own.iter().cloned()),
-        None => fields.extend(model.checkpoint.fingerprint().map_err(quant_pipeline::PipelineError::from)?),
+    if material.scorer.is_some_and(|scorer| scorer.runs_programs) {
+        let python = job.python.as_ref().map(|path| path.display().to_string());
+        field("--python", python.unwrap_or_else(|| "not given".to_owned()));
     }
     Ok(fields)
+}
+
+/// What a file holds, for an identity.
+pub(super) fn hash_of(path: &Path) -> Result<String, StudyError> {
+    let hash = File::open(path).and_then(TensorHash::of_reader).map_err(StudyError::io(path))?;
+    Ok(short(&hash))
 }
 
 pub(crate) fn short(hash: &TensorHash) -> String {

@@ -10,7 +10,7 @@ use crate::files::{Lock, read_json, write_whole};
 use crate::record::Record;
 use crate::report;
 use crate::run::home::{differing, finished_in, pretty, short};
-use crate::run::{Reference, TaskJob, run_task, version};
+use crate::run::{Reference, TaskJob, check_programs, run_task, version};
 use crate::verdict::{FloatAnswer, predict};
 use quant_checkpoint::TensorHash;
 use quant_data::{ChatTemplate, Task, TaskKind, Tokenizer, end_tokens};
@@ -51,6 +51,10 @@ pub struct StudyJob {
     pub keep_folders: bool,
     /// Keep the texts of answers.
     pub with_texts: bool,
+    /// Run programs that a model wrote, in a sandbox, for tasks that grade them so.
+    pub allow_code_execution: bool,
+    /// The interpreter of these programs; by default the system's `python3`.
+    pub python: Option<PathBuf>,
 }
 
 impl StudyJob {
@@ -68,6 +72,8 @@ impl StudyJob {
             restart_changed: false,
             keep_folders: false,
             with_texts: false,
+            allow_code_execution: false,
+            python: None,
         }
     }
 
@@ -122,6 +128,7 @@ pub fn run_study(
     events.event(Event::Phase("planning the study"));
     let plan = StudyPlan::new(job, registry)?;
     let tasks = tasks(&job.grid)?;
+    check_programs(&tasks, job.allow_code_execution, job.python.as_deref(), registry)?;
     if let Some(reason) =
         plan.variants.iter().filter(|v| v.recipe.is_some()).map(|v| v.illegal.as_ref()).reduce(Option::and)
         && let Some(reason) = reason
@@ -372,6 +379,8 @@ impl Rows<'_> {
             memory: self.job.memory,
             batch: self.job.batch,
             with_texts: self.job.with_texts,
+            allow_code_execution: self.job.allow_code_execution,
+            python: self.job.python.clone(),
             identity: Some(identity.to_vec()),
             output: Some(output),
             resume: true,
