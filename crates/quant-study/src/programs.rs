@@ -94,3 +94,119 @@ impl ProgramGrader for Programs {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quant_data::built_in_task;
+    use quant_pipeline::Registry;
+
+    /// The sandbox, or none where this machine has none, which a run of `CI` must not be content with.
+    fn programs() -> Option<Programs> {
+        let task = built_in_task("livecodebench").unwrap();
+        match Programs::find(&task, None, 2) {
+            Ok(programs) => Some(programs),
+            Err(error) if std::env::var("CI").is_ok_and(|ci| ci == "true") => panic!("{error}"),
+            Err(error) => {
+                quant_testkit::skipped(error);
+                None
+            }
+        }
+    }
+
+    /// What is right of each problem of the fixture, by its name.
+    fn golds() -> Vec<(String, String)> {
+        let task = built_in_task("livecodebench").unwrap();
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+        let files = task.source().find(task.name(), &[folder]).unwrap();
+        let questions = task.questions(&files, 42, None).unwrap();
+        questions.into_iter().map(|question| (question.id, question.gold)).collect()
+    }
+
+    fn answer(program: &str) -> String {
+        format!("I think so.\n```python\nprint(0)\n```\nNo:\n```python\n{program}\n```\nDone.")
+    }
+
+    #[test]
+    fn answers_are_what_their_programs_do() {
+        let Some(programs) = programs() else { return };
+        let golds = golds();
+        for (id, program, right) in [
+            ("own_sum", "print(sum(map(int, input().split())))", true),
+            ("own_sum", "print(5)", false),
+            ("own_sum", "while True: pass", false),
+            ("own_sum", "raise SystemError('no')", false),
+            ("own_sum", "print(sum(map(int, input().split()))", false),
+            (
+                "own_reverse",
+                "class Solution:\n    def turned(self, items):\n        return items[::-1]",
+                true,
+            ),
+            ("own_reverse", "class Solution:\n    def turned(self, items):\n        return items", false),
+            ("own_reverse", "class Solution:\n    pass", false),
+            // Its private tests are packed: the wrong one passes those that are not.
+            ("own_longest", "print(max(input().split(), key=len))", true),
+            ("own_longest", "print(max(reversed(input().split()), key=len))", false),
+        ] {
+            let gold = &golds.iter().find(|(name, _)| name == id).unwrap().1;
+            let grade = programs.grade(gold, &answer(program)).unwrap();
+            assert_eq!(grade.correct, right, "{id}: {program}");
+            assert_eq!(grade.extracted.as_deref(), Some(program));
+        }
+        let grade = programs.grade(&golds[0].1, "The sum is 5.").unwrap();
+        assert_eq!((grade.correct, grade.extracted), (false, None));
+    }
+
+    #[test]
+    fn tests_are_read_before_anything_is_asked() {
+        let Some(programs) = programs() else { return };
+        for (_, gold) in golds() {
+            programs.check(&gold).unwrap();
+        }
+        for (gold, words) in [
+            ("{}", "missing field `public_test_cases`"),
+            (
+                r#"{"public_test_cases": "[]", "private_test_cases": "*", "metadata": ""}"#,
+                "private_test_cases: expected",
+            ),
+        ] {
+            let error = programs.check(gold).unwrap_err().to_string();
+            assert!(error.starts_with("the tests of a problem") && error.contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn so_many_run_at_a_time() {
+        let Some(programs) = programs() else { return };
+        let running = std::sync::atomic::AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    programs.in_turn(|| {
+                        use std::sync::atomic::Ordering::SeqCst;
+                        assert!(running.fetch_add(1, SeqCst) < 2);
+                        std::thread::sleep(std::time::Duration::from_millis(5));
+                        running.fetch_sub(1, SeqCst);
+                    });
+                });
+            }
+        });
+        assert_eq!(*programs.free.lock().unwrap(), 2);
+    }
+
+    #[test]
+    fn nothing_runs_where_it_may_not_or_cannot() {
+        let tasks = [built_in_task("gsm8k").unwrap(), built_in_task("livecodebench").unwrap()];
+        let check = |allowed, python: Option<&str>| {
+            crate::run::check_programs(&tasks, allowed, python.map(Path::new), &Registry::default())
+        };
+        let error = check(false, None).unwrap_err();
+        assert!(
+            matches!(&error, StudyError::Refused(words) if words.contains("--allow-code-execution")),
+            "{error}"
+        );
+        let error = check(true, Some("/nowhere/python3")).unwrap_err();
+        assert!(matches!(&error, StudyError::Refused(words) if words.contains("no sandbox")), "{error}");
+        crate::run::check_programs(&tasks[..1], false, None, &Registry::default()).unwrap();
+    }
+}

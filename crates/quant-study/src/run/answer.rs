@@ -116,6 +116,7 @@ fn judged(
             text: &text,
             whole: &whole,
             tokens,
+            marked: true,
             ended,
             finish: completion.finish.name(),
             recorded: completion.tokens.clone(),

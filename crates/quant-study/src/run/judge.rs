@@ -31,6 +31,8 @@ pub(super) struct Given<'a> {
     pub(super) whole: &'a str,
     /// The tokens of that.
     pub(super) tokens: &'a [u32],
+    /// Whether a thought can be told from the rest.
+    pub(super) marked: bool,
     /// Whether the model ended it.
     pub(super) ended: bool,
     /// Why it ended, for the record.
@@ -122,7 +124,7 @@ impl<'a> Judge<'a> {
             text: given.whole,
             tokens: given.tokens,
             finish: if given.ended { Finish::End } else { Finish::Limit },
-            marks: Some(ThoughtMarks {
+            marks: given.marked.then_some(ThoughtMarks {
                 open: &self.ask.marks[0],
                 close: &self.ask.marks[1],
                 close_tokens: &self.close,

@@ -32,7 +32,8 @@ const TOKENIZER: [&str; 4] =
 ///
 /// A choice is scored by its tokens, a plain prompt is sent in tokens, and a chat in turns, to which the server applies its own
 /// template; the folder's one tells whether the prompt opens the thought, and how much room it leaves. The tokens of a record are those
-/// that the tokenizer makes of the text, without one that ends it. Draws are the server's: they have the seed of the run.
+/// that the tokenizer makes of the text, without one that ends it. Where the mark that closes a thought is a special token, and the server
+/// does not cut thoughts off itself, thoughts cannot be told from answers, and there are no signs of them. Draws are the server's: they have the seed of the run.
 ///
 /// ```no_run
 /// use quant_pipeline::{Registry, Silent};
@@ -147,6 +148,7 @@ fn answers(
 ) -> Result<Speed, StudyError> {
     let judge = Judge::new(material, job, ask, work.programs.as_ref())?;
     let asked: Vec<Asked> = judge.missing(job, &mut work.kept)?.into_iter().flatten().collect();
+    let marks = Marks::new(&material.tokenizer, ask)?;
     let began = Instant::now();
     let first = OnceLock::new();
     let before: usize = work.kept.done.values().map(tokens_of).sum();
@@ -155,7 +157,7 @@ fn answers(
             first.get_or_init(|| began.elapsed().as_secs_f64());
         };
         let generated = answer(server, ask, asked, &mut on_piece)?;
-        judged(&judge, &material.tokenizer, asked, &generated)
+        judged(&judge, &material.tokenizer, &marks, asked, &generated)
     })?;
     let all: usize = work.kept.done.values().map(tokens_of).sum();
     Ok(Speed {
@@ -213,25 +215,51 @@ fn messages(conversation: &Conversation) -> Vec<Message> {
 fn judged(
     judge: &Judge<'_>,
     tokenizer: &Tokenizer,
+    marks: &Marks<'_>,
     asked: &Asked,
     generated: &Generated,
 ) -> Result<Record, StudyError> {
-    let tokens = tokenizer.encode(&generated.text, false)?;
-    judge.record(
-        asked,
-        Given {
-            text: &generated.text,
-            whole: &generated.text,
-            tokens: &tokens,
-            ended: generated.finish == Finish::Stop,
-            finish: match &generated.finish {
-                Finish::Stop => "stop",
-                Finish::Length => "length",
-                Finish::Other(name) => name,
-            },
-            recorded: tokens.clone(),
+    let whole = &generated.text;
+    let tokens = tokenizer.encode(whole, false)?;
+    let text = marks.special.iter().fold(whole.clone(), |text, mark| text.replace(mark.as_str(), ""));
+    let given = Given {
+        text: &text,
+        whole,
+        tokens: &tokens,
+        marked: marks.shown || whole.contains(marks.close),
+        ended: generated.finish == Finish::Stop,
+        finish: match &generated.finish {
+            Finish::Stop => "stop",
+            Finish::Length => "length",
+            Finish::Other(name) => name,
         },
-    )
+        recorded: tokens.clone(),
+    };
+    judge.record(asked, given)
+}
+
+/// The marks of a thought in texts of a server. Special tokens are left out of these, so that a mark which is one stands in a text only
+/// where the server has cut the thought off and the client has put it back.
+struct Marks<'a> {
+    close: &'a str,
+    /// Whether the closing mark is in every text that the model put it in.
+    shown: bool,
+    /// The marks that are special tokens. They are no part of what is graded, as in process.
+    special: Vec<&'a String>,
+}
+
+impl<'a> Marks<'a> {
+    fn new(tokenizer: &Tokenizer, ask: &'a Generation) -> Result<Self, StudyError> {
+        let mut special = Vec::new();
+        for mark in &ask.marks {
+            let tokens = tokenizer.encode(mark, false)?;
+            if tokenizer.decode(&tokens, true)?.is_empty() {
+                special.push(mark);
+            }
+        }
+        let close = &ask.marks[1];
+        Ok(Self { close, shown: !special.contains(&close), special })
+    }
 }
 
 /// Makes the records of items, `at_a_time` of them together, and keeps them as they come.

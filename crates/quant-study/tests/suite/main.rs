@@ -1,6 +1,9 @@
 //! Tasks and studies against models whose answers are known.
 
 mod likelihoods;
+mod programs;
+#[cfg(feature = "server")]
+mod servers;
 mod tasks;
 
 use std::path::{Path, PathBuf};
