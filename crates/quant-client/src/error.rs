@@ -111,6 +111,12 @@ pub enum ClientError {
         /// What to do.
         advice: &'static str,
     },
+    /// The caller does not want the answer any more.
+    #[error("{request}: stopped")]
+    Stopped {
+        /// Method and address.
+        request: String,
+    },
 }
 
 impl ClientError {

@@ -2,7 +2,11 @@
 
 use crate::error::ClientError;
 use crate::options::ServerOptions;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// How often a wait looks whether it is stopped.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Why an attempt failed.
 #[derive(Debug)]
@@ -20,30 +24,46 @@ impl From<ClientError> for Failure {
 }
 
 /// Calls `attempt` until it succeeds, fails for good, or was called `retries + 1` times. `body` keys the jitter: the same
-/// request waits for the same times, two requests that failed together do not come back together.
+/// request waits for the same times, two requests that failed together do not come back together. None once it is stopped.
 pub(crate) fn with_retries<T>(
     options: &ServerOptions,
     body: &[u8],
+    stopped: &AtomicBool,
     mut attempt: impl FnMut(u32) -> Result<T, Failure>,
-) -> Result<T, ClientError> {
+) -> Option<Result<T, ClientError>> {
     let mut sent = 0;
     loop {
+        if stopped.load(Ordering::Relaxed) {
+            return None;
+        }
         let failure = match attempt(sent) {
-            Ok(value) => return Ok(value),
+            Ok(value) => return Some(Ok(value)),
             Err(failure) => failure,
         };
         sent += 1;
         let (error, asked) = match failure {
-            Failure::Final(error) => return Err(error.after(sent)),
+            Failure::Final(error) => return Some(Err(error.after(sent))),
             Failure::Passing(error, asked) => (error.after(sent), asked),
         };
         if sent > options.retries {
-            return Err(error);
+            return Some(Err(error));
         }
         match wait(options, body, sent, asked) {
-            Ok(time) => std::thread::sleep(time),
-            Err(too_long) => return Err(with_advice(error, too_long)),
+            Ok(time) => sleep(time, stopped),
+            Err(too_long) => return Some(Err(with_advice(error, too_long))),
         }
+    }
+}
+
+/// Waits, unless it is stopped meanwhile.
+fn sleep(time: Duration, stopped: &AtomicBool) {
+    let until = Instant::now() + time;
+    while !stopped.load(Ordering::Relaxed) {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        std::thread::sleep(left.min(LOOK));
     }
 }
 

@@ -7,6 +7,7 @@ use crate::retry::{Failure, with_retries};
 use crate::transport::agent;
 use serde::Deserialize;
 use std::io::{self, Read};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use ureq::http::{HeaderMap, HeaderValue, header};
 use ureq::{Agent, BodyReader, Timeout};
@@ -35,6 +36,7 @@ pub struct Server {
     model: String,
     max_length: Option<u64>,
     options: ServerOptions,
+    stopped: AtomicBool,
 }
 
 /// The part of `GET /v1/models` that is looked at.
@@ -58,7 +60,8 @@ impl Server {
         options.check()?;
         let (agent, base) = (agent(&options), base(&options.url)?);
         let model = options.model.clone().unwrap_or_default();
-        let mut server = Self { agent, base, model, max_length: None, options };
+        let stopped = AtomicBool::new(false);
+        let mut server = Self { agent, base, model, max_length: None, options, stopped };
         if server.options.model.is_none() {
             let call = server.get("/v1/models");
             let models: Models = server.json(&call, "a list of models, {\"data\": [{\"id\": …}]}")?;
@@ -78,6 +81,17 @@ impl Server {
     /// The model that is asked.
     pub fn model(&self) -> &str {
         &self.model
+    }
+
+    /// The address, without `/v1`.
+    pub fn url(&self) -> &str {
+        &self.base
+    }
+
+    /// Ends the requests of all threads, and those to come, with [`ClientError::Stopped`]. One that waits for a byte ends when it
+    /// comes, or by a time-out.
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
     }
 
     /// Most tokens of prompt and answer together, where the list of models says so (vLLM does).
@@ -118,7 +132,8 @@ impl Server {
         call: &Call,
         attempt: impl FnMut(u32) -> Result<T, Failure>,
     ) -> Result<T, ClientError> {
-        with_retries(&self.options, call.body.as_deref().unwrap_or_default(), attempt)
+        with_retries(&self.options, call.body.as_deref().unwrap_or_default(), &self.stopped, attempt)
+            .unwrap_or_else(|| Err(self.stopped(call)))
     }
 
     /// The begin of what a server sent, for an error.
@@ -196,6 +211,10 @@ impl Server {
             advice: advice.to_owned(),
         };
         if is_passing(status) { Failure::Passing(error, after) } else { Failure::Final(error) }
+    }
+
+    fn stopped(&self, call: &Call) -> ClientError {
+        ClientError::Stopped { request: call.name.clone() }
     }
 
     /// The failure of a connection.
@@ -285,6 +304,9 @@ impl Answer<'_> {
                 Ok(count) => break count,
             }
         };
+        if self.server.stopped.load(Ordering::Relaxed) {
+            return Err(self.server.stopped(self.call).into());
+        }
         self.read += count;
         let most = self.server.options.max_bytes;
         if self.read > most {

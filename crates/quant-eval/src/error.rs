@@ -133,6 +133,24 @@ pub enum EvalError {
         /// What one looks like.
         expected: &'static str,
     },
+    /// Programs are to be run, and nothing runs them.
+    #[error("the scorer {id:?} runs programs that a model wrote; it was given nothing that runs them")]
+    NoPrograms {
+        /// The scorer.
+        id: &'static str,
+    },
+    /// The tests of a program could not be read.
+    #[error("the tests of a problem: {source}")]
+    Tests {
+        /// What is wrong with them.
+        source: BoxError,
+    },
+    /// A program could not be run.
+    #[error("a program was not run: {source}")]
+    Programs {
+        /// What the sandbox says.
+        source: BoxError,
+    },
     /// The receiver of progress asked to stop.
     #[error("interrupted")]
     Interrupted,

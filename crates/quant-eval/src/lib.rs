@@ -47,4 +47,4 @@ pub use many::{ManyModels, evaluate_many};
 pub use model::{BoxError, EncodeProgress, LanguageModel};
 pub use positions::{Compared, PositionOptions, PositionScore, score_positions};
 pub use report::{Comparison, EvalReport, Outcome, Protocol, SequenceLength, Side};
-pub use scorer::{Answer, SCORERS, Scorer, Scorers, scorer, scorer_of};
+pub use scorer::{Answer, ProgramGrader, SCORERS, Scorer, Scorers, scorer, scorer_of};

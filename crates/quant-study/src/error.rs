@@ -69,6 +69,13 @@ pub enum StudyError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// What is asked cannot be had: of this machine, in this way, or without being allowed.
+    #[error("{0}")]
+    Refused(String),
+    /// A server did not answer what it was asked.
+    #[cfg(feature = "server")]
+    #[error(transparent)]
+    Server(#[from] quant_client::ClientError),
     /// No cell of a study can be run.
     #[error("nothing to run: every cell is refused; the first: {0}")]
     NothingLegal(String),

@@ -2,7 +2,9 @@
 //!
 //! [`run_task`] asks one model one task: the items come from a [`Task`](quant_data::Task), the figures are those of
 //! [`quant_eval`], the model is any folder that [`quant_pipeline`] opens. What an item becomes depends neither on what else is asked nor
-//! on threads or batch, so a run that was stopped goes on to the same bytes.
+//! on threads or batch, so a run that was stopped goes on to the same bytes. With the feature `server` the model may stand behind an
+//! OpenAI-compatible server (`run_task_on_server`). Answers that are programs run in the sandbox of `quant-sandbox`, and only where
+//! [`TaskJob::allow_code_execution`] says so.
 //!
 //! [`run_study`] carries a [`Grid`] out: every recipe on every model, every task on each, and a report that says what was lost, how sure
 //! that is, and which blocks it comes from. An [`StudyJob::output`] folder holds finished cells from the start; a report can be made of it
@@ -14,6 +16,7 @@ mod blame;
 mod error;
 mod files;
 mod grid;
+mod programs;
 mod record;
 mod report;
 mod results;
@@ -24,11 +27,16 @@ mod verdict;
 pub use blame::{Blame, Regained};
 pub use error::StudyError;
 pub use grid::{Grid, GridModel, GridRecipe, Published, RecipeText, STUDIES, StudyPreset, study_preset};
+/// Which server is asked, and how.
+#[cfg(feature = "server")]
+pub use quant_client;
 pub use record::{Done, Record, Signs};
 pub use results::{
     Column, ColumnResult, LayerError, Loss, ModelResults, Status, StudyResults, TextFigures, VariantFacts,
     VariantResults,
 };
+#[cfg(feature = "server")]
+pub use run::run_task_on_server;
 pub use run::{
     AnswerSummary, ChoiceSummary, Figure, Reference, SignCounts, TaskJob, TaskOutcome, TaskResult, TaskRun,
     TextSummary, run_task, summarise_answers,

@@ -65,7 +65,7 @@ pub enum Record {
         right: bool,
         /// What was taken as the answer.
         extracted: Option<String>,
-        /// `stop`, `length`, `non_finite`, or `does_not_fit` for a prompt that leaves no room.
+        /// `stop`, `length`, `non_finite`, `does_not_fit` for a prompt that leaves no room, or what a server calls it.
         finish: String,
         /// The new tokens.
         tokens: Vec<u32>,

@@ -1,7 +1,7 @@
 //! What is answered, by fault.
 
 use super::model::{EOS, echoed, most_likely, piece, tokens_of};
-use super::{Seen, reply};
+use super::{Own, Seen, reply};
 use serde_json::{Value, json};
 use std::io::{Result, Write};
 use std::time::Duration;
@@ -63,6 +63,30 @@ pub(super) fn answer(
             _ => refuse(out, "404 Not Found", "", "Not Found"),
         },
     }
+}
+
+/// What a test answers itself.
+pub(super) fn own(out: &mut impl Write, path: &str, own: Own) -> Result<bool> {
+    let (thought, text, finish) = match own {
+        Own::Json(value) => return reply(out, OK, "", JSON, value.to_string().as_bytes()),
+        Own::Cut => return Ok(false),
+        Own::Text { thought, text, finish } => (thought, text, finish),
+    };
+    write!(out, "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")?;
+    let chat = path == "v1/chat/completions";
+    let choice = |name: &str, piece: &str, finish: Value| match chat {
+        true => json!({"choices": [{"index": 0, "delta": {name: piece}, "finish_reason": finish}]}),
+        false => json!({"choices": [{"index": 0, "text": piece, "finish_reason": finish}]}),
+    };
+    for (name, text) in [("reasoning_content", thought), ("content", text)] {
+        for piece in text.split_inclusive(' ') {
+            event(out, &choice(name, piece, Value::Null))?;
+        }
+    }
+    event(out, &choice("content", "", json!(finish)))?;
+    chunk(out, b"data: [DONE]\n\n")?;
+    chunk(out, b"")?;
+    Ok(true)
 }
 
 /// The answer to a prompt to be scored.

@@ -8,6 +8,7 @@
 #![allow(
     clippy::unwrap_used,
     dead_code,
+    unused_imports,
     unreachable_pub,
     reason = "for tests, each of which needs some of it"
 )]
@@ -33,6 +34,20 @@ pub struct Seen {
     pub body: serde_json::Value,
 }
 
+/// What a test answers itself.
+#[derive(Clone, Debug)]
+pub enum Own {
+    /// As it is.
+    Json(serde_json::Value),
+    /// A streamed answer to a chat or a text: its thought, which is cut off it, its text, and why it ended.
+    Text { thought: String, text: String, finish: &'static str },
+    /// The connection is closed.
+    Cut,
+}
+
+/// Answers a request, or leaves it to the server.
+type Hook = dyn Fn(&Seen) -> Option<Own> + Send + Sync;
+
 /// What happened so far, by fault.
 #[derive(Debug, Default)]
 struct State {
@@ -45,17 +60,33 @@ struct State {
 }
 
 /// A running server; it ends with the process.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct TestServer {
     port: u16,
     state: Arc<Mutex<State>>,
+    own: Option<Arc<Hook>>,
+}
+
+impl std::fmt::Debug for TestServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "TestServer({})", self.port)
+    }
 }
 
 impl TestServer {
     /// Starts one on a free port of the loopback.
     pub fn start() -> Self {
+        Self::begin(None)
+    }
+
+    /// Starts one that answers as the test says, where it says something.
+    pub fn start_with(own: impl Fn(&Seen) -> Option<Own> + Send + Sync + 'static) -> Self {
+        Self::begin(Some(Arc::new(own)))
+    }
+
+    fn begin(own: Option<Arc<Hook>>) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let server = Self { port: listener.local_addr().unwrap().port(), state: Arc::default() };
+        let server = Self { port: listener.local_addr().unwrap().port(), state: Arc::default(), own };
         let handle = server.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -109,7 +140,10 @@ impl TestServer {
                 seen.len() - 1
             };
             let kind = fault.split('~').next().unwrap_or(fault);
-            let result = answers::answer(&mut writer, kind, rest, &request, earlier);
+            let result = match self.own.as_ref().and_then(|own| own(&request)) {
+                Some(own) => answers::own(&mut writer, rest, own),
+                None => answers::answer(&mut writer, kind, rest, &request, earlier),
+            };
             self.locked().running -= 1;
             if !result? {
                 writer.shutdown(std::net::Shutdown::Both).ok();

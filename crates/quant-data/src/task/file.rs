@@ -3,7 +3,7 @@
 use super::ask::{Expression, TextTemplate, shortened};
 use super::fault::Fault;
 use super::keys::{self, GROUP, KEYS, KINDS, SAMPLING, SOURCE};
-use super::kinds::{ChoiceMetric, Choices, Generation, Opening, TaskSampling, TextTask};
+use super::kinds::{ChoiceMetric, Choices, Generation, Opening, Right, TaskSampling, TextTask};
 use crate::DataError;
 use crate::files::read_text;
 use serde_json::{Map, Value};
@@ -270,7 +270,17 @@ fn generation(top: &Section) -> Result<Generation, Fault> {
         chat: top.flag("chat", true)?,
         options: top.expression("options")?,
         shuffle: top.flag("shuffle", true)?,
-        gold: TextTemplate::new(&top.need("gold")?, "gold")?,
+        gold: match top.texts("gold_fields")? {
+            None => Right::Text(TextTemplate::new(&top.need("gold")?, "gold")?),
+            Some(_) if top.fields.contains_key("gold") => {
+                return Err(Fault::new(
+                    "gold",
+                    "it stands beside `gold_fields`; what is right is one or the other".to_owned(),
+                ));
+            }
+            Some(names) if names.is_empty() => return Err(top.fault("gold_fields", "at least one field")),
+            Some(names) => Right::Fields(names),
+        },
         scorer: top.need("scorer")?,
         opening: top.word("thought", Opening::Auto, &Opening::ALL)?,
         marks,

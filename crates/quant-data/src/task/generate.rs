@@ -1,7 +1,7 @@
 //! Items that a model answers with a text.
 
 use super::file::{Task, TaskKind};
-use super::kinds::{Generation, Opening};
+use super::kinds::{Generation, Opening, Right};
 use super::records::Record;
 use crate::{ChatTemplate, Conversation, DataError, PyRandom, RenderOptions, Tokenizer};
 use serde_json::{Map, Value, json};
@@ -131,7 +131,19 @@ impl Generation {
         } else {
             Said::Plain(prompt)
         };
-        let gold = self.gold.render(&fields)?;
+        let gold = match &self.gold {
+            Right::Text(template) => template.render(&fields)?,
+            Right::Fields(names) => {
+                let field = |name: &String| match record.fields.get(name) {
+                    Some(value) => Ok((name.clone(), value.clone())),
+                    None => Err(DataError::Template {
+                        origin: "gold_fields".to_owned(),
+                        reason: format!("the item has no field {name:?}"),
+                    }),
+                };
+                Value::Object(names.iter().map(field).collect::<Result<_, _>>()?).to_string()
+            }
+        };
         Ok(Question { number: record.number, id: record.id(), said, gold, options: count })
     }
 }

@@ -55,6 +55,7 @@ pub(super) static KEYS: &[Key] = &[
     key("sampling", GENERATE, "object", "temperature, top_p, top_k (default: greedy)"),
     key("seeds", GENERATE, "array", "seeds of the draws (default: 42, 43, 44; greedy: 42)"),
     key("gold", PROMPTED, "string", "what is right: an expression, the place of a choice; or a template, the text of an answer"),
+    key("gold_fields", GENERATE, "array", "fields that are right together, as an object in JSON, in place of gold"),
     key("text", TEXT, "string", "template of an item's text (default: {{ text }})"),
     key("messages", TEXT, "string", "expression: a conversation, which the chat template renders, instead of text"),
     key("join", TEXT, "string", "what stands between the texts of items (default: a blank line)"),

@@ -63,6 +63,14 @@ pub struct TaskSampling {
     pub top_k: Option<usize>,
 }
 
+/// What is right.
+#[derive(Clone, Debug)]
+pub(super) enum Right {
+    Text(TextTemplate),
+    /// Fields, which may be longer than a template prints.
+    Fields(Vec<String>),
+}
+
 /// How a task asks for a text.
 #[derive(Clone, Debug)]
 pub struct Generation {
@@ -71,7 +79,7 @@ pub struct Generation {
     pub(super) chat: bool,
     pub(super) options: Option<Expression>,
     pub(super) shuffle: bool,
-    pub(super) gold: TextTemplate,
+    pub(super) gold: Right,
     /// What grades an answer.
     pub scorer: String,
     /// Whether the prompt opens the thought.

@@ -60,6 +60,7 @@ tasks![
     "gsm8k",
     "hellaswag",
     "lambada",
+    "livecodebench",
     "math-500",
     "piqa",
     "tiny-addition",

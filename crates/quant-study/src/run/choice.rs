@@ -1,8 +1,8 @@
 //! Items whose continuations are compared.
 
-use super::Context;
+use super::work::Kept;
 use crate::StudyError;
-use crate::record::{Done, Journal, Record};
+use crate::record::Record;
 use quant_data::{ChoiceItem, Continuation};
 use quant_eval::{LanguageModel, PositionOptions, PositionScore, score_positions};
 use quant_pipeline::{Event, Events};
@@ -10,6 +10,9 @@ use std::ops::ControlFlow;
 
 /// Tokens that are taken through the model at a time: blocks are read once for so many.
 const PASS: usize = 32_768;
+
+/// Log-likelihood of a choice in nats, none where a logit was not finite; and whether the model would say it.
+pub(super) type Likelihood = (Option<f64>, bool);
 
 /// The lengths of the sequences of the pass that holds the most tokens, for the prediction of memory.
 pub(super) fn largest_pass(items: &[ChoiceItem]) -> Vec<usize> {
@@ -26,17 +29,20 @@ pub(super) fn largest_pass(items: &[ChoiceItem]) -> Vec<usize> {
     lengths
 }
 
-/// Scores the items that are not there yet.
+/// The items that have no record yet.
+pub(super) fn missing<'a>(items: &'a [ChoiceItem], kept: &Kept) -> Vec<&'a ChoiceItem> {
+    items.iter().filter(|item| !kept.done.contains_key(&(0, item.number))).collect()
+}
+
+/// Scores the items that are not there yet, with so many tokens before the last one at most.
 pub(super) fn run(
-    context: &Context<'_>,
+    longest: usize,
     items: &[ChoiceItem],
     model: &mut dyn LanguageModel,
-    done: &mut Done,
-    journal: &mut Option<Journal>,
+    kept: &mut Kept,
     events: &mut dyn Events,
 ) -> Result<(), StudyError> {
-    let missing: Vec<&ChoiceItem> =
-        items.iter().filter(|item| !done.contains_key(&(0, item.number))).collect();
+    let missing = missing(items, kept);
     let (mut from, all) = (0, missing.len());
     while from < missing.len() {
         let tokens = |item: &&ChoiceItem| {
@@ -48,34 +54,26 @@ pub(super) fn run(
             to += 1;
         }
         let batch = &missing[from..to];
-        let scored = scores(context, model, batch, events)?;
-        let records: Vec<Record> =
-            batch.iter().zip(scored).map(|(item, scores)| judged(item, &scores)).collect();
-        if let Some(journal) = journal {
-            journal.add(&records)?;
-        }
-        done.extend(records.into_iter().map(|record| (record.key(), record)));
+        let scored = scores(longest, model, batch, events)?;
+        kept.add(batch.iter().zip(scored).map(|(item, scores)| judged(item, &scores)).collect())?;
         from = to;
         events.event(Event::Evaluated { what: "item", done: from, of: all, inside: 0.0 });
     }
     Ok(())
 }
 
-/// Log-likelihood of a choice in nats, and whether the model itself would say it.
-type Said = (Option<f64>, bool);
-
-/// What each choice of each item is like: log-likelihood, and whether the model would say it.
+/// What each choice of each item is like.
 fn scores(
-    context: &Context<'_>,
+    longest: usize,
     model: &mut dyn LanguageModel,
     items: &[&ChoiceItem],
     events: &mut dyn Events,
-) -> Result<Vec<Vec<Said>>, StudyError> {
+) -> Result<Vec<Vec<Likelihood>>, StudyError> {
     let choices: Vec<&Continuation> = items.iter().flat_map(|item| &item.choices).collect();
     let mut sequences = Vec::with_capacity(choices.len());
     let mut wanted = Vec::with_capacity(choices.len());
     for choice in &choices {
-        let (ids, range) = fitting(choice, context.spec.max_position_embeddings);
+        let (ids, range) = fitting(choice, longest);
         sequences.push(ids);
         wanted.push(range);
     }
@@ -95,16 +93,17 @@ fn scores(
 }
 
 /// The tokens of a choice, the first of them left out where the model's context is shorter, and those that are scored.
-fn fitting(choice: &Continuation, longest: usize) -> (Vec<u32>, std::ops::Range<usize>) {
+pub(super) fn fitting(choice: &Continuation, longest: usize) -> (Vec<u32>, std::ops::Range<usize>) {
     let mut ids = [choice.context.as_slice(), &choice.continuation].concat();
     // The last token is predicted and never read.
-    ids.drain(..ids.len().saturating_sub(longest + 1));
+    ids.drain(..ids.len().saturating_sub(longest.saturating_add(1)));
     let scored = choice.continuation.len().min(ids.len() - 1);
     let range = ids.len() - scored..ids.len();
     (ids, range)
 }
 
-fn judged(item: &ChoiceItem, scores: &[Said]) -> Record {
+/// What is said of an item whose choices are so likely.
+pub(super) fn judged(item: &ChoiceItem, scores: &[Likelihood]) -> Record {
     // The first of equal ones; a choice without a number is never the best.
     let best = |value: &dyn Fn(usize) -> Option<f64>| {
         let mut best: Option<(usize, f64)> = None;

@@ -1,11 +1,11 @@
 //! The folder of a task that is run: its identity, the items as they come, the result.
 
+use super::work::Material;
 use super::{TaskJob, TaskOutcome, TaskResult, TaskRun};
 use crate::StudyError;
 use crate::files::{Lock, read_json, write_whole};
 use crate::record::{Done, Journal, lines};
 use quant_checkpoint::TensorHash;
-use quant_pipeline::OpenFolder;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -33,17 +33,18 @@ struct Finished {
 }
 
 impl Home {
-    /// Makes the folder of a job, or opens it to go on.
-    pub(super) fn open(
+    /// Makes the folder of a job, or opens it to go on; none for a job of which nothing is kept. `model` is what tells the model
+    /// and its execution apart from others.
+    pub(super) fn of(
         job: &TaskJob,
-        model: &OpenFolder,
-        seeds: &[u64],
-        files: &[PathBuf],
-    ) -> Result<Self, StudyError> {
-        let folder = job.output.clone().unwrap_or_default();
+        material: &Material,
+        model: impl FnOnce() -> Result<Identity, StudyError>,
+    ) -> Result<Option<Self>, StudyError> {
+        let Some(folder) = job.output.clone() else { return Ok(None) };
         std::fs::create_dir_all(&folder).map_err(StudyError::io(&folder))?;
         let lock = Lock::take(&folder)?;
-        let identity = identity(job, Some(model), seeds, files)?;
+        let mut identity = identity(job, &material.seeds, &material.files, material.runs_programs())?;
+        identity.extend(model()?);
         let kept: Option<Identity> = read_json(&folder.join(JOB))?;
         match kept {
             None => {
@@ -92,7 +93,7 @@ impl Home {
                 Some(TaskOutcome { result, records: done.into_values().collect(), run })
             }
         };
-        Ok(Self { folder, finished, _lock: lock })
+        Ok(Some(Self { folder, finished, _lock: lock }))
     }
 
     /// What an earlier run has finished.
@@ -115,10 +116,27 @@ impl Home {
 }
 
 /// What has changed of the job of a task since items of it were finished, in words; empty where nothing has, or nothing is finished.
-pub(crate) fn changed(job: &TaskJob, seeds: &[u64], files: &[PathBuf]) -> Result<String, StudyError> {
+pub(crate) fn changed(
+    job: &TaskJob,
+    seeds: &[u64],
+    files: &[PathBuf],
+    programs: bool,
+) -> Result<String, StudyError> {
     let Some(folder) = &job.output else { return Ok(String::new()) };
     let Some(kept) = read_json::<Identity>(&folder.join(JOB))? else { return Ok(String::new()) };
-    Ok(differing(&kept, &identity(job, None, seeds, files)?))
+    let mut now = identity(job, seeds, files, programs)?;
+    now.extend(in_process(job));
+    Ok(differing(&kept, &now))
+}
+
+/// What tells a model that runs in this process apart: how it runs, and what the job says of it.
+pub(super) fn in_process(job: &TaskJob) -> Identity {
+    let mut fields = vec![
+        ("--execute".to_owned(), format!("{:?}", job.execution)),
+        ("--compute".to_owned(), job.compute.name().to_owned()),
+    ];
+    fields.extend(job.identity.iter().flatten().cloned());
+    fields
 }
 
 /// The result in a folder of a task, if it is finished.
@@ -142,20 +160,14 @@ pub(crate) fn pretty(value: &impl Serialize) -> Vec<u8> {
     bytes
 }
 
-fn identity(
-    job: &TaskJob,
-    model: Option<&OpenFolder>,
-    seeds: &[u64],
-    files: &[PathBuf],
-) -> Result<Identity, StudyError> {
+fn identity(job: &TaskJob, seeds: &[u64], files: &[PathBuf], programs: bool) -> Result<Identity, StudyError> {
     let mut fields = Identity::new();
     let mut field = |name: &str, value: String| fields.push((name.to_owned(), value));
     field("the program", super::version());
     field("the task", short(&TensorHash::of(job.task.written().as_bytes())));
     for path in files {
-        let hash = File::open(path).and_then(TensorHash::of_reader).map_err(StudyError::io(path))?;
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        field(&format!("the data {name}"), short(&hash));
+        field(&format!("the data {name}"), hash_of(path)?);
     }
     let or_all = |n: Option<usize>| n.map_or_else(|| "not given".to_owned(), |n| n.to_string());
     field("--limit", or_all(job.limit));
@@ -164,17 +176,18 @@ fn identity(
     if let Some(top_k) = job.top_k {
         field("top-k", top_k.to_string());
     }
-    field("--execute", format!("{:?}", job.execution));
-    field("--compute", job.compute.name().to_owned());
     field("--with-texts", job.with_texts.to_string());
-    match (&job.identity, model) {
-        (Some(own), _) => fields.extend(own.iter().cloned()),
-        (None, Some(model)) => {
-            fields.extend(model.checkpoint.fingerprint().map_err(quant_pipeline::PipelineError::from)?);
-        }
-        (None, None) => {}
+    if programs {
+        let python = job.python.as_ref().map(|path| path.display().to_string());
+        field("--python", python.unwrap_or_else(|| "not given".to_owned()));
     }
     Ok(fields)
+}
+
+/// What a file holds, for an identity.
+pub(super) fn hash_of(path: &Path) -> Result<String, StudyError> {
+    let hash = File::open(path).and_then(TensorHash::of_reader).map_err(StudyError::io(path))?;
+    Ok(short(&hash))
 }
 
 pub(crate) fn short(hash: &TensorHash) -> String {

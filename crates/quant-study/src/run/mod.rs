@@ -3,35 +3,43 @@
 mod answer;
 mod choice;
 pub(crate) mod home;
+mod judge;
+#[cfg(feature = "server")]
+mod server;
 mod summary;
+mod work;
 
+#[cfg(feature = "server")]
+pub use server::run_task_on_server;
 pub(crate) use summary::right_by_item;
 pub use summary::{
     AnswerSummary, ChoiceSummary, Figure, SignCounts, TaskResult, TextSummary, summarise_answers,
 };
+pub(crate) use work::{check_programs, runs_programs};
 
 use crate::StudyError;
-use crate::record::{Done, Record};
-use home::Home;
+use crate::record::Record;
+use home::{Home, Identity, in_process};
 use quant_core::ndarray::ArrayViewMut2;
-use quant_data::{ChatTemplate, Task, TaskKind, Tokenizer};
+use quant_data::{Task, TaskKind};
 use quant_eval::{EncodeProgress, EvalOptions, EvalReport, LanguageModel, Phase, Side};
 use quant_graph::ModelSpec;
 use quant_kernels::Compute;
 use quant_model::Execution;
 use quant_pipeline::{
-    EvalMemory, Event, Events, OpenFolder, Registry, Scored, folder_arithmetic, open_folder_with,
-    with_threads,
+    EvalMemory, Event, Events, OpenFolder, PipelineError, Registry, Scored, folder_arithmetic,
+    open_folder_with, with_threads,
 };
 use serde::{Deserialize, Serialize};
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+use work::{Material, Work};
 
 /// One task on one model.
 #[derive(Clone, Debug)]
 pub struct TaskJob {
-    /// Float model or quantised folder.
+    /// Float model or quantised folder; of a model behind a server, the folder with its tokenizer and chat template.
     pub model: PathBuf,
     /// What it is asked.
     pub task: Task,
@@ -57,6 +65,10 @@ pub struct TaskJob {
     pub batch: usize,
     /// Keep the texts of answers.
     pub with_texts: bool,
+    /// Run programs that the model wrote, in a sandbox, for tasks that grade them so.
+    pub allow_code_execution: bool,
+    /// The interpreter of these programs; by default the system's `python3`.
+    pub python: Option<PathBuf>,
     /// What tells the model apart for a resumed run; by default the sizes, headers and times of its files.
     pub identity: Option<Vec<(String, String)>>,
     /// Folder for items and result; without it nothing is kept.
@@ -89,6 +101,8 @@ impl TaskJob {
             memory: None,
             batch: 16,
             with_texts: false,
+            allow_code_execution: false,
+            python: None,
             identity: None,
             output: None,
             resume: false,
@@ -106,15 +120,6 @@ impl TaskJob {
             _ => Vec::new(),
         }
     }
-}
-
-/// What everything about a model and its data is read from.
-struct Context<'a> {
-    spec: &'a ModelSpec,
-    tokenizer: &'a Tokenizer,
-    template: Option<&'a ChatTemplate>,
-    files: &'a [PathBuf],
-    registry: &'a Registry,
 }
 
 /// How long a task took, and where: facts of one run, which are no part of its result.
@@ -173,43 +178,38 @@ pub fn run_task(
     let began = Instant::now();
     events.event(Event::Phase("reading the model and the task"));
     let folder = open_folder_with(&job.model, registry)?;
-    let spec = folder.spec.clone();
-    let tokenizer = Tokenizer::from_dir(&job.model)?;
-    let template = ChatTemplate::from_dir(&job.model, tokenizer.special_tokens())?;
-    let files = job.task.source().find(job.task.name(), &job.data)?;
-    let context =
-        Context { spec: &spec, tokenizer: &tokenizer, template: template.as_ref(), files: &files, registry };
+    let longest = folder.spec.max_position_embeddings;
+    let material = Material::read(job, longest, registry)?;
     // What cannot be executed is refused before anything is computed.
     folder_arithmetic(&folder, job.compute, Some(job.execution))?;
-    let seeds = job.used_seeds();
-    let home = job.output.as_deref().map(|_| Home::open(job, &folder, &seeds, &files)).transpose()?;
+    let model = || -> Result<Identity, StudyError> {
+        let mut fields = in_process(job);
+        if job.identity.is_none() {
+            fields.extend(folder.checkpoint.fingerprint().map_err(PipelineError::from)?);
+        }
+        Ok(fields)
+    };
+    let home = Home::of(job, &material, model)?;
     if let Some(outcome) = home.as_ref().and_then(Home::finished) {
         return Ok(outcome);
     }
-    let (mut journal, mut done) = match &home {
-        Some(home) => {
-            let (journal, done) = home.journal()?;
-            (Some(journal), done)
-        }
-        None => (None, Done::new()),
-    };
-    let mut speed = answer::Speed::default();
+    let mut work = Work::begin(job, &material, home, began)?;
     let result = match job.task.kind() {
         TaskKind::Choice(ask) => {
-            let items = job.task.choices(&files, &tokenizer, job.limit)?;
+            let items = job.task.choices(&material.files, &material.tokenizer, job.limit)?;
             let lengths = choice::largest_pass(&items);
             scored(job, folder, &lengths, None, events, |model, _, events| {
-                choice::run(&context, &items, model, &mut done, &mut journal, events)
+                choice::run(longest, &items, model, &mut work.kept, events)
             })?;
-            TaskResult::of_choices(&job.task, ask.metric, &done)?
+            TaskResult::of_choices(&job.task, ask.metric, &work.kept.done)?
         }
         TaskKind::Generate(ask) => {
             drop(folder);
-            speed = answer::run(&context, job, ask, &seeds, &mut done, &mut journal, events)?;
-            TaskResult::of_answers(&job.task, &seeds, &done)?
+            work.speed = answer::run(&material, job, ask, &mut work, registry, events)?;
+            TaskResult::of_answers(&job.task, &material.seeds, &work.kept.done)?
         }
         TaskKind::Text(_) => {
-            let windows = job.task.windows(&files, &tokenizer, &job.model, job.limit)?;
+            let windows = job.task.windows(&material.files, &material.tokenizer, &job.model, job.limit)?;
             let lengths: Vec<usize> = windows.iter().map(Vec::len).collect();
             let (report, overflow) =
                 scored(job, folder, &lengths, reference, events, |model, reference, events| {
@@ -219,20 +219,7 @@ pub fn run_task(
             TaskResult::of_text(&job.task, &report, overflow)
         }
     };
-    let run = TaskRun {
-        seconds: began.elapsed().as_secs_f64(),
-        new_tokens: speed.tokens,
-        decode_seconds: speed.seconds,
-        first_token: speed.first_token,
-        threads: job.threads,
-        version: version(),
-    };
-    drop(journal);
-    let outcome = TaskOutcome { result, records: done.into_values().collect(), run };
-    if let Some(home) = home {
-        home.finish(&outcome)?;
-    }
-    Ok(outcome)
+    work.finish(job, result)
 }
 
 /// The program and its version.

@@ -26,6 +26,10 @@ pub struct StudyJob {
     pub keep_folders: bool,
     /// Keep the texts of answers.
     pub with_texts: bool,
+    /// Run programs that a model wrote, in a sandbox, for tasks that grade them so.
+    pub allow_code_execution: bool,
+    /// The interpreter of these programs; by default the system's `python3`.
+    pub python: Option<PathBuf>,
 }
 
 impl StudyJob {
@@ -43,6 +47,8 @@ impl StudyJob {
             restart_changed: false,
             keep_folders: false,
             with_texts: false,
+            allow_code_execution: false,
+            python: None,
         }
     }
 

@@ -210,6 +210,8 @@ impl Rows<'_> {
             memory: self.job.memory,
             batch: self.job.batch,
             with_texts: self.job.with_texts,
+            allow_code_execution: self.job.allow_code_execution,
+            python: self.job.python.clone(),
             identity: Some(identity.to_vec()),
             output: Some(cells.join(slug(task.name()))),
             resume: true,

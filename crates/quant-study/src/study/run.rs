@@ -10,7 +10,8 @@ use crate::files::{Lock, read_json, write_whole};
 use crate::grid::Grid;
 use crate::report;
 use crate::results::{Status, StudyResults, VariantFacts};
-use crate::run::home::{differing, pretty};
+use crate::run::home::{changed, differing, pretty};
+use crate::run::{check_programs, runs_programs};
 use quant_data::Task;
 use quant_pipeline::{Event, Events, PipelineError, Registry};
 use std::path::Path;
@@ -59,6 +60,7 @@ pub fn run_study(
     events.event(Event::Phase("planning the study"));
     let plan = StudyPlan::new(job, registry, false)?;
     let tasks = tasks(&job.grid)?;
+    check_programs(&tasks, job.allow_code_execution, job.python.as_deref(), registry)?;
     if let Some(reason) =
         plan.variants.iter().filter(|v| v.recipe.is_some()).map(|v| v.illegal.as_ref()).reduce(Option::and)
         && let Some(reason) = reason
@@ -143,7 +145,7 @@ fn refuse_changed(
     tasks: &[Task],
     registry: &Registry,
 ) -> Result<(), StudyError> {
-    let mut changed = Vec::new();
+    let mut named = Vec::new();
     for model in &job.grid.models {
         let folder = model_folder(model, &job.output)?;
         let rows = Rows { job, model, folder: &folder, tasks, registry, reference: None };
@@ -154,26 +156,27 @@ fn refuse_changed(
             let identity = rows.identity(given)?;
             let differences = differing(&facts.identity, &identity);
             if !differences.is_empty() {
-                changed.push(format!("{} ({differences})", rows.title(planned)));
+                named.push(format!("{} ({differences})", rows.title(planned)));
                 continue;
             }
             for (execution, task) in EXECUTIONS.iter().flat_map(|e| tasks.iter().map(move |task| (*e, task)))
             {
                 let cell = rows.task_job(&folder, task, execution, &identity, &home.join(word(execution)));
                 let files = task.source().find(task.name(), &cell.data)?;
-                let differences = crate::run::home::changed(&cell, &cell.used_seeds(), &files)?;
+                let programs = runs_programs(task, registry)?;
+                let differences = changed(&cell, &cell.used_seeds(), &files, programs)?;
                 if !differences.is_empty() {
-                    changed.push(format!("{}, {} ({differences})", rows.title(planned), task.name()));
+                    named.push(format!("{}, {} ({differences})", rows.title(planned), task.name()));
                 }
             }
         }
     }
-    if changed.is_empty() {
+    if named.is_empty() {
         return Ok(());
     }
     Err(StudyError::Changed {
         path: job.output.clone(),
-        differences: format!("{} finished cells were made otherwise: {}", changed.len(), changed.join("; ")),
+        differences: format!("{} finished cells were made otherwise: {}", named.len(), named.join("; ")),
         advice: "give --restart-changed to run them again, or another --output",
     })
 }

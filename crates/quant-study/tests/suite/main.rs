@@ -2,6 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod likelihoods;
+mod programs;
+#[cfg(feature = "server")]
+mod servers;
 mod study;
 mod tasks;
 
