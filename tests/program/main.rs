@@ -22,4 +22,5 @@ mod learned;
 mod low_bits;
 mod recipes;
 mod rotations;
+mod servers;
 mod tables;

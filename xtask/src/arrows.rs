@@ -43,17 +43,21 @@ pub(crate) static CRATES: &[Crate] = &[
         "quant-core", "quant-kernels", "quant-graph", "quant-hessian", "quant-rotate", "quant-model",
         "quant-methods", "quant-checkpoint", "quant-data", "quant-eval",
     ]),
+    safe("quant-study", &[
+        "quant-core", "quant-kernels", "quant-graph", "quant-model", "quant-checkpoint", "quant-data", "quant-eval",
+        "quant-client", "quant-sandbox", "quant-pipeline",
+    ]),
     with_unsafe("ascend-kernels", &["quant-core"]),
     Crate { name: "ascend-sim", may_use: &["quant-core"], may_be_unsafe: true, published: false },
     safe("ptq", &[
         "quant-core", "quant-kernels", "quant-graph", "quant-hessian", "quant-rotate", "quant-model",
         "quant-methods", "quant-checkpoint", "quant-data", "quant-eval", "quant-client", "quant-sandbox",
-        "quant-pipeline", "ascend-kernels", "ascend-sim",
+        "quant-pipeline", "quant-study", "ascend-kernels", "ascend-sim",
     ]),
     Crate { name: TESTKIT, may_be_unsafe: false, published: false, may_use: &[
         "quant-core", "quant-kernels", "quant-graph", "quant-hessian", "quant-rotate", "quant-model",
         "quant-methods", "quant-checkpoint", "quant-data", "quant-eval", "quant-client", "quant-sandbox",
-        "quant-pipeline", "ascend-kernels", "ascend-sim", "ptq",
+        "quant-pipeline", "quant-study", "ascend-kernels", "ascend-sim", "ptq",
     ] },
     Crate { name: "xtask", may_use: &[], may_be_unsafe: false, published: false },
 ];

@@ -15,6 +15,7 @@ mod plan;
 mod plots;
 mod progress;
 mod quantize;
+mod server;
 mod study;
 mod synth;
 mod table;

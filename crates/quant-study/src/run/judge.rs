@@ -148,7 +148,7 @@ impl<'a> Judge<'a> {
                 unclosed_thought: signs.unclosed_thought,
                 empty: signs.empty_answer,
                 seen_not_given: signs.seen_not_given,
-                thought: signs.thought_tokens,
+                thought: signs.thought_tokens.filter(|_| given.marked),
             },
             text: self.with_texts.then(|| given.text.to_owned()),
         })
