@@ -6,7 +6,6 @@ use quant_study::{TaskJob, TaskOutcome};
 use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
-#[cfg_attr(not(feature = "server"), expect(dead_code, reason = "they are known, and refused"))]
 pub(super) struct Args {
     /// With --task, in place of --model: OpenAI-compatible server, http://HOST:PORT
     #[arg(long, value_name = "URL", conflicts_with = "model", requires_all = ["task", "tokenizer"])]
