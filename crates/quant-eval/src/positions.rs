@@ -316,7 +316,12 @@ mod tests {
         model.0[3][7] = 100.0;
         model.0.resize(8, vec![0.0; PANEL + 5]);
         let of = |model: &mut Table| {
-            score_positions(model, &[vec![3, 7_u32, 0]], &[1..3], PositionOptions::default())
+            score_positions(
+                model,
+                &[vec![3, 7_u32, 0]],
+                std::slice::from_ref(&(1..3)),
+                PositionOptions::default(),
+            )
         };
         let scores = of(&mut model).unwrap();
         assert!(scores[0][0].greedy, "{:?}", scores[0][0]);

@@ -88,6 +88,9 @@ impl Record {
     }
 }
 
+/// Records by seed and number of the item.
+pub(crate) type Records = BTreeMap<(u64, u64), Record>;
+
 /// Records as they come, on disk; none is lost to a kill but the one that is being written.
 #[derive(Debug)]
 pub(crate) struct Journal {
@@ -98,7 +101,7 @@ pub(crate) struct Journal {
 impl Journal {
     /// Opens or makes a journal; gives what it holds. A last line without its end was being written when the process was killed, and is
     /// dropped.
-    pub(crate) fn open(path: &Path) -> Result<(Self, BTreeMap<(u64, u64), Record>), StudyError> {
+    pub(crate) fn open(path: &Path) -> Result<(Self, Records), StudyError> {
         let text = match std::fs::read(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),

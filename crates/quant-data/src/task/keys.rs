@@ -92,7 +92,7 @@ pub(super) fn check(
 ) -> Result<(), Fault> {
     let of_kind = |key: &&Key| key.kinds.is_empty() || kind.is_none_or(|kind| key.kinds.contains(&kind));
     let names: Vec<&str> = known.iter().filter(of_kind).map(|key| key.name).collect();
-    for name in written.keys().filter(|name| !names.contains(&name.as_str())) {
+    if let Some(name) = written.keys().find(|name| !names.contains(&name.as_str())) {
         if let (Some(kind), Some(key)) = (kind, known.iter().find(|key| key.name == name)) {
             let kinds = key.kinds.join(" and ");
             return Err(Fault::new(

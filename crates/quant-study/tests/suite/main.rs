@@ -1,4 +1,5 @@
 //! Tasks and studies against models whose answers are known.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod likelihoods;
 mod programs;
