@@ -1,7 +1,8 @@
 //! What is asked for a text, and what is said of the answer, whatever gave it.
 
 use super::TaskJob;
-use super::work::{Kept, Material};
+use super::kept::Kept;
+use super::material::Material;
 use crate::StudyError;
 use crate::programs::Programs;
 use crate::record::{Record, Signs};

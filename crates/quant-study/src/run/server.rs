@@ -1,10 +1,11 @@
 //! A task on a model behind a server.
 
-use super::answer::Speed;
 use super::choice::{self, fitting};
 use super::home::{Home, Identity, hash_of};
 use super::judge::{Asked, Given, Judge};
-use super::work::{Kept, Material, Work};
+use super::kept::{Kept, Speed};
+use super::material::Material;
+use super::work::Work;
 use super::{TaskJob, TaskOutcome, TaskResult};
 use crate::StudyError;
 use crate::record::Record;
