@@ -22,5 +22,6 @@ mod learned;
 mod low_bits;
 mod recipes;
 mod rotations;
+mod servers;
 mod study;
 mod tables;

@@ -45,7 +45,7 @@ pub(crate) static CRATES: &[Crate] = &[
     ]),
     safe("quant-study", &[
         "quant-core", "quant-kernels", "quant-graph", "quant-model", "quant-checkpoint", "quant-data", "quant-eval",
-        "quant-pipeline",
+        "quant-client", "quant-sandbox", "quant-pipeline",
     ]),
     with_unsafe("ascend-kernels", &["quant-core"]),
     Crate { name: "ascend-sim", may_use: &["quant-core"], may_be_unsafe: true, published: false },

@@ -1,9 +1,10 @@
 //! Answers that are programs. They run in a sandbox, and only where the person allows that.
 
 use crate::StudyError;
-use quant_data::Task;
+use quant_data::{Task, TaskKind};
 use quant_eval::answers::Grade;
 use quant_eval::{EvalError, ProgramGrader};
+use quant_pipeline::Registry;
 use quant_sandbox::livecodebench::{Tests, extract_code, grade, limits};
 use quant_sandbox::{Sandbox, SandboxError, SandboxOptions};
 use serde::Deserialize;
@@ -22,6 +23,33 @@ pub(crate) fn check_allowed(task: &Task, allowed: bool) -> Result<(), StudyError
         "the task {} runs programs that a model wrote; they are run in a sandbox, and only with --allow-code-execution",
         task.name()
     )))
+}
+
+/// Whether the answers of a task are programs.
+pub(crate) fn runs_programs(task: &Task, registry: &Registry) -> Result<bool, StudyError> {
+    let TaskKind::Generate(ask) = task.kind() else { return Ok(false) };
+    Ok(quant_eval::scorer_of(&ask.scorer, registry.scorers())?.runs_programs)
+}
+
+/// Refuses tasks whose answers are programs where these may not or cannot be run.
+pub(crate) fn check_programs(
+    tasks: &[Task],
+    allowed: bool,
+    python: Option<&Path>,
+    registry: &Registry,
+) -> Result<(), StudyError> {
+    let mut found = false;
+    for task in tasks {
+        if runs_programs(task, registry)? {
+            check_allowed(task, allowed)?;
+            // It is the same one for all of them.
+            if !found {
+                Programs::find(task, python, 1)?;
+                found = true;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Grades answers to the problems of LiveCodeBench.
@@ -99,7 +127,6 @@ impl ProgramGrader for Programs {
 mod tests {
     use super::*;
     use quant_data::built_in_task;
-    use quant_pipeline::Registry;
 
     /// The sandbox, or none where this machine has none, which a run of `CI` must not be content with.
     fn programs() -> Option<Programs> {
@@ -198,7 +225,7 @@ mod tests {
     fn nothing_runs_where_it_may_not_or_cannot() {
         let tasks = [built_in_task("gsm8k").unwrap(), built_in_task("livecodebench").unwrap()];
         let check = |allowed, python: Option<&str>| {
-            crate::run::check_programs(&tasks, allowed, python.map(Path::new), &Registry::default())
+            check_programs(&tasks, allowed, python.map(Path::new), &Registry::default())
         };
         let error = check(false, None).unwrap_err();
         assert!(
@@ -207,6 +234,6 @@ mod tests {
         );
         let error = check(true, Some("/nowhere/python3")).unwrap_err();
         assert!(matches!(&error, StudyError::Refused(words) if words.contains("no sandbox")), "{error}");
-        crate::run::check_programs(&tasks[..1], false, None, &Registry::default()).unwrap();
+        check_programs(&tasks[..1], false, None, &Registry::default()).unwrap();
     }
 }

@@ -10,8 +10,8 @@ use std::path::PathBuf;
 #[command(group(clap::ArgGroup::new("data").required(true).args(["tokens", "text", "task"])))]
 pub(super) struct Args {
     /// Float model or quantised folder
-    #[arg(long, value_name = "DIR")]
-    pub(super) model: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "server")]
+    pub(super) model: Option<PathBuf>,
     /// A task by its name (`ptq list`), or a task file: continuations compared, answers graded, a text predicted
     #[arg(long, value_name = "NAME|FILE")]
     pub(super) task: Option<String>,
@@ -27,7 +27,7 @@ pub(super) struct Args {
     /// With --task: new tokens of an answer at most
     #[arg(long, value_name = "N", value_parser = count, requires = "task")]
     pub(super) max_new_tokens: Option<usize>,
-    /// With --task: texts that are worked on at a time; no text depends on it
+    /// With --task: texts that are worked on at a time, or requests to --server; no text of a folder depends on it
     #[arg(long, value_name = "N", value_parser = count, default_value_t = 16, requires = "task")]
     pub(super) batch: usize,
     /// With --task: folder for the items as they are finished, and the result
@@ -42,6 +42,14 @@ pub(super) struct Args {
     /// With --task: keep the texts of answers beside their tokens
     #[arg(long, requires = "task")]
     pub(super) with_texts: bool,
+    /// With --task: run programs that the model wrote, in a sandbox, for tasks that grade them so
+    #[arg(long, requires = "task")]
+    pub(super) allow_code_execution: bool,
+    /// With --allow-code-execution: interpreter of these programs (default: python3)
+    #[arg(long, value_name = "FILE", requires = "allow_code_execution")]
+    pub(super) python: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) server: super::server::Args,
     /// Token ids `[sequences, length]`; each row is scored alone
     #[arg(long, value_name = "FILE.safetensors:TENSOR")]
     tokens: Option<String>,
@@ -90,13 +98,17 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
+    if args.server.server.is_some() {
+        return Err(Failure::usage("--server answers tasks: give --task"));
+    }
+    let Some(model) = &args.model else { return Err(Failure::usage("give --model")) };
     let data = match (&args.tokens, &args.text) {
         (Some(tokens), _) => EvalData::Tokens(CalibrationSpec::parse(tokens)?),
         (None, Some(text)) => EvalData::Text(text.clone()),
         (None, None) => return Err(Failure::usage("give --tokens, --text or --task")),
     };
     let job = EvalJob {
-        model: args.model.clone(),
+        model: model.clone(),
         reference: args.reference.clone(),
         data,
         seq_len: args.seq_len,
@@ -116,7 +128,7 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
         ));
     }
     // What cannot be written is said before anything is measured.
-    let card = args.card.then(|| Card::open(&args.model)).transpose()?;
+    let card = args.card.then(|| Card::open(model)).transpose()?;
     let mut progress = Progress::new(on_interrupt()?);
     let result = evaluate_with(&job, &mut progress, registry);
     progress.finish();

@@ -37,6 +37,11 @@ impl Failure {
     pub fn usage(message: impl Into<String>) -> Self {
         Self { code: 2, message: Some(message.into()) }
     }
+    /// What this program, or this machine, does not do.
+    #[must_use]
+    pub fn unsupported(message: impl Into<String>) -> Self {
+        Self { code: 3, message: Some(message.into()) }
+    }
     /// Memory, a disk or a file that cannot be written.
     #[must_use]
     pub fn resources(message: impl Into<String>) -> Self {
@@ -73,7 +78,14 @@ impl Failure {
             StudyError::Pipeline(error) => exit_code(error),
             StudyError::Grid { .. } | StudyError::NoPreset { .. } | StudyError::Usage(_) => 2,
             StudyError::Journal { .. } | StudyError::Changed { .. } => 2,
-            StudyError::NothingLegal(_) => 3,
+            StudyError::NothingLegal(_) | StudyError::Refused(_) => 3,
+            #[cfg(feature = "server")]
+            StudyError::Server(error) if error.is_unreachable() => 5,
+            #[cfg(feature = "server")]
+            StudyError::Server(error) if error.is_unreadable() => 4,
+            // An address, a key or a name that is not the server's.
+            #[cfg(feature = "server")]
+            StudyError::Server(_) => 2,
             StudyError::Locked { .. } => 5,
             // A grid or task that is not there is a mistake in the command; a full disk is not.
             StudyError::Io { source, .. } => match source.kind() {
@@ -122,6 +134,7 @@ pub fn exit_code(error: &PipelineError) -> u8 {
         E::Eval(EvalError::NoScorer { .. }) => 2,
         // The logits' file is the only receiver: it could not be written.
         E::Eval(EvalError::Sink { .. }) | E::Logits { .. } => 5,
+        E::Eval(EvalError::Programs { .. }) => 5,
         E::Model(_) | E::Data(_) | E::Eval(_) | E::Core(_) | E::Method { .. } | E::NotFinite { .. } => 4,
         E::Memory { .. } | E::Context { .. } | E::Threads { .. } => 5,
         // A recipe that is not there, not readable or not text; everything else is the disk of spilled activations.

@@ -15,6 +15,7 @@ mod plan;
 mod plots;
 mod progress;
 mod quantize;
+mod server;
 mod study;
 mod synth;
 mod table;
@@ -58,7 +59,7 @@ enum Command {
         after_help = "Examples:\n  ptq eval --model Qwen2.5-7B-w8a8 --reference Qwen2.5-7B-Instruct --text wiki.test.raw\n  \
                       ptq eval --model Qwen2.5-7B-w8a8 --task gsm8k --data-dir data --limit 100 --execute int8"
     )]
-    Eval(eval::Args),
+    Eval(Box<eval::Args>),
     /// Reproduce an accuracy map: models by recipes by tasks, with a report that says which setting is safe and why another is not
     #[command(after_help = "Examples:\n  ptq study --preset tiny --output tiny-study\n  \
                             ptq study --grid grid.yaml --output my-study --plan")]

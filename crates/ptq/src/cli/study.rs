@@ -43,6 +43,12 @@ pub(super) struct Args {
     /// Keep the texts of answers beside their tokens
     #[arg(long)]
     with_texts: bool,
+    /// Run programs that models wrote, in a sandbox, for tasks that grade them so
+    #[arg(long)]
+    allow_code_execution: bool,
+    /// With --allow-code-execution: interpreter of these programs (default: python3)
+    #[arg(long, value_name = "FILE", requires = "allow_code_execution")]
+    python: Option<PathBuf>,
     /// Texts that are worked on at a time; no text depends on it
     #[arg(long, value_name = "N", value_parser = count, default_value_t = 16)]
     batch: usize,
@@ -75,6 +81,8 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
         restart_changed: args.restart_changed,
         keep_folders: args.keep_folders,
         with_texts: args.with_texts,
+        allow_code_execution: args.allow_code_execution,
+        python: args.python.clone(),
         ..StudyJob::new(grid, &args.output)
     };
     if args.plan {

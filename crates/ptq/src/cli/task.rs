@@ -4,6 +4,8 @@ use super::eval::Args;
 use super::progress::{Progress, on_interrupt};
 use super::{Failure, default_threads, print_json, print_line};
 use quant_data::{Task, built_in_task};
+use quant_kernels::Compute;
+use quant_model::Execution;
 use quant_pipeline::Registry;
 use quant_study::{TaskJob, TaskOutcome, run_task};
 use serde_json::json;
@@ -35,9 +37,26 @@ pub(super) fn run(name: &str, args: &Args, registry: &Registry) -> Result<(), Fa
             return Err(Failure::usage(format!("{flag} goes with --text or --tokens, not with --task")));
         }
     }
+    // Of a model behind a server, what is here is its tokenizer.
+    let (model, url) = match (&args.server.server, &args.model, &args.server.tokenizer) {
+        (Some(url), _, Some(tokenizer)) => (tokenizer, Some(url)),
+        (None, Some(model), _) => (model, None),
+        _ => return Err(Failure::usage("give --model, or --server with --tokenizer")),
+    };
+    if url.is_some() {
+        for (given, flag) in [
+            (args.execute != Execution::Simulated, "--execute"),
+            (args.compute != Compute::F32, "--compute"),
+            (args.memory.is_some(), "--memory"),
+        ] {
+            if given {
+                return Err(Failure::usage(format!("{flag} goes with --model: the server has its own way")));
+            }
+        }
+    }
     let task = task(name)?;
     let mut data = args.data_dir.clone();
-    data.extend([Path::new(".").to_owned(), args.model.clone()]);
+    data.extend([Path::new(".").to_owned(), model.clone()]);
     let job = TaskJob {
         data,
         limit: args.limit,
@@ -49,15 +68,20 @@ pub(super) fn run(name: &str, args: &Args, registry: &Registry) -> Result<(), Fa
         memory: args.memory,
         batch: args.batch,
         with_texts: args.with_texts,
+        allow_code_execution: args.allow_code_execution,
+        python: args.python.clone(),
         output: args.output.clone(),
         resume: args.resume,
         restart: args.restart,
-        ..TaskJob::new(args.model.clone(), task)
+        ..TaskJob::new(model, task)
     };
     let mut progress = Progress::new(on_interrupt()?);
-    let outcome = run_task(&job, None, &mut progress, registry);
+    let outcome = match url {
+        Some(url) => super::server::run(url, &args.server, &job, &mut progress, registry),
+        None => run_task(&job, None, &mut progress, registry).map_err(Failure::of_study),
+    };
     progress.finish();
-    let outcome = outcome.map_err(Failure::of_study)?;
+    let outcome = outcome?;
     if args.json {
         return print_json(
             &json!({ "result": outcome.result, "run": outcome.run, "items": outcome.records }),

@@ -155,3 +155,30 @@ fn a_connection_with_leftovers_is_not_used_again() {
         assert_eq!(server.score(&[1], &[2]).unwrap().log_likelihood, log_probability(1, 2));
     }
 }
+
+#[test]
+fn a_stopped_server_asks_nothing_more_and_leaves_what_runs() {
+    use quant_client::{ChatRequest, Message, ThoughtMarks};
+    let request = ChatRequest {
+        messages: vec![Message::user("t5")],
+        sampling: Sampling::greedy(900),
+        marks: ThoughtMarks::default(),
+    };
+    // A token every 80 ms; and a wait of a day between two attempts.
+    let mut patient = options("503-always~stopped");
+    (patient.backoff, patient.most_backoff) = (Duration::from_secs(86_400), Duration::MAX);
+    for server in [open("slow-tokens"), Server::open(patient).unwrap()] {
+        let began = Instant::now();
+        let error = std::thread::scope(|scope| {
+            let asked = scope.spawn(|| server.chat(&request, &mut |_| {}).unwrap_err());
+            std::thread::sleep(Duration::from_millis(300));
+            server.stop();
+            asked.join().unwrap()
+        });
+        assert!(matches!(&error, ClientError::Stopped { .. }), "{error}");
+        assert!(!error.is_unreachable() && !error.is_unreadable() && began.elapsed().as_secs() < 10);
+        let seen = SERVER.seen("slow-tokens").len();
+        assert!(matches!(server.score(&[1], &[2]), Err(ClientError::Stopped { .. })));
+        assert_eq!(SERVER.seen("slow-tokens").len(), seen);
+    }
+}

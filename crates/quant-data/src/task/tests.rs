@@ -276,3 +276,55 @@ fn items_that_do_not_fit_are_named() {
     let items = task.choices(&found, &tokenizer(), None).unwrap();
     assert_eq!(items.iter().map(|item| item.number).collect::<Vec<_>>(), [0, 1]);
 }
+
+#[test]
+fn programs_are_asked_for_with_their_beginning_or_their_input() {
+    let record = |starter: &str| {
+        let tests = "[{\"input\": \"1\", \"output\": \"2\"}]";
+        serde_json::json!({
+            "question_content": "Double it.", "starter_code": starter, "question_id": "q1", "public_test_cases": tests,
+            // Longer than what a template prints.
+            "private_test_cases": "x".repeat(70 << 20), "metadata": "{}", "difficulty": "easy",
+        })
+        .to_string()
+    };
+    let task = built_in_task("livecodebench").unwrap();
+    for (starter, words, not) in [
+        ("", "from stdin", "fill it in"),
+        ("class Solution:\n    def f(self):", "def f(self):\n```", "stdin"),
+    ] {
+        let (_folder, files) = file("livecodebench-v4_v5.jsonl", &record(starter));
+        let question = task.questions(&files, 42, None).unwrap().remove(0);
+        assert_eq!(question.id, "q1");
+        let Said::Chat(said) = &question.said else { panic!("{:?}", question.said) };
+        let text = said.messages[0]["content"].as_str().unwrap();
+        assert!(text.contains("Double it.") && text.contains(words) && !text.contains(not), "{text}");
+        let gold: serde_json::Value = serde_json::from_str(&question.gold).unwrap();
+        let names: Vec<&String> = gold.as_object().unwrap().keys().collect();
+        assert_eq!(names, ["public_test_cases", "private_test_cases", "metadata"]);
+        assert_eq!(gold["private_test_cases"].as_str().unwrap().len(), 70 << 20);
+    }
+}
+
+#[test]
+fn what_is_right_is_a_template_or_fields() {
+    let task = |gold: &str| {
+        Task::parse(&format!(
+            "version: 1\nname: a\nkind: generate\nsource: {{ files: [a.jsonl] }}\nprompt: '{{{{ q }}}}'\nscorer: exact\n{gold}\n"
+        ))
+    };
+    let (_folder, files) = file("a.jsonl", r#"{"q": "1 + 1", "b": 2, "a": "x"}"#);
+    let gold =
+        |written: &str| task(written).unwrap().questions(&files, 1, None).map(|all| all[0].gold.clone());
+    assert_eq!(gold("gold_fields: [a, b]").unwrap(), r#"{"a":"x","b":2}"#);
+    assert!(gold("gold_fields: [a, c]").unwrap_err().to_string().contains("no field \"c\""));
+    for (written, words) in [
+        ("gold_fields: [a]\ngold: '{{ a }}'", "gold: it stands beside `gold_fields`"),
+        ("gold_fields: []", "gold_fields: expected at least one field"),
+        ("gold_fields: a", "gold_fields: expected a list of texts"),
+        ("", "gold: expected a text; it is missing"),
+    ] {
+        let error = task(written).unwrap_err().to_string();
+        assert!(error.contains(words), "{written}: {error}");
+    }
+}

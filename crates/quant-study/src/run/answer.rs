@@ -2,8 +2,10 @@
 
 use super::TaskJob;
 use super::judge::{Asked, Given, Judge};
-use super::work::{Material, Work};
+use super::kept::{Kept, Speed};
+use super::material::Material;
 use crate::StudyError;
+use crate::programs::Programs;
 use crate::record::Record;
 use quant_data::{Generation, Tokenizer, end_tokens};
 use quant_model::{Completion, Finish, Request, Sampling};
@@ -11,26 +13,18 @@ use quant_pipeline::{
     CompletionRun, CompletionSettings, Events, PipelineError, Registry, complete, open_folder_with,
 };
 
-/// What decoding took.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Speed {
-    pub(super) tokens: usize,
-    pub(super) seconds: f64,
-    pub(super) first_token: Option<f64>,
-}
-
 /// Answers the items that are not there yet, under every seed.
 pub(super) fn run(
     material: &Material,
     job: &TaskJob,
     ask: &Generation,
-    work: &mut Work,
+    programs: Option<&Programs>,
+    kept: &mut Kept,
     registry: &Registry,
     events: &mut dyn Events,
 ) -> Result<Speed, StudyError> {
     let stop = end_tokens(&job.model, &material.tokenizer)?;
-    let judge = Judge::new(material, job, ask, work.programs.as_ref())?;
-    let kept = &mut work.kept;
+    let judge = Judge::new(material, job, ask, programs)?;
     let asked = judge.missing(job, kept)?;
     let all: usize = asked.iter().map(Vec::len).sum();
     if all == 0 {

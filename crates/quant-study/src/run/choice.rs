@@ -1,6 +1,6 @@
 //! Items whose continuations are compared.
 
-use super::work::Kept;
+use super::kept::Kept;
 use crate::StudyError;
 use crate::record::Record;
 use quant_data::{ChoiceItem, Continuation};

@@ -1,6 +1,6 @@
 //! The folder of a task that is run: its identity, the items as they come, the result.
 
-use super::work::Material;
+use super::material::Material;
 use super::{TaskJob, TaskOutcome, TaskResult, TaskRun};
 use crate::StudyError;
 use crate::files::{Lock, read_json, write_whole};

@@ -1,7 +1,8 @@
 //! What is asked for a text, and what is said of the answer, whatever gave it.
 
 use super::TaskJob;
-use super::work::{Kept, Material};
+use super::kept::Kept;
+use super::material::Material;
 use crate::StudyError;
 use crate::programs::Programs;
 use crate::record::{Record, Signs};
@@ -148,7 +149,7 @@ impl<'a> Judge<'a> {
                 unclosed_thought: signs.unclosed_thought,
                 empty: signs.empty_answer,
                 seen_not_given: signs.seen_not_given,
-                thought: signs.thought_tokens,
+                thought: signs.thought_tokens.filter(|_| given.marked),
             },
             text: self.with_texts.then(|| given.text.to_owned()),
         })

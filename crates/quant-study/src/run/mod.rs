@@ -4,6 +4,8 @@ mod answer;
 mod choice;
 pub(crate) mod home;
 mod judge;
+mod kept;
+mod material;
 #[cfg(feature = "server")]
 mod server;
 mod summary;
@@ -15,11 +17,11 @@ pub(crate) use summary::right_by_item;
 pub use summary::{
     AnswerSummary, ChoiceSummary, Figure, SignCounts, TaskResult, TextSummary, summarise_answers,
 };
-pub(crate) use work::{check_programs, runs_programs};
 
 use crate::StudyError;
 use crate::record::Record;
 use home::{Home, Identity, in_process};
+use material::Material;
 use quant_core::ndarray::ArrayViewMut2;
 use quant_data::{Task, TaskKind};
 use quant_eval::{EncodeProgress, EvalOptions, EvalReport, LanguageModel, Phase, Side};
@@ -34,7 +36,7 @@ use serde::{Deserialize, Serialize};
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-use work::{Material, Work};
+use work::Work;
 
 /// One task on one model.
 #[derive(Clone, Debug)]
@@ -205,7 +207,8 @@ pub fn run_task(
         }
         TaskKind::Generate(ask) => {
             drop(folder);
-            work.speed = answer::run(&material, job, ask, &mut work, registry, events)?;
+            let programs = work.programs.as_ref();
+            work.speed = answer::run(&material, job, ask, programs, &mut work.kept, registry, events)?;
             TaskResult::of_answers(&job.task, &material.seeds, &work.kept.done)?
         }
         TaskKind::Text(_) => {

@@ -1,10 +1,11 @@
 //! A task on a model behind a server.
 
-use super::answer::Speed;
 use super::choice::{self, fitting};
 use super::home::{Home, Identity, hash_of};
 use super::judge::{Asked, Given, Judge};
-use super::work::{Kept, Material, Work};
+use super::kept::{Kept, Speed};
+use super::material::Material;
+use super::work::Work;
 use super::{TaskJob, TaskOutcome, TaskResult};
 use crate::StudyError;
 use crate::record::Record;
@@ -156,7 +157,7 @@ fn answers(
         let mut on_piece = |_: Piece<'_>| {
             first.get_or_init(|| began.elapsed().as_secs_f64());
         };
-        let generated = answer(server, ask, asked, &mut on_piece)?;
+        let generated = answer(server, ask, asked, job.top_k, &mut on_piece)?;
         judged(&judge, &material.tokenizer, &marks, asked, &generated)
     })?;
     let all: usize = work.kept.done.values().map(tokens_of).sum();
@@ -179,9 +180,10 @@ fn answer(
     server: &Server,
     ask: &Generation,
     asked: &Asked,
+    top_k: Option<usize>,
     on_piece: &mut dyn FnMut(Piece<'_>),
 ) -> Result<Generated, ClientError> {
-    let drawn = super::answer::sampling(ask, asked.seed);
+    let drawn = super::answer::sampling(ask, top_k, asked.seed);
     let sampling = Sampling {
         temperature: drawn.temperature,
         top_p: drawn.top_p,

@@ -2,19 +2,19 @@
 
 use super::collect::collect;
 use super::job::StudyJob;
-use super::place::{model_folder, remove_folder, variant_folder, word};
+use super::place::{model_folder, remove_folder, slug, variant_folder, word};
 use super::plan::{StudyPlan, tasks};
 use super::rows::{EXECUTIONS, Rows};
 use crate::StudyError;
 use crate::files::{Lock, read_json, write_whole};
 use crate::grid::Grid;
+use crate::programs::{check_programs, runs_programs};
 use crate::report;
 use crate::results::{Status, StudyResults, VariantFacts};
 use crate::run::home::{changed, differing, pretty};
-use crate::run::{check_programs, runs_programs};
 use quant_data::Task;
 use quant_pipeline::{Event, Events, PipelineError, Registry};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const GRID: &str = "grid.yaml";
 const PLAN: &str = "plan.json";
@@ -72,6 +72,7 @@ pub fn run_study(
     }
     remove_folder(&job.output.join("removed"))?;
     write_whole(&job.output.join(GRID), job.grid.text().as_bytes())?;
+    keep_tasks(&job.output, &tasks)?;
     write_whole(&job.output.join(PLAN), &pretty(&plan))?;
     let mut failed = 0;
     for model in &job.grid.models {
@@ -120,7 +121,20 @@ pub fn report_study(output: &Path) -> Result<StudyResults, StudyError> {
     };
     let plan: StudyPlan = read_json(&output.join(PLAN))?.ok_or_else(none)?;
     let grid = Grid::from_file(&output.join(GRID))?;
-    report_on(output, &plan, &tasks(&grid)?, &grid)
+    let kept = |name: &String| Ok(Task::from_file(&task_file(output, name))?);
+    let tasks = plan.tasks.iter().map(kept).collect::<Result<Vec<Task>, StudyError>>()?;
+    report_on(output, &plan, &tasks, &grid)
+}
+
+/// Where the text of a task is kept: the grid names files that may be gone, or lie elsewhere.
+fn task_file(output: &Path, name: &str) -> PathBuf {
+    output.join("tasks").join(format!("{}.yaml", slug(name)))
+}
+
+fn keep_tasks(output: &Path, tasks: &[Task]) -> Result<(), StudyError> {
+    let folder = output.join("tasks");
+    std::fs::create_dir_all(&folder).map_err(StudyError::io(&folder))?;
+    tasks.iter().try_for_each(|task| write_whole(&task_file(output, task.name()), task.written().as_bytes()))
 }
 
 fn report_on(

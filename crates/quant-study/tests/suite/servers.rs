@@ -68,7 +68,7 @@ fn echo(seen: &Seen) -> Option<Own> {
     let scores = score_positions(
         &mut model,
         std::slice::from_ref(&prompt),
-        &[1..prompt.len()],
+        std::slice::from_ref(&(1..prompt.len())),
         PositionOptions::default(),
     )
     .unwrap();
