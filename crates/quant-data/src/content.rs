@@ -75,7 +75,7 @@ fn read_bounded(path: &Path, limit: u64) -> Result<Content, DataError> {
     }
     #[cfg(feature = "parquet")]
     if bytes.starts_with(crate::parquet::MARK) {
-        return crate::parquet::rows(path, bytes, limit);
+        return crate::parquet::rows(path, bytes, limit).map(Content::List);
     }
     if let Some(Foreign { what, kind }) = Foreign::recognise(&bytes) {
         // Pages may be the text that someone wants; their name then says so.

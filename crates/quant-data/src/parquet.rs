@@ -2,7 +2,6 @@
 
 use crate::DataError;
 use crate::contain::contain;
-use crate::content::Content;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
 use serde_json::{Map, Number, Value};
@@ -17,7 +16,7 @@ const MOST_ROWS: i64 = 50_000_000;
 ///
 /// # Errors
 /// [`DataError::NotText`] for a file that cannot be unpacked, or has more in it than is held in memory.
-pub(crate) fn rows(path: &Path, bytes: Vec<u8>, limit: u64) -> Result<Content, DataError> {
+pub(crate) fn rows(path: &Path, bytes: Vec<u8>, limit: u64) -> Result<Vec<Value>, DataError> {
     let bad = |reason: String| DataError::NotText {
         path: path.to_owned(),
         what: format!("a parquet file that cannot be read ({reason})"),
@@ -37,7 +36,7 @@ pub(crate) fn rows(path: &Path, bytes: Vec<u8>, limit: u64) -> Result<Content, D
         rows.map(|row| row.map(|row| record(&row)).map_err(|e| e.to_string())).collect()
     };
     // The library checks what it reads; what it does not think of must not end the program.
-    contain(read).and_then(|rows| rows).map(Content::List).map_err(bad)
+    contain(read).and_then(|rows| rows).map_err(bad)
 }
 
 fn record(row: &Row) -> Value {
