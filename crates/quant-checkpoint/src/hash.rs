@@ -22,6 +22,12 @@ impl TensorHash {
         hasher.finish()
     }
 
+    /// Enough of it to tell two apart and to be read.
+    #[must_use]
+    pub fn short(&self) -> String {
+        format!("SHA-256 {}", &self.to_string()[..32])
+    }
+
     /// Hash of everything that `from` holds, read in pieces.
     ///
     /// # Errors

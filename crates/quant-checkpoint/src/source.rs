@@ -231,12 +231,11 @@ impl Checkpoint {
     /// # Errors
     /// [`CheckpointError::Read`]
     pub fn fingerprint(&self) -> Result<Vec<(String, String)>> {
-        let short = |hash: TensorHash| format!("SHA-256 {}", &hash.to_string()[..32]);
-        let mut fields = vec![(CONFIG.to_owned(), short(TensorHash::of(self.config_text.as_bytes())))];
+        let mut fields = vec![(CONFIG.to_owned(), TensorHash::of(self.config_text.as_bytes()).short())];
         if let Some(index) = &self.index {
             let path = self.path.join(index);
             let text = read_json_text(&path, index, "the list of shards", LARGE_JSON_BYTES)?;
-            fields.push((index.clone(), short(TensorHash::of(&text))));
+            fields.push((index.clone(), TensorHash::of(&text).short()));
         }
         for Shard { path, file } in &self.shards {
             let fail = |e| CheckpointError::read(path, e);
@@ -251,7 +250,7 @@ impl Checkpoint {
             let mut header = vec![0; usize::try_from(length).unwrap_or_default()];
             file.read_exact_at(&mut header, 8).map_err(fail)?;
             let name = path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-            let header = short(TensorHash::of(&header));
+            let header = TensorHash::of(&header).short();
             fields.push((name, format!("{} bytes of {changed}, header {header}", meta.len())));
         }
         Ok(fields)

@@ -83,7 +83,7 @@ pub use convention::{Bits, Convention, FloatType, Grid, QParams, Variant};
 pub use error::CoreError;
 pub use foreign::{Foreign, ForeignKind};
 pub use matrix::{ActOrder, Groups, QuantizedMatrix, RowsMut};
-pub use nearest::nearest;
+pub use nearest::{meant, nearest};
 pub use observer::{Observer, ObserverKind};
 pub use online::{
     AxisShape, AxisTransform, OnlineKind, OnlineShape, OnlineTransform, PairTransform, kronecker_sides,

@@ -17,6 +17,17 @@ pub fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
         .map(|(_, k)| k)
 }
 
+/// What is said of it behind an unknown word: the nearest known one, or nothing.
+///
+/// ```
+/// assert_eq!(quant_core::meant("gptk", &["awq", "gptq"]), " (did you mean \"gptq\"?)");
+/// assert_eq!(quant_core::meant("smooth", &["awq", "gptq"]), "");
+/// ```
+#[must_use]
+pub fn meant(word: &str, known: &[&str]) -> String {
+    nearest(word, known).map_or_else(String::new, |near| format!(" (did you mean {near:?}?)"))
+}
+
 /// Levenshtein distance.
 fn edits(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();

@@ -1,5 +1,6 @@
 //! Settings as tables of keys: parsing, defaults, the JSON schema and "did you mean" all come from the same rows.
 
+use quant_core::meant;
 pub use quant_core::nearest;
 use serde_json::{Map, Value, json};
 use thiserror::Error;
@@ -363,7 +364,6 @@ pub fn unknown_key<'a>(path: &str, key: &str, known: impl Iterator<Item = &'a st
 /// What may stand in place of `found`, with the nearest of the words.
 #[must_use]
 pub fn one_of(words: &[&str], found: &Value) -> String {
-    let meant = found.as_str().and_then(|f| nearest(f, words));
-    let hint = meant.map_or_else(String::new, |n| format!(" (did you mean {n:?}?)"));
+    let hint = found.as_str().map_or_else(String::new, |found| meant(found, words));
     format!("one of {}{hint}", words.join(", "))
 }

@@ -94,7 +94,7 @@ pub fn complete(
     let done = with_threads(settings.threads, |par| -> Result<_, PipelineError> {
         let load = &mut |done, of| {
             events.event(Event::Evaluated { what: "reading block", done, of, inside: 0.0 });
-            if events.cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            events.flow()
         };
         let mut model = ResidentModel::load(source, arithmetic, par, load).map_err(stopped)?;
         events.event(Event::Evaluated { what: "reading block", done: layers, of: layers, inside: 0.0 });
@@ -121,7 +121,7 @@ pub fn complete(
                     failed = Some(error);
                     return ControlFlow::Break(());
                 }
-                if events.cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                events.flow()
             };
             let completions = Generator::new(&mut model, options).run(&run.requests, &mut watch);
             match (failed, completions) {

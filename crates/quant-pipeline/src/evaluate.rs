@@ -9,11 +9,11 @@ use crate::report::peak_memory;
 use crate::{PipelineError, Registry};
 use ndarray::ArrayView2;
 use quant_data::{CalibrationSpec, EvalLoadOptions, TokenSet, load_eval_text, load_eval_tokens};
-use quant_eval::{EvalError, EvalOptions, EvalReport, LogitsSink, Phase, Side};
+use quant_eval::{EvalError, EvalOptions, EvalReport, LogitsSink, Phase};
 use quant_graph::ModelSpec;
 use quant_kernels::Compute;
 use quant_model::{Execution, ModelError, count_flips};
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// What to score.
@@ -202,8 +202,7 @@ pub fn evaluate_with(
         let watched: &mut dyn Events = events;
         let counted = with_threads(job.threads, |par| {
             let watched = watched;
-            let go_on =
-                &mut |_| if watched.cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+            let go_on = &mut |_| watched.flow();
             count_flips(&mut source, arithmetic, &tokens.sequences, par, go_on)
         })?;
         match counted {
@@ -245,19 +244,8 @@ pub fn evaluate_with(
             };
         let sequences = tokens.sequences.len();
         let mut progress = |phase: Phase, done: usize, of: usize| {
-            events.event(match phase {
-                Phase::Encode(role) => Event::Evaluated {
-                    what: match role {
-                        Side::Reference => "reference model, block",
-                        Side::Model => "model, block",
-                    },
-                    done: done / sequences,
-                    of: of / sequences,
-                    inside: (done % sequences) as f64 / sequences as f64,
-                },
-                Phase::Score => Event::Evaluated { what: "scored position", done, of, inside: 0.0 },
-            });
-            if events.cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            events.event(Event::of_phase(phase, done, of, sequences));
+            events.flow()
         };
         let report = quant_eval::evaluate(
             &mut model,

@@ -2,7 +2,9 @@
 
 use crate::PipelineError;
 use crate::report::LinearReport;
+use quant_eval::{Phase, Side};
 use quant_graph::BlockParams;
+use std::ops::ControlFlow;
 
 /// One step of a run or an evaluation.
 #[derive(Clone, Debug)]
@@ -68,6 +70,25 @@ pub enum Event<'a> {
     Note(&'static str),
 }
 
+impl Event<'_> {
+    /// How far an evaluation of `sequences` sequences is; steps of its encoding are sequences through blocks.
+    #[must_use]
+    pub fn of_phase(phase: Phase, done: usize, of: usize, sequences: usize) -> Self {
+        match phase {
+            Phase::Encode(role) => Self::Evaluated {
+                what: match role {
+                    Side::Reference => "reference model, block",
+                    Side::Model => "model, block",
+                },
+                done: done / sequences,
+                of: of / sequences,
+                inside: (done % sequences) as f64 / sequences as f64,
+            },
+            Phase::Score => Self::Evaluated { what: "scored position", done, of, inside: 0.0 },
+        }
+    }
+}
+
 /// Receives the steps of a run or an evaluation.
 pub trait Events: Send {
     /// One step.
@@ -85,6 +106,10 @@ impl dyn Events + '_ {
         self.go_on()?;
         self.event(Event::Phase(what));
         Ok(())
+    }
+    /// Whether to go on, for work that asks in between. Exclusive, so that what asks may be sent to another thread.
+    pub fn flow(&mut self) -> ControlFlow<()> {
+        if self.cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
     /// Refuses to go on when the person has asked to stop.
     pub(crate) fn go_on(&self) -> Result<(), PipelineError> {

@@ -26,7 +26,7 @@ pub(crate) fn identity(job: &QuantizeJob, prepared: &PreparedJob) -> Result<Iden
         |facts| {
             let name = job.calibration.as_ref().and_then(|c| c.path().file_name());
             let name = name.map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-            format!("{} tokens of {name}, {}", facts.tokens, short(&facts.sha256))
+            format!("{} tokens of {name}, {}", facts.tokens, facts.sha256.short())
         },
     );
     field("the calibration data", data);
@@ -45,17 +45,12 @@ pub(crate) fn identity(job: &QuantizeJob, prepared: &PreparedJob) -> Result<Iden
 }
 
 fn hash(bytes: &[u8]) -> String {
-    short(&TensorHash::of(bytes))
-}
-
-/// Enough of a hash to tell two apart and to be read.
-fn short(hash: &TensorHash) -> String {
-    format!("SHA-256 {}", &hash.to_string()[..32])
+    TensorHash::of(bytes).short()
 }
 
 /// The hash of the program's file: another build may compute other bits.
 fn executable() -> String {
     let file = std::env::current_exe().and_then(std::fs::File::open);
     let hash = file.and_then(TensorHash::of_reader);
-    hash.map_or_else(|_| "unknown".to_owned(), |hash| short(&hash))
+    hash.map_or_else(|_| "unknown".to_owned(), |hash| hash.short())
 }

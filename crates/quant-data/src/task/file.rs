@@ -391,7 +391,5 @@ impl Section {
 }
 
 fn one_of(words: &[&str], found: &str) -> String {
-    let meant =
-        quant_core::nearest(found, words).map_or_else(String::new, |n| format!(" (did you mean {n:?}?)"));
-    format!("one of {}{meant}", words.join(", "))
+    format!("one of {}{}", words.join(", "), quant_core::meant(found, words))
 }

@@ -1,7 +1,7 @@
 //! The keys of a task file: one table, by which files are checked and the schema is printed.
 
 use super::fault::Fault;
-use quant_core::nearest;
+use quant_core::meant;
 use serde_json::{Map, Value, json};
 
 /// A key, the kinds of tasks that have it (none: all), and what it is.
@@ -100,7 +100,7 @@ pub(super) fn check(
                 format!("{name:?} belongs to tasks of the kind {kinds}, this one is of the kind {kind}"),
             ));
         }
-        let meant = nearest(name, &names).map_or_else(String::new, |n| format!(" (did you mean {n:?}?)"));
+        let meant = meant(name, &names);
         return Err(Fault::new(
             path,
             format!("unknown key {name:?}{meant}; known keys: {}", names.join(", ")),

@@ -90,8 +90,7 @@ pub fn built_in_task(name: &str) -> Result<Task, DataError> {
         return Task::parse(found.text);
     }
     let known: Vec<&str> = TASKS.iter().map(|task| task.name).collect();
-    let meant =
-        quant_core::nearest(name, &known).map_or_else(String::new, |n| format!(" (did you mean {n:?}?)"));
+    let meant = quant_core::meant(name, &known);
     Err(DataError::Task {
         task: name.to_owned(),
         reason: format!("there is no task of this name{meant}; there are {}", known.join(", ")),

@@ -8,7 +8,7 @@ use quant_eval::{BoxError, EvalError, EvalReport, ManyModels, Phase, evaluate_ma
 use quant_graph::BlockSource;
 use quant_kernels::{Compute, Par, PreparedWeight, return_freed_memory};
 use quant_model::{RowStore, normed};
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 
 /// Models that share embedding, final norm and head.
 struct Streams<'a> {
@@ -72,7 +72,7 @@ pub(super) fn score(
     let mut streams = Streams { source, hidden, panel: None, compute, par };
     let mut progress = |_: Phase, done: usize, of: usize| {
         events.event(Event::Evaluated { what: "scored position", done, of, inside: 0.0 });
-        if events.cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        events.flow()
     };
     match evaluate_many(&mut streams, sequences, description, &mut progress) {
         Err(EvalError::Interrupted) => Err(PipelineError::Interrupted),
