@@ -50,6 +50,8 @@ struct Reading {
 struct Row {
     name: String,
     readings: Vec<Reading>,
+    /// Drop in points as the program predicts it.
+    predicted: f64,
     /// Percent right.
     decoded: f64,
     float: f64,
@@ -67,9 +69,6 @@ struct Constants {
     luck: f64,
 }
 
-/// Those that are frozen there.
-const FROZEN: Constants = Constants { half: 0.0022, steepness: 1.2, luck: 0.65 };
-
 impl Row {
     /// Percent of the float model's answers that were read and are right.
     fn float_read(&self) -> f64 {
@@ -79,10 +78,11 @@ impl Row {
 
     /// Predicted percent right: the float model's, and the drop that was read in the sample.
     fn expected(&self, constants: Constants) -> f64 {
-        self.float + self.predicted(constants) - self.float_read()
+        self.float + self.curve(constants) - self.float_read()
     }
 
-    fn predicted(&self, constants: Constants) -> f64 {
+    /// The curve over the answers that were read, in percent.
+    fn curve(&self, constants: Constants) -> f64 {
         let right = |reading: &Reading| {
             if reading.followed {
                 return f64::from(u8::from(reading.right));
@@ -118,8 +118,8 @@ pub(crate) fn verdict(root: &Path) -> Result<Findings, String> {
     let mut findings =
         Findings { summary: format!("{} rows, {ITEMS} items each", others.len()), ..Findings::default() };
     findings.notices.push(format!(
-        "chosen on {} rows of round to nearest: half {:.4}, steepness {:.2}, luck {:.2}; frozen: half {:.4}, steepness {:.2}, luck {:.2}",
-        chosen.len(), best.half, best.steepness, best.luck, FROZEN.half, FROZEN.steepness, FROZEN.luck
+        "chosen on {} rows of round to nearest: half {:.4}, steepness {:.2}, luck {:.2}; those of the program are in its verdict.rs",
+        chosen.len(), best.half, best.steepness, best.luck
     ));
     judge(&others, &mut findings);
     Ok(findings)
@@ -198,6 +198,7 @@ fn read(study: &Path) -> Result<Vec<Row>, String> {
         let drop = number(&loss["drop"], "a drop")?;
         rows.push(Row {
             readings: readings.iter().map(reading).collect(),
+            predicted: kept["verdict"]["drop"].as_f64().unwrap_or(f64::NEG_INFINITY),
             decoded,
             float: decoded - drop,
             interval: [
@@ -220,7 +221,7 @@ fn choose(rows: &[Row]) -> Constants {
     let error = |constants: Constants| {
         rows.iter().map(|row| (row.expected(constants) - row.decoded).powi(2)).sum::<f64>()
     };
-    let mut best = (FROZEN, error(FROZEN));
+    let mut best = (Constants { half: 1.0, steepness: 1.0, luck: 0.0 }, f64::INFINITY);
     for half in (0..60).map(|i| 10_f64.powf(-3.5 + f64::from(i) * 0.05)) {
         for steepness in (1..16).map(|i| f64::from(i) * 0.2) {
             for luck in (0..20).map(|i| f64::from(i) * 0.05) {
@@ -248,7 +249,7 @@ fn judge(rows: &[Row], findings: &mut Findings) {
     let mut table = "| row | decoded drop | 95 % | predicted drop | KL | reading / decoding (s) |\n|---|---|---|---|---|---|".to_owned();
     let (mut errors, mut certain, mut equal, mut slow) = (Vec::new(), 0, 0, 0.0_f64);
     for row in rows {
-        let (drop, predicted) = (row.decoded - row.float, row.expected(FROZEN) - row.float);
+        let (drop, predicted) = (row.decoded - row.float, row.predicted);
         errors.push((drop - predicted).abs());
         let [low, high] = row.interval.map(class);
         if low == high {
@@ -266,7 +267,7 @@ fn judge(rows: &[Row], findings: &mut Findings) {
         );
     }
     let decoded: Vec<f64> = rows.iter().map(|row| row.decoded).collect();
-    let predicted: Vec<f64> = rows.iter().map(|row| row.expected(FROZEN)).collect();
+    let predicted: Vec<f64> = rows.iter().map(|row| row.float + row.predicted).collect();
     let by_kl: Vec<f64> = rows.iter().map(|row| -row.kl).collect();
     let (ours, theirs) = (spearman(&predicted, &decoded), spearman(&by_kl, &decoded));
     let mean = errors.iter().sum::<f64>() / errors.len().max(1) as f64;

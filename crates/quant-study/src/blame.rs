@@ -10,7 +10,6 @@ use quant_model::Arithmetic;
 use quant_model::ndarray::{Array1, Array2};
 use quant_pipeline::{Event, Events, PipelineError, Scored};
 use serde::{Deserialize, Serialize};
-use std::ops::ControlFlow;
 
 /// What putting one part back regains.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -158,11 +157,7 @@ fn divergence(
     sequences: &[Vec<u32>],
     events: &mut dyn Events,
 ) -> Result<(Option<f64>, usize), StudyError> {
-    let watched: &mut dyn Events = events;
-    let mut progress = |_, _, _| {
-        let events: &mut dyn Events = &mut *watched;
-        if events.cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    };
+    let mut progress = |_, _, _| events.flow();
     let options = EvalOptions {
         reference: Some(reference as &mut dyn LanguageModel),
         progress: Some(&mut progress),

@@ -16,6 +16,7 @@ mod blame;
 mod error;
 mod files;
 mod grid;
+mod passes;
 mod programs;
 mod record;
 mod report;

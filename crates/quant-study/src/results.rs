@@ -176,6 +176,18 @@ pub struct VariantResults {
     pub runs: Vec<TaskRun>,
 }
 
+impl VariantResults {
+    /// Its recipe, and how it is run where that is not simulated.
+    #[must_use]
+    pub fn title(&self) -> String {
+        if self.execution == "sim" {
+            self.recipe.clone()
+        } else {
+            format!("{} ({})", self.recipe, self.execution)
+        }
+    }
+}
+
 /// A model's rows.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ModelResults {

@@ -6,12 +6,13 @@
 //! constants were chosen on round-to-nearest rows of the tiny model (`benchmarks/README.md`).
 
 use crate::StudyError;
+use crate::passes::passes;
 use crate::run::Reference;
 use quant_core::elementary::{exp, ln};
 use quant_eval::{LanguageModel, PositionOptions, PositionScore, score_positions};
 use quant_pipeline::Events;
 use serde::{Deserialize, Serialize};
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 
 /// Bytes of hidden states of a model at most: so many tokens are taken through the models at a time.
 const PASS: usize = 256 << 20;
@@ -101,29 +102,17 @@ pub(crate) fn predict(
     let answers = &sample(answers);
     let pass = PASS / (size_of::<f32>() * hidden.max(1));
     let mut scored: Vec<Vec<PositionScore>> = Vec::with_capacity(answers.len());
-    let mut from = 0;
-    while from < answers.len() {
-        let (mut to, mut sum) = (from, 0);
-        while to < answers.len() && (to == from || sum + answers[to].tokens.len() <= pass) {
-            sum += answers[to].tokens.len();
-            to += 1;
-        }
-        let batch = &answers[from..to];
+    for batch in passes(answers, pass, |answer| answer.tokens.len()) {
         let sequences: Vec<Vec<u32>> = batch.iter().map(|answer| answer.tokens.clone()).collect();
         let wanted: Vec<Range<usize>> =
             batch.iter().map(|answer| answer.prompt..answer.tokens.len()).collect();
-        let watched: &mut dyn Events = events;
-        let mut progress = |_, _, _| {
-            let events: &mut dyn Events = &mut *watched;
-            if events.cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        };
+        let mut progress = |_, _, _| events.flow();
         let options = PositionOptions {
             reference: Some(reference as &mut dyn LanguageModel),
             watched: ends,
             progress: Some(&mut progress),
         };
         scored.extend(score_positions(model, &sequences, &wanted, options)?);
-        from = to;
     }
     Ok(judge(answers, &scored, ends))
 }

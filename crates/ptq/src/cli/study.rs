@@ -178,12 +178,7 @@ fn show(results: &StudyResults, args: &Args) -> Result<(), Failure> {
 }
 
 fn cells(row: &VariantResults, texts: &[String]) -> Vec<String> {
-    let name = if row.execution == "sim" {
-        row.recipe.clone()
-    } else {
-        format!("{} ({})", row.recipe, row.execution)
-    };
-    let mut cells = vec![name, row.bits.clone(), number(row.weight_bits, 2)];
+    let mut cells = vec![row.title(), row.bits.clone(), number(row.weight_bits, 2)];
     cells.extend(row.columns.iter().map(|column| number(column.value, 1)));
     for text in texts {
         let figures = row.texts.iter().find(|figures| figures.task == *text);

@@ -7,7 +7,7 @@ pub(crate) use embedded::{NAME, unpack};
 pub use presets::{STUDIES, StudyPreset, study_preset};
 
 use crate::StudyError;
-use quant_core::nearest;
+use quant_core::meant;
 use quant_kernels::Compute;
 use quant_model::Execution;
 use serde_json::{Map, Value};
@@ -191,7 +191,7 @@ impl Reader<'_> {
 
     fn known(&self, key: &str, fields: &Fields, known: &[&str]) -> Result<(), StudyError> {
         let Some(strange) = fields.keys().find(|name| !known.contains(&name.as_str())) else { return Ok(()) };
-        let meant = nearest(strange, known).map_or_else(String::new, |n| format!(" (did you mean {n:?}?)"));
+        let meant = meant(strange, known);
         Err(self.wrong(key, format!("unknown key {strange:?}{meant}; known keys: {}", known.join(", "))))
     }
 

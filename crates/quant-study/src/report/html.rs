@@ -1,9 +1,9 @@
 //! One page with everything: tables, pictures, nothing fetched.
 
 use super::chart::{Axis, Series, chart};
+use super::tables::{Table, tables};
 use super::{number, reason};
 use crate::StudyError;
-use crate::blame::Regained;
 use crate::grid::Grid;
 use crate::results::{ModelResults, StudyResults, VariantResults};
 use minijinja::{AutoEscape, Environment, context};
@@ -35,14 +35,6 @@ struct Row {
 }
 
 #[derive(Serialize)]
-struct Table {
-    title: &'static str,
-    note: &'static str,
-    head: Vec<&'static str>,
-    rows: Vec<Vec<String>>,
-}
-
-#[derive(Serialize)]
 struct Model {
     name: String,
     rows: Vec<Row>,
@@ -63,14 +55,6 @@ pub(crate) fn html(results: &StudyResults, grid: &Grid) -> Result<String, StudyE
     };
     let rendered = environment.render_str(TEMPLATE, variables);
     rendered.map_err(|error| StudyError::Usage(format!("the report cannot be written: {error}")))
-}
-
-fn name(variant: &VariantResults) -> String {
-    if variant.execution == "sim" {
-        variant.recipe.clone()
-    } else {
-        format!("{} ({})", variant.recipe, variant.execution)
-    }
 }
 
 fn page(results: &StudyResults, grid: &Grid, model: &ModelResults) -> Model {
@@ -96,7 +80,9 @@ fn page(results: &StudyResults, grid: &Grid, model: &ModelResults) -> Model {
             });
         }
     }
-    Model { name: model.model.clone(), rows, charts: charts(model), tables: tables(model) }
+    let mut tables = tables(model);
+    tables.extend(Some(speed(model)).filter(|table| !table.rows.is_empty()));
+    Model { name: model.model.clone(), rows, charts: charts(model), tables }
 }
 
 fn row(results: &StudyResults, variant: &VariantResults, float: Option<&VariantResults>) -> Row {
@@ -117,7 +103,7 @@ fn row(results: &StudyResults, variant: &VariantResults, float: Option<&VariantR
     let loss = variant.loss.as_ref();
     let unfinished = if variant.missing.is_empty() { "" } else { "unfinished" };
     Row {
-        recipe: name(variant),
+        recipe: variant.title(),
         method: variant.method.clone(),
         bits: variant.bits.clone(),
         weight_bits: number(variant.weight_bits, 2),
@@ -152,7 +138,7 @@ fn by_method(
     let mut all: Vec<Series> = Vec::new();
     for variant in &model.variants {
         let Some(point) = value(variant) else { continue };
-        let label = format!("{}: {what} {:.4} at {:.2} bits", name(variant), point.1, point.0);
+        let label = format!("{}: {what} {:.4} at {:.2} bits", variant.title(), point.1, point.0);
         match all.iter_mut().find(|series| series.name == variant.method) {
             Some(series) => {
                 series.points.push(point);
@@ -190,7 +176,7 @@ fn charts(model: &ModelResults) -> Vec<String> {
         .map(|variant| {
             let error = |l: &crate::results::LayerError| l.output_error.unwrap_or(l.weight_error);
             Series {
-                name: name(variant),
+                name: variant.title(),
                 points: variant
                     .layers
                     .iter()
@@ -218,117 +204,19 @@ fn charts(model: &ModelResults) -> Vec<String> {
     charts
 }
 
-fn tables(model: &ModelResults) -> Vec<Table> {
-    let mut tables = Vec::new();
-    let mut add = |title, note, head: &[&'static str], rows: Vec<Vec<String>>| {
-        if !rows.is_empty() {
-            tables.push(Table { title, note, head: head.to_vec(), rows });
-        }
-    };
-    let texts = model.variants.iter().flat_map(|v| {
-        v.texts.iter().map(move |t| {
-            let percent = t.top1_agreement.map(|share| 100.0 * share);
-            vec![name(v), t.task.clone(), number(t.perplexity, 4), number(t.kl, 6), number(percent, 2)]
-        })
-    });
-    add(
-        "Texts",
-        "",
-        &["recipe", "text", "perplexity", "KL (nats/token)", "top-1 agreement (%)"],
-        texts.collect(),
-    );
-    let answered = || model.variants.iter().filter(|variant| variant.answers > 0);
-    let signs = answered().map(|v| {
-        let s = &v.signs;
-        let counts =
-            [v.answers, s.collapsed, s.no_end, s.loops, s.unclosed_thought, s.empty, s.seen_not_given];
-        let mut row = vec![name(v)];
-        row.extend(counts.map(|count| count.to_string()));
-        row.extend([number(v.thought_tokens, 1), number(v.same_prefix, 3)]);
-        row
-    });
-    add(
-        "How answers break",
-        "Answers that show each sign; a broken answer has no end, a loop, an open thought, or nothing behind the thought.",
-        &[
-            "recipe",
-            "answers",
-            "collapsed",
-            "no end",
-            "loop",
-            "open thought",
-            "empty",
-            "right in thought only",
-            "tokens of thought",
-            "share of tokens as float",
-        ],
-        signs.collect(),
-    );
-    let predicted = model.variants.iter().filter_map(|v| {
-        let p = v.prediction.as_ref()?;
-        Some(vec![
-            name(v),
-            number(p.drop, 1),
-            number(v.loss.as_ref().map(|loss| loss.drop), 1),
-            number(Some(p.followed), 1),
-            number(p.kl, 5),
-            number(p.kl_uncertain, 5),
-            number(p.kl_growth, 2),
-            number(p.end.map(|end| end[0]), 3),
-            number(p.early_end.map(|end| end[0]), 5),
-        ])
-    });
-    add(
-        "Without decoding",
-        "Read from the float model's own greedy answers.",
-        &[
-            "recipe",
-            "predicted drop",
-            "drop",
-            "followed (%)",
-            "KL",
-            "KL where uncertain",
-            "KL late/early",
-            "P(end) at the end",
-            "P(end) before",
-        ],
-        predicted.collect(),
-    );
-    let parts = |parts: &[Regained]| {
-        parts
-            .iter()
-            .take(3)
-            .map(|p| format!("{} ({})", p.part, number(p.regained, 5)))
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
-    let causes = model.variants.iter().filter_map(|v| {
-        let b = v.blame.as_ref()?;
-        Some(vec![
-            name(v),
-            number(b.kl, 5),
-            parts(&b.blocks),
-            parts(&b.linears),
-            b.note.clone().unwrap_or_default(),
-        ])
-    });
-    add(
-        "Where the loss comes from",
-        "KL (nats per token) that is regained when one block, or one linear of the first block, is put back as float.",
-        &["recipe", "KL", "blocks that regain most", "linears of the first", "note"],
-        causes.collect(),
-    );
-    let speed = answered().map(|v| {
+/// How fast each row decoded in this run.
+fn speed(model: &ModelResults) -> Table {
+    let row = |v: &VariantResults| {
         let tokens: usize = v.runs.iter().map(|run| run.new_tokens).sum();
         let seconds: f64 = v.runs.iter().map(|run| run.decode_seconds).sum();
         let first = v.runs.iter().filter_map(|run| run.first_token).reduce(f64::min);
-        vec![
-            name(v),
-            tokens.to_string(),
-            number((seconds > 0.0).then(|| tokens as f64 / seconds), 0),
-            number(first.map(|s| 1000.0 * s), 1),
-        ]
-    });
-    add("Speed here", "", &["recipe", "new tokens", "tokens/s", "time to first token (ms)"], speed.collect());
-    tables
+        let rate = (seconds > 0.0).then(|| tokens as f64 / seconds);
+        vec![v.title(), tokens.to_string(), number(rate, 0), number(first.map(|s| 1000.0 * s), 1)]
+    };
+    Table {
+        title: "Speed here",
+        note: "",
+        head: vec!["recipe", "new tokens", "tokens/s", "time to first token (ms)"],
+        rows: model.variants.iter().filter(|v| v.answers > 0).map(row).collect(),
+    }
 }

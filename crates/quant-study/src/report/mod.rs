@@ -4,6 +4,7 @@ mod chart;
 mod html;
 mod markdown;
 mod picture;
+mod tables;
 
 pub(crate) use html::html;
 pub(crate) use markdown::markdown;

@@ -34,11 +34,7 @@ pub(crate) fn picture(results: &StudyResults) -> String {
     }
     for (at, variant) in model.variants.iter().enumerate() {
         let top = HEAD + ROW * at;
-        let name = if variant.execution == "sim" {
-            variant.recipe.clone()
-        } else {
-            format!("{} ({})", variant.recipe, variant.execution)
-        };
+        let name = variant.title();
         text(&mut svg, 8, top + 15, "start", &name);
         text(&mut svg, NAME + BITS / 2, top + 15, "middle", &number(variant.weight_bits, 2));
         for (column, (value, loss)) in values(model, variant).into_iter().enumerate() {

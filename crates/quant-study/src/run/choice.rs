@@ -2,11 +2,11 @@
 
 use super::kept::Kept;
 use crate::StudyError;
+use crate::passes::passes;
 use crate::record::Record;
 use quant_data::{ChoiceItem, Continuation};
 use quant_eval::{LanguageModel, PositionOptions, PositionScore, score_positions};
 use quant_pipeline::{Event, Events};
-use std::ops::ControlFlow;
 
 /// Tokens that are taken through the model at a time: blocks are read once for so many.
 const PASS: usize = 32_768;
@@ -43,21 +43,15 @@ pub(super) fn run(
     events: &mut dyn Events,
 ) -> Result<(), StudyError> {
     let missing = missing(items, kept);
-    let (mut from, all) = (0, missing.len());
-    while from < missing.len() {
-        let tokens = |item: &&ChoiceItem| {
-            item.choices.iter().map(|c| c.context.len() + c.continuation.len()).sum::<usize>()
-        };
-        let (mut to, mut sum) = (from, 0);
-        while to < missing.len() && (to == from || sum + tokens(&missing[to]) <= PASS) {
-            sum += tokens(&missing[to]);
-            to += 1;
-        }
-        let batch = &missing[from..to];
+    let tokens = |item: &&ChoiceItem| {
+        item.choices.iter().map(|c| c.context.len() + c.continuation.len()).sum::<usize>()
+    };
+    let mut done = 0;
+    for batch in passes(&missing, PASS, tokens) {
         let scored = scores(longest, model, batch, events)?;
         kept.add(batch.iter().zip(scored).map(|(item, scores)| judged(item, &scores)).collect())?;
-        from = to;
-        events.event(Event::Evaluated { what: "item", done: from, of: all, inside: 0.0 });
+        done += batch.len();
+        events.event(Event::Evaluated { what: "item", done, of: missing.len(), inside: 0.0 });
     }
     Ok(())
 }
@@ -77,11 +71,7 @@ fn scores(
         sequences.push(ids);
         wanted.push(range);
     }
-    let watched: &mut dyn Events = events;
-    let mut progress = |_, _, _| {
-        let events: &mut dyn Events = &mut *watched;
-        if events.cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    };
+    let mut progress = |_, _, _| events.flow();
     let options = PositionOptions { progress: Some(&mut progress), ..PositionOptions::default() };
     let scored = score_positions(model, &sequences, &wanted, options)?;
     let of = |scores: &Vec<PositionScore>| {

@@ -1,7 +1,7 @@
 //! The folder of a task that is run: its identity, the items as they come, the result.
 
 use super::material::Material;
-use super::{TaskJob, TaskOutcome, TaskResult, TaskRun};
+use super::{TaskJob, TaskOutcome, TaskResult};
 use crate::StudyError;
 use crate::files::{Lock, read_json, write_whole};
 use crate::record::{Done, Journal, lines};
@@ -57,17 +57,11 @@ impl Home {
                     });
                 }
             }
-            Some(_) if job.restart => {
-                for name in [RESULT, RUN, ITEMS, JOB] {
-                    remove(&folder.join(name))?;
-                }
-            }
+            Some(_) if job.restart => clear(&folder)?,
             Some(kept) => {
                 let differences = differing(&kept, &identity);
                 if !differences.is_empty() && job.restart_changed {
-                    for name in [RESULT, RUN, ITEMS, JOB] {
-                        remove(&folder.join(name))?;
-                    }
+                    clear(&folder)?;
                 } else if !differences.is_empty() {
                     return Err(StudyError::Changed {
                         path: folder,
@@ -75,7 +69,7 @@ impl Home {
                         advice: "give another --output, or --restart to throw it away",
                     });
                 }
-                if !job.resume && !job.restart_changed && !folder.join(RESULT).exists() {
+                if !job.resume && !job.restart_changed && !is_finished(&folder) {
                     return Err(StudyError::Changed {
                         path: folder,
                         differences: "an unfinished run of the same job".to_owned(),
@@ -85,14 +79,7 @@ impl Home {
             }
         }
         write_whole(&folder.join(JOB), &pretty(&identity))?;
-        let finished = match read_json::<Finished>(&folder.join(RESULT))? {
-            None => None,
-            Some(Finished { result }) => {
-                let (done, _) = Journal::read(&folder.join(ITEMS))?;
-                let run: TaskRun = read_json(&folder.join(RUN))?.unwrap_or_default();
-                Some(TaskOutcome { result, records: done.into_values().collect(), run })
-            }
-        };
+        let finished = finished_in(&folder)?;
         Ok(Some(Self { folder, finished, _lock: lock }))
     }
 
@@ -147,11 +134,22 @@ pub(crate) fn finished_in(folder: &Path) -> Result<Option<TaskOutcome>, StudyErr
     Ok(Some(TaskOutcome { result, records: done.into_values().collect(), run }))
 }
 
-fn remove(path: &Path) -> Result<(), StudyError> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StudyError::io(path)(error)),
-        _ => Ok(()),
+/// Whether the task of a folder is finished.
+pub(crate) fn is_finished(folder: &Path) -> bool {
+    folder.join(RESULT).exists()
+}
+
+/// Throws away what a folder of a task holds: the result first, and last the job, by which the others are known.
+fn clear(folder: &Path) -> Result<(), StudyError> {
+    for path in [RESULT, RUN, ITEMS, JOB].map(|name| folder.join(name)) {
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(StudyError::io(path)(error));
+            }
+            _ => {}
+        }
     }
+    Ok(())
 }
 
 pub(crate) fn pretty(value: &impl Serialize) -> Vec<u8> {
@@ -164,7 +162,7 @@ fn identity(job: &TaskJob, seeds: &[u64], files: &[PathBuf], programs: bool) -> 
     let mut fields = Identity::new();
     let mut field = |name: &str, value: String| fields.push((name.to_owned(), value));
     field("the program", super::version());
-    field("the task", short(&TensorHash::of(job.task.written().as_bytes())));
+    field("the task", TensorHash::of(job.task.written().as_bytes()).short());
     for path in files {
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         field(&format!("the data {name}"), hash_of(path)?);
@@ -185,13 +183,9 @@ fn identity(job: &TaskJob, seeds: &[u64], files: &[PathBuf], programs: bool) -> 
 }
 
 /// What a file holds, for an identity.
-pub(super) fn hash_of(path: &Path) -> Result<String, StudyError> {
+pub(crate) fn hash_of(path: &Path) -> Result<String, StudyError> {
     let hash = File::open(path).and_then(TensorHash::of_reader).map_err(StudyError::io(path))?;
-    Ok(short(&hash))
-}
-
-pub(crate) fn short(hash: &TensorHash) -> String {
-    format!("SHA-256 {}", &hash.to_string()[..32])
+    Ok(hash.short())
 }
 
 /// The fields that are not the same, in words.

@@ -24,7 +24,7 @@ use home::{Home, Identity, in_process};
 use material::Material;
 use quant_core::ndarray::ArrayViewMut2;
 use quant_data::{Task, TaskKind};
-use quant_eval::{EncodeProgress, EvalOptions, EvalReport, LanguageModel, Phase, Side};
+use quant_eval::{EncodeProgress, EvalOptions, EvalReport, LanguageModel, Phase};
 use quant_graph::ModelSpec;
 use quant_kernels::Compute;
 use quant_model::Execution;
@@ -33,7 +33,7 @@ use quant_pipeline::{
     open_folder_with, with_threads,
 };
 use serde::{Deserialize, Serialize};
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use work::Work;
@@ -264,19 +264,8 @@ fn text(
 ) -> Result<EvalReport, StudyError> {
     let sequences = windows.len();
     let mut progress = |phase: Phase, done: usize, of: usize| {
-        events.event(match phase {
-            Phase::Encode(role) => Event::Evaluated {
-                what: match role {
-                    Side::Reference => "reference model, block",
-                    Side::Model => "model, block",
-                },
-                done: done / sequences,
-                of: of / sequences,
-                inside: (done % sequences) as f64 / sequences as f64,
-            },
-            Phase::Score => Event::Evaluated { what: "scored position", done, of, inside: 0.0 },
-        });
-        if events.cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        events.event(Event::of_phase(phase, done, of, sequences));
+        events.flow()
     };
     let options = EvalOptions {
         reference: reference.map(|reference| reference as &mut dyn LanguageModel),

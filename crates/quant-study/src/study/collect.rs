@@ -1,6 +1,6 @@
 //! From the folders of cells to what a study found, so that a report can be made at any time.
 
-use super::compare::compare;
+use super::compare::{Answers, compare};
 use super::place::{slug, variant_folder};
 use super::plan::{PlannedVariant, StudyPlan};
 use crate::StudyError;
@@ -13,6 +13,7 @@ use crate::run::{SignCounts, TaskOutcome};
 use crate::verdict::Prediction;
 use quant_data::Task;
 use quant_eval::statistics::{MeanDeviation, mean_deviation};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The columns of tasks with accuracies.
@@ -38,6 +39,8 @@ fn columns(tasks: &[Task]) -> Vec<Column> {
 pub(super) fn collect(output: &Path, plan: &StudyPlan, tasks: &[Task]) -> Result<StudyResults, StudyError> {
     let columns = columns(tasks);
     let mut models: Vec<ModelResults> = Vec::new();
+    // Of every row of a model, what is known of the items of each task.
+    let mut answers = BTreeMap::<usize, Vec<Vec<Option<Answers>>>>::new();
     for planned in &plan.variants {
         let at = match models.iter().position(|m| m.model == planned.model) {
             Some(at) => at,
@@ -47,12 +50,13 @@ pub(super) fn collect(output: &Path, plan: &StudyPlan, tasks: &[Task]) -> Result
             }
         };
         for (execution, problem) in &planned.executions {
-            let found = row(output, planned, execution, problem.as_deref(), tasks, &columns)?;
+            let (found, own) = row(output, planned, execution, problem.as_deref(), tasks, &columns)?;
             models[at].variants.push(found);
+            answers.entry(at).or_default().push(own);
         }
     }
-    for model in &mut models {
-        compare(output, plan, model, tasks, &columns)?;
+    for (at, model) in models.iter_mut().enumerate() {
+        compare(model, answers.get(&at).map_or(&[], Vec::as_slice), tasks, &columns)?;
     }
     Ok(StudyResults {
         study: plan.study.clone(),
@@ -74,7 +78,7 @@ fn row(
     problem: Option<&str>,
     tasks: &[Task],
     columns: &[Column],
-) -> Result<VariantResults, StudyError> {
+) -> Result<(VariantResults, Vec<Option<Answers>>), StudyError> {
     let folder = variant_folder(output, &planned.model, planned.recipe.as_deref());
     let facts: Option<VariantFacts> = read_json(&folder.join("variant.json"))?;
     let illegal = planned.illegal.as_deref().or(problem).map(|reason| Status::Illegal(reason.to_owned()));
@@ -102,14 +106,16 @@ fn row(
         runs: Vec::new(),
     };
     if row.status != Status::Ok {
-        return Ok(row);
+        return Ok((row, tasks.iter().map(|_| None).collect()));
     }
     let folder = folder.join(execution);
     row.prediction = read_json::<Prediction>(&folder.join("prediction.json"))?.map(|kept| kept.verdict);
     row.blame = read_json(&folder.join("blame.json"))?;
-    let mut outcomes: Vec<(&str, TaskOutcome)> = Vec::new();
+    let (mut outcomes, mut answers) = (Vec::new(), Vec::new());
     for task in tasks {
-        match finished_in(&folder.join(slug(task.name())))? {
+        let outcome = finished_in(&folder.join(slug(task.name())))?;
+        answers.push(outcome.as_ref().map(|outcome| Answers::of(task, outcome)));
+        match outcome {
             Some(outcome) => outcomes.push((task.name(), outcome)),
             None => row.missing.push(task.name().to_owned()),
         }
@@ -142,7 +148,7 @@ fn row(
     let all: usize = thoughts.iter().map(|(_, count)| count).sum();
     row.thought_tokens =
         (all > 0).then(|| thoughts.iter().map(|(mean, n)| mean * *n as f64).sum::<f64>() / all as f64);
-    Ok(row)
+    Ok((row, answers))
 }
 
 fn column_result<'o>(column: &Column, of: &dyn Fn(&str) -> Option<&'o TaskOutcome>) -> ColumnResult {

@@ -1,16 +1,12 @@
 //! Rows beside the float model: what was lost, and how sure that is.
 
-use super::place::{slug, variant_folder};
-use super::plan::{PlannedVariant, StudyPlan};
 use crate::StudyError;
 use crate::record::Record;
 use crate::results::{Column, Loss, ModelResults};
-use crate::run::home::finished_in;
 use crate::run::{TaskOutcome, right_by_item};
 use quant_core::Par;
 use quant_data::{ChoiceMetric, Task, TaskKind};
 use quant_eval::statistics::{Bootstrap, LossClass, Outcomes, Part, holm, judge_loss, paired_test};
-use std::path::Path;
 
 /// Below this a paired test tells two models apart.
 const ALPHA: f64 = 0.05;
@@ -52,57 +48,28 @@ impl Answers {
     }
 }
 
-/// A finished cell.
-pub(super) struct Cell {
-    pub(super) answers: Answers,
-}
-
-/// The cell of a task in a row, as comparisons see it.
-fn cell(
-    output: &Path,
-    planned: &PlannedVariant,
-    execution: &str,
-    task: &Task,
-) -> Result<Option<Cell>, StudyError> {
-    let folder = variant_folder(output, &planned.model, planned.recipe.as_deref()).join(execution);
-    Ok(finished_in(&folder.join(slug(task.name())))?
-        .map(|outcome| Cell { answers: Answers::of(task, &outcome) }))
-}
-
 /// Whether nothing is drawn in the answers of a task.
 pub(super) fn is_greedy(task: &Task) -> bool {
     matches!(task.kind(), TaskKind::Generate(ask) if ask.sampling.is_none())
 }
 
-/// Fills in the losses of a model's rows.
+/// Fills in the losses of a model's rows; of each, `answers` has what is known of the items of every task.
 pub(super) fn compare(
-    output: &Path,
-    plan: &StudyPlan,
     model: &mut ModelResults,
+    answers: &[Vec<Option<Answers>>],
     tasks: &[Task],
     columns: &[Column],
 ) -> Result<(), StudyError> {
-    let planned: Vec<_> = plan.variants.iter().filter(|v| v.model == model.model).collect();
-    let rows: Vec<_> =
-        planned.iter().flat_map(|v| v.executions.iter().map(move |(execution, _)| (*v, execution))).collect();
-    let Some((float, _)) = rows.iter().find(|(v, _)| v.recipe.is_none()) else { return Ok(()) };
-    let read = |variant, execution: &str| -> Result<Vec<Option<Cell>>, StudyError> {
-        tasks.iter().map(|task| cell(output, variant, execution, task)).collect()
-    };
-    let float = read(float, "sim")?;
+    let Some(at) = model.variants.iter().position(|row| row.recipe == "float") else { return Ok(()) };
+    let (float, average) = (&answers[at], model.variants[at].average);
     let (mut estimates, mut p_values, mut compared) = (Vec::new(), Vec::new(), Vec::new());
-    let average = model.variants.iter().find(|row| row.recipe == "float").and_then(|row| row.average);
-    for (index, (variant, execution)) in rows.iter().enumerate() {
-        if variant.recipe.is_none() {
-            continue;
-        }
-        let own = read(variant, execution)?;
-        model.variants[index].same_prefix = same_prefix(&float, &own);
+    for (index, own) in answers.iter().enumerate().filter(|(index, _)| *index != at) {
+        model.variants[index].same_prefix = same_prefix(float, own);
         // Averages that are both there have all their tasks.
         if average.is_none() || model.variants[index].average.is_none() {
             continue;
         }
-        let Some((estimate, p)) = loss(&float, &own, tasks, columns)? else { continue };
+        let Some((estimate, p)) = loss(float, own, tasks, columns)? else { continue };
         estimates.push(estimate);
         p_values.push(p);
         compared.push(index);
@@ -122,8 +89,8 @@ pub(super) fn compare(
 
 /// The loss of the average in points, and the p-value of the paired test over all items; an item counts the same whatever its seeds.
 fn loss(
-    float: &[Option<Cell>],
-    own: &[Option<Cell>],
+    float: &[Option<Answers>],
+    own: &[Option<Answers>],
     tasks: &[Task],
     columns: &[Column],
 ) -> Result<Option<(quant_eval::statistics::Interval, f64)>, StudyError> {
@@ -133,7 +100,7 @@ fn loss(
         for (name, weight) in &column.tasks {
             let cells = place(name).and_then(|at| Some((float.get(at)?.as_ref()?, own.get(at)?.as_ref()?)));
             let Some((a, b)) = cells else { return Ok(None) };
-            let of = |cell: &Cell| Outcomes::new(cell.answers.seeds, cell.answers.right.clone());
+            let of = |answers: &Answers| Outcomes::new(answers.seeds, answers.right.clone());
             pairs.push((weight / columns.len() as f64, of(a)?, of(b)?));
         }
     }
@@ -148,7 +115,7 @@ fn loss(
     let most = pairs.iter().fold(1, |most, (_, float, _)| lcm(most, float.seeds()));
     let (mut all_float, mut all_own) = (Vec::new(), Vec::new());
     for cells in [(&mut all_float, float), (&mut all_own, own)] {
-        for answers in cells.1.iter().flatten().map(|cell| &cell.answers) {
+        for answers in cells.1.iter().flatten() {
             let again = most / answers.seeds.max(1);
             cells.0.extend(answers.right.iter().flat_map(|&right| std::iter::repeat_n(right, again)));
         }
@@ -166,10 +133,10 @@ fn lcm(a: usize, b: usize) -> usize {
 }
 
 /// The mean share of a greedy answer of the float model that another gives token for token before it departs.
-fn same_prefix(float: &[Option<Cell>], own: &[Option<Cell>]) -> Option<f64> {
+fn same_prefix(float: &[Option<Answers>], own: &[Option<Answers>]) -> Option<f64> {
     let both = float.iter().zip(own).filter_map(|(a, b)| Some((a.as_ref()?, b.as_ref()?)));
     let shares: Vec<f64> = both
-        .flat_map(|(a, b)| a.answers.greedy.iter().zip(&b.answers.greedy))
+        .flat_map(|(a, b)| a.greedy.iter().zip(&b.greedy))
         .filter(|(a, _)| !a.is_empty())
         .map(|(a, b)| a.iter().zip(b).take_while(|(a, b)| a == b).count() as f64 / a.len() as f64)
         .collect();
@@ -189,7 +156,7 @@ mod tests {
     fn a_prefix_ends_where_answers_part() {
         let cell = |greedy: &[&[u32]]| {
             let greedy = greedy.iter().map(|tokens| tokens.to_vec()).collect();
-            Some(Cell { answers: Answers { seeds: 1, right: Vec::new(), greedy } })
+            Some(Answers { seeds: 1, right: Vec::new(), greedy })
         };
         let float = [cell(&[&[1, 2, 3, 4], &[5, 6]]), None];
         assert_eq!(same_prefix(&float, &[cell(&[&[1, 2, 9, 4], &[5, 6, 7]]), None]), Some(0.75));

@@ -87,6 +87,16 @@ pub(super) fn tasks(grid: &Grid) -> Result<Vec<Task>, StudyError> {
     Ok(tasks)
 }
 
+/// The calibration data of a model, beside it where it is found there.
+pub(super) fn calibration(model: &GridModel, folder: &Path) -> Result<Option<CalibrationSpec>, StudyError> {
+    let Some(written) = model.calibration.as_deref() else { return Ok(None) };
+    let (path, _) = written.rsplit_once(':').unwrap_or((written, ""));
+    let beside = folder.join(written);
+    let there = folder.join(path).exists() || beside.exists();
+    let written = if there { beside.display().to_string() } else { written.to_owned() };
+    Ok(Some(CalibrationSpec::parse(&written)?))
+}
+
 /// The job that makes a row.
 pub(super) fn quantize_job(
     job: &StudyJob,
@@ -95,14 +105,8 @@ pub(super) fn quantize_job(
     recipe: Recipe,
     output: PathBuf,
 ) -> Result<QuantizeJob, StudyError> {
-    let calibration = model.calibration.as_deref().map(|written| {
-        let (path, _) = written.rsplit_once(':').unwrap_or((written, ""));
-        let beside = folder.join(written);
-        let there = folder.join(path).exists() || beside.exists();
-        CalibrationSpec::parse(&if there { beside.display().to_string() } else { written.to_owned() })
-    });
     Ok(QuantizeJob {
-        calibration: calibration.transpose()?,
+        calibration: calibration(model, folder)?,
         num_samples: model.num_samples,
         max_seq_len: model.max_seq_len,
         seed: model.seed,

@@ -3,24 +3,25 @@
 use super::compare::is_greedy;
 use super::job::StudyJob;
 use super::place::{discard, slug, variant_folder, word};
-use super::plan::{PlannedVariant, quantize_job, recipe};
+use super::plan::{PlannedVariant, calibration, quantize_job, recipe};
 use crate::StudyError;
 use crate::blame::blame;
 use crate::files::{read_json, write_whole};
 use crate::grid::{GridModel, GridRecipe};
 use crate::record::Record;
 use crate::results::{Status, VariantFacts};
-use crate::run::home::{differing, finished_in, pretty, short};
+use crate::run::home::{Identity, differing, finished_in, hash_of, is_finished, pretty};
 use crate::run::{Reference, TaskJob, run_task, version};
 use crate::verdict::{FloatAnswer, predict};
-use quant_checkpoint::TensorHash;
-use quant_data::{ChatTemplate, Task, TaskKind, Tokenizer, end_tokens};
+use quant_checkpoint::{BlockSource, FolderSource, TensorHash};
+use quant_data::{ChatTemplate, Question, Task, TaskKind, Tokenizer, end_tokens};
 use quant_kernels::Par;
-use quant_model::Execution;
+use quant_model::{Arithmetic, Execution};
 use quant_pipeline::{
     Event, Events, PipelineError, Registry, Scored, folder_arithmetic, open_folder_with, quantize,
     with_threads,
 };
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
@@ -32,33 +33,49 @@ pub(super) const EXECUTIONS: [Execution; 2] = [Execution::Simulated, Execution::
 
 /// The rows of a model.
 pub(super) struct Rows<'a> {
-    pub(super) job: &'a StudyJob,
-    pub(super) model: &'a GridModel,
-    pub(super) folder: &'a Path,
-    pub(super) tasks: &'a [Task],
-    pub(super) registry: &'a Registry,
-    pub(super) reference: Option<Reference>,
+    job: &'a StudyJob,
+    model: &'a GridModel,
+    folder: &'a Path,
+    tasks: &'a [Task],
+    registry: &'a Registry,
+    /// What every row depends on, and what those of a recipe depend on beside it.
+    identity: [Identity; 2],
+    reference: Option<Reference>,
+    /// Greedy answers of the float model, once they have been read.
+    answers: Option<Vec<FloatAnswer>>,
 }
 
-impl Rows<'_> {
+impl<'a> Rows<'a> {
+    pub(super) fn new(
+        job: &'a StudyJob,
+        model: &'a GridModel,
+        folder: &'a Path,
+        tasks: &'a [Task],
+        registry: &'a Registry,
+    ) -> Result<Self, StudyError> {
+        let float = open_folder_with(folder, registry)?;
+        let mut common = vec![("the program".to_owned(), version())];
+        common.extend(float.checkpoint.fingerprint().map_err(PipelineError::from)?);
+        let mut data = format!("{:?} x {:?}, seed {}", model.num_samples, model.max_seq_len, model.seed);
+        if let (Some(spec), Some(written)) = (calibration(model, folder)?, &model.calibration) {
+            data = format!("{written}, {}, {data}", hash_of(spec.path())?);
+        }
+        let identity = [common, vec![("the calibration".to_owned(), data)]];
+        Ok(Self { job, model, folder, tasks, registry, identity, reference: None, answers: None })
+    }
+
     pub(super) fn title(&self, planned: &PlannedVariant) -> String {
         format!("{}, {}", planned.model, planned.recipe.as_deref().unwrap_or("float"))
     }
 
     /// What a row depends on, whoever asks what of it.
-    pub(super) fn identity(&self, given: Option<&GridRecipe>) -> Result<Vec<(String, String)>, StudyError> {
-        let float = open_folder_with(self.folder, self.registry)?;
-        let mut fields = vec![("the program".to_owned(), version())];
-        fields.extend(float.checkpoint.fingerprint().map_err(PipelineError::from)?);
+    pub(super) fn identity(&self, given: Option<&GridRecipe>) -> Result<Identity, StudyError> {
+        let [common, of_recipes] = &self.identity;
+        let mut fields = common.clone();
         if let Some(given) = given {
             let recipe = recipe(given, self.registry)?;
-            fields.push(("the recipe".to_owned(), short(&TensorHash::of(recipe.source().as_bytes()))));
-            let model = self.model;
-            let data = format!(
-                "{:?}, {:?} x {:?}, seed {}",
-                model.calibration, model.num_samples, model.max_seq_len, model.seed
-            );
-            fields.push(("the calibration".to_owned(), data));
+            fields.push(("the recipe".to_owned(), TensorHash::of(recipe.source().as_bytes()).short()));
+            fields.extend(of_recipes.iter().cloned());
         }
         Ok(fields)
     }
@@ -102,16 +119,12 @@ impl Rows<'_> {
         let blamed = given.is_some() && self.blamed().is_some();
         let unfinished = |execution: &Execution| {
             let folder = home.join(word(*execution));
-            let open = |task: &Task| finished_in(&folder.join(slug(task.name()))).map(|done| done.is_none());
-            let cells = self.tasks.iter().map(open).collect::<Result<Vec<_>, _>>()?;
             let missing = |wanted: bool, name: &str| wanted && !folder.join(name).exists();
-            Ok::<bool, StudyError>(
-                cells.contains(&true)
-                    || missing(predicted, "prediction.json")
-                    || missing(blamed, "blame.json"),
-            )
+            self.tasks.iter().any(|task| !is_finished(&folder.join(slug(task.name()))))
+                || missing(predicted, "prediction.json")
+                || missing(blamed, "blame.json")
         };
-        let waiting = executions.iter().map(unfinished).collect::<Result<Vec<_>, _>>()?.contains(&true);
+        let waiting = executions.iter().any(unfinished);
         if facts.is_some() && !waiting && !self.job.restart_changed {
             return Ok(());
         }
@@ -249,6 +262,13 @@ impl Rows<'_> {
         Ok(())
     }
 
+    /// A folder's model as a stream of blocks, and the arithmetic it runs in.
+    fn opened(&self, folder: &Path, execution: Execution) -> Result<(FolderSource, Arithmetic), StudyError> {
+        let open = open_folder_with(folder, self.registry)?;
+        let arithmetic = folder_arithmetic(&open, self.job.grid.compute, Some(execution))?;
+        Ok((open.into_source()?, arithmetic))
+    }
+
     /// The greedy answers of the float model.
     fn float_answers(&self) -> Result<Vec<FloatAnswer>, StudyError> {
         let home = variant_folder(&self.job.output, &self.model.name, None).join("sim");
@@ -263,14 +283,11 @@ impl Rows<'_> {
             let files = task.source().find(task.name(), &self.job.data_folders(self.folder))?;
             let seed = outcome.result.seeds.first().copied().unwrap_or(0);
             let questions = task.questions(&files, seed, self.job.grid.limit)?;
+            let questions: BTreeMap<u64, &Question> = questions.iter().map(|q| (q.number, q)).collect();
             for record in &outcome.records {
                 let Record::Answer { number, seed: own, right, tokens, .. } = record else { continue };
-                let Some(question) = questions.iter().find(|q| q.number == *number && *own == seed) else {
-                    continue;
-                };
-                if tokens.is_empty() {
-                    continue;
-                }
+                let asked = questions.get(number).filter(|_| *own == seed && !tokens.is_empty());
+                let Some(question) = asked else { continue };
                 let prompt = task.encode_question(question, &tokenizer, template.as_ref())?.tokens;
                 let length = prompt.len();
                 answers.push(FloatAnswer {
@@ -292,20 +309,24 @@ impl Rows<'_> {
         events: &mut dyn Events,
     ) -> Result<(), StudyError> {
         let path = cells.join("prediction.json");
-        let answers = self.float_answers()?;
-        if answers.is_empty() || path.exists() {
+        if path.exists() {
+            return Ok(());
+        }
+        if self.answers.is_none() {
+            self.answers = Some(self.float_answers()?);
+        }
+        if self.answers.as_ref().is_none_or(Vec::is_empty) {
             return Ok(());
         }
         events.event(Event::Part(format!("reading answers of the float model: {}", self.title(planned))));
         let ends = end_tokens(self.folder, &Tokenizer::from_dir(self.folder)?)?;
-        let open = open_folder_with(folder, self.registry)?;
-        let arithmetic = folder_arithmetic(&open, self.job.grid.compute, Some(execution))?;
-        let hidden = open.spec.hidden;
-        let (source, threads) = (open.into_source()?, self.job.threads);
-        let reference = self.reference()?;
+        let (source, arithmetic) = self.opened(folder, execution)?;
+        self.reference()?;
+        let (Some(reference), Some(answers)) = (&mut self.reference, &self.answers) else { return Ok(()) };
+        let (threads, hidden) = (self.job.threads, source.spec().hidden);
         let began = Instant::now();
         let verdict = with_threads(threads, |par| {
-            predict(&mut Scored::new(source, arithmetic, par), reference, &answers, &ends, hidden, events)
+            predict(&mut Scored::new(source, arithmetic, par), reference, answers, &ends, hidden, events)
         })??;
         let took = serde_json::json!({ "seconds": began.elapsed().as_secs_f64() });
         write_whole(&cells.join("prediction_run.json"), &pretty(&took))?;
@@ -326,9 +347,8 @@ impl Rows<'_> {
         let files = task.source().find(task.name(), &self.job.data_folders(self.folder))?;
         let tokenizer = Tokenizer::from_dir(self.folder)?;
         let windows = task.windows(&files, &tokenizer, self.folder, Some(BLAMED))?;
-        let open = open_folder_with(folder, self.registry)?;
-        let arithmetic = folder_arithmetic(&open, self.job.grid.compute, Some(execution))?;
-        let (quantised, threads) = (open.into_source()?, self.job.threads);
+        let (quantised, arithmetic) = self.opened(folder, execution)?;
+        let threads = self.job.threads;
         let float = open_folder_with(self.folder, self.registry)?.into_source()?;
         let reference = self.reference()?;
         let found = with_threads(threads, |par: Par| {

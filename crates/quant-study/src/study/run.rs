@@ -77,7 +77,7 @@ pub fn run_study(
     let mut failed = 0;
     for model in &job.grid.models {
         let folder = model_folder(model, &job.output)?;
-        let mut rows = Rows { job, model, folder: &folder, tasks: &tasks, registry, reference: None };
+        let mut rows = Rows::new(job, model, &folder, &tasks, registry)?;
         for planned in plan.variants.iter().filter(|v| v.model == model.name && v.illegal.is_none()) {
             let given = job.grid.recipes.iter().find(|r| Some(&r.name) == planned.recipe.as_ref());
             match rows.run(planned, given, events) {
@@ -162,7 +162,7 @@ fn refuse_changed(
     let mut named = Vec::new();
     for model in &job.grid.models {
         let folder = model_folder(model, &job.output)?;
-        let rows = Rows { job, model, folder: &folder, tasks, registry, reference: None };
+        let rows = Rows::new(job, model, &folder, tasks, registry)?;
         for planned in plan.variants.iter().filter(|v| v.model == model.name && v.illegal.is_none()) {
             let given = job.grid.recipes.iter().find(|r| Some(&r.name) == planned.recipe.as_ref());
             let home = variant_folder(&job.output, &planned.model, planned.recipe.as_deref());

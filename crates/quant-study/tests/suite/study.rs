@@ -139,6 +139,13 @@ fn what_is_finished_stays_when_a_grid_grows_and_is_named_when_it_changes() {
         );
         assert_eq!(stamp("rtn_W4"), before);
     }
+    // The same name of the calibration data, and other data in it.
+    let data = output.join("embedded/tiny-reasoner/tasks/calibration.jsonl");
+    let text = std::fs::read_to_string(&data).unwrap();
+    std::fs::write(&data, text.replacen("What is 7", "What is 8", 1)).unwrap();
+    let error = run(&resume(&format!("{one}{TASKS}"))).unwrap_err().to_string();
+    assert!(error.contains("rtn W4 (the calibration was") && !error.contains("float"), "{error}");
+    std::fs::write(&data, &text).unwrap();
     let changed = StudyJob { restart_changed: true, ..resume(&format!("{other}{TASKS}")) };
     let float = stamp("float");
     let results = run(&changed).unwrap();
