@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod analyze;
+mod backend;
 mod bad_input;
 mod bad_recipes;
 mod bench;

@@ -1,6 +1,6 @@
 //! What can go wrong between a caller and an NPU.
 
-use quant_core::CoreError;
+use quant_core::{CoreError, ProcessorProblem};
 use thiserror::Error;
 
 use crate::ffi::{
@@ -116,7 +116,12 @@ impl AscendError {
 
 impl From<AscendError> for CoreError {
     fn from(error: AscendError) -> Self {
-        Self::Processor { message: error.to_string(), out_of_memory: error.is_out_of_memory() }
+        let kind = match (error.is_out_of_memory(), error.is_unavailable()) {
+            (true, _) => ProcessorProblem::Memory,
+            (_, true) => ProcessorProblem::Unavailable,
+            _ => ProcessorProblem::Failed,
+        };
+        Self::Processor { message: error.to_string(), kind }
     }
 }
 
@@ -176,7 +181,7 @@ mod tests {
         }
         assert!(cann(207_004).is_unavailable() && !cann(507_015).is_out_of_memory());
         let core = CoreError::from(cann(207_018));
-        assert!(matches!(&core, CoreError::Processor { out_of_memory: true, .. }), "{core}");
+        assert!(matches!(&core, CoreError::Processor { kind: ProcessorProblem::Memory, .. }), "{core}");
         assert_eq!(core.to_string(), "aclrtMalloc of CANN failed with 207018 (out of device memory): EL0004");
     }
 }

@@ -6,9 +6,10 @@ use ascend_kernels::{Model, OpenOptions, Processor, ProcessorOptions};
 use ascend_sim::{Simulator, Switch};
 use ndarray::{Array1, Array2};
 use quant_core::operators::{
-    Bias, DynamicNumerics, DynamicQuant, IntegerLinear, Output, QuantMatmul, QuantizedActivations, Reference,
+    Bias, Cached, ChannelCodes, CodeCacheForm, DynamicNumerics, DynamicQuant, IntegerLinear, Output,
+    Processor as _, QuantMatmul, QuantizedActivations, Reference, StaticNumerics,
 };
-use quant_core::{Bits, CoreError, FloatType, Par};
+use quant_core::{Bits, CoreError, FloatType, Par, ProcessorProblem};
 use quant_testkit::{Conformance, Numbers};
 
 fn ascend(bits: u32) -> DynamicNumerics {
@@ -16,7 +17,8 @@ fn ascend(bits: u32) -> DynamicNumerics {
 }
 
 fn suite(inputs: FloatType) -> Conformance {
-    Conformance { profiles: vec![ascend(8), ascend(4)], inputs }
+    let fixed = vec![StaticNumerics::Ascend { model: inputs }];
+    Conformance { profiles: vec![ascend(8), ascend(4)], fixed, inputs }
 }
 
 fn open(simulator: &Simulator, change: impl FnOnce(&mut ProcessorOptions)) -> Processor {
@@ -118,7 +120,7 @@ fn arithmetic_that_cann_lacks_is_refused() {
     let x = Array2::from_elem((1, 4), 0.5_f32);
     for numerics in [DynamicNumerics::CompressedTensors { bits: Bits::new(8).unwrap() }, ascend(3)] {
         let error = processor.quantize(&numerics, x.view(), Par::Seq).unwrap_err();
-        assert!(error.to_string().contains("--backend cpu"), "{error}");
+        assert!(error.to_string().contains("Ascend's arithmetic"), "{error}");
     }
 }
 
@@ -133,6 +135,90 @@ fn activations_are_rounded_to_the_model() {
     assert_ne!(got, Reference.quantize(&ascend(8), x.view(), Par::Seq).unwrap());
 }
 
+/// A cache that grows, with sequences on pages out of order, beside attention in f64.
+#[test]
+fn a_cache_attends() {
+    let simulator = Simulator::new().unwrap();
+    let processor = open(&simulator, |_| {});
+    let mut numbers = Numbers::new(21);
+    let (heads, kv_heads, head_dim, page) = (6, 2, 32, 64);
+    let width = kv_heads * head_dim;
+    let round = |x: f32| FloatType::Bf16.round(x);
+    let mut scales = Numbers::new(22);
+    let mut side = |zero: f32| ChannelCodes {
+        scales: scales.vector(width, 0.02, 0.01).mapv(round),
+        zeros: Array1::from_shape_fn(width, |i| zero * (i % 5) as f32),
+    };
+    // Without zero codes there is no offset.
+    for (keys, values) in [(side(-3.0), side(7.0)), (side(0.0), side(0.0))] {
+        let form =
+            CodeCacheForm { heads, kv_heads, head_dim, page, keys: keys.clone(), values: values.clone() };
+        let mut cache = processor.code_cache(&form).unwrap().unwrap();
+        let (pages, lengths) = ([vec![2_u32, 0, 4], vec![1, 3]], [130, 65]);
+        let mut codes = |count: usize| -> Vec<i8> {
+            numbers.matrix(count, width, 127.0).iter().map(|&x| x as i8).collect()
+        };
+        let held = lengths.map(|length| [codes(length), codes(length)]);
+        let numbers_of = |codes: &[i8], of: &ChannelCodes| {
+            let value = |(i, &code): (usize, &i8)| {
+                f64::from(of.scales[i % width]) * (f64::from(code) - f64::from(of.zeros[i % width]))
+            };
+            codes.iter().enumerate().map(value).collect::<Vec<f64>>()
+        };
+        // The second sequence is short at first, and the cache grows between.
+        for (reserved, ends) in [(4, [100, 1]), (5, [130, 65])] {
+            cache.reserve(reserved).unwrap();
+            for sequence in 0..2 {
+                for position in 0..ends[sequence] {
+                    let [key, value] = &held[sequence];
+                    let row = position * width..(position + 1) * width;
+                    let (at, slot) = (pages[sequence][position / page], position % page);
+                    cache.write(at, slot, &key[row.clone()], &value[row]).unwrap();
+                }
+            }
+            let queries = Numbers::new(4).matrix(2, heads * head_dim, 1.0).mapv(round);
+            let mut out = queries.clone();
+            let sequences = [0, 1].map(|i| Cached { pages: &pages[i], length: ends[i] });
+            cache.attend(out.view_mut(), &sequences).unwrap();
+            for sequence in 0..2 {
+                let [key, value] = &held[sequence];
+                let (key, value) = (numbers_of(key, &keys), numbers_of(value, &values));
+                for head in 0..heads {
+                    let first = head / (heads / kv_heads) * head_dim;
+                    let score = |t: usize| -> f64 {
+                        let products = (0..head_dim).map(|i| {
+                            f64::from(queries[(sequence, head * head_dim + i)]) * key[t * width + first + i]
+                        });
+                        products.sum::<f64>() / (head_dim as f64).sqrt()
+                    };
+                    let weights: Vec<f64> = (0..ends[sequence]).map(|t| score(t).exp()).collect();
+                    for i in 0..head_dim {
+                        let sum = weights.iter().enumerate().map(|(t, w)| w * value[t * width + first + i]);
+                        let want = sum.sum::<f64>() / weights.iter().sum::<f64>();
+                        let got = f64::from(out[(sequence, head * head_dim + i)]);
+                        // Half a last place of bf16, and the rounding of the device's own sums.
+                        assert!((got - want).abs() <= 0.004 * want.abs() + 1e-4, "{got} {want}");
+                    }
+                }
+            }
+        }
+        for (page, slot, count) in [(8, 0, width), (0, 64, width), (0, 0, width - 1)] {
+            assert!(cache.write(page, slot, &vec![0; count], &vec![0; count]).is_err());
+        }
+        let mut short = Array2::<f32>::zeros((1, 3));
+        assert!(cache.attend(short.view_mut(), &[Cached { pages: &[0], length: 1 }]).is_err());
+        let mut one = Array2::<f32>::zeros((1, heads * head_dim));
+        for (pages, length) in [(&[0_u32][..], 65), (&[0], 0), (&[9], 1)] {
+            assert!(cache.attend(one.view_mut(), &[Cached { pages, length }]).is_err());
+        }
+    }
+    // Forms that CANN has no attention for stay with the host.
+    let odd = CodeCacheForm { heads: 2, kv_heads: 1, head_dim: 24, page, keys: side(0.0), values: side(0.0) };
+    assert!(processor.code_cache(&odd).unwrap().is_none());
+    processor.close().unwrap();
+    assert_eq!(simulator.leaks(), []);
+}
+
 #[test]
 fn memory_of_the_device_is_told_apart() {
     let simulator = Simulator::new().unwrap();
@@ -140,7 +226,7 @@ fn memory_of_the_device_is_told_apart() {
     let processor = open(&simulator, |_| {});
     let linear = IntegerLinear::new(Array2::zeros((64, 128)), Array1::ones(64), Bias::None).unwrap();
     let error = processor.prepare(&linear, Par::Seq).err().unwrap();
-    assert!(matches!(&error, CoreError::Processor { out_of_memory: true, .. }), "{error}");
+    assert!(matches!(&error, CoreError::Processor { kind: ProcessorProblem::Memory, .. }), "{error}");
     assert!(error.to_string().contains("207018") && error.to_string().contains("EL0004"), "{error}");
     processor.close().unwrap();
     assert_eq!(simulator.leaks(), []);

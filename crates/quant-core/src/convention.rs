@@ -143,6 +143,14 @@ impl FloatType {
         let rounded = self.round(x);
         if rounded > 0.0 || rounded.is_nan() { rounded } else { self.smallest() }
     }
+    /// The type in which vLLM and vLLM-Ascend run a model of this type: float32 ones in bfloat16.
+    #[must_use]
+    pub fn served(self) -> Self {
+        match self {
+            Self::F32 => Self::Bf16,
+            half => half,
+        }
+    }
     /// Bytes per value.
     #[must_use]
     pub fn size(self) -> usize {

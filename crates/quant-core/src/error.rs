@@ -80,8 +80,8 @@ pub enum CoreError {
     Processor {
         /// What it says.
         message: String,
-        /// Whether its memory was not enough.
-        out_of_memory: bool,
+        /// What kind of thing it is.
+        kind: ProcessorProblem,
     },
     /// Bytes that are no value of the type they should hold.
     #[error("the bytes hold {found} where {expected} should be")]
@@ -91,6 +91,17 @@ pub enum CoreError {
         /// What is there.
         found: String,
     },
+}
+
+/// What kind of thing is wrong with a processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProcessorProblem {
+    /// It is not there, or lacks what it is asked for.
+    Unavailable,
+    /// Its memory is not enough.
+    Memory,
+    /// It failed at its work.
+    Failed,
 }
 
 impl CoreError {

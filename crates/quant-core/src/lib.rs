@@ -80,7 +80,7 @@ pub use cache::{EntryQuant, KvGranularity, KvQuant, KvSide};
 pub use clip::ClipSearch;
 pub use clip_ratio::ClipRatio;
 pub use convention::{Bits, Convention, FloatType, Grid, QParams, Variant};
-pub use error::CoreError;
+pub use error::{CoreError, ProcessorProblem};
 pub use foreign::{Foreign, ForeignKind};
 pub use matrix::{ActOrder, Groups, QuantizedMatrix, RowsMut};
 pub use nearest::{meant, nearest};

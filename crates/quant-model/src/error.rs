@@ -1,5 +1,6 @@
 //! What can be wrong with a config or an input.
 
+use quant_core::CoreError;
 use quant_graph::{BoxError, SourceError, Spot};
 use thiserror::Error;
 
@@ -80,6 +81,17 @@ pub enum ModelError {
         block: usize,
         /// Full module name of the linear.
         module: String,
+    },
+    /// A processor that runs the operators of a block.
+    #[error("block {block}: {what} failed")]
+    Operator {
+        /// Index of the block.
+        block: usize,
+        /// Module of the linear, the first of several with a common input, or the operator.
+        what: String,
+        /// What the processor says.
+        #[source]
+        cause: CoreError,
     },
     /// A piece that a method put into a training pass.
     #[error("block {block}: what is inserted at {spot:?} failed")]

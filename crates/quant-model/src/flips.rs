@@ -2,10 +2,9 @@
 
 use crate::block::{StageScratch, Walk};
 use crate::error::expect_shape;
-use crate::linear::{Activations, quantized_input};
+use crate::linear::{Activations, LinearOp, quantized_input};
 use crate::{Arithmetic, Block, Execution, MLP_ROWS, ModelError, RopeTables};
 use ndarray::{Array2, ArrayView2};
-use quant_core::operators::InputQuant;
 use quant_graph::{BlockSource, ModelSpec, Site};
 use quant_kernels::Par;
 use std::collections::BTreeMap;
@@ -48,8 +47,8 @@ pub fn count_flips(
             return Err(ModelError::Stopped);
         }
         let params = source.block(index)?;
-        let executed = Block::<f32>::new(&spec, index, params.clone(), arithmetic.executed(), par)?;
-        let simulated = Arithmetic { execution: Execution::Simulated, ..arithmetic };
+        let executed = Block::<f32>::new(&spec, index, params.clone(), arithmetic.clone().executed(), par)?;
+        let simulated = Arithmetic { execution: Execution::Simulated, ..arithmetic.clone() };
         let simulated = Block::<f32>::new(&spec, index, params, simulated, par)?;
         let quantisers = quantisers(&executed);
         let mut flips = Flips::default();
@@ -66,29 +65,34 @@ pub fn count_flips(
     Ok(counts)
 }
 
-/// The quantiser of the input of every site whose linears take codes.
-fn quantisers(block: &Block<f32>) -> BTreeMap<Site, InputQuant> {
+/// Of every site whose linears take codes, one of them.
+fn quantisers(block: &Block<f32>) -> BTreeMap<Site, &dyn LinearOp<f32>> {
     let linears = block.spec().linears.iter().filter_map(|l| Some((l.id.site(), block.linear(l.id)?)));
-    linears
-        .filter(|(_, op)| op.takes_codes())
-        .filter_map(|(site, op)| Some((site, *op.input_quant()?)))
-        .collect()
+    linears.filter(|(_, op)| op.takes_codes()).collect()
 }
 
 /// Takes a stream through a block; the codes of its sites come back.
 fn codes(
     block: &Block<f32>,
-    quantisers: &BTreeMap<Site, InputQuant>,
+    quantisers: &BTreeMap<Site, &dyn LinearOp<f32>>,
     h: &mut Array2<f32>,
     rope: &RopeTables,
     par: Par,
 ) -> Result<BTreeMap<Site, Vec<i8>>, ModelError> {
     let mut codes: BTreeMap<Site, Vec<i8>> = BTreeMap::new();
     let mut see = |site: Site, x: ArrayView2<'_, f32>| -> Result<ControlFlow<()>, ModelError> {
-        if let Some(quant) = quantisers.get(&site)
-            && let Activations::Codes(found) = quantized_input(quant, true, x, par).activations()
+        if let Some(linear) = quantisers.get(&site)
+            && let Some(quant) = linear.input_quant()
         {
-            codes.entry(site).or_default().extend(found.codes.iter());
+            let failed = |cause| ModelError::Operator {
+                block: block.index(),
+                what: format!("quantisation at {site:?}"),
+                cause,
+            };
+            let input = quantized_input(quant, Some(linear.backend()), x, par).map_err(failed)?;
+            if let Activations::Codes(found) = input.activations() {
+                codes.entry(site).or_default().extend(found.codes.iter());
+            }
         }
         Ok(ControlFlow::Continue(()))
     };

@@ -63,7 +63,7 @@ pub use generate::{
 pub use in_memory::InMemoryModel;
 pub use kv::{KvCache, KvStore};
 pub use linear::{
-    Activations, Arithmetic, Execution, FakeQuantLinear, FloatLinear, IntegerOp, LinearOp, PackedOp,
+    Activations, Arithmetic, Backend, Execution, FakeQuantLinear, FloatLinear, IntegerOp, LinearOp, PackedOp,
     linear_op,
 };
 

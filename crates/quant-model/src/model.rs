@@ -153,7 +153,7 @@ impl<S: BlockSource> StreamedModel<S> {
         steps.add(0)?;
         for index in 0..self.spec.layers {
             let params = self.source.block(index)?;
-            let block = Block::<f32>::new(&self.spec, index, params, self.arithmetic, self.par)?;
+            let block = Block::<f32>::new(&self.spec, index, params, self.arithmetic.clone(), self.par)?;
             for group in &groups {
                 hidden.modify::<ModelError>(rows_of(group), |rows| {
                     let parts = by_sequence(rows, &starts[group.start..=group.end]);

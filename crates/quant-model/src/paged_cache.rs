@@ -1,8 +1,13 @@
 //! Keys and values of many sequences in pages.
 
-use quant_core::{EntryQuant, KvQuant};
+use ndarray::ArrayViewMut2;
+use quant_core::operators::{Cached, ChannelCodes, CodeCache, CodeCacheForm, Processor};
+use quant_core::{CoreError, EntryQuant, KvQuant};
 use quant_graph::ModelSpec;
 use quant_kernels::{PAGE, PageEntries};
+
+/// The level of the signed code 0.
+const MIDDLE: f32 = 128.0;
 
 /// What one side of a block's cache holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +54,8 @@ pub struct PagedCache {
     kv_heads: usize,
     keys: Side,
     values: Side,
+    /// The same codes where a processor attends to them.
+    codes: Option<Box<dyn CodeCache>>,
 }
 
 /// Pages of keys or of values, all heads of a page together.
@@ -86,6 +93,56 @@ impl PagedCache {
             kv_heads: spec.kv_heads,
             keys: side(keys, true),
             values: side(kv.map(|kv| &kv.values), false),
+            codes: None,
+        }
+    }
+
+    /// An empty cache whose codes a processor holds as well, if they are of eight bits with fixed parameters of each channel on both
+    /// sides and it attends to such: then [`attend`](Self::attend) works.
+    ///
+    /// # Errors
+    /// What the processor says.
+    pub fn on(processor: &dyn Processor, spec: &ModelSpec, kv: Option<&KvQuant>) -> Result<Self, CoreError> {
+        let mut cache = Self::new(spec, kv);
+        let of = |side: &Side| match &side.entries {
+            Some(EntryQuant::Channel { bits, scales, zeros }) if bits.get() == 8 => {
+                Some(ChannelCodes { scales: scales.clone(), zeros: zeros.mapv(|zero| zero - MIDDLE) })
+            }
+            _ => None,
+        };
+        if let (Some(keys), Some(values)) = (of(&cache.keys), of(&cache.values)) {
+            let (heads, kv_heads, head_dim) = (spec.heads, spec.kv_heads, spec.head_dim);
+            cache.codes = processor.code_cache(&CodeCacheForm {
+                heads,
+                kv_heads,
+                head_dim,
+                page: PAGE,
+                keys,
+                values,
+            })?;
+        }
+        Ok(cache)
+    }
+
+    /// Whether a processor attends to it.
+    #[must_use]
+    pub fn is_on_processor(&self) -> bool {
+        self.codes.is_some()
+    }
+
+    /// Attention of the newest token of each sequence on the processor that holds the codes: queries `[sequences, heads · head_dim]` become
+    /// its outputs. Nothing is done where no processor [holds](Self::is_on_processor) them.
+    ///
+    /// # Errors
+    /// What the processor says.
+    pub fn attend(
+        &mut self,
+        queries: ArrayViewMut2<'_, f32>,
+        sequences: &[Cached<'_>],
+    ) -> Result<(), CoreError> {
+        match &mut self.codes {
+            Some(codes) => codes.attend(queries, sequences),
+            None => Ok(()),
         }
     }
 
@@ -96,16 +153,35 @@ impl PagedCache {
     }
 
     /// Makes room for pages with numbers below `pages`.
-    pub fn reserve(&mut self, pages: usize) {
+    ///
+    /// # Errors
+    /// What the processor says that holds the codes as well, if there is one.
+    pub fn reserve(&mut self, pages: usize) -> Result<(), CoreError> {
         for side in [&mut self.keys, &mut self.values] {
             side.reserve(pages, self.kv_heads, self.head_dim);
         }
+        self.codes.as_mut().map_or(Ok(()), |codes| codes.reserve(pages))
     }
 
     /// Writes key and value of one token, `[kv_heads · head_dim]` each, into a slot of a page.
-    pub fn write(&mut self, page: u32, slot: usize, key: &[f32], value: &[f32]) {
-        self.keys.write(page as usize, slot, key, self.head_dim);
-        self.values.write(page as usize, slot, value, self.head_dim);
+    ///
+    /// # Errors
+    /// As [`Self::reserve`].
+    pub fn write(&mut self, page: u32, slot: usize, key: &[f32], value: &[f32]) -> Result<(), CoreError> {
+        let Some(codes) = &mut self.codes else {
+            self.keys.write(page as usize, slot, key, self.head_dim, None);
+            self.values.write(page as usize, slot, value, self.head_dim, None);
+            return Ok(());
+        };
+        let (mut of_key, mut of_value) = (vec![0; key.len()], vec![0; value.len()]);
+        let finite = self.keys.write(page as usize, slot, key, self.head_dim, Some(&mut of_key))
+            & self.values.write(page as usize, slot, value, self.head_dim, Some(&mut of_value));
+        if finite {
+            return codes.write(page, slot, &of_key, &of_value);
+        }
+        // No code stands for what is not finite; here it is remembered beside the codes.
+        self.codes = None;
+        Ok(())
     }
 
     /// Keys and values of a head on a page.
@@ -133,7 +209,16 @@ impl Side {
         }
     }
 
-    fn write(&mut self, page: usize, slot: usize, row: &[f32], head_dim: usize) {
+    /// Signed codes go to `codes` too; whether the row was finite comes back.
+    fn write(
+        &mut self,
+        page: usize,
+        slot: usize,
+        row: &[f32],
+        head_dim: usize,
+        mut codes: Option<&mut [i8]>,
+    ) -> bool {
+        let mut finite = true;
         let size = PAGE * head_dim;
         let mut levels = vec![0; head_dim];
         for (head, x) in row.chunks_exact(head_dim).enumerate() {
@@ -147,6 +232,11 @@ impl Side {
                 }
                 Some(entries) => {
                     let params = entries.levels(head * head_dim, x, &mut levels);
+                    finite &= params.scale.is_finite();
+                    if let Some(codes) = codes.as_deref_mut() {
+                        let codes = codes[head * head_dim..].iter_mut();
+                        codes.zip(&levels).for_each(|(code, level)| *code = (level ^ 0x80).cast_signed());
+                    }
                     let page = &mut self.codes[page];
                     levels.iter().enumerate().for_each(|(feature, &x)| page.levels[place(feature)] = x);
                     page.scales[head * PAGE + slot] = params.scale;
@@ -156,6 +246,7 @@ impl Side {
                 }
             }
         }
+        finite
     }
 
     fn page(&self, page: usize, head: usize, head_dim: usize) -> PageEntries<'_> {

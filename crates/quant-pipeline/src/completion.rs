@@ -5,6 +5,7 @@ use crate::events::{Event, Events};
 use crate::execution::{self, Executable};
 use crate::memory::{BASE, F32, STREAMS, THREAD, bound};
 use crate::open::{OpenFolder, with_threads};
+use quant_core::operators::Processor;
 use quant_core::{Bytes, KvGranularity};
 use quant_graph::ModelSpec;
 use quant_kernels::{Compute, PreparedWeight};
@@ -13,6 +14,7 @@ use quant_model::{
     ModelError, Request, ResidentModel, RopeTables, Sampling,
 };
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Resident bytes of a tokenizer for each byte of its file.
@@ -40,6 +42,9 @@ pub struct CompletionSettings {
     pub batch: usize,
     /// Whether codes are executed; none executes them where there are any.
     pub execution: Option<Execution>,
+    /// What executes the codes, in the arithmetic of an NPU; none executes them here, on numbers that stay f32. It must have been opened for the
+    /// type in which the model is served ([`FloatType::served`](quant_core::FloatType::served)).
+    pub processor: Option<Arc<dyn Processor>>,
     /// Arithmetic of the float products.
     pub compute: Compute,
     /// Threads, at least 1.
@@ -78,13 +83,13 @@ pub fn complete(
     see: &mut (dyn FnMut(usize, Generated<'_>) -> Result<(), PipelineError> + Send),
 ) -> Result<Completions, PipelineError> {
     let executable = Executable::of(&folder)?;
-    let arithmetic = executable.arithmetic(settings.compute, settings.execution)?;
+    let arithmetic = executable.arithmetic(settings.compute, settings.execution, &settings.processor)?;
     let text =
         std::fs::metadata(folder.checkpoint.path().join("tokenizer.json")).map_or(0, |file| file.len());
     let (mut pages, mut predicted_memory) = (Vec::with_capacity(runs.len()), 0);
     for run in runs {
         let memory =
-            CompletionMemory::new(&folder.spec, &executable, arithmetic, &run.requests, settings, text);
+            CompletionMemory::new(&folder.spec, &executable, &arithmetic, &run.requests, settings, text);
         let allowed = memory.pages(settings.memory)?;
         predicted_memory = predicted_memory.max(memory.peak(allowed));
         pages.push(allowed);
@@ -96,7 +101,7 @@ pub fn complete(
             events.event(Event::Evaluated { what: "reading block", done, of, inside: 0.0 });
             events.flow()
         };
-        let mut model = ResidentModel::load(source, arithmetic, par, load).map_err(stopped)?;
+        let mut model = ResidentModel::load(source, arithmetic.clone(), par, load).map_err(stopped)?;
         events.event(Event::Evaluated { what: "reading block", done: layers, of: layers, inside: 0.0 });
         quant_kernels::return_freed_memory();
         let mut done = Vec::with_capacity(runs.len());
@@ -177,7 +182,7 @@ impl CompletionMemory {
     fn new(
         spec: &ModelSpec,
         executable: &Executable,
-        arithmetic: Arithmetic,
+        arithmetic: &Arithmetic,
         requests: &[Request],
         settings: &CompletionSettings,
         tokenizer: u64,

@@ -70,6 +70,16 @@ pub enum PipelineError {
     /// The recipe asks this model or format for something it cannot do.
     #[error(transparent)]
     Unsupported(#[from] Unsupported),
+    /// A folder that the processor it is to run on cannot execute.
+    #[error(
+        "this folder does not run on {processor}: {problem}; without --backend it runs here, and vllm-ascend folders of W8A8 run on both"
+    )]
+    NotOnProcessor {
+        /// Its name.
+        processor: String,
+        /// What it does not do.
+        problem: String,
+    },
     /// The input is an output of a quantisation.
     #[error("{path} is quantised already ({format}); start from the float checkpoint it was made from")]
     QuantisedAlready {

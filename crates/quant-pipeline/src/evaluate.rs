@@ -8,6 +8,7 @@ use crate::open::{OpenFolder, Scored, open_folder_with, with_threads};
 use crate::report::peak_memory;
 use crate::{PipelineError, Registry};
 use ndarray::ArrayView2;
+use quant_core::operators::Processor;
 use quant_data::{CalibrationSpec, EvalLoadOptions, TokenSet, load_eval_text, load_eval_tokens};
 use quant_eval::{EvalError, EvalOptions, EvalReport, LogitsSink, Phase};
 use quant_graph::ModelSpec;
@@ -15,6 +16,7 @@ use quant_kernels::Compute;
 use quant_model::{Execution, ModelError, count_flips};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// What to score.
 #[derive(Clone, Debug)]
@@ -63,6 +65,9 @@ pub struct EvalJob {
     pub compute: Compute,
     /// Whether the codes of the model are executed; the reference is always simulated.
     pub execution: Execution,
+    /// What executes the codes, in the arithmetic of an NPU; none executes them here, on numbers that stay f32. It must have been opened for the
+    /// type in which the model is served ([`FloatType::served`](quant_core::FloatType::served)).
+    pub processor: Option<Arc<dyn Processor>>,
     /// Whether to count, in an execution, the codes of inputs that differ from those of the simulation, which then runs beside it.
     pub flips: bool,
 }
@@ -81,6 +86,9 @@ pub struct EvalOutcome {
     pub compute: &'static str,
     /// Whether codes were executed (`int8`) or simulated (`sim`).
     pub execution: &'static str,
+    /// What executed them, if not this program itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub processor: Option<String>,
     /// Whose arithmetic quantised the inputs of the model's linears.
     pub profile: &'static str,
     /// Codes of inputs of an execution, and how many of them differ from those of the simulation, by block; where they were counted.
@@ -195,7 +203,7 @@ pub fn evaluate_with(
     if spilled > 0 {
         events.event(Event::Note("hidden states are kept on disk, to stay within the memory budget"));
     }
-    let arithmetic = Executable::of(&folder)?.arithmetic(job.compute, Some(job.execution))?;
+    let arithmetic = Executable::of(&folder)?.arithmetic(job.compute, Some(job.execution), &job.processor)?;
     let flips = if job.flips && arithmetic.execution == Execution::Integer {
         events.phase("counting codes that differ from the simulation")?;
         let mut source = folder.source()?;
@@ -203,7 +211,7 @@ pub fn evaluate_with(
         let counted = with_threads(job.threads, |par| {
             let watched = watched;
             let go_on = &mut |_| watched.flow();
-            count_flips(&mut source, arithmetic, &tokens.sequences, par, go_on)
+            count_flips(&mut source, arithmetic.clone(), &tokens.sequences, par, go_on)
         })?;
         match counted {
             Err(ModelError::Stopped) => return Err(PipelineError::Interrupted),
@@ -214,7 +222,8 @@ pub fn evaluate_with(
     };
     let source = folder.into_source()?;
     let simulated = |folder: OpenFolder| -> Result<_, PipelineError> {
-        let arithmetic = Executable::of(&folder)?.arithmetic(job.compute, Some(Execution::Simulated))?;
+        let arithmetic =
+            Executable::of(&folder)?.arithmetic(job.compute, Some(Execution::Simulated), &None)?;
         Ok((folder.into_source()?, arithmetic))
     };
     let reference = reference.map(simulated).transpose()?;
@@ -235,7 +244,7 @@ pub fn evaluate_with(
         let scored = |(source, arithmetic), order: usize| {
             Scored::new(source, arithmetic, par).spilled_to((order < spilled).then(|| spill_to.clone()))
         };
-        let mut model = scored((source, arithmetic), last);
+        let mut model = scored((source, arithmetic.clone()), last);
         let mut reference = reference.map(|reference| scored(reference, 0));
         let mut sink =
             |positions: Range<usize>, tokens: Range<usize>, panel: ArrayView2<'_, f32>| match &logits {
@@ -276,6 +285,7 @@ pub fn evaluate_with(
         reference: job.reference.clone(),
         compute: job.compute.name(),
         execution: execution::name(arithmetic.execution),
+        processor: job.processor.as_ref().map(|processor| processor.name()),
         profile: arithmetic.profile.name(),
         flips: flips.iter().map(|f| CodeFlips { codes: f.codes, flipped: f.flipped }).collect(),
         version: crate::version::tool(),

@@ -2,10 +2,12 @@
 
 use crate::PipelineError;
 use crate::open::OpenFolder;
-use quant_core::operators::Profile;
-use quant_graph::{KvScheme, LinearScheme, ModelScheme, ModelSpec, Unsupported, WeightForm};
+use quant_core::operators::{Processor, Profile};
+use quant_core::{ActRule, ClipRatio, FloatType};
+use quant_graph::{InputScheme, KvScheme, LinearScheme, ModelScheme, ModelSpec, Unsupported, WeightForm};
 use quant_kernels::Compute;
-use quant_model::{Arithmetic, Execution};
+use quant_model::{Arithmetic, Backend, Execution};
+use std::sync::Arc;
 
 /// What the linears of a folder can be run as.
 #[derive(Debug)]
@@ -16,7 +18,12 @@ pub(crate) struct Executable {
     codes: bool,
     profile: Profile,
     name: &'static str,
+    /// The type in which the model is served.
+    served: FloatType,
 }
+
+/// What executes the codes of a folder; none executes them here, on numbers that stay f32.
+pub(crate) type OnProcessor = Option<Arc<dyn Processor>>;
 
 impl Executable {
     /// Reads what a folder says of itself.
@@ -25,13 +32,15 @@ impl Executable {
     /// Descriptions that cannot be read.
     pub(crate) fn of(folder: &OpenFolder) -> Result<Self, PipelineError> {
         let Some(format) = folder.format else {
-            return Ok(Self { scheme: None, codes: false, profile: Profile::Calibration, name: "float" });
+            let (profile, served) = (Profile::Calibration, folder.spec.dtype.served());
+            return Ok(Self { scheme: None, codes: false, profile, name: "float", served });
         };
         Ok(Self {
             scheme: Some(format.scheme(&folder.checkpoint, &folder.spec)?),
             codes: format.stores_codes(),
             profile: format.profile(&folder.spec),
             name: format.id(),
+            served: folder.spec.dtype.served(),
         })
     }
 
@@ -68,15 +77,64 @@ impl Executable {
             .fold((0, 0), |(some, all), (_, _, linear)| (some + usize::from(Self::executes(linear)), all + 1))
     }
 
-    /// The arithmetic of such a run; executed where nothing is asked for and there is something to execute.
+    /// Why a processor does not multiply the codes of a linear, if it does not.
+    fn not_on_processor(linear: &LinearScheme) -> Option<&'static str> {
+        let (weight, input) = (linear.weight?, linear.input);
+        let Some(input) = input else { return Some("its weight alone is quantised") };
+        let InputScheme { bits, rule, dynamic, clip_ratio, shards } = input;
+        let plain = clip_ratio.fixed() == Some(ClipRatio::NONE);
+        if weight.form != WeightForm::Integer || !weight.symmetric || weight.group.is_some() {
+            Some("its weight is not of symmetric codes with one scale for each output")
+        } else if !matches!(bits.get(), 4 | 8) || (!dynamic && bits.get() != 8) {
+            Some("its input has not 8 bits, or 4 with scales of each token")
+        } else if dynamic && (rule == ActRule::Asymmetric || !plain || shards > 1) {
+            Some("its input is not quantised by the largest magnitude of a token")
+        } else {
+            None
+        }
+    }
+
+    /// What a processor is told to do: the arithmetic of an NPU in the type in which the model is served.
+    fn on(&self, processor: Arc<dyn Processor>, compute: Compute) -> Result<Arithmetic, PipelineError> {
+        let refused =
+            |problem: String| Err(PipelineError::NotOnProcessor { processor: processor.name(), problem });
+        if let Some(float) = processor.float_type().filter(|&float| float != self.served) {
+            let (float, served) = (float.name(), self.served.name());
+            return refused(format!("it was opened for models of {float}, this one is served in {served}"));
+        }
+        let mut any = false;
+        for (block, id, linear) in self.with_codes().into_iter().flat_map(ModelScheme::linears) {
+            if let Some(problem) = Self::not_on_processor(linear) {
+                return refused(format!("{id} of block {block}: {problem}"));
+            }
+            any |= linear.weight.is_some();
+        }
+        if !any {
+            return refused(format!("a folder of this kind ({}) has no codes to multiply", self.name));
+        }
+        let model = self.served;
+        Ok(Arithmetic {
+            compute,
+            execution: Execution::Integer,
+            profile: Profile::Ascend { model },
+            backend: Some(Backend { processor, model }),
+        })
+    }
+
+    /// The arithmetic of such a run; executed where nothing is asked for and there is something to execute, or where a processor is given.
     ///
     /// # Errors
-    /// [`PipelineError::Unsupported`] if execution is asked for and no linear has a product of codes.
+    /// [`PipelineError::Unsupported`] if execution is asked for and no linear has a product of codes;
+    /// [`PipelineError::NotOnProcessor`] if one has none there.
     pub(crate) fn arithmetic(
         &self,
         compute: Compute,
         execution: Option<Execution>,
+        processor: &OnProcessor,
     ) -> Result<Arithmetic, PipelineError> {
+        if let Some(processor) = processor {
+            return self.on(Arc::clone(processor), compute);
+        }
         let some = self.counts().0 > 0;
         let execution = match execution {
             Some(Execution::Integer) if !some => {
@@ -92,7 +150,7 @@ impl Executable {
             None if some => Execution::Integer,
             None => Execution::Simulated,
         };
-        Ok(Arithmetic { compute, execution, profile: self.profile })
+        Ok(Arithmetic { compute, execution, profile: self.profile, backend: None })
     }
 
     /// Bytes of the prepared linears of a block: of codes where they are executed, else of floats of `float` bytes each.
@@ -126,16 +184,18 @@ impl Executable {
 }
 
 /// The arithmetic in which the linears of a folder run: in that of its client, and executed where `execution` asks for it, or asks
-/// for nothing and the folder has codes to execute.
+/// for nothing and the folder has codes to execute. Given a processor, that executes them, in the arithmetic of an NPU.
 ///
 /// # Errors
-/// [`PipelineError::Unsupported`] if execution is asked for and no linear has a product of codes; descriptions that cannot be read.
+/// [`PipelineError::Unsupported`] if execution is asked for and no linear has a product of codes; [`PipelineError::NotOnProcessor`] if a
+/// linear has none on the processor; descriptions that cannot be read.
 pub fn folder_arithmetic(
     folder: &OpenFolder,
     compute: Compute,
     execution: Option<Execution>,
+    processor: Option<Arc<dyn Processor>>,
 ) -> Result<Arithmetic, PipelineError> {
-    Executable::of(folder)?.arithmetic(compute, execution)
+    Executable::of(folder)?.arithmetic(compute, execution, &processor)
 }
 
 /// In a word, for reports and arguments.

@@ -6,12 +6,14 @@ use crate::execution::Executable;
 use crate::open::open_folder_with;
 use crate::report::peak_memory;
 use crate::{PipelineError, Registry};
+use quant_core::operators::Processor;
 use quant_data::{Prompt, PromptSource, TextStream, Tokenizer, end_tokens, load_prompts};
 use quant_graph::ModelSpec;
 use quant_kernels::Compute;
 use quant_model::{Execution, Generated, Request, Sampling};
 use serde::Serialize;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Texts to be made.
 #[derive(Clone, Debug)]
@@ -30,6 +32,9 @@ pub struct GenerateJob {
     pub batch: usize,
     /// Simulated or executed; executed where the folder has codes to execute, unless set.
     pub execution: Option<Execution>,
+    /// What executes the codes, in the arithmetic of an NPU; none executes them here, on numbers that stay f32. It must have been opened for the
+    /// type in which the model is served ([`FloatType::served`](quant_core::FloatType::served)).
+    pub processor: Option<Arc<dyn Processor>>,
     /// Threads, at least 1; no text depends on them.
     pub threads: usize,
     /// Memory budget in bytes.
@@ -96,7 +101,7 @@ pub fn generate_with(
         events.event(Event::Warning(warning.clone()));
     }
     // What cannot be executed is refused before prompts are read.
-    Executable::of(&folder)?.arithmetic(job.compute, job.execution)?;
+    Executable::of(&folder)?.arithmetic(job.compute, job.execution, &job.processor)?;
     let tokenizer = Tokenizer::from_dir(&job.model)?;
     let prompts = load_prompts(&job.prompts, &job.model, &tokenizer, job.chat)?;
     let requests = requests(job, &prompts, &folder.spec)?;
@@ -104,6 +109,7 @@ pub fn generate_with(
         stop: end_tokens(&job.model, &tokenizer)?,
         batch: job.batch,
         execution: job.execution,
+        processor: job.processor.clone(),
         compute: job.compute,
         threads: job.threads,
         memory: job.memory,

@@ -94,7 +94,7 @@ pub(crate) fn blame(
     let prefix = |index: usize| spec.block_prefix(index).trim_end_matches('.').to_owned();
     let mut measure =
         |quantised: &mut FolderSource, float: &mut FolderSource, part, events: &mut dyn Events| {
-            let mut model = Scored::new(Mixed { quantised, float, part }, arithmetic, par);
+            let mut model = Scored::new(Mixed { quantised, float, part }, arithmetic.clone(), par);
             divergence(&mut model, reference, sequences, events)
         };
     let (kl, tokens) = measure(&mut quantised, &mut float, None, events)?;

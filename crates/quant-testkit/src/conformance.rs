@@ -3,15 +3,18 @@
 use half::{bf16, f16};
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2};
 use quant_core::operators::{
-    Bias, DynamicNumerics, DynamicQuant, IntegerLinear, Output, QuantMatmul, QuantizedActivations, Reference,
+    Bias, DynamicNumerics, DynamicQuant, IntegerLinear, Output, Processor, QuantMatmul, QuantizedActivations,
+    Reference, StaticNumerics, StaticQuant,
 };
-use quant_core::{ActRule, Bits, FloatType, Par};
+use quant_core::{ActRule, Bits, FloatType, Par, QParams};
 
 /// The suite. The CPU, the specification and an NPU or its simulator run the same.
 #[derive(Clone, Debug)]
 pub struct Conformance {
     /// Ways of making codes that the implementation has.
     pub profiles: Vec<DynamicNumerics>,
+    /// Ways of making them under a fixed scale.
+    pub fixed: Vec<StaticNumerics>,
     /// The type that activations have when they arrive: a device's model has one of 16 bits.
     pub inputs: FloatType,
 }
@@ -75,7 +78,7 @@ impl Conformance {
     ///
     /// # Panics
     /// Where the implementation differs from the reference, with the case.
-    pub fn check(&self, name: &str, operators: &(impl DynamicQuant + QuantMatmul)) {
+    pub fn check(&self, name: &str, operators: &impl Processor) {
         for (m, n, k) in [(1, 1, 1), (1, 70, 129), (15, 33, 64), (40, 100, 200), (3, 5, 0), (0, 4, 8)] {
             for numerics in &self.profiles {
                 let mut x = codes(m, k, 9).mapv(|code| self.inputs.round(f32::from(code) * 0.031));
@@ -100,6 +103,9 @@ impl Conformance {
                     }
                 }
             }
+            for &numerics in &self.fixed {
+                self.check_fixed(name, operators, numerics, (m, k));
+            }
             // A scale and a zero of all tokens, as static quantisation leaves them.
             for zeros in [None, Some(Array1::from_elem(1, -5))] {
                 for scale in [1.0, 0.02] {
@@ -112,6 +118,38 @@ impl Conformance {
                         let case = format!("{name} {m}x{k}x{n} static {scale} {zeros:?}");
                         products(&case, operators, &linear, &x, Par::Seq);
                     }
+                }
+            }
+        }
+    }
+}
+
+impl Conformance {
+    /// Codes under fixed scales: usual ones, so small that the reciprocal is none, so large that all codes are 0; with numbers beyond the
+    /// ends and such that are not finite.
+    fn check_fixed(
+        &self,
+        name: &str,
+        operators: &impl Processor,
+        numerics: StaticNumerics,
+        (m, k): (usize, usize),
+    ) {
+        let bits = Bits::new(8).unwrap();
+        let x = codes(m, k, 11).mapv(|code| self.inputs.round(f32::from(code) * 0.0313));
+        let mut infinite = x.clone();
+        if let Some(first) = infinite.first_mut() {
+            *first = f32::NEG_INFINITY;
+        }
+        for scale in [0.02, 0.3, 1e-40, 1e30] {
+            for zero in [128.0, 0.0, 123.0, 255.0] {
+                let params = QParams { scale, zero };
+                for x in [&x, &infinite] {
+                    let want = Reference.quantize_static(numerics, bits, params, x.view(), Par::Seq).unwrap();
+                    let got =
+                        operators.quantize_static(numerics, bits, params, x.view(), Par::new(2)).unwrap();
+                    let case = format!("{name} {m}x{k} {numerics:?} {params:?}");
+                    assert_eq!((&got.codes, &got.zeros), (&want.codes, &want.zeros), "{case}");
+                    assert_eq!(got.scales.mapv(canonical), want.scales.mapv(canonical), "{case}");
                 }
             }
         }

@@ -30,7 +30,7 @@ pub struct KernelRate {
     pub share_of_peak: Option<f64>,
     /// Time by that of the integer product of this shape.
     pub by_product: f64,
-    /// Its instructions.
+    /// Its instructions, or the processor.
     pub level: String,
     /// Threads.
     pub threads: usize,
@@ -215,7 +215,7 @@ fn attention(positions: usize, heads: usize, kv_heads: usize, head_dim: usize, p
     })
 }
 
-fn floats(rows: usize, columns: usize, seed: u32) -> Array2<f32> {
+pub(super) fn floats(rows: usize, columns: usize, seed: u32) -> Array2<f32> {
     let mut state = seed;
     Array2::from_shape_simple_fn((rows, columns), || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

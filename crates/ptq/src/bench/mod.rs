@@ -4,7 +4,7 @@
 //! |---|---|
 //! | which products: of a size, of a published model, of a folder | [`Shapes`] |
 //! | the most this machine does | [`Peaks`] |
-//! | the kernels of a quantised linear, one by one | [`KernelRate`] |
+//! | the kernels of a quantised linear, one by one, and those that a given processor has, with the copies they cost | [`KernelRate`] |
 //! | a folder at prefill and decode | [`EndToEnd`] |
 //! | when W8A8 would pay on an NPU | [`ascend`] |
 //!
@@ -15,6 +15,7 @@ pub mod ascend;
 mod kernels;
 mod model;
 mod peaks;
+mod processor;
 mod shapes;
 
 pub use kernels::{KernelRate, measure as measure_kernels};
@@ -22,6 +23,7 @@ pub use model::{EndToEnd, measure as measure_model};
 pub use peaks::Peaks;
 pub use shapes::{NAMED, Product, Shapes};
 
+use quant_core::operators::Processor;
 use quant_kernels::Par;
 use serde::Serialize;
 use std::time::Instant;
@@ -43,15 +45,26 @@ pub struct Report {
     pub prediction: Option<ascend::Prediction>,
 }
 
-/// Measures everything about some products.
+/// Measures everything about some products; on a processor too, if one is given.
 ///
 /// # Errors
-/// Sizes that no kernel takes, in words.
-pub fn measure(shapes: &Shapes, profile: &ascend::Profile, par: Par) -> Result<Report, String> {
+/// Sizes that no kernel takes, or what went wrong on the processor, in words.
+pub fn measure(
+    shapes: &Shapes,
+    profile: &ascend::Profile,
+    processor: Option<&dyn Processor>,
+    par: Par,
+) -> Result<Report, String> {
     let peaks = Peaks::measure(par);
     let mut kernels = Vec::new();
     for product in &shapes.products {
-        kernels.extend(measure_kernels(product, shapes.heads, &peaks, par)?);
+        let here = measure_kernels(product, shapes.heads, &peaks, par)?;
+        let by = here.first().map_or(f64::NAN, |first| first.seconds);
+        kernels.extend(here);
+        if let Some(processor) = processor {
+            let there = processor::measure(product, processor, by, par);
+            kernels.extend(there.map_err(|error| error.to_string())?);
+        }
     }
     let prediction = shapes.is_model.then(|| ascend::predict(shapes, profile));
     let version = concat!("ptq ", env!("CARGO_PKG_VERSION")).to_owned();

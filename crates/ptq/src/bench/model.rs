@@ -1,11 +1,13 @@
 //! A folder at prefill and decode.
 
+use quant_core::operators::Processor;
 use quant_kernels::{Compute, Par};
 use quant_model::{Execution, GenerateOptions, Generated, Generator, Request, ResidentModel};
 use quant_pipeline::{PipelineError, Registry, folder_arithmetic, open_folder_with};
 use serde::Serialize;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Tokens a second of a folder.
@@ -13,6 +15,9 @@ use std::time::Instant;
 pub struct EndToEnd {
     /// `sim` or `int8`.
     pub execution: &'static str,
+    /// What executed them, if not this program itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub processor: Option<String>,
     /// Bytes of the weights in memory.
     pub weight_bytes: usize,
     /// Tokens of the prompt.
@@ -34,6 +39,7 @@ pub struct EndToEnd {
 pub fn measure(
     dir: &Path,
     execution: Option<Execution>,
+    processor: Option<Arc<dyn Processor>>,
     compute: Compute,
     par: Par,
     registry: &Registry,
@@ -41,11 +47,11 @@ pub fn measure(
     const NEW: usize = 32;
     const BATCH: usize = 16;
     let folder = open_folder_with(dir, registry)?;
-    let arithmetic = folder_arithmetic(&folder, compute, execution)?;
+    let arithmetic = folder_arithmetic(&folder, compute, execution, processor.clone())?;
     let spec = folder.spec.clone();
     let prompt = (spec.max_position_embeddings / 2).clamp(1, 1024);
     let go_on = &mut |_, _| ControlFlow::Continue(());
-    let mut model = ResidentModel::load(folder.into_source()?, arithmetic, par, go_on)?;
+    let mut model = ResidentModel::load(folder.into_source()?, arithmetic.clone(), par, go_on)?;
     let request = |index: usize, tokens: usize| Request {
         index: index as u64,
         prompt: (0..tokens).map(|i| ((i * 7919 + index * 31) % spec.vocab) as u32).collect(),
@@ -72,6 +78,7 @@ pub fn measure(
     let (_, together, behind_batch) = run(&batch)?;
     Ok(EndToEnd {
         execution: if arithmetic.execution == Execution::Integer { "int8" } else { "sim" },
+        processor: processor.map(|processor| processor.name()),
         weight_bytes: model.bytes(),
         prompt,
         prefill: prompt as f64 / prefill,

@@ -5,6 +5,7 @@ use super::output::OutputFile;
 use super::plots::{self, Axes};
 use super::{Failure, Table, default_threads, execution, human, print_json, print_line, say, threads};
 use crate::bench::{Product, Report, Shapes, ascend, measure, measure_model};
+use quant_core::FloatType;
 use quant_kernels::Compute;
 use quant_model::Execution;
 use quant_pipeline::{Registry, folder_spec_with, with_threads};
@@ -28,6 +29,8 @@ pub(super) struct Args {
     /// With --model: simulate its codes (sim) or execute them (int8; default where there are any)
     #[arg(long, value_name = "HOW", value_parser = execution)]
     execute: Option<Execution>,
+    #[command(flatten)]
+    backend: super::backend::Args,
     /// Rates of the NPU that is predicted (default: --print-profile)
     #[arg(long, value_name = "FILE.yaml")]
     profile: Option<PathBuf>,
@@ -74,15 +77,23 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
     if args.execute.is_some() && args.model.is_none() {
         return Err(Failure::usage("--execute says how a folder runs: give --model too"));
     }
+    let opened = match &args.model {
+        Some(dir) => args.backend.open(args.execute, dir, registry)?,
+        None => args.backend.processor(FloatType::Bf16)?,
+    };
     let threads = args.threads.unwrap_or_else(default_threads);
     say("measuring the peaks of this machine and every kernel; other work on it shows in the figures");
-    let mut report = with_threads(threads, |par| measure(&shapes, &parsed, par))?.map_err(Failure::usage)?;
+    let mut report = with_threads(threads, |par| measure(&shapes, &parsed, opened.get().as_deref(), par))?
+        .map_err(Failure::usage)?;
     if let Some(dir) = &args.model {
         say("measuring the model at prefill and decode");
-        let measured =
-            with_threads(threads, |par| measure_model(dir, args.execute, Compute::F32, par, registry))?;
+        let execution = args.backend.execution(args.execute);
+        let measured = with_threads(threads, |par| {
+            measure_model(dir, execution, opened.get(), Compute::F32, par, registry)
+        })?;
         report.end_to_end = Some(measured?);
     }
+    opened.close();
     if let Some(output) = output {
         output.write(page(&report)?.as_bytes())?;
     }
@@ -128,7 +139,12 @@ fn peak_lines(report: &Report) -> Vec<String> {
 fn end_to_end_lines(report: &Report) -> Vec<String> {
     let Some(e) = &report.end_to_end else { return Vec::new() };
     vec![
-        format!("execution {}, weights {}", e.execution, human(e.weight_bytes as u64)),
+        format!(
+            "execution {}{}, weights {}",
+            e.execution,
+            e.processor.as_ref().map_or_else(String::new, |name| format!(" on {name}")),
+            human(e.weight_bytes as u64)
+        ),
         format!("prefill {:.1} tokens/s ({} tokens)", e.prefill, e.prompt),
         format!("decode {:.1} tokens/s behind them", e.decode),
         format!("decode {:.1} tokens/s in a batch of {}", e.decode_batch, e.batch),

@@ -3,6 +3,7 @@
 use super::progress::{Progress, on_interrupt};
 use super::{Failure, bytes, count, default_threads, human, print_json, print_line, say, threads};
 use quant_data::CalibrationSpec;
+use quant_model::Execution;
 use quant_pipeline::{Card, EvalData, EvalJob, Registry, evaluate_with};
 use std::path::PathBuf;
 
@@ -80,9 +81,11 @@ pub(super) struct Args {
     /// Arithmetic of the products: f32, or bf16 operands with f32 accumulation
     #[arg(long, value_name = "COMPUTE", default_value = "f32")]
     pub(super) compute: quant_kernels::Compute,
-    /// Simulate the codes of --model as floats (sim), or multiply the codes themselves (int8)
-    #[arg(long, value_name = "HOW", value_parser = super::execution, default_value = "sim")]
-    pub(super) execute: quant_model::Execution,
+    /// Simulate the codes of --model as floats (sim; default without --backend), or multiply the codes themselves (int8)
+    #[arg(long, value_name = "HOW", value_parser = super::execution)]
+    pub(super) execute: Option<Execution>,
+    #[command(flatten)]
+    pub(super) backend: super::backend::Args,
     /// With --execute int8: run the simulation as well and count the codes of inputs that differ from it
     #[arg(long)]
     pub(super) flips: bool,
@@ -97,6 +100,13 @@ pub(super) struct Args {
     pub(super) json: bool,
 }
 
+impl Args {
+    /// Whether codes are executed.
+    pub(super) fn execution(&self) -> Execution {
+        self.backend.execution(self.execute).unwrap_or_default()
+    }
+}
+
 pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
     if args.server.server.is_some() {
         return Err(Failure::usage("--server answers tasks: give --task"));
@@ -107,6 +117,7 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
         (None, Some(text)) => EvalData::Text(text.clone()),
         (None, None) => return Err(Failure::usage("give --tokens, --text or --task")),
     };
+    let opened = args.backend.open(args.execute, model, registry)?;
     let job = EvalJob {
         model: model.clone(),
         reference: args.reference.clone(),
@@ -119,10 +130,11 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
         memory: args.memory,
         spill: args.spill.clone(),
         compute: args.compute,
-        execution: args.execute,
+        execution: args.execution(),
+        processor: opened.get(),
         flips: args.flips,
     };
-    if args.flips && args.execute == quant_model::Execution::Simulated {
+    if args.flips && args.execution() == Execution::Simulated {
         return Err(Failure::usage(
             "--flips compares an execution with its simulation: give --execute int8 too",
         ));
@@ -133,6 +145,9 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
     let result = evaluate_with(&job, &mut progress, registry);
     progress.finish();
     let outcome = result?;
+    // Whoever is behind it goes first.
+    let job = EvalJob { processor: None, ..job };
+    opened.close();
     if let Some(at) = &outcome.first_overflow {
         say(format_args!("warning: hidden states are not finite from here on: {at}"));
     }
@@ -150,7 +165,11 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
         "computed by       {}, {} products, {} with the arithmetic of {}",
         outcome.version,
         outcome.compute,
-        if outcome.execution == "sim" { "codes simulated" } else { "codes executed" },
+        match &outcome.processor {
+            Some(processor) => format!("codes executed on {processor}"),
+            None if outcome.execution == "sim" => "codes simulated".to_owned(),
+            None => "codes executed".to_owned(),
+        },
         outcome.profile
     ))?;
     print_line(outcome.report.to_string().trim_end())?;

@@ -1,6 +1,7 @@
 //! Exit codes: what kind of thing went wrong.
 
 use quant_checkpoint::{CheckpointError, ErrorClass};
+use quant_core::{CoreError, ProcessorProblem};
 use quant_data::DataError;
 use quant_eval::EvalError;
 use quant_model::ModelError;
@@ -121,9 +122,20 @@ pub fn exit_code(error: &PipelineError) -> u8 {
             ErrorClass::BadCheckpoint => 4,
         };
     }
+    let processor = match error {
+        E::Core(e) => Some(e),
+        _ => chain(error).find_map(|e| e.downcast_ref::<CoreError>()),
+    };
+    if let Some(CoreError::Processor { kind, .. }) = processor {
+        return match kind {
+            ProcessorProblem::Unavailable => 3,
+            ProcessorProblem::Memory => 5,
+            ProcessorProblem::Failed => 1,
+        };
+    }
     match error {
         E::Recipe(_) | E::Usage(_) => 2,
-        E::Unsupported(_) | E::QuantisedAlready { .. } => 3,
+        E::Unsupported(_) | E::QuantisedAlready { .. } | E::NotOnProcessor { .. } => 3,
         E::Model(ModelError::UnknownArchitecture { .. } | ModelError::Unsupported { .. }) => 3,
         E::Data(
             DataError::Task { .. }

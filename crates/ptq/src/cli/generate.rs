@@ -45,6 +45,8 @@ pub(super) struct Args {
     /// Simulate the codes of the folder as floats (sim), or multiply the codes themselves (int8; default where there are any)
     #[arg(long, value_name = "HOW", value_parser = execution)]
     execute: Option<Execution>,
+    #[command(flatten)]
+    backend: super::backend::Args,
     /// Threads (default: all processors); no text depends on them
     #[arg(long, value_name = "T", value_parser = threads)]
     threads: Option<usize>,
@@ -75,6 +77,7 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
         (None, Some(path)) => PromptSource::Lines(path.clone()),
         (None, None) => return Err(Failure::usage("give --prompt or --prompts")),
     };
+    let opened = args.backend.open(args.execute, &args.model, registry)?;
     let job = GenerateJob {
         model: args.model.clone(),
         chat: args.chat,
@@ -86,7 +89,8 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
             seed: args.seed,
         },
         batch: args.batch,
-        execution: args.execute,
+        execution: args.backend.execution(args.execute),
+        processor: opened.get(),
         threads: args.threads.unwrap_or_else(default_threads),
         memory: args.memory,
         compute: args.compute,
@@ -101,9 +105,16 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
     };
     let result = generate_with(&job, &mut progress, &mut piece, registry);
     progress.finish();
+    let processor = job.processor.as_ref().map(|processor| processor.name());
+    drop(job);
+    opened.close();
     let outcome = result?;
     let (executed, quantised) = outcome.executed;
-    let how = if executed > 0 { "executed as codes" } else { "simulated" };
+    let how = match &processor {
+        Some(processor) => format!("executed as codes on {processor}"),
+        None if executed > 0 => "executed as codes".to_owned(),
+        None => "simulated".to_owned(),
+    };
     let memory = outcome.peak_memory.map_or_else(String::new, |peak| {
         format!(", peak {} (predicted {})", human(peak), human(outcome.predicted_memory))
     });

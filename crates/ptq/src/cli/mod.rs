@@ -1,6 +1,7 @@
 //! The command line: a thin layer over the libraries. stdout is data, stderr is talk.
 
 mod analyze;
+mod backend;
 mod bench;
 mod doctor;
 mod eval;

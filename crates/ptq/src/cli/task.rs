@@ -45,7 +45,8 @@ pub(super) fn run(name: &str, args: &Args, registry: &Registry) -> Result<(), Fa
     };
     if url.is_some() {
         for (given, flag) in [
-            (args.execute != Execution::Simulated, "--execute"),
+            (args.execution() != Execution::Simulated, "--execute"),
+            (args.backend.is_given(), "--backend"),
             (args.compute != Compute::F32, "--compute"),
             (args.memory.is_some(), "--memory"),
         ] {
@@ -55,6 +56,7 @@ pub(super) fn run(name: &str, args: &Args, registry: &Registry) -> Result<(), Fa
         }
     }
     let task = task(name)?;
+    let opened = args.backend.open(args.execute, model, registry)?;
     let mut data = args.data_dir.clone();
     data.extend([Path::new(".").to_owned(), model.clone()]);
     let job = TaskJob {
@@ -62,7 +64,8 @@ pub(super) fn run(name: &str, args: &Args, registry: &Registry) -> Result<(), Fa
         limit: args.limit,
         seeds: (!args.seed.is_empty()).then(|| args.seed.clone()),
         max_new_tokens: args.max_new_tokens,
-        execution: args.execute,
+        execution: args.execution(),
+        processor: opened.get(),
         compute: args.compute,
         threads: args.threads.unwrap_or_else(default_threads),
         memory: args.memory,
@@ -81,6 +84,8 @@ pub(super) fn run(name: &str, args: &Args, registry: &Registry) -> Result<(), Fa
         None => run_task(&job, None, &mut progress, registry).map_err(Failure::of_study),
     };
     progress.finish();
+    drop(job);
+    opened.close();
     let outcome = outcome?;
     if args.json {
         return print_json(

@@ -39,7 +39,10 @@ impl Profile {
 
     fn dynamic(self, bits: Bits, rule: ActRule, clip_ratio: ClipRatio) -> DynamicNumerics {
         match (self, rule) {
-            (Self::Ascend { .. }, ActRule::Symmetric) if clip_ratio == ClipRatio::NONE => {
+            // An NPU has one way for codes of both signs, whatever a folder's own client does.
+            (Self::Ascend { .. }, ActRule::Symmetric | ActRule::SymmetricFull)
+                if clip_ratio == ClipRatio::NONE =>
+            {
                 DynamicNumerics::Ascend { bits }
             }
             (Self::CompressedTensors, ActRule::SymmetricFull) if clip_ratio == ClipRatio::NONE => {

@@ -2,13 +2,13 @@
 
 use half::{bf16, f16};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
-use quant_core::CoreError;
 use quant_core::operators::{
-    DynamicNumerics, DynamicQuant, IntegerLinear, Output, PreparedMatmul, QuantMatmul, QuantizedActivations,
-    check_operands, finish, requantize,
+    DynamicNumerics, DynamicQuant, IntegerLinear, Output, PreparedMatmul, Processor, QuantMatmul,
+    QuantizedActivations, StaticNumerics, StaticQuant, check_operands, finish, requantize,
 };
+use quant_core::{Bits, CoreError, QParams};
 
-use super::quantize::quantize_tokens;
+use super::quantize::{quantize_static, quantize_tokens};
 use super::weight::IntegerWeight;
 use crate::{IntegerLevel, Par, arch, vectorized};
 
@@ -61,6 +61,25 @@ impl DynamicQuant for Cpu {
         par: Par,
     ) -> Result<QuantizedActivations, CoreError> {
         Ok(quantize_tokens(*numerics, x, par))
+    }
+}
+
+impl StaticQuant for Cpu {
+    fn quantize_static(
+        &self,
+        numerics: StaticNumerics,
+        bits: Bits,
+        params: QParams,
+        x: ArrayView2<'_, f32>,
+        par: Par,
+    ) -> Result<QuantizedActivations, CoreError> {
+        Ok(quantize_static(numerics, bits, params, x, par))
+    }
+}
+
+impl Processor for Cpu {
+    fn name(&self) -> String {
+        format!("cpu ({})", self.level)
     }
 }
 

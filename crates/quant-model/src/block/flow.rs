@@ -257,6 +257,7 @@ impl<T: Element> Block<T> {
         self.norm_heads(q.view_mut(), Norm::Query, par);
         self.rotate(q.view_mut(), rope, past, par);
         self.transform_heads(&mut q, PairTransform::query, par);
+        self.narrow(&mut q.view_mut());
         self.norm_heads(k.view_mut(), Norm::Key, par);
         self.keys_in_cache(&mut k, rope, past, par);
         if let Some(kv) = &self.kv {
@@ -275,6 +276,7 @@ impl<T: Element> Block<T> {
             None,
             par,
         );
+        self.narrow(&mut out);
         self.transform(Site::AttentionOutput, out, par);
         Ok(())
     }
@@ -394,15 +396,18 @@ impl<T: Element> Block<T> {
             let missing = || ModelError::MissingLinear { block: self.index, module: linear.module.clone() };
             ops.push(self.linear(linear.id).ok_or_else(missing)?);
         }
+        let failed = |cause| {
+            let what = linears.first().map_or_else(String::new, |linear| linear.module.clone());
+            self.failed(what, cause)
+        };
         // Rows of a fused matrix are computed side by side and taken apart afterwards.
         let fused = |l: &LinearSpec| l.parts.len() > 1;
         if !linears.iter().any(|l| fused(l)) {
-            forward_shared(&ops, x, parts.into_iter().map(|(_, out)| out), par);
-            return Ok(());
+            return forward_shared(&ops, x, parts.into_iter().map(|(_, out)| out), par).map_err(failed);
         }
         let mut whole: Vec<Array2<T>> =
             linears.iter().map(|l| Array2::zeros((x.nrows(), l.outputs))).collect();
-        forward_shared(&ops, x, whole.iter_mut().map(|y| y.view_mut()), par);
+        forward_shared(&ops, x, whole.iter_mut().map(|y| y.view_mut()), par).map_err(failed)?;
         for (role, mut out) in parts {
             for (linear, y) in linears.iter().zip(&whole) {
                 if let Some((_, rows)) = linear.parts.iter().find(|(part, _)| *part == role) {

@@ -13,9 +13,9 @@ pub use train::{BlockTrainer, BlockWindow, TrainingMemory, training_memory};
 
 use crate::linear::{Arithmetic, LinearOp, linear_op};
 use crate::ops::attention::AttentionShape;
-use crate::{ModelError, RopeTable};
-use ndarray::{Array1, ArrayView1};
-use quant_core::{EntryQuant, KvQuant};
+use crate::{ModelError, PagedCache, RopeTable};
+use ndarray::{Array1, ArrayView1, ArrayViewMut2};
+use quant_core::{CoreError, EntryQuant, KvQuant};
 use quant_graph::{BlockParams, BlockSpec, LinearId, LinearParams, ModelSpec, Norm, Online};
 use quant_kernels::{Compute, Element, Par};
 use std::collections::BTreeMap;
@@ -124,8 +124,8 @@ impl<T: Element> Block<T> {
     }
     /// The arithmetic of its linears.
     #[must_use]
-    pub fn arithmetic(&self) -> Arithmetic {
-        self.arithmetic
+    pub fn arithmetic(&self) -> &Arithmetic {
+        &self.arithmetic
     }
     /// The arithmetic of its float products.
     #[must_use]
@@ -154,7 +154,8 @@ impl<T: Element> Block<T> {
             None if !spec.bias => {}
             None => return Err(part(format!("{}.bias", spec.module), "is missing")),
         }
-        self.linears.insert(id, linear_op(params, self.arithmetic, par).into());
+        let made = linear_op(params, self.arithmetic.clone(), par);
+        self.linears.insert(id, made.map_err(|cause| self.failed(spec.module.clone(), cause))?.into());
         Ok(())
     }
     /// Removes a linear and frees its memory.
@@ -191,7 +192,16 @@ impl<T: Element> Block<T> {
     /// # Errors
     /// [`ModelError::Shape`] if static scales or zero levels are not `[kv_heads · head_dim]`; [`ModelError::Part`] if the bias of
     /// keys is to be taken off behind rope.
-    pub fn set_kv(&mut self, kv: Option<KvQuant>) -> Result<(), ModelError> {
+    ///
+    /// Behind a [`Backend`](crate::Backend) fixed scales are rounded to the type of the model, in which it reads them.
+    pub fn set_kv(&mut self, mut kv: Option<KvQuant>) -> Result<(), ModelError> {
+        if let (Some(kv), Some(backend)) = (&mut kv, &self.arithmetic.backend) {
+            for entries in [&mut kv.keys, &mut kv.values] {
+                if let EntryQuant::Channel { scales, .. } = entries {
+                    scales.mapv_inplace(|scale| backend.model.round_scale(scale));
+                }
+            }
+        }
         if let Some(kv) = &kv {
             let width = self.shape.kv_width();
             for (entries, what) in [(&kv.keys, "KV cache key"), (&kv.values, "KV cache value")] {
@@ -212,6 +222,31 @@ impl<T: Element> Block<T> {
         Ok(())
     }
 
+    /// An empty cache for generation, held by the backend too where that attends to its codes.
+    ///
+    /// # Errors
+    /// [`ModelError::Operator`] with what the backend says.
+    pub fn paged_cache(&self, spec: &ModelSpec) -> Result<PagedCache, ModelError> {
+        match &self.arithmetic.backend {
+            // Its attention sees the whole cache.
+            Some(backend) if self.shape.window.is_none() => {
+                PagedCache::on(&*backend.processor, spec, self.kv.as_ref())
+                    .map_err(|cause| self.failed("its cache".to_owned(), cause))
+            }
+            _ => Ok(PagedCache::new(spec, self.kv.as_ref())),
+        }
+    }
+    /// Rounds queries or outputs of attention to the type that they have on a backend.
+    fn narrow(&self, x: &mut ArrayViewMut2<'_, T>) {
+        if let Some(backend) = &self.arithmetic.backend {
+            x.mapv_inplace(|x| T::from_f32(backend.model.round(x.to_f32_lossy())));
+        }
+    }
+
+    /// An operator's error.
+    fn failed(&self, what: String, cause: CoreError) -> ModelError {
+        ModelError::Operator { block: self.index, what, cause }
+    }
     fn part(&self, what: String, problem: &'static str) -> ModelError {
         ModelError::Part { block: self.index, what, problem }
     }

@@ -6,6 +6,7 @@ use crate::paged_cache::PagedCache;
 use crate::{ModelError, RopeTable};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
 use quant_core::PairTransform;
+use quant_core::operators::Cached;
 use quant_graph::{Norm, Role, Site};
 use quant_kernels::{PAGE, PagedQueries, PagedScratch, Par, attend_paged, tasks, views};
 use std::ops::Range;
@@ -66,13 +67,17 @@ impl Block<f32> {
                 let position = span.past + i;
                 let (key, value) = (k.row_mut(row), v.row_mut(row));
                 if let (Some(key), Some(value)) = (key.into_slice(), value.into_slice()) {
-                    cache.write(span.pages[position / PAGE], position % PAGE, key, value);
+                    let written = cache.write(span.pages[position / PAGE], position % PAGE, key, value);
+                    written.map_err(|cause| self.failed("its cache".to_owned(), cause))?;
                 }
             }
         }
         drop((k, v));
         let mut attended = q;
-        self.attend(&mut attended, spans, cache, par);
+        self.narrow(&mut attended.view_mut());
+        let spans = self.attend_on_processor(&mut attended, spans, cache)?;
+        self.attend(&mut attended, &spans, cache, par);
+        self.narrow(&mut attended.view_mut());
         self.transform(Site::AttentionOutput, attended.view_mut(), par);
         add(h.view_mut(), self.attention_output(attended.view(), par)?.view(), par);
         drop(attended);
@@ -87,13 +92,37 @@ impl Block<f32> {
         Ok(())
     }
 
+    /// Queries of single tokens become the outputs of attention where the processor that holds the cache does that; the other spans come
+    /// back.
+    fn attend_on_processor<'a, 's>(
+        &self,
+        q: &mut Array2<f32>,
+        spans: &'s [Span<'a>],
+        cache: &mut PagedCache,
+    ) -> Result<Vec<&'s Span<'a>>, ModelError> {
+        let (there, here): (Vec<_>, Vec<_>) =
+            spans.iter().partition(|span| cache.is_on_processor() && span.rows.len() == 1);
+        if !there.is_empty() {
+            let rows: Vec<usize> = there.iter().map(|span| span.rows.start).collect();
+            let mut queries = q.select(Axis(0), &rows);
+            let sequences: Vec<Cached<'_>> =
+                there.iter().map(|span| Cached { pages: span.pages, length: span.past + 1 }).collect();
+            let done = cache.attend(queries.view_mut(), &sequences);
+            done.map_err(|cause| self.failed("attention".to_owned(), cause))?;
+            for (row, out) in rows.into_iter().zip(queries.rows()) {
+                q.row_mut(row).assign(&out);
+            }
+        }
+        Ok(here)
+    }
+
     /// Queries `[tokens, heads · head_dim]` become the outputs of attention.
-    fn attend(&self, q: &mut Array2<f32>, spans: &[Span<'_>], cache: &PagedCache, par: Par) {
+    fn attend(&self, q: &mut Array2<f32>, spans: &[&Span<'_>], cache: &PagedCache, par: Par) {
         let shape = &self.shape;
         let (head_dim, group) = (shape.head_dim, shape.heads / shape.kv_heads);
         let mut pieces = Vec::new();
         let mut work = 0;
-        for span in spans {
+        for &span in spans {
             for first in (0..span.rows.len()).step_by(TOKENS) {
                 let tokens = first..(first + TOKENS).min(span.rows.len());
                 work += 2 * tokens.len() * group * head_dim * (span.past + tokens.end) * shape.kv_heads;

@@ -171,7 +171,7 @@ impl<'m, S: BlockSource> Generator<'m, S> {
         let ropes = RopeTables::new(self.model.spec(), requests.iter().map(Request::positions));
         let largest = requests.iter().map(Request::pages).max().unwrap_or(0);
         let mut pool = Pool { free: Vec::new(), made: 0, limit: self.options.pages.max(largest) };
-        let mut caches = self.model.caches();
+        let mut caches = self.model.caches()?;
         let mut done: Vec<Option<Completion>> = requests.iter().map(|_| None).collect();
         let mut next = 0;
         let mut active: Vec<Active> = Vec::new();
@@ -189,8 +189,10 @@ impl<'m, S: BlockSource> Generator<'m, S> {
             if active.is_empty() {
                 break;
             }
-            for cache in &mut caches {
-                cache.reserve(pool.made as usize);
+            for (block, cache) in caches.iter_mut().enumerate() {
+                let made = cache.reserve(pool.made as usize);
+                let what = "its cache".to_owned();
+                made.map_err(|cause| ModelError::Operator { block, what, cause })?;
             }
             self.pass(requests, &ropes, &mut active, &mut caches, see)?;
             active.retain_mut(|one| {

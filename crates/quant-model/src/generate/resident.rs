@@ -42,7 +42,7 @@ impl<S: BlockSource> ResidentModel<S> {
                 return Err(ModelError::Stopped);
             }
             let params = source.block(index)?;
-            blocks.push(Block::new(&spec, index, params, arithmetic, par)?);
+            blocks.push(Block::new(&spec, index, params, arithmetic.clone(), par)?);
         }
         let final_norm = source.final_norm()?;
         expect_shape(ModelSpec::FINAL_NORM, &[spec.hidden], final_norm.shape())?;
@@ -72,9 +72,11 @@ impl<S: BlockSource> ResidentModel<S> {
         self.head.bytes() + self.blocks.iter().map(linears).sum::<usize>()
     }
     /// An empty cache of every block.
-    #[must_use]
-    pub fn caches(&self) -> Vec<PagedCache> {
-        self.blocks.iter().map(|block| PagedCache::new(&self.spec, block.kv())).collect()
+    ///
+    /// # Errors
+    /// As of [`Block::paged_cache`].
+    pub fn caches(&self) -> Result<Vec<PagedCache>, ModelError> {
+        self.blocks.iter().map(|block| block.paged_cache(&self.spec)).collect()
     }
 
     /// Takes tokens `ids` through the model: those of `spans` behind what `caches`, one of every block, hold of their sequences. Logits

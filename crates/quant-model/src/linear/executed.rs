@@ -1,7 +1,8 @@
 //! Linears that multiply codes.
 
-use super::{Activations, LinearOp, codes_of};
+use super::{Activations, Backend, LinearOp, codes_of};
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayViewMut2};
+use quant_core::CoreError;
 use quant_core::operators::{
     Bias, GroupedLinear, GroupedMatmul, InputNumerics, InputQuant, IntegerLinear, PreparedMatmul, QuantMatmul,
 };
@@ -16,6 +17,7 @@ pub struct IntegerOp<T> {
     bias: Option<Array1<T>>,
     input: InputQuant,
     numerics: InputNumerics,
+    backend: Option<Backend>,
 }
 
 impl<T: Debug> Debug for IntegerOp<T> {
@@ -33,42 +35,51 @@ pub struct PackedOp<T> {
 }
 
 /// The executed form of a linear, if there is one.
+///
+/// # Errors
+/// What a backend says that is to hold the codes.
 pub(super) fn executed<T: Element>(
     params: &LinearParams,
     input: Option<InputQuant>,
+    backend: Option<Backend>,
     par: Par,
-) -> Option<Box<dyn LinearOp<T>>> {
-    let LinearWeight::Quantized(weight) = &params.weight else { return None };
+) -> Result<Option<Box<dyn LinearOp<T>>>, CoreError> {
+    let LinearWeight::Quantized(weight) = &params.weight else { return Ok(None) };
     let bias = params.bias.as_ref().map(|b| b.mapv(T::from_f32));
     let Some(input) = input else {
         let packed = PackedWeight::new(weight, par);
-        return Some(Box::new(PackedOp { weight: packed, bias, narrow: params.bias.clone() }));
+        return Ok(Some(Box::new(PackedOp { weight: packed, bias, narrow: params.bias.clone() })));
     };
-    let numerics = input.numerics()?;
+    let Some(numerics) = input.numerics() else { return Ok(None) };
     let (outputs, inputs) = weight.dim();
     let added = params.bias.clone();
     let cpu = Cpu::default();
-    let (product, bytes) =
-        match IntegerLinear::from_matrix(weight, added.clone().map_or(Bias::None, Bias::Float)) {
-            Ok(linear) => (cpu.prepare(&linear, par).ok()?, outputs * inputs),
-            // Groups of inputs, or zero levels of its own: for four bits and fewer.
-            Err(_) => {
-                let linear = GroupedLinear::new(weight.clone(), added).ok()?;
-                let parameters = 2 * size_of::<f32>() * weight.scales().len();
-                (cpu.prepare_groups(&linear, par).ok()?, (outputs * inputs).div_ceil(2) + parameters)
-            }
-        };
-    Some(Box::new(IntegerOp { product, bytes, bias, input, numerics }))
+    let whole = IntegerLinear::from_matrix(weight, added.clone().map_or(Bias::None, Bias::Float));
+    let (product, bytes) = match (whole, &backend) {
+        (Ok(linear), Some(backend)) => (backend.processor.prepare(&linear, par)?, outputs * inputs),
+        (Ok(linear), None) => (cpu.prepare(&linear, par)?, outputs * inputs),
+        // Groups of inputs, or zero levels of its own: for four bits and fewer.
+        (Err(_), _) => {
+            let Ok(linear) = GroupedLinear::new(weight.clone(), added) else { return Ok(None) };
+            let parameters = 2 * size_of::<f32>() * weight.scales().len();
+            (cpu.prepare_groups(&linear, par)?, (outputs * inputs).div_ceil(2) + parameters)
+        }
+    };
+    Ok(Some(Box::new(IntegerOp { product, bytes, bias, input, numerics, backend })))
 }
 
 /// Runs a product in f32 whatever the elements are.
-fn in_f32<T: Element>(mut out: ArrayViewMut2<'_, T>, run: impl FnOnce(ArrayViewMut2<'_, f32>)) {
+fn in_f32<T: Element>(
+    mut out: ArrayViewMut2<'_, T>,
+    run: impl FnOnce(ArrayViewMut2<'_, f32>) -> Result<(), CoreError>,
+) -> Result<(), CoreError> {
     if let Some(out) = T::as_f32_mut(out.view_mut()) {
         return run(out);
     }
     let mut narrow = Array2::zeros(out.dim());
-    run(narrow.view_mut());
+    run(narrow.view_mut())?;
     out.zip_mut_with(&narrow, |out, &y| *out = T::from_f32(y));
+    Ok(())
 }
 
 impl<T: Element> LinearOp<T> for IntegerOp<T> {
@@ -93,19 +104,27 @@ impl<T: Element> LinearOp<T> for IntegerOp<T> {
     fn bias(&self) -> Option<ArrayView1<'_, T>> {
         self.bias.as_ref().map(|b| b.view())
     }
-    fn product_into(&self, x: Activations<'_, T>, out: ArrayViewMut2<'_, T>, par: Par) {
+    fn backend(&self) -> Option<&Backend> {
+        self.backend.as_ref()
+    }
+    fn product_into(
+        &self,
+        x: Activations<'_, T>,
+        out: ArrayViewMut2<'_, T>,
+        par: Par,
+    ) -> Result<(), CoreError> {
         let made;
         let codes = match x {
             Activations::Codes(codes) => codes,
             Activations::Float(x) => {
-                made = codes_of(self.numerics, x, par);
+                made = codes_of(self.numerics, self.backend.as_ref(), x, par)?;
                 &made
             }
         };
-        in_f32(out, |out| {
-            let done = self.product.forward(codes, out.into(), par);
-            assert!(done.is_ok(), "{done:?}");
-        });
+        in_f32(out, |out| match &self.backend {
+            Some(backend) => backend.product(&*self.product, codes, out, par),
+            None => self.product.forward(codes, out.into(), par),
+        })
     }
 }
 
@@ -128,7 +147,12 @@ impl<T: Element> LinearOp<T> for PackedOp<T> {
     fn bias(&self) -> Option<ArrayView1<'_, T>> {
         self.bias.as_ref().map(|b| b.view())
     }
-    fn product_into(&self, x: Activations<'_, T>, out: ArrayViewMut2<'_, T>, par: Par) {
+    fn product_into(
+        &self,
+        x: Activations<'_, T>,
+        out: ArrayViewMut2<'_, T>,
+        par: Par,
+    ) -> Result<(), CoreError> {
         let bias = self.narrow.as_ref().map(|b| b.view());
         let made: Array2<f32>;
         let x: ArrayView2<'_, f32> = match &x {
@@ -144,6 +168,9 @@ impl<T: Element> LinearOp<T> for PackedOp<T> {
                 made.view()
             }
         };
-        in_f32(out, |out| self.weight.forward_into(x, bias, out, par));
+        in_f32(out, |out| {
+            self.weight.forward_into(x, bias, out, par);
+            Ok(())
+        })
     }
 }

@@ -1,14 +1,17 @@
 //! A linear layer as an object: float, simulated (its input quantised and dequantised first), or executed with codes.
 
+mod backend;
 mod executed;
 
 use crate::fake_quant::fake_quantized_by;
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayViewMut2};
+use quant_core::CoreError;
 use quant_core::operators::{InputNumerics, InputQuant, Profile, QuantizedActivations};
 use quant_graph::{LinearParams, LinearWeight};
 use quant_kernels::{Compute, Element, Par, PreparedWeight, quantize_static, quantize_tokens, vectorized};
 use std::fmt::Debug;
 
+pub use backend::Backend;
 pub use executed::{IntegerOp, PackedOp};
 
 /// How quantised linears are computed.
@@ -29,9 +32,9 @@ pub enum Execution {
 ///
 /// let simulated = Arithmetic::from(Compute::F32);
 /// assert_eq!(simulated.execution, Execution::Simulated);
-/// assert_eq!(simulated.executed(), Arithmetic { execution: Execution::Integer, ..simulated });
+/// assert_eq!(simulated.clone().executed(), Arithmetic { execution: Execution::Integer, ..simulated });
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Arithmetic {
     /// Of float products.
     pub compute: Compute,
@@ -39,12 +42,14 @@ pub struct Arithmetic {
     pub execution: Execution,
     /// Whose arithmetic quantises inputs.
     pub profile: Profile,
+    /// What executes codes, in the arithmetic of a device; none executes them here, on numbers that stay f32.
+    pub backend: Option<Backend>,
 }
 
 impl From<Compute> for Arithmetic {
     /// Simulated, as calibration computes.
     fn from(compute: Compute) -> Self {
-        Self { compute, execution: Execution::Simulated, profile: Profile::Calibration }
+        Self { compute, execution: Execution::Simulated, profile: Profile::Calibration, backend: None }
     }
 }
 
@@ -85,6 +90,10 @@ pub trait LinearOp<T: Element>: Debug + Send + Sync {
     fn takes_codes(&self) -> bool {
         false
     }
+    /// What makes the codes of its input, if not this crate.
+    fn backend(&self) -> Option<&Backend> {
+        None
+    }
     /// Whether its weight is multiplied as codes.
     fn is_executed(&self) -> bool {
         false
@@ -96,20 +105,35 @@ pub trait LinearOp<T: Element>: Debug + Send + Sync {
     /// The product and bias alone: `x` `[tokens, in]` is taken as it is, as codes where the linear takes them; `out` `[tokens, out]`
     /// is written, its old content not read.
     ///
+    /// # Errors
+    /// [`CoreError::Processor`] from a [`Backend`].
+    ///
     /// # Panics
     /// If the shapes do not fit each other.
-    fn product_into(&self, x: Activations<'_, T>, out: ArrayViewMut2<'_, T>, par: Par);
+    fn product_into(
+        &self,
+        x: Activations<'_, T>,
+        out: ArrayViewMut2<'_, T>,
+        par: Par,
+    ) -> Result<(), CoreError>;
     /// The whole layer, `[tokens, in]` to `[tokens, out]`.
+    ///
+    /// # Errors
+    /// [`CoreError::Processor`] from a [`Backend`].
     ///
     /// # Panics
     /// If `x` does not have [`Self::in_features`] columns.
-    fn forward(&self, x: ArrayView2<'_, T>, par: Par) -> Array2<T> {
+    fn forward(&self, x: ArrayView2<'_, T>, par: Par) -> Result<Array2<T>, CoreError> {
         let mut out = Array2::zeros((x.nrows(), self.out_features()));
-        match self.input_quant().map(|quant| quantized_input(quant, self.takes_codes(), x, par)) {
-            None => self.product_into(Activations::Float(x), out.view_mut(), par),
-            Some(input) => self.product_into(input.activations(), out.view_mut(), par),
+        match self.input_quant() {
+            None => self.product_into(Activations::Float(x), out.view_mut(), par)?,
+            Some(quant) => {
+                let codes = self.takes_codes().then(|| self.backend());
+                let input = quantized_input(quant, codes, x, par)?;
+                self.product_into(input.activations(), out.view_mut(), par)?;
+            }
         }
-        out
+        Ok(out)
     }
 }
 
@@ -129,20 +153,25 @@ impl<T> QuantizedInput<T> {
     }
 }
 
-/// `x` `[tokens, features]` through a quantiser: as codes, or as the numbers that they stand for.
+/// `x` `[tokens, features]` through a quantiser: as codes, made by the backend that is given, or as the numbers that they stand for.
 pub(crate) fn quantized_input<T: Element>(
     quant: &InputQuant,
-    codes: bool,
+    codes: Option<Option<&Backend>>,
     x: ArrayView2<'_, T>,
     par: Par,
-) -> QuantizedInput<T> {
-    match quant.numerics().filter(|_| codes) {
-        Some(numerics) => QuantizedInput::Codes(codes_of(numerics, x, par)),
-        None => QuantizedInput::Simulated(fake_quantized_by(quant, x, par)),
+) -> Result<QuantizedInput<T>, CoreError> {
+    match (quant.numerics(), codes) {
+        (Some(numerics), Some(backend)) => codes_of(numerics, backend, x, par).map(QuantizedInput::Codes),
+        _ => Ok(QuantizedInput::Simulated(fake_quantized_by(quant, x, par))),
     }
 }
 
-fn codes_of<T: Element>(numerics: InputNumerics, x: ArrayView2<'_, T>, par: Par) -> QuantizedActivations {
+fn codes_of<T: Element>(
+    numerics: InputNumerics,
+    backend: Option<&Backend>,
+    x: ArrayView2<'_, T>,
+    par: Par,
+) -> Result<QuantizedActivations, CoreError> {
     let narrow;
     let x = match T::as_f32(x) {
         Some(x) => x,
@@ -151,10 +180,13 @@ fn codes_of<T: Element>(numerics: InputNumerics, x: ArrayView2<'_, T>, par: Par)
             narrow.view()
         }
     };
-    match numerics {
+    if let Some(backend) = backend {
+        return backend.codes(numerics, x, par);
+    }
+    Ok(match numerics {
         InputNumerics::Dynamic(numerics) => quantize_tokens(numerics, x, par),
         InputNumerics::Static { numerics, bits, params } => quantize_static(numerics, bits, params, x, par),
-    }
+    })
 }
 
 /// A float product with a float input.
@@ -215,7 +247,12 @@ impl<T: Element> LinearOp<T> for FloatLinear<T> {
     fn bias(&self) -> Option<ArrayView1<'_, T>> {
         self.bias.as_ref().map(|b| b.view())
     }
-    fn product_into(&self, x: Activations<'_, T>, out: ArrayViewMut2<'_, T>, par: Par) {
+    fn product_into(
+        &self,
+        x: Activations<'_, T>,
+        out: ArrayViewMut2<'_, T>,
+        par: Par,
+    ) -> Result<(), CoreError> {
         let bias = self.bias.as_ref().map(|b| b.view());
         match x {
             Activations::Float(x) => self.weight.forward_into(x, bias, out, par),
@@ -225,6 +262,7 @@ impl<T: Element> LinearOp<T> for FloatLinear<T> {
                 self.weight.forward_into(x.view(), bias, out, par);
             }
         }
+        Ok(())
     }
 }
 
@@ -252,29 +290,36 @@ impl<T: Element> LinearOp<T> for FakeQuantLinear<T> {
     fn bias(&self) -> Option<ArrayView1<'_, T>> {
         self.float.bias()
     }
-    fn product_into(&self, x: Activations<'_, T>, out: ArrayViewMut2<'_, T>, par: Par) {
-        self.float.product_into(x, out, par);
+    fn product_into(
+        &self,
+        x: Activations<'_, T>,
+        out: ArrayViewMut2<'_, T>,
+        par: Par,
+    ) -> Result<(), CoreError> {
+        self.float.product_into(x, out, par)
     }
 }
 
 /// The object that computes `params`. Simulated, quantised weights are dequantised once, here, row by row; executed, they stay
 /// codes wherever there is a product for them.
-#[must_use]
+///
+/// # Errors
+/// [`CoreError::Processor`] from a [`Backend`] that takes over the codes.
 pub fn linear_op<T: Element>(
     params: &LinearParams,
     arithmetic: impl Into<Arithmetic>,
     par: Par,
-) -> Box<dyn LinearOp<T>> {
-    let Arithmetic { compute, execution, profile } = arithmetic.into();
+) -> Result<Box<dyn LinearOp<T>>, CoreError> {
+    let Arithmetic { compute, execution, profile, backend } = arithmetic.into();
     let input = params.input.map(|quant| InputQuant { quant, profile });
     if execution == Execution::Integer
-        && let Some(executed) = executed::executed(params, input, par)
+        && let Some(executed) = executed::executed(params, input, backend, par)?
     {
-        return executed;
+        return Ok(executed);
     }
     let float = FloatLinear::new(&params.weight, params.bias.as_ref(), compute, par);
-    match input {
+    Ok(match input {
         None => Box::new(float),
         Some(input) => Box::new(FakeQuantLinear::new(float, input)),
-    }
+    })
 }

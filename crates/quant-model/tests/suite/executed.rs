@@ -1,13 +1,20 @@
 //! Executed linears beside simulated ones.
 
 use crate::common::{Scheme, quantised_model, spec};
-use ndarray::Array2;
-use quant_core::operators::Profile;
-use quant_core::{ActQuant, ActRule, Bits, ClipRatio, FloatType};
+use ndarray::{Array2, ArrayView2};
+use quant_core::operators::{
+    DynamicNumerics, DynamicQuant, IntegerLinear, PreparedMatmul, Processor, Profile, QuantMatmul,
+    QuantizedActivations, Reference, StaticNumerics, StaticQuant,
+};
+use quant_core::{ActQuant, ActRule, Bits, ClipRatio, CoreError, FloatType, ProcessorProblem, QParams};
 use quant_graph::{BlockSource, LinearId};
-use quant_model::{Arithmetic, Block, Compute, Execution, Flips, ModelError, Par, count_flips, linear_op};
+use quant_kernels::Cpu;
+use quant_model::{
+    Arithmetic, Backend, Block, Compute, Execution, Flips, ModelError, Par, count_flips, linear_op,
+};
 use quant_testkit::Numbers;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 const SCHEMES: [Scheme; 4] = [Scheme::Dynamic, Scheme::Static, Scheme::Packed, Scheme::Grouped];
 
@@ -15,6 +22,11 @@ fn profiles() -> [Arithmetic; 3] {
     let profiles =
         [Profile::Ascend { model: FloatType::Bf16 }, Profile::CompressedTensors, Profile::Calibration];
     profiles.map(|profile| Arithmetic::from(Compute::F32).of(profile))
+}
+
+fn arithmetic() -> Arithmetic {
+    let [ascend, ..] = profiles();
+    ascend
 }
 
 /// One input: the same codes, so that outputs differ by the rounding of sums alone, `inputs · 2^-23` of what they sum; products of
@@ -27,8 +39,8 @@ fn one_input_gives_one_output() {
         let params = quantised_model(&spec, scheme, 9).block(0).unwrap();
         for arithmetic in profiles() {
             for (id, linear) in &params.linears {
-                let simulated = linear_op::<f32>(linear, arithmetic, Par::Seq);
-                let executed = linear_op::<f32>(linear, arithmetic.executed(), Par::Seq);
+                let simulated = linear_op::<f32>(linear, arithmetic.clone(), Par::Seq).unwrap();
+                let executed = linear_op::<f32>(linear, arithmetic.clone().executed(), Par::Seq).unwrap();
                 assert!(executed.is_executed() && !simulated.is_executed());
                 assert!(
                     4 * executed.bytes() <= 3 * simulated.bytes(),
@@ -38,8 +50,10 @@ fn one_input_gives_one_output() {
                 );
                 let (outputs, inputs) = linear.weight.dim();
                 let x = numbers.matrix(13, inputs, 1.5);
-                let (want, got) =
-                    (simulated.forward(x.view(), Par::Seq), executed.forward(x.view(), Par::new(2)));
+                let (want, got) = (
+                    simulated.forward(x.view(), Par::Seq).unwrap(),
+                    executed.forward(x.view(), Par::new(2)).unwrap(),
+                );
                 assert_eq!(got.dim(), (13, outputs));
                 if linear.input.is_none() {
                     assert_eq!(got, want, "{id}");
@@ -52,8 +66,8 @@ fn one_input_gives_one_output() {
                     assert!((got - want).abs() <= limit, "{id} {scheme:?} {got} {want}");
                 }
                 // Wider elements take the same codes.
-                let wide = linear_op::<f64>(linear, arithmetic.executed(), Par::Seq);
-                assert_eq!(wide.forward(x.mapv(f64::from).view(), Par::Seq), got.mapv(f64::from));
+                let wide = linear_op::<f64>(linear, arithmetic.clone().executed(), Par::Seq).unwrap();
+                assert_eq!(wide.forward(x.mapv(f64::from).view(), Par::Seq).unwrap(), got.mapv(f64::from));
             }
         }
     }
@@ -66,7 +80,7 @@ fn a_block_runs_executed_linears() {
     for scheme in SCHEMES {
         let params = quantised_model(&spec, scheme, 2).block(1).unwrap();
         let [simulated, executed] = [Execution::Simulated, Execution::Integer].map(|execution| {
-            let arithmetic = Arithmetic { execution, ..profiles()[0] };
+            let arithmetic = Arithmetic { execution, ..arithmetic() };
             Block::<f32>::new(&spec, 1, params.clone(), arithmetic, Par::Seq).unwrap()
         });
         assert_eq!(executed.arithmetic().execution, Execution::Integer);
@@ -95,11 +109,14 @@ fn what_cannot_be_executed_is_simulated() {
     });
     let float = quantised_model(&spec, Scheme::Float, 2).block(0).unwrap();
     for linear in [&*linear, &float.linears[&LinearId::O]] {
-        let executed = linear_op::<f32>(linear, profiles()[0].executed(), Par::Seq);
-        let simulated = linear_op::<f32>(linear, profiles()[0], Par::Seq);
+        let executed = linear_op::<f32>(linear, arithmetic().executed(), Par::Seq).unwrap();
+        let simulated = linear_op::<f32>(linear, arithmetic(), Par::Seq).unwrap();
         assert!(!executed.is_executed());
         let x = Numbers::new(8).matrix(5, spec.hidden, 1.0);
-        assert_eq!(executed.forward(x.view(), Par::Seq), simulated.forward(x.view(), Par::Seq));
+        assert_eq!(
+            executed.forward(x.view(), Par::Seq).unwrap(),
+            simulated.forward(x.view(), Par::Seq).unwrap()
+        );
     }
 }
 
@@ -112,7 +129,7 @@ fn few_codes_flip_and_none_where_inputs_are_equal() {
     for scheme in [Scheme::Dynamic, Scheme::Static] {
         let mut model = quantised_model(&spec, scheme, 6);
         let mut count = |compute, par| {
-            let arithmetic = Arithmetic { compute, ..profiles()[0] };
+            let arithmetic = Arithmetic { compute, ..arithmetic() };
             let go_on = &mut |_| ControlFlow::Continue(());
             count_flips(&mut model, arithmetic, &sequences, par, go_on).unwrap()
         };
@@ -130,9 +147,80 @@ fn few_codes_flip_and_none_where_inputs_are_equal() {
     // Weights alone: no codes of inputs, and nothing to flip.
     let mut packed = quantised_model(&spec, Scheme::Packed, 6);
     let none =
-        count_flips(&mut packed, profiles()[0], &sequences, Par::Seq, &mut |_| ControlFlow::Continue(()));
+        count_flips(&mut packed, arithmetic(), &sequences, Par::Seq, &mut |_| ControlFlow::Continue(()));
     assert!(none.unwrap().iter().all(|f| f.codes == 0));
     let stopped =
-        count_flips(&mut packed, profiles()[0], &sequences, Par::Seq, &mut |_| ControlFlow::Break(()));
+        count_flips(&mut packed, arithmetic(), &sequences, Par::Seq, &mut |_| ControlFlow::Break(()));
     assert!(matches!(stopped, Err(ModelError::Stopped)));
+}
+
+/// Two processors in the arithmetic of a device: one result, of the type of the model; and what one says is told with its place.
+#[test]
+fn a_backend_runs_the_codes() {
+    let spec = spec("Qwen2ForCausalLM");
+    for scheme in [Scheme::Dynamic, Scheme::Static] {
+        let mut model = quantised_model(&spec, scheme, 9);
+        let params = model.block(0).unwrap();
+        let on = |processor: Arc<dyn Processor>| Arithmetic {
+            backend: Some(Backend { processor, model: FloatType::Bf16 }),
+            ..arithmetic().executed()
+        };
+        let x = Numbers::new(3).matrix(9, spec.hidden, 1.5);
+        let linear = &params.linears[&LinearId::O];
+        let run = |arithmetic: Arithmetic| {
+            let linear = linear_op::<f32>(linear, arithmetic, Par::Seq).unwrap();
+            linear.forward(x.view(), Par::Seq).unwrap()
+        };
+        let (cpu, plain) = (run(on(Arc::new(Cpu::default()))), run(on(Arc::new(Reference))));
+        assert_eq!(cpu, plain);
+        assert!(cpu.iter().all(|&y| FloatType::Bf16.round(y) == y));
+        assert_ne!(cpu, run(arithmetic().executed()));
+        let broken = Block::<f32>::new(&spec, 0, params, on(Arc::new(Broken)), Par::Seq).unwrap_err();
+        let ModelError::Operator { block: 0, cause, .. } = &broken else { panic!("{broken:?}") };
+        assert!(matches!(cause, CoreError::Processor { kind: ProcessorProblem::Memory, .. }));
+    }
+}
+
+/// A processor without memory.
+#[derive(Debug)]
+struct Broken;
+
+fn no_memory<T>() -> Result<T, CoreError> {
+    Err(CoreError::Processor { message: "no memory".to_owned(), kind: ProcessorProblem::Memory })
+}
+
+impl DynamicQuant for Broken {
+    fn quantize(
+        &self,
+        _: &DynamicNumerics,
+        _: ArrayView2<'_, f32>,
+        _: Par,
+    ) -> Result<QuantizedActivations, CoreError> {
+        no_memory()
+    }
+}
+
+impl StaticQuant for Broken {
+    fn quantize_static(
+        &self,
+        _: StaticNumerics,
+        _: Bits,
+        _: QParams,
+        _: ArrayView2<'_, f32>,
+        _: Par,
+    ) -> Result<QuantizedActivations, CoreError> {
+        no_memory()
+    }
+}
+
+impl QuantMatmul for Broken {
+    fn prepare(&self, _: &IntegerLinear, _: Par) -> Result<Box<dyn PreparedMatmul>, CoreError> {
+        no_memory()
+    }
+}
+
+impl Processor for Broken {
+    fn name(&self) -> String {
+        "broken".to_owned()
+    }
 }

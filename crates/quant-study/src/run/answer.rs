@@ -48,6 +48,7 @@ pub(super) fn run(
         stop: stop.clone(),
         batch: job.batch,
         execution: Some(job.execution),
+        processor: job.processor.clone(),
         compute: job.compute,
         threads: job.threads,
         memory: job.memory,

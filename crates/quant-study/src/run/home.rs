@@ -122,6 +122,7 @@ pub(super) fn in_process(job: &TaskJob) -> Identity {
         ("--execute".to_owned(), format!("{:?}", job.execution)),
         ("--compute".to_owned(), job.compute.name().to_owned()),
     ];
+    fields.extend(job.processor.iter().map(|processor| ("--backend".to_owned(), processor.name())));
     fields.extend(job.identity.iter().flatten().cloned());
     fields
 }

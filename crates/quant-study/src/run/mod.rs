@@ -23,6 +23,7 @@ use crate::record::Record;
 use home::{Home, Identity, in_process};
 use material::Material;
 use quant_core::ndarray::ArrayViewMut2;
+use quant_core::operators::Processor;
 use quant_data::{Task, TaskKind};
 use quant_eval::{EncodeProgress, EvalOptions, EvalReport, LanguageModel, Phase};
 use quant_graph::ModelSpec;
@@ -35,6 +36,7 @@ use quant_pipeline::{
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 use work::Work;
 
@@ -57,6 +59,8 @@ pub struct TaskJob {
     pub max_new_tokens: Option<usize>,
     /// Whether the codes of the model are executed.
     pub execution: Execution,
+    /// What executes the codes, in the arithmetic of an NPU; none executes them here, on numbers that stay f32.
+    pub processor: Option<Arc<dyn Processor>>,
     /// Arithmetic of the float products.
     pub compute: Compute,
     /// Threads, at least 1.
@@ -98,6 +102,7 @@ impl TaskJob {
             max_new_tokens: None,
             top_k: None,
             execution: Execution::Simulated,
+            processor: None,
             compute: Compute::F32,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             memory: None,
@@ -183,7 +188,7 @@ pub fn run_task(
     let longest = folder.spec.max_position_embeddings;
     let material = Material::read(job, longest, registry)?;
     // What cannot be executed is refused before anything is computed.
-    folder_arithmetic(&folder, job.compute, Some(job.execution))?;
+    folder_arithmetic(&folder, job.compute, Some(job.execution), job.processor.clone())?;
     let model = || -> Result<Identity, StudyError> {
         let mut fields = in_process(job);
         if job.identity.is_none() {
@@ -247,7 +252,7 @@ fn scored<'r, R: Send>(
     let memory = EvalMemory::new(&specs, lengths, 0, job.compute, job.threads);
     let spill = std::env::temp_dir();
     let spilled = memory.spill(job.memory, &spill)?;
-    let arithmetic = folder_arithmetic(&folder, job.compute, Some(job.execution))?;
+    let arithmetic = folder_arithmetic(&folder, job.compute, Some(job.execution), job.processor.clone())?;
     let source = folder.into_source()?;
     with_threads(job.threads, |par| {
         let mut model = Scored::new(source, arithmetic, par).spilled_to((spilled > 0).then_some(spill));
@@ -308,7 +313,7 @@ impl Reference {
 
     fn fresh(&self) -> Result<Streamed, StudyError> {
         let folder = open_folder_with(&self.folder, &self.registry)?;
-        let arithmetic = folder_arithmetic(&folder, self.compute, Some(Execution::Simulated))?;
+        let arithmetic = folder_arithmetic(&folder, self.compute, Some(Execution::Simulated), None)?;
         let model = Scored::new(folder.into_source()?, arithmetic, quant_core::Par::new(self.threads));
         Ok(model.spilled_to(Some(std::env::temp_dir())))
     }

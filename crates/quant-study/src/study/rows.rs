@@ -265,7 +265,7 @@ impl<'a> Rows<'a> {
     /// A folder's model as a stream of blocks, and the arithmetic it runs in.
     fn opened(&self, folder: &Path, execution: Execution) -> Result<(FolderSource, Arithmetic), StudyError> {
         let open = open_folder_with(folder, self.registry)?;
-        let arithmetic = folder_arithmetic(&open, self.job.grid.compute, Some(execution))?;
+        let arithmetic = folder_arithmetic(&open, self.job.grid.compute, Some(execution), None)?;
         Ok((open.into_source()?, arithmetic))
     }
 

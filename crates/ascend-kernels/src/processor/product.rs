@@ -1,194 +1,22 @@
-//! `quant-core`'s operators on an NPU.
+//! Products of codes.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use half::{bf16, f16};
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2};
 use quant_core::operators::{
-    Bias, DynamicNumerics, DynamicQuant as DynamicQuantiser, IntegerLinear, Output, PreparedMatmul,
-    QuantMatmul as Matmuls, QuantizedActivations, check_operands, finish, fp19, requantize,
+    Bias, IntegerLinear, Output, PreparedMatmul, QuantMatmul as Matmuls, QuantizedActivations,
+    check_operands, finish, fp19, requantize,
 };
-use quant_core::{CoreError, Par};
+use quant_core::{CoreError, Par, ProcessorProblem};
 
-use crate::cann::{Cann, locked};
-use crate::device::Device;
-use crate::error::{AscendError, Result};
-use crate::layout::{pack_scale, to_nz, unpack_int4};
-use crate::library::OpenOptions;
+use super::{Processor, Shared, upload};
+use crate::cann::locked;
+use crate::error::Result;
+use crate::layout::{pack_scale, to_nz};
 use crate::memory::DeviceBuffer;
-use crate::operators::{DynamicQuant, QuantMatmul};
-use crate::stream::Stream;
+use crate::operators::QuantMatmul;
 use crate::tensor::{Layout, Tensor, Typed};
-
-/// The type that a model's activations have on the device.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Model {
-    /// bfloat16.
-    #[default]
-    Bf16,
-    /// IEEE half precision.
-    F16,
-}
-
-/// What a [`Processor`] is opened with.
-#[derive(Clone, Debug, Default)]
-pub struct ProcessorOptions {
-    /// Where the libraries are.
-    pub library: OpenOptions,
-    /// The number of the device.
-    pub device: i32,
-    /// The type of the model: activations are rounded to it before each quantisation.
-    pub model: Model,
-    /// Weights stay row-major even where CANN takes FRACTAL_NZ ones.
-    pub row_major: bool,
-}
-
-/// An NPU as a [`DynamicQuant`](quant_core::operators::DynamicQuant) and a [`QuantMatmul`](quant_core::operators::QuantMatmul).
-///
-/// Its numerics are those of the device: activations are rounded to the type of the model before they are quantised, results are
-/// cast once to the type of the output, in the association of [`finish`]. Codes, scales and results equal those of the CPU for
-/// activations that have been rounded so, on a device that uses this association (CANN has two and chooses by shape).
-///
-/// Weights are held by the device; activations and results are copied each time. What CANN has no operator for is made of the device's
-/// exact sums on the host: f32 outputs, zero points of each token, a zero point beside a float bias, codes whose scales do not fit into
-/// 19 bits. Tokens that hold numbers which are not finite, or are so small that no scale divides them, are quantised on the host.
-#[derive(Debug)]
-pub struct Processor {
-    shared: Arc<Shared>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    // Before the device: it lives in it.
-    stream: Mutex<Stream>,
-    device: Device,
-    model: Model,
-    row_major: bool,
-}
-
-impl Processor {
-    /// Opens the libraries and a device.
-    ///
-    /// # Errors
-    /// [`AscendError::is_unavailable`] without library or device, or what CANN says.
-    pub fn open(options: &ProcessorOptions) -> Result<Self> {
-        let cann = Cann::open(&options.library)?;
-        let device = Device::open(&cann, options.device)?;
-        let stream = Mutex::new(Stream::new(&device)?);
-        let shared = Shared { stream, device, model: options.model, row_major: options.row_major };
-        Ok(Self { shared: Arc::new(shared) })
-    }
-
-    /// The device.
-    #[must_use]
-    pub fn device(&self) -> &Device {
-        &self.shared.device
-    }
-
-    /// Gives everything back and tells of what could not be released; dropping the processor does the same in silence.
-    ///
-    /// # Errors
-    /// [`AscendError::InUse`] while prepared linears or clones of the device are alive, or what CANN says.
-    pub fn close(self) -> Result<()> {
-        let Shared { stream, device, .. } = Arc::try_unwrap(self.shared).map_err(|shared| {
-            AscendError::InUse { what: "a processor", users: Arc::strong_count(&shared) - 1 }
-        })?;
-        drop(stream);
-        let cann = device.cann().clone();
-        let device = device.close();
-        device.and(cann.close())
-    }
-}
-
-/// A row-major matrix on the device.
-fn upload<T: Typed>(device: &Device, values: &[T], dims: &[usize]) -> Result<Tensor> {
-    Tensor::new(&DeviceBuffer::from_slice(device, values)?, dims)
-}
-
-impl Shared {
-    /// Codes of finite rows of the model's type, with the scale of each.
-    fn quantize_rows(&self, rows: &Array2<f32>, four: bool) -> Result<(Vec<i8>, Vec<f32>)> {
-        let (m, k) = rows.dim();
-        let x = match self.model {
-            Model::Bf16 => {
-                upload(&self.device, &rows.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>(), &[m, k])
-            }
-            Model::F16 => {
-                upload(&self.device, &rows.iter().map(|&x| f16::from_f32(x)).collect::<Vec<_>>(), &[m, k])
-            }
-        }?;
-        let scales = DeviceBuffer::<f32>::new(&self.device, m)?;
-        let scale = Tensor::new(&scales, &[m])?;
-        let launch = |codes: &Tensor| -> Result<_> {
-            let stream = locked(&self.stream);
-            let operator = DynamicQuant { x: &x, smooth: None, codes, scale: &scale, offset: None };
-            operator.prepare(&self.device)?.launch(&stream)?;
-            Ok(stream)
-        };
-        if four {
-            let bytes = DeviceBuffer::<u8>::new(&self.device, m * k / 2)?;
-            let stream = launch(&Tensor::int4(&bytes, &[m, k])?)?;
-            Ok((unpack_int4(&bytes.read(&stream)?), scales.read(&stream)?))
-        } else {
-            let codes = DeviceBuffer::<i8>::new(&self.device, m * k)?;
-            let stream = launch(&Tensor::new(&codes, &[m, k])?)?;
-            Ok((codes.read(&stream)?, scales.read(&stream)?))
-        }
-    }
-}
-
-impl DynamicQuantiser for Processor {
-    fn quantize(
-        &self,
-        numerics: &DynamicNumerics,
-        x: ArrayView2<'_, f32>,
-        _par: Par,
-    ) -> Result<QuantizedActivations, CoreError> {
-        let bits = numerics.bits().get();
-        let ascend = matches!(numerics, DynamicNumerics::Ascend { .. });
-        if !ascend || !matches!(bits, 4 | 8) {
-            return Err(CoreError::Processor {
-                message: format!(
-                    "CANN quantises activations by Ascend's arithmetic to 8 or 4 bits alone; {numerics:?} runs with --backend cpu"
-                ),
-                out_of_memory: false,
-            });
-        }
-        let (m, k) = x.dim();
-        let round = |x: f32| match self.shared.model {
-            Model::Bf16 => bf16::from_f32(x).to_f32(),
-            Model::F16 => f16::from_f32(x).to_f32(),
-        };
-        let x = x.mapv(round);
-        let top = if bits == 4 { 7.0_f32 } else { 127.0 };
-        // Not documented on the device: no finite number, or none whose reciprocal is finite.
-        let on_host = |row: &[f32]| {
-            let largest = row.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
-            row.iter().any(|x| !x.is_finite()) || (largest > 0.0 && (top / largest).is_infinite())
-        };
-        let rows: Vec<Vec<f32>> = x.rows().into_iter().map(|row| row.to_vec()).collect();
-        let host: Vec<bool> = rows.iter().map(|row| on_host(row)).collect();
-        // Codes of four bits come in pairs; a zero more changes no scale.
-        let width = if bits == 4 { k.next_multiple_of(2) } else { k };
-        let mut codes = Array2::zeros((m, k));
-        let mut scales = vec![0.0; m];
-        if m > 0 && k > 0 && host.contains(&false) {
-            let device =
-                Array2::from_shape_fn((m, width), |(i, j)| if host[i] || j >= k { 0.0 } else { x[(i, j)] });
-            let (found, found_scales) = self.shared.quantize_rows(&device, bits == 4)?;
-            codes = Array2::from_shape_fn((m, k), |(i, j)| found[i * width + j]);
-            scales = found_scales;
-        }
-        for (i, row) in rows.iter().enumerate() {
-            if host[i] || k == 0 {
-                let mut into = vec![0; k];
-                scales[i] = numerics.token(row, &mut into).scale;
-                codes.row_mut(i).assign(&Array1::from(into));
-            }
-        }
-        Ok(QuantizedActivations { codes, scales: scales.into(), zeros: None })
-    }
-}
 
 impl Matmuls for Processor {
     fn prepare(&self, linear: &IntegerLinear, _par: Par) -> Result<Box<dyn PreparedMatmul>, CoreError> {
@@ -382,7 +210,7 @@ impl PreparedMatmul for Prepared {
             other => {
                 return Err(CoreError::Processor {
                     message: format!("CANN gives no results of this kind: {other:?}"),
-                    out_of_memory: false,
+                    kind: ProcessorProblem::Unavailable,
                 });
             }
         }

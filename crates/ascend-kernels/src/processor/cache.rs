@@ -1,0 +1,229 @@
+//! A cache of int8 on the device, and attention over it.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use half::{bf16, f16};
+use ndarray::{ArrayView2, ArrayViewMut2};
+use quant_core::CoreError;
+use quant_core::operators::{Cached, ChannelCodes, CodeCache, CodeCacheForm};
+
+use super::{Model, Shared};
+use crate::cann::locked;
+use crate::error::Result;
+use crate::memory::{DeviceBuffer, Element};
+use crate::operators::{OneTokenAttention, Pages};
+use crate::stream::Stream;
+use crate::tensor::{Tensor, Typed};
+
+/// Codes of keys and values in pages `[page, kv_heads · head_dim]`, here and on the device, where they go before attention reads them.
+#[derive(Debug)]
+pub(super) struct Cache {
+    shared: Arc<Shared>,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    /// Positions of a page.
+    page: usize,
+    /// Pages that there is room for.
+    pages: usize,
+    keys: Side,
+    values: Side,
+    /// By page, the slots that the device has not seen.
+    fresh: BTreeMap<usize, Range<usize>>,
+}
+
+#[derive(Debug)]
+struct Side {
+    scale: Tensor,
+    /// What is added to codes: the zero codes, negated.
+    offset: Option<Tensor>,
+    codes: Vec<i8>,
+    device: Option<(DeviceBuffer<i8>, Tensor)>,
+}
+
+impl Side {
+    fn new(shared: &Shared, form: &ChannelCodes) -> Result<Self> {
+        let width = form.scales.len();
+        let any = form.zeros.iter().any(|&zero| zero != 0.0);
+        Ok(Self {
+            scale: shared.numbers(form.scales.iter().copied(), &[width])?,
+            offset: any.then(|| shared.numbers(form.zeros.iter().map(|zero| -zero), &[width])).transpose()?,
+            codes: Vec::new(),
+            device: None,
+        })
+    }
+
+    /// Brings the device up to date and gives the tensor there: everything once there are more pages, else what is fresh.
+    fn sent(
+        &mut self,
+        stream: &Stream,
+        shared: &Shared,
+        dims: [usize; 3],
+        fresh: &BTreeMap<usize, Range<usize>>,
+    ) -> Result<Tensor> {
+        let [_, page, width] = dims;
+        if let Some((buffer, tensor)) = self.device.take_if(|(buffer, _)| buffer.len() == self.codes.len()) {
+            for (at, slots) in fresh {
+                let rows = (at * page + slots.start) * width..(at * page + slots.end) * width;
+                buffer.write_at(stream, rows.start, &self.codes[rows])?;
+            }
+            self.device = Some((buffer, tensor.clone()));
+            return Ok(tensor);
+        }
+        // The old one goes first.
+        self.device = None;
+        let buffer = DeviceBuffer::from_slice(&shared.device, &self.codes)?;
+        let tensor = Tensor::new(&buffer, &dims)?;
+        self.device = Some((buffer, tensor.clone()));
+        Ok(tensor)
+    }
+}
+
+impl Cache {
+    /// None where CANN has no attention for this form.
+    pub(super) fn open(
+        shared: &Arc<Shared>,
+        form: &CodeCacheForm,
+    ) -> Result<Option<Box<dyn CodeCache>>, CoreError> {
+        let CodeCacheForm { heads, kv_heads, head_dim, page, keys, values } = form;
+        let fits = *kv_heads > 0
+            && heads.is_multiple_of(*kv_heads)
+            && head_dim.is_multiple_of(32)
+            && page.is_multiple_of(32)
+            && (1..=512).contains(page)
+            && [&keys.scales, &keys.zeros, &values.scales, &values.zeros]
+                .iter()
+                .all(|of| of.len() == kv_heads * head_dim);
+        if !fits || !shared.device.cann().has("aclnnFusedInferAttentionScoreV3") {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(Self {
+            keys: Side::new(shared, keys)?,
+            values: Side::new(shared, values)?,
+            shared: Arc::clone(shared),
+            heads: *heads,
+            kv_heads: *kv_heads,
+            head_dim: *head_dim,
+            page: *page,
+            pages: 0,
+            fresh: BTreeMap::new(),
+        })))
+    }
+
+    fn width(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+
+    /// Outputs of attention in the type of the model.
+    fn run<T: Typed + Element>(
+        &mut self,
+        queries: ArrayView2<'_, f32>,
+        sequences: &[Cached<'_>],
+    ) -> Result<Vec<T>> {
+        let shared = Arc::clone(&self.shared);
+        let stream = locked(&shared.stream);
+        let dims = [self.pages, self.page, self.width()];
+        let query_dims = [sequences.len(), self.heads, 1, self.head_dim];
+        let query = shared.numbers(queries.iter().copied(), &query_dims)?;
+        let results = DeviceBuffer::<T>::new(&shared.device, queries.len())?;
+        let out = Tensor::new(&results, &query_dims)?;
+        let longest = sequences.iter().map(|of| of.length.div_ceil(self.page)).max().unwrap_or(0);
+        let table: Vec<i32> = sequences
+            .iter()
+            .flat_map(|of| {
+                let pages =
+                    of.pages.iter().take(of.length.div_ceil(self.page)).map(|&page| page.cast_signed());
+                pages.chain(std::iter::repeat(0)).take(longest)
+            })
+            .collect();
+        let lengths: Vec<usize> = sequences.iter().map(|of| of.length).collect();
+        let keys = self.keys.sent(&stream, &shared, dims, &self.fresh)?;
+        let values = self.values.sent(&stream, &shared, dims, &self.fresh)?;
+        let operator = OneTokenAttention {
+            query: &query,
+            key: &keys,
+            value: &values,
+            key_scale: &self.keys.scale,
+            value_scale: &self.values.scale,
+            key_offset: self.keys.offset.as_ref(),
+            value_offset: self.values.offset.as_ref(),
+            pages: Some(Pages { table: &table, block: self.page }),
+            lengths: &lengths,
+            kv_heads: self.kv_heads,
+            scale: 1.0 / (self.head_dim as f64).sqrt(),
+            fast: false,
+            out: &out,
+        };
+        operator.prepare(&shared.device)?.launch(&stream)?;
+        self.fresh.clear();
+        results.read(&stream)
+    }
+}
+
+impl CodeCache for Cache {
+    fn reserve(&mut self, pages: usize) -> Result<(), CoreError> {
+        if pages > self.pages {
+            // Twice as many as asked for: what is there goes to the device again.
+            self.pages = pages.next_power_of_two();
+            let codes = self.pages * self.page * self.width();
+            self.keys.codes.resize(codes, 0);
+            self.values.codes.resize(codes, 0);
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, page: u32, slot: usize, key: &[i8], value: &[i8]) -> Result<(), CoreError> {
+        let (page, width) = (page as usize, self.width());
+        if page >= self.pages || slot >= self.page || key.len() != width || value.len() != width {
+            return Err(CoreError::Shape {
+                what: "codes for a cache on the device",
+                expected: format!(
+                    "{width} of each side for one of {} slots of {} pages",
+                    self.page, self.pages
+                ),
+                found: format!("{} and {} for slot {slot} of page {page}", key.len(), value.len()),
+            });
+        }
+        let at = (page * self.page + slot) * width;
+        self.keys.codes[at..at + width].copy_from_slice(key);
+        self.values.codes[at..at + width].copy_from_slice(value);
+        let slots = self.fresh.entry(page).or_insert(slot..slot + 1);
+        *slots = slots.start.min(slot)..slots.end.max(slot + 1);
+        Ok(())
+    }
+
+    fn attend(
+        &mut self,
+        mut queries: ArrayViewMut2<'_, f32>,
+        sequences: &[Cached<'_>],
+    ) -> Result<(), CoreError> {
+        let expected = (sequences.len(), self.heads * self.head_dim);
+        let known = |of: &Cached<'_>| {
+            of.length > 0
+                && of.length <= of.pages.len() * self.page
+                && of
+                    .pages
+                    .iter()
+                    .take(of.length.div_ceil(self.page))
+                    .all(|&page| (page as usize) < self.pages)
+        };
+        if queries.dim() != expected || !sequences.iter().all(known) {
+            return Err(CoreError::Shape {
+                what: "queries or sequences of attention",
+                expected: format!("{expected:?}, with 1 position or more on pages below {}", self.pages),
+                found: format!("{:?}, {sequences:?}", queries.dim()),
+            });
+        }
+        if queries.is_empty() {
+            return Ok(());
+        }
+        let found: Vec<f32> = match self.shared.model {
+            Model::Bf16 => self.run::<bf16>(queries.view(), sequences)?.iter().map(|x| x.to_f32()).collect(),
+            Model::F16 => self.run::<f16>(queries.view(), sequences)?.iter().map(|x| x.to_f32()).collect(),
+        };
+        queries.iter_mut().zip(found).for_each(|(out, found)| *out = found);
+        Ok(())
+    }
+}
