@@ -1,6 +1,7 @@
 //! By what an answer is seen to be broken.
 
 use serde::Serialize;
+use std::collections::HashMap;
 
 /// How a generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -178,6 +179,25 @@ fn thought(text: &str, marks: &ThoughtMarks<'_>) -> Option<Thought> {
 /// Where `wanted` first stands in `tokens`.
 fn position(tokens: &[u32], wanted: &[u32]) -> Option<usize> {
     (!wanted.is_empty()).then(|| tokens.windows(wanted.len()).position(|window| window == wanted))?
+}
+
+/// Of every token of `tokens`, the one with which a repetition would go on there: where the `length` tokens before have stood before, what
+/// came behind them then (the last time). None elsewhere. A model that gives these more than it should is on its way into a loop.
+///
+/// ```
+/// use quant_eval::collapse::repetition;
+///
+/// // Behind 1 2 came 7 the first time.
+/// assert_eq!(repetition(&[1, 2, 7, 1, 2, 8], 2), [None, None, None, None, None, Some(7)]);
+/// ```
+#[must_use]
+pub fn repetition(tokens: &[u32], length: usize) -> Vec<Option<u32>> {
+    let mut seen: HashMap<&[u32], u32> = HashMap::new();
+    let next = |(at, &token): (usize, &u32)| {
+        let before = tokens.get(at.checked_sub(length)?..at)?;
+        seen.insert(before, token)
+    };
+    tokens.iter().enumerate().map(next).collect()
 }
 
 /// What repeats at the end of `tokens`: of all periods that meet the rule, the one whose repetition reaches farthest back, the

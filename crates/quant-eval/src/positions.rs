@@ -18,6 +18,8 @@ pub struct PositionScore {
     pub greedy: bool,
     /// Probability of all watched tokens together; none where a logit is not finite.
     pub watched: Option<f64>,
+    /// Probability of the token that was asked about here, if one was; none where a logit is not finite.
+    pub asked: Option<f64>,
     /// Beside the reference, where there is one.
     pub compared: Option<Compared>,
 }
@@ -35,6 +37,8 @@ pub struct Compared {
     pub top1_agrees: bool,
     /// Probability of all watched tokens together, for the reference.
     pub watched: Option<f64>,
+    /// Probability of the token that was asked about here, for the reference.
+    pub asked: Option<f64>,
 }
 
 /// Settings of [`score_positions`].
@@ -44,6 +48,8 @@ pub struct PositionOptions<'a> {
     pub reference: Option<&'a mut dyn LanguageModel>,
     /// Tokens whose probability is wanted too: those that end a text.
     pub watched: &'a [u32],
+    /// By sequence and wanted token, another one whose probability at its place is wanted too; empty where none is.
+    pub asked: &'a [Vec<Option<u32>>],
     /// Told how far the work is; may stop it.
     pub progress: Option<&'a mut Progress<'a>>,
 }
@@ -70,12 +76,12 @@ pub fn score_positions(
     wanted: &[Range<usize>],
     options: PositionOptions<'_>,
 ) -> Result<Vec<Vec<PositionScore>>, EvalError> {
-    let PositionOptions { mut reference, watched, progress } = options;
+    let PositionOptions { mut reference, watched, asked, progress } = options;
     let vocab = model.vocab_size();
     check(sequences, vocab, reference.as_ref().map(|r| r.vocab_size()), CHUNK)?;
     let mut ignore = |_: Phase, _: usize, _: usize| std::ops::ControlFlow::Continue(());
     let report: &mut Progress<'_> = progress.unwrap_or(&mut ignore);
-    let (mut positions, mut targets, mut first) = (Vec::new(), Vec::new(), 0);
+    let (mut positions, mut targets, mut others, mut first) = (Vec::new(), Vec::new(), Vec::new(), 0);
     for (sequence, ids) in sequences.iter().enumerate() {
         let range = wanted.get(sequence).cloned().unwrap_or_default();
         if range.start == 0 || range.end > ids.len() || range.is_empty() {
@@ -88,6 +94,8 @@ pub fn score_positions(
         }
         // What predicts a token stands one place before it.
         positions.extend(range.clone().map(|token| first + token - 1));
+        let asked = asked.get(sequence).map_or(&[][..], Vec::as_slice);
+        others.extend((0..range.len()).map(|at| asked.get(at).copied().flatten()));
         targets.extend_from_slice(&ids[range]);
         first += ids.len();
     }
@@ -102,8 +110,9 @@ pub fn score_positions(
     let mut scores = Vec::with_capacity(positions.len());
     for start in (0..positions.len()).step_by(CHUNK) {
         let chunk = start..positions.len().min(start + CHUNK);
+        let targets = targets[chunk.clone()].iter().zip(&others[chunk.clone()]);
         let mut rows: Vec<Row> =
-            targets[chunk.clone()].iter().map(|&target| Row::new(target, compared)).collect();
+            targets.map(|(&target, &asked)| Row::new(target, asked, compared)).collect();
         for panel in (0..vocab).step_by(PANEL) {
             let tokens = panel..vocab.min(panel + PANEL);
             let width = tokens.len();
@@ -145,6 +154,8 @@ fn logits(
 struct Row {
     target: usize,
     logit: f32,
+    asked: Option<usize>,
+    asked_logit: Option<f32>,
     sums: OnlineSoftmax,
     watched: Vec<f32>,
     compared: Option<Box<Beside>>,
@@ -153,6 +164,7 @@ struct Row {
 #[derive(Default)]
 struct Beside {
     logit: f32,
+    asked_logit: Option<f32>,
     both: OnlineDivergence,
     /// The reference beside logits that are all 0: its entropy is `ln V` less this divergence.
     uniform: OnlineDivergence,
@@ -160,11 +172,13 @@ struct Beside {
 }
 
 impl Row {
-    fn new(target: u32, compared: bool) -> Self {
+    fn new(target: u32, asked: Option<u32>, compared: bool) -> Self {
         let compared = compared.then(Box::default);
         Self {
             target: target as usize,
             logit: f32::NAN,
+            asked: asked.map(|token| token as usize),
+            asked_logit: None,
             sums: OnlineSoftmax::default(),
             watched: Vec::new(),
             compared,
@@ -184,12 +198,19 @@ impl Row {
             self.logit = logit;
         }
         self.watched.extend(watched.iter().filter_map(|&token| at(own, token as usize)));
+        let asked = |row: &[f32]| self.asked.and_then(|token| at(row, token));
+        if let Some(logit) = asked(own) {
+            self.asked_logit = Some(logit);
+        }
         match (&mut self.compared, reference) {
             (Some(beside), Some(reference)) => {
                 beside.both.extend(reference, own);
                 beside.uniform.extend(reference, zeros);
                 if let Some(logit) = at(reference, self.target) {
                     beside.logit = logit;
+                }
+                if let Some(logit) = asked(reference) {
+                    beside.asked_logit = Some(logit);
                 }
                 beside.watched.extend(watched.iter().filter_map(|&token| at(reference, token as usize)));
             }
@@ -207,6 +228,7 @@ impl Row {
             nll: sums.surprisal(self.logit),
             greedy: sums.first_largest() == Some(self.target),
             watched: probability(sums, &self.watched),
+            asked: self.asked_logit.and_then(|logit| probability(sums, &[logit])),
             compared: self.compared.as_ref().map(|beside| Compared {
                 nll: beside.both.reference.surprisal(beside.logit),
                 kl: beside.both.divergence(),
@@ -219,6 +241,7 @@ impl Row {
                     .zip(beside.both.reference.first_largest())
                     .is_some_and(|(a, b)| a == b),
                 watched: probability(&beside.both.reference, &beside.watched),
+                asked: beside.asked_logit.and_then(|logit| probability(&beside.both.reference, &[logit])),
             }),
         }
     }
@@ -277,12 +300,18 @@ mod tests {
         let sequences = [vec![3, 1, 2], vec![5, 4, 2, 0]];
         let wanted = [2..3, 1..4];
         let last = PANEL as u32 + 2;
-        let options =
-            PositionOptions { reference: Some(&mut reference), watched: &[1, last], progress: None };
+        let asked = [vec![], vec![None, Some(last), Some(3)]];
+        let options = PositionOptions {
+            reference: Some(&mut reference),
+            watched: &[1, last],
+            asked: &asked,
+            progress: None,
+        };
         let scores = score_positions(&mut model, &sequences, &wanted, options).unwrap();
         let (own, other) = (table(1), table(2));
         assert_eq!(scores.iter().map(Vec::len).collect::<Vec<_>>(), [1, 3]);
-        for (score, (from, target)) in scores.concat().iter().zip([(1, 2), (5, 4), (4, 2), (2, 0)]) {
+        let places = [(1, 2, None), (5, 4, None), (4, 2, Some(last as usize)), (2, 0, Some(3))];
+        for (score, (from, target, asked)) in scores.concat().iter().zip(places) {
             let (q, p) = (log_softmax(&own.0[from]), log_softmax(&other.0[from]));
             let compared = score.compared.unwrap();
             assert_relative_eq!(score.nll.unwrap(), -q[target], max_relative = 1e-6);
@@ -294,6 +323,12 @@ mod tests {
             let watched = |x: &[f64]| x[1].exp() + x[last as usize].exp();
             assert_relative_eq!(score.watched.unwrap(), watched(&q), max_relative = 1e-5);
             assert_relative_eq!(compared.watched.unwrap(), watched(&p), max_relative = 1e-5);
+            for (got, row) in [(score.asked, &q), (compared.asked, &p)] {
+                assert_eq!(got.is_some(), asked.is_some());
+                if let (Some(got), Some(token)) = (got, asked) {
+                    assert_relative_eq!(got, row[token].exp(), max_relative = 1e-5);
+                }
+            }
             assert!(!score.greedy && !compared.top1_agrees);
         }
         // Without a reference, and one sequence by itself: the same scores.

@@ -9,6 +9,7 @@ use crate::StudyError;
 use crate::passes::passes;
 use crate::run::Reference;
 use quant_core::elementary::{exp, ln};
+use quant_eval::collapse::repetition;
 use quant_eval::{LanguageModel, PositionOptions, PositionScore, score_positions};
 use quant_pipeline::Events;
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,8 @@ const HALF: f64 = 0.0022;
 const STEEPNESS: f64 = 1.2;
 /// Share of wrong answers that become right where they are departed from at little divergence: what is wrong is close to right.
 const LUCK: f64 = 0.65;
+/// Tokens that must have stood before to be a repetition.
+const REPEATED: usize = 4;
 /// Answers that are read at most, taken evenly: more would change the prediction by less than it is off anyway.
 const MOST: usize = 400;
 
@@ -53,12 +56,17 @@ pub struct Verdict {
     pub kl: Option<f64>,
     /// The same where the float model is least certain: the fifth of the tokens with the largest entropy.
     pub kl_uncertain: Option<f64>,
+    /// Mean KL where a greedy answer of the model would first part from the float model's, over the answers that it parts from.
+    pub kl_at_departure: Option<f64>,
     /// Mean KL in the last quarter of an answer by that in the first.
     pub kl_growth: Option<f64>,
     /// Mean probability of ending where the float model ends, of the model and of the float model.
     pub end: Option<[f64; 2]>,
     /// Mean probability of ending where the float model goes on, of the model and of the float model.
     pub early_end: Option<[f64; 2]>,
+    /// Mean probability of going on with a repetition of four tokens where the float model leaves it, of the model and of the float model:
+    /// what leads into loops.
+    pub repeats: Option<[f64; 2]>,
 }
 
 /// An answer of the float model, as a quantised one reads it.
@@ -107,14 +115,25 @@ pub(crate) fn predict(
         let wanted: Vec<Range<usize>> =
             batch.iter().map(|answer| answer.prompt..answer.tokens.len()).collect();
         let mut progress = |_, _, _| events.flow();
+        let asked: Vec<Vec<Option<u32>>> = batch.iter().map(FloatAnswer::left).collect();
         let options = PositionOptions {
             reference: Some(reference as &mut dyn LanguageModel),
             watched: ends,
+            asked: &asked,
             progress: Some(&mut progress),
         };
         scored.extend(score_positions(model, &sequences, &wanted, options)?);
     }
     Ok(judge(answers, &scored, ends))
+}
+
+impl FloatAnswer {
+    /// By token of the answer, the one with which a repetition would have gone on, where it did not.
+    fn left(&self) -> Vec<Option<u32>> {
+        let answer = self.tokens.get(self.prompt..).unwrap_or_default();
+        let repeated = repetition(answer, REPEATED).into_iter().zip(answer);
+        repeated.map(|(again, token)| again.filter(|again| again != token)).collect()
+    }
 }
 
 /// Answers taken evenly, where there are more than are read.
@@ -154,11 +173,14 @@ fn judge(answers: &[FloatAnswer], scored: &[Vec<PositionScore>], ends: &[u32]) -
     let readings: Vec<Reading> = answers.iter().zip(scored).map(|(a, s)| Reading::of(a, s)).collect();
     let expected = readings.iter().map(|reading| reading.right()).sum::<Option<f64>>();
     let followed = readings.iter().filter(|reading| reading.followed).count();
-    let (mut early, mut late, mut at_end, mut before) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut early, mut late, mut departures) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut at_end, mut before, mut repeats) = (Vec::new(), Vec::new(), Vec::new());
     for (answer, scores) in answers.iter().zip(scored) {
         let quarter = scores.len() / 4;
         early.extend(scores.iter().take(quarter).filter_map(kl_of));
         late.extend(scores.iter().skip(scores.len() - quarter).filter_map(kl_of));
+        departures.extend(scores.iter().find(|score| !score.greedy).and_then(kl_of));
+        repeats.extend(scores.iter().filter_map(|s| s.asked.zip(s.compared.and_then(|c| c.asked))));
         let answered = answer.tokens.get(answer.prompt..).unwrap_or_default();
         for (token, score) in answered.iter().zip(scores) {
             if let Some(pair) = score.watched.zip(score.compared.and_then(|c| c.watched)) {
@@ -185,12 +207,14 @@ fn judge(answers: &[FloatAnswer], scored: &[Vec<PositionScore>], ends: &[u32]) -
             all.truncate(all.len().div_ceil(5));
             mean(&all.iter().map(|(kl, _)| *kl).collect::<Vec<_>>())
         }),
+        kl_at_departure: mean(&departures),
         kl_growth: mean(&late)
             .zip(mean(&early))
             .filter(|(_, early)| *early > 0.0)
             .map(|(late, early)| late / early),
         end: pair(&at_end),
         early_end: pair(&before),
+        repeats: pair(&repeats),
     };
     Prediction { verdict, readings }
 }
@@ -202,7 +226,13 @@ mod tests {
 
     fn score(greedy: bool, kl: Option<f64>, entropy: f64) -> PositionScore {
         let compared = Compared { kl, entropy: Some(entropy), watched: Some(0.5), ..Compared::default() };
-        PositionScore { nll: Some(1.0), greedy, watched: Some(0.25), compared: Some(compared) }
+        PositionScore {
+            nll: Some(1.0),
+            greedy,
+            watched: Some(0.25),
+            compared: Some(compared),
+            ..PositionScore::default()
+        }
     }
 
     fn answer(right: bool, tokens: usize) -> FloatAnswer {
@@ -221,9 +251,25 @@ mod tests {
         other[1].greedy = false;
         let Prediction { verdict, .. } = judge(&answers, &[other.clone(), same], &[4]);
         assert!((verdict.accuracy.unwrap() - 50.0 * stays(0.3)).abs() < 1e-9);
+        assert_eq!(verdict.kl_at_departure, Some(0.3));
         other[3].compared = Some(Compared::default());
         let Prediction { verdict: broken, .. } = judge(&answers, &[other.clone(), other], &[4]);
         assert_eq!((broken.accuracy, broken.kl), (None, None));
+    }
+
+    #[test]
+    fn a_repetition_is_asked_about_where_it_is_left() {
+        let tokens = vec![9, 1, 2, 3, 4, 5, 1, 2, 3, 4, 6, 1, 2, 3, 4, 6];
+        let answer = FloatAnswer { tokens, prompt: 1, right: true };
+        let mut want = vec![None; 15];
+        // 5 came behind 1 2 3 4; the second time 6 did, and again.
+        want[9] = Some(5);
+        assert_eq!(answer.left(), want);
+        let mut scores: Vec<_> = (0..15).map(|_| score(true, Some(0.1), 0.1)).collect();
+        scores[9].asked = Some(0.75);
+        scores[9].compared = scores[9].compared.map(|c| Compared { asked: Some(0.5), ..c });
+        let Prediction { verdict, .. } = judge(&[answer], &[scores], &[99]);
+        assert_eq!((verdict.repeats, verdict.kl_at_departure), (Some([0.75, 0.5]), None));
     }
 
     #[test]

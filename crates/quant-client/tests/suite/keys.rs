@@ -58,14 +58,3 @@ fn keys_come_from_files_and_variables() {
         assert!(error.contains(&format!("the variable {name:?}")) && error.contains("is not set"), "{error}");
     }
 }
-
-#[test]
-#[cfg(feature = "tls")]
-fn a_server_without_tls_sees_no_key() {
-    let mut with = options("plain");
-    with.url = with.url.replace("http://", "https://");
-    with.key = Some(key("sk-right"));
-    let error = Server::open(with).unwrap().score(&[1], &[2]).unwrap_err();
-    assert!(error.is_unreachable(), "{error}");
-    assert!(SERVER.seen("plain").is_empty());
-}

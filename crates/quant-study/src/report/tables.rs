@@ -41,7 +41,9 @@ pub(super) fn tables(model: &ModelResults) -> Vec<Table> {
             [v.answers, s.collapsed, s.no_end, s.loops, s.unclosed_thought, s.empty, s.seen_not_given];
         let mut row = vec![v.title()];
         row.extend(counts.map(|count| count.to_string()));
-        row.extend([number(v.thought_tokens, 1), number(v.same_prefix, 3)]);
+        let float = model.variants.iter().find(|row| row.recipe == "float").and_then(|row| row.thought_tokens);
+        let longer = v.thought_tokens.zip(float.filter(|float| *float > 0.0)).map(|(own, float)| own / float);
+        row.extend([number(v.thought_tokens, 1), number(longer, 2), number(v.same_prefix, 3)]);
         row
     });
     add(
@@ -57,6 +59,7 @@ pub(super) fn tables(model: &ModelResults) -> Vec<Table> {
             "empty",
             "right in thought only",
             "tokens of thought",
+            "times float",
             "share of tokens as float",
         ],
         signs.collect(),
@@ -71,15 +74,18 @@ pub(super) fn tables(model: &ModelResults) -> Vec<Table> {
             number(Some(p.followed), 1),
             number(p.kl, 5),
             number(p.kl_uncertain, 5),
+            number(p.kl_at_departure, 3),
             number(p.kl_growth, 2),
             number(p.end.map(|end| end[0]), 3),
             number(p.end.map(|end| end[1]), 3),
             number(p.early_end.map(|end| end[0]), 5),
+            number(p.repeats.map(|again| again[0]), 4),
+            number(p.repeats.map(|again| again[1]), 4),
         ])
     });
     add(
         "Without decoding",
-        "Read from the float model's own greedy answers.",
+        "Read from the float model's own greedy answers. P(repeat): of going on with what stood before where the float model leaves it.",
         &[
             "recipe",
             "predicted drop",
@@ -87,10 +93,13 @@ pub(super) fn tables(model: &ModelResults) -> Vec<Table> {
             "followed (%)",
             "KL",
             "KL where uncertain",
+            "KL at departure",
             "KL late/early",
             "P(end) at the end",
             "of float",
             "P(end) before",
+            "P(repeat)",
+            "of float",
         ],
         predicted.collect(),
     );

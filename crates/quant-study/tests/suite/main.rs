@@ -3,8 +3,6 @@
 
 mod likelihoods;
 mod programs;
-#[cfg(feature = "server")]
-mod servers;
 mod study;
 mod tasks;
 

@@ -1,9 +1,9 @@
 //! Tasks on models behind servers, over a real socket: the answers are those of the model of the repository, or faults.
+#![allow(clippy::unwrap_used, clippy::panic, unreachable_pub, reason = "a test fails by panicking")]
 
-#[path = "../../../quant-client/tests/server/mod.rs"]
+#[path = "../../quant-client/tests/server/mod.rs"]
 mod server;
 
-use crate::tiny_reasoner;
 use quant_data::{Said, Task, built_in_task};
 use quant_eval::{PositionOptions, score_positions};
 use quant_kernels::Par;
@@ -14,10 +14,15 @@ use quant_study::{Record, Signs, StudyError, TaskJob, TaskOutcome, run_task, run
 use serde_json::{Value, json};
 use server::{Own, Seen, TestServer};
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+
+/// The model of the repository.
+fn tiny_reasoner() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/tiny-reasoner")
+}
 
 fn options(server: &TestServer, fault: &str) -> ServerOptions {
     let mut options = ServerOptions::new(server.url(fault));
