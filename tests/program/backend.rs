@@ -130,6 +130,8 @@ fn a_bench_measures_the_backend() {
     let there = |kernel: &&Value| kernel["level"] == "cann:0";
     let kernels: Vec<&Value> = report["kernels"].as_array().unwrap().iter().filter(there).collect();
     assert_eq!(kernels.len(), 3, "{report}");
+    let sizes = ["bench", "--shape", "4x90000x8", "--threads", "1", "--backend", "cpu"];
+    ptq(&sizes).expect(2, &["at most 65536"]);
     assert!(kernels.iter().all(|kernel| kernel["rate"].as_f64().unwrap() > 0.0));
 }
 
@@ -206,6 +208,13 @@ fn every_call_of_a_run_fails_once() {
             );
             assert!([1, 3, 5].contains(&exit_code(&error)), "{words}");
             *failed.entry(call).or_default() += 1;
+            if number.is_multiple_of(16) {
+                assert_eq!(
+                    whole_run(&simulator, &folder).unwrap(),
+                    want,
+                    "the run after a failure of call {number}"
+                );
+            }
         }
         assert_eq!(whole_run(&simulator, &folder).unwrap(), want);
         calls += all;

@@ -8,6 +8,7 @@ mod backend;
 mod bad_input;
 mod bad_recipes;
 mod bench;
+mod browser;
 mod calibration;
 mod cards;
 mod cli;

@@ -12,7 +12,7 @@ fn study(arguments: &[&str], output: &Path) -> crate::common::Ran {
 }
 
 /// A grid of seconds, with a text of two windows.
-fn short(folder: &Path) -> String {
+pub(crate) fn short(folder: &Path) -> String {
     let path = folder.join("grid.yaml");
     let task = "version: 1\nname: few\nkind: text\nsource: { files: [tasks/test.jsonl] }\nmessages: messages\njoin: ''\nwindow: 128\n\
                 documents: 4\n";

@@ -220,12 +220,12 @@ impl Call {
         self.context.enter()?;
         let executor = std::mem::replace(&mut self.executor, Raw(std::ptr::null_mut()));
         let at = memory.as_ref().map_or(std::ptr::null_mut(), |memory| memory.at.0);
-        // Held even if the call fails: whether a failed call queued anything is not documented.
-        stream.hold(std::mem::take(&mut self.keep));
-        stream.hold(memory.map(|memory| Box::new(memory) as Keep));
-        // SAFETY: the executor is this call's and was not used; workspace and arguments are held by the stream.
-        let code = unsafe { (self.second)(at, self.bytes, executor.0.cast(), stream.raw().0) };
-        self.context.cann.check(self.name, code)
+        let uses = std::mem::take(&mut self.keep).into_iter();
+        stream.queue(uses.chain(memory.map(|memory| Box::new(memory) as Keep)), || {
+            // SAFETY: the executor is this call's and was not used; workspace and arguments are held by the stream.
+            let code = unsafe { (self.second)(at, self.bytes, executor.0.cast(), stream.raw().0) };
+            self.context.cann.check(self.name, code)
+        })
     }
 }
 

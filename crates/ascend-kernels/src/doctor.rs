@@ -88,8 +88,19 @@ static ABILITIES: &[(&str, &[&[&str]])] = &[
         &[&["aclnnQuantMatmulV5"], &["aclnnQuantMatmulV4"], &["aclnnQuantMatmulV3"]],
     ),
     ("products with FRACTAL_NZ weights", &[&["aclnnQuantMatmulWeightNz"]]),
-    ("quantisation of tokens to int8", &[&["aclnnDynamicQuant"], &["aclnnDynamicQuantV2"]]),
-    ("quantisation of tokens to int4, asymmetric", &[&["aclnnDynamicQuantV2"]]),
+    (
+        "quantisation of tokens to int8",
+        &[
+            &["aclnnDynamicQuant"],
+            &["aclnnDynamicQuantV2"],
+            &["aclnnDynamicQuantV3"],
+            &["aclnnDynamicQuantV4"],
+        ],
+    ),
+    (
+        "quantisation of tokens to int4, asymmetric",
+        &[&["aclnnDynamicQuantV2"], &["aclnnDynamicQuantV3"], &["aclnnDynamicQuantV4"]],
+    ),
     ("static quantisation", &[&["aclnnAscendQuantV3"]]),
     ("numbers of codes", &[&["aclnnAscendAntiQuant"]]),
     ("weight-only products", &[&["aclnnWeightQuantBatchMatmulV2"]]),
@@ -102,7 +113,14 @@ static ABILITIES: &[(&str, &[&[&str]])] = &[
         &[&["aclnnFusedInferAttentionScoreV3", "aclCreateTensorList", "aclCreateIntArray"]],
     ),
     ("copies beside products", &[&["aclrtMemcpyAsync", "aclrtMallocHost", "aclrtStreamWaitEvent"]]),
-    ("--backend cann", &[&["aclnnQuantMatmulV5", "aclnnDynamicQuant", "aclCreateTensor", "aclrtMalloc"]]),
+];
+
+/// What `--backend cann` runs every folder with: one of each.
+pub(crate) static NEEDED: &[&[&str]] = &[
+    &["aclnnQuantMatmulV5", "aclnnQuantMatmulV4"],
+    &["aclnnDynamicQuant", "aclnnDynamicQuantV2", "aclnnDynamicQuantV3", "aclnnDynamicQuantV4"],
+    &["aclCreateTensor"],
+    &["aclrtMalloc"],
 ];
 
 /// Looks for CANN and says what was found, from where, and what that enables. Never an error: that nothing is installed is a finding.
@@ -157,6 +175,16 @@ fn inspect(report: &mut Doctor, cann: &Cann) {
         let way = ways.iter().find(|names| names.iter().all(|name| cann.has(name)));
         let through = way.and_then(|names| names.first()).map(|name| (*name).to_owned());
         report.enables.push(Enabled { what: (*what).to_owned(), through });
+    }
+    let needed: Option<Vec<&str>> =
+        NEEDED.iter().map(|any| any.iter().copied().find(|name| cann.has(name))).collect();
+    for (what, more) in
+        [("--backend cann", None), ("--backend cann, static scales", Some("aclnnAscendQuantV3"))]
+    {
+        let through = needed.as_ref().and_then(|names| names.first());
+        let through =
+            through.filter(|_| more.is_none_or(|name| cann.has(name))).map(|name| (*name).to_owned());
+        report.enables.push(Enabled { what: what.to_owned(), through });
     }
     match cann.runtime_version() {
         Ok((major, minor, patch)) => report.runtime_version = Some(format!("{major}.{minor}.{patch}")),

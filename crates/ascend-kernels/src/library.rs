@@ -113,6 +113,14 @@ fn open(path: &std::path::Path) -> Result<Library, libloading::Error> {
     }
 }
 
+/// Whether a linker says that it found no such library, in the words of glibc, musl or macOS. It names what it misses: this library, or one that
+/// this library needs.
+fn says_absent(error: &str, name: &str) -> bool {
+    error.contains(&format!("{name}: cannot open"))
+        || error.contains(&format!("shared library {name}: No such file"))
+        || (error.contains(&format!("dlopen({name}")) && error.contains("no such file"))
+}
+
 /// Groups of symbols, each from the library that has them.
 pub(crate) struct Groups {
     pub(crate) runtime: Runtime,
@@ -141,8 +149,7 @@ impl Search {
                 Ok(_) => Outcome::Opened,
                 Err(error) => {
                     let absent = match place {
-                        // The linker names what it misses: this library, or one that this library needs.
-                        Place::Linker => error.to_string().contains(&format!("{name}: cannot open")),
+                        Place::Linker => says_absent(&error.to_string(), name),
                         Place::Folder(_) => !path.exists(),
                     };
                     if absent { Outcome::Absent } else { Outcome::Broken(error.to_string()) }
@@ -243,6 +250,19 @@ mod tests {
         assert!(matches!(attempts[0].outcome, Outcome::Broken(_)), "{attempts:?}");
         assert_eq!(attempts[1].outcome, Outcome::Absent, "{attempts:?}");
         std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn linkers_say_it_in_their_words() {
+        let absent = |error: &str| says_absent(error, "libascendcl.so");
+        assert!(absent("libascendcl.so: cannot open shared object file: No such file or directory"));
+        assert!(absent("Error loading shared library libascendcl.so: No such file or directory"));
+        assert!(absent("dlopen(libascendcl.so, 0x0001): tried: 'libascendcl.so' (no such file)"));
+        assert!(!absent("libother.so: cannot open shared object file: No such file or directory"));
+        assert!(!absent(
+            "Error loading shared library libother.so: No such file or directory (needed by libascendcl.so)"
+        ));
+        assert!(!absent("libascendcl.so: invalid ELF header"));
     }
 
     fn scratch() -> PathBuf {

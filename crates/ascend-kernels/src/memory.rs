@@ -11,8 +11,14 @@ use crate::device::{Context, Device, Raw};
 use crate::error::{AscendError, Result};
 use crate::ffi::{ACL_MEM_MALLOC_HUGE_FIRST, ACL_MEMCPY_HOST_TO_DEVICE};
 
-/// Numbers that a buffer can hold: any bits are one.
-pub trait Element: bytemuck::Pod + Send + Sync {}
+/// Numbers that a buffer can hold: any bits are one. Those of CANN, and no others: their size is that of the type that CANN is told.
+pub trait Element: bytemuck::Pod + Send + Sync + sealed::Sealed {}
+
+mod sealed {
+    pub trait Sealed {}
+    macro_rules! seal { ($($t:ty),*) => { $(impl Sealed for $t {})* } }
+    seal!(i8, u8, i32, i64, u64, f32, half::f16, half::bf16);
+}
 
 impl Element for i8 {}
 impl Element for u8 {}

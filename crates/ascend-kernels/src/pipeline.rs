@@ -82,6 +82,9 @@ pub struct WeightPipeline {
     weights: Vec<PipelineWeight>,
 }
 
+/// Events and memory that the copies may hold: a device has some thousand events.
+const MOST_HELD: usize = 1024;
+
 impl WeightPipeline {
     /// Two places as large as the largest weight, and two streams.
     ///
@@ -130,7 +133,12 @@ impl WeightPipeline {
     ///
     /// # Errors
     /// What `product` or CANN says. Whatever was queued still runs; the next pass begins from the first weight.
+    ///
+    /// Events of copies are held until these were waited for, which happens here once in hundreds of weights.
     pub fn pass(&mut self, mut product: impl FnMut(usize, &Tensor, &Stream) -> Result<()>) -> Result<()> {
+        if self.copies.held() > MOST_HELD {
+            self.copies.synchronize()?;
+        }
         self.copy(0)?;
         self.copy(1)?;
         for layer in 0..self.weights.len() {

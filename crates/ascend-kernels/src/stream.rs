@@ -64,9 +64,23 @@ impl Stream {
         locked(&self.workspace).bytes()
     }
 
-    /// Holds values until the stream was waited for.
-    pub(crate) fn hold(&self, values: impl IntoIterator<Item = Keep>) {
-        locked(&self.in_flight).0.extend(values);
+    /// Queues work, and holds what it uses until the stream was waited for; also if the call fails, since whether a failed call queued
+    /// anything is not documented.
+    ///
+    /// Both happen under one lock, which whoever waits takes before it waits: what is queued while it waits is held by the next.
+    pub(crate) fn queue<R>(
+        &self,
+        uses: impl IntoIterator<Item = Keep>,
+        call: impl FnOnce() -> Result<R>,
+    ) -> Result<R> {
+        let mut held = locked(&self.in_flight);
+        held.0.extend(uses);
+        call()
+    }
+
+    /// Values that are held.
+    pub(crate) fn held(&self) -> usize {
+        locked(&self.in_flight).0.len()
     }
 
     /// Waits until all queued work is done.
@@ -75,11 +89,15 @@ impl Stream {
     /// What went wrong in that work, or the first release of anything that failed since the last synchronisation.
     pub fn synchronize(&self) -> Result<()> {
         self.context.enter()?;
+        // Before the wait: what others queue meanwhile is not waited for.
+        let queued = std::mem::take(&mut *locked(&self.in_flight));
         // SAFETY: the stream is alive.
-        unsafe { acl!(self.context.cann, runtime, aclrtSynchronizeStream(self.raw.0)) }?;
-        // Released without the lock: a release may take time.
-        let done = std::mem::take(&mut *locked(&self.in_flight));
-        drop(done);
+        let waited = unsafe { acl!(self.context.cann, runtime, aclrtSynchronizeStream(self.raw.0)) };
+        if let Err(error) = waited {
+            locked(&self.in_flight).0.extend(queued.0);
+            return Err(error);
+        }
+        drop(queued);
         self.context.late()
     }
 
@@ -89,12 +107,11 @@ impl Stream {
     /// [`AscendError::Shape`] if `to` is shorter, [`AscendError::OtherDevice`], or what CANN says.
     pub fn upload<T: Element>(&self, from: &Arc<HostBuffer<T>>, to: &DeviceBuffer<T>) -> Result<()> {
         self.check_copy(from.len() <= to.len(), from.len(), &from.memory.context, to)?;
-        // Even if the call fails: whether a failed call queued anything is not documented.
-        self.hold([Box::new(Arc::clone(from)) as Keep, Box::new(Arc::clone(&to.memory))]);
         self.context.enter()?;
         let (room, bytes) = (to.memory.bytes, from.memory.bytes);
+        let uses = [Box::new(Arc::clone(from)) as Keep, Box::new(Arc::clone(&to.memory))];
         // SAFETY: both ends are at least `bytes` long and held until the stream was waited for; nobody can write to `from` meanwhile.
-        unsafe {
+        self.queue(uses, || unsafe {
             acl!(
                 self.context.cann,
                 runtime,
@@ -107,7 +124,7 @@ impl Stream {
                     self.raw.0
                 )
             )
-        }
+        })
     }
 
     /// Queues a copy to the host; [`Download::wait`] gives the memory back.
@@ -116,11 +133,11 @@ impl Stream {
     /// As [`Stream::upload`].
     pub fn download<T: Element>(&self, from: &DeviceBuffer<T>, to: HostBuffer<T>) -> Result<Download<'_, T>> {
         self.check_copy(from.len() == to.len(), to.len(), &to.memory.context, from)?;
-        self.hold([Box::new(Arc::clone(&to.memory)) as Keep, Box::new(Arc::clone(&from.memory))]);
         self.context.enter()?;
         let bytes = from.memory.bytes;
+        let uses = [Box::new(Arc::clone(&to.memory)) as Keep, Box::new(Arc::clone(&from.memory))];
         // SAFETY: both ends are `bytes` long and held until the stream was waited for; `to` is nobody's until then.
-        unsafe {
+        self.queue(uses, || unsafe {
             acl!(
                 self.context.cann,
                 runtime,
@@ -133,7 +150,7 @@ impl Stream {
                     self.raw.0
                 )
             )
-        }?;
+        })?;
         Ok(Download { stream: self, to })
     }
 
@@ -165,9 +182,10 @@ impl Stream {
         // SAFETY: the pointer is for this handle.
         unsafe { acl!(self.context.cann, runtime, aclrtCreateEvent(&mut raw)) }?;
         let event = Event { inner: Arc::new(Mark { context: Arc::clone(&self.context), raw: Raw(raw) }) };
-        self.hold([Box::new(Arc::clone(&event.inner)) as Keep]);
         // SAFETY: both are alive, and the event is held until the stream was waited for.
-        unsafe { acl!(self.context.cann, runtime, aclrtRecordEvent(raw, self.raw.0)) }?;
+        self.queue([Box::new(Arc::clone(&event.inner)) as Keep], || unsafe {
+            acl!(self.context.cann, runtime, aclrtRecordEvent(raw, self.raw.0))
+        })?;
         Ok(event)
     }
 
@@ -178,9 +196,10 @@ impl Stream {
     pub fn wait(&self, event: &Event) -> Result<()> {
         Device::same(&self.context, &event.inner.context, "an event")?;
         self.context.enter()?;
-        self.hold([Box::new(Arc::clone(&event.inner)) as Keep]);
         // SAFETY: both are alive, and the event is held until the stream was waited for.
-        unsafe { acl!(self.context.cann, runtime, aclrtStreamWaitEvent(self.raw.0, event.inner.raw.0)) }
+        self.queue([Box::new(Arc::clone(&event.inner)) as Keep], || unsafe {
+            acl!(self.context.cann, runtime, aclrtStreamWaitEvent(self.raw.0, event.inner.raw.0))
+        })
     }
 }
 

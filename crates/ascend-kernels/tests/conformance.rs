@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use ascend_kernels::{Model, OpenOptions, Processor, ProcessorOptions};
-use ascend_sim::{Simulator, Switch};
+use ascend_sim::{Mistake, Simulator, Switch};
 use ndarray::{Array1, Array2};
 use quant_core::operators::{
     Bias, Cached, ChannelCodes, CodeCacheForm, DynamicNumerics, DynamicQuant, IntegerLinear, Output,
@@ -67,18 +67,29 @@ fn every_version_conforms() {
     assert!(simulator.trace().iter().all(|step| !step.name.contains("WeightNz")));
 }
 
-/// A deliberate fault in the simulator's operators, and each of its documented other behaviours, is seen by the suite.
+/// A deliberate fault in each operator that the traits use, and each of its documented other behaviours, is seen by the suite.
 #[test]
 fn conformance_can_fail() {
-    for (switch, value) in [(Switch::Wrong, 1), (Switch::Association, 1), (Switch::ScaleFormula, 1)] {
+    for (switch, value) in [
+        (Switch::Wrong, Mistake::QuantMatmul as i64),
+        (Switch::Wrong, Mistake::TokenCodes as i64),
+        (Switch::Wrong, Mistake::TokenScales as i64),
+        (Switch::Wrong, Mistake::StaticQuant as i64),
+        (Switch::Association, 1),
+        (Switch::ScaleFormula, 1),
+    ] {
         let simulator = Simulator::new().unwrap();
         simulator.set(switch, value);
         let processor = open(&simulator, |_| {});
         let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             suite(FloatType::Bf16).check("cann", &processor);
         }));
-        assert!(ended.is_err(), "{switch:?}");
+        assert!(ended.is_err(), "{switch:?} {value}");
     }
+    let simulator = Simulator::new().unwrap();
+    simulator.set(Switch::Wrong, Mistake::Attention as i64);
+    let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| attends(&simulator)));
+    assert!(ended.is_err(), "attention");
 }
 
 /// What the other documented association and the other formula of the scale may change: the last bit of a result.
@@ -138,8 +149,11 @@ fn activations_are_rounded_to_the_model() {
 /// A cache that grows, with sequences on pages out of order, beside attention in f64.
 #[test]
 fn a_cache_attends() {
-    let simulator = Simulator::new().unwrap();
-    let processor = open(&simulator, |_| {});
+    attends(&Simulator::new().unwrap());
+}
+
+fn attends(simulator: &Simulator) {
+    let processor = open(simulator, |_| {});
     let mut numbers = Numbers::new(21);
     let (heads, kv_heads, head_dim, page) = (6, 2, 32, 64);
     let width = kv_heads * head_dim;

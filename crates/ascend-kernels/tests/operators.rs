@@ -9,9 +9,10 @@ use ascend_kernels::operators::{
     pack_scales_on_host,
 };
 use ascend_kernels::{Call, Cann, Device, DeviceBuffer, OpenOptions, Result, Stream, Tensor, Typed};
-use ascend_sim::{Simulator, Switch};
+use ascend_sim::{Mistake, Simulator, Switch};
 use half::{bf16, f16};
 use quant_testkit::Numbers;
+use std::cell::Cell;
 
 struct Npu {
     stream: Stream,
@@ -23,6 +24,7 @@ struct Npu {
 impl Npu {
     fn new() -> Self {
         let simulator = Simulator::new().unwrap();
+        simulator.set(Switch::Wrong, WRONG.get());
         let cann = Cann::open(&OpenOptions::new().folder(simulator.folder())).unwrap();
         let device = Device::open(&cann, 0).unwrap();
         Self { stream: Stream::new(&device).unwrap(), device, simulator }
@@ -431,83 +433,31 @@ fn attention_over_a_cache_of_codes() {
     }
 }
 
-/// A deliberate fault in each operator changes what it gives.
+thread_local! {
+    /// What is made wrong in the simulators of a test.
+    static WRONG: Cell<i64> = const { Cell::new(0) };
+}
+
+/// A deliberate fault in each operator makes the comparisons of that operator fail.
 #[test]
 fn faults_of_arithmetic_are_seen() {
-    let results = |wrong: i64| {
-        let npu = Npu::new();
-        npu.simulator.set(Switch::Wrong, wrong);
-        let mut all: Vec<(&str, Vec<u8>)> = Vec::new();
-        let x = npu.put(&halves(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0], bf16::from_f32), &[1, 8]);
-        let ((codes, code), (_, scale)) = (npu.room::<i8>(&[1, 8]), npu.room::<f32>(&[1]));
-        npu.run(
-            DynamicQuant { x: &x, smooth: None, codes: &code, scale: &scale, offset: None }
-                .prepare(&npu.device),
-        );
-        all.push(("DynamicQuant", npu.get(&codes).iter().map(|c| c.cast_unsigned()).collect()));
-        let half = npu.put(&[bf16::from_f32(0.5)], &[1]);
-        let (codes, code) = npu.room::<i8>(&[1, 8]);
-        let operator = StaticQuant { x: &x, scale: &half, offset: None, round: Round::Nearest, codes: &code };
-        npu.run(operator.prepare(&npu.device));
-        all.push(("StaticQuant", npu.get(&codes).iter().map(|c| c.cast_unsigned()).collect()));
-        let given = npu.put(&[1_i8, 2, 3, 4, 5, 6, 7, 8], &[1, 8]);
-        let bytes = |numbers: Vec<bf16>| numbers.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>();
-        let (numbers, y) = npu.room::<bf16>(&[1, 8]);
-        npu.run(AntiQuant { codes: &given, scale: &half, offset: None, y: &y }.prepare(&npu.device));
-        all.push(("AntiQuant", bytes(npu.get(&numbers))));
-        let weight = npu.put(&[1_i8; 64], &[8, 8]);
-        let scales = npu.put(&[0.01_f32], &[1]);
-        let (numbers, y) = npu.room::<bf16>(&[1, 8]);
-        npu.run(product(&given, &weight, &scales, &y).prepare(&npu.device));
-        all.push(("QuantMatmul", bytes(npu.get(&numbers))));
-        let (numbers, y) = npu.room::<bf16>(&[1, 8]);
-        let (offset, bias, group, fast) = (None, None, None, false);
-        let operator =
-            WeightOnlyMatmul { x: &x, weight: &weight, scale: &half, offset, bias, group, fast, y: &y };
-        npu.run(operator.prepare(&npu.device));
-        all.push(("WeightOnlyMatmul", bytes(npu.get(&numbers))));
-        let square = npu.put(&[bf16::ONE; 64], &[8, 8]);
-        let (numbers, y) = npu.room::<bf16>(&[1, 8]);
-        npu.run(Matmul { a: &x, b: &square, out: &y, math: CubeMath::Keep }.prepare(&npu.device));
-        all.push(("Matmul", bytes(npu.get(&numbers))));
-        let (words, out) = npu.room::<u64>(&[1]);
-        npu.run(PackScales { scale: &scales, offset: None, round: false, out: &out }.prepare(&npu.device));
-        all.push(("PackScales", npu.get(&words)[0].to_le_bytes().to_vec()));
-        let packed = DeviceBuffer::<u8>::new(&npu.device, 4).unwrap();
-        let out = Tensor::int4(&packed, &[1, 8]).unwrap();
-        npu.run(PackInt4 { codes: &[1; 8], shape: (1, 8), out: &out }.prepare(&npu.device));
-        all.push(("PackInt4", packed.read(&npu.stream).unwrap()));
-        let cube = npu.put(&[bf16::ONE; 8], &[1, 1, 8]);
-        let left = npu.put(&[bf16::ONE], &[1, 1]);
-        let (out, clip_ratio) = (Tensor::int4(&packed, &[1, 1, 8]).unwrap(), 1.0);
-        let operator =
-            KroneckerQuant { x: &cube, left: &left, right: &square, clip_ratio, codes: &out, scale: &scale };
-        npu.run(operator.prepare(&npu.device));
-        all.push(("KroneckerQuant", packed.read(&npu.stream).unwrap()));
-        let query = npu.put(&[bf16::ONE; 32], &[1, 1, 1, 32]);
-        let cache = npu.put(&[3_i8; 64], &[1, 1, 2, 32]);
-        let channels = npu.put(&[bf16::from_f32(0.5); 32], &[32]);
-        let (numbers, out) = npu.room::<bf16>(&[1, 1, 1, 32]);
-        let operator = OneTokenAttention {
-            query: &query,
-            key: &cache,
-            value: &cache,
-            key_scale: &channels,
-            value_scale: &channels,
-            key_offset: None,
-            value_offset: None,
-            pages: None,
-            lengths: &[],
-            kv_heads: 1,
-            scale: 0.1,
-            fast: false,
-            out: &out,
-        };
-        npu.run(operator.prepare(&npu.device));
-        all.push(("OneTokenAttention", bytes(npu.get(&numbers))));
-        all
-    };
-    for ((name, right), (_, wrong)) in results(0).into_iter().zip(results(1)) {
-        assert_ne!(right, wrong, "{name}");
+    let tests: [(Mistake, fn()); 11] = [
+        (Mistake::QuantMatmul, products_of_every_version_and_type),
+        (Mistake::QuantMatmul, products_of_four_bits),
+        (Mistake::TokenCodes, tokens_are_quantised_in_every_version),
+        (Mistake::TokenScales, tokens_are_quantised_in_every_version),
+        (Mistake::StaticQuant, static_codes_and_numbers_of_codes),
+        (Mistake::AntiQuant, static_codes_and_numbers_of_codes),
+        (Mistake::PackScales, scales_as_words),
+        (Mistake::Matmul, products_of_floats),
+        (Mistake::WeightOnly, weight_only_products),
+        (Mistake::Kronecker, kronecker_codes),
+        (Mistake::Attention, attention_over_a_cache_of_codes),
+    ];
+    for (fault, test) in tests {
+        WRONG.set(fault as i64);
+        let ended = std::panic::catch_unwind(test);
+        WRONG.set(0);
+        assert!(ended.is_err(), "{fault:?} is not seen");
     }
 }

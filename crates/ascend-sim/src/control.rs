@@ -21,10 +21,38 @@ pub enum Switch {
     RoundBetween = 4,
     /// Attention: 1 dequantised keys and values and probabilities are rounded to the type of the query.
     RoundAttention = 5,
-    /// A deliberate fault of arithmetic in each operator, so that a comparison must fail.
+    /// Deliberate faults of arithmetic, so that a comparison must fail: the sum of some [`Mistake`]s, −1 for all.
     Wrong = 6,
     /// Devices that are there.
     Devices = 7,
+}
+
+/// Where arithmetic can be made wrong: a bit of [`Switch::Wrong`] each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i64)]
+pub enum Mistake {
+    /// Results of products of codes.
+    QuantMatmul = 1,
+    /// Codes of tokens.
+    TokenCodes = 1 << 1,
+    /// Scales of tokens.
+    TokenScales = 1 << 2,
+    /// Codes under fixed scales.
+    StaticQuant = 1 << 3,
+    /// Numbers of codes.
+    AntiQuant = 1 << 4,
+    /// Weight-only products.
+    WeightOnly = 1 << 5,
+    /// Products of floats.
+    Matmul = 1 << 6,
+    /// Scales as words.
+    PackScales = 1 << 7,
+    /// Packing of int4.
+    PackInt4 = 1 << 8,
+    /// Codes behind FlatQuant's transform.
+    Kronecker = 1 << 9,
+    /// Attention.
+    Attention = 1 << 10,
 }
 
 /// How many switches there are.

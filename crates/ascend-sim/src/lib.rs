@@ -46,4 +46,4 @@ mod streams;
 mod tensor;
 mod world;
 
-pub use control::{Kind, Simulator, Step, Switch};
+pub use control::{Kind, Mistake, Simulator, Step, Switch};

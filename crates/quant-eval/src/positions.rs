@@ -111,8 +111,7 @@ pub fn score_positions(
     for start in (0..positions.len()).step_by(CHUNK) {
         let chunk = start..positions.len().min(start + CHUNK);
         let targets = targets[chunk.clone()].iter().zip(&others[chunk.clone()]);
-        let mut rows: Vec<Row> =
-            targets.map(|(&target, &asked)| Row::new(target, asked, compared)).collect();
+        let mut rows: Vec<Row> = targets.map(|(&target, &asked)| Row::new(target, asked, compared)).collect();
         for panel in (0..vocab).step_by(PANEL) {
             let tokens = panel..vocab.min(panel + PANEL);
             let width = tokens.len();

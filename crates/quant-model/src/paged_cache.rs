@@ -1,6 +1,8 @@
 //! Keys and values of many sequences in pages.
 
 use ndarray::ArrayViewMut2;
+use std::collections::BTreeSet;
+
 use quant_core::operators::{Cached, ChannelCodes, CodeCache, CodeCacheForm, Processor};
 use quant_core::{CoreError, EntryQuant, KvQuant};
 use quant_graph::ModelSpec;
@@ -56,6 +58,8 @@ pub struct PagedCache {
     values: Side,
     /// The same codes where a processor attends to them.
     codes: Option<Box<dyn CodeCache>>,
+    /// Pages with entries that are not finite, for which there are no codes.
+    broken: BTreeSet<u32>,
 }
 
 /// Pages of keys or of values, all heads of a page together.
@@ -94,6 +98,7 @@ impl PagedCache {
             keys: side(keys, true),
             values: side(kv.map(|kv| &kv.values), false),
             codes: None,
+            broken: BTreeSet::new(),
         }
     }
 
@@ -124,10 +129,10 @@ impl PagedCache {
         Ok(cache)
     }
 
-    /// Whether a processor attends to it.
+    /// Whether a processor attends to these pages.
     #[must_use]
-    pub fn is_on_processor(&self) -> bool {
-        self.codes.is_some()
+    pub fn is_on_processor(&self, pages: &[u32]) -> bool {
+        self.codes.is_some() && !pages.iter().any(|page| self.broken.contains(page))
     }
 
     /// Attention of the newest token of each sequence on the processor that holds the codes: queries `[sequences, heads · head_dim]` become
@@ -176,12 +181,15 @@ impl PagedCache {
         let (mut of_key, mut of_value) = (vec![0; key.len()], vec![0; value.len()]);
         let finite = self.keys.write(page as usize, slot, key, self.head_dim, Some(&mut of_key))
             & self.values.write(page as usize, slot, value, self.head_dim, Some(&mut of_value));
-        if finite {
-            return codes.write(page, slot, &of_key, &of_value);
+        if slot == 0 {
+            // Somebody else's from here on.
+            self.broken.remove(&page);
         }
-        // No code stands for what is not finite; here it is remembered beside the codes.
-        self.codes = None;
-        Ok(())
+        if !finite {
+            // No code stands for what is not finite; here it is remembered beside the codes.
+            self.broken.insert(page);
+        }
+        codes.write(page, slot, &of_key, &of_value)
     }
 
     /// Keys and values of a head on a page.

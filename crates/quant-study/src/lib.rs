@@ -27,7 +27,9 @@ mod verdict;
 
 pub use blame::{Blame, Regained};
 pub use error::StudyError;
-pub use grid::{Grid, GridModel, GridRecipe, Published, RecipeText, STUDIES, StudyPreset, study_preset};
+pub use grid::{
+    Grid, GridModel, GridRecipe, GridServer, Published, RecipeText, STUDIES, StudyPreset, study_preset,
+};
 /// Which server is asked, and how.
 #[cfg(feature = "server")]
 pub use quant_client;

@@ -10,7 +10,10 @@ use quant_kernels::Par;
 use quant_model::Arithmetic;
 use quant_pipeline::{Event, Events, Registry, Scored, Silent, open_folder};
 use quant_study::quant_client::{ApiKey, ServerOptions};
-use quant_study::{Record, Signs, StudyError, TaskJob, TaskOutcome, run_task, run_task_on_server};
+use quant_study::{
+    Grid, Record, Signs, Status, StudyError, StudyJob, StudyOutcome, TaskJob, TaskOutcome, run_study,
+    run_task, run_task_on_server,
+};
 use serde_json::{Value, json};
 use server::{Own, Seen, TestServer};
 use std::collections::HashMap;
@@ -420,6 +423,75 @@ fn the_key_is_in_no_output() {
         let error = ask(&echoed, with_key(fault)).unwrap_err();
         assert!(!format!("{error} {error:?}").contains(KEY), "{error}");
     }
+}
+
+/// Rows of a grid: one like the float model, one that wants a key and gets it, one that does not; and a grid of servers alone, whose
+/// folder holds a tokenizer.
+#[test]
+fn servers_are_rows_of_a_study() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let sums = choices(folder.path());
+    std::fs::write(at("sums.yaml"), sums.task.written()).unwrap();
+    std::fs::write(at("key"), "sk-right\n").unwrap();
+    let server = TestServer::start_with(echo);
+    let run = |name: &str, text: String| {
+        std::fs::write(at("grid.yaml"), text).unwrap();
+        let grid = Grid::from_file(&at("grid.yaml")).unwrap();
+        let data = vec![folder.path().to_owned(), tiny_reasoner()];
+        let study = StudyJob { data, threads: 2, resume: true, ..StudyJob::new(grid, at(name)) };
+        run_study(&study, &mut Silent, &Registry::default()).unwrap()
+    };
+    let rows = |float: &str| {
+        format!(
+            "version: 1\nname: rows\nmodels:\n  - path: {}\n    servers:\n{float}      - {{ name: same, url: '{}', bits: 8-8-16 }}\n\
+             tasks: [sums.yaml, tiny-text]\nlimit: 7\n",
+            tiny_reasoner().display(),
+            server.url("ok")
+        )
+    };
+    let refused = format!("      - {{ name: refused, url: '{}' }}\n", server.url("needs-key"));
+    let keyed = format!("      - {{ name: keyed, url: '{}', key_file: key }}\n", server.url("needs-key"));
+    let outcome = run("rows", rows(&format!("{refused}{keyed}")));
+    assert_eq!(outcome.failed, 1);
+    let row = |outcome: &StudyOutcome, name: &str| {
+        outcome.results.models[0].variants.iter().find(|row| row.recipe == name).unwrap().clone()
+    };
+    let (float, same) = (row(&outcome, "float"), row(&outcome, "same"));
+    assert_eq!(
+        (same.execution.as_str(), same.bits.as_str(), &same.status),
+        ("server", "8-8-16", &Status::Ok)
+    );
+    assert_eq!((same.average, same.average.is_some()), (float.average, true));
+    assert_eq!(same.loss.map(|loss| (loss.drop, loss.class)), Some((0.0, "lossless".to_owned())));
+    assert!(same.missing.is_empty() && same.problems.concat().contains("tiny-text"), "{:?}", same.problems);
+    assert_eq!((float.texts.len(), same.texts.len()), (1, 0));
+    assert_eq!(row(&outcome, "keyed").average, float.average);
+    let Status::Failed(reason) = row(&outcome, "refused").status else { panic!("it was not refused") };
+    assert!(reason.contains("401"), "{reason}");
+    // Nothing that is finished is asked again; what failed is.
+    let asked = server.seen("ok").len();
+    assert_eq!(run("rows", rows(&format!("{refused}{keyed}"))).failed, 1);
+    assert!(server.seen("ok").len() <= asked + 1, "the name of the model alone");
+    // Without weights.
+    let tokenizer = at("tokenizer");
+    std::fs::create_dir(&tokenizer).unwrap();
+    for name in ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
+        if tiny_reasoner().join(name).exists() {
+            std::fs::copy(tiny_reasoner().join(name), tokenizer.join(name)).unwrap();
+        }
+    }
+    let float = format!("      - {{ name: float, url: '{}' }}\n", server.url("ok"));
+    let alone = rows(&float).replace(text(&tiny_reasoner()), text(&tokenizer)).replace(", tiny-text", "");
+    let outcome = run("alone", alone);
+    let found = row(&outcome, "float");
+    assert_eq!((outcome.failed, found.average, found.execution.as_str()), (0, same.average, "server"));
+    assert_eq!(row(&outcome, "same").loss.map(|loss| loss.drop), Some(0.0));
+}
+
+/// A path in a text.
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
 }
 
 /// Programs that come from a server, run on their tests.

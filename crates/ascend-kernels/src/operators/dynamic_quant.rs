@@ -80,14 +80,17 @@ impl DynamicQuant<'_> {
         Ok(())
     }
 
-    /// Checks the arguments and prepares V1 where it is enough, else V2.
+    /// Checks the arguments and prepares the first version that is there and can: V1, where codes of eight bits without offsets are enough, to V4.
     ///
     /// # Errors
     /// As [`DynamicQuant::check`], [`AscendError::Missing`](crate::AscendError::Missing), or what CANN says.
     pub fn prepare(&self, device: &Device) -> Result<Call> {
         let plain = self.codes.data_type() == DataType::I8 && self.offset.is_none();
-        let first = plain && device.cann().has(DynamicVersion::V1.name());
-        self.prepare_with(device, if first { DynamicVersion::V1 } else { DynamicVersion::V2 })
+        let versions = [DynamicVersion::V1, DynamicVersion::V2, DynamicVersion::V3, DynamicVersion::V4];
+        let there = |version: &DynamicVersion| {
+            (plain || *version != DynamicVersion::V1) && device.cann().has(version.name())
+        };
+        self.prepare_with(device, versions.into_iter().find(there).unwrap_or(DynamicVersion::V2))
     }
 
     /// Checks the arguments and prepares one version.

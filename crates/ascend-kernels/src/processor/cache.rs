@@ -44,12 +44,13 @@ struct Side {
 }
 
 impl Side {
-    fn new(shared: &Shared, form: &ChannelCodes) -> Result<Self> {
-        let width = form.scales.len();
+    fn new(shared: &Shared, form: &ChannelCodes, heads: usize) -> Result<Self> {
+        // As CANN lists them for one token of queries.
+        let dims = [1, heads, 1, form.scales.len() / heads];
         let any = form.zeros.iter().any(|&zero| zero != 0.0);
         Ok(Self {
-            scale: shared.numbers(form.scales.iter().copied(), &[width])?,
-            offset: any.then(|| shared.numbers(form.zeros.iter().map(|zero| -zero), &[width])).transpose()?,
+            scale: shared.numbers(form.scales.iter().copied(), &dims)?,
+            offset: any.then(|| shared.numbers(form.zeros.iter().map(|zero| -zero), &dims)).transpose()?,
             codes: Vec::new(),
             device: None,
         })
@@ -100,8 +101,8 @@ impl Cache {
             return Ok(None);
         }
         Ok(Some(Box::new(Self {
-            keys: Side::new(shared, keys)?,
-            values: Side::new(shared, values)?,
+            keys: Side::new(shared, keys, *kv_heads)?,
+            values: Side::new(shared, values, *kv_heads)?,
             shared: Arc::clone(shared),
             heads: *heads,
             kv_heads: *kv_heads,

@@ -12,6 +12,7 @@ use quant_core::{CoreError, FloatType};
 
 use crate::cann::Cann;
 use crate::device::Device;
+use crate::doctor::NEEDED;
 use crate::error::{AscendError, Result};
 use crate::library::OpenOptions;
 use crate::memory::DeviceBuffer;
@@ -77,9 +78,16 @@ impl Processor {
     /// Opens the libraries and a device.
     ///
     /// # Errors
-    /// [`AscendError::is_unavailable`] without library or device, or what CANN says.
+    /// [`AscendError::is_unavailable`] without library, device or the operators that every folder needs, or what CANN says.
     pub fn open(options: &ProcessorOptions) -> Result<Self> {
         let cann = Cann::open(&options.library)?;
+        for any in NEEDED {
+            if let (Some(&symbol), true) = (any.first(), any.iter().all(|name| !cann.has(name))) {
+                let libraries: Vec<String> =
+                    cann.origins().into_iter().map(|(_, library, _)| library.to_owned()).collect();
+                return Err(AscendError::Missing { symbol, library: libraries.join(", ") });
+            }
+        }
         let device = Device::open(&cann, options.device)?;
         let stream = Mutex::new(Stream::new(&device)?);
         let shared = Shared { stream, device, model: options.model, row_major: options.row_major };

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::phases::{PLANS, invalid, is_half, model, spoiled};
 use super::string;
+use crate::Mistake;
 use crate::Switch;
 use crate::arithmetic::attention::one_token;
 use crate::arithmetic::quantize::{Model, dequantized};
@@ -151,7 +152,7 @@ impl Attention {
                 let row = &query[(b * heads + h) * d..][..d];
                 let round = |x: f32| kind.round(x);
                 let values = one_token(row, &floats[0], &floats[1], self.scale, &round);
-                out.extend(values.into_iter().map(|x| spoiled(world, x)));
+                out.extend(values.into_iter().map(|x| spoiled(world, Mistake::Attention, x)));
             }
         }
         self.out.put_floats(&mut world.memory, &out)

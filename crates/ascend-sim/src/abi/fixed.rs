@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::phases::{PLANS, invalid, is_half, model, spoiled, spoiled_code};
 use super::string;
+use crate::Mistake;
 use crate::Switch;
 use crate::arithmetic::quantize::{self, Model, Rounding};
 use crate::generated::types::*;
@@ -68,7 +69,11 @@ pub(crate) unsafe extern "C" fn aclnnAscendQuantV3GetWorkspaceSize(
             let at = |v: &[f32], i: usize| if v.len() == 1 { v[0] } else { v[i % k] };
             let code = |(i, &x): (usize, &f32)| {
                 let offset = offsets.as_ref().map_or(0.0, |o| at(o, i));
-                spoiled_code(world, quantize::fixed(x, at(&scales, i), offset, rounding, four))
+                spoiled_code(
+                    world,
+                    Mistake::StaticQuant,
+                    quantize::fixed(x, at(&scales, i), offset, rounding, four),
+                )
             };
             let codes: Vec<i32> = values.iter().enumerate().map(code).collect();
             into.put_codes(&mut world.memory, &codes, four)
@@ -119,7 +124,7 @@ pub(crate) unsafe extern "C" fn aclnnAscendAntiQuantGetWorkspaceSize(
             let at = |v: &[f32], i: usize| if v.len() == 1 { v[0] } else { v[i % k] };
             let value = |(i, &code): (usize, &i32)| {
                 let offset = offsets.as_ref().map_or(0.0, |o| at(o, i));
-                spoiled(world, quantize::anti(code, at(&scales, i), offset))
+                spoiled(world, Mistake::AntiQuant, quantize::anti(code, at(&scales, i), offset))
             };
             let values: Vec<f32> = codes.iter().enumerate().map(value).collect();
             into.put_floats(&mut world.memory, &values)
@@ -154,7 +159,7 @@ pub(crate) unsafe extern "C" fn aclnnConvertWeightToINT4PackGetWorkspaceSize(
             if codes.iter().any(|code| !(-8..=7).contains(code)) {
                 return report("aclnnConvertWeightToINT4Pack: a value does not fit into four bits");
             }
-            codes.iter_mut().for_each(|code| *code = spoiled_code(world, *code));
+            codes.iter_mut().for_each(|code| *code = spoiled_code(world, Mistake::PackInt4, *code));
             into.put_codes(&mut world.memory, &codes, true)
         });
         world.planned(name, Plan { run, reads, writes: vec![out] }, (workspaceSize, executor))
@@ -208,7 +213,7 @@ pub(crate) unsafe extern "C" fn aclnnFlatQuantGetWorkspaceSize(
                 quantize::kronecker(x, (&p1, &p2), shape, clipRatio, between, codes)
             };
             let scales: Vec<f32> = values.chunks(width).zip(codes.chunks_mut(width)).map(token).collect();
-            codes.iter_mut().for_each(|code| *code = spoiled_code(world, *code));
+            codes.iter_mut().for_each(|code| *code = spoiled_code(world, Mistake::Kronecker, *code));
             out.put_codes(&mut world.memory, &codes, true)?;
             scale.put_floats(&mut world.memory, &scales)
         });

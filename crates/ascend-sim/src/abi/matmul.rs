@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::phases::{Outs, PLANS, invalid, spoiled, spoiled_code};
+use crate::Mistake;
 use crate::Switch;
 use crate::arithmetic::integer::{Association, fixpipe_code, sums, vector_end};
 use crate::arithmetic::scale;
@@ -112,7 +113,7 @@ impl QuantMatmul {
         }
         let one = |values: &[f32], at: usize| if values.len() == 1 { values[0] } else { values[at] };
         if self.out.dtype == ACL_INT32 {
-            let codes: Vec<i32> = acc.iter().map(|&c| spoiled_code(world, c)).collect();
+            let codes: Vec<i32> = acc.iter().map(|&c| spoiled_code(world, Mistake::QuantMatmul, c)).collect();
             return self.out.put_codes(&mut world.memory, &codes, false);
         }
         if matches!(self.scale.dtype, ACL_UINT64 | ACL_INT64) {
@@ -123,7 +124,7 @@ impl QuantMatmul {
                 let values: Vec<f32> = acc
                     .iter()
                     .enumerate()
-                    .map(|(at, &sum)| spoiled(world, sum as f32 * one(&scales, at % n)))
+                    .map(|(at, &sum)| spoiled(world, Mistake::QuantMatmul, sum as f32 * one(&scales, at % n)))
                     .collect();
                 return self.out.put_floats(&mut world.memory, &values);
             }
@@ -137,7 +138,11 @@ impl QuantMatmul {
             };
             let offset = |at: usize| if offsets.len() == 1 { offsets[0] } else { offsets[at] };
             let code = |(at, &sum): (usize, &i32)| {
-                spoiled_code(world, fixpipe_code(sum, one(&scales, at % n), offset(at % n)))
+                spoiled_code(
+                    world,
+                    Mistake::QuantMatmul,
+                    fixpipe_code(sum, one(&scales, at % n), offset(at % n)),
+                )
             };
             let codes: Vec<i32> = acc.iter().enumerate().map(code).collect();
             return self.out.put_codes(&mut world.memory, &codes, false);
@@ -161,6 +166,7 @@ impl QuantMatmul {
             let bias = bias.as_ref().map_or(-0.0, |b| b[channel]);
             spoiled(
                 world,
+                Mistake::QuantMatmul,
                 vector_end(sum, one(&scales, channel), tokens.as_ref().map(|t| t[token]), bias, order),
             )
         };

@@ -2,6 +2,7 @@
 
 use std::ffi::c_void;
 
+use crate::Mistake;
 use crate::Switch;
 use crate::arithmetic::quantize::Model;
 use crate::generated::types::*;
@@ -89,13 +90,18 @@ pub(super) fn is_half(dtype: aclDataType) -> bool {
     matches!(dtype, ACL_FLOAT16 | ACL_BF16)
 }
 
-/// A number with the last bit that bf16 has turned, where the switch for deliberate faults says so.
-pub(super) fn spoiled(world: &World, x: f32) -> f32 {
-    if world.switch(Switch::Wrong) == 0 { x } else { f32::from_bits(x.to_bits() ^ 0x1_0000) }
+/// Whether the switch for deliberate faults names this one.
+pub(super) fn is_wrong(world: &World, mistake: Mistake) -> bool {
+    world.switch(Switch::Wrong) & mistake as i64 != 0
 }
 
-pub(super) fn spoiled_code(world: &World, code: i32) -> i32 {
-    if world.switch(Switch::Wrong) == 0 { code } else { code ^ 1 }
+/// A number with the last bit that bf16 has turned, where it is to be wrong.
+pub(super) fn spoiled(world: &World, mistake: Mistake, x: f32) -> f32 {
+    if is_wrong(world, mistake) { f32::from_bits(x.to_bits() ^ 0x1_0000) } else { x }
+}
+
+pub(super) fn spoiled_code(world: &World, mistake: Mistake, code: i32) -> i32 {
+    if is_wrong(world, mistake) { code ^ 1 } else { code }
 }
 
 #[cfg(test)]

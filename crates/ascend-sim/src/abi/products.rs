@@ -4,6 +4,7 @@ use std::ffi::c_int;
 use std::sync::Arc;
 
 use super::phases::{Outs, PLANS, invalid, is_half, model, spoiled};
+use crate::Mistake;
 use crate::Switch;
 use crate::arithmetic::{float, quantize};
 use crate::generated::types::*;
@@ -46,7 +47,7 @@ pub(crate) unsafe extern "C" fn aclnnMmGetWorkspaceSize(
             };
             let (a, b) = (round(&a, world)?, round(&b, world)?);
             let mut values = float::product(&a, &b, (shape[0], shape[1], shape[2]));
-            values.iter_mut().for_each(|x| *x = spoiled(world, *x));
+            values.iter_mut().for_each(|x| *x = spoiled(world, Mistake::Matmul, *x));
             into.put_floats(&mut world.memory, &values)
         });
         world.planned(name, Plan { run, reads, writes: vec![out] }, (workspaceSize, executor))
@@ -134,7 +135,7 @@ fn plan_weight_only(name: &'static str, q: &WeightOnly, outs: Outs) -> aclnnStat
                 float::product(&values, &weights, (m, k, n))
             };
             for (at, x) in out.iter_mut().enumerate() {
-                *x = spoiled(world, *x + bias.as_ref().map_or(-0.0, |b| b[at % n]));
+                *x = spoiled(world, Mistake::WeightOnly, *x + bias.as_ref().map_or(-0.0, |b| b[at % n]));
                 if few {
                     *x = float::half_away(*x, kind);
                 }

@@ -3,8 +3,9 @@
 use std::ffi::c_char;
 use std::sync::Arc;
 
-use super::phases::{Outs, PLANS, invalid, is_half, spoiled_code};
+use super::phases::{Outs, PLANS, invalid, is_half, spoiled, spoiled_code};
 use super::string;
+use crate::Mistake;
 use crate::Switch;
 use crate::arithmetic::quantize;
 use crate::generated::types::*;
@@ -77,7 +78,8 @@ fn plan_dynamic(name: &'static str, q: &DynamicQuant, outs: Outs) -> aclnnStatus
                     scales.push(quantize::symmetric(row, four, inverse, codes));
                 }
             }
-            codes.iter_mut().for_each(|code| *code = spoiled_code(world, *code));
+            codes.iter_mut().for_each(|code| *code = spoiled_code(world, Mistake::TokenCodes, *code));
+            scales.iter_mut().for_each(|scale| *scale = spoiled(world, Mistake::TokenScales, *scale));
             y.put_codes(&mut world.memory, &codes, four)?;
             scale.put_floats(&mut world.memory, &scales)?;
             offset.as_ref().map_or(Ok(()), |o| o.put_floats(&mut world.memory, &offsets))

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::phases::{Outs, PLANS, invalid};
-use crate::Switch;
+use super::phases::{Outs, PLANS, invalid, is_wrong};
+use crate::Mistake;
 use crate::arithmetic::scale;
 use crate::generated::types::*;
 use crate::tensor::Tensor;
@@ -81,7 +81,7 @@ fn plan_scales(name: &'static str, tensors: [*const aclTensor; 3], rounded: bool
             let offset =
                 offsets.as_ref().map(|o| o.floats(&world.memory)).transpose()?.unwrap_or_else(|| vec![0.0]);
             let pack = if rounded { scale::pack_rounded } else { scale::pack_cut };
-            let wrong = u64::from(world.switch(Switch::Wrong) != 0) << 14;
+            let wrong = u64::from(is_wrong(world, Mistake::PackScales)) << 14;
             let at = |i: usize| if offset.len() == 1 { offset[0] } else { offset[i] };
             let words: Vec<u64> = scale.iter().enumerate().map(|(i, &s)| pack(s, at(i)) ^ wrong).collect();
             into.put_words(&mut world.memory, &words)

@@ -3,7 +3,7 @@
 use super::{Peaks, Product, best};
 use quant_core::ndarray::{Array1, Array2, ArrayView2, Axis, Slice};
 use quant_core::operators::{Bias, DynamicNumerics, IntegerLinear, QuantMatmul, StaticNumerics};
-use quant_core::{Bits, FloatType, Groups, QParams, matrix::round_matrix};
+use quant_core::{Bits, CoreError, FloatType, Groups, QParams, matrix::round_matrix};
 use quant_kernels::{
     Compute, Cpu, IntegerWeight, PAGE, PackedWeight, PageEntries, PagedQueries, PagedScratch, Par,
     PreparedWeight, attend_paged, quantize_static, quantize_tokens, rms_norm_quantize, tasks, vectorized,
@@ -48,27 +48,25 @@ enum Of {
 /// heads, key heads, features) attention of one token over a cache of codes as long as the product has tokens.
 ///
 /// # Errors
-/// Sizes that no kernel takes, in words.
+/// Sizes that no kernel takes.
 pub fn measure(
     product: &Product,
     heads: Option<(usize, usize, usize)>,
     peaks: &Peaks,
     par: Par,
-) -> Result<Vec<KernelRate>, String> {
+) -> Result<Vec<KernelRate>, CoreError> {
     let (m, k, n) = (product.tokens, product.inputs, product.outputs);
-    let words = |e: quant_core::CoreError| e.to_string();
-    let bits = Bits::new(8).map_err(words)?;
+    let bits = Bits::new(8)?;
     let numerics = DynamicNumerics::Ascend { bits };
     let x = floats(m, k, 1);
     let weight = floats(n, k, 2);
-    let rounded =
-        round_matrix(&quant_core::Grid::int8_sym(), None, Groups::Channel, weight.view()).map_err(words)?;
-    let linear = IntegerLinear::from_matrix(&rounded, Bias::None).map_err(words)?;
+    let rounded = round_matrix(&quant_core::Grid::int8_sym(), None, Groups::Channel, weight.view())?;
+    let linear = IntegerLinear::from_matrix(&rounded, Bias::None)?;
     let codes = quantize_tokens(numerics, x.view(), par);
     let operations = 2.0 * (m * n) as f64 * k as f64;
     let mut found: Vec<(&'static str, f64, f64, Of)> = Vec::new();
 
-    let packed = IntegerWeight::new(linear.codes().view(), par).map_err(words)?;
+    let packed = IntegerWeight::new(linear.codes().view(), par)?;
     let mut sums = Array2::<i32>::zeros((m, n));
     found.push((
         "int8 product",
@@ -77,7 +75,7 @@ pub fn measure(
         Of::Integer,
     ));
     drop(packed);
-    let prepared = Cpu::default().prepare(&linear, par).map_err(words)?;
+    let prepared = Cpu::default().prepare(&linear, par)?;
     let mut y = Array2::<f32>::zeros((m, n));
     let finished = best(|| drop(black_box(prepared.forward(&codes, y.view_mut().into(), par))));
     found.push(("int8 product, results f32", finished, operations, Of::Integer));
@@ -90,7 +88,7 @@ pub fn measure(
         Of::Float,
     ));
     drop(dense);
-    let four = round_matrix(&quant_core::Grid::int4_asym(), None, groups(k), weight.view()).map_err(words)?;
+    let four = round_matrix(&quant_core::Grid::int4_asym(), None, groups(k), weight.view())?;
     let four = PackedWeight::new(&four, par);
     found.push((
         "W4A16 product",

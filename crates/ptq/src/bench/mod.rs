@@ -23,6 +23,7 @@ pub use model::{EndToEnd, measure as measure_model};
 pub use peaks::Peaks;
 pub use shapes::{NAMED, Product, Shapes};
 
+use quant_core::CoreError;
 use quant_core::operators::Processor;
 use quant_kernels::Par;
 use serde::Serialize;
@@ -48,13 +49,13 @@ pub struct Report {
 /// Measures everything about some products; on a processor too, if one is given.
 ///
 /// # Errors
-/// Sizes that no kernel takes, or what went wrong on the processor, in words.
+/// Sizes that no kernel takes, or what went wrong on the processor.
 pub fn measure(
     shapes: &Shapes,
     profile: &ascend::Profile,
     processor: Option<&dyn Processor>,
     par: Par,
-) -> Result<Report, String> {
+) -> Result<Report, CoreError> {
     let peaks = Peaks::measure(par);
     let mut kernels = Vec::new();
     for product in &shapes.products {
@@ -62,8 +63,7 @@ pub fn measure(
         let by = here.first().map_or(f64::NAN, |first| first.seconds);
         kernels.extend(here);
         if let Some(processor) = processor {
-            let there = processor::measure(product, processor, by, par);
-            kernels.extend(there.map_err(|error| error.to_string())?);
+            kernels.extend(processor::measure(product, processor, by, par)?);
         }
     }
     let prediction = shapes.is_model.then(|| ascend::predict(shapes, profile));

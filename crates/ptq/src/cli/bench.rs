@@ -5,10 +5,10 @@ use super::output::OutputFile;
 use super::plots::{self, Axes};
 use super::{Failure, Table, default_threads, execution, human, print_json, print_line, say, threads};
 use crate::bench::{Product, Report, Shapes, ascend, measure, measure_model};
-use quant_core::FloatType;
+use quant_core::{CoreError, FloatType};
 use quant_kernels::Compute;
 use quant_model::Execution;
-use quant_pipeline::{Registry, folder_spec_with, with_threads};
+use quant_pipeline::{PipelineError, Registry, folder_spec_with, with_threads};
 use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
@@ -84,7 +84,10 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
     let threads = args.threads.unwrap_or_else(default_threads);
     say("measuring the peaks of this machine and every kernel; other work on it shows in the figures");
     let mut report = with_threads(threads, |par| measure(&shapes, &parsed, opened.get().as_deref(), par))?
-        .map_err(Failure::usage)?;
+        .map_err(|error| match error {
+            CoreError::Processor { .. } => PipelineError::from(error).into(),
+            size => Failure::usage(size.to_string()),
+        })?;
     if let Some(dir) = &args.model {
         say("measuring the model at prefill and decode");
         let execution = args.backend.execution(args.execute);

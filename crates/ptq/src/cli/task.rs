@@ -45,8 +45,8 @@ pub(super) fn run(name: &str, args: &Args, registry: &Registry) -> Result<(), Fa
     };
     if url.is_some() {
         for (given, flag) in [
-            (args.execution() != Execution::Simulated, "--execute"),
             (args.backend.is_given(), "--backend"),
+            (args.execution() != Execution::Simulated, "--execute"),
             (args.compute != Compute::F32, "--compute"),
             (args.memory.is_some(), "--memory"),
         ] {

@@ -78,6 +78,7 @@ impl<T: Element> Block<T> {
         self.keys_before_rope(k, par);
         self.rotate(k.view_mut(), rope, first, par);
         self.transform_heads(k, PairTransform::key, par);
+        self.narrow(&mut k.view_mut());
         if let Some(kv) = self.kv.as_ref().filter(|kv| !kv.before_rope) {
             self.quantise(&kv.keys, k, None, par);
         }

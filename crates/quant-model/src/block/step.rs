@@ -18,6 +18,9 @@ pub struct Span<'a> {
     pub rows: Range<usize>,
     /// Tokens of the sequence that are in the cache already.
     pub past: usize,
+    /// Whether this is one token that was generated, whose attention may run where the cache is held. How a prompt is cut into passes depends on
+    /// other requests; that a token was generated does not.
+    pub generated: bool,
     /// The pages of the sequence, in the order of its positions; those of the new tokens included.
     pub pages: &'a [u32],
     /// Its rotary table.
@@ -62,6 +65,7 @@ impl Block<f32> {
             self.rotate(views::rows_mut(&mut k, span.rows.clone()), span.rope, span.past, par);
         }
         self.transform_heads(&mut k, PairTransform::key, par);
+        self.narrow(&mut k.view_mut());
         for span in spans {
             for (i, row) in span.rows.clone().enumerate() {
                 let position = span.past + i;
@@ -101,7 +105,7 @@ impl Block<f32> {
         cache: &mut PagedCache,
     ) -> Result<Vec<&'s Span<'a>>, ModelError> {
         let (there, here): (Vec<_>, Vec<_>) =
-            spans.iter().partition(|span| cache.is_on_processor() && span.rows.len() == 1);
+            spans.iter().partition(|span| span.generated && cache.is_on_processor(span.pages));
         if !there.is_empty() {
             let rows: Vec<usize> = there.iter().map(|span| span.rows.start).collect();
             let mut queries = q.select(Axis(0), &rows);

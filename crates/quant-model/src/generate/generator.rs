@@ -269,7 +269,8 @@ impl<'m, S: BlockSource> Generator<'m, S> {
                 drawn.push((at, rows.end - 1));
             }
             let rope = ropes.table(request.positions());
-            spans.push(Span { rows, past: one.past, pages: &one.pages, rope });
+            let generated = continues(one) && count == 1;
+            spans.push(Span { rows, past: one.past, generated, pages: &one.pages, rope });
         }
         let rows: Vec<usize> = drawn.iter().map(|&(_, row)| row).collect();
         let logits = self.model.step(&ids, &spans, caches, &rows)?;

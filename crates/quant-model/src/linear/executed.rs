@@ -58,8 +58,9 @@ pub(super) fn executed<T: Element>(
     let (product, bytes) = match (whole, &backend) {
         (Ok(linear), Some(backend)) => (backend.processor.prepare(&linear, par)?, outputs * inputs),
         (Ok(linear), None) => (cpu.prepare(&linear, par)?, outputs * inputs),
+        (Err(error), Some(_)) => return Err(error),
         // Groups of inputs, or zero levels of its own: for four bits and fewer.
-        (Err(_), _) => {
+        (Err(_), None) => {
             let Ok(linear) = GroupedLinear::new(weight.clone(), added) else { return Ok(None) };
             let parameters = 2 * size_of::<f32>() * weight.scales().len();
             (cpu.prepare_groups(&linear, par)?, (outputs * inputs).div_ceil(2) + parameters)

@@ -32,6 +32,31 @@ pub struct GridModel {
     pub top_k: Option<usize>,
     /// What `config.json` says, by which a plan is made where the folder is not there.
     pub config: Option<Value>,
+    /// Servers that have a form of this model: rows beside those of the recipes. The tokenizer is that of the folder. One of the name
+    /// `float` has the float model, which is then not run here.
+    pub servers: Vec<GridServer>,
+}
+
+impl GridModel {
+    /// The server that has the float model.
+    pub(crate) fn float_server(&self) -> Option<&GridServer> {
+        self.servers.iter().find(|server| server.name == "float")
+    }
+}
+
+/// A model behind an OpenAI-compatible server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GridServer {
+    /// Its name in reports and folders.
+    pub name: String,
+    /// `http://HOST:PORT`.
+    pub url: String,
+    /// What the server calls the model; none takes its only one.
+    pub model: Option<String>,
+    /// Bits of weights, activations and cache, for the report: `8-8-16`.
+    pub bits: Option<String>,
+    /// File that holds the key of this server, on one line.
+    pub key_file: Option<PathBuf>,
 }
 
 /// A recipe of a study.
@@ -111,8 +136,9 @@ const TOP: [&str; 14] = [
     "published",
     "blame",
 ];
-const MODEL: [&str; 8] =
-    ["name", "path", "calibration", "num_samples", "max_seq_len", "seed", "top_k", "config"];
+const MODEL: [&str; 9] =
+    ["name", "path", "calibration", "num_samples", "max_seq_len", "seed", "top_k", "config", "servers"];
+const SERVER: [&str; 5] = ["name", "url", "model", "bits", "key_file"];
 const RECIPE: [&str; 2] = ["name", "recipe"];
 
 impl Grid {
@@ -148,6 +174,7 @@ impl Grid {
         };
         for model in &mut grid.models {
             beside(&mut model.path);
+            model.servers.iter_mut().filter_map(|server| server.key_file.as_mut()).for_each(beside);
         }
         grid.data.iter_mut().for_each(beside);
         for recipe in &mut grid.recipes {
@@ -163,6 +190,11 @@ impl Grid {
             }
         }
         Ok(grid)
+    }
+
+    /// Whether nothing of a model runs here: a server has the float model, and there are no recipes.
+    pub(crate) fn is_served(&self, model: &GridModel) -> bool {
+        self.recipes.is_empty() && model.float_server().is_some()
     }
 
     /// The text it was read from.
@@ -245,10 +277,16 @@ impl Reader<'_> {
             .iter()
             .map(|r| self.recipe(r))
             .collect::<Result<Vec<_>, _>>()?;
-        for (key, names) in [
+        let recipe_names = || recipes.iter().map(|r| &r.name);
+        let mut named = vec![
             ("models", models.iter().map(|m| &m.name).collect::<Vec<_>>()),
-            ("recipes", recipes.iter().map(|r| &r.name).collect()),
-        ] {
+            ("recipes", recipe_names().collect()),
+        ];
+        // Rows of a model stand side by side.
+        for model in &models {
+            named.push(("servers", recipe_names().chain(model.servers.iter().map(|s| &s.name)).collect()));
+        }
+        for (key, names) in named {
             if let Some((_, twice)) = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
                 return Err(
                     self.wrong(key, format!("{twice:?} stands there twice; give each a `name` of its own"))
@@ -318,6 +356,7 @@ impl Reader<'_> {
             seed: 0,
             top_k: None,
             config: None,
+            servers: Vec::new(),
         };
         match value {
             Value::String(path) => Ok(plain(path.clone())),
@@ -334,6 +373,11 @@ impl Reader<'_> {
                     max_seq_len: self.count(fields, "max_seq_len")?,
                     top_k: self.count(fields, "top_k")?,
                     config: fields.get("config").cloned(),
+                    servers: self
+                        .list(fields, "servers", false)?
+                        .iter()
+                        .map(|server| self.server(server))
+                        .collect::<Result<_, _>>()?,
                     seed: match fields.get("seed") {
                         None => 0,
                         found => found
@@ -345,6 +389,24 @@ impl Reader<'_> {
             }
             other => Err(self.expected("models", "a path, or a mapping with `path`", Some(other))),
         }
+    }
+
+    fn server(&self, value: &Value) -> Result<GridServer, StudyError> {
+        let Value::Object(fields) = value else {
+            return Err(self.expected("servers", "a mapping with name and url", Some(value)));
+        };
+        self.known("servers", fields, &SERVER)?;
+        let needed = |key: &str| {
+            let found = self.text(fields, key)?.filter(|text| !text.is_empty());
+            found.ok_or_else(|| self.expected("servers", &format!("a `{key}` in each"), fields.get(key)))
+        };
+        Ok(GridServer {
+            name: needed("name")?,
+            url: needed("url")?,
+            model: self.text(fields, "model")?,
+            bits: self.text(fields, "bits")?,
+            key_file: self.text(fields, "key_file")?.map(PathBuf::from),
+        })
     }
 
     fn recipe(&self, value: &Value) -> Result<GridRecipe, StudyError> {
@@ -419,6 +481,14 @@ mod tests {
         assert_eq!((grid.models[0].name.as_str(), grid.execution.len()), ("b", 1));
         for (from, to, words) in [
             ("version: 1", "version: 3", "g, version: expected 1; found 3"),
+            ("calibration: c.jsonl", "servers: [{ name: a }]", "a `url` in each"),
+            ("calibration: c.jsonl", "servers: [a]", "a mapping with name and url"),
+            ("calibration: c.jsonl", "servers: [{ nme: a }]", "did you mean \"name\"?"),
+            (
+                "calibration: c.jsonl",
+                "servers: [{ name: w8a8, url: http://h }]",
+                "servers: \"w8a8\" stands there twice",
+            ),
             ("recipes", "recipe", "did you mean \"recipes\"?"),
             (
                 "calibration",

@@ -122,7 +122,9 @@ pub(super) fn in_process(job: &TaskJob) -> Identity {
         ("--execute".to_owned(), format!("{:?}", job.execution)),
         ("--compute".to_owned(), job.compute.name().to_owned()),
     ];
-    fields.extend(job.processor.iter().map(|processor| ("--backend".to_owned(), processor.name())));
+    // Of its name the kind: no result depends on its instructions or number.
+    let kind = |name: String| name.split([':', ' ']).next().unwrap_or_default().to_owned();
+    fields.extend(job.processor.iter().map(|processor| ("--backend".to_owned(), kind(processor.name()))));
     fields.extend(job.identity.iter().flatten().cloned());
     fields
 }

@@ -1,8 +1,8 @@
 //! From the folders of cells to what a study found, so that a report can be made at any time.
 
 use super::compare::{Answers, compare};
-use super::place::{slug, variant_folder};
-use super::plan::{PlannedVariant, StudyPlan};
+use super::place::{SERVER, slug, variant_folder};
+use super::plan::{PlannedVariant, StudyPlan, is_asked_of_servers};
 use crate::StudyError;
 use crate::files::read_json;
 use crate::results::{
@@ -117,6 +117,9 @@ fn row(
         answers.push(outcome.as_ref().map(|outcome| Answers::of(task, outcome)));
         match outcome {
             Some(outcome) => outcomes.push((task.name(), outcome)),
+            None if execution == SERVER && !is_asked_of_servers(task) => {
+                row.problems.push(format!("{}: servers are not asked for texts", task.name()));
+            }
             None => row.missing.push(task.name().to_owned()),
         }
     }

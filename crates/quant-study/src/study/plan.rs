@@ -1,10 +1,10 @@
 //! What a study will do, before it does it.
 
 use super::job::StudyJob;
-use super::place::{model_folder, word};
+use super::place::{SERVER, model_folder, word};
 use crate::StudyError;
-use crate::grid::{Grid, GridModel, GridRecipe, RecipeText};
-use quant_data::{CalibrationSpec, Task, built_in_task};
+use crate::grid::{Grid, GridModel, GridRecipe, GridServer, RecipeText};
+use quant_data::{CalibrationSpec, Task, TaskKind, built_in_task};
 use quant_graph::ModelScheme;
 use quant_model::Execution;
 use quant_pipeline::{
@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 pub struct PlannedVariant {
     /// Name of the model.
     pub model: String,
-    /// Name of the recipe; none is the float model.
+    /// Name of the recipe or of the server; none is the float model.
     pub recipe: Option<String>,
     /// Its methods, in the order in which they work.
     pub method: String,
@@ -36,7 +36,7 @@ pub struct PlannedVariant {
     pub illegal: Option<String>,
     /// What is not there, so that the row cannot be run here although it is legal.
     pub absent: Option<String>,
-    /// Ways to run it: `sim`, `int8`; and why one is impossible.
+    /// Ways to run it: `sim`, `int8`, or `server`; and why one is impossible.
     pub executions: Vec<(String, Option<String>)>,
 }
 
@@ -142,6 +142,37 @@ fn row(job: &StudyJob, model: &GridModel, given: &GridRecipe, recipe: &Recipe) -
     }
 }
 
+/// Whether a server can be asked a task: it gives neither all logits nor the likelihoods of a whole text beside a float model.
+pub(super) fn is_asked_of_servers(task: &Task) -> bool {
+    !matches!(task.kind(), TaskKind::Text(_))
+}
+
+/// A row of a server.
+fn served(model: &GridModel, server: &GridServer, tasks: &[Task]) -> PlannedVariant {
+    let problem = if cfg!(feature = "server") {
+        (!tasks.iter().any(is_asked_of_servers))
+            .then(|| "servers answer no task of the kind text, and the grid has no other".to_owned())
+    } else {
+        Some(
+            "this program was built without servers: build it with `--features server`, or `tls` for https://"
+                .to_owned(),
+        )
+    };
+    PlannedVariant {
+        model: model.name.clone(),
+        recipe: Some(server.name.clone()),
+        method: "server".to_owned(),
+        bits: server.bits.clone().unwrap_or_else(|| "-".to_owned()),
+        weight_bits: None,
+        seconds: None,
+        disk: 0,
+        memory: 0,
+        illegal: problem,
+        absent: None,
+        executions: vec![(SERVER.to_owned(), None)],
+    }
+}
+
 /// Methods of a recipe in the order in which they work.
 fn method_of(recipe: &Recipe) -> String {
     recipe.modifiers().iter().map(|(id, _)| *id).collect::<Vec<_>>().join(" + ")
@@ -156,7 +187,9 @@ impl StudyPlan {
         for model in &grid.models {
             let folder = model_folder(model, &job.output)?;
             let mut absent = None;
-            let opened = open_folder_with(&folder, registry).map(|_| ());
+            // Where nothing runs here, a folder with the tokenizer will do.
+            let opened =
+                if grid.is_served(model) { Ok(()) } else { open_folder_with(&folder, registry).map(|_| ()) };
             let found = tasks
                 .iter()
                 .try_for_each(|task| task.source().find(task.name(), &job.data_folders(&folder)).map(|_| ()));
@@ -166,7 +199,9 @@ impl StudyPlan {
                 Err(error) => return Err(error),
             }
             let shape = model.config.as_ref().filter(|_| !folder.exists());
-            variants.push(PlannedVariant {
+            let float = model.float_server().map(|server| served(model, server, &tasks));
+            let float = float.map(|row| PlannedVariant { recipe: None, method: "float".to_owned(), ..row });
+            variants.push(float.unwrap_or_else(|| PlannedVariant {
                 model: model.name.clone(),
                 recipe: None,
                 method: "float".to_owned(),
@@ -176,9 +211,10 @@ impl StudyPlan {
                 disk: 0,
                 memory: 0,
                 illegal: None,
-                absent: absent.clone(),
+                absent: None,
                 executions: vec![("sim".to_owned(), None)],
-            });
+            }));
+            variants.last_mut().into_iter().for_each(|row| row.absent.clone_from(&absent));
             for given in &grid.recipes {
                 let planned = match shape {
                     Some(config) => Self::by_shape(job, model, config, given, registry)?,
@@ -186,12 +222,21 @@ impl StudyPlan {
                 };
                 variants.push(PlannedVariant { absent: absent.clone(), ..planned });
             }
+            for server in model.servers.iter().filter(|&server| Some(server) != model.float_server()) {
+                variants.push(PlannedVariant { absent: absent.clone(), ..served(model, server, &tasks) });
+            }
         }
         let runs = |v: &PlannedVariant| v.executions.iter().filter(|(_, problem)| problem.is_none()).count();
         let legal = || variants.iter().filter(|variant| variant.illegal.is_none());
         Ok(Self {
             study: grid.name.clone(),
-            cells: legal().map(runs).sum::<usize>() * tasks.len(),
+            cells: legal()
+                .map(|v| {
+                    let on_server = v.executions.iter().any(|(name, _)| name == SERVER);
+                    let asked = tasks.iter().filter(|task| !on_server || is_asked_of_servers(task)).count();
+                    runs(v) * asked
+                })
+                .sum(),
             tasks: tasks.iter().map(|task| task.name().to_owned()).collect(),
             disk: legal().map(|v| v.disk).max().unwrap_or(0),
             memory: legal().map(|v| v.memory).max().unwrap_or(0),

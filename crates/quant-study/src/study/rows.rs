@@ -2,12 +2,14 @@
 
 use super::compare::is_greedy;
 use super::job::StudyJob;
-use super::place::{discard, slug, variant_folder, word};
+use super::place::{SERVER, discard, slug, variant_folder, word};
+#[cfg(feature = "server")]
+use super::plan::is_asked_of_servers;
 use super::plan::{PlannedVariant, calibration, quantize_job, recipe};
 use crate::StudyError;
 use crate::blame::blame;
 use crate::files::{read_json, write_whole};
-use crate::grid::{GridModel, GridRecipe};
+use crate::grid::{Grid, GridModel, GridRecipe, GridServer};
 use crate::record::Record;
 use crate::results::{Status, VariantFacts};
 use crate::run::home::{Identity, differing, finished_in, hash_of, is_finished, pretty};
@@ -31,6 +33,26 @@ const BLAMED: usize = 8;
 /// All ways to run a model, in the order in which they are.
 pub(super) const EXECUTIONS: [Execution; 2] = [Execution::Simulated, Execution::Integer];
 
+/// What a row is made from.
+#[derive(Clone, Copy)]
+pub(super) enum Origin<'a> {
+    Float,
+    Recipe(&'a GridRecipe),
+    Server(&'a GridServer),
+}
+
+impl<'a> Origin<'a> {
+    /// Of a planned row of a model.
+    pub(super) fn of(grid: &'a Grid, model: &'a GridModel, planned: &PlannedVariant) -> Self {
+        let Some(name) = &planned.recipe else {
+            return model.float_server().map_or(Self::Float, Self::Server);
+        };
+        let server = model.servers.iter().find(|s| s.name == *name).map(Self::Server);
+        let recipe = grid.recipes.iter().find(|r| r.name == *name).map(Self::Recipe);
+        recipe.or(server).unwrap_or(Self::Float)
+    }
+}
+
 /// The rows of a model.
 pub(super) struct Rows<'a> {
     job: &'a StudyJob,
@@ -53,9 +75,11 @@ impl<'a> Rows<'a> {
         tasks: &'a [Task],
         registry: &'a Registry,
     ) -> Result<Self, StudyError> {
-        let float = open_folder_with(folder, registry)?;
         let mut common = vec![("the program".to_owned(), version())];
-        common.extend(float.checkpoint.fingerprint().map_err(PipelineError::from)?);
+        if !job.grid.is_served(model) {
+            let float = open_folder_with(folder, registry)?;
+            common.extend(float.checkpoint.fingerprint().map_err(PipelineError::from)?);
+        }
         let mut data = format!("{:?} x {:?}, seed {}", model.num_samples, model.max_seq_len, model.seed);
         if let (Some(spec), Some(written)) = (calibration(model, folder)?, &model.calibration) {
             data = format!("{written}, {}, {data}", hash_of(spec.path())?);
@@ -69,13 +93,20 @@ impl<'a> Rows<'a> {
     }
 
     /// What a row depends on, whoever asks what of it.
-    pub(super) fn identity(&self, given: Option<&GridRecipe>) -> Result<Identity, StudyError> {
+    pub(super) fn identity(&self, origin: Origin<'_>) -> Result<Identity, StudyError> {
         let [common, of_recipes] = &self.identity;
         let mut fields = common.clone();
-        if let Some(given) = given {
-            let recipe = recipe(given, self.registry)?;
-            fields.push(("the recipe".to_owned(), TensorHash::of(recipe.source().as_bytes()).short()));
-            fields.extend(of_recipes.iter().cloned());
+        match origin {
+            Origin::Float => {}
+            Origin::Recipe(given) => {
+                let recipe = recipe(given, self.registry)?;
+                fields.push(("the recipe".to_owned(), TensorHash::of(recipe.source().as_bytes()).short()));
+                fields.extend(of_recipes.iter().cloned());
+            }
+            Origin::Server(server) => {
+                fields.push(("the server".to_owned(), server.url.clone()));
+                fields.push(("its model".to_owned(), server.model.clone().unwrap_or_default()));
+            }
         }
         Ok(fields)
     }
@@ -83,12 +114,12 @@ impl<'a> Rows<'a> {
     pub(super) fn run(
         &mut self,
         planned: &PlannedVariant,
-        given: Option<&GridRecipe>,
+        origin: Origin<'_>,
         events: &mut dyn Events,
     ) -> Result<(), StudyError> {
         let home = variant_folder(&self.job.output, &planned.model, planned.recipe.as_deref());
         std::fs::create_dir_all(&home).map_err(StudyError::io(&home))?;
-        let identity = self.identity(given)?;
+        let identity = self.identity(origin)?;
         let facts: Option<VariantFacts> = read_json(&home.join("variant.json"))?;
         let differences =
             facts.as_ref().map_or_else(String::new, |facts| differing(&facts.identity, &identity));
@@ -109,6 +140,15 @@ impl<'a> Rows<'a> {
         if matches!(facts, Some(VariantFacts { status: Status::NotFinite(_), .. })) {
             return Ok(());
         }
+        let given = match origin {
+            Origin::Server(server) => {
+                let facts = VariantFacts::failed(identity.clone(), Status::Ok);
+                write_whole(&home.join("variant.json"), &pretty(&facts))?;
+                return self.serve(planned, server, &identity, &home.join(SERVER), events);
+            }
+            Origin::Recipe(given) => Some(given),
+            Origin::Float => None,
+        };
         let executions: Vec<Execution> = EXECUTIONS
             .into_iter()
             .filter(|e| {
@@ -136,8 +176,7 @@ impl<'a> Rows<'a> {
             .join(slug(planned.recipe.as_deref().unwrap_or("float")));
         let folder = match given {
             None => {
-                let facts =
-                    VariantFacts { status: Status::Ok, ..VariantFacts::failed(identity.clone(), Status::Ok) };
+                let facts = VariantFacts::failed(identity.clone(), Status::Ok);
                 write_whole(&home.join("variant.json"), &pretty(&facts))?;
                 self.folder.to_owned()
             }
@@ -164,6 +203,46 @@ impl<'a> Rows<'a> {
             discard(&work, &self.job.output)?;
         }
         Ok(())
+    }
+
+    /// Asks a server what servers are asked.
+    #[cfg(feature = "server")]
+    fn serve(
+        &self,
+        planned: &PlannedVariant,
+        server: &GridServer,
+        identity: &[(String, String)],
+        cells: &Path,
+        events: &mut dyn Events,
+    ) -> Result<(), StudyError> {
+        use quant_client::{ApiKey, ServerOptions};
+        let key = server.key_file.as_deref().map(ApiKey::from_file).transpose()?;
+        for task in self.tasks.iter().filter(|task| is_asked_of_servers(task)) {
+            events.event(Event::Part(format!("asking: {}, {}", self.title(planned), task.name())));
+            let mut job = self.task_job(self.folder, task, Execution::Simulated, identity, cells);
+            if self.job.grid.is_served(self.model) {
+                // The tokenizer is then what the row depends on.
+                job.identity = None;
+            }
+            let mut options = ServerOptions::new(&server.url);
+            options.model.clone_from(&server.model);
+            options.key.clone_from(&key);
+            crate::run::run_task_on_server(&job, options, events, self.registry)?;
+        }
+        Ok(())
+    }
+
+    /// A plan has no such row.
+    #[cfg(not(feature = "server"))]
+    fn serve(
+        &self,
+        planned: &PlannedVariant,
+        _: &GridServer,
+        _: &[(String, String)],
+        _: &Path,
+        _: &mut dyn Events,
+    ) -> Result<(), StudyError> {
+        Err(StudyError::Refused(format!("{} is behind a server", self.title(planned))))
     }
 
     fn quantised(

@@ -4,7 +4,7 @@ use super::collect::collect;
 use super::job::StudyJob;
 use super::place::{model_folder, remove_folder, slug, variant_folder, word};
 use super::plan::{StudyPlan, tasks};
-use super::rows::{EXECUTIONS, Rows};
+use super::rows::{EXECUTIONS, Origin, Rows};
 use crate::StudyError;
 use crate::files::{Lock, read_json, write_whole};
 use crate::grid::Grid;
@@ -79,8 +79,8 @@ pub fn run_study(
         let folder = model_folder(model, &job.output)?;
         let mut rows = Rows::new(job, model, &folder, &tasks, registry)?;
         for planned in plan.variants.iter().filter(|v| v.model == model.name && v.illegal.is_none()) {
-            let given = job.grid.recipes.iter().find(|r| Some(&r.name) == planned.recipe.as_ref());
-            match rows.run(planned, given, events) {
+            let origin = Origin::of(&job.grid, model, planned);
+            match rows.run(planned, origin, events) {
                 Ok(()) => {}
                 Err(
                     error @ StudyError::Pipeline(PipelineError::Interrupted | PipelineError::Kept { .. }),
@@ -96,7 +96,7 @@ pub fn run_study(
                     failed += 1;
                     events.event(Event::Warning(format!("{}: {error}", rows.title(planned))));
                     let facts =
-                        VariantFacts::failed(rows.identity(given)?, Status::Failed(error.to_string()));
+                        VariantFacts::failed(rows.identity(origin)?, Status::Failed(error.to_string()));
                     let home = variant_folder(&job.output, &planned.model, planned.recipe.as_deref());
                     write_whole(&home.join("variant.json"), &pretty(&facts))?;
                 }
@@ -164,10 +164,10 @@ fn refuse_changed(
         let folder = model_folder(model, &job.output)?;
         let rows = Rows::new(job, model, &folder, tasks, registry)?;
         for planned in plan.variants.iter().filter(|v| v.model == model.name && v.illegal.is_none()) {
-            let given = job.grid.recipes.iter().find(|r| Some(&r.name) == planned.recipe.as_ref());
+            let origin = Origin::of(&job.grid, model, planned);
             let home = variant_folder(&job.output, &planned.model, planned.recipe.as_deref());
             let Some(facts) = read_json::<VariantFacts>(&home.join("variant.json"))? else { continue };
-            let identity = rows.identity(given)?;
+            let identity = rows.identity(origin)?;
             let differences = differing(&facts.identity, &identity);
             if !differences.is_empty() {
                 named.push(format!("{} ({differences})", rows.title(planned)));
