@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use ascend_kernels::{OpenOptions, doctor};
+use ascend_kernels::{OpenOptions, Processor, ProcessorOptions, doctor};
 use ascend_sim::{Simulator, Switch};
 
 #[test]
@@ -21,6 +21,34 @@ fn the_simulator_is_found_whole() {
     assert!(report.to_string().contains("--backend cann: aclnnQuantMatmulV5"), "{report}");
     // It looks and leaves nothing behind.
     assert_eq!(simulator.leaks(), []);
+}
+
+/// What `--backend cann` needs is told as the processor takes it.
+#[test]
+fn what_a_backend_needs_is_what_a_processor_takes() {
+    let simulator = Simulator::new().unwrap();
+    for (without, dynamic, fixed) in [
+        (&["aclnnQuantMatmulV5", "aclnnDynamicQuant"][..], true, true),
+        (&["aclnnDynamicQuant", "aclnnDynamicQuantV2"], true, true),
+        (&["aclnnAscendQuantV3"], true, false),
+        (&["aclnnQuantMatmulV5", "aclnnQuantMatmulV4"], false, false),
+    ] {
+        let library = without
+            .iter()
+            .fold(OpenOptions::new().folder(simulator.folder()), |options, name| options.without(*name));
+        let report = doctor(&library);
+        let able = |what: &str| {
+            report.enables.iter().find(|enabled| enabled.what == what).unwrap().through.is_some()
+        };
+        assert_eq!(
+            (able("--backend cann"), able("--backend cann, static scales")),
+            (dynamic, fixed),
+            "{without:?}"
+        );
+        let opened = Processor::open(&ProcessorOptions { library, ..ProcessorOptions::default() });
+        assert_eq!(opened.is_ok(), dynamic, "{without:?}");
+        assert!(opened.err().is_none_or(|error| error.is_unavailable()), "{without:?}");
+    }
 }
 
 #[test]

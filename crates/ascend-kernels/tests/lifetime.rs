@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ascend_kernels::operators::{CubeMath, DynamicQuant, Matmul, QuantMatmul};
 use ascend_kernels::{
@@ -292,6 +293,68 @@ fn a_product_never_waits_for_the_next_weight() {
         }
     }
     drop((pipeline, outs, x, scale));
+    device.close().unwrap();
+    cann.close().unwrap();
+    assert_eq!(simulator.leaks(), []);
+}
+
+/// Ends the waiting also where the test fails.
+struct OnDrop<'a>(&'a AtomicBool);
+
+impl Drop for OnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+/// One thread waits for a stream while another queues copies on it and lets go of their ends: nothing is freed that is in use, which the
+/// simulator would end the test for.
+#[test]
+fn what_is_queued_while_another_waits_is_held() {
+    let simulator = Simulator::new().unwrap();
+    let (cann, device) = open(&simulator);
+    {
+        let stream = Stream::new(&device).unwrap();
+        let there = DeviceBuffer::from_slice(&device, &[3_i32; 64]).unwrap();
+        let queuing = AtomicBool::new(true);
+        std::thread::scope(|scope| {
+            let (queuing, stream) = (&queuing, &stream);
+            scope.spawn(move || {
+                while queuing.load(Ordering::Relaxed) {
+                    stream.synchronize().unwrap();
+                }
+            });
+            let _done = OnDrop(queuing);
+            for _ in 0..300 {
+                let here = Arc::new(HostBuffer::from_slice(&device, &[5_i32; 64]).unwrap());
+                stream.upload(&here, &there).unwrap();
+                drop(here);
+                drop(stream.download(&there, HostBuffer::new(&device, 64).unwrap()).unwrap());
+            }
+        });
+        assert_eq!(there.read(&stream).unwrap(), [5; 64]);
+    }
+    device.close().unwrap();
+    cann.close().unwrap();
+    assert_eq!(simulator.leaks(), []);
+}
+
+/// Hundreds of passes hold no more events than some thousand.
+#[test]
+fn a_pipeline_gives_its_events_back() {
+    let simulator = Simulator::new().unwrap();
+    let (cann, device) = open(&simulator);
+    {
+        let weights = (0..8).map(|_| PipelineWeight::nz(&device, &[1; 32 * 32], 32, 32).unwrap()).collect();
+        let mut pipeline = WeightPipeline::new(&device, weights).unwrap();
+        let mut most = 0;
+        for _ in 0..200 {
+            pipeline.pass(|_, _, _| Ok(())).unwrap();
+            pipeline.stream().synchronize().unwrap();
+            most = most.max(simulator.count(Kind::Event));
+        }
+        assert!(most < 1200, "{most} events");
+    }
     device.close().unwrap();
     cann.close().unwrap();
     assert_eq!(simulator.leaks(), []);

@@ -95,9 +95,11 @@ pub(super) fn is_wrong(world: &World, mistake: Mistake) -> bool {
     world.switch(Switch::Wrong) & mistake as i64 != 0
 }
 
-/// A number with the last bit that bf16 has turned, where it is to be wrong.
+/// A number with the last bit that bf16 has turned, where it is to be wrong; an eighth more or less where the order of sums is open, so that
+/// comparisons hold bounds.
 pub(super) fn spoiled(world: &World, mistake: Mistake, x: f32) -> f32 {
-    if is_wrong(world, mistake) { f32::from_bits(x.to_bits() ^ 0x1_0000) } else { x }
+    let bit = if matches!(mistake, Mistake::WeightOnly | Mistake::Attention) { 0x10_0000 } else { 0x1_0000 };
+    if is_wrong(world, mistake) { f32::from_bits(x.to_bits() ^ bit) } else { x }
 }
 
 pub(super) fn spoiled_code(world: &World, mistake: Mistake, code: i32) -> i32 {
