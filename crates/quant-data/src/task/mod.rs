@@ -19,6 +19,7 @@ mod file;
 mod generate;
 mod keys;
 mod kinds;
+mod places;
 mod records;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,8 @@ pub use choice::{ChoiceItem, Continuation, split_continuation};
 pub use file::{Source, Task, TaskKind};
 pub use generate::{EncodedPrompt, Question, Said};
 pub use keys::task_schema;
+#[cfg(feature = "hub")]
+pub(crate) use places::{is_plain, path_fits};
 pub use kinds::{ChoiceMetric, Choices, Generation, Opening, TaskSampling, TextTask};
 
 use crate::DataError;
