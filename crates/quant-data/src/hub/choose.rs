@@ -33,9 +33,11 @@ fn is_path(file: &str) -> bool {
 
 /// The files of a data set in words: ten of them, tables and JSON first.
 pub(super) fn shown(files: &[String]) -> String {
-    let is_data = |file: &&String| [".parquet", ".jsonl", ".json", ".gz"].iter().any(|end| file.ends_with(end));
+    let is_data =
+        |file: &&String| [".parquet", ".jsonl", ".json", ".gz"].iter().any(|end| file.ends_with(end));
     let (data, other): (Vec<_>, Vec<_>) = files.iter().partition(is_data);
-    let mut names: Vec<String> = data.into_iter().chain(other).take(SHOWN).map(|name| one_line(name)).collect();
+    let mut names: Vec<String> =
+        data.into_iter().chain(other).take(SHOWN).map(|name| one_line(name)).collect();
     match files.len().checked_sub(names.len()) {
         Some(0) | None if names.is_empty() => return "no files".to_owned(),
         Some(0) | None => {}
@@ -46,7 +48,10 @@ pub(super) fn shown(files: &[String]) -> String {
 
 /// A name from elsewhere as a message shows it.
 fn one_line(name: &str) -> String {
-    name.chars().take(120).flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+    name.chars()
+        .take(120)
+        .flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] })
+        .collect()
 }
 
 /// Owner and name of a repository, if it is one.

@@ -85,7 +85,9 @@ pub enum HubError {
         location: String,
     },
     /// More than is fetched for one task, or than is read from one file.
-    #[error("{url} has {found} bytes, at most {limit} more are fetched for this task; fetch it yourself and name it with --data-dir")]
+    #[error(
+        "{url} has {found} bytes, at most {limit} more are fetched for this task; fetch it yourself and name it with --data-dir"
+    )]
     TooLarge {
         /// The file.
         url: String,
@@ -95,7 +97,9 @@ pub enum HubError {
         limit: u64,
     },
     /// More files than are fetched for one task.
-    #[error("the task's patterns name {files} files of the data set, at most {limit} are fetched; name fewer in `source.files`")]
+    #[error(
+        "the task's patterns name {files} files of the data set, at most {limit} are fetched; name fewer in `source.files`"
+    )]
     TooMany {
         /// How many there are.
         files: usize,

@@ -77,7 +77,11 @@ impl<'h> Connection<'h> {
         wanted: String,
     ) -> Result<Self, HubError> {
         let endpoint = hub.endpoint.trim_end_matches('/');
-        let refused = |reason: &'static str| HubError::Endpoint { endpoint: endpoint.to_owned(), reason };
+        let refused = |reason: &'static str| {
+            // A password may stand before it.
+            let shown = endpoint.rsplit('@').next().unwrap_or_default();
+            HubError::Endpoint { endpoint: shown.to_owned(), reason }
+        };
         let uri: Uri = endpoint.parse().map_err(|_| refused("is no address"))?;
         if !matches!(uri.scheme_str(), Some("https" | "http")) || uri.host().is_none_or(str::is_empty) {
             return Err(refused("is no address"));
@@ -322,7 +326,8 @@ impl<'h> Connection<'h> {
             || (target.scheme_str() == Some("http") && self.endpoint.scheme_str() == Some("http"));
         let host = target.host().unwrap_or_default().to_ascii_lowercase();
         let mut known = self.endpoint.host().into_iter().chain(self.hub.storage.iter().map(String::as_str));
-        let below = |known: &str| host.strip_suffix(known).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+        let below =
+            |known: &str| host.strip_suffix(known).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
         if safe && !host.is_empty() && known.any(below) { Ok(absolute) } else { Err(shown()) }
     }
 }
@@ -347,7 +352,9 @@ fn sha256(tag: &str) -> Option<String> {
 /// A path as a part of an address.
 fn encoded(file: &str) -> String {
     let byte = |b: u8| match b {
-        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => char::from(b).to_string(),
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
+            char::from(b).to_string()
+        }
         other => format!("%{other:02X}"),
     };
     file.bytes().map(byte).collect()

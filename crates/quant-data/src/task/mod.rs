@@ -30,9 +30,9 @@ pub use choice::{ChoiceItem, Continuation, split_continuation};
 pub use file::{Source, Task, TaskKind};
 pub use generate::{EncodedPrompt, Question, Said};
 pub use keys::task_schema;
+pub use kinds::{ChoiceMetric, Choices, Generation, Opening, TaskSampling, TextTask};
 #[cfg(feature = "hub")]
 pub(crate) use places::{is_plain, path_fits};
-pub use kinds::{ChoiceMetric, Choices, Generation, Opening, TaskSampling, TextTask};
 
 use crate::DataError;
 
