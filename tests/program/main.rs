@@ -15,6 +15,7 @@ mod cli;
 mod common;
 mod data_files;
 mod doctor;
+mod downloads;
 mod evaluation;
 mod folders;
 mod fused;

@@ -74,7 +74,7 @@ impl Hub {
     /// The address of the Hugging Face hub.
     pub const ENDPOINT: &str = "https://huggingface.co";
 
-    /// The Hugging Face hub without a token, four GiB a task, five attempts, a minute between two bytes.
+    /// The Hugging Face hub without a token, four GiB a task, four attempts, a minute between two bytes.
     ///
     /// ```
     /// let hub = quant_data::Hub::new("data");
@@ -88,8 +88,8 @@ impl Hub {
             token: None,
             folder: folder.into(),
             limit: 4 << 30,
-            attempts: 5,
-            backoff: Duration::from_secs(1),
+            attempts: 4,
+            backoff: Duration::from_millis(500),
             timeout: Duration::from_secs(60),
         }
     }

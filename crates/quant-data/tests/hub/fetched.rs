@@ -25,6 +25,8 @@ fn files_of_a_split_are_fetched_once_and_found_from_then_on() {
     assert_eq!(told[0], ("europe/test-00000-of-00002.parquet".to_owned(), 0, size, 1, 2));
     assert_eq!(told.last().map(|last| (last.1, last.3)), Some((size, 2)));
     // All of one commit, whatever becomes of the branch; and no more than that.
+    // Sizes and hashes are those of the bytes themselves.
+    assert!(server.seen("hub").iter().all(|seen| seen.headers["accept-encoding"] == "identity"));
     let lines: Vec<String> = server.seen("hub").into_iter().map(|seen| seen.line).collect();
     let file =
         |n: u32| format!("GET /hub/datasets/us/capitals/resolve/{MAIN}/europe/test-0000{n}-of-00002.parquet");

@@ -121,6 +121,13 @@ fn files_that_are_not_what_was_announced_leave_nothing() {
     assert!(error.to_string().contains("others"), "{error}");
     let error = with(|body| own("206 Partial Content", "", body), nothing);
     assert!(error.to_string().contains("Content-Range"), "{error}");
+    // Less than there is, again and again.
+    let few = |body: &[u8]| {
+        let range = format!("Content-Range: bytes 0-9/{}\r\n", body.len());
+        own("206 Partial Content", &range, &body[..10])
+    };
+    let error = with(few, nothing);
+    assert!(error.to_string().contains("cut short at 10 of"), "{error}");
     let error = with(|body| own("418 Teapot", "", body), nothing);
     assert!(error.to_string().contains("expected status 200, found 418"), "{error}");
     // The first file and a bit.
