@@ -16,6 +16,7 @@ mod cli;
 mod common;
 mod data_files;
 mod doctor;
+mod downloads;
 mod evaluation;
 mod folders;
 mod fused;

@@ -213,4 +213,8 @@ pub enum DataError {
         /// Names and folders that were tried.
         looked: String,
     },
+    /// The files of a task did not come from the hub.
+    #[cfg(feature = "hub")]
+    #[error(transparent)]
+    Hub(#[from] crate::HubError),
 }

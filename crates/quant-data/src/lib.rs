@@ -13,7 +13,8 @@
 //! Prompts to be continued are [`load_prompts`]; tokens become text again by [`TextStream`].
 //!
 //! A file's bytes decide what it is, not its name: JSON lines, a JSON list of records, text, each also packed with gzip; with the feature
-//! `parquet` also tables as the Hugging Face hub publishes them (snappy and zstd).
+//! `parquet` also tables as the Hugging Face hub publishes them (snappy and zstd). With the feature `hub`, `Hub::fetch` brings the files of a
+//! task from there; nothing else of this library opens a network connection.
 //!
 //! Random windows are drawn exactly as the `get_loaders` function of the Quantized-Reasoning-Models study
 //! draws them, with CPython's generator reimplemented bit for bit ([`PyRandom`]), so that a calibration set
@@ -43,6 +44,8 @@ mod error;
 mod evaluation;
 mod files;
 mod filters;
+#[cfg(feature = "hub")]
+mod hub;
 mod ids;
 #[cfg(feature = "parquet")]
 mod parquet;
@@ -64,6 +67,8 @@ pub use calibration::{CalibrationSpec, DEFAULT_SAMPLES, DEFAULT_SEQUENCE_LENGTH,
 pub use conversation::Conversation;
 pub use error::DataError;
 pub use evaluation::{EvalLoadOptions, load_eval_text, load_eval_tokens};
+#[cfg(feature = "hub")]
+pub use hub::{Hub, HubError, HubProgress, HubToken};
 pub use ids::tokenising_bytes;
 pub use prompts::{Prompt, PromptSource, TextStream, end_tokens, load_prompts};
 pub use random::PyRandom;

@@ -3,7 +3,7 @@
 //! [`run_task`] asks one model one task: the items come from a [`Task`](quant_data::Task), the figures are those of
 //! [`quant_eval`], the model is any folder that [`quant_pipeline`] opens. What an item becomes depends neither on what else is asked nor
 //! on threads or batch, so a run that was stopped goes on to the same bytes. With the feature `server` the model may stand behind an
-//! OpenAI-compatible server (`run_task_on_server`). Answers that are programs run in the sandbox of `quant-sandbox`, and only where
+//! OpenAI-compatible server (`run_task_on_server`); with `hub`, `fetch_study_data` brings the data of a study from the Hugging Face hub. Answers that are programs run in the sandbox of `quant-sandbox`, and only where
 //! [`TaskJob::allow_code_execution`] says so.
 //!
 //! [`run_study`] carries a [`Grid`] out: every recipe on every model, every task on each, and a report that says what was lost, how sure
@@ -44,5 +44,7 @@ pub use run::{
     AnswerSummary, ChoiceSummary, Figure, Reference, SignCounts, TaskJob, TaskOutcome, TaskResult, TaskRun,
     TextSummary, run_task, summarise_answers,
 };
+#[cfg(feature = "hub")]
+pub use study::fetch_study_data;
 pub use study::{PlannedVariant, StudyJob, StudyOutcome, StudyPlan, plan_study, report_study, run_study};
 pub use verdict::Verdict;

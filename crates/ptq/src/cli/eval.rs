@@ -19,6 +19,8 @@ pub(super) struct Args {
     /// With --task: folder with the task's files, looked in first; may be given more than once
     #[arg(long, value_name = "DIR", requires = "task")]
     pub(super) data_dir: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(super) download: super::download::Args,
     /// With --task: the first N items only
     #[arg(long, value_name = "N", value_parser = count, requires = "task")]
     pub(super) limit: Option<usize>,
@@ -110,6 +112,9 @@ impl Args {
 pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
     if args.server.server.is_some() {
         return Err(Failure::usage("--server answers tasks: give --task"));
+    }
+    if args.download.given() {
+        return Err(Failure::usage("--download goes with --task: nothing else has data on the hub"));
     }
     let Some(model) = &args.model else { return Err(Failure::usage("give --model")) };
     let data = match (&args.tokens, &args.text) {

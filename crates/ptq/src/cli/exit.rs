@@ -143,6 +143,8 @@ pub fn exit_code(error: &PipelineError) -> u8 {
             | DataError::Option { .. }
             | DataError::TooManyTokens { .. },
         ) => 2,
+        #[cfg(feature = "hub")]
+        E::Data(DataError::Hub(error)) => of_hub(error),
         E::Eval(EvalError::NoScorer { .. }) => 2,
         // The logits' file is the only receiver: it could not be written.
         E::Eval(EvalError::Sink { .. }) | E::Logits { .. } => 5,
@@ -162,6 +164,18 @@ pub fn exit_code(error: &PipelineError) -> u8 {
         },
         E::Interrupted => INTERRUPTED,
         _ => 1,
+    }
+}
+
+/// Of files from the hub: 2 a token or an address, 5 nobody there or no room, 130 stopped, 4 what it answered.
+#[cfg(feature = "hub")]
+fn of_hub(error: &quant_data::HubError) -> u8 {
+    use quant_data::HubError as H;
+    match error {
+        H::Token { .. } | H::Endpoint { .. } => 2,
+        H::Unreachable { .. } | H::CannotWrite { .. } => 5,
+        H::Stopped => INTERRUPTED,
+        _ => 4,
     }
 }
 

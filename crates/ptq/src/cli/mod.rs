@@ -4,6 +4,7 @@ mod analyze;
 mod backend;
 mod bench;
 mod doctor;
+mod download;
 mod eval;
 mod exit;
 mod generate;

@@ -31,6 +31,8 @@ pub(super) struct Args {
     /// Folder with the files of tasks, looked in first; may be given more than once
     #[arg(long, value_name = "DIR")]
     data_dir: Vec<PathBuf>,
+    #[command(flatten)]
+    download: super::download::Args,
     /// Go on with what is in --output; finished cells stay
     #[arg(long)]
     resume: bool,
@@ -72,7 +74,7 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
         (None, Some(path)) => Grid::from_file(path).map_err(Failure::of_study)?,
         (None, None) => return Err(Failure::usage("give --preset or --grid")),
     };
-    let job = StudyJob {
+    let mut job = StudyJob {
         data: args.data_dir.clone(),
         threads: args.threads.unwrap_or_else(default_threads),
         memory: args.memory,
@@ -85,11 +87,16 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
         python: args.python.clone(),
         ..StudyJob::new(grid, &args.output)
     };
+    let mut progress = Progress::of_parts(on_interrupt()?);
+    let fetched = super::download::for_study(&args.download, args.plan, &mut job, &mut progress);
+    if fetched.is_err() || args.plan {
+        progress.finish();
+    }
+    fetched?;
     if args.plan {
         let plan = plan_study(&job, registry).map_err(Failure::of_study)?;
         return if args.json { print_json(&plan) } else { print_plan(&plan) };
     }
-    let mut progress = Progress::of_parts(on_interrupt()?);
     let outcome = run_study(&job, &mut progress, registry);
     progress.finish();
     let outcome = outcome.map_err(Failure::of_study)?;

@@ -56,9 +56,16 @@ pub(super) fn run(name: &str, args: &Args, registry: &Registry) -> Result<(), Fa
         }
     }
     let task = task(name)?;
-    let opened = args.backend.open(args.execute, model, registry)?;
     let mut data = args.data_dir.clone();
     data.extend([Path::new(".").to_owned(), model.clone()]);
+    let mut progress = Progress::new(on_interrupt()?);
+    let fetched =
+        super::download::for_task(&args.download, &task, args.data_dir.len(), &mut data, &mut progress);
+    if fetched.is_err() {
+        progress.finish();
+    }
+    fetched?;
+    let opened = args.backend.open(args.execute, model, registry)?;
     let job = TaskJob {
         data,
         limit: args.limit,
@@ -78,7 +85,6 @@ pub(super) fn run(name: &str, args: &Args, registry: &Registry) -> Result<(), Fa
         restart: args.restart,
         ..TaskJob::new(model, task)
     };
-    let mut progress = Progress::new(on_interrupt()?);
     let outcome = match url {
         Some(url) => super::server::run(url, &args.server, &job, &mut progress, registry),
         None => run_task(&job, None, &mut progress, registry).map_err(Failure::of_study),

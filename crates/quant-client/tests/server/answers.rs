@@ -69,6 +69,13 @@ pub(super) fn answer(
 pub(super) fn own(out: &mut impl Write, path: &str, own: Own) -> Result<bool> {
     let (thought, text, finish) = match own {
         Own::Json(value) => return reply(out, OK, "", JSON, value.to_string().as_bytes()),
+        Own::Bytes { status, headers, body, sent } if sent >= body.len() => {
+            return reply(out, status, &headers, "application/octet-stream", &body);
+        }
+        Own::Bytes { status, headers, body, sent } => {
+            write!(out, "HTTP/1.1 {status}\r\nContent-Length: {}\r\n{headers}\r\n", body.len())?;
+            return out.write_all(&body[..sent]).map(|()| false);
+        }
         Own::Cut => return Ok(false),
         Own::Text { thought, text, finish } => (thought, text, finish),
     };

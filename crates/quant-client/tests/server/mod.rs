@@ -41,6 +41,9 @@ pub enum Own {
     Json(serde_json::Value),
     /// A streamed answer to a chat or a text: its thought, which is cut off it, its text, and why it ended.
     Text { thought: String, text: String, finish: &'static str },
+    /// Any other: what stands behind `HTTP/1.1 `, lines of headers, a length, and the first `sent` bytes, after which the connection is
+    /// closed where they are not all.
+    Bytes { status: &'static str, headers: String, body: Vec<u8>, sent: usize },
     /// The connection is closed.
     Cut,
 }

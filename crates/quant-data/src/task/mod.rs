@@ -19,6 +19,7 @@ mod file;
 mod generate;
 mod keys;
 mod kinds;
+mod places;
 mod records;
 #[cfg(test)]
 mod tests;
@@ -30,6 +31,8 @@ pub use file::{Source, Task, TaskKind};
 pub use generate::{EncodedPrompt, Question, Said};
 pub use keys::task_schema;
 pub use kinds::{ChoiceMetric, Choices, Generation, Opening, TaskSampling, TextTask};
+#[cfg(feature = "hub")]
+pub(crate) use places::{is_plain, path_fits};
 
 use crate::DataError;
 

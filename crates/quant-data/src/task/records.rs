@@ -1,11 +1,11 @@
-//! Items of a data set: finding its file, and reading its records.
+//! Items of a data set.
 
-use super::file::{Source, Task};
+use super::file::Task;
 use crate::DataError;
 use crate::content::read_content;
 use crate::documents::records;
 use serde_json::{Map, Value};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// A record with its place.
 #[derive(Clone, Debug)]
@@ -28,74 +28,6 @@ impl Record {
             })
             .unwrap_or_else(|| self.number.to_string())
     }
-}
-
-impl Source {
-    /// The files of this source below one of the folders, in the order of `files`, then of the folders: those of the first pattern that
-    /// matches any, by name.
-    ///
-    /// # Errors
-    /// [`DataError::NoItems`] that names repository, configuration, split and columns, and where was looked.
-    pub fn find(&self, task: &str, folders: &[PathBuf]) -> Result<Vec<PathBuf>, DataError> {
-        for pattern in &self.files {
-            for folder in folders {
-                let found = matching(folder, pattern);
-                if !found.is_empty() {
-                    return Ok(found);
-                }
-            }
-        }
-        let mut wanted = Vec::new();
-        for (name, value) in
-            [("data set", &self.repository), ("configuration", &self.config), ("split", &self.split)]
-        {
-            wanted.extend(value.as_ref().map(|value| format!("{name} {value}")));
-        }
-        if !self.columns.is_empty() {
-            wanted.push(format!("columns {}", self.columns.join(", ")));
-        }
-        let folders: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
-        Err(DataError::NoItems {
-            task: task.to_owned(),
-            wanted: wanted.join(", "),
-            looked: format!("{} in {}", self.files.join(", "), folders.join(", ")),
-        })
-    }
-}
-
-/// Files below `folder` that a pattern names: `*` stands for anything within a name.
-fn matching(folder: &Path, pattern: &str) -> Vec<PathBuf> {
-    let mut found = vec![folder.to_owned()];
-    for part in pattern.split('/') {
-        let mut next = Vec::new();
-        for base in found {
-            if !part.contains('*') {
-                next.extend(Some(base.join(part)).filter(|path| path.exists()));
-                continue;
-            }
-            let entries = std::fs::read_dir(&base).into_iter().flatten().flatten();
-            next.extend(
-                entries.filter(|e| fits(part, &e.file_name().to_string_lossy())).map(|entry| entry.path()),
-            );
-        }
-        found = next;
-    }
-    found.retain(|path| path.is_file());
-    found.sort();
-    found
-}
-
-/// Whether a name fits a pattern with stars.
-fn fits(pattern: &str, name: &str) -> bool {
-    let mut parts = pattern.split('*');
-    let Some(mut rest) = parts.next().and_then(|first| name.strip_prefix(first)) else { return false };
-    let parts: Vec<&str> = parts.collect();
-    let Some((last, middle)) = parts.split_last() else { return rest.is_empty() };
-    for part in middle {
-        let Some(at) = rest.find(part) else { return false };
-        rest = &rest[at + part.len()..];
-    }
-    rest.ends_with(last)
 }
 
 impl Task {
@@ -145,25 +77,5 @@ impl Task {
     pub(super) fn at(&self, record: &Record, error: DataError) -> DataError {
         let (task, place) = (self.name().to_owned(), record.place.clone());
         DataError::Item { task, place, reason: error.to_string() }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn stars_stand_for_anything_within_a_name() {
-        for (pattern, name, fit) in [
-            ("test.jsonl", "test.jsonl", true),
-            ("test.jsonl", "test.jsonl.gz", false),
-            ("test*", "test-00000-of-00001.parquet", true),
-            ("*-test*.parquet", "gsm8k-test-0.parquet", true),
-            ("*a*b", "xaxb", true),
-            ("*a*b", "xbxa", false),
-            ("a*a", "a", false),
-        ] {
-            assert_eq!(fits(pattern, name), fit, "{pattern} {name}");
-        }
     }
 }

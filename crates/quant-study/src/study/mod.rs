@@ -2,12 +2,16 @@
 
 mod collect;
 mod compare;
+#[cfg(feature = "hub")]
+mod fetch;
 mod job;
 mod place;
 mod plan;
 mod rows;
 mod run;
 
+#[cfg(feature = "hub")]
+pub use fetch::fetch_study_data;
 pub use job::StudyJob;
 pub use plan::{PlannedVariant, StudyPlan};
 pub use run::{StudyOutcome, plan_study, report_study, run_study};
