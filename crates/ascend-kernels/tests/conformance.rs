@@ -96,9 +96,8 @@ fn conformance_can_fail() {
 #[test]
 fn documented_behaviours_differ_in_the_last_bit() {
     for (model, float) in [(Model::Bf16, FloatType::Bf16), (Model::F16, FloatType::F16)] {
-        for (m, k, n) in [(16, 96, 40), (1, 33, 7), (5, 640, 64)] {
-            last_bit(model, float, (m, k, n));
-        }
+        let changed = [(16, 96, 40), (1, 33, 7), (5, 640, 64)].map(|shape| last_bit(model, float, shape));
+        assert!(changed.iter().sum::<usize>() > 0, "the switches change nothing");
     }
 }
 
@@ -111,7 +110,8 @@ fn places(a: u16, b: u16) -> i32 {
     (order(a) - order(b)).abs()
 }
 
-fn last_bit(model: Model, float: FloatType, (m, k, n): (usize, usize, usize)) {
+/// How often a switch changed anything.
+fn last_bit(model: Model, float: FloatType, (m, k, n): (usize, usize, usize)) -> usize {
     let mut numbers = Numbers::new(3);
     let x = numbers.matrix(m, k, 3.0).mapv(|x| float.round(x));
     let scales = numbers.vector(n, 0.01, 0.005);
@@ -148,7 +148,7 @@ fn last_bit(model: Model, float: FloatType, (m, k, n): (usize, usize, usize)) {
         assert!(far <= 1, "{model:?} {switches:?}: {far} last places");
         changed += usize::from(x.scales != other_x.scales) + usize::from(out != other);
     }
-    assert!(m == 1 || changed > 0, "the switches change nothing");
+    changed
 }
 
 #[test]
