@@ -216,5 +216,5 @@ pub enum DataError {
     /// The files of a task did not come from the hub.
     #[cfg(feature = "hub")]
     #[error(transparent)]
-    Hub(#[from] crate::HubError),
+    Hub(#[from] crate::hub_error::HubError),
 }

@@ -46,6 +46,8 @@ mod files;
 mod filters;
 #[cfg(feature = "hub")]
 mod hub;
+#[cfg(feature = "hub")]
+mod hub_error;
 mod ids;
 #[cfg(feature = "parquet")]
 mod parquet;
@@ -68,7 +70,9 @@ pub use conversation::Conversation;
 pub use error::DataError;
 pub use evaluation::{EvalLoadOptions, load_eval_text, load_eval_tokens};
 #[cfg(feature = "hub")]
-pub use hub::{Hub, HubError, HubProgress, HubToken};
+pub use hub::{Hub, HubProgress, HubToken};
+#[cfg(feature = "hub")]
+pub use hub_error::HubError;
 pub use ids::tokenising_bytes;
 pub use prompts::{Prompt, PromptSource, TextStream, end_tokens, load_prompts};
 pub use random::PyRandom;

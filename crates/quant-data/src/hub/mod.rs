@@ -13,15 +13,14 @@
 //! | what is left by a fault | nothing: files are written aside and renamed when all are there, their size and, where the hub names it, their SHA-256 are right |
 
 mod choose;
-mod error;
 mod part;
 mod token;
 mod transfer;
 
-pub use error::HubError;
 pub use token::HubToken;
 
 use crate::files::MAX_FILE_BYTES;
+use crate::hub_error::HubError;
 use crate::{DataError, Task};
 use part::Part;
 use std::ops::ControlFlow;

@@ -1,6 +1,6 @@
 //! Files that are whole or not there.
 
-use super::HubError;
+use crate::hub_error::HubError;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 

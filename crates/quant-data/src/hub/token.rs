@@ -1,6 +1,6 @@
 //! What the hub asks for before it gives files of some data sets.
 
-use super::HubError;
+use crate::hub_error::HubError;
 use std::fmt;
 use std::io::Read;
 use std::path::Path;

@@ -3,7 +3,8 @@
 //! `hf-hub` says where things are and makes the requests. Their way is ours, because its own follows every redirect, asks the proxies of the
 //! environment, waits without end and writes as much as is sent.
 
-use super::{Hub, HubError, HubProgress};
+use super::{Hub, HubProgress};
+use crate::hub_error::HubError;
 use hf_hub::api::RepoInfo;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
