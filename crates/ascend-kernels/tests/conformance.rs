@@ -113,7 +113,11 @@ fn places(a: u16, b: u16) -> i32 {
 /// How often a switch changed anything.
 fn last_bit(model: Model, float: FloatType, (m, k, n): (usize, usize, usize)) -> usize {
     let mut numbers = Numbers::new(3);
-    let x = numbers.matrix(m, k, 3.0).mapv(|x| float.round(x));
+    // Tokens of many sizes: a formula of the scale shows in some of them alone.
+    let mut x = numbers.matrix(m, k, 3.0);
+    for (i, mut token) in x.rows_mut().into_iter().enumerate() {
+        token.mapv_inplace(|x| float.round(x * (1.0 + 0.37 * i as f32)));
+    }
     let scales = numbers.vector(n, 0.01, 0.005);
     let codes = numbers.matrix(n, k, 127.0).mapv(|x| x as i8);
     let linear = IntegerLinear::new(codes, scales, Bias::None).unwrap();
