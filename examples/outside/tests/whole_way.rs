@@ -82,6 +82,7 @@ fn measure(folder: &Path, model: &Path, registry: &Registry) -> (f64, f64) {
         memory: None,
         spill: None,
         execution: ptq::model::Execution::Simulated,
+        processor: None,
         flips: false,
         compute: Compute::F32,
     };

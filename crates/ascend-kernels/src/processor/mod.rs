@@ -54,7 +54,7 @@ pub struct ProcessorOptions {
 /// An NPU as what runs the operators of a model ([`quant_core::operators::Processor`]).
 ///
 /// Its numerics are those of the device: activations are rounded to the type of the model before they are quantised, results are
-/// cast once to the type of the output, in the association of [`finish`]. Codes, scales and results equal those of the CPU for
+/// cast once to the type of the output, in the association of [`finish`](quant_core::operators::finish). Codes, scales and results equal those of the CPU for
 /// activations that have been rounded so, on a device that uses this association (CANN has two and chooses by shape).
 ///
 /// Weights are held by the device; activations and results are copied each time. What CANN has no operator for is made of the device's

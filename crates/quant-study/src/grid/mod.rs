@@ -2,9 +2,11 @@
 
 mod embedded;
 mod presets;
+mod server;
 
 pub(crate) use embedded::{NAME, unpack};
 pub use presets::{STUDIES, StudyPreset, study_preset};
+pub use server::GridServer;
 
 use crate::StudyError;
 use quant_core::meant;
@@ -42,21 +44,6 @@ impl GridModel {
     pub(crate) fn float_server(&self) -> Option<&GridServer> {
         self.servers.iter().find(|server| server.name == "float")
     }
-}
-
-/// A model behind an OpenAI-compatible server.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GridServer {
-    /// Its name in reports and folders.
-    pub name: String,
-    /// `http://HOST:PORT`.
-    pub url: String,
-    /// What the server calls the model; none takes its only one.
-    pub model: Option<String>,
-    /// Bits of weights, activations and cache, for the report: `8-8-16`.
-    pub bits: Option<String>,
-    /// File that holds the key of this server, on one line.
-    pub key_file: Option<PathBuf>,
 }
 
 /// A recipe of a study.
