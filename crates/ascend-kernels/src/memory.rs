@@ -108,7 +108,7 @@ impl<T: Element> DeviceBuffer<T> {
     /// As [`DeviceBuffer::new`], or what `aclrtMemcpy` says.
     pub fn from_slice(device: &Device, values: &[T]) -> Result<Self> {
         let buffer = Self::new(device, values.len())?;
-        buffer.put(values)?;
+        buffer.put(0, values)?;
         Ok(buffer)
     }
 
@@ -130,19 +130,25 @@ impl<T: Element> DeviceBuffer<T> {
         self.memory.bytes
     }
 
-    /// Writes all numbers; the caller knows that no queued work uses the memory.
-    pub(crate) fn put(&self, values: &[T]) -> Result<()> {
+    /// Writes numbers from `first` on; the caller knows that no queued work uses the memory.
+    pub(crate) fn put(&self, first: usize, values: &[T]) -> Result<()> {
+        let Some(room) = self.length.checked_sub(first).filter(|&room| room >= values.len()) else {
+            return Err(AscendError::shape(
+                "place of numbers in a buffer",
+                format!("at most {} behind {first}", self.length.saturating_sub(first)),
+                values.len().to_string(),
+            ));
+        };
+        if values.is_empty() {
+            return Ok(());
+        }
         let (context, bytes) = (&self.memory.context, size_of_val(values));
         context.enter()?;
-        let from = values.as_ptr().cast();
-        // SAFETY: both ends are `bytes` long, and no queued work uses the memory.
-        unsafe {
-            acl!(
-                context.cann,
-                runtime,
-                aclrtMemcpy(self.memory.at.0, self.memory.bytes, from, bytes, ACL_MEMCPY_HOST_TO_DEVICE)
-            )
-        }
+        // SAFETY: `first` is a number of the buffer.
+        let to = unsafe { self.memory.at.0.cast::<T>().add(first) }.cast();
+        let (room, from) = (room * size_of::<T>(), values.as_ptr().cast());
+        // SAFETY: `room` bytes are left there, at least as many as `bytes`, and no queued work uses the memory.
+        unsafe { acl!(context.cann, runtime, aclrtMemcpy(to, room, from, bytes, ACL_MEMCPY_HOST_TO_DEVICE)) }
     }
 }
 

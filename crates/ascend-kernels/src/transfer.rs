@@ -3,7 +3,7 @@
 use crate::cann::acl;
 use crate::device::Device;
 use crate::error::{AscendError, Result};
-use crate::ffi::{ACL_MEMCPY_DEVICE_TO_HOST, ACL_MEMCPY_HOST_TO_DEVICE};
+use crate::ffi::ACL_MEMCPY_DEVICE_TO_HOST;
 use crate::memory::{DeviceBuffer, Element};
 use crate::stream::Stream;
 
@@ -22,7 +22,7 @@ impl<T: Element> DeviceBuffer<T> {
         }
         Device::same(&self.memory.context, stream.context(), "a buffer")?;
         stream.synchronize()?;
-        self.put(values)
+        self.put(0, values)
     }
 
     /// Waits for `stream`, then writes some numbers from `first` on.
@@ -30,36 +30,9 @@ impl<T: Element> DeviceBuffer<T> {
     /// # Errors
     /// [`AscendError::Shape`] for numbers beyond the end, [`AscendError::OtherDevice`], or what CANN says.
     pub fn write_at(&self, stream: &Stream, first: usize, values: &[T]) -> Result<()> {
-        let Some(room) = self.len().checked_sub(first).filter(|&room| room >= values.len()) else {
-            return Err(AscendError::shape(
-                "place of numbers in a buffer",
-                format!("at most {} behind {first}", self.len().saturating_sub(first)),
-                values.len().to_string(),
-            ));
-        };
-        if values.is_empty() {
-            return Ok(());
-        }
         Device::same(&self.memory.context, stream.context(), "a buffer")?;
         stream.synchronize()?;
-        let (context, bytes) = (&self.memory.context, size_of_val(values));
-        context.enter()?;
-        // SAFETY: `first` is a number of the buffer.
-        let to = unsafe { self.memory.at.0.cast::<T>().add(first) };
-        // SAFETY: `room` numbers are left there, at least as many as `values`, and the stream has been waited for.
-        unsafe {
-            acl!(
-                context.cann,
-                runtime,
-                aclrtMemcpy(
-                    to.cast(),
-                    room * size_of::<T>(),
-                    values.as_ptr().cast(),
-                    bytes,
-                    ACL_MEMCPY_HOST_TO_DEVICE
-                )
-            )
-        }
+        self.put(first, values)
     }
 
     /// Waits for `stream`, then reads all numbers.

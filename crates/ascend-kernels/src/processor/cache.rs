@@ -12,7 +12,7 @@ use quant_core::operators::{Cached, ChannelCodes, CodeCache, CodeCacheForm};
 use super::{Model, Shared};
 use crate::cann::locked;
 use crate::error::Result;
-use crate::memory::{DeviceBuffer, Element};
+use crate::memory::DeviceBuffer;
 use crate::operators::{OneTokenAttention, Pages};
 use crate::stream::Stream;
 use crate::tensor::{Tensor, Typed};
@@ -118,11 +118,7 @@ impl Cache {
     }
 
     /// Outputs of attention in the type of the model.
-    fn run<T: Typed + Element>(
-        &mut self,
-        queries: ArrayView2<'_, f32>,
-        sequences: &[Cached<'_>],
-    ) -> Result<Vec<T>> {
+    fn run<T: Typed>(&mut self, queries: ArrayView2<'_, f32>, sequences: &[Cached<'_>]) -> Result<Vec<T>> {
         let shared = Arc::clone(&self.shared);
         let stream = locked(&shared.stream);
         let dims = [self.pages, self.page, self.width()];
