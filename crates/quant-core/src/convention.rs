@@ -143,7 +143,8 @@ impl FloatType {
         let rounded = self.round(x);
         if rounded > 0.0 || rounded.is_nan() { rounded } else { self.smallest() }
     }
-    /// The type in which vLLM and vLLM-Ascend run a model of this type: float32 ones in bfloat16.
+    /// The type in which vLLM and vLLM-Ascend run a model of this type, and hold the scales of a quantised one: float32 models in bfloat16.
+    /// A scale that is exact there is exact in float32 as well.
     #[must_use]
     pub fn served(self) -> Self {
         match self {

@@ -18,15 +18,6 @@ pub(crate) fn float_dtype(kind: FloatType) -> Dtype {
     }
 }
 
-/// The type in which the clients of a quantised folder hold its scales. vLLM and vLLM-Ascend load float32 models in
-/// bfloat16, their scales with them; a scale that is exact there is exact in float32 as well.
-pub(crate) fn held_type(model: FloatType) -> FloatType {
-    match model {
-        FloatType::F32 => FloatType::Bf16,
-        half => half,
-    }
-}
-
 /// What is allowed to happen to a value on its way into a file.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Loss {

@@ -41,7 +41,7 @@ pub use self::vllm_ascend::VllmAscend;
 pub use crate::writer::TensorDecl;
 pub use quant_graph::Unsupported;
 
-pub(crate) use self::bytes::{float_dtype, held_type, read_int8};
+pub(crate) use self::bytes::{float_dtype, read_int8};
 pub(crate) use self::compressed_tensors::config as compressed_tensors_config;
 pub(crate) use self::layout::{FLOATS, faults, modules as layout_modules, plain_expected};
 pub(crate) use self::plain::{read_block as read_plain_block, visit_block as visit_plain_block};

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{Check, Severity};
 use crate::error::{CheckpointError, Result};
-use crate::formats::{ExpectedTensor, Format, faults, float_dtype, held_type, read_plain_block};
+use crate::formats::{ExpectedTensor, Format, faults, float_dtype, read_plain_block};
 use crate::manifest::Manifest;
 use crate::source::Checkpoint;
 
@@ -120,7 +120,7 @@ pub(super) fn dtype(checks: &mut Checks, checkpoint: &Checkpoint) {
 /// Loaders hold scales in the model's type: those of another number type, or not exact in it, are rounded.
 pub(super) fn exact_scales(checks: &mut Checks, checkpoint: &Checkpoint, spec: &ModelSpec, own_type: bool) {
     let mut problems = Vec::new();
-    let held = held_type(spec.dtype);
+    let held = spec.dtype.served();
     let scales = |t: &str| t.ends_with(".weight_scale") || t.ends_with(".input_scale");
     for info in checkpoint.tensors().filter(|t| scales(&t.name)) {
         let Ok(values) = checkpoint.read_f32(&info.name) else { continue };

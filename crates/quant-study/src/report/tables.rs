@@ -35,15 +35,15 @@ pub(super) fn tables(model: &ModelResults) -> Vec<Table> {
         texts.collect(),
     );
     let answered = || model.variants.iter().filter(|variant| variant.answers > 0);
+    let float = model.variants.iter().find(|row| row.recipe == "float").and_then(|row| row.thought_tokens);
+    let float = float.filter(|&tokens| tokens > 0.0);
     let signs = answered().map(|v| {
         let s = &v.signs;
         let counts =
             [v.answers, s.collapsed, s.no_end, s.loops, s.unclosed_thought, s.empty, s.seen_not_given];
         let mut row = vec![v.title()];
         row.extend(counts.map(|count| count.to_string()));
-        let float =
-            model.variants.iter().find(|row| row.recipe == "float").and_then(|row| row.thought_tokens);
-        let longer = v.thought_tokens.zip(float.filter(|float| *float > 0.0)).map(|(own, float)| own / float);
+        let longer = v.thought_tokens.zip(float).map(|(own, float)| own / float);
         row.extend([number(v.thought_tokens, 1), number(longer, 2), number(v.same_prefix, 3)]);
         row
     });

@@ -16,7 +16,7 @@ use super::{ID, slots};
 use crate::error::{Result, not_encodable};
 use crate::formats::block::{check, linear_scheme};
 use crate::formats::bytes::{
-    Loss, float_bytes, held_type, int8_bytes, read_levels, read_scales, shaped, single, word_bytes,
+    Loss, float_bytes, int8_bytes, read_levels, read_scales, shaped, single, word_bytes,
 };
 use crate::formats::layout::{Item, Slot};
 use crate::formats::plain::{read_bias, read_linear, read_norms};
@@ -35,7 +35,7 @@ pub(super) fn encode(
     index: usize,
     block: &BlockParams,
 ) -> Result<Vec<Encoded>> {
-    check(ID, spec, scheme, index, block, held_type(spec.dtype))?;
+    check(ID, spec, scheme, index, block, spec.dtype.served())?;
     let encode = |slot: Slot| {
         let decl = slot.decl;
         let bytes = match slot.item {

@@ -28,7 +28,7 @@ use safetensors::Dtype;
 use serde_json::Value;
 
 use self::config::{Config, Layout};
-use super::bytes::{float_dtype, held_type};
+use super::bytes::float_dtype;
 use super::layout::{ExpectedTensor, Item, Slot, norm_slot, outer_decls, outer_expected};
 use super::{
     BlockSideData, ConfigNotes, Decoder, Encoded, Format, TensorDecl, Unsupported, declare_dtype, declare_tie,
@@ -158,7 +158,7 @@ impl Format for CompressedTensors {
         &["vLLM (W4A16, W8A16, W8A8)", "transformers with compressed-tensors", "vLLM-Ascend (W8A8 symmetric)"]
     }
     fn scale_type(&self, spec: &ModelSpec) -> FloatType {
-        held_type(spec.dtype)
+        spec.dtype.served()
     }
     fn float_type(&self, spec: &ModelSpec) -> FloatType {
         spec.dtype

@@ -11,7 +11,7 @@ use super::{ID, flatquant, slots};
 use crate::error::{Result, not_encodable};
 use crate::formats::Encoded;
 use crate::formats::block::check;
-use crate::formats::bytes::{Loss, float_bytes, held_type, int8_bytes, word_bytes};
+use crate::formats::bytes::{Loss, float_bytes, int8_bytes, word_bytes};
 use crate::formats::layout::{Item, Slot};
 
 /// The tensors of a block of a scheme.
@@ -26,7 +26,7 @@ pub(super) fn block(
     index: usize,
     block: &BlockParams,
 ) -> Result<Vec<Encoded>> {
-    check(ID, spec, scheme, index, block, held_type(spec.dtype))?;
+    check(ID, spec, scheme, index, block, spec.dtype.served())?;
     let topology = spec.block(index);
     for linear in &topology.linears {
         check_shared_input(spec, index, topology.loaded_with(linear.id), linear.id, block)?;

@@ -38,7 +38,7 @@ use safetensors::Dtype;
 use serde_json::Value;
 
 use self::description::{AscendType, Description};
-use super::bytes::{float_dtype, held_type};
+use super::bytes::float_dtype;
 use super::layout::{ExpectedTensor, Item, Slot, norm_slot, outer_decls, outer_expected};
 use super::{
     BlockSideData, ConfigNotes, Decoder, Encoded, Format, TensorDecl, Unsupported, declare_dtype, declare_tie,
@@ -185,7 +185,7 @@ impl Format for VllmAscend {
         &["vLLM-Ascend (C8: 0.18 or later, W4A4: 0.14 or later, behind Kronecker pairs 0.11)"]
     }
     fn scale_type(&self, spec: &ModelSpec) -> FloatType {
-        held_type(spec.dtype)
+        spec.dtype.served()
     }
     fn float_type(&self, spec: &ModelSpec) -> FloatType {
         spec.dtype
@@ -195,7 +195,7 @@ impl Format for VllmAscend {
         Some(PairKernel::of(spec.dtype))
     }
     fn profile(&self, spec: &ModelSpec) -> Profile {
-        Profile::Ascend { model: held_type(spec.dtype) }
+        Profile::Ascend { model: spec.dtype.served() }
     }
     fn activation_rule(&self, dynamic: bool, symmetric: Option<bool>) -> Result<ActRule, Unsupported> {
         match (dynamic, symmetric) {
