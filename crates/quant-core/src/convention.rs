@@ -11,6 +11,8 @@ pub struct Bits(u8);
 impl Bits {
     /// One bit.
     pub const ONE: Self = Self(1);
+    /// Eight bits, the most there are.
+    pub const EIGHT: Self = Self(8);
     /// # Errors
     /// [`CoreError::Bits`] outside 1..=8.
     pub fn new(bits: u32) -> Result<Self, CoreError> {

@@ -46,10 +46,10 @@ pub mod statistics;
 pub use error::MethodError;
 pub use folding::HeadTie;
 pub use method::{
-    BlockContext, BlockPlan, Diary, Figures, Learned, LearnedScheme, Learner, Lesson, LessonReport, Method,
-    MethodKind, ModelTransform, Modifier, NoDiary, Operations, PlannedRounding, Prepared, Rounded, Rounding,
-    RowRounding, Scaled, Solver, Transform, WeightSettings, WholePlan, Workspace, float_weights, rounding,
-    scale_weights,
+    BlockContext, BlockPlan, Diary, Fallback, FallbackReport, Figures, Learned, LearnedScheme, Learner,
+    Lesson, LessonReport, Method, MethodKind, ModelTransform, Modifier, NoDiary, Operations, PlannedRounding,
+    Prepared, Rounded, Rounding, RowRounding, Scaled, Solver, Transform, WeightSettings, WholePlan,
+    Workspace, float_weights, rounding, scale_weights,
 };
 /// The arrays of the functions here.
 pub use ndarray;

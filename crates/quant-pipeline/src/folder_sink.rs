@@ -8,12 +8,15 @@ use quant_checkpoint::formats::{BlockSideData, TensorDecl, stored_floats};
 use quant_checkpoint::{Checkpoint, CheckpointError, InputHashes, OutputFolder, TensorHash};
 use quant_core::{ActQuant, KvQuant, codec_of_fields};
 use quant_graph::{BlockParams, LinearId, Outer};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Encodes finished blocks and streams them to a folder; parts outside them are copied from the input where they lie there
 /// as they are. Keeps the journal of the run in the folder, with what side files and manifest need of finished blocks.
 pub(crate) struct FolderSink<'a> {
     plan: &'a Plan,
+    /// The blocks that fell back to more bits.
+    fallen: BTreeSet<usize>,
     output: &'a mut OutputFolder,
     input: Option<&'a Checkpoint>,
     declared: &'a [TensorDecl],
@@ -50,6 +53,7 @@ impl<'a> FolderSink<'a> {
     ) -> Result<Self, PipelineError> {
         let mut sink = Self {
             plan,
+            fallen: BTreeSet::new(),
             output,
             input,
             declared,
@@ -127,12 +131,20 @@ impl BlockSink for FolderSink<'_> {
         Some(self)
     }
     fn block(&mut self, index: usize, block: BlockParams) -> Result<(), PipelineError> {
-        let format = self.plan.recipe.format();
-        for tensor in format.encode_block(&self.plan.spec, &self.plan.scheme, index, &block)? {
+        let (format, fallen) = (self.plan.recipe.format(), self.fallen.contains(&index));
+        let scheme = if fallen {
+            Cow::Owned(self.plan.scheme_with(|i| i == index))
+        } else {
+            Cow::Borrowed(&self.plan.scheme)
+        };
+        for tensor in format.encode_block(&self.plan.spec, &scheme, index, &block)? {
             self.output.tensor_owned(&tensor.name, tensor.dtype, &tensor.shape, tensor.bytes)?;
         }
         self.side.push(BlockSideData::of(&block));
         Ok(())
+    }
+    fn fell_back(&mut self, index: usize) {
+        self.fallen.insert(index);
     }
     fn has(&self, what: Outer) -> bool {
         self.output.has(what.tensor())

@@ -3,7 +3,7 @@
 use crate::plan::Plan;
 use crate::prepare::PreparedJob;
 use ndarray::Array2;
-use quant_graph::{BlockSpec, LinearSpec, ModelSpec, Role};
+use quant_graph::{BlockSpec, LinearSpec, ModelScheme, ModelSpec, Role};
 use quant_kernels::{Compute, Par, PreparedWeight};
 use quant_methods::FloatStream;
 use serde::Serialize;
@@ -23,8 +23,20 @@ pub struct Forecast {
     pub bits_per_weight: f64,
     /// Bytes of the weight files.
     pub output_bytes: u64,
+    /// The same two if every block falls back to more bits; none where none can.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub worst: Option<StoredSize>,
     /// Seconds on this machine, from the rate of one product that was tried; good to a factor of about 1.5.
     pub seconds: f64,
+}
+
+/// How much a folder stores.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct StoredSize {
+    /// Bits per weight over all linears of the blocks.
+    pub bits_per_weight: f64,
+    /// Bytes of the weight files.
+    pub output_bytes: u64,
 }
 
 impl Forecast {
@@ -43,6 +55,10 @@ impl Forecast {
         Self {
             bits_per_weight: plan.bits_per_weight(),
             output_bytes: disk.weights,
+            // The plan has seen to it that the tensors are the same.
+            worst: plan
+                .worst_bits_per_weight()
+                .map(|bits_per_weight| StoredSize { bits_per_weight, output_bytes: disk.weights }),
             seconds: computing + moved / (2.0 * BYTES_PER_SECOND * threads.min(4) as f64),
         }
     }
@@ -57,7 +73,8 @@ impl Forecast {
         let blocks = (spec.layers * spec.block_parameters()) as f64;
         let tables = (2 * spec.vocab * spec.hidden) as f64 * plan.norm_type.size() as f64;
         let bits_per_weight = plan.bits_per_weight();
-        let output_bytes = (blocks * bits_per_weight / 8.0 + tables) as u64;
+        let bytes = |bits_per_weight: f64| (blocks * bits_per_weight / 8.0 + tables) as u64;
+        let output_bytes = bytes(bits_per_weight);
         let operations = if plan.streams.calibration() { operations(plan, lengths) } else { 0.0 };
         let computing = if operations > 0.0 {
             operations / product_rate(plan.recipe.compute(), Par::new(threads))
@@ -68,6 +85,9 @@ impl Forecast {
         Self {
             bits_per_weight,
             output_bytes,
+            worst: plan
+                .worst_bits_per_weight()
+                .map(|bits_per_weight| StoredSize { bits_per_weight, output_bytes: bytes(bits_per_weight) }),
             seconds: computing + moved / (2.0 * BYTES_PER_SECOND * threads.min(4) as f64),
         }
     }
@@ -77,9 +97,20 @@ impl Plan {
     /// Stored bits per weight over all linears of the blocks, as the report of the run will have it.
     #[must_use]
     pub fn bits_per_weight(&self) -> f64 {
+        self.bits_of(&self.scheme)
+    }
+
+    /// The same if every block falls back to more bits; none where none can.
+    #[must_use]
+    pub fn worst_bits_per_weight(&self) -> Option<f64> {
+        let can = self.fallbacks.iter().any(|block| !block.is_empty());
+        can.then(|| self.bits_of(&self.scheme_with(|_| true)))
+    }
+
+    fn bits_of(&self, scheme: &ModelScheme) -> f64 {
         let float = 8.0 * self.norm_type.size() as f64;
         let (mut bits, mut weights) = (0.0, 0.0);
-        for (index, schemes) in self.scheme.blocks.iter().enumerate() {
+        for (index, schemes) in scheme.blocks.iter().enumerate() {
             for linear in self.spec.block(index).linears {
                 let weight = schemes.get(&linear.id).and_then(|scheme| scheme.weight);
                 let each =

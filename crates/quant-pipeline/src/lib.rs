@@ -68,7 +68,7 @@ pub use eval_memory::{EvalMemory, ModelMemory};
 pub use evaluate::{CodeFlips, EvalData, EvalJob, EvalOutcome, eval_sequences, evaluate, evaluate_with};
 pub use events::{Event, Events, Silent};
 pub use execution::folder_arithmetic;
-pub use forecast::Forecast;
+pub use forecast::{Forecast, StoredSize};
 pub use generate::{GenerateJob, GenerateOutcome, GeneratedText, generate_with};
 pub use job::{QuantizeJob, QuantizeOutcome, ReadSeconds, WriteSeconds};
 pub use keeping::Keeping;

@@ -6,7 +6,7 @@ mod tables;
 use crate::cache_plan::plan_cache;
 use crate::error::{PipelineError, RecipeError};
 use crate::recipe::Recipe;
-use learned::{plan_learned, schemes};
+use learned::{LearnedBlocks, check_fallbacks, fallen, plan_learned, schemes};
 use quant_checkpoint::formats::Format;
 use quant_core::{Bits, CoreError, FloatType};
 use quant_graph::{
@@ -94,6 +94,8 @@ pub struct Plan {
     pub tables: BTreeMap<Outer, PlannedRounding>,
     /// Per block, whether the recipe's learner trains in it.
     pub learned: Vec<bool>,
+    /// Per block, every linear as it is stored if the block falls back to more bits; empty where it never does.
+    pub fallbacks: Vec<BTreeMap<LinearId, LinearPlan>>,
     /// Activations to carry.
     pub streams: Streams,
     /// Type the target's loader holds scales in.
@@ -170,7 +172,8 @@ impl Plan {
             blocks[index].insert(linear.id, planned);
         }
         let mut kv = plan_cache(recipe, spec, &mut warnings)?;
-        let learned = plan_learned(recipe, spec, &mut blocks, &mut kv, (&mut online, &mut warnings))?;
+        let LearnedBlocks { learned, fallbacks } =
+            plan_learned(recipe, spec, &mut blocks, &mut kv, (&mut online, &mut warnings))?;
         let tables = plan_tables(recipe, spec)?;
         let scheme = ModelScheme {
             blocks: blocks.iter().map(schemes).collect(),
@@ -181,6 +184,7 @@ impl Plan {
         };
         let stored = scheme.stored(spec);
         format.supports(&stored, &scheme)?;
+        check_fallbacks(format, &stored, &scheme, &fallbacks)?;
         check_float_streams(&blocks)?;
         warnings.extend(notices(&blocks));
         let streams = streams(recipe, spec, &blocks, &tables, &scheme, learned.contains(&true));
@@ -200,6 +204,7 @@ impl Plan {
             blocks,
             tables,
             learned,
+            fallbacks,
             streams,
             scale_type,
             norm_type,
@@ -219,6 +224,33 @@ impl Plan {
     #[must_use]
     pub fn learns(&self, block: usize) -> bool {
         self.learned.get(block) == Some(&true)
+    }
+
+    /// The linears of a block as they are stored, where it fell back to more bits or where it did not.
+    #[must_use]
+    pub(crate) fn linears(&self, block: usize, fell_back: bool) -> &BTreeMap<LinearId, LinearPlan> {
+        let fallback = self.fallbacks.get(block).filter(|linears| fell_back && !linears.is_empty());
+        fallback.unwrap_or(&self.blocks[block])
+    }
+
+    /// Storage of the model when the blocks of which `fell_back` says so have fallen back to more bits; of all blocks, the worst case.
+    ///
+    /// ```
+    /// use quant_pipeline::{Plan, Recipe, open_folder};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/tiny-reasoner");
+    /// let folder = open_folder(model.as_ref())?;
+    /// let text = "{ version: 1, modifiers: [flatquant: { scheme: W4A4KV4, fallback: [bits8] }] }";
+    /// let plan = Plan::new(&Recipe::parse(text)?, &folder.spec)?;
+    /// let worst = plan.scheme_with(|_| true);
+    /// assert!(worst.linears().all(|(_, _, linear)| linear.weight.is_some_and(|weight| weight.bits.get() == 8)));
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn scheme_with(&self, fell_back: impl Fn(usize) -> bool) -> ModelScheme {
+        fallen(&self.scheme, &self.fallbacks, fell_back)
     }
 
     /// A block as its learner sees it.

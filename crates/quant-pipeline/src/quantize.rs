@@ -151,9 +151,10 @@ fn write(
     for name in &beside.copied {
         output.copy_file(&job.model.join(name), name)?;
     }
-    let config = format.config(&plan.stored, &plan.scheme, checkpoint.config(), &notes(&job.recipe));
+    let scheme = plan.scheme_with(|index| report.fell_back(index));
+    let config = format.config(&plan.stored, &scheme, checkpoint.config(), &notes(&job.recipe));
     output.write_file("config.json", &manifest::pretty(&config))?;
-    for (name, bytes) in format.side_files(&plan.stored, &plan.scheme, &declared, &side) {
+    for (name, bytes) in format.side_files(&plan.stored, &scheme, &declared, &side) {
         output.write_file(&name, &bytes)?;
     }
     let (read_from, mut input_hashes) = source.into_parts();

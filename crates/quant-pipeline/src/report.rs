@@ -4,7 +4,7 @@ use crate::plan::Plan;
 use quant_core::codec_of_fields;
 use quant_graph::KvScheme;
 use quant_hessian::FactorReport;
-use quant_methods::{LessonReport, Solver};
+use quant_methods::{Fallback, LessonReport, Solver};
 use serde::Serialize;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -137,6 +137,12 @@ pub struct RunReport {
 }
 
 impl RunReport {
+    /// Whether a block is stored in more bits than planned, because its training could not be repaired.
+    #[must_use]
+    pub fn fell_back(&self, block: usize) -> bool {
+        let mut of_block = self.lessons.iter().filter(|lesson| lesson.block == block);
+        of_block.any(|lesson| lesson.lesson.fallback() == Some(Fallback::Bits8))
+    }
     /// What the person should know of a cache by `scheme` whose keys are hard to quantise, and what would help.
     #[must_use]
     pub fn cache_warning(&self, scheme: &KvScheme, key_bias: bool) -> Option<String> {

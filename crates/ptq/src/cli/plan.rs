@@ -100,6 +100,13 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
         forecast.bits_per_weight,
         human(forecast.output_bytes)
     ))?;
+    if let Some(worst) = forecast.worst {
+        print_line(format_args!(
+            "if every block falls back to 8 bits: {:.3} bits per weight of the linears, {} of weights",
+            worst.bits_per_weight,
+            human(worst.output_bytes)
+        ))?;
+    }
     print_line(format_args!(
         "predicted peak memory: {} with activations in memory, {} with activations on disk",
         human(prepared.memory.peak(false)),

@@ -176,7 +176,7 @@ impl Batch {
 
 /// Whether numbers were lost on the way, so that there is no block with these parameters (in deployed form `quant-core` refuses
 /// what f32 cannot hold), rather than something asked for that cannot be.
-fn lost_numbers(error: &MethodError) -> bool {
+pub(super) fn lost_numbers(error: &MethodError) -> bool {
     matches!(
         error,
         MethodError::Core(_)

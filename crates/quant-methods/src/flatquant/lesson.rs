@@ -4,6 +4,7 @@ use super::METHOD;
 use super::balance::{Balance, Balanced, with_changed};
 use super::block::{FlatBlock, FlatReport, Sequences};
 use super::epochs::{Task, Training, alarms};
+use super::fallback::{Fallbacks, Fallen, WIDE};
 use super::form::Form;
 use super::guard::Alarm;
 use super::parameters::FlatParameters;
@@ -16,7 +17,7 @@ use crate::{
 use ndarray::Array2;
 use quant_core::codec::{decoded, encoded};
 use quant_core::{AxisShape, ClipRatio, KvQuant, OnlineShape, codec_of_fields};
-use quant_graph::{BlockParams, EffectiveWeights, LinearId, OnlineScheme, Site, Spot};
+use quant_graph::{BlockParams, EffectiveWeights, InputScheme, LinearId, OnlineScheme, Site, Spot};
 use quant_kernels::Par;
 use std::sync::Arc;
 
@@ -33,6 +34,8 @@ pub(super) struct FlatLearner {
     pub(super) window: usize,
     /// What of the block is trained, and for which deployment.
     pub(super) form: Form,
+    /// What becomes of a block whose training cannot be repaired.
+    pub(super) fallbacks: Fallbacks,
 }
 
 /// Trainings of one block so far.
@@ -80,9 +83,11 @@ impl Progress {
 struct Record {
     balance: Option<Balance>,
     parameters: FlatParameters<f32>,
+    /// Whether weights and activations have eight bits or more, whatever the plan has.
+    wide: bool,
 }
 
-codec_of_fields!(Record { balance, parameters });
+codec_of_fields!(Record { balance, parameters, wide });
 
 impl FlatLearner {
     /// The settings and the name of an attempt.
@@ -138,16 +143,22 @@ impl Learner for FlatLearner {
             lac && scheme.plain_at(site).is_none() && scheme.activations_at(site).is_some()
         });
         let clipping = Form::clipping(&scheme);
+        let mut notices = self.form.notices(block);
+        notices.extend(self.fallbacks.notice(block));
         Ok(Some(LearnedScheme {
             online,
             clips: clipped.map(|id| (id, clipping)).collect(),
             cache_clips: lac && scheme.keys.is_some(),
-            notices: self.form.notices(block),
+            notices,
         }))
     }
 
     fn rounding(&self, block: &BlockPlan<'_>, id: LinearId) -> Option<&dyn Rounding> {
         self.form.rounding(block, id)
+    }
+
+    fn fallback(&self, block: &BlockPlan<'_>, id: LinearId) -> Option<&dyn Rounding> {
+        self.fallbacks.rounding(block, id)
     }
 
     fn inputs(&self) -> Stream {
@@ -225,7 +236,7 @@ impl Learner for FlatLearner {
             Some(bytes) => decoded(bytes)?,
             None => Progress::new(begin(&first, initial)?),
         };
-        loop {
+        let repaired = loop {
             let (settings, name) = self.attempt(progress.attempt, &base);
             let task = block.task(&settings, &target);
             let mut step = |done| diary.step(done, settings.epochs * batches).map_err(MethodError::Diary);
@@ -235,7 +246,7 @@ impl Learner for FlatLearner {
             }
             let alarms = progress.judge(&settings)?;
             if alarms.is_empty() {
-                break;
+                break true;
             }
             progress.attempt += 1;
             let next = self.attempt(progress.attempt, &base);
@@ -243,7 +254,7 @@ impl Learner for FlatLearner {
                 ATTEMPTS => {
                     progress
                         .repair(&alarms, "the best of all attempts is kept, or what training begins with");
-                    break;
+                    break false;
                 }
                 attempt if attempt <= SLOWER => {
                     let rate = next.0.learning_rate;
@@ -257,13 +268,39 @@ impl Learner for FlatLearner {
                 }
             };
             progress.training = begin(&next, begins)?;
-        }
-        let Progress { best: (parameters, report), before, repairs, .. } = progress;
+        };
+        let Progress { best: (parameters, report), before, mut repairs, .. } = progress;
+        let fallen = if repaired || self.fallbacks.is_empty() {
+            Fallen::default()
+        } else {
+            let best = (&parameters, report.after);
+            let (block, task) = (block.named(&base), block.task(&first.0, &target));
+            self.fallbacks.fall_back(&block, &task, best, &start(&first)?.1, par)?
+        };
+        repairs.extend(fallen.told(report.after));
         let notice = report.notice();
         let FlatReport { losses, epochs, after, kept, alarms, .. } = report;
         let alarms = alarms.iter().map(ToString::to_string).collect();
-        let report = LessonReport { before, epochs, after, kept, losses, repairs, alarms, notice };
-        Ok(Learned { record: encoded(&Record { balance, parameters }), report })
+        let report = LessonReport {
+            before,
+            epochs,
+            after,
+            kept,
+            losses,
+            repairs,
+            alarms,
+            notice,
+            fallbacks: fallen.tried,
+        };
+        let record = |parameters, wide| encoded(&Record { balance, parameters, wide });
+        Ok(match fallen.taken {
+            // Of what stands in the block nothing is wrong that would have to be said.
+            Some((parameters, error, wide)) => Learned {
+                record: record(parameters, wide),
+                report: LessonReport { after: error, kept: 0, alarms: Vec::new(), ..report },
+            },
+            None => Learned { record: record(parameters, false), report },
+        })
     }
 
     fn apply(
@@ -273,7 +310,7 @@ impl Learner for FlatLearner {
         plan: &BlockPlan<'_>,
         par: Par,
     ) -> Result<BlockParams, MethodError> {
-        let Record { balance, parameters } = decoded(record)?;
+        let Record { balance, parameters, wide } = decoded(record)?;
         let shape = self.form.shape(plan);
         let block = match balance {
             Some(balance) => balance.apply(&shape, block),
@@ -293,6 +330,7 @@ impl Learner for FlatLearner {
             let input = plan.scheme.get(id).and_then(|scheme| scheme.input);
             let Some(input) = input.filter(|input| input.clip_ratio.fixed().is_none()) else { continue };
             let spot = if self.settings.share_inputs { Spot::Site(id.site()) } else { Spot::Linear(*id) };
+            let input = if wide { InputScheme { bits: input.bits.max(WIDE), ..input } } else { input };
             linear.input = input.clipped(ratio(spot)?);
         }
         if let Some(kv) = plan.kv.filter(|kv| kv.clip_ratio.fixed().is_none()) {

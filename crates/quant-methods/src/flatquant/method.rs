@@ -1,6 +1,7 @@
 //! FlatQuant as a modifier of a recipe, and the rounding behind it.
 
 use super::METHOD;
+use super::fallback::Fallbacks;
 use super::form::{Form, Unpaired};
 use super::lesson::FlatLearner;
 use super::settings::FlatSettings;
@@ -45,7 +46,9 @@ pub(super) fn build(settings: &Settings) -> Result<Modifier, SettingsError> {
         let problem = "without a scheme FlatQuant only learns; give a scheme, or drop it and write the rounding after it";
         return Err(form.conflict("weights", problem.into()));
     }
-    let learner = FlatLearner { settings: flat, inputs, window: settings.integer("window")?, form };
+    let fallbacks = Fallbacks::new(settings, flat.variant, |scheme| rounding(settings, scheme))?;
+    let window = settings.integer("window")?;
+    let learner = FlatLearner { settings: flat, inputs, window, form, fallbacks };
     let rounding = if scheme { rounding(settings, &settings.text("scheme")?)? } else { None };
     Ok(Modifier { learner: Some(Arc::new(learner)), rounding, ..Modifier::default() })
 }

@@ -87,6 +87,7 @@
 mod balance;
 mod block;
 mod epochs;
+mod fallback;
 mod form;
 mod guard;
 mod insert;
@@ -208,6 +209,13 @@ pub static METHOD: Method = Method {
             FieldKind::Number(0.0, 1.0),
             "0.3",
             "exponent of activations in the factors that training begins with",
+        ),
+        key(
+            "fallback",
+            FieldKind::Words(&["none", "rotation", "bits8"]),
+            "[\"rotation\"]",
+            "what a block gets, in this order, whose training stable cannot repair: rotation, Hadamard matrices in place of learned ones; \
+             bits8, 8-bit weights and activations; none, the best of its attempts",
         ),
         key("warmup", FieldKind::Bool, "false", "let the learning rate rise over the first 16 steps"),
     ],

@@ -2,7 +2,8 @@
 
 use crate::{Method, MethodError, Rounding, SettingsError, Stream};
 use ndarray::ArrayView2;
-use quant_core::codec_of_fields;
+use quant_core::codec::{Bytes, Codec, bad_tag};
+use quant_core::{CoreError, codec_of_fields};
 use quant_graph::{
     BlockParams, BlockTraining, BoxError, Clipping, EffectiveWeight, EffectiveWeights, KvScheme, LinearId,
     LinearScheme, LinearWeight, ModelSpec, OnlineScheme, PairKernel,
@@ -121,12 +122,68 @@ pub struct LessonReport {
     /// What is still wrong, in words.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub alarms: Vec<String>,
+    /// What was tried in place of a training that could not be repaired, in this order; the one that was taken is the last.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub fallbacks: Vec<FallbackReport>,
     /// What the person should know of the calibration data.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub notice: Option<String>,
 }
 
-codec_of_fields!(LessonReport { before, epochs, after, kept, losses, repairs, alarms, notice });
+codec_of_fields!(LessonReport { before, epochs, after, kept, losses, repairs, alarms, fallbacks, notice });
+
+impl LessonReport {
+    /// What stands in the block in place of what a training would have left, if that could not be repaired.
+    ///
+    /// ```
+    /// use quant_methods::{Fallback, FallbackReport, LessonReport};
+    ///
+    /// let tried = |to, taken| FallbackReport { to, error: 0.01, taken };
+    /// let fallbacks = vec![tried(Fallback::Rotation, false), tried(Fallback::Bits8, true)];
+    /// let report = LessonReport { fallbacks, ..LessonReport::default() };
+    /// assert_eq!(report.fallback(), Some(Fallback::Bits8));
+    /// ```
+    #[must_use]
+    pub fn fallback(&self) -> Option<Fallback> {
+        self.fallbacks.iter().find(|tried| tried.taken).map(|tried| tried.to)
+    }
+}
+
+/// What may stand in a block whose training cannot be repaired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fallback {
+    /// Rotations that are not learned, in the same bits.
+    Rotation,
+    /// Eight bits of weights and activations, by [`Learner::fallback`].
+    Bits8,
+}
+
+impl Codec for Fallback {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.push(*self as u8);
+    }
+    fn decode(from: &mut Bytes<'_>) -> Result<Self, CoreError> {
+        match u8::decode(from)? {
+            0 => Ok(Self::Rotation),
+            1 => Ok(Self::Bits8),
+            tag => bad_tag("a fallback", tag),
+        }
+    }
+}
+
+/// A fallback that was tried.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct FallbackReport {
+    /// Which.
+    pub to: Fallback,
+    /// The relative error of the block with it.
+    pub error: f64,
+    /// Whether it is in the block now.
+    pub taken: bool,
+}
+
+codec_of_fields!(FallbackReport { to, error, taken });
 
 /// What a lesson ends with.
 #[derive(Clone, Debug, PartialEq)]
@@ -151,6 +208,12 @@ pub trait Learner: Debug + Send + Sync {
     fn plan(&self, block: &BlockPlan<'_>) -> Result<Option<LearnedScheme>, SettingsError>;
     /// What rounds a linear of a block in place of the recipe's rounding, with a scheme of its own; asked before [`Self::plan`].
     fn rounding(&self, block: &BlockPlan<'_>, id: LinearId) -> Option<&dyn Rounding> {
+        let _ = (block, id);
+        None
+    }
+    /// What rounds a linear in a block that [falls back](LessonReport::fallback) to more bits, in place of what [`Self::plan`] was shown; none
+    /// where it never does. The scheme has the clip ratios that the plan has.
+    fn fallback(&self, block: &BlockPlan<'_>, id: LinearId) -> Option<&dyn Rounding> {
         let _ = (block, id);
         None
     }

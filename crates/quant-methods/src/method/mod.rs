@@ -12,7 +12,8 @@ mod transform;
 mod whole;
 
 pub use learner::{
-    BlockPlan, Diary, Learned, LearnedScheme, Learner, Lesson, LessonReport, NoDiary, float_weights,
+    BlockPlan, Diary, Fallback, FallbackReport, Learned, LearnedScheme, Learner, Lesson, LessonReport,
+    NoDiary, float_weights,
 };
 pub use rounding::{PlannedRounding, Rounding, WeightSettings};
 pub use solver::{Figures, Operations, Prepared, Rounded, RowRounding, Solver, Workspace};

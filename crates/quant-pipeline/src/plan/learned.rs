@@ -3,9 +3,18 @@
 use super::{LinearPlan, plan_linear};
 use crate::error::{PipelineError, RecipeError};
 use crate::recipe::Recipe;
-use quant_graph::{Clipping, KvScheme, LinearId, LinearScheme, ModelSpec, OnlineScheme};
+use quant_checkpoint::formats::{Format, Unsupported};
+use quant_graph::{Clipping, KvScheme, LinearId, LinearScheme, ModelScheme, ModelSpec, OnlineScheme};
 use quant_methods::BlockPlan;
 use std::collections::BTreeMap;
+
+/// What a learner does to the blocks of a model.
+pub(super) struct LearnedBlocks {
+    /// Per block, whether it trains in it.
+    pub(super) learned: Vec<bool>,
+    /// Per block, its linears where it falls back to more bits; empty where it does not.
+    pub(super) fallbacks: Vec<BTreeMap<LinearId, LinearPlan>>,
+}
 
 /// Which blocks the recipe's learner trains in. Its transforms go to `online`, and that it learns clip ratios to the schemes; what it
 /// rounds otherwise is planned anew.
@@ -15,9 +24,10 @@ pub(super) fn plan_learned(
     blocks: &mut [BTreeMap<LinearId, LinearPlan>],
     kv: &mut Option<KvScheme>,
     (online, warnings): (&mut Vec<OnlineScheme>, &mut Vec<String>),
-) -> Result<Vec<bool>, PipelineError> {
+) -> Result<LearnedBlocks, PipelineError> {
     let mut learned = vec![false; spec.layers];
-    let Some(learner) = recipe.learner() else { return Ok(learned) };
+    let mut fallbacks = vec![BTreeMap::new(); spec.layers];
+    let Some(learner) = recipe.learner() else { return Ok(LearnedBlocks { learned, fallbacks }) };
     let (as_asked, kernel) = (*kv, recipe.format().pair_kernel(spec));
     let mut notices: Vec<(String, usize)> = Vec::new();
     let float = |block: &BTreeMap<_, LinearPlan>| block.values().all(|linear| linear.scheme.is_float());
@@ -34,14 +44,27 @@ pub(super) fn plan_learned(
         let block_plan = BlockPlan { spec, index, scheme: &scheme, kv: as_asked, kernel };
         let Some(left) = learner.plan(&block_plan).map_err(RecipeError::from)? else { continue };
         learned[index] = true;
+        let mut fallback = block.clone();
+        let mut falls_back = false;
+        for linear in &spec.block(index).linears {
+            if let Some(rounding) = learner.fallback(&block_plan, linear.id) {
+                fallback.insert(linear.id, plan_linear(recipe, spec, rounding, linear)?);
+                falls_back = true;
+            }
+        }
         if !left.online.is_empty() {
             online.resize(spec.layers, OnlineScheme::default());
             online[index] = left.online;
         }
         for (id, clipping) in left.clips {
-            if let Some(input) = block.get_mut(&id).and_then(|linear| linear.scheme.input.as_mut()) {
-                input.clip_ratio = clipping;
+            for linears in [&mut *block, &mut fallback] {
+                if let Some(input) = linears.get_mut(&id).and_then(|linear| linear.scheme.input.as_mut()) {
+                    input.clip_ratio = clipping;
+                }
             }
+        }
+        if falls_back {
+            fallbacks[index] = fallback;
         }
         if let Some(kv) = kv.as_mut().filter(|_| left.cache_clips) {
             kv.clip_ratio = Clipping::Learned;
@@ -56,7 +79,49 @@ pub(super) fn plan_learned(
     let blocks =
         |(notice, count): (String, usize)| format!("{}: in {count} blocks {notice}", learner.method().id);
     warnings.extend(notices.into_iter().map(blocks));
-    Ok(learned)
+    Ok(LearnedBlocks { learned, fallbacks })
+}
+
+/// Refuses a format that could not hold what the run may find necessary: all blocks that may fall back, or the first of them alone.
+///
+/// The tensors of a folder are laid out before the first block is trained, so they must be the same either way.
+pub(super) fn check_fallbacks(
+    format: &dyn Format,
+    stored: &ModelSpec,
+    scheme: &ModelScheme,
+    fallbacks: &[BTreeMap<LinearId, LinearPlan>],
+) -> Result<(), PipelineError> {
+    let Some(first) = fallbacks.iter().position(|block| !block.is_empty()) else { return Ok(()) };
+    let refused = |what: String| Unsupported {
+        format: format.id(),
+        what: format!("{what}, which a block may fall back to"),
+        alternatives: "leave bits8 out of fallback, or export to dequantized".to_owned(),
+    };
+    let tensors = |scheme: &ModelScheme| format.declare(stored, scheme, &|_| None);
+    for only in [None, Some(first)] {
+        let fallen = fallen(scheme, fallbacks, |index| only.is_none_or(|only| only == index));
+        format.supports(stored, &fallen).map_err(|error| refused(error.what))?;
+        if tensors(&fallen) != tensors(scheme) {
+            let what = "linears of more bits with other tensors than are laid out before the training";
+            return Err(refused(what.to_owned()).into());
+        }
+    }
+    Ok(())
+}
+
+/// A scheme in which some of the blocks that may have fallen back.
+pub(super) fn fallen(
+    scheme: &ModelScheme,
+    fallbacks: &[BTreeMap<LinearId, LinearPlan>],
+    which: impl Fn(usize) -> bool,
+) -> ModelScheme {
+    let mut scheme = scheme.clone();
+    for (index, (block, fallback)) in scheme.blocks.iter_mut().zip(fallbacks).enumerate() {
+        if !fallback.is_empty() && which(index) {
+            *block = schemes(fallback);
+        }
+    }
+    scheme
 }
 
 /// Storage of the linears of a block.

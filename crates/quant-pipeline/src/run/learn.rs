@@ -127,6 +127,9 @@ impl Run<'_> {
         };
         drop((trainer, float, deployed));
         self.state.report.lessons.push(BlockLesson { block: index, lesson: learned.report });
+        if self.state.report.fell_back(index) {
+            self.sink.fell_back(index);
+        }
         add_seconds(&mut self.state.report.seconds, learner.method().id, started.elapsed());
         self.keep_lesson(index, &learned.record)?;
         Ok(Some(learned.record))

@@ -58,7 +58,7 @@ impl Run<'_> {
             worked += done.rounding + done.measuring;
             add_seconds(&mut self.state.report.seconds, "round", done.rounding);
             add_seconds(&mut self.state.report.seconds, "measure", done.measuring);
-            let linear_plan = &plan.blocks[index][&id];
+            let linear_plan = &self.linears(index)[&id];
             let (seconds, errors) = (done.rounding.as_secs_f64(), done.measure.finish());
             let weight = done.weight.finish();
             let report = linear_report(linear_plan, index, &weight, errors, seconds, self);
@@ -98,7 +98,8 @@ impl Run<'_> {
         mut seen: SiteStatistics,
     ) -> Result<Vec<(LinearId, LinearParams)>, PipelineError> {
         let plan = self.plan;
-        let planned = |id: &LinearId| &plan.blocks[index][id];
+        let linears = self.linears(index);
+        let planned = |id: &LinearId| &linears[id];
         let prepares = |group: &[LinearId]| {
             let solver = group.first().and_then(|id| planned(id).solver());
             solver.is_some_and(|s| !s.sharing_key().is_empty())
@@ -133,7 +134,8 @@ impl Run<'_> {
         pending: &BlockParams,
         seen: &mut SiteStatistics,
     ) -> Result<Prepared, PipelineError> {
-        let mut planned = group.iter().map(|id| &self.plan.blocks[index][id]);
+        let linears = self.linears(index);
+        let mut planned = group.iter().map(|id| &linears[id]);
         let Some((linear, solver)) = planned.find_map(|l| Some((l, l.solver()?))) else {
             return Ok(Prepared::default());
         };
@@ -170,7 +172,7 @@ impl Run<'_> {
         sample: Option<ArrayView2<'_, f32>>,
     ) -> Result<LinearParams, PipelineError> {
         self.go_on()?;
-        let plan = &self.plan.blocks[index][&id];
+        let plan = &self.linears(index)[&id];
         let par = self.par();
         let started = Instant::now();
         let float = params.weight.into_values();

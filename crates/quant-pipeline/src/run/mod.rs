@@ -36,17 +36,18 @@ pub(crate) use state::{of_sink, sink_frame};
 use crate::PipelineError;
 use crate::events::{Event, Events};
 use crate::layout::Layout;
-use crate::plan::Plan;
+use crate::plan::{LinearPlan, Plan};
 use crate::report::{RunReport, Seconds};
 use keep::Journal;
 use ndarray::{ArrayView2, Axis};
 use quant_core::CoreError;
 use quant_core::matrix::check_finite;
 use quant_data::TokenSet;
-use quant_graph::{BlockParams, BlockSource};
+use quant_graph::{BlockParams, BlockSource, LinearId};
 use quant_kernels::{Par, return_freed_memory, tasks};
 use quant_methods::{FloatStream, Stream};
 use quant_model::{Precision, RopeTables, RowStore, StageScratch};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use stream::ActivationStream;
@@ -121,6 +122,9 @@ pub fn run(
         events.event(Event::Resumed { index: state.closed, of: spec.layers });
     }
     state.report.calibration_tokens = layout.rows();
+    for index in (0..spec.layers).filter(|index| state.report.fell_back(*index)) {
+        sink.fell_back(index);
+    }
     let mut run = Run::new((plan, layout), state, resumed, sink, events, options);
     let mut rewritten;
     let source = match plan.recipe.model_transform() {
@@ -196,6 +200,13 @@ impl<'a> Run<'a> {
             events,
             scratch: StageScratch::default(),
         }
+    }
+}
+
+impl<'a> Run<'a> {
+    /// The linears of a block as they are to be stored: what its training was repaired by is known.
+    fn linears(&self, index: usize) -> &'a BTreeMap<LinearId, LinearPlan> {
+        self.plan.linears(index, self.state.report.fell_back(index))
     }
 }
 

@@ -165,7 +165,7 @@ impl Run<'_> {
     ) -> BTreeMap<Site, ActQuant> {
         let mut inputs = BTreeMap::new();
         if self.plan.recipe.activations().in_calibration {
-            for (id, linear) in &self.plan.blocks[index] {
+            for (id, linear) in self.linears(index) {
                 let learned = params.linears.get(id).and_then(|linear| linear.input);
                 if let Some(input) = learned.or_else(|| linear.scheme.input?.dynamic()) {
                     inputs.entry(id.site()).or_insert(input);

@@ -11,6 +11,11 @@ pub trait BlockSink: Send {
     /// # Errors
     /// If it cannot be kept; [`PipelineError::Sink`] holds any error that is none of ours.
     fn block(&mut self, index: usize, block: BlockParams) -> Result<(), PipelineError>;
+    /// Hears of a block that is still to come, or came before a break, that it is stored as the plan's
+    /// [fallback](crate::Plan::fallbacks) says.
+    fn fell_back(&mut self, index: usize) {
+        let _ = index;
+    }
     /// Copies a part outside the blocks that the source has stored as it is, or says that it wants its numbers. All parts
     /// come after the blocks: embedding, final norm, and the head unless the output is tied; of a tied source that is the
     /// embedding once more.

@@ -75,6 +75,21 @@ impl StraightThrough {
         Self::new(bits, symmetric, Smallest::Activations)
     }
 
+    /// The same with so many bits, or with its own where those are more.
+    ///
+    /// ```
+    /// use quant_rotate::{Bits, StraightThrough};
+    ///
+    /// let [four, eight] = [4, 8].map(|bits| StraightThrough::weights(Bits::new(bits).unwrap(), true).unwrap());
+    /// assert_eq!(four.at_least(Bits::new(8)?), eight);
+    /// assert_eq!(eight.at_least(Bits::new(4)?), eight);
+    /// # Ok::<(), quant_rotate::RotateError>(())
+    /// ```
+    #[must_use]
+    pub fn at_least(self, bits: Bits) -> Self {
+        Self { bits: self.bits.max(bits), ..self }
+    }
+
     fn new(bits: Bits, symmetric: bool, smallest: Smallest) -> Result<Self, RotateError> {
         if symmetric && bits.get() < 2 {
             let value = bits.get().to_string();

@@ -8,7 +8,8 @@ use quant_graph::{
 };
 use quant_kernels::{Compute, Par};
 use quant_methods::{
-    BlockPlan, Diary, Learned, Learner, Lesson, LessonReport, MethodError, NoDiary, Settings, flatquant,
+    BlockPlan, Diary, Fallback, Learned, Learner, Lesson, LessonReport, MethodError, NoDiary, Settings,
+    flatquant,
 };
 use quant_model::{Block, BlockTrainer, RopeTable};
 use serde_json::{Value, json};
@@ -137,6 +138,92 @@ fn repairs_in_their_order() {
     // The exact variant has no guards.
     let exact = report(json!({ "learning_rate": 0.3, "variant": "exact" }));
     assert!(exact.repairs.is_empty() && exact.epochs.is_empty() && exact.kept == 3);
+}
+
+/// At a learning rate of 1 no attempt repairs anything: the block gets what the recipe allows, rotations in the same bits or eight bits,
+/// and the report has the numbers of all that was tried.
+#[test]
+fn fallbacks_in_their_order() {
+    let ruined = |fallback: Value| {
+        let keys = json!({ "learning_rate": 1.0, "epochs": 2, "fallback": fallback });
+        let (learned, block) = learn(&*learner(keys), &mut NoDiary).unwrap();
+        (learned.report, block)
+    };
+    let bits = |block: &BlockParams| {
+        let bits = block.linears.values().map(|linear| match linear.input.unwrap() {
+            quant_core::ActQuant::Dynamic { bits, clip_ratio, .. } => (bits.get(), clip_ratio.upper == 1.0),
+            quant_core::ActQuant::Static { .. } => panic!("dynamic"),
+        });
+        bits.collect::<std::collections::BTreeSet<_>>()
+    };
+    let (kept, _) = ruined(json!(["none"]));
+    assert!(kept.fallbacks.is_empty() && !kept.alarms.is_empty() && kept.repairs.len() == 4, "{kept:?}");
+
+    let (rotated, block) = ruined(json!(["rotation"]));
+    assert_eq!(bits(&block), [(4, false)].into());
+    let [tried] = rotated.fallbacks[..] else { panic!("{:?}", rotated.fallbacks) };
+    assert_eq!((tried.to, tried.taken), (Fallback::Rotation, tried.error < kept.after));
+    assert_eq!(rotated.after, tried.error.min(kept.after));
+    let told = rotated.repairs.last().unwrap();
+    assert!(
+        told.contains("rotations have the relative error") && told.contains("best of all attempts"),
+        "{told}"
+    );
+
+    let (wide, block) = ruined(json!(["bits8"]));
+    let [tried] = wide.fallbacks[..] else { panic!("{:?}", wide.fallbacks) };
+    assert!(tried.to == Fallback::Bits8 && tried.taken && wide.fallback() == Some(Fallback::Bits8));
+    // The cache keeps its four bits, which is what is left of the error.
+    assert!(wide.after == tried.error && wide.after < 0.5 * kept.after, "{} {}", wide.after, kept.after);
+    assert!(wide.alarms.is_empty() && wide.repairs.last().unwrap().starts_with("falls back to 8 bits"));
+    // Nothing is clipped any more.
+    assert_eq!(bits(&block), [(8, true)].into());
+    assert!(block.kv.is_some() && block.online.pair.is_some());
+
+    // Eight bits are not given where rotations do.
+    let (both, block) = ruined(json!(["rotation", "bits8"]));
+    assert_eq!(both.fallbacks[0].error, rotated.fallbacks[0].error);
+    let expected = if rotated.fallbacks[0].taken { 1 } else { 2 };
+    assert_eq!(both.fallbacks.len(), expected);
+    assert!(both.fallbacks.last().unwrap().taken);
+    assert_eq!(bits(&block).first().unwrap().0, if expected == 1 { 4 } else { 8 });
+}
+
+/// Where training does what it should nothing is tried, whatever is allowed.
+#[test]
+fn no_fallback_without_need() {
+    let [with, without] = [json!(["rotation", "bits8"]), json!(["none"])]
+        .map(|fallback| learn(&*learner(json!({ "fallback": fallback })), &mut NoDiary).unwrap());
+    assert!(with.0.report.fallbacks.is_empty() && with == without);
+}
+
+/// What rounds to more bits is asked for where the block has the bits of the section, and nowhere else.
+#[test]
+fn eight_bits_are_rounded_by_the_section() {
+    let (spec, ..) = outliers(16);
+    let bits = |keys: Value| {
+        let learner = learner(keys);
+        with_plan(&spec, |plan| {
+            learner.fallback(&plan, LinearId::DOWN).map(|r| r.weights().scheme.to_string())
+        })
+    };
+    assert_eq!(bits(json!({ "fallback": ["bits8"] })).as_deref(), Some("W8A8KV4"));
+    assert_eq!(bits(json!({})), None);
+    // The plan is of four bits, the section of others: an override said so.
+    assert_eq!(bits(json!({ "fallback": ["bits8"], "scheme": "W4A8" })), None);
+    let refused = |section: Value| {
+        let settings = Settings::new("flatquant", section, flatquant::METHOD.fields).unwrap();
+        (flatquant::METHOD.build)(&settings).unwrap_err().to_string()
+    };
+    for (section, words) in [
+        (json!({ "scheme": "W8A8KV4", "fallback": ["bits8"] }), "less than 8 bits"),
+        (json!({ "fallback": ["bits8"] }), "does not round"),
+        (json!({ "scheme": "W4A4", "fallback": ["none", "bits8"] }), "none stands alone"),
+        (json!({ "scheme": "W4A4", "variant": "exact", "fallback": ["rotation"] }), "only variant: stable"),
+    ] {
+        let told = refused(section);
+        assert!(told.contains("flatquant.fallback") && told.contains(words), "{told}");
+    }
 }
 
 /// A pair of channels that keys have 256 times as large, and queries 256 times as small, is as if it were not there, to the last bit;
