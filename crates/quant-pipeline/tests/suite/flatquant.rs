@@ -5,7 +5,7 @@
 use crate::common::{distance, logits, model, spec, tokens};
 use quant_core::{ActQuant, AxisShape, ClipRatio, FloatType, OnlineShape};
 use quant_data::TokenSet;
-use quant_graph::{BlockParams, BlockSource, Clipping, LinearId, ModelSpec, Norm, Site};
+use quant_graph::{BlockParams, BlockSource, Clipping, LinearId, LinearWeight, ModelSpec, Norm, Site};
 use quant_kernels::Par;
 use quant_model::{InMemoryModel, model_spec};
 use quant_pipeline::run::{MemorySink, RunOptions, run};
@@ -315,4 +315,75 @@ fn sequences_make_batches() {
     let (_, report) = quantised(&plan_of(2), &float, Par::Seq);
     assert_eq!(report.of_lessons().len(), 1, "{:?}", report.of_lessons());
     assert!(report.of_lessons()[0].contains("1 calibration sequences at the end"));
+}
+
+/// Steps that ruin every attempt.
+const RUINOUS: &str = "scheme: W4A4KV4, learning_rate: 1.0, epochs: 2, batch_size: 2";
+
+/// A block that falls back to eight bits is stored and reported with eight, keeps its transforms, and is nearer to the float one than with
+/// four; the plan has said what that costs at most. Where nothing goes wrong the same recipe gives four bits.
+#[test]
+fn eight_bits_where_training_cannot_be_repaired() {
+    let float = model(&spec("Qwen2ForCausalLM", false));
+    let expected = logits(float.clone(), ROWS);
+    let run_of = |keys: &str| {
+        let plan = plan(keys, "", &float);
+        let (found, report) = quantised(&plan, &float, Par::Seq);
+        (plan, found, report)
+    };
+    let bits_of = |model: &InMemoryModel| {
+        let weights = |block: BlockParams| {
+            let bits = block.linears.into_values().map(|linear| match linear.weight {
+                LinearWeight::Quantized(weight) => weight.bits().get(),
+                _ => panic!("levels"),
+            });
+            bits.collect::<std::collections::BTreeSet<_>>()
+        };
+        blocks(model).into_iter().map(weights).collect::<Vec<_>>()
+    };
+    let (planned, four, kept) = run_of(&format!("{RUINOUS}, fallback: [none]"));
+    let of_cache = |plan: &Plan| plan.warnings.iter().any(|told| told.contains("the cache keeps its bits"));
+    assert!(planned.worst_bits_per_weight().is_none() && !of_cache(&planned));
+    assert!(kept.lessons.iter().all(|l| l.lesson.fallbacks.is_empty() && l.lesson.repairs.len() == 4));
+    let (planned, eight, report) = run_of(&format!("{RUINOUS}, fallback: [bits8]"));
+    let worst = planned.worst_bits_per_weight().unwrap();
+    assert!(worst > planned.bits_per_weight() + 3.9, "{worst}");
+    assert!(of_cache(&planned), "{:?}", planned.warnings);
+    assert_eq!((bits_of(&four), bits_of(&eight)), (vec![[4].into(); 2], vec![[8].into(); 2]));
+    for (index, block) in blocks(&eight).into_iter().enumerate() {
+        assert_eq!(block.online.scheme().as_ref(), Some(&planned.scheme.online[index]));
+        assert!(report.fell_back(index));
+    }
+    let known = planned.scheme_with(|index| report.fell_back(index));
+    assert_eq!(known, planned.scheme_with(|_| true));
+    let total = |report: &RunReport| {
+        let bits = report.linears.iter().map(|linear| linear.bits_per_weight);
+        bits.sum::<f64>() / report.linears.len() as f64
+    };
+    assert!(total(&report) > total(&kept) + 3.9 && report.linears.iter().all(|l| l.scheme == "W8A8"));
+    let [four, eight] = [four, eight].map(|model| distance(&logits(model, ROWS), &expected));
+    assert!(eight < 0.8 * four, "{eight} {four}");
+
+    let (_, calm, report) = run_of(&format!("scheme: W4A4KV4, {SHORT}, fallback: [rotation, bits8]"));
+    assert_eq!(bits_of(&calm), vec![[4].into(); 2]);
+    assert!(report.lessons.iter().all(|l| l.lesson.fallbacks.is_empty()) && !report.fell_back(0));
+}
+
+/// What a format could not hold is refused before anything is trained.
+#[test]
+fn eight_bits_that_no_folder_could_hold_are_refused() {
+    let float = spec("Qwen2ForCausalLM", false);
+    let of = |fallback: &str, format: &str| {
+        let keys = format!("scheme: W4A4, unpaired: w4a4, fallback: {fallback}");
+        Plan::new(&recipe(&keys, &format!("export: {{ format: {format} }}")), &float)
+    };
+    let error = of("[rotation, bits8]", "vllm-ascend").unwrap_err();
+    let told = error.to_string();
+    assert!(matches!(error, PipelineError::Unsupported(_)), "{told}");
+    assert!(told.contains("may fall back to") && told.contains("leave bits8 out"), "{told}");
+    assert!(of("[rotation]", "vllm-ascend").is_ok() && of("[rotation, bits8]", "dequantized").is_ok());
+    // Where a block has other bits than the section says, it was asked for, and stays.
+    let rest = "overrides: { \"model.layers.1.*\": { rtn: { scheme: W4A8 } } }";
+    let plan = Plan::new(&recipe("scheme: W4A4, fallback: [bits8]", rest), &float).unwrap();
+    assert!(!plan.fallbacks[0].is_empty() && plan.fallbacks[1].is_empty());
 }

@@ -5,6 +5,7 @@
 
 mod case;
 mod golden;
+mod guards;
 mod lesson;
 mod merge;
 mod properties;

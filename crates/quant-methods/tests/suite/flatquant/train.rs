@@ -16,7 +16,7 @@ use quant_rotate::{Learned, Parametrisation};
 use quant_testkit::{Numbers, random_block};
 use serde_json::json;
 
-const LENGTH: usize = 16;
+pub(crate) const LENGTH: usize = 16;
 
 /// A random block some of whose channels are much larger than the others, at the inputs of q, k and v and of gate and up by their
 /// norms and at that of down by rows of up, and 9 sequences.
@@ -70,11 +70,11 @@ fn with_long_block<R>(
     work(&block, Sequences { x: case.x.view(), starts: &case.starts })
 }
 
-fn trained(settings: &FlatSettings) -> Result<Trained, MethodError> {
+pub(crate) fn trained(settings: &FlatSettings) -> Result<Trained, MethodError> {
     with_block(|block, sequences| block.train(&four_bits(), settings, sequences, Par::Seq))
 }
 
-fn four_bits() -> FlatScheme {
+pub(crate) fn four_bits() -> FlatScheme {
     let four = Bits::new(4).unwrap();
     FlatScheme::new(Some(four), Some((four, false)), Some((four, false))).unwrap()
 }
@@ -88,7 +88,7 @@ fn error_of(parameters: &FlatParameters<f32>) -> f64 {
     })
 }
 
-fn few(epochs: usize) -> FlatSettings {
+pub(crate) fn few(epochs: usize) -> FlatSettings {
     FlatSettings { batch_size: 2, epochs, ..FlatSettings::default() }
 }
 
