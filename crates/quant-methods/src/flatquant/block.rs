@@ -3,11 +3,12 @@
 use super::guard::Alarm;
 use super::loss::mean_squared_error;
 use super::parameters::FlatParameters;
-use super::scheme::{FlatScheme, FlatShape};
+use super::scheme::{FlatScheme, FlatShape, Matrix};
 use super::step::FlatStep;
 use super::weights::MergedWeight;
 use crate::MethodError;
 use ndarray::ArrayView2;
+use quant_core::FloatType;
 use quant_graph::{BlockTraining, EffectiveWeight, EffectiveWeights, LinearId};
 use quant_kernels::Par;
 use quant_rotate::{Learned, RotateError};
@@ -107,7 +108,8 @@ impl FlatBlock<'_, '_> {
         let merged = self.rounded(scheme, &exact, par)?;
         let with = merged.iter().map(|(id, weight)| (*id, weight.view())).collect();
         let matrices = exact.matrices.iter().map(|(which, learned)| {
-            Ok((*which, Learned::free(learned.realise()?.matrix().mapv(|v| v as f32).view())?))
+            let cast = if *which == Matrix::Key { FloatType::F32 } else { self.shape.cast };
+            Ok((*which, Learned::free(learned.realise()?.matrix().mapv(|v| cast.round(v as f32)).view())?))
         });
         let running = FlatParameters {
             matrices: matrices.collect::<Result<_, RotateError>>()?,
@@ -136,12 +138,13 @@ impl FlatBlock<'_, '_> {
             let (weight, bias) = (own.weight.mapv(f64::from), own.bias.map(|bias| bias.mapv(f64::from)));
             let wide = EffectiveWeight { weight: weight.view(), bias: bias.as_ref().map(|bias| bias.view()) };
             let merged = step.weight(linear, &wide, par)?;
-            let weight = merged.weight.mapv(|w| w as f32);
+            let cast = |v: f64| self.shape.cast.round(v as f32);
+            let weight = merged.weight.mapv(cast);
             let weight = match scheme.weights_at(linear.id.site()) {
                 Some(quantiser) => quantiser.forward(weight.view(), weight.ncols(), None, par)?,
                 None => weight,
             };
-            let bias = merged.bias.map(|bias| bias.mapv(|b| b as f32));
+            let bias = merged.bias.map(|bias| bias.mapv(cast));
             Ok((linear.id, MergedWeight { weight, bias }))
         });
         linears.collect()

@@ -1,7 +1,7 @@
 //! What of a block is trained, and for which deployment: one that runs any transform, or a kernel for Kronecker pairs.
 
 use super::scheme::{FlatScheme, FlatShape, PlainSite};
-use super::settings::FlatSettings;
+use super::settings::{FlatSettings, FlatVariant};
 use crate::{BlockPlan, Rounding, SettingsError};
 use quant_core::{ActRule, Bits};
 use quant_graph::{BlockSpec, Clipping, InputScheme, LinearId, LinearScheme, PairKernel, Site, WeightScheme};
@@ -56,9 +56,10 @@ impl Form {
     }
 
     /// The sizes of a block, and the type in which its deployment has pairs.
-    pub(super) fn shape(&self, block: &BlockPlan<'_>) -> FlatShape {
+    pub(super) fn shape(&self, settings: &FlatSettings, block: &BlockPlan<'_>) -> FlatShape {
         let shape = FlatShape::new(block.spec, block.index);
         match self.kernel(block) {
+            _ if settings.variant == FlatVariant::Official => shape.cast_to(block.spec.dtype),
             Some((kernel, _)) => shape.held_in(kernel.held),
             None => shape,
         }
@@ -93,6 +94,9 @@ impl Form {
     ) -> Result<Option<FlatScheme>, SettingsError> {
         let spec = block.spec.block(block.index);
         let kernel = self.kernel(block);
+        if settings.variant == FlatVariant::Official {
+            self.check_official(block, kernel.is_some())?;
+        }
         self.check_alike(block, &spec, kernel.is_some())?;
         let first = scheme_at(block, spec.linears.first().map(|linear| linear.id));
         let main = kernel.map_or(first, |(_, scheme)| scheme);
@@ -120,6 +124,24 @@ impl Form {
             }
         }
         Ok(Some(flat))
+    }
+
+    /// What the authors' program has no case for.
+    fn check_official(&self, block: &BlockPlan<'_>, kernel: bool) -> Result<(), SettingsError> {
+        let spec = block.spec;
+        if kernel {
+            let problem = "official has a matrix across heads before o, and the kernel takes pairs alone: use variant: stable or exact";
+            return Err(self.conflict("variant", problem.into()));
+        }
+        if spec.heads * spec.head_dim != spec.hidden {
+            let problem = format!(
+                "official takes heads to be hidden / heads wide, and here {} heads of {} stand beside {} features: use variant: stable or \
+                 exact",
+                spec.heads, spec.head_dim, spec.hidden
+            );
+            return Err(self.conflict("variant", problem));
+        }
+        Ok(())
     }
 
     /// Linears may differ where a kernel runs each input on its own, and there by input; elsewhere nothing may.

@@ -127,7 +127,7 @@ impl Learner for FlatLearner {
 
     fn describe(&self) -> String {
         let FlatSettings { variant, epochs, learning_rate, seed, .. } = self.settings;
-        let variant = if variant == FlatVariant::Stable { "stable" } else { "exact" };
+        let variant = variant.name();
         format!("{variant}, {epochs} epochs at {learning_rate}, seed {seed}")
     }
 
@@ -208,7 +208,7 @@ impl Learner for FlatLearner {
     ) -> Result<Learned, MethodError> {
         let scheme = self.form.flat(&self.settings, &lesson.plan).ok().flatten();
         let scheme = scheme.ok_or_else(|| MethodError::Learned { what: "scheme of this block".into() })?;
-        let shape = self.form.shape(&lesson.plan);
+        let shape = self.form.shape(&self.settings, &lesson.plan);
         let mut float = float_weights(params)?;
         // As published, keys stay as they are.
         let wanted = self.settings.variant == FlatVariant::Stable && scheme.has(Matrix::Key);
@@ -311,7 +311,7 @@ impl Learner for FlatLearner {
         par: Par,
     ) -> Result<BlockParams, MethodError> {
         let Record { balance, parameters, wide } = decoded(record)?;
-        let shape = self.form.shape(plan);
+        let shape = self.form.shape(&self.settings, plan);
         let block = match balance {
             Some(balance) => balance.apply(&shape, block),
             None => block,

@@ -92,8 +92,10 @@ impl FlatParameters<f32> {
                     bias *= &scales;
                 }
             }
-            weight.zip_mut_with(&merged.weight, |to, from| *to = *from as f32);
-            params.bias = merged.bias.map(|bias| bias.mapv(|b| b as f32));
+            let cast = |v: f64| shape.cast.round(v as f32);
+            weight.zip_mut_with(&merged.weight, |to, from| *to = cast(*from));
+            // The program leaves alone the biases that it does not change, and they are of the type anyway.
+            params.bias = merged.bias.map(|bias| bias.mapv(cast));
         }
         for edge in &shape.block.edges {
             let (EdgeSource::Norm(norm), Some(scales)) = (edge.from, parameters.scales.get(&edge.to)) else {
@@ -104,7 +106,7 @@ impl FlatParameters<f32> {
             if gains.len() != scales.len() {
                 return Err(channels(name(), scales.len(), gains.len()));
             }
-            gains.zip_mut_with(scales, |gain, c| *gain = (f64::from(*gain) * c) as f32);
+            gains.zip_mut_with(scales, |gain, c| *gain = shape.cast.round((f64::from(*gain) * c) as f32));
         }
         block.online = online;
         Ok(block)
@@ -174,7 +176,7 @@ impl FlatParameters<f64> {
 /// The transforms that no weight takes in.
 fn online(shape: &FlatShape, step: &FlatStep<'_, f64>) -> Result<Online, MethodError> {
     let there = |matrix: &Matrix| step.realised.contains_key(matrix);
-    let dense = |matrix: Array2<f64>| AxisTransform::Dense(matrix.mapv(|v| v as f32));
+    let dense = |matrix: Array2<f64>| AxisTransform::Dense(matrix.mapv(|v| shape.cast.round(v as f32)));
     let matrix = |which| Ok::<_, MethodError>(dense(step.realised(which)?.matrix().to_owned()));
     let inverse_transpose = |which| step.realised(which).map(|realised| realised.inverse_transpose());
     let mut online = Online::default();
@@ -194,8 +196,9 @@ fn online(shape: &FlatShape, step: &FlatStep<'_, f64>) -> Result<Online, MethodE
         online.sites.insert(site, Arc::new(OnlineTransform::kronecker(axes)?));
     }
     if there(&Matrix::Key) {
-        let query = dense(inverse_transpose(Matrix::Key)?.to_owned());
-        let [key, query] = [matrix(Matrix::Key)?, query].map(|axis| OnlineTransform::kronecker(vec![axis]));
+        let key = step.realised(Matrix::Key)?.matrix();
+        let [key, query] = [key, inverse_transpose(Matrix::Key)?]
+            .map(|matrix| OnlineTransform::kronecker(vec![AxisTransform::Dense(matrix.mapv(|v| v as f32))]));
         online.pair = Some(Arc::new(PairTransform::new(key?, query?)?));
     }
     Ok(online)

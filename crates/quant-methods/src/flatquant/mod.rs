@@ -138,9 +138,10 @@ pub static METHOD: Method = Method {
         },
         key(
             "variant",
-            FieldKind::Choice(&["stable", "exact"]),
+            FieldKind::Choice(&["stable", "exact", "official"]),
             "\"stable\"",
-            "stable keeps the best parameters, repairs trainings that go wrong and says so; exact keeps the last, as published",
+            "stable keeps the best parameters, repairs trainings that go wrong and says so; exact keeps the last, as published; official also \
+             casts matrices, weights and gains to the type of the model, each by itself, as the authors' program",
         ),
         key(
             "parametrisation",

@@ -229,6 +229,8 @@ pub struct FlatShape {
     pub(super) head_dim: usize,
     /// The type of the matrices of a pair.
     pub(super) held: FloatType,
+    /// The type to which everything that is deployed is cast by itself; f32 casts nothing.
+    pub(super) cast: FloatType,
 }
 
 impl FlatShape {
@@ -236,7 +238,7 @@ impl FlatShape {
     #[must_use]
     pub fn new(spec: &ModelSpec, index: usize) -> Self {
         let (heads, head_dim) = (spec.heads, spec.head_dim);
-        Self { block: spec.block(index), heads, head_dim, held: FloatType::F32 }
+        Self { block: spec.block(index), heads, head_dim, held: FloatType::F32, cast: FloatType::F32 }
     }
 
     /// The same with a deployment that has the matrices of Kronecker pairs, and the gains of norms, in this type:
@@ -256,6 +258,29 @@ impl FlatShape {
     #[must_use]
     pub fn held_in(self, held: FloatType) -> Self {
         Self { held, ..self }
+    }
+
+    /// The same with a deployment as the authors' program makes it, in a model of this type: inverses are taken of the matrices as they were
+    /// learned, and then matrices, merged weights and biases, and gains with the factors of channels in them are cast to the type, each by
+    /// itself, before anything is rounded to levels. What multiplies an input and what its weight holds are no longer inverse to each other, by some
+    /// 2⁻⁹ times the condition number for bfloat16. Keys and queries are left out: a folder holds matrices for them that are inverse to each
+    /// other, so theirs stay in f32.
+    ///
+    /// ```
+    /// use quant_core::FloatType;
+    /// use quant_methods::flatquant::FlatShape;
+    /// # let config = serde_json::json!({ "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 8,
+    /// #     "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 10 });
+    /// # let spec = quant_model::model_spec(&config)?;
+    ///
+    /// let shape = FlatShape::new(&spec, 0);
+    /// assert_ne!(shape.clone().cast_to(FloatType::Bf16), shape.clone().held_in(FloatType::Bf16));
+    /// assert_eq!(shape.clone().cast_to(FloatType::F32), shape);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn cast_to(self, cast: FloatType) -> Self {
+        Self { cast, ..self }
     }
 
     /// Rows and columns of a matrix.

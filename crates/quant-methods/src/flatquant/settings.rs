@@ -12,8 +12,21 @@ pub enum FlatVariant {
     /// Those with the least error of all epochs, or those it began with if no epoch is better.
     #[default]
     Stable,
-    /// Those of the last step, as in the official program.
+    /// Those of the last step, as published.
     Exact,
+    /// The same, and what is deployed has what the authors' program does to it ([`FlatShape::cast_to`](super::FlatShape::cast_to)).
+    Official,
+}
+
+impl FlatVariant {
+    /// In one word.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Stable => "stable",
+            Self::Exact => "exact",
+            Self::Official => "official",
+        }
+    }
 }
 
 /// Settings of a training; the defaults are those of the official scripts for Qwen models.

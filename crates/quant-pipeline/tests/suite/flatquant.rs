@@ -258,7 +258,12 @@ fn what_cannot_be_learned_is_refused() {
         ("flatquant: {}", "", &["no rounding modifier"]),
         ("flatquant: { weights: gptq }, rtn: { scheme: W4A4 }", "", &["weights", "rounding after it"]),
         ("flatquant: { scheme: W4A4, epoch: 3 }", "", &["epochs"]),
-        ("flatquant: { scheme: W4A4, variant: official }", "", &["stable", "exact"]),
+        ("flatquant: { scheme: W4A4, variant: published }", "", &["stable", "exact", "official"]),
+        (
+            "flatquant: { scheme: W4A4, variant: official, unpaired: w4a4 }",
+            "export: { format: vllm-ascend }",
+            &["official", "pairs alone"],
+        ),
         ("rtn: { scheme: W4A4 }", "overrides: { \"*.v_proj\": { flatquant: {} } }", &["whole blocks"]),
         ("flatquant: { scheme: W8A8 }", "export: { format: vllm-ascend }", &["vllm-ascend", "dequantized"]),
         ("flatquant: { scheme: W8A8 }", "export: { format: compressed-tensors }", &["export to dequantized"]),

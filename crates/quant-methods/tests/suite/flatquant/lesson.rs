@@ -1,7 +1,7 @@
 //! FlatQuant as a learner: repairs, and a lesson that is broken off.
 
 use super::train::outliers;
-use quant_core::{ActRule, Bits, KvGranularity};
+use quant_core::{ActRule, Bits, FloatType, KvGranularity};
 use quant_graph::{
     BlockParams, BoxError, Clipping, EffectiveWeights, InputScheme, KvScheme, LinearId, LinearScheme,
     LinearWeight, ModelSpec, WeightForm, WeightScheme,
@@ -51,7 +51,18 @@ fn learn_with(
     diary: &mut dyn Diary,
     change: impl FnOnce(&ModelSpec, &mut BlockParams),
 ) -> Result<(Learned, BlockParams), MethodError> {
-    let (spec, mut params, x) = outliers(16);
+    learn_in(learner, diary, |_| (), change)
+}
+
+/// The same in a model that was changed first.
+fn learn_in(
+    learner: &dyn Learner,
+    diary: &mut dyn Diary,
+    model: impl FnOnce(&mut ModelSpec),
+    change: impl FnOnce(&ModelSpec, &mut BlockParams),
+) -> Result<(Learned, BlockParams), MethodError> {
+    let (mut spec, mut params, x) = outliers(16);
+    model(&mut spec);
     change(&spec, &mut params);
     let mut bare = params.clone();
     bare.linears.clear();
@@ -268,4 +279,43 @@ fn clip_ratios_are_deployed() {
     assert!(block.kv.is_some() && block.online.pair.is_some());
     let (_, bare) = learn(&*learner(json!({ "lac": false })), &mut NoDiary).unwrap();
     assert!(bare.kv.is_none() && bare.linears.values().all(|linear| linear.input.is_none()));
+}
+
+/// `official` trains what `exact` trains, casts what it deploys to the type of the model, and refuses what the authors' program has no case
+/// for.
+#[test]
+fn the_official_variant() {
+    let [exact, official] = ["exact", "official"].map(|variant| {
+        let keys = json!({ "variant": variant, "epochs": 2 });
+        let learner = learner(keys);
+        assert!(learner.describe().starts_with(variant), "{}", learner.describe());
+        let of_type = |spec: &mut ModelSpec| spec.dtype = FloatType::Bf16;
+        learn_in(&*learner, &mut NoDiary, of_type, |_, _| ()).unwrap()
+    });
+    assert_eq!(exact.0.report.losses, official.0.report.losses);
+    assert!(official.0.report.repairs.is_empty() && official.0.report.epochs.is_empty());
+    // The error is that of what is deployed.
+    assert_ne!(exact.0.report.after, official.0.report.after);
+    for (id, linear) in &official.1.linears {
+        let (LinearWeight::Float(found), LinearWeight::Float(want)) =
+            (&linear.weight, &exact.1.linears[id].weight)
+        else {
+            panic!("float")
+        };
+        assert!(*found == want.mapv(|w| FloatType::Bf16.round(w)) && found != want, "{id}");
+    }
+    let refused = |change: fn(&mut ModelSpec), variant: &str, keys: Value| {
+        let (mut spec, ..) = outliers(16);
+        change(&mut spec);
+        let mut keys = keys;
+        keys["variant"] = variant.into();
+        with_plan(&spec, |plan| learner(keys).plan(&plan).err().map(|error| error.to_string()))
+    };
+    let wide = |spec: &mut ModelSpec| spec.head_dim = 16;
+    let told = refused(wide, "official", json!({})).unwrap();
+    assert!(told.contains("flatquant.variant") && told.contains("6 heads of 16 stand beside 48"), "{told}");
+    let told = refused(|_| (), "official", json!({ "transforms": "pairs" })).unwrap();
+    assert!(told.contains("takes pairs alone"), "{told}");
+    assert_eq!(refused(wide, "exact", json!({})), None);
+    assert_eq!(refused(|_| (), "official", json!({})), None);
 }

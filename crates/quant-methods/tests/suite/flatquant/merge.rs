@@ -149,6 +149,53 @@ fn pairs_are_rounded_before_they_are_inverted() {
     }
 }
 
+/// The quirks of the authors' program: everything that is deployed is cast by itself to the type of the model, after inverses were taken
+/// of what was learned. Keys and queries keep matrices that are inverse to each other.
+#[test]
+fn official_casts_each_part_by_itself() {
+    let none = float_scheme();
+    for way in BOTH {
+        let spec = spec_of("Qwen2ForCausalLM");
+        let params = random_block(&spec, &mut Numbers::new(1));
+        let x = Numbers::new(2).matrix(14, spec.hidden, 1.0).mapv(f64::from);
+        let float = output::<f64>(&spec, params.clone(), &x, 7);
+        let plain = FlatShape::new(&spec, 0);
+        let parameters = parameters(&plain, &spec, &none, &HEADS, way);
+        let exact = parameters.merge(&plain, params.clone(), Par::Seq).unwrap();
+        let exactly = worst(&output::<f64>(&spec, exact.clone(), &x, 7), &float);
+        assert!(exactly < 2e-6, "{exactly}");
+        for (cast, least) in [(FloatType::Bf16, 1e-3), (FloatType::F16, 1e-4)] {
+            let shape = plain.clone().cast_to(cast);
+            let official = parameters.merge(&shape, params.clone(), Par::Seq).unwrap();
+            // Weights, biases and gains: those of exact, cast; so the inverses are of the matrices as they were learned.
+            for (id, linear) in &official.linears {
+                let exact = &exact.linears[id];
+                let (LinearWeight::Float(found), LinearWeight::Float(want)) = (&linear.weight, &exact.weight)
+                else {
+                    panic!("float")
+                };
+                assert_eq!(*found, want.mapv(|w| cast.round(w)), "{id}");
+                assert_ne!(found, want, "{id}");
+                assert_eq!(linear.bias, exact.bias.as_ref().map(|bias| bias.mapv(|b| cast.round(b))));
+            }
+            for (norm, gains) in &official.norms {
+                assert_eq!(*gains, exact.norms[norm].mapv(|gain| cast.round(gain)), "{norm:?}");
+            }
+            // What multiplies inputs: cast as well; keys and queries: as they are.
+            for (site, transform) in &official.online.sites {
+                let cast = |matrix: &&Array2<f32>| matrix.mapv(|v| cast.round(v));
+                let want: Vec<_> = exact.online.sites[site].matrices().iter().map(cast).collect();
+                assert!(transform.matrices().into_iter().eq(&want), "{site:?}");
+            }
+            assert_eq!(official.online.pair, exact.online.pair);
+            let error = worst(&output::<f64>(&spec, official, &x, 7), &float);
+            assert!(error > least && error < 100.0 * least, "{way:?}, {cast:?}: {error}");
+        }
+        // In a float32 model, like that of the goldens, nothing is left of them.
+        assert_eq!(parameters.merge(&plain.cast_to(FloatType::F32), params, Par::Seq).unwrap(), exact);
+    }
+}
+
 /// Integer levels of rows whose largest magnitude is at the last one.
 fn codes(weight: &Array2<f32>) -> Array2<i32> {
     let mut codes = Array2::zeros(weight.dim());
