@@ -51,10 +51,10 @@ pub(super) fn check(
         |(module, place)| Some((place, description.entries.get(&format!("{module}.weight"))?.clone()));
     let types = layout_modules(spec).into_iter().filter_map(place).collect();
     let cached = (0..spec.layers).any(|index| description.has_kv(spec, index));
-    let stored = Stored::Types(types, cached);
+    let stored = Stored::Types(types, cached, flatquant::devices(&description, checkpoint, spec));
     stored.checks(set, spec, checks);
     fused_layers(&description, spec, checks);
-    flatquant::sizes(&description, spec, checks);
+    flatquant::sizes(&description, checkpoint, spec, checks);
     outer_entries(&description, checks);
     entries_and_tensors(&description, checkpoint, spec, checks);
     norm_biases(&description, spec, checks);

@@ -2,6 +2,7 @@
 
 use quant_graph::{LinearId, LinearSpec, ModelSpec, PairKernel};
 
+use super::cut::row_parallel;
 use super::rules::Checks;
 use crate::formats::ascend_description::{AscendType, Description};
 use crate::formats::{ascend_flatquant, float_dtype};
@@ -22,17 +23,45 @@ fn linears(description: &Description, spec: &ModelSpec) -> Vec<LinearSpec> {
 }
 
 /// The kernel takes the pair that belongs to the features of a linear.
-pub(super) fn sizes(description: &Description, spec: &ModelSpec, checks: &mut Checks) {
+pub(super) fn sizes(
+    description: &Description,
+    checkpoint: &Checkpoint,
+    spec: &ModelSpec,
+    checks: &mut Checks,
+) {
     let linears = linears(description, spec);
     if linears.is_empty() {
         return;
     }
     let kernel = PairKernel::of(spec.dtype);
-    let problem =
-        |linear: &LinearSpec| Some(format!("{}: {}", linear.module, kernel.sides(linear.inputs).err()?));
+    let problem = |linear: &LinearSpec| {
+        let part = linear.inputs / ascend_flatquant::read_shards(checkpoint, linear).max(1);
+        Some(format!("{}: {}", linear.module, kernel.sides(part).err()?))
+    };
     let problems = linears.iter().filter_map(problem).collect();
     let passed = format!("the kernel takes the Kronecker pairs of {} linears", linears.len());
     checks.rule("pair-sizes", problems, passed);
+    let shards = |linear: &LinearSpec| ascend_flatquant::read_shards(checkpoint, linear);
+    let cut: Vec<(usize, &LinearSpec)> =
+        linears.iter().filter(|l| row_parallel(l.id)).map(|linear| (shards(linear), linear)).collect();
+    let Some((devices, first)) = cut.first() else { return };
+    let differs = |(found, linear): &(usize, &LinearSpec)| {
+        (found != devices).then(|| {
+            format!(
+                "the transform of {} is of a part of its inputs in {found}, that of {} of one in {devices}: no number of devices \
+                 loads both",
+                linear.module, first.module
+            )
+        })
+    };
+    let passed = format!("the transforms of what is cut are for {devices} devices");
+    checks.rule("pair-devices", cut.iter().filter_map(differs).collect(), passed);
+}
+
+/// On how many devices alone a folder loads because of its transforms; none where they do not matter.
+pub(super) fn devices(description: &Description, checkpoint: &Checkpoint, spec: &ModelSpec) -> Option<usize> {
+    let cut = linears(description, spec).into_iter().find(|linear| row_parallel(linear.id))?;
+    Some(ascend_flatquant::read_shards(checkpoint, &cut))
 }
 
 /// What the numbers of pairs and ratios must be, whoever loads them.

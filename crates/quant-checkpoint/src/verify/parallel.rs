@@ -16,12 +16,24 @@ pub const TENSOR_PARALLEL: [usize; 4] = [1, 2, 4, 8];
 impl Stored {
     /// Of [`TENSOR_PARALLEL`], the numbers of devices it loads on.
     pub(super) fn tensor_parallel(&self, set: &RuleSet, spec: &ModelSpec) -> Vec<usize> {
-        TENSOR_PARALLEL.into_iter().filter(|n| self.parallel(set, spec, *n).is_ok()).collect()
+        let mut tried = TENSOR_PARALLEL.to_vec();
+        // What it was made for may be none of them.
+        tried.extend(self.devices().filter(|n| !TENSOR_PARALLEL.contains(n)));
+        tried.retain(|n| self.parallel(set, spec, *n).is_ok());
+        tried
+    }
+
+    /// The number of devices that it was made for.
+    fn devices(&self) -> Option<usize> {
+        match self {
+            Self::Types(_, _, devices) => *devices,
+            Self::Float | Self::Layouts(_) => None,
+        }
     }
 
     /// Why it does not load on `n` devices.
     pub(super) fn parallel(&self, set: &RuleSet, spec: &ModelSpec, n: usize) -> Result<(), String> {
-        if n == 1 {
+        if n == 1 && self.devices().is_none_or(|devices| devices == 1) {
             return Ok(());
         }
         if !set.parallel {
@@ -38,7 +50,7 @@ impl Stored {
         }
         let layouts = match self {
             Self::Float => return Ok(()),
-            Self::Types(types, _) => return pairs(spec, types, n),
+            Self::Types(types, _, devices) => return pairs(spec, types, devices.unwrap_or(1), n),
             Self::Layouts(layouts) => layouts,
         };
         // Blocks are alike in shape, so every kind of linear is looked at once.
@@ -54,11 +66,22 @@ impl Stored {
     }
 }
 
-/// Devices that each have a part of an input would each need a pair of that size; there is one of the whole.
-fn pairs(spec: &ModelSpec, types: &BTreeMap<(usize, LinearId), String>, n: usize) -> Result<(), String> {
+/// Devices that each have a part of an input all load the same pair, which must be that of a part.
+fn pairs(
+    spec: &ModelSpec,
+    types: &BTreeMap<(usize, LinearId), String>,
+    devices: usize,
+    n: usize,
+) -> Result<(), String> {
     let cut = types.iter().find(|((_, id), kind)| row_parallel(*id) && *kind == flatquant::TYPE);
-    let Some((&(index, id), _)) = cut else { return Ok(()) };
-    Err(format!("{}: its transform is of all of its inputs, not of a part in {n}", spec.module(index, id)))
+    let Some((&(index, id), _)) = cut.filter(|_| devices != n) else { return Ok(()) };
+    let module = spec.module(index, id);
+    Err(match devices {
+        1 => format!("{module}: its transform is of all of its inputs, not of a part in {n}"),
+        _ => format!(
+            "{module}: its transform is of a part of its inputs in {devices}, so it loads on {devices} devices alone"
+        ),
+    })
 }
 
 /// Why a packed linear cannot be cut for `n` devices.

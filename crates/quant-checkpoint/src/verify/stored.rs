@@ -11,7 +11,7 @@ use super::rules::Checks;
 use super::targets::{Cache8, Int8, Kernel, Packed, RuleSet, Target};
 use crate::formats::ascend_description::AscendType;
 use crate::formats::compressed_tensors_config::Layout;
-use crate::formats::{CompressedTensors, Format, VllmAscend};
+use crate::formats::{CompressedTensors, Format, VllmAscend, ascend_flatquant};
 
 /// One thing a rule set says of a linear or of the model.
 #[derive(Clone, Debug)]
@@ -37,8 +37,8 @@ pub(super) enum Stored {
     Float,
     /// compressed-tensors; absent is float.
     Layouts(BTreeMap<(usize, LinearId), Layout>),
-    /// msmodelslim's layout: the types, and whether the cache is C8.
-    Types(BTreeMap<(usize, LinearId), String>, bool),
+    /// msmodelslim's layout: the types, whether the cache is C8, and the number of devices that transforms of parts of inputs are for.
+    Types(BTreeMap<(usize, LinearId), String>, bool, Option<usize>),
 }
 
 impl Stored {
@@ -58,7 +58,8 @@ impl Stored {
         if format.id() == VllmAscend.id() {
             let kind = |i, id| AscendType::at(scheme, i, id).name().to_owned();
             let types = scheme.linears().map(|(i, id, _)| ((i, id), kind(i, id)));
-            return Self::Types(types.filter(|((i, _), _)| *i < spec.layers).collect(), scheme.kv.is_some());
+            let types = types.filter(|((i, _), _)| *i < spec.layers).collect();
+            return Self::Types(types, scheme.kv.is_some(), ascend_flatquant::devices(scheme));
         }
         Self::Float
     }
@@ -73,7 +74,7 @@ impl Stored {
                     packed_or_int8(set, spec, id, layout, &mut |remark| say(&module, remark));
                 }
             }
-            Self::Types(types, cache) => {
+            Self::Types(types, cache, _) => {
                 for (&(index, id), kind) in types {
                     let module = spec.module(index, id);
                     ascend_type(set, kind, &mut |remark| say(&module, remark));
@@ -120,7 +121,7 @@ impl Stored {
                 }
                 checks.rule("act-order", take("act-order"), "no order the loader cannot follow");
             }
-            Self::Types(types, _) => {
+            Self::Types(types, _, _) => {
                 let kinds: BTreeSet<&str> = types.values().map(String::as_str).collect();
                 let passed = format!("types {}", kinds.into_iter().collect::<Vec<_>>().join(", "));
                 checks.rule("known-types", take("known-types"), passed);

@@ -1,12 +1,13 @@
 //! What of a block is trained, and for which deployment: one that runs any transform, or a kernel for Kronecker pairs.
 
-use super::scheme::{FlatScheme, FlatShape, PlainSite};
+use super::scheme::{FlatScheme, FlatShape, PlainSite, is_cut};
 use super::settings::{FlatSettings, FlatVariant};
 use crate::{BlockPlan, Rounding, SettingsError};
 use quant_core::{ActRule, Bits};
 use quant_graph::{BlockSpec, Clipping, InputScheme, LinearId, LinearScheme, PairKernel, Site, WeightScheme};
 use quant_rotate::StraightThrough;
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Bits of what a [`PairKernel`] multiplies.
@@ -45,6 +46,8 @@ pub(super) struct Form {
     pub(super) unpaired: Unpaired,
     /// What rounds linears without a pair where they get eight bits.
     pub(super) wide: Option<Arc<dyn Rounding>>,
+    /// Devices that each have a part of what enters o and down.
+    pub(super) tp: usize,
     /// Of the section, for errors.
     pub(super) path: String,
 }
@@ -60,7 +63,7 @@ impl Form {
         let shape = FlatShape::new(block.spec, block.index);
         match self.kernel(block) {
             _ if settings.variant == FlatVariant::Official => shape.cast_to(block.spec.dtype),
-            Some((kernel, _)) => shape.held_in(kernel.held),
+            Some((kernel, _)) => shape.held_in(kernel.held).in_shards(self.tp),
             None => shape,
         }
     }
@@ -83,7 +86,8 @@ impl Form {
             scheme.weight.is_some_and(|weight| four(weight.bits))
                 && scheme.input.is_some_and(|input| four(input.bits))
         };
-        Some((kernel, block.scheme.values().copied().map(unlearned).find(fits)?))
+        let own = |(id, scheme): (&LinearId, &LinearScheme)| self.unlearned(*id, *scheme);
+        Some((kernel, block.scheme.iter().map(own).find(fits)?))
     }
 
     /// What a block is trained for; none where nothing of it is quantised.
@@ -94,11 +98,12 @@ impl Form {
     ) -> Result<Option<FlatScheme>, SettingsError> {
         let spec = block.spec.block(block.index);
         let kernel = self.kernel(block);
+        self.check_parts(block, kernel.is_some())?;
         if settings.variant == FlatVariant::Official {
             self.check_official(block, kernel.is_some())?;
         }
         self.check_alike(block, &spec, kernel.is_some())?;
-        let first = scheme_at(block, spec.linears.first().map(|linear| linear.id));
+        let first = self.scheme_at(block, spec.linears.first().map(|linear| linear.id));
         let main = kernel.map_or(first, |(_, scheme)| scheme);
         if main.is_float() && block.kv.is_none() {
             return Ok(None);
@@ -117,13 +122,48 @@ impl Form {
             flat.output_pair = true;
             flat.tied_clips = settings.share_inputs;
             for site in Site::ALL {
-                let own = scheme_at(block, spec.at(site).first().copied());
-                if !self.is_paired(kernel, main, own, block.spec.site_width(site)) {
+                let own = self.scheme_at(block, spec.at(site).first().copied());
+                if !self.is_paired(kernel, main, own, self.part(block, site)) {
                     flat.plain[site as usize] = Some(self.plain(own)?);
                 }
             }
         }
         Ok(Some(flat))
+    }
+
+    /// Whether what enters o and down can be cut as asked.
+    fn check_parts(&self, block: &BlockPlan<'_>, kernel: bool) -> Result<(), SettingsError> {
+        let (tp, spec) = (self.tp, block.spec);
+        if tp == 1 {
+            return Ok(());
+        }
+        if !kernel {
+            let problem = "devices of a tensor-parallel deployment share Kronecker pairs alone: use transforms: pairs and W4A4, or leave \
+                           out tp";
+            return Err(self.conflict("tp", problem.into()));
+        }
+        for (what, found) in [("heads", spec.heads), ("inputs of down", spec.intermediate)] {
+            if !found.is_multiple_of(tp) {
+                return Err(
+                    self.conflict("tp", format!("{tp} devices cannot have equal parts of {found} {what}"))
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Features of a site that one device has.
+    fn part(&self, block: &BlockPlan<'_>, site: Site) -> usize {
+        block.spec.site_width(site) / if is_cut(site) { self.tp } else { 1 }
+    }
+
+    /// The linears whose inputs are quantised in parts, and in how many.
+    pub(super) fn shards(&self, shape: &FlatShape, scheme: &FlatScheme) -> BTreeMap<LinearId, usize> {
+        let linears = shape.block.linears.iter().map(|linear| linear.id);
+        let cut = linears.filter(|id| shape.shards_at(id.site()) > 1 && scheme.plain_at(id.site()).is_none());
+        cut.filter(|id| scheme.activations_at(id.site()).is_some())
+            .map(|id| (id, shape.shards_at(id.site())))
+            .collect()
     }
 
     /// What the authors' program has no case for.
@@ -157,7 +197,8 @@ impl Form {
         };
         let differs = spec.linears.iter().find_map(|linear| {
             let first = first(linear.id)?;
-            (scheme_at(block, Some(first.id)) != scheme_at(block, Some(linear.id))).then_some((first, linear))
+            (self.scheme_at(block, Some(first.id)) != self.scheme_at(block, Some(linear.id)))
+                .then_some((first, linear))
         });
         let Some((one, other)) = differs else { return Ok(()) };
         let problem = format!(
@@ -179,8 +220,8 @@ impl Form {
     pub(super) fn rounding(&self, block: &BlockPlan<'_>, id: LinearId) -> Option<&dyn Rounding> {
         let (kernel, main) = self.kernel(block)?;
         let wide = self.wide.as_deref().filter(|_| self.unpaired == Unpaired::W8a8)?;
-        let own = scheme_at(block, Some(id));
-        let unpaired = own == main && kernel.sides(block.spec.site_width(id.site())).is_err();
+        let own = self.scheme_at(block, Some(id));
+        let unpaired = own == main && kernel.sides(self.part(block, id.site())).is_err();
         unpaired.then_some(wide)
     }
 
@@ -188,14 +229,33 @@ impl Form {
     pub(super) fn notices(&self, block: &BlockPlan<'_>) -> Vec<String> {
         let Some((kernel, main)) = self.kernel(block) else { return Vec::new() };
         let notice = |site: &Site| {
-            let (spec, features) = (block.spec.block(block.index), block.spec.site_width(*site));
-            let own = scheme_at(block, spec.at(*site).first().copied());
+            let (spec, features) = (block.spec.block(block.index), self.part(block, *site));
+            let own = self.scheme_at(block, spec.at(*site).first().copied());
             let why = kernel.sides(features).err()?;
             let bits = own.weight.filter(|_| !self.is_paired(kernel, main, own, features))?.bits.get();
             let modules: Vec<&str> = spec.at(*site).iter().map(|id| block.spec.layout.module(*id)).collect();
             Some(format!("{}: no transform, {bits}-bit weights, because {why}", modules.join(", ")))
         };
         Site::ALL.iter().filter_map(notice).collect()
+    }
+
+    /// Storage of a linear of a block as the recipe has it; float where there is none.
+    fn scheme_at(&self, block: &BlockPlan<'_>, id: Option<LinearId>) -> LinearScheme {
+        let own = id.and_then(|id| Some(self.unlearned(id, *block.scheme.get(&id)?)));
+        own.unwrap_or_default()
+    }
+
+    /// A scheme without what the plan says of clip ratios and parts once it has asked: a block must look alike before and after.
+    fn unlearned(&self, id: LinearId, mut scheme: LinearScheme) -> LinearScheme {
+        if let Some(input) = &mut scheme.input {
+            if input.clip_ratio.fixed().is_none() {
+                input.clip_ratio = Clipping::NONE;
+            }
+            if self.tp > 1 && is_cut(id.site()) && input.shards == self.tp {
+                input.shards = 1;
+            }
+        }
+        scheme
     }
 
     /// The cache that is trained; one of static scales is left to calibration where there is no matrix for its keys anyway.
@@ -252,19 +312,6 @@ impl Form {
             }
         }
     }
-}
-
-/// Storage of a linear of a block as the recipe has it; float where there is none.
-fn scheme_at(block: &BlockPlan<'_>, id: Option<LinearId>) -> LinearScheme {
-    id.and_then(|id| block.scheme.get(&id)).copied().map(unlearned).unwrap_or_default()
-}
-
-/// A scheme without what the plan says of clip ratios once it has asked: a block must look alike before and after.
-fn unlearned(mut scheme: LinearScheme) -> LinearScheme {
-    if let Some(input) = scheme.input.as_mut().filter(|input| input.clip_ratio.fixed().is_none()) {
-        input.clip_ratio = Clipping::NONE;
-    }
-    scheme
 }
 
 /// Whether a recipe clips what is to be learned.

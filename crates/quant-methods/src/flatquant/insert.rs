@@ -1,5 +1,6 @@
 //! What stands in the block: transforms and quantisers of activations, queries, keys and values.
 
+use super::parts::{cut, joined};
 use super::scheme::Matrix;
 use super::step::{FlatStep, FlatSums};
 use crate::MethodError;
@@ -66,8 +67,16 @@ impl<T: Element> FlatInsert<'_, T> {
 
     /// The quantiser of a spot, and how many columns share a scale.
     fn quantiser(&self, spot: Spot, columns: usize) -> Option<(StraightThrough, usize)> {
+        let shape = self.step.shape;
         let run = match spot {
-            Spot::Key | Spot::Value => self.step.shape.head_dim,
+            Spot::Key | Spot::Value => shape.head_dim,
+            // Only what is transformed in parts is quantised in parts.
+            Spot::Site(site) if self.step.scheme.plain_at(site).is_none() => {
+                columns / shape.shards_at(site).max(1)
+            }
+            Spot::Linear(id) if self.step.scheme.plain_at(id.site()).is_none() => {
+                columns / shape.shards_at(id.site()).max(1)
+            }
             _ => columns,
         };
         Some((self.step.scheme.quantiser(spot)?, run))
@@ -92,7 +101,9 @@ impl<T: Element> FlatInsert<'_, T> {
         Ok(match self.transform(spot) {
             None => x.into(),
             Some(Transform::Pair(site, left, right)) => {
-                self.pair(left, right)?.apply(self.scaled(site, x).view(), par).into()
+                let scaled = self.scaled(site, x);
+                let parts = cut(scaled.view(), self.step.shape.shards_at(site))?;
+                joined(self.pair(left, right)?.apply(parts.view(), par), scaled.ncols())?.into()
             }
             Some(Transform::Heads(matrix)) => per_head(x, realised(matrix)?.matrix(), par).into(),
             Some(Transform::InverseTranspose(matrix)) => {
@@ -121,18 +132,22 @@ impl<T: Element> FlatInsert<'_, T> {
         Ok(match self.transform(spot) {
             None => grad,
             Some(Transform::Pair(site, left, right)) => {
-                let back = self.pair(left, right)?.backward(self.scaled(site, x).view(), grad.view(), par);
+                let (scaled, shards) = (self.scaled(site, x), step.shape.shards_at(site));
+                let parts = cut(scaled.view(), shards)?;
+                let back =
+                    self.pair(left, right)?.backward(parts.view(), cut(grad.view(), shards)?.view(), par);
                 self.sums.matrix(left, back.left);
                 self.sums.matrix(right, back.right);
+                let input = joined(back.input, x.ncols())?;
                 match step.scales(site) {
-                    None => back.input,
+                    None => input,
                     Some(scales) => {
                         let mut sums = Array1::zeros(x.ncols());
-                        for (x, g) in x.rows().into_iter().zip(back.input.rows()) {
+                        for (x, g) in x.rows().into_iter().zip(input.rows()) {
                             Zip::from(&mut sums).and(x).and(g).for_each(|sum, &x, &g| *sum += x * g);
                         }
                         self.sums.scale(site, sums);
-                        back.input * scales
+                        input * scales
                     }
                 }
             }

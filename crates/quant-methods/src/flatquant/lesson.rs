@@ -133,7 +133,7 @@ impl Learner for FlatLearner {
 
     fn plan(&self, block: &BlockPlan<'_>) -> Result<Option<LearnedScheme>, SettingsError> {
         let Some(scheme) = self.form.flat(&self.settings, block)? else { return Ok(None) };
-        let shape = FlatShape::new(block.spec, block.index);
+        let shape = self.form.shape(&self.settings, block);
         let online = shape.online(&scheme);
         let online = online.map_err(|error| self.form.conflict("", error.to_string()))?;
         let lac = self.settings.lac;
@@ -148,6 +148,7 @@ impl Learner for FlatLearner {
         Ok(Some(LearnedScheme {
             online,
             clips: clipped.map(|id| (id, clipping)).collect(),
+            shards: self.form.shards(&shape, &scheme),
             cache_clips: lac && scheme.keys.is_some(),
             notices,
         }))
@@ -357,7 +358,8 @@ impl FlatShape {
                 }
                 _ => continue,
             };
-            online.sites.insert(site, OnlineShape::new(axes));
+            let shards = if scheme.has(left) { self.shards_at(site) } else { 1 };
+            online.sites.insert(site, OnlineShape { shards, ..OnlineShape::new(axes) });
         }
         if scheme.has(Matrix::Key) {
             online.pair = Some([OnlineShape::new([AxisShape::Dense(self.head_dim)]); 2]);

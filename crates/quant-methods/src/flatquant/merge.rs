@@ -5,7 +5,7 @@ use super::scheme::{FlatScheme, FlatShape, Matrix};
 use super::step::{FlatStep, channels};
 use crate::MethodError;
 use ndarray::{Array1, Array2, ArrayView1, Axis, Slice};
-use quant_core::{AxisTransform, FloatType, OnlineTransform, PairTransform};
+use quant_core::{AxisTransform, FloatType, OnlineKind, OnlineTransform, PairTransform};
 use quant_graph::{BlockParams, EdgeSource, EffectiveWeight, LinearSpec, LinearWeight, Online, Site, Spot};
 use quant_kernels::Par;
 use quant_rotate::{ClipLogits, Learned};
@@ -193,7 +193,13 @@ fn online(shape: &FlatShape, step: &FlatStep<'_, f64>) -> Result<Online, MethodE
             }
             _ => continue,
         };
-        online.sites.insert(site, Arc::new(OnlineTransform::kronecker(axes)?));
+        let part = OnlineTransform::kronecker(axes)?;
+        let shards = if there(&left) { shape.shards_at(site) } else { 1 };
+        let whole = match shards {
+            1 => part,
+            shards => OnlineTransform::new(OnlineKind::Blocks(vec![part; shards]))?,
+        };
+        online.sites.insert(site, Arc::new(whole));
     }
     if there(&Matrix::Key) {
         let key = step.realised(Matrix::Key)?.matrix();

@@ -35,6 +35,7 @@ pub(super) fn build(settings: &Settings) -> Result<Modifier, SettingsError> {
     let form = Form {
         transforms: settings.word("transforms")?.unwrap_or_default(),
         unpaired: settings.word("unpaired")?.unwrap_or_default(),
+        tp: settings.integer("tp")?,
         wide: if scheme { rounding(settings, "W8A8")? } else { None },
         path,
     };

@@ -96,6 +96,7 @@ mod loss;
 mod merge;
 mod method;
 mod parameters;
+mod parts;
 mod record;
 mod scheme;
 mod settings;
@@ -201,6 +202,12 @@ pub static METHOD: Method = Method {
             "\"refuse\"",
             "what becomes of linears whose input has no pair that the kernel takes: w4a4 leaves out the transform, w8a8 also quantises \
              them to 8 bits",
+        ),
+        key(
+            "tp",
+            FieldKind::Integer(1, 64),
+            "1",
+            "devices of the deployment, with pairs: each has a part of what enters o and down, with one pair for all; it loads on so many alone",
         ),
         key("lwc", FieldKind::Bool, "true", "learn how the rows of weights are clipped"),
         key("lac", FieldKind::Bool, "true", "learn how activations and cache are clipped"),

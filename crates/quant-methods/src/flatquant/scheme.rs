@@ -221,6 +221,11 @@ impl FlatScheme {
     }
 }
 
+/// Whether several devices each have a part of the input of a site: that of o and of down, whose outputs they add up.
+pub(super) fn is_cut(site: Site) -> bool {
+    matches!(site, Site::AttentionOutput | Site::MlpActivation)
+}
+
 /// The sizes of a block that its transforms depend on, and how a deployment has its pairs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FlatShape {
@@ -231,6 +236,8 @@ pub struct FlatShape {
     pub(super) held: FloatType,
     /// The type to which everything that is deployed is cast by itself; f32 casts nothing.
     pub(super) cast: FloatType,
+    /// Equal parts of the inputs of o and of down, which lie on as many devices.
+    pub(super) shards: usize,
 }
 
 impl FlatShape {
@@ -238,7 +245,8 @@ impl FlatShape {
     #[must_use]
     pub fn new(spec: &ModelSpec, index: usize) -> Self {
         let (heads, head_dim) = (spec.heads, spec.head_dim);
-        Self { block: spec.block(index), heads, head_dim, held: FloatType::F32, cast: FloatType::F32 }
+        let (held, cast) = (FloatType::F32, FloatType::F32);
+        Self { block: spec.block(index), heads, head_dim, held, cast, shards: 1 }
     }
 
     /// The same with a deployment that has the matrices of Kronecker pairs, and the gains of norms, in this type:
@@ -283,6 +291,32 @@ impl FlatShape {
         Self { cast, ..self }
     }
 
+    /// The same for a deployment in which the inputs of o and of down lie in so many equal parts on as many devices. One Kronecker pair, of
+    /// the size of a part, multiplies each of them, and each is quantised with a scale of its own per token; their clip factor is one. A
+    /// matrix across heads is not cut.
+    ///
+    /// ```
+    /// use quant_methods::flatquant::{FlatShape, Matrix};
+    /// # let config = serde_json::json!({ "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 8,
+    /// #     "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 10 });
+    /// # let spec = quant_model::model_spec(&config)?;
+    ///
+    /// let shape = FlatShape::new(&spec, 0);
+    /// assert_eq!([Matrix::OutputLeft, Matrix::OutputRight].map(|side| shape.side(side).ok()), [Some(2), Some(4)]);
+    /// let shape = shape.in_shards(2);
+    /// assert_eq!([Matrix::OutputLeft, Matrix::OutputRight].map(|side| shape.side(side).ok()), [Some(2), Some(2)]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn in_shards(self, shards: usize) -> Self {
+        Self { shards, ..self }
+    }
+
+    /// Parts of the input of a site.
+    pub(super) fn shards_at(&self, site: Site) -> usize {
+        if is_cut(site) { self.shards } else { 1 }
+    }
+
     /// Rows and columns of a matrix.
     ///
     /// # Errors
@@ -291,7 +325,7 @@ impl FlatShape {
         let Some(site) = matrix.paired_at() else {
             return Ok(if matrix == Matrix::Output { self.heads } else { self.head_dim });
         };
-        let (left, right) = kronecker_sides(self.width(site))?;
+        let (left, right) = kronecker_sides(self.width(site) / self.shards_at(site).max(1))?;
         Ok(if matrix == Matrix::pair(site).0 { left } else { right })
     }
 

@@ -1,5 +1,6 @@
 //! Effective weights: transformed, clipped, mixed by `P_v` and quantised; and the way back.
 
+use super::parts::{cut, joined};
 use super::scheme::Matrix;
 use super::step::{FlatStep, FlatSums, channels};
 use crate::MethodError;
@@ -132,6 +133,11 @@ impl<T: Element> FlatStep<'_, T> {
         [Some(Matrix::pair(id.site())), heads].into_iter().flatten().find(there)
     }
 
+    /// Parts of a row that a pair multiplies one by one; what stands before o across heads multiplies it whole.
+    fn shards_of(&self, pair: (Matrix, Matrix), id: LinearId) -> usize {
+        if pair == Matrix::pair(id.site()) { self.shape.shards_at(id.site()) } else { 1 }
+    }
+
     /// The inverse transpose of `P_v`, where the heads of the columns of a weight are multiplied by it alone: in o before its pair.
     fn unmixed(&self, id: LinearId) -> Option<ArrayView2<'_, T>> {
         let own = self.weight_pair(id)?.0 == Matrix::OutputLeft;
@@ -155,7 +161,10 @@ impl<T: Element> FlatStep<'_, T> {
         stages.scaled = self.scales(id.site()).map(|scales| &own.weight / &scales);
         stages.unmixed = self.unmixed(id).map(|matrix| per_head(stages.scaled(&own.weight), matrix, par));
         if let Some(pair) = self.weight_pair(id) {
-            stages.transformed = Some(self.columns(pair)?.apply(stages.unmixed(&own.weight), par));
+            let unmixed = stages.unmixed(&own.weight);
+            let parts = cut(unmixed, self.shards_of(pair, id))?;
+            let transformed = self.columns(pair)?.apply(parts.view(), par);
+            stages.transformed = Some(joined(transformed, own.weight.ncols())?);
         }
         if let Some(logits) = &own.logits {
             let w = stages.transformed(&own.weight);
@@ -272,10 +281,12 @@ impl<T: Element> FlatStep<'_, T> {
             g = of_weight;
         }
         if let Some(pair) = self.weight_pair(id) {
-            let back = self.columns(pair)?.backward(stages.unmixed(&own.weight), g.view(), par);
+            let shards = self.shards_of(pair, id);
+            let parts = cut(stages.unmixed(&own.weight), shards)?;
+            let back = self.columns(pair)?.backward(parts.view(), cut(g.view(), shards)?.view(), par);
             sums.inverse(pair.0, back.left);
             sums.inverse(pair.1, back.right);
-            g = back.input;
+            g = joined(back.input, own.weight.ncols())?;
         }
         if let Some(matrix) = self.unmixed(id) {
             let of_matrix = per_head_gradient(stages.scaled(&own.weight), g.view(), matrix.nrows(), par);

@@ -36,6 +36,8 @@ pub struct LearnedScheme {
     pub online: OnlineScheme,
     /// The linears whose inputs have learned clip ratios, and of which kind.
     pub clips: BTreeMap<LinearId, Clipping>,
+    /// The linears whose inputs are quantised in equal parts of a token, each with a scale of its own, and in how many.
+    pub shards: BTreeMap<LinearId, usize>,
     /// Whether the clip ratios of the cache are learned.
     pub cache_clips: bool,
     /// What the person should know of this block, in words that are the same for blocks alike.

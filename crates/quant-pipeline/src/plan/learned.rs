@@ -63,6 +63,13 @@ pub(super) fn plan_learned(
                 }
             }
         }
+        for (id, shards) in left.shards {
+            for linears in [&mut *block, &mut fallback] {
+                if let Some(input) = linears.get_mut(&id).and_then(|linear| linear.scheme.input.as_mut()) {
+                    input.shards = shards;
+                }
+            }
+        }
         if falls_back {
             fallbacks[index] = fallback;
         }

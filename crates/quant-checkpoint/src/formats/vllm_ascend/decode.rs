@@ -48,7 +48,7 @@ fn linear(checkpoint: &Checkpoint, linear: &LinearSpec, description: &Descriptio
         AscendType::W8A8Dynamic | AscendType::W8A8Mix | AscendType::W4A4Dynamic => {
             Some(ActQuant::Dynamic { bits, rule: ActRule::Symmetric, clip_ratio: ClipRatio::NONE, shards: 1 })
         }
-        AscendType::W4A4FlatQuant => Some(flatquant::read_input(checkpoint, module)?),
+        AscendType::W4A4FlatQuant => Some(flatquant::read_input(checkpoint, linear)?),
         AscendType::Float | AscendType::W8A16 => None,
     };
     let bias = read_bias(checkpoint, linear)?;
@@ -102,7 +102,9 @@ pub(super) fn scheme(checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<ModelS
     let (mut blocks, mut online) = (Vec::with_capacity(spec.layers), Vec::with_capacity(spec.layers));
     for index in 0..spec.layers {
         let mut block = BTreeMap::new();
-        for LinearSpec { id, module, .. } in spec.block(index).linears {
+        for linear in spec.block(index).linears {
+            let shards = flatquant::read_shards(checkpoint, &linear);
+            let LinearSpec { id, module, .. } = linear;
             let kind = description.kind(&module)?;
             let bits = bits_of(kind)?;
             let weight = WeightScheme::integer(bits, true, None);
@@ -124,12 +126,12 @@ pub(super) fn scheme(checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<ModelS
                 }
                 AscendType::W8A8 => Some((false, ActRule::Asymmetric)),
             };
-            let input =
-                input.map(|(dynamic, rule)| InputScheme { bits, rule, dynamic, clip_ratio, shards: 1 });
+            let shards = if kind == AscendType::W4A4FlatQuant { shards } else { 1 };
+            let input = input.map(|(dynamic, rule)| InputScheme { bits, rule, dynamic, clip_ratio, shards });
             block.insert(id, LinearScheme { weight: (kind != AscendType::Float).then_some(weight), input });
         }
         blocks.push(block);
-        online.push(flatquant::scheme(&description, spec, index)?);
+        online.push(flatquant::scheme(&description, checkpoint, spec, index)?);
     }
     if online.iter().all(OnlineScheme::is_empty) {
         online.clear();

@@ -2,7 +2,9 @@
 
 use ndarray::Array1;
 use quant_core::{ActQuant, EntryQuant, FloatType, KvSide, QParams, QuantizedMatrix};
-use quant_graph::{BlockParams, LinearId, LinearParams, LinearWeight, ModelScheme, ModelSpec, WeightForm};
+use quant_graph::{
+    BlockParams, LinearId, LinearParams, LinearSpec, LinearWeight, ModelScheme, ModelSpec, WeightForm,
+};
 use rayon::prelude::*;
 use safetensors::Dtype;
 
@@ -16,7 +18,8 @@ use crate::formats::layout::{Item, Slot};
 
 /// The tensors of a block of a scheme.
 pub(super) fn slots_of(spec: &ModelSpec, scheme: &ModelScheme, index: usize) -> Vec<Slot> {
-    slots(spec, index, |id| AscendType::at(scheme, index, id), scheme.kv.is_some())
+    let shards = |linear: &LinearSpec| flatquant::shards_at(scheme, index, linear.id.site());
+    slots(spec, index, |id| AscendType::at(scheme, index, id), shards, scheme.kv.is_some())
 }
 
 /// All tensors of a block, each made on its own.

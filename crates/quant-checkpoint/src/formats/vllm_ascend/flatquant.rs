@@ -4,6 +4,9 @@
 //! `clip_ratio · absmax / 7` as the scale of the token and rounds to four bits. `left_trans` `[L, L]` and `right_trans` `[R, R]` are in
 //! the model's type, `clip_ratio` is an f32 of one value in (0, 1]; the other tensors are those of `W4A4_DYNAMIC`. Linears that the
 //! loader fuses have one pair and one ratio, those of the last shard, so each stores the same.
+//!
+//! On `N` devices each has `n / N` of the features that enter o and down, and all of them load the same pair and ratio, so that the pair must be
+//! that of `n / N` features: such a folder loads on `N` devices alone. How many that are is told by the sizes of the matrices.
 
 use ndarray::Array2;
 use quant_core::{
@@ -29,14 +32,38 @@ const SIDES: [&str; 2] = ["left_trans", "right_trans"];
 /// Suffix of the factor on both ends of a token's range.
 const CLIP: &str = "clip_ratio";
 
-/// The shape of the pair of so many features, whether or not the kernel takes it.
-fn shape(features: usize) -> Option<OnlineShape> {
-    kronecker_sides(features).map(|(left, right)| OnlineShape::new([left, right].map(AxisShape::Dense)))
+/// The shape of the pair of so many features in equal parts, whether or not the kernel takes it.
+fn shape(features: usize, shards: usize) -> Option<OnlineShape> {
+    let (left, right) = sides(features, shards)?;
+    Some(OnlineShape { shards, ..OnlineShape::new([left, right].map(AxisShape::Dense)) })
+}
+
+/// The sides of the pair of one part.
+fn sides(features: usize, shards: usize) -> Option<(usize, usize)> {
+    let whole = shards > 0 && features.is_multiple_of(shards);
+    kronecker_sides(features.checked_div(shards).filter(|_| whole)?)
+}
+
+/// Whether the features of a site lie on several devices.
+fn is_cut(site: Site) -> bool {
+    matches!(site, Site::AttentionOutput | Site::MlpActivation)
+}
+
+/// The parts in which a scheme transforms the input of a site.
+pub(super) fn shards_at(scheme: &ModelScheme, index: usize, site: Site) -> usize {
+    let transform = scheme.online.get(index).and_then(|online| online.sites.get(&site));
+    transform.map_or(1, |shape| shape.shards)
+}
+
+/// On how many devices alone a scheme loads because of its transforms; none where they do not matter.
+pub(crate) fn devices(scheme: &ModelScheme) -> Option<usize> {
+    let sites = scheme.online.iter().flat_map(|online| &online.sites);
+    sites.filter(|(site, _)| is_cut(**site)).map(|(_, shape)| shape.shards).next()
 }
 
 /// The tensors beside those of `W4A4_DYNAMIC`; features without a pair have no matrices.
-pub(super) fn parts(features: usize, model: FloatType) -> Vec<Part> {
-    let sides = kronecker_sides(features).map(|(left, right)| [left, right]);
+pub(super) fn parts(features: usize, shards: usize, model: FloatType) -> Vec<Part> {
+    let sides = sides(features, shards).map(|(left, right)| [left, right]);
     let matrix = |(suffix, side)| Part::new(suffix, float_dtype(model), [side, side]);
     let matrices = SIDES.into_iter().zip(sides.into_iter().flatten()).map(matrix);
     matrices.chain([Part::new(CLIP, Dtype::F32, [1])]).collect()
@@ -53,11 +80,23 @@ pub(super) fn owns(suffix: &str) -> bool {
 /// [`Unsupported`] naming the first that the kernel does not take.
 pub(super) fn check(spec: &ModelSpec, scheme: &ModelScheme) -> std::result::Result<(), Unsupported> {
     let kernel = PairKernel::of(spec.dtype);
+    let devices = devices(scheme);
     for (index, online) in scheme.online.iter().enumerate() {
         let prefix = spec.block_prefix(index);
         for (&site, &found) in &online.sites {
             let (place, width) = (site_name(site), spec.site_width(site));
-            if shape(width) != Some(found) {
+            let parts = if is_cut(site) { devices.unwrap_or(1) } else { 1 };
+            if found.shards != parts {
+                return Err(unsupported(
+                    format!(
+                        "the transform of {place} in {prefix} in {} parts (on {} devices each would have one of {parts})",
+                        found.shards,
+                        devices.unwrap_or(1)
+                    ),
+                    "for flatquant: the same tp in all blocks; or export to dequantized",
+                ));
+            }
+            if shape(width, parts) != Some(found) {
                 return Err(unsupported(
                     format!(
                         "the transform of {place} in {prefix} (its loader applies Kronecker pairs alone, one to an input)"
@@ -66,7 +105,7 @@ pub(super) fn check(spec: &ModelSpec, scheme: &ModelScheme) -> std::result::Resu
                      or export to dequantized",
                 ));
             }
-            if let Err(why) = kernel.sides(width) {
+            if let Err(why) = kernel.sides(width / parts) {
                 return Err(unsupported(
                     format!("the transform of {place} in {prefix}: {why}"),
                     "for flatquant: unpaired: w8a8 (or w4a4, without the transform), or an override of these linears with \
@@ -100,7 +139,13 @@ fn check_linear(
             format!("a transform before anything but W4A4 with symmetric activations per token ({module})");
         return Err(unsupported(what, "use scheme: W4A4, or export to dequantized"));
     }
-    match linear_scheme(scheme, index, id).input.map(|input| input.clip_ratio) {
+    let input = linear_scheme(scheme, index, id).input;
+    let shards = shards_at(scheme, index, id.site());
+    if let Some(found) = input.map(|input| input.shards).filter(|found| *found != shards) {
+        let what = format!("activations in {found} parts behind a transform in {shards} ({module})");
+        return Err(unsupported(what, "use input_shards: 1, or export to dequantized"));
+    }
+    match input.map(|input| input.clip_ratio) {
         Some(Clipping::Learned) => Err(unsupported(
             format!("learned clip ratios of each end, or of each linear of an input ({module})"),
             "for flatquant: share_inputs: true and transforms: auto, or lac: false; or export to dequantized",
@@ -133,8 +178,12 @@ pub(super) fn bytes(
     }
     let sides = block.online.sites.get(&id.site()).map(|transform| transform.matrices());
     let side = SIDES.iter().position(|known| *known == suffix);
-    let matrix = side.and_then(|side| sides?.get(side).copied());
+    let pair = sides.as_ref().and_then(|sides| sides.get(..SIDES.len()));
+    let matrix = side.and_then(|side| pair?.get(side).copied());
     let matrix = matrix.ok_or_else(|| not_encodable(ID, name, "a Kronecker pair", "none in the block"))?;
+    if sides.iter().flat_map(|sides| sides.chunks(SIDES.len())).any(|part| Some(part) != pair) {
+        return Err(not_encodable(ID, name, "one pair for all parts of the input", "pairs that differ"));
+    }
     let held = PairKernel::of(spec.dtype).held;
     float_bytes(ID, name, matrix.iter().copied(), held, Loss::None)?;
     float_bytes(ID, name, matrix.iter().copied(), spec.dtype, Loss::None)
@@ -158,28 +207,43 @@ pub(crate) fn read_clip(checkpoint: &Checkpoint, module: &str) -> Result<f32> {
 }
 
 /// The quantiser of the input of a linear.
-pub(super) fn read_input(checkpoint: &Checkpoint, module: &str) -> Result<ActQuant> {
+pub(super) fn read_input(checkpoint: &Checkpoint, linear: &LinearSpec) -> Result<ActQuant> {
     let (bits, rule) = (bits_of(AscendType::W4A4FlatQuant)?, ActRule::Symmetric);
-    let clip_ratio = read_clip(checkpoint, module)?.into();
-    Ok(ActQuant::Dynamic { bits, rule, clip_ratio, shards: 1 })
+    let clip_ratio = read_clip(checkpoint, &linear.module)?.into();
+    Ok(ActQuant::Dynamic { bits, rule, clip_ratio, shards: read_shards(checkpoint, linear) })
 }
 
-/// The pair of a linear.
+/// The parts of its input that the sizes of the matrices of a linear are for; 1 where they fit none, which whoever reads them says.
+pub(crate) fn read_shards(checkpoint: &Checkpoint, linear: &LinearSpec) -> usize {
+    let side = |suffix: &str| {
+        let stored = checkpoint.get(&format!("{}.{suffix}", linear.module))?;
+        stored.shape.first().copied()
+    };
+    let found = SIDES.map(side);
+    let [Some(left), Some(right)] = found else { return 1 };
+    let shards = left.checked_mul(right).and_then(|part| linear.inputs.checked_div(part)).unwrap_or(1);
+    let fits = is_cut(linear.id.site()) && sides(linear.inputs, shards) == Some((left, right));
+    if fits { shards } else { 1 }
+}
+
+/// The pair of a linear, once for each part of its input.
 pub(crate) fn read_pair(checkpoint: &Checkpoint, linear: &LinearSpec) -> Result<OnlineTransform> {
     let module = &linear.module;
-    let shape = shape(linear.inputs)
+    let shards = read_shards(checkpoint, linear);
+    let shape = shape(linear.inputs, shards)
         .ok_or_else(|| bad(module, "features with a Kronecker pair", linear.inputs.to_string()))?;
     let matrix = |(suffix, side): (&str, usize)| -> Result<Array2<f32>> {
         let name = format!("{module}.{suffix}");
         checkpoint.tensor_shaped(&name, &[side, side])?;
         checkpoint.read_matrix_f32(&name)
     };
-    let matrices = SIDES.into_iter().zip(shape.matrices()).map(matrix).collect::<Result<_>>()?;
+    let pair = SIDES.into_iter().zip(shape.matrices()).map(matrix).collect::<Result<Vec<_>>>()?;
+    let matrices = (0..shards).flat_map(|_| pair.iter().cloned()).collect();
     shape.build(matrices).map_err(|error| bad(module, "a Kronecker pair", error.to_string()))
 }
 
 /// Which pairs a block has, by the types of its linears.
-pub(super) fn sites(description: &Description, spec: &ModelSpec, index: usize) -> Result<Vec<Site>> {
+pub(super) fn sites_of(description: &Description, spec: &ModelSpec, index: usize) -> Result<Vec<Site>> {
     let block = spec.block(index);
     let mut sites = Vec::new();
     for stage in &block.stages {
@@ -203,13 +267,17 @@ pub(super) fn sites(description: &Description, spec: &ModelSpec, index: usize) -
 /// The shapes of the pairs of a block.
 pub(super) fn scheme(
     description: &Description,
+    checkpoint: &Checkpoint,
     spec: &ModelSpec,
     index: usize,
 ) -> Result<quant_graph::OnlineScheme> {
+    let block = spec.block(index);
     let mut online = quant_graph::OnlineScheme::default();
-    for site in sites(description, spec, index)? {
+    for site in sites_of(description, spec, index)? {
         let width = spec.site_width(site);
-        let found = shape(width).ok_or_else(|| {
+        let first = block.at(site).iter().find_map(|id| block.linear(*id));
+        let shards = first.map_or(1, |linear| read_shards(checkpoint, linear));
+        let found = shape(width, shards).ok_or_else(|| {
             bad(spec.block_prefix(index), "features with a Kronecker pair", width.to_string())
         })?;
         online.sites.insert(site, found);
@@ -226,7 +294,7 @@ pub(super) fn read(
 ) -> Result<Online> {
     let block = spec.block(index);
     let mut online = Online::default();
-    for site in sites(description, spec, index)? {
+    for site in sites_of(description, spec, index)? {
         let mut linears = block.at(site).iter().filter_map(|id| block.linear(*id));
         let Some(first) = linears.next() else { continue };
         let pair = read_pair(checkpoint, first)?;

@@ -31,8 +31,8 @@ pub(crate) mod tensors;
 use quant_core::operators::Profile;
 use quant_core::{ActRule, FloatType, KvGranularity, KvSide};
 use quant_graph::{
-    BlockParams, InputScheme, LinearId, LinearScheme, ModelScheme, ModelSpec, Norm, PairKernel, WeightForm,
-    WeightScheme,
+    BlockParams, InputScheme, LinearId, LinearScheme, LinearSpec, ModelScheme, ModelSpec, Norm, PairKernel,
+    WeightForm, WeightScheme,
 };
 use safetensors::Dtype;
 use serde_json::Value;
@@ -61,15 +61,21 @@ fn unsupported(what: impl Into<String>, alternatives: impl Into<String>) -> Unsu
     Unsupported { format: ID, what: what.into(), alternatives: alternatives.into() }
 }
 
-/// Everything a block stores, in msmodelslim's order.
-fn slots(spec: &ModelSpec, index: usize, kind: impl Fn(LinearId) -> AscendType, kv: bool) -> Vec<Slot> {
+/// Everything a block stores, in msmodelslim's order; `shards` are the parts of the input of a linear that a pair is for.
+fn slots(
+    spec: &ModelSpec,
+    index: usize,
+    kind: impl Fn(LinearId) -> AscendType,
+    shards: impl Fn(&LinearSpec) -> usize,
+    kv: bool,
+) -> Vec<Slot> {
     let float = float_dtype(spec.dtype);
     let mut slots = Vec::new();
     for linear in spec.block(index).linears {
         let kind = kind(linear.id);
         let mut parts = kind.parts(&linear, spec.dtype);
         if kind == AscendType::W4A4FlatQuant {
-            parts.extend(flatquant::parts(linear.inputs, spec.dtype));
+            parts.extend(flatquant::parts(linear.inputs, shards(&linear), spec.dtype));
         }
         slots.extend(parts.into_iter().map(|p| p.slot(&linear)));
         if linear.id == LinearId::O {
@@ -154,7 +160,9 @@ fn check_input(module: &str, weight: bool, transformed: bool, input: InputScheme
         let what = format!("{kind}{}-bit activations ({module})", input.bits.get());
         return Err(unsupported(what, "use A8, A16 or dynamic A4, or export to dequantized"));
     }
-    super::input::refuse_shards(ID, module, input.shards)?;
+    if !transformed {
+        super::input::refuse_shards(ID, module, input.shards)?;
+    }
     if !(transformed && flatquant::takes(input.clip_ratio)) {
         super::input::refuse_clipping(ID, module, input.clip_ratio)?;
     }
@@ -346,7 +354,8 @@ impl Format for VllmAscend {
         let mut expected = Vec::new();
         for index in 0..spec.layers {
             let kind = |id| kinds.get(&spec.module(index, id)).copied().unwrap_or(AscendType::Float);
-            let slots = slots(spec, index, kind, description.has_kv(spec, index));
+            let shards = |linear: &LinearSpec| flatquant::read_shards(checkpoint, linear);
+            let slots = slots(spec, index, kind, shards, description.has_kv(spec, index));
             for slot in &slots {
                 let optional = match slot.item {
                     Item::Linear(id, "weight_scale") => kind(id) == AscendType::W8A8,
