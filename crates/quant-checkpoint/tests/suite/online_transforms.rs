@@ -6,7 +6,7 @@ use crate::folders::{Folder, bits, block, input, linear, spec, uniform, weight, 
 use quant_checkpoint::formats::{CompressedTensors, Dequantized, Format, VllmAscend};
 use quant_checkpoint::verify::judge;
 use quant_checkpoint::{
-    Checkpoint, CheckpointError, Dtype, FolderSource, Rules, Target, VerifyReport, verify,
+    Checkpoint, CheckpointError, Dtype, FolderSource, Rules, Target, VerifyReport, verify, verify_all,
 };
 use quant_core::{ActQuant, ActRule, AxisShape, FloatType, KvGranularity, OnlineShape};
 use quant_graph::{
@@ -259,7 +259,7 @@ fn other_transforms_are_refused() {
             &["attention_output in model.layers.1", "transforms: auto"][..],
         ),
         (of_site(Site::MlpActivation, other_sides), &["mlp_activation", "Kronecker pairs alone"]),
-        (of_site(Site::MlpActivation, sharded), &["mlp_activation", "one to an input"]),
+        (of_site(Site::MlpActivation, sharded), &["mlp_activation", "in 2 parts", "the same tp"]),
         (
             with(&|scheme| scheme.online[0].pair = Some([pair; 2])),
             &["transform of key", "KV16", "channel_static"],
@@ -419,4 +419,99 @@ fn rules_of_pairs() {
     let found = report(&model, "sglang-npu", &|_| ());
     assert!(found.check("known-types").unwrap().detail.contains("W4A4_FLATQUANT_DYNAMIC"), "{found:#?}");
     assert_eq!(report(&model, "vllm-ascend", &|_| ()).tensor_parallel, [1]);
+}
+
+/// Four bits behind the pair of every input, of o and down behind that of a part in so many.
+fn pairs_of_parts(model: &ModelSpec, devices: usize) -> ModelScheme {
+    let mut scheme = pairs(model);
+    for site in [Site::AttentionOutput, Site::MlpActivation] {
+        let part = PairKernel::of(model.dtype).shape(model.site_width(site) / devices).unwrap();
+        for (block, online) in scheme.blocks.iter_mut().zip(&mut scheme.online) {
+            online.sites.insert(site, OnlineShape { shards: devices, ..part });
+            for linear in block.iter_mut().filter(|(id, _)| id.site() == site).map(|(_, linear)| linear) {
+                linear.input.as_mut().unwrap().shards = devices;
+            }
+        }
+    }
+    scheme
+}
+
+/// A folder for several devices says so by the sizes of its matrices: it is read back with them, loads on that many devices alone, and a
+/// folder whose parts belong to different numbers of devices loads on none.
+#[test]
+fn pairs_of_parts_load_on_their_devices_alone() {
+    let model = paired(FloatType::Bf16, false, false);
+    let parent = tempfile::tempdir().unwrap();
+    let [one, four] = [1, 4].map(|devices| {
+        let scheme = if devices == 1 { pairs(&model) } else { pairs_of_parts(&model, devices) };
+        VllmAscend.supports(&model, &scheme).unwrap();
+        let dir = parent.path().join(devices.to_string());
+        let blocks = write(&dir, &model, &VllmAscend, &scheme, 7);
+        let checkpoint = Checkpoint::open(&dir).unwrap();
+        assert_eq!(VllmAscend.scheme(&checkpoint, &model).unwrap(), scheme);
+        let mut source = FolderSource::open(checkpoint, model.clone()).unwrap();
+        for (index, block) in blocks.into_iter().enumerate() {
+            assert_eq!(source.block(index).unwrap(), block);
+        }
+        let report = verify(&dir, &model, Target::VllmAscend).unwrap();
+        assert!(report.passed(), "{:#?}", report.failed().collect::<Vec<_>>());
+        assert_eq!(report.tensor_parallel, [devices]);
+        let verdict = judge("vllm-ascend".parse().unwrap(), &model, &scheme, &VllmAscend);
+        assert_eq!(verdict.tensor_parallel, [devices], "{verdict}");
+        Folder::load(&dir)
+    });
+    let on = |devices: usize, folder: &str| {
+        verify_all(&parent.path().join(folder), &model, &["vllm-ascend".parse().unwrap()], Some(devices))
+            .unwrap()
+    };
+    for (devices, folder, words) in [
+        (1, "4", "so it loads on 4 devices alone"),
+        (2, "4", "so it loads on 4 devices alone"),
+        (4, "1", "not of a part in 4"),
+    ] {
+        let report = &on(devices, folder)[0];
+        let rule = report.check("tensor-parallel").unwrap();
+        assert!(!rule.passed && rule.detail.contains(words), "{rule:?}");
+    }
+    assert!(on(4, "4")[0].passed() && on(1, "1")[0].passed());
+
+    // The transform of one down is that of all of its inputs.
+    let down = "model.layers.1.mlp.down_proj";
+    let mut mixed = four.clone();
+    for part in ["left_trans", "right_trans"] {
+        let name = format!("{down}.{part}");
+        mixed.tensors.insert(name.clone(), one.tensors[&name].clone());
+    }
+    mixed.save(&parent.path().join("mixed"));
+    let report = verify(&parent.path().join("mixed"), &model, Target::VllmAscend).unwrap();
+    let rule = report.check("pair-devices").unwrap();
+    assert!(!rule.passed && rule.detail.contains("no number of devices"), "{rule:?}");
+    assert!(report.tensor_parallel.is_empty());
+    // Sizes of no part at all.
+    let mut senseless = four;
+    for part in ["left_trans", "right_trans"] {
+        senseless.tensors.insert(format!("{down}.{part}"), (Dtype::BF16, vec![5, 5], vec![0; 50]));
+    }
+    senseless.save(&parent.path().join("senseless"));
+    let report = verify(&parent.path().join("senseless"), &model, Target::VllmAscend).unwrap();
+    assert!(!report.check("tensors").unwrap().passed && !report.passed());
+
+    // One pair for all parts, in the plan and in the block.
+    let scheme = pairs_of_parts(&model, 4);
+    let mut several = scheme.clone();
+    let half = OnlineShape { shards: 2, ..scheme.online[0].sites[&Site::MlpActivation] };
+    several.online[1].sites.insert(Site::MlpActivation, half);
+    let told = VllmAscend.supports(&model, &several).unwrap_err().to_string();
+    assert!(told.contains("in 2 parts") && told.contains("the same tp"), "{told}");
+    let mut whole = scheme.clone();
+    whole.blocks[0].get_mut(&LinearId::DOWN).unwrap().input.as_mut().unwrap().shards = 1;
+    let told = VllmAscend.supports(&model, &whole).unwrap_err().to_string();
+    assert!(told.contains("activations in 1 parts behind a transform in 4"), "{told}");
+    let mut params = block(&model, &VllmAscend, &scheme, 0, 3);
+    let shape = scheme.online[0].sites[&Site::MlpActivation];
+    let matrices = shape.matrices().into_iter().enumerate();
+    let different = matrices.map(|(at, side)| ndarray::Array2::eye(side) * (1 + at / 2) as f32).collect();
+    params.online.sites.insert(Site::MlpActivation, shape.build(different).unwrap().into());
+    let told = VllmAscend.encode_block(&model, &scheme, 0, &params).unwrap_err().to_string();
+    assert!(told.contains("one pair for all parts"), "{told}");
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use crate::common::{distance, logits, model, spec, tokens};
+use quant_checkpoint::{Target, judge_plan};
 use quant_core::{ActQuant, AxisShape, ClipRatio, FloatType, OnlineShape};
 use quant_data::TokenSet;
 use quant_graph::{BlockParams, BlockSource, Clipping, LinearId, LinearWeight, ModelSpec, Norm, Site};
@@ -391,4 +392,58 @@ fn eight_bits_that_no_folder_could_hold_are_refused() {
     let rest = "overrides: { \"model.layers.1.*\": { rtn: { scheme: W4A8 } } }";
     let plan = Plan::new(&recipe("scheme: W4A4, fallback: [bits8]", rest), &float).unwrap();
     assert!(!plan.fallbacks[0].is_empty() && plan.fallbacks[1].is_empty());
+}
+
+/// For a deployment on several devices each part of what enters o and down has the pair of a part, which is the same for all, and scales
+/// of its own; nothing else changes, and the folder loads on that many devices alone.
+#[test]
+fn pairs_of_a_part() {
+    let wide =
+        ModelSpec { hidden: 64, heads: 4, kv_heads: 2, head_dim: 16, ..spec("Qwen2ForCausalLM", false) };
+    let wide = ModelSpec { intermediate: 128, ..wide };
+    let float = model(&wide);
+    let expected = logits(float.clone(), ROWS);
+    for (tp, output, down) in [(1, [8, 8], [8, 16]), (2, [4, 8], [8, 8])] {
+        let plan = plan(&format!("scheme: W4A4, tp: {tp}, {SHORT}"), ASCEND, &float);
+        let pair = |shards, sides: [usize; 2]| OnlineShape {
+            shards,
+            ..OnlineShape::new(sides.map(AxisShape::Dense))
+        };
+        let sites = &plan.scheme.online[1].sites;
+        assert_eq!(sites[&Site::AttentionOutput], pair(tp, output));
+        assert_eq!(sites[&Site::MlpActivation], pair(tp, down));
+        assert_eq!(sites[&Site::MlpInput], pair(1, [8, 8]));
+        for (id, linear) in &plan.scheme.blocks[0] {
+            let cut = [LinearId::O, LinearId::DOWN].contains(id);
+            assert_eq!(linear.input.unwrap().shards, if cut { tp } else { 1 }, "{id}");
+        }
+        let verdicts = judge_plan(&plan.spec, &plan.scheme, plan.recipe.format());
+        let ascend = verdicts.iter().find(|verdict| verdict.target == Target::VllmAscend).unwrap();
+        assert_eq!(ascend.tensor_parallel, [tp], "{ascend}");
+        let (found, report) = quantised(&plan, &float, Par::Seq);
+        for block in blocks(&found) {
+            assert_eq!(block.online.scheme().as_ref(), Some(&plan.scheme.online[1]));
+            match block.linears[&LinearId::DOWN].input {
+                Some(ActQuant::Dynamic { shards, .. }) => assert_eq!(shards, tp),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(report.lessons.iter().all(|l| l.lesson.after <= l.lesson.before));
+        let distance = distance(&logits(found, ROWS), &expected);
+        assert!(distance < 0.5, "{tp}: {distance}");
+    }
+    for (keys, rest, words) in [
+        ("scheme: W4A4, tp: 3", ASCEND, "equal parts of 4 heads"),
+        ("scheme: W4A4, tp: 2", "", "transforms: pairs"),
+        ("scheme: W4A4, tp: 2, transforms: free", ASCEND, "transforms: pairs"),
+        ("scheme: W8A8, tp: 2", "", "transforms: pairs"),
+        // 4 x 4: the kernel wants a right side in multiples of 8.
+        ("scheme: W4A4, tp: 4", ASCEND, "4 x 4"),
+    ] {
+        let told = Plan::new(&recipe(keys, rest), &wide).unwrap_err().to_string();
+        assert!(told.contains(words), "{keys}: {told}");
+    }
+    let unpaired = plan(&format!("scheme: W4A4, tp: 4, unpaired: w4a4, {SHORT}"), ASCEND, &float);
+    assert!(!unpaired.scheme.online[0].sites.contains_key(&Site::AttentionOutput));
+    assert_eq!(unpaired.scheme.blocks[0][&LinearId::O].input.unwrap().shards, 1);
 }

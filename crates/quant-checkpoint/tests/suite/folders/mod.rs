@@ -224,8 +224,12 @@ fn any_ratio(clipping: Clipping, numbers: &mut Numbers) -> ClipRatio {
 fn online_of(scheme: &OnlineScheme, kind: FloatType, numbers: &mut Numbers) -> Online {
     let mut build = |shape: OnlineShape| {
         let matrices = shape.matrices().into_iter();
-        let matrices =
+        let mut matrices: Vec<Array2<f32>> =
             matrices.map(|n| Array2::from_shape_simple_fn((n, n), || numbers.value(kind))).collect();
+        // Of a Kronecker pair all parts have the same.
+        if matrices.len() == 2 * shape.shards {
+            matrices = (0..shape.shards).flat_map(|_| matrices[..2].to_vec()).collect();
+        }
         shape.build(matrices).unwrap()
     };
     let sites = scheme.sites.iter().map(|(site, shape)| (*site, Arc::new(build(*shape)))).collect();

@@ -130,19 +130,27 @@ fn pairs_are_rounded_before_they_are_inverted() {
         let params = random_block(&spec, &mut Numbers::new(1));
         let x = Numbers::new(2).matrix(14, spec.hidden, 1.0).mapv(f64::from);
         let float = output::<f64>(&spec, params.clone(), &x, 7);
-        for held in [FloatType::Bf16, FloatType::F16] {
-            let shape = FlatShape::new(&spec, 0).held_in(held);
+        for (held, shards) in
+            [(FloatType::Bf16, 1), (FloatType::F16, 1), (FloatType::Bf16, 2), (FloatType::F16, 2)]
+        {
+            let shape = FlatShape::new(&spec, 0).held_in(held).in_shards(shards);
             let parameters = parameters(&shape, &spec, &none, &PAIRS, way);
             let merged = parameters.merge(&shape, params.clone(), Par::Seq).unwrap();
             let matrices = || merged.online.sites.values().flat_map(|pair| pair.matrices());
-            assert_eq!(matrices().count(), 8);
+            // Those of o and down once for each part, and the same.
+            assert_eq!(matrices().count(), 4 + 4 * shards);
+            for site in [Site::AttentionOutput, Site::MlpActivation] {
+                let pair = merged.online.sites[&site].matrices();
+                assert!(pair.chunks(2).all(|part| part == &pair[..2]), "{site:?}");
+            }
             assert!(matrices().flatten().all(|v| held.round(*v) == *v), "{architecture}, {held:?}");
             let gains = [Norm::Input, Norm::PostAttention].map(|norm| &merged.norms[&norm]);
             assert!(gains.into_iter().flatten().all(|v| held.round(*v) == *v), "{architecture}, {held:?}");
             let error = worst(&output::<f64>(&spec, merged.clone(), &x, 7), &float);
             assert!(error < 2e-6, "{architecture}, {way:?}, {held:?}: {error}");
             // Weights with the inverses of the matrices as trained are far from it.
-            let exact = parameters.merge(&FlatShape::new(&spec, 0), params.clone(), Par::Seq).unwrap();
+            let exact = FlatShape::new(&spec, 0).in_shards(shards);
+            let exact = parameters.merge(&exact, params.clone(), Par::Seq).unwrap();
             let mismatched = BlockParams { online: merged.online, ..exact };
             assert!(worst(&output::<f64>(&spec, mismatched, &x, 7), &float) > 1e-4);
         }

@@ -1,9 +1,9 @@
 //! What holds of any block.
 
 use super::case::{Case, HEADS, PAIRS};
-use ndarray::{Array1, Array2};
+use ndarray::{Array1, Array2, Axis};
 use quant_core::Bits;
-use quant_graph::{EffectiveWeight, LinearId, Site, Spot};
+use quant_graph::{EffectiveWeight, Insert, LinearId, Site, Spot};
 use quant_kernels::Par;
 use quant_methods::flatquant::{
     FlatParameters, FlatScheme, FlatStep, Matrix, PlainSite, Start, mean_squared_error,
@@ -22,6 +22,18 @@ fn random_case(
     matrices: &[Matrix],
     clips: bool,
 ) -> (Case<f64>, FlatParameters<f64>) {
+    random_case_in(1, architecture, scheme, parametrisation, matrices, clips)
+}
+
+/// The same with the inputs of o and of down in so many parts.
+fn random_case_in(
+    shards: usize,
+    architecture: &str,
+    scheme: &FlatScheme,
+    parametrisation: Parametrisation,
+    matrices: &[Matrix],
+    clips: bool,
+) -> (Case<f64>, FlatParameters<f64>) {
     let spec = model_spec(&json!({
         "architectures": [architecture], "model_type": "tiny", "hidden_size": 24, "intermediate_size": 40,
         "num_hidden_layers": 1, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 4,
@@ -33,7 +45,8 @@ fn random_case(
     let params = random_block(&spec, numbers);
     let mut random = || numbers.matrix(14, 24, 1.0).mapv(f64::from);
     let (x, target) = (random(), random());
-    let case = Case::new(&spec, params, 7, x, target);
+    let mut case = Case::new(&spec, params, 7, x, target);
+    case.shape = case.shape.in_shards(shards);
     let pairs = matrices.contains(&Matrix::InputLeft);
     let sites = [Site::AttentionInput, Site::MlpInput, Site::MlpActivation].into_iter().filter(|_| pairs);
     let scales: BTreeMap<Site, Array1<f32>> =
@@ -66,19 +79,22 @@ const BOTH: [Parametrisation; 2] = [Parametrisation::Inverse, Parametrisation::S
 #[test]
 fn gradients_are_those_of_finite_differences() {
     let none = FlatScheme::new(None, None, None).unwrap();
-    let kinds: [(&[Matrix], bool); 5] = [
-        (&HEADS, true),
-        (&HEADS, false),
-        (&PAIRS, true),
-        (&PAIRS, false),
-        (&[Matrix::Key, Matrix::Value], false),
+    let kinds: [(&[Matrix], bool, usize); 7] = [
+        (&HEADS, true, 1),
+        (&HEADS, false, 1),
+        (&PAIRS, true, 1),
+        (&PAIRS, false, 1),
+        (&PAIRS, true, 2),
+        (&PAIRS, false, 2),
+        (&[Matrix::Key, Matrix::Value], false, 1),
     ];
-    for (architecture, parametrisation, (matrices, clips)) in FAMILIES
+    for (architecture, parametrisation, (matrices, clips, shards)) in FAMILIES
         .into_iter()
         .flat_map(|family| BOTH.map(|way| (family, way)))
         .flat_map(|(family, way)| kinds.map(|kind| (family, way, kind)))
     {
-        let (case, parameters) = random_case(architecture, &none, parametrisation, matrices, clips);
+        let (case, parameters) =
+            random_case_in(shards, architecture, &none, parametrisation, matrices, clips);
         let (_, _, gradients) = case.step(&none, &parameters, Par::Seq);
         let gradients = gradients.tensors();
         assert_eq!(gradients.len(), parameters.tensors().len());
@@ -110,8 +126,15 @@ fn gradients_are_those_of_finite_differences() {
 fn transforms_keep_the_function() {
     let none = FlatScheme::new(None, None, None).unwrap();
     for (architecture, parametrisation) in FAMILIES.into_iter().flat_map(|f| BOTH.map(|way| (f, way))) {
-        for matrices in [&HEADS[..], &PAIRS, &[Matrix::Key, Matrix::Value], &[Matrix::Value]] {
-            let (case, parameters) = random_case(architecture, &none, parametrisation, matrices, false);
+        for (matrices, shards) in [
+            (&HEADS[..], 1),
+            (&PAIRS, 1),
+            (&PAIRS, 2),
+            (&[Matrix::Key, Matrix::Value], 1),
+            (&[Matrix::Value], 1),
+        ] {
+            let (case, parameters) =
+                random_case_in(shards, architecture, &none, parametrisation, matrices, false);
             let plain =
                 FlatParameters { matrices: BTreeMap::new(), scales: BTreeMap::new(), ..parameters.clone() };
             assert!(plain.tensors().is_empty());
@@ -120,6 +143,26 @@ fn transforms_keep_the_function() {
             let worst = (&float - &same).iter().fold(0.0_f64, |m, x| m.max(x.abs()));
             assert!(worst < 1e-10 * size, "{architecture}, {matrices:?}: {worst}");
         }
+    }
+}
+
+/// Each part of what enters o and down has a scale of its own: what one has does not depend on the others.
+#[test]
+fn parts_are_quantised_alone() {
+    let four = Bits::new(4).unwrap();
+    let scheme = FlatScheme::new(None, Some((four, true)), None).unwrap();
+    let scheme = FlatScheme { output_pair: true, ..scheme };
+    let way = Parametrisation::Inverse;
+    let (case, parameters) = random_case_in(2, FAMILIES[0], &scheme, way, &PAIRS, false);
+    let step = FlatStep::new(&case.shape, &scheme, &parameters).unwrap();
+    let run = |spot, x: Array2<f64>| step.insert().forward(spot, x, false, Par::Seq).unwrap();
+    for (site, width) in [(Site::MlpActivation, 40), (Site::AttentionOutput, 24), (Site::MlpInput, 24)] {
+        let x = Numbers::new(4).matrix(3, width, 1.0).mapv(f64::from);
+        let mut other = x.clone();
+        other.slice_axis_mut(Axis(1), (width / 2..).into()).mapv_inplace(|v| v * 9.0);
+        let [found, changed] = [x, other].map(|x| run(Spot::Site(site), x));
+        let half = |x: &Array2<f64>| x.slice_axis(Axis(1), (..width / 2).into()).to_owned();
+        assert_eq!(half(&found) == half(&changed), site != Site::MlpInput, "{site:?}");
     }
 }
 
