@@ -114,3 +114,76 @@ fn what_cannot_be_trained_is_refused() {
         refused(&model, text(&file), more, code, words);
     }
 }
+
+/// A block whose training cannot be repaired has eight bits in the folder, if the recipe allows it: description, report, bits per weight and what
+/// is computed agree, and the plan has said the worst case. Here every block falls back.
+#[test]
+fn a_folder_of_blocks_that_fell_back() {
+    let work = tempdir().unwrap();
+    let (model, output) = (tiny_reasoner(), work.path().join("out"));
+    let text_of = "version: 1\nmodifiers: [flatquant: { scheme: W4A4KV4, epochs: 2, batch_size: 2, learning_rate: 1.0, fallback: [bits8] }]\n";
+    let recipe = work.path().join("recipe.yaml");
+    std::fs::write(&recipe, text_of).unwrap();
+    let rows = few_windows(4, 64);
+    let ids: Vec<Vec<i64>> =
+        rows.sequences.iter().map(|row| row.iter().map(|&t| t.into()).collect()).collect();
+    let data = write_tokens(&work.path().join("rows.safetensors"), &ids, 64);
+    let job = ["--model", text(&model), "--recipe", text(&recipe), "--calibration", &data];
+    let plan = ptq(&[&["plan"], &job[..], &["--json"]].concat()).expect(0, &[]).json();
+    let worst = plan["forecast"]["worst"]["bits_per_weight"].as_f64().unwrap();
+    assert!(worst > plan["forecast"]["bits_per_weight"].as_f64().unwrap() + 3.9, "{plan}");
+    let told = ptq(&[&["plan"], &job[..]].concat()).expect(0, &[]);
+    assert!(told.out.contains("if every block falls back to 8 bits"), "{}", told.out);
+
+    let report = quantize(&model, text(&recipe), &output, &["--calibration", &data, "--json"]);
+    let report = report.expect(0, &[]).json();
+    for lesson in report["run"]["lessons"].as_array().unwrap() {
+        let tried = lesson["fallbacks"].as_array().unwrap();
+        assert_eq!((tried.len(), &tried[0]["to"], &tried[0]["taken"]), (1, &"bits8".into(), &true.into()));
+        assert_eq!(tried[0]["error"], lesson["after"]);
+    }
+    assert!(
+        (report["bits_per_weight"].as_f64().unwrap() - worst).abs() < 1e-9,
+        "{}",
+        report["bits_per_weight"]
+    );
+    let warnings = report["warnings"].to_string();
+    assert!(warnings.contains("falls back to 8 bits"), "{warnings}");
+    let read = ptq(&["eval", "--model", text(&output), "--tokens", &data, "--json"]).expect(0, &[]).json();
+    let (in_memory, _) = quantize_in_memory(&model, text_of, Some(&rows), 2);
+    let expected = perplexity(in_memory, &rows.sequences);
+    let found = read["perplexity"].as_f64().unwrap();
+    assert!((found / expected - 1.0).abs() < 1e-6, "{found} from the folder, {expected} in memory");
+}
+
+/// Pairs of a part: the folder is for six devices, says so, and computes what was measured. Of o that is 4 x 8; down would have 8 x 12, and has no
+/// pair.
+#[test]
+fn a_folder_for_six_devices() {
+    let work = tempdir().unwrap();
+    let (model, output) = (tiny_reasoner(), work.path().join("out"));
+    let keys = "scheme: W4A4, tp: 6, unpaired: w8a8, epochs: 1, batch_size: 2";
+    let text_of =
+        format!("version: 1\nmodifiers: [flatquant: {{ {keys} }}]\nexport: {{ format: vllm-ascend }}\n");
+    let recipe = work.path().join("recipe.yaml");
+    std::fs::write(&recipe, &text_of).unwrap();
+    let rows = few_windows(4, 64);
+    let ids: Vec<Vec<i64>> =
+        rows.sequences.iter().map(|row| row.iter().map(|&t| t.into()).collect()).collect();
+    let data = write_tokens(&work.path().join("rows.safetensors"), &ids, 64);
+    let report = quantize(&model, text(&recipe), &output, &["--calibration", &data, "--json"]);
+    let report = report.expect(0, &[]).json();
+    assert_eq!(report["serve"][0]["tensor_parallel"], serde_json::json!([6]), "{report}");
+    let card = std::fs::read_to_string(output.join("README.md")).unwrap();
+    assert!(card.contains("loads with TP 6") && card.contains("--tensor-parallel-size 6`"), "{card}");
+    ptq(&["verify", text(&output), "--target", "vllm-ascend", "--tp", "6"]).expect(0, &[]);
+    let one =
+        ptq(&["verify", text(&output), "--target", "vllm-ascend", "--tp", "1", "--json"]).expect(1, &[]);
+    assert!(one.json().to_string().contains("loads on 6 devices alone"), "{}", one.out);
+
+    let read = ptq(&["eval", "--model", text(&output), "--tokens", &data, "--json"]).expect(0, &[]).json();
+    let (in_memory, _) = quantize_in_memory(&model, &text_of, Some(&rows), 2);
+    let expected = perplexity(in_memory, &rows.sequences);
+    let found = read["perplexity"].as_f64().unwrap();
+    assert!((found / expected - 1.0).abs() < 1e-6, "{found} from the folder, {expected} in memory");
+}

@@ -12,7 +12,7 @@ pub struct ServeCommand {
     pub client: &'static str,
     /// A shell command, or a Python expression for transformers.
     pub command: String,
-    /// Of 1, 2, 4 and 8 devices, the numbers with which it loads by tensor parallelism.
+    /// Of 1, 2, 4 and 8 devices, and the number that it was made for, those with which it loads by tensor parallelism.
     pub tensor_parallel: Vec<usize>,
 }
 
@@ -44,7 +44,17 @@ pub(crate) fn commands(plan: &Plan, folder: &str, custom_code: bool) -> Vec<Serv
     let passing = verdicts.into_iter().filter(TargetVerdict::passes);
     passing
         .map(|TargetVerdict { target, tensor_parallel, .. }| {
-            let (client, command) = command(target);
+            let (client, mut command) = command(target);
+            // What does not load on one device needs to be told on how many it does.
+            if let Some(devices) = tensor_parallel.first().filter(|devices| **devices != 1) {
+                match target {
+                    Target::Vllm | Target::VllmAscend => {
+                        command += &format!(" --tensor-parallel-size {devices}");
+                    }
+                    Target::SglangNpu => command += &format!(" --tp-size {devices}"),
+                    Target::Transformers => {}
+                }
+            }
             ServeCommand { client, command, tensor_parallel }
         })
         .collect()

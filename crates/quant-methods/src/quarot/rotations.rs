@@ -92,6 +92,10 @@ impl Rotations {
         } else {
             None
         };
+        if !spec.heads.is_multiple_of(settings.tp) {
+            let why = format!("{} devices cannot have equal parts of {} heads", settings.tp, spec.heads);
+            return Err(refuse("tp", why));
+        }
         Ok(Self { residual, head, down, online })
     }
     /// What runs with the model.

@@ -147,6 +147,7 @@ fn plans_say_what_runs_online_and_what_cannot_be() {
         ),
         ("quarot: { cross_head: on, tp: 2 }, rtn: { scheme: W4A4 }", "heads lie on different devices"),
         ("quarot: { tp: 3 }, rtn: { scheme: W4A4 }", "3 does not divide the 80 inputs"),
+        ("quarot: { tp: 5 }, rtn: { scheme: W4A4 }", "5 devices cannot have equal parts of"),
         ("smoothquant: {}, quarot: {}, rtn: { scheme: W4A4 }", "stands first"),
         ("quarot: {}, quarot: {}, rtn: { scheme: W4A4 }", "stands first, and once"),
         ("quarot: {}, smoothquant: { pairs: [up-down] }, rtn: { scheme: W8A8 }", "up-down"),
