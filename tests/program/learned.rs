@@ -162,7 +162,7 @@ fn a_folder_of_blocks_that_fell_back() {
 fn a_folder_for_six_devices() {
     let work = tempdir().unwrap();
     let (model, output) = (tiny_reasoner(), work.path().join("out"));
-    let keys = "scheme: W4A4, tp: 6, unpaired: w8a8, epochs: 1, batch_size: 2";
+    let keys = "scheme: W4A4, tp: 6, unpaired: w4a4, epochs: 1, batch_size: 2";
     let text_of =
         format!("version: 1\nmodifiers: [flatquant: {{ {keys} }}]\nexport: {{ format: vllm-ascend }}\n");
     let recipe = work.path().join("recipe.yaml");
