@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use tempfile::tempdir;
 
 /// A recipe of every method, of every way through a block and of every kind of cache, by name.
-const RECIPES: [(&str, &str); 14] = [
+const RECIPES: [(&str, &str); 15] = [
     ("gptq", "[gptq: { scheme: W4A16g32, actorder: dynamic, symmetric: false, convention: q-asym }]"),
     (
         "smoothquant, gptq at once",
@@ -56,6 +56,10 @@ const RECIPES: [(&str, &str); 14] = [
     ),
     ("quarot, gptq", "[quarot: { seed: 3 }, gptq: { scheme: W4A4KV4 }]"),
     ("flatquant", "[flatquant: { scheme: W4A4KV4, epochs: 2, batch_size: 1 }]"),
+    (
+        "flatquant, fallen back",
+        "[flatquant: { scheme: W4A4KV4, epochs: 1, batch_size: 1, learning_rate: 1.0, fallback: [bits8] }]",
+    ),
     ("billm", "[billm: { block_size: 64 }]"),
     ("slim-llm", "[slim-llm: { scheme: W2A16g32 }]"),
 ];

@@ -461,7 +461,7 @@ fn pairs_of_parts_load_on_their_devices_alone() {
         Folder::load(&dir)
     });
     let on = |devices: usize, folder: &str| {
-        verify_all(&parent.path().join(folder), &model, &["vllm-ascend".parse().unwrap()], Some(devices))
+        verify_all(parent.path().join(folder), &model, &["vllm-ascend".parse().unwrap()], Some(devices))
             .unwrap()
     };
     for (devices, folder, words) in [
@@ -483,7 +483,7 @@ fn pairs_of_parts_load_on_their_devices_alone() {
         mixed.tensors.insert(name.clone(), one.tensors[&name].clone());
     }
     mixed.save(&parent.path().join("mixed"));
-    let report = verify(&parent.path().join("mixed"), &model, Target::VllmAscend).unwrap();
+    let report = verify(parent.path().join("mixed"), &model, Target::VllmAscend).unwrap();
     let rule = report.check("pair-devices").unwrap();
     assert!(!rule.passed && rule.detail.contains("no number of devices"), "{rule:?}");
     assert!(report.tensor_parallel.is_empty());
@@ -493,7 +493,7 @@ fn pairs_of_parts_load_on_their_devices_alone() {
         senseless.tensors.insert(format!("{down}.{part}"), (Dtype::BF16, vec![5, 5], vec![0; 50]));
     }
     senseless.save(&parent.path().join("senseless"));
-    let report = verify(&parent.path().join("senseless"), &model, Target::VllmAscend).unwrap();
+    let report = verify(parent.path().join("senseless"), &model, Target::VllmAscend).unwrap();
     assert!(!report.check("tensors").unwrap().passed && !report.passed());
 
     // One pair for all parts, in the plan and in the block.
