@@ -183,7 +183,7 @@ mod tests {
         assert_eq!((shared.bytes(), shared.found()), (80, 2));
         assert!(keep(&shared.clone(), "c", 50), "clones are one memory");
         assert_eq!(
-            (shared.bytes(), shared.get::<u64>("a"), shared.get("b").as_deref()),
+            (shared.bytes(), shared.get::<u64>("a"), shared.get::<u64>("b").as_deref()),
             (90, None, Some(&40))
         );
         assert!(!keep(&shared, "d", 101) && shared.bytes() == 90, "what does not fit throws nothing out");
