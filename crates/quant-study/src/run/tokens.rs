@@ -56,3 +56,39 @@ impl Texts<'_> {
         self.shared.or_make(|| self.key(&format!("the first {limit:?} choices")), bytes, make)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_made_once_and_again_of_other_files() {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/tiny-reasoner");
+        let tokenizer = Tokenizer::from_dir(&model).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("items.jsonl");
+        let line = "{\"goal\": \"What is 1?\", \"sol1\": \" 1\", \"sol2\": \" 2\", \"label\": 0}\n";
+        std::fs::write(&file, line.repeat(3)).unwrap();
+        let task = quant_data::built_in_task("piqa").unwrap();
+        let shared = Shared::new(1 << 20);
+        let files = [file.clone()];
+        let of = |shared: &Shared, limit| {
+            let texts = Texts { shared, task: &task, files: &files, tokenizer: &tokenizer, model: &model };
+            texts.choices(limit).unwrap()
+        };
+        let first = of(&shared, None);
+        assert!(first.len() == 3 && Arc::ptr_eq(&first, &of(&shared, None)));
+        assert_eq!((of(&shared, Some(2)).len(), shared.found()), (2, 1));
+        assert_eq!(of(&Shared::default(), None), first);
+        std::fs::write(&file, line.repeat(4)).unwrap();
+        assert_eq!((of(&shared, None).len(), shared.found()), (4, 1));
+
+        let text = quant_data::built_in_task("tiny-text").unwrap();
+        let files = [model.join("tasks/test.jsonl")];
+        let texts =
+            Texts { shared: &shared, task: &text, files: &files, tokenizer: &tokenizer, model: &model };
+        let windows = texts.windows().unwrap();
+        assert!(Arc::ptr_eq(&windows, &texts.windows().unwrap()));
+        assert_eq!(*windows, text.windows(&files, &tokenizer, &model, None).unwrap());
+    }
+}
