@@ -107,21 +107,26 @@ impl ActQuant {
     /// stands for either, and a finite result would hide a model that has collapsed.
     #[inline(always)]
     pub fn fake_quantize<T: Real>(&self, x: ArrayViewMut2<'_, T>) {
-        for_rows(x, |row| match *self {
-            Self::Dynamic { bits, rule, clip_ratio, shards } => {
-                let width = row.len().div_ceil(shards.max(1)).max(1);
-                for shard in row.chunks_mut(width) {
-                    fake_group(bits, rule, clip_ratio, shard);
+        // Inlined, or it would not be compiled for the instructions that the caller has chosen.
+        for_rows(
+            x,
+            #[inline(always)]
+            |row: &mut [T]| match *self {
+                Self::Dynamic { bits, rule, clip_ratio, shards } => {
+                    let width = row.len().div_ceil(shards.max(1)).max(1);
+                    for shard in row.chunks_mut(width) {
+                        fake_group(bits, rule, clip_ratio, shard);
+                    }
                 }
-            }
-            Self::Static { bits, params } => {
-                let (scale, zero) = (T::from_f32(params.scale), T::from_f32(params.zero));
-                let top = T::from_f32(bits.max_level());
-                for v in row {
-                    *v = fake_static(scale, zero, top, *v);
+                Self::Static { bits, params } => {
+                    let (scale, zero) = (T::from_f32(params.scale), T::from_f32(params.zero));
+                    let top = T::from_f32(bits.max_level());
+                    for v in row {
+                        *v = fake_static(scale, zero, top, *v);
+                    }
                 }
-            }
-        });
+            },
+        );
     }
     /// The bit width.
     #[must_use]

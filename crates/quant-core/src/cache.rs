@@ -73,23 +73,34 @@ impl EntryQuant {
     #[inline(always)]
     pub fn fake_quantize<T: Real>(&self, head_dim: usize, x: ArrayViewMut2<'_, T>) {
         match self {
-            Self::TokenHead { bits, rule, clip_ratio } => for_rows(x, |row| {
-                for head in row.chunks_mut(head_dim.max(1)) {
-                    fake_group(*bits, *rule, *clip_ratio, head);
-                }
-            }),
+            // Closures are inlined, or they would not be compiled for the instructions that the caller has chosen.
+            Self::TokenHead { bits, rule, clip_ratio } => {
+                for_rows(
+                    x,
+                    #[inline(always)]
+                    |row: &mut [T]| {
+                        for head in row.chunks_mut(head_dim.max(1)) {
+                            fake_group(*bits, *rule, *clip_ratio, head);
+                        }
+                    },
+                );
+            }
             Self::Channel { bits, scales, zeros } => {
                 let top = T::from_f32(bits.max_level());
                 assert_eq!(x.ncols(), scales.len(), "KV cache channels and their static scales");
                 assert_eq!(x.ncols(), zeros.len(), "KV cache channels and their zero levels");
-                for_rows(x, |row| {
-                    for (v, (&scale, &zero)) in row.iter_mut().zip(scales.iter().zip(zeros)) {
-                        let (scale, zero) = (T::from_f32(scale), T::from_f32(zero));
-                        let level = clip_level((*v / scale).round_half_even() + zero, top);
-                        // An infinity would be clipped to a level; it becomes NaN (∞ · 0), as a NaN does.
-                        *v = scale * (level - zero) + *v * T::zero();
-                    }
-                });
+                for_rows(
+                    x,
+                    #[inline(always)]
+                    |row: &mut [T]| {
+                        for (v, (&scale, &zero)) in row.iter_mut().zip(scales.iter().zip(zeros)) {
+                            let (scale, zero) = (T::from_f32(scale), T::from_f32(zero));
+                            let level = clip_level((*v / scale).round_half_even() + zero, top);
+                            // An infinity would be clipped to a level; it becomes NaN (∞ · 0), as a NaN does.
+                            *v = scale * (level - zero) + *v * T::zero();
+                        }
+                    },
+                );
             }
         }
     }

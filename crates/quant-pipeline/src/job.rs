@@ -3,6 +3,7 @@
 use crate::recipe::Recipe;
 use crate::report::RunReport;
 use crate::serving::ServeCommand;
+use crate::shared::Shared;
 use quant_checkpoint::WriteStats;
 use quant_data::CalibrationSpec;
 use serde::Serialize;
@@ -39,6 +40,8 @@ pub struct QuantizeJob {
     pub tensor_parallel: Option<usize>,
     /// Write a folder that no program listed for its format loads.
     pub force_unsupported: bool,
+    /// What other jobs left that is equal by construction, and where this one leaves it.
+    pub shared: Shared,
 }
 
 impl QuantizeJob {
@@ -72,6 +75,7 @@ impl QuantizeJob {
             restart: false,
             tensor_parallel: None,
             force_unsupported: false,
+            shared: Shared::default(),
         }
     }
 }

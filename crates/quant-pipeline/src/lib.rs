@@ -54,6 +54,7 @@ mod registry;
 mod report;
 pub mod run;
 mod serving;
+mod shared;
 mod stood;
 mod version;
 
@@ -85,3 +86,4 @@ pub use recipe::{ActivationSpec, Glob, KvSpec, Recipe, schema, schema_with};
 pub use registry::{Presets, Registry};
 pub use report::{LinearReport, Named, RunReport, Seconds, StageFactor, peak_memory, reset_peak_memory};
 pub use serving::ServeCommand;
+pub use shared::{Shared, text_identity};

@@ -7,11 +7,13 @@ use crate::keeping::Keeping;
 use crate::memory::{self, MemoryPlan};
 use crate::open::{OpenFolder, open_folder_with};
 use crate::plan::Plan;
+use crate::shared::text_identity;
 use quant_checkpoint::{TargetVerdict, judge_plan};
 use quant_core::Bytes;
 use quant_data::{CalibrationSpec, LoadOptions, TokenSet};
 use quant_graph::{ModelSpec, Outer, Unsupported};
 use quant_kernels::return_freed_memory;
+use std::sync::Arc;
 
 /// A job that has been checked: nothing has been written and no weight read.
 #[derive(Debug)]
@@ -155,8 +157,13 @@ fn load_tokens(
         vocab_size: model.vocab,
         max_position_embeddings: model.max_position_embeddings,
     };
-    let tokens = quant_data::load(spec, &options, &job.model)?;
+    let key = || {
+        let files = text_identity(&[spec.path().to_owned()], &job.model)?;
+        Ok::<_, PipelineError>(format!("calibration {spec}: {options:?}; {files}"))
+    };
+    let bytes = |tokens: &TokenSet| 4 * tokens.tokens() as u64;
+    let tokens = job.shared.or_make(key, bytes, || Ok(quant_data::load(spec, &options, &job.model)?))?;
     // A tokenised text leaves its small pieces behind, which nothing later has a use for.
     return_freed_memory();
-    Ok(tokens)
+    Ok(Arc::unwrap_or_clone(tokens))
 }

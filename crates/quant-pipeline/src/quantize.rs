@@ -13,7 +13,7 @@ use crate::prepare::{PreparedJob, prepare};
 use crate::recipe::Recipe;
 use crate::registry::Registry;
 use crate::report::{LinearReport, RunReport, peak_memory};
-use crate::run::{RunOptions, check_calibration, run};
+use crate::run::{RunOptions, SharedStatistics, check_calibration, run};
 use crate::serving;
 use crate::stood::stands;
 use quant_checkpoint::formats::ConfigNotes;
@@ -134,8 +134,11 @@ fn write(
     let resumed = output.kept().is_some();
     let mut sink = FolderSink::new(&plan, &mut output, Some(checkpoint), &declared, input_hashes)?;
     let resumed = resumed.then(|| sink.blocks());
+    let told_apart =
+        || Ok::<_, PipelineError>(format!("{}: {:?}", job.model.display(), checkpoint.fingerprint()?));
+    let statistics = SharedStatistics::new(&job.shared, &plan, told_apart)?;
     let report = with_threads(job.threads, |par| {
-        let options = RunOptions { spill: run_options_spill, ..RunOptions::new(par) };
+        let options = RunOptions { spill: run_options_spill, statistics, ..RunOptions::new(par) };
         run(&plan, &mut source, tokens.as_ref(), &mut sink, events, &options)
     })??;
     let of_cache = plan.scheme.kv.and_then(|kv| report.cache_warning(&kv, plan.key_bias()));

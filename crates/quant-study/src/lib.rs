@@ -18,6 +18,7 @@ mod files;
 mod grid;
 mod passes;
 mod programs;
+mod ranges;
 mod record;
 mod report;
 mod results;
@@ -33,6 +34,7 @@ pub use grid::{
 /// Which server is asked, and how.
 #[cfg(feature = "server")]
 pub use quant_client;
+pub use ranges::{Extent, Ranges};
 pub use record::{Done, Record, Signs};
 pub use results::{
     Column, ColumnResult, LayerError, Loss, ModelResults, Status, StudyResults, TextFigures, VariantFacts,

@@ -1,6 +1,7 @@
 //! What a study found.
 
 use crate::blame::Blame;
+use crate::ranges::Ranges;
 use crate::run::{SignCounts, TaskRun};
 use crate::verdict::Verdict;
 use quant_pipeline::QuantizeOutcome;
@@ -167,6 +168,8 @@ pub struct VariantResults {
     pub blame: Option<Blame>,
     /// Errors of every rounded linear.
     pub layers: Vec<LayerError>,
+    /// Activations before and behind the transforms, where there are any; of the first way in which it is run.
+    pub ranges: Vec<Ranges>,
     /// Why numbers are missing or not what they should be, by task.
     pub problems: Vec<String>,
     /// Tasks that are not finished.

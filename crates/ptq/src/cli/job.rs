@@ -4,7 +4,7 @@ use super::{Failure, bytes, count, default_threads, threads};
 use quant_core::FloatType;
 use quant_data::CalibrationSpec;
 use quant_graph::WeightSpec;
-use quant_pipeline::{QuantizeJob, Recipe, Registry, read_recipe_with};
+use quant_pipeline::{QuantizeJob, Recipe, Registry, Shared, read_recipe_with};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
@@ -79,6 +79,7 @@ impl JobArgs {
             restart: self.restart,
             tensor_parallel: self.tp,
             force_unsupported: self.force_unsupported,
+            shared: Shared::default(),
         })
     }
 }

@@ -147,12 +147,22 @@ fn print_plan(plan: &StudyPlan) -> Result<(), Failure> {
             }
         }
     }
+    let looks = || plan.variants.iter().filter(|v| v.illegal.is_none()).filter_map(|v| v.ranges);
+    if looks().next().is_some() {
+        print_line(format!(
+            "activations before and behind transforms: {} rows, {} passes of a sample through a block, about {}",
+            looks().count(),
+            looks().map(|cost| cost.block_passes).sum::<usize>(),
+            seconds(looks().map(|cost| cost.seconds).sum())
+        ))?;
+    }
     print_line(format!(
-        "{} cells: {}; quantising takes about {}, up to {} of memory, and {} on disk at a time",
+        "{} cells: {}; quantising takes about {}, up to {} of memory ({} of it shared by rows), and {} on disk at a time",
         plan.cells,
         plan.tasks.join(", "),
         seconds(plan.seconds),
         human(plan.memory),
+        human(plan.shared),
         human(plan.disk)
     ))
 }

@@ -1,5 +1,6 @@
 //! What an analysis takes, from shapes alone.
 
+use super::job::Sample;
 use super::keys::KeyProbe;
 use super::observe::Observer;
 use crate::eval_memory::EvalMemory;
@@ -9,13 +10,13 @@ use crate::memory::{self, F32, bound};
 use crate::plan::Plan;
 use quant_eval::CHUNK;
 use quant_kernels::Par;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Bytes of a position of one stream while its logits come panel by panel.
 const CARRIED: u64 = 160;
 
 /// What an analysis is expected to take; known before any weight is read.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AnalysisCost {
     /// Reads of a block, of whichever model: each of the model once, once more beside a transform of the whole model, and each of a
     /// finished output once.
@@ -34,6 +35,17 @@ pub struct AnalysisCost {
     pub spilled: bool,
     /// Bytes of the activations that are.
     pub disk: u64,
+}
+
+impl AnalysisCost {
+    /// What [`PreparedAnalysis::activations`](super::PreparedAnalysis::activations) of a finished output takes, which need not be there
+    /// yet: `bytes` are those of the weights of the model and of the output.
+    #[must_use]
+    pub fn of_activations(plan: &Plan, sample: Sample, threads: usize, bytes: [u64; 2]) -> Self {
+        let tokens = sample.tokens.min(plan.spec.max_position_embeddings);
+        let layout = Layout::new(std::iter::repeat_n(tokens, sample.sequences));
+        Shape { plan, layout: &layout, text: 0, threads, finished: true, bytes }.of_activations()
+    }
 }
 
 /// What the cost depends on.
@@ -98,25 +110,64 @@ impl Shape<'_> {
         bound(self.memory(spilled))
     }
 
+    /// Seconds of so many passes through a block, and of reading.
+    fn seconds(&self, passes: usize, others: f64) -> f64 {
+        let (plan, spec) = (self.plan, &self.plan.spec);
+        let lengths: Vec<usize> = self.layout.lengths().collect();
+        let once =
+            2.0 * self.layout.rows() as f64 * spec.block_parameters() as f64 + attention(spec, &lengths);
+        let rate = product_rate(plan.recipe.compute(), Par::new(self.threads));
+        let reading = self.read_bytes() as f64 / (2.0 * BYTES_PER_SECOND * self.threads.min(4) as f64);
+        (passes as f64 * once / FORWARD + others) / rate + reading
+    }
+
+    fn read_bytes(&self) -> u64 {
+        (1 + self.whole() as u64) * self.bytes[0] + self.bytes[1]
+    }
+
+    /// Reads of a block.
+    fn block_reads(&self) -> usize {
+        self.plan.spec.layers * (1 + self.whole() + usize::from(self.finished))
+    }
+
+    /// What looking at activations alone takes, with all of them in memory: they are few.
+    fn of_activations(&self) -> AnalysisCost {
+        let (plan, layout) = (self.plan, self.layout);
+        let block_passes = plan.spec.layers * (1 + self.rewritten() + self.whole());
+        let lengths: Vec<usize> = layout.lengths().collect();
+        let compute = plan.recipe.compute();
+        let eval = EvalMemory::new(&[(&plan.spec, true)], &lengths, self.text, compute, self.threads);
+        let encode = eval.models.first().map_or(0, |model| model.encode);
+        let block = F32 * plan.spec.block_parameters() as u64;
+        let [observer, observing] = Observer::bytes(&plan.spec, plan.scheme.kv.is_some());
+        let forms = 1 + self.rewritten() as u64;
+        // That of the float model, its copy, and that of it before a transform of the whole.
+        let streams = F32 * ((2 + self.whole()) * layout.rows() * plan.spec.hidden) as u64;
+        AnalysisCost {
+            block_reads: self.block_reads(),
+            read_bytes: self.read_bytes(),
+            block_passes,
+            seconds: self.seconds(block_passes, 0.0),
+            memory: eval.base + encode + forms * (block + observer) + observing + streams,
+            spilled: false,
+            disk: 0,
+        }
+    }
+
     pub(super) fn cost(&self, spilled: bool) -> AnalysisCost {
         let (plan, spec) = (self.plan, &self.plan.spec);
         let lengths: Vec<usize> = self.layout.lengths().collect();
         let (tokens, layers) = (self.layout.rows(), spec.layers);
         let own = layers * (2 + self.rewritten() + self.whole()) + layers * (layers - 1) / 2;
-        let once = 2.0 * tokens as f64 * spec.block_parameters() as f64 + attention(spec, &lengths);
         let head = 2.0 * (tokens * (layers + 1)) as f64 * (spec.vocab * spec.hidden) as f64;
         let quantising = if self.finished { 0.0 } else { operations(plan, &lengths) };
-        let all = own as f64 * once / FORWARD + head + quantising;
-        let reads = 1 + self.whole() as u64;
-        let read_bytes = reads * self.bytes[0] + self.bytes[1];
-        let rate = product_rate(plan.recipe.compute(), Par::new(self.threads));
-        let reading = read_bytes as f64 / (2.0 * BYTES_PER_SECOND * self.threads.min(4) as f64);
+        let seconds = self.seconds(own, head + quantising);
         let quantising = if self.finished { 0 } else { plan.streams.count() * layers };
         AnalysisCost {
-            block_reads: layers * (reads as usize + usize::from(self.finished)),
-            read_bytes,
+            block_reads: self.block_reads(),
+            read_bytes: self.read_bytes(),
             block_passes: own + quantising,
-            seconds: all / rate + reading,
+            seconds,
             memory: self.memory(spilled),
             spilled,
             disk: if spilled { self.streams() } else { 0 },

@@ -2,7 +2,7 @@
 
 use super::finished::Finished;
 use super::keys::{KeyError, KeyProbe};
-use super::observe::{Observer, unquantised};
+use super::observe::{Observed, Observer, unquantised};
 use super::report::{BlockAnalysis, LinearAnalysis};
 use crate::PipelineError;
 use crate::events::{Event, Events};
@@ -113,21 +113,99 @@ impl<'a> Pass<'a> {
             let (finished, rewritten, linears) = self.quantised(index, &params, by, &streams[0])?;
             let mut block = self.one(index, params, (finished, rewritten), &mut streams)?;
             if let (Some(original), Some(stream)) = (&mut original, &mut before) {
-                let params = original.block(index)?;
-                let float = self.block(index, params)?;
-                let mut observer = Observer::new(&self.plan.spec, self.plan.scheme.kv);
-                self.advance(&float, stream, Some(&mut observer))?;
-                let behind = std::mem::take(&mut block.activations);
-                observer.into_steps("float", &mut block.activations);
-                for (known, behind) in block.activations.iter_mut().zip(behind) {
-                    known.steps.extend(behind.steps);
-                }
+                self.before_whole(index, &mut **original, stream, &mut block.activations)?;
             }
             block.linears = linears;
             blocks.push(block);
             self.events.event(Event::BlockDone { index, of, seconds: began.elapsed().as_secs_f64() });
         }
         Ok((blocks, streams))
+    }
+
+    /// The activations of each block alone, before and behind what rewrites it, on the stream of the float model: what [`Self::run`] says
+    /// of them, with as many passes of the sample through a block as it takes for that.
+    pub(super) fn activations(
+        mut self,
+        source: &mut dyn BlockSource,
+        mut original: Option<&mut dyn BlockSource>,
+        by: &mut Quantised,
+        sequences: &[Vec<u32>],
+    ) -> Result<Vec<Vec<Observed>>, PipelineError> {
+        let of = self.plan.spec.layers;
+        let mut stream = self.embedded(source, sequences)?;
+        let mut before = match &mut original {
+            Some(original) => Some(self.embedded(&mut **original, sequences)?),
+            None => None,
+        };
+        let mut blocks = Vec::with_capacity(of);
+        for index in 0..of {
+            return_freed_memory();
+            self.events.event(Event::Block { index, of });
+            self.events.phase("read")?;
+            let params = source.block(index)?;
+            let (_, rewritten, _) = self.quantised(index, &params, by, &stream)?;
+            let behind = self.behind(index, rewritten, &stream)?;
+            self.events.phase("statistics")?;
+            let mut observer = Observer::new(&self.plan.spec, self.plan.scheme.kv);
+            let float = self.block(index, params)?;
+            self.advance(&float, &mut stream, Some(&mut observer))?;
+            let mut activations = self.steps(observer, behind);
+            if let (Some(original), Some(stream)) = (&mut original, &mut before) {
+                self.before_whole(index, &mut **original, stream, &mut activations)?;
+            }
+            blocks.push(activations);
+        }
+        Ok(blocks)
+    }
+
+    /// Puts what the activations of a block were before a transform of the whole model in front of what they are behind it.
+    fn before_whole(
+        &mut self,
+        index: usize,
+        original: &mut dyn BlockSource,
+        stream: &mut RowStore,
+        activations: &mut Vec<Observed>,
+    ) -> Result<(), PipelineError> {
+        let params = original.block(index)?;
+        let float = self.block(index, params)?;
+        let mut observer = Observer::new(&self.plan.spec, self.plan.scheme.kv);
+        self.advance(&float, stream, Some(&mut observer))?;
+        let behind = std::mem::take(activations);
+        observer.into_steps("float", activations);
+        for (known, behind) in activations.iter_mut().zip(behind) {
+            known.steps.extend(behind.steps);
+        }
+        Ok(())
+    }
+
+    /// What passes through each form of a block, from a stream that stays where it is.
+    fn behind(
+        &mut self,
+        index: usize,
+        rewritten: Rewritten,
+        stream: &RowStore,
+    ) -> Result<Vec<(String, Observer)>, PipelineError> {
+        let mut behind = Vec::new();
+        for (after, params) in rewritten {
+            self.events.phase("statistics")?;
+            let block = self.block(index, params)?;
+            let mut observer = Observer::new(&self.plan.spec, self.plan.scheme.kv);
+            let mut copy = self.copy(stream)?;
+            self.advance(&block, &mut copy, Some(&mut observer))?;
+            behind.push((after, observer));
+        }
+        Ok(behind)
+    }
+
+    /// What was seen in the float block, and behind each transform.
+    fn steps(&self, float: Observer, behind: Vec<(String, Observer)>) -> Vec<Observed> {
+        let whole = self.plan.recipe.model_transform().map(|model| model.method().id);
+        let mut activations = Vec::new();
+        float.into_steps(whole.unwrap_or("float"), &mut activations);
+        for (after, observer) in behind {
+            observer.into_steps(&after, &mut activations);
+        }
+        activations
     }
 
     /// Everything about one block: `streams` go on behind it, and get one more.
@@ -138,17 +216,7 @@ impl<'a> Pass<'a> {
         (finished, rewritten): (BlockParams, Rewritten),
         streams: &mut Vec<RowStore>,
     ) -> Result<BlockAnalysis, PipelineError> {
-        let kv = self.plan.scheme.kv;
-        let whole = self.plan.recipe.model_transform().map(|model| model.method().id);
-        let mut behind = Vec::new();
-        for (after, params) in rewritten {
-            self.events.phase("statistics")?;
-            let block = self.block(index, params)?;
-            let mut observer = Observer::new(&self.plan.spec, kv);
-            let mut copy = self.copy(&streams[0])?;
-            self.advance(&block, &mut copy, Some(&mut observer))?;
-            behind.push((after, observer));
-        }
+        let behind = self.behind(index, rewritten, &streams[0])?;
         self.events.phase("forward")?;
         let mut alone = self.copy(&streams[0])?;
         let keys = {
@@ -157,7 +225,7 @@ impl<'a> Pass<'a> {
             self.advance(&quantised, &mut alone, None)?;
             keys
         };
-        let mut observer = Observer::new(&self.plan.spec, kv);
+        let mut observer = Observer::new(&self.plan.spec, self.plan.scheme.kv);
         {
             let float = self.block(index, params)?;
             let (first, others) = streams.split_at_mut(1);
@@ -166,11 +234,7 @@ impl<'a> Pass<'a> {
             }
             self.advance(&float, &mut first[0], Some(&mut observer))?;
         }
-        let mut activations = Vec::new();
-        observer.into_steps(whole.unwrap_or("float"), &mut activations);
-        for (after, observer) in behind {
-            observer.into_steps(&after, &mut activations);
-        }
+        let activations = self.steps(observer, behind);
         let relative_mse = self.relative_mse(&alone, &streams[0])?;
         streams.push(alone);
         let (kl, top1_agreement) = (None, None);

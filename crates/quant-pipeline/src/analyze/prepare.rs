@@ -3,6 +3,7 @@
 use super::cost::{AnalysisCost, Shape};
 use super::finished::Finished;
 use super::job::AnalyzeJob;
+use super::observe::Observed;
 use super::pass::{Pass, Quantised};
 use super::report::{Analysis, BlocksFrom, ranking};
 use super::score::score;
@@ -148,6 +149,36 @@ impl PreparedAnalysis {
     #[must_use]
     pub fn blocks(&self) -> usize {
         self.plan.spec.layers
+    }
+
+    /// The activations at every place of every block, before and behind what rewrites it, and nothing else: that costs
+    /// [`AnalysisCost::of_activations`]. Its result depends neither on the threads nor on the memory budget.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn activations(self, events: &mut dyn Events) -> Result<Vec<Vec<Observed>>, PipelineError> {
+        let Self { job, folder, finished, plan, sample, layout, spill, .. } = self;
+        let mut original = plan.recipe.model_transform().map(|_| folder.source()).transpose()?;
+        let mut source = folder.into_source()?;
+        let mut by = finished.map_or(Ok(Quantised::Recipe), Quantised::folder)?;
+        with_threads(job.threads, |par| {
+            let options = RunOptions { spill, ..RunOptions::new(par) };
+            let mut rewritten;
+            let source: &mut dyn BlockSource = match plan.recipe.model_transform() {
+                Some(model) => {
+                    rewritten = model.fuse(&mut source, par)?;
+                    &mut *rewritten
+                }
+                None => &mut source,
+            };
+            let original = original.as_mut().map(|source| source as &mut dyn BlockSource);
+            Pass::new(&plan, &layout, &options, events).activations(
+                source,
+                original,
+                &mut by,
+                &sample.sequences,
+            )
+        })?
     }
 
     /// Does the work. Its result depends neither on the threads nor on the memory budget.

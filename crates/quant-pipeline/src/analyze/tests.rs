@@ -225,3 +225,34 @@ fn keys_are_measured_far_from_the_sample() {
     assert!(fixed[1..].iter().all(|&e| e > fixed[0]), "{fixed:?}");
     assert!(analysed("modifiers: [rtn: { scheme: W8A8 }]", 1, None).0[0].keys.is_empty());
 }
+
+/// The activations alone are those of the whole analysis.
+#[test]
+fn activations_alone_are_those_of_an_analysis() {
+    for recipe in [
+        "modifiers: [smoothquant: {}, rtn: { scheme: W4A8KV4 }]",
+        "modifiers: [quarot: {}, rtn: { scheme: W4A8 }]",
+        "modifiers: [flatquant: { scheme: W4A4KV4 }]",
+    ] {
+        let mut model = model();
+        let plan = plan(recipe, &model);
+        let (rows, mut original) = (rows(), model.clone());
+        let layout = Layout::new(rows.iter().map(Vec::len));
+        let options = RunOptions::new(Par::Seq);
+        let mut fused;
+        let (source, original): (&mut dyn BlockSource, _) = match plan.recipe.model_transform() {
+            Some(whole) => {
+                fused = whole.fuse(&mut model, Par::Seq).unwrap();
+                (&mut *fused, Some(&mut original as &mut dyn BlockSource))
+            }
+            None => (&mut model, None),
+        };
+        let mut silent = Silent;
+        let pass = Pass::new(&plan, &layout, &options, &mut silent);
+        let found = pass.activations(source, original, &mut Quantised::Recipe, &rows).unwrap();
+        let (blocks, _) = analysed(recipe, 2, None);
+        let expected: Vec<Vec<Observed>> = blocks.into_iter().map(|block| block.activations).collect();
+        assert!(found.iter().flatten().all(|observed| observed.steps.len() == 2), "{recipe}");
+        assert_eq!(found, expected, "{recipe}");
+    }
+}

@@ -12,6 +12,7 @@
 mod cache;
 mod keep;
 mod learn;
+mod lent;
 mod linears;
 mod measure;
 mod memory_sink;
@@ -25,6 +26,7 @@ mod stats;
 mod stream;
 
 pub(crate) use learn::TAPES;
+pub use lent::SharedStatistics;
 pub(crate) use measure::TILE as MEASURED_ROWS;
 pub use memory_sink::MemorySink;
 pub(crate) use single::quantize_single;
@@ -39,6 +41,7 @@ use crate::layout::Layout;
 use crate::plan::{LinearPlan, Plan};
 use crate::report::{RunReport, Seconds};
 use keep::Journal;
+use lent::Lent;
 use ndarray::{ArrayView2, Axis};
 use quant_core::CoreError;
 use quant_core::matrix::check_finite;
@@ -62,13 +65,15 @@ pub struct RunOptions {
     /// To what training rounds the result of every op: what a platform that trains in less than f32 would learn. All else, and
     /// every run of the program, is not concerned.
     pub training: Precision,
+    /// Where the statistics of the float stream of other runs are, and where those of this one are left.
+    pub statistics: Option<SharedStatistics>,
 }
 
 impl RunOptions {
     /// Everything in memory and in full precision.
     #[must_use]
     pub fn new(par: Par) -> Self {
-        Self { par, spill: None, training: Precision::Full }
+        Self { par, spill: None, training: Precision::Full, statistics: None }
     }
 }
 
@@ -95,6 +100,8 @@ struct Run<'a> {
     sink: &'a mut dyn BlockSink,
     events: &'a mut dyn Events,
     scratch: StageScratch<f32>,
+    /// Statistics of the float stream that another run has gathered, or this one gathers for others.
+    lent: Lent,
 }
 
 /// Quantises every block of `source` by the plan and hands it to `sink`. A sink with a [`Keeper`] is told the state of the run
@@ -134,6 +141,7 @@ pub fn run(
         }
         None => source,
     };
+    run.lend(tokens);
     let mut streams = run.streams(source, tokens)?;
     for index in run.state.from..spec.layers {
         let began = Instant::now();
@@ -165,6 +173,7 @@ pub fn run(
     }
     let deployed = streams.deployed.take().map(|stream| stream.residual);
     drop(streams);
+    run.leave();
     run.outer(source, deployed)?;
     Ok(run.state.report)
 }
@@ -199,6 +208,7 @@ impl<'a> Run<'a> {
             sink,
             events,
             scratch: StageScratch::default(),
+            lent: Lent::default(),
         }
     }
 }
@@ -221,6 +231,7 @@ impl Run<'_> {
         tokens: Option<&TokenSet>,
     ) -> Result<Activations, PipelineError> {
         let wanted = &self.plan.streams;
+        let float = wanted.float && !self.lent.is_known() && self.state.from < self.plan.spec.layers;
         let mut streams = Activations::default();
         let wanted_still = self.state.from < self.plan.spec.layers || self.waits_for_head();
         let Some(tokens) = tokens.filter(|_| wanted_still) else {
@@ -228,12 +239,12 @@ impl Run<'_> {
         };
         let started = Instant::now();
         if self.state.from > 0 {
-            streams.float = wanted.float.then(|| self.known_stream(Stream::Float)).transpose()?;
+            streams.float = float.then(|| self.known_float(source, tokens)).transpose()?;
             streams.deployed = wanted.deployed.then(|| self.known_stream(Stream::Deployed)).transpose()?;
-        } else {
+        } else if float || wanted.deployed {
             let mut embedded = self.store(self.plan.spec.hidden)?;
             self.layout.embed(source, &tokens.sequences, &mut embedded)?;
-            if wanted.float && wanted.deployed {
+            if float && wanted.deployed {
                 let mut copy = self.store(self.plan.spec.hidden)?;
                 self.layout.copy(&embedded, &mut copy)?;
                 streams.float = Some(ActivationStream::new(copy));
@@ -260,7 +271,8 @@ impl Run<'_> {
         streams: &mut Activations,
     ) -> Result<BlockParams, PipelineError> {
         let (plan, spec) = (self.plan, self.plan.block(index));
-        let mut statistics = self.float_statistics(index, &spec);
+        let mut statistics =
+            self.known_statistics(index).unwrap_or_else(|| self.float_statistics(index, &spec));
         let mut runner = None;
         let Activations { float, deployed, beside } = streams;
         let mut learned = None;
@@ -269,6 +281,7 @@ impl Run<'_> {
             let whole = self.float_block(index, &block)?;
             let stay = plan.streams.together == Some(FloatStream::Model);
             self.observe(index, &whole, stream, &mut statistics, stay)?;
+            self.lent.gathered(index, &statistics);
             // Kept for a transform that runs it, and freed before the floats are rewritten otherwise.
             runner = plan.recipe.transforms().first().filter(|t| t.runs_block()).map(|_| whole);
         }

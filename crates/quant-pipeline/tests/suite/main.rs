@@ -7,4 +7,5 @@ mod common;
 mod flatquant;
 mod quarot;
 mod run;
+mod shared;
 mod tables;

@@ -18,7 +18,7 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-fn model() -> InMemoryModel {
+pub(crate) fn model() -> InMemoryModel {
     let config = json!({
         "architectures": ["Qwen2ForCausalLM"], "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 64,
@@ -30,12 +30,12 @@ fn model() -> InMemoryModel {
     InMemoryModel::new(spec, blocks, embedding, numbers.vector(32, 1.0, 0.2), Some(head)).unwrap()
 }
 
-fn tokens() -> TokenSet {
+pub(crate) fn tokens() -> TokenSet {
     let row = |s: u32| (0..40).map(|t| (t * 7 + s * 13) % 64).collect();
     TokenSet::from_sequences((0..6).map(row).collect(), "rows")
 }
 
-fn plan(modifiers: &str, rest: &str) -> Plan {
+pub(crate) fn plan(modifiers: &str, rest: &str) -> Plan {
     let recipe = Recipe::parse(&format!("version: 1\nmodifiers: [{modifiers}]\n{rest}\n"));
     Plan::new(&recipe.unwrap_or_else(|e| panic!("{e}")), &spec()).unwrap()
 }
@@ -45,7 +45,7 @@ fn spec() -> ModelSpec {
     model().spec().clone()
 }
 
-fn quantise(modifiers: &str, rest: &str) -> (Vec<BlockParams>, RunReport) {
+pub(crate) fn quantise(modifiers: &str, rest: &str) -> (Vec<BlockParams>, RunReport) {
     let plan = plan(modifiers, rest);
     let mut blocks = MemorySink::default();
     let options = RunOptions::new(Par::Seq);
@@ -249,14 +249,14 @@ fn rows_are_rounded_as_they_are_read() {
 
 /// A sink that keeps blocks and journal in memory, and what an earlier run left of both.
 #[derive(Default)]
-struct Journal {
-    blocks: Vec<BlockParams>,
+pub(crate) struct Journal {
+    pub(crate) blocks: Vec<BlockParams>,
     /// Frames of whole records, and of the record that is being made.
     frames: Vec<Vec<u8>>,
     open: Vec<Vec<u8>>,
     /// Blocks that were taken when the last record was closed.
     kept_blocks: usize,
-    records: usize,
+    pub(crate) records: usize,
     /// What the run begins with.
     before: Vec<Vec<u8>>,
     begun: bool,
@@ -313,6 +313,17 @@ impl Keeper for Journal {
 
 /// A run into a journal, stopped after so many linears, and one that goes on from it.
 fn stopped_and_resumed(plan: &Plan, stop: usize, slow: Duration) -> (Journal, Journal, RunReport) {
+    let options = RunOptions::new(Par::Seq);
+    stopped_and_resumed_with(plan, stop, slow, [&options, &options])
+}
+
+/// The same, each run with its options.
+pub(crate) fn stopped_and_resumed_with(
+    plan: &Plan,
+    stop: usize,
+    slow: Duration,
+    options: [&RunOptions; 2],
+) -> (Journal, Journal, RunReport) {
     struct Stop(usize);
     impl Events for Stop {
         fn event(&mut self, event: Event<'_>) {
@@ -324,9 +335,8 @@ fn stopped_and_resumed(plan: &Plan, stop: usize, slow: Duration) -> (Journal, Jo
             self.0 == 0
         }
     }
-    let options = RunOptions::new(Par::Seq);
     let mut first = Journal { slow, ..Journal::default() };
-    let ended = run(plan, &mut model(), Some(&tokens()), &mut first, &mut Stop(stop), &options);
+    let ended = run(plan, &mut model(), Some(&tokens()), &mut first, &mut Stop(stop), options[0]);
     assert!(matches!(ended, Err(PipelineError::Interrupted)));
     let mut second = Journal {
         blocks: first.blocks[..first.kept_blocks].to_vec(),
@@ -334,7 +344,7 @@ fn stopped_and_resumed(plan: &Plan, stop: usize, slow: Duration) -> (Journal, Jo
         before: first.frames.clone(),
         ..Journal::default()
     };
-    let report = run(plan, &mut model(), Some(&tokens()), &mut second, &mut Silent, &options).unwrap();
+    let report = run(plan, &mut model(), Some(&tokens()), &mut second, &mut Silent, options[1]).unwrap();
     (first, second, report)
 }
 

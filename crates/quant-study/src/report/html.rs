@@ -5,6 +5,7 @@ use super::tables::{Table, tables};
 use super::{number, reason};
 use crate::StudyError;
 use crate::grid::Grid;
+use crate::ranges::{Extent, Ranges};
 use crate::results::{ModelResults, StudyResults, VariantResults};
 use minijinja::{AutoEscape, Environment, context};
 use serde::Serialize;
@@ -193,6 +194,11 @@ fn charts(model: &ModelResults) -> Vec<String> {
         &Axis { title: "linear, in the order of execution".to_owned(), logarithmic: false },
         &Axis { title: "relative error of the output".to_owned(), logarithmic: true },
     ));
+    charts.push(chart(
+        &ranges(model),
+        &Axis { title: "place, in the order of execution".to_owned(), logarithmic: false },
+        &Axis { title: "largest activation, float and behind transforms".to_owned(), logarithmic: true },
+    ));
     let drops: Vec<Series> =
         by_method(model, |v| Some((v.prediction.as_ref()?.drop?, v.loss.as_ref()?.drop)), "drop");
     charts.push(chart(
@@ -202,6 +208,32 @@ fn charts(model: &ModelResults) -> Vec<String> {
     ));
     charts.retain(|chart| !chart.is_empty());
     charts
+}
+
+/// The largest activations of the float model, once, and of every row with transforms.
+fn ranges(model: &ModelResults) -> Vec<Series> {
+    let seen = || model.variants.iter().filter(|variant| !variant.ranges.is_empty());
+    // Only a row whose cache is quantised has keys and values; places keep their order without them.
+    let of = |name: String, variant: &VariantResults, side: fn(&Ranges) -> Extent| {
+        let places = variant.ranges.iter().filter(|seen| !["keys", "values"].contains(&seen.place.as_str()));
+        let found = places.enumerate().filter_map(|(at, seen)| {
+            let extent = side(seen);
+            let label = format!(
+                "{name}, block {}, input of {}: largest {}, 99.9 % up to {}, half up to {}, flatness {}",
+                seen.block,
+                seen.place,
+                number(extent.largest, 2),
+                number(extent.p999, 2),
+                number(extent.median, 3),
+                number(extent.flatness, 2)
+            );
+            Some(((at as f64, extent.largest?), label))
+        });
+        let (points, labels) = found.unzip();
+        Series { name, points, labels, joined: true }
+    };
+    let float = seen().next().map(|variant| of("float".to_owned(), variant, |seen| seen.float));
+    float.into_iter().chain(seen().map(|v| of(v.title(), v, |seen| seen.behind))).collect()
 }
 
 /// How fast each row decoded in this run.

@@ -1,6 +1,7 @@
 //! What a task is asked with, whatever answers.
 
 use super::TaskJob;
+use super::tokens::Texts;
 use crate::StudyError;
 use crate::programs::check_allowed;
 use quant_data::{ChatTemplate, TaskKind, Tokenizer};
@@ -37,6 +38,12 @@ impl Material {
         let template = ChatTemplate::from_dir(&job.model, tokenizer.special_tokens())?;
         let files = job.task.source().find(job.task.name(), &job.data)?;
         Ok(Self { tokenizer, template, files, seeds, scorer, longest })
+    }
+
+    /// The tokens of the job's task.
+    pub(super) fn texts<'a>(&'a self, job: &'a TaskJob) -> Texts<'a> {
+        let Self { tokenizer, files, .. } = self;
+        Texts { shared: &job.shared, task: &job.task, files, tokenizer, model: &job.model }
     }
 
     /// Whether answers are programs that are run.

@@ -9,6 +9,7 @@ mod material;
 #[cfg(feature = "server")]
 mod server;
 mod summary;
+pub(crate) mod tokens;
 mod work;
 
 #[cfg(feature = "server")]
@@ -30,7 +31,7 @@ use quant_graph::ModelSpec;
 use quant_kernels::Compute;
 use quant_model::Execution;
 use quant_pipeline::{
-    EvalMemory, Event, Events, OpenFolder, PipelineError, Registry, Scored, folder_arithmetic,
+    EvalMemory, Event, Events, OpenFolder, PipelineError, Registry, Scored, Shared, folder_arithmetic,
     open_folder_with, with_threads,
 };
 use serde::{Deserialize, Serialize};
@@ -85,6 +86,8 @@ pub struct TaskJob {
     pub restart: bool,
     /// Throw it away if it belongs to another job, and go on with it otherwise.
     pub restart_changed: bool,
+    /// Where tokens are kept that other jobs have a use for.
+    pub shared: Shared,
 }
 
 impl TaskJob {
@@ -115,6 +118,7 @@ impl TaskJob {
             resume: false,
             restart: false,
             restart_changed: false,
+            shared: Shared::default(),
         }
     }
 }
@@ -203,7 +207,7 @@ pub fn run_task(
     let mut work = Work::begin(job, &material, home, began)?;
     let result = match job.task.kind() {
         TaskKind::Choice(ask) => {
-            let items = job.task.choices(&material.files, &material.tokenizer, job.limit)?;
+            let items = material.texts(job).choices(job.limit)?;
             let lengths = choice::largest_pass(&items);
             scored(job, folder, &lengths, None, events, |model, _, events| {
                 choice::run(longest, &items, model, &mut work.kept, events)
@@ -217,11 +221,12 @@ pub fn run_task(
             TaskResult::of_answers(&job.task, &material.seeds, &work.kept.done)?
         }
         TaskKind::Text(_) => {
-            let windows = job.task.windows(&material.files, &material.tokenizer, &job.model, job.limit)?;
+            let windows = material.texts(job).windows()?;
+            let windows = &windows[..job.limit.unwrap_or(usize::MAX).min(windows.len())];
             let lengths: Vec<usize> = windows.iter().map(Vec::len).collect();
             let (report, overflow) =
                 scored(job, folder, &lengths, reference, events, |model, reference, events| {
-                    let report = text(model, reference, &windows, events)?;
+                    let report = text(model, reference, windows, events)?;
                     Ok((report, model.first_overflow()))
                 })?;
             TaskResult::of_text(&job.task, &report, overflow)

@@ -1,7 +1,7 @@
 //! From the folders of cells to what a study found, so that a report can be made at any time.
 
 use super::compare::{Answers, compare};
-use super::place::{SERVER, slug, variant_folder};
+use super::place::{RANGES, SERVER, slug, variant_folder};
 use super::plan::{PlannedVariant, StudyPlan, is_asked_of_servers};
 use crate::StudyError;
 use crate::files::read_json;
@@ -101,12 +101,16 @@ fn row(
         prediction: None,
         blame: None,
         layers: facts.map(|facts| facts.layers).unwrap_or_default(),
+        ranges: Vec::new(),
         problems: Vec::new(),
         missing: Vec::new(),
         runs: Vec::new(),
     };
     if row.status != Status::Ok {
         return Ok((row, tasks.iter().map(|_| None).collect()));
+    }
+    if planned.executions.first().is_some_and(|(first, _)| first == execution) {
+        row.ranges = read_json(&folder.join(RANGES))?.unwrap_or_default();
     }
     let folder = folder.join(execution);
     row.prediction = read_json::<Prediction>(&folder.join("prediction.json"))?.map(|kept| kept.verdict);

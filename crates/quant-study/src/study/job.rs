@@ -3,6 +3,9 @@
 use crate::grid::Grid;
 use std::path::{Path, PathBuf};
 
+/// Bytes at most of what rows share.
+const SHARED: u64 = 1 << 30;
+
 /// A study to be carried out.
 #[derive(Clone, Debug)]
 pub struct StudyJob {
@@ -50,6 +53,16 @@ impl StudyJob {
             allow_code_execution: false,
             python: None,
         }
+    }
+
+    /// Bytes for what rows share: of a budget a sixteenth.
+    pub(super) fn shared_bytes(&self) -> u64 {
+        self.memory.map_or(SHARED, |memory| (memory / 16).min(SHARED))
+    }
+
+    /// What is left of the budget for the work itself.
+    pub(super) fn memory_of_work(&self) -> Option<u64> {
+        self.memory.map(|memory| memory - self.shared_bytes())
     }
 
     /// Where the files of tasks are looked for.

@@ -16,6 +16,9 @@ pub(super) fn word(execution: Execution) -> &'static str {
 /// Name of the execution of a server.
 pub(super) const SERVER: &str = "server";
 
+/// What is known of the activations of a row.
+pub(super) const RANGES: &str = "ranges.json";
+
 /// A name as that of a folder.
 pub(super) fn slug(name: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.+".contains(c) { c } else { '_' };

@@ -8,7 +8,8 @@ use quant_data::{CalibrationSpec, Task, TaskKind, built_in_task};
 use quant_graph::ModelScheme;
 use quant_model::Execution;
 use quant_pipeline::{
-    Forecast, PipelineError, Plan, QuantizeJob, Recipe, Registry, open_folder_with, prepare, read_recipe_with,
+    AnalysisCost, Forecast, PipelineError, Plan, QuantizeJob, Recipe, Registry, Sample, Shared,
+    open_folder_with, prepare, read_recipe_with, run::SharedStatistics,
 };
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -32,12 +33,26 @@ pub struct PlannedVariant {
     pub disk: u64,
     /// Predicted peak memory of quantising, in bytes.
     pub memory: u64,
+    /// Bytes of the statistics of the float stream that it leaves to other rows.
+    #[serde(default)]
+    pub shared: u64,
+    /// What looking at its activations takes, before and behind its transforms; none where nothing transforms them, there is no
+    /// calibration data to see them on, or the memory budget is too small for it.
+    #[serde(default)]
+    pub ranges: Option<AnalysisCost>,
     /// Why it cannot be made.
     pub illegal: Option<String>,
     /// What is not there, so that the row cannot be run here although it is legal.
     pub absent: Option<String>,
     /// Ways to run it: `sim`, `int8`, or `server`; and why one is impossible.
     pub executions: Vec<(String, Option<String>)>,
+}
+
+impl PlannedVariant {
+    /// Predicted peak memory of quantising it and of looking at its activations, in bytes.
+    fn peak(&self) -> u64 {
+        self.memory.max(self.ranges.map_or(0, |cost| cost.memory))
+    }
 }
 
 /// What a study will do.
@@ -53,8 +68,11 @@ pub struct StudyPlan {
     pub cells: usize,
     /// Most bytes on disk at a time: the largest folder.
     pub disk: u64,
-    /// Predicted peak memory of quantising, in bytes.
+    /// Predicted peak memory of quantising, in bytes, with what rows share.
     pub memory: u64,
+    /// Bytes of that for what rows share, at most: statistics of the float stream, and tokens.
+    #[serde(default)]
+    pub shared: u64,
     /// Seconds that quantising is expected to take; scoring is not in it.
     pub seconds: f64,
 }
@@ -104,6 +122,7 @@ pub(super) fn quantize_job(
     folder: &Path,
     recipe: Recipe,
     output: PathBuf,
+    shared: &Shared,
 ) -> Result<QuantizeJob, StudyError> {
     Ok(QuantizeJob {
         calibration: calibration(model, folder)?,
@@ -111,11 +130,19 @@ pub(super) fn quantize_job(
         max_seq_len: model.max_seq_len,
         seed: model.seed,
         threads: job.threads,
-        memory: job.memory,
+        memory: job.memory_of_work(),
+        shared: shared.clone(),
         resume: true,
         force_unsupported: true,
         ..QuantizeJob::new(folder, recipe, output)
     })
+}
+
+/// What looking at the activations of a row takes, if that is done; `bytes` are those of the weights of the model and of the row.
+fn ranges_cost(job: &StudyJob, model: &GridModel, plan: &Plan, bytes: [u64; 2]) -> Option<AnalysisCost> {
+    let shown = plan.recipe.rewrites() && model.calibration.is_some();
+    let cost = shown.then(|| AnalysisCost::of_activations(plan, Sample::default(), job.threads, bytes));
+    cost.filter(|cost| job.memory_of_work().is_none_or(|allowed| cost.memory <= allowed))
 }
 
 /// A row of which nothing is known yet but its recipe.
@@ -136,6 +163,8 @@ fn row(job: &StudyJob, model: &GridModel, given: &GridRecipe, recipe: &Recipe) -
         seconds: None,
         disk: 0,
         memory: 0,
+        shared: 0,
+        ranges: None,
         illegal: None,
         absent: None,
         executions: executions.collect(),
@@ -167,6 +196,8 @@ fn served(model: &GridModel, server: &GridServer, tasks: &[Task]) -> PlannedVari
         seconds: None,
         disk: 0,
         memory: 0,
+        shared: 0,
+        ranges: None,
         illegal: problem,
         absent: None,
         executions: vec![(SERVER.to_owned(), None)],
@@ -180,7 +211,12 @@ fn method_of(recipe: &Recipe) -> String {
 
 impl StudyPlan {
     /// With `anywhere` models that are not there are planned by the shape that the grid states, and data may be missing.
-    pub(super) fn new(job: &StudyJob, registry: &Registry, anywhere: bool) -> Result<Self, StudyError> {
+    pub(super) fn new(
+        job: &StudyJob,
+        registry: &Registry,
+        anywhere: bool,
+        shared: &Shared,
+    ) -> Result<Self, StudyError> {
         let grid = &job.grid;
         let tasks = tasks(grid)?;
         let mut variants = Vec::new();
@@ -210,6 +246,8 @@ impl StudyPlan {
                 seconds: None,
                 disk: 0,
                 memory: 0,
+                shared: 0,
+                ranges: None,
                 illegal: None,
                 absent: None,
                 executions: vec![("sim".to_owned(), None)],
@@ -218,7 +256,7 @@ impl StudyPlan {
             for given in &grid.recipes {
                 let planned = match shape {
                     Some(config) => Self::by_shape(job, model, config, given, registry)?,
-                    None => Self::variant(job, model, &folder, given, registry)?,
+                    None => Self::variant(job, model, &folder, given, registry, shared)?,
                 };
                 variants.push(PlannedVariant { absent: absent.clone(), ..planned });
             }
@@ -228,6 +266,9 @@ impl StudyPlan {
         }
         let runs = |v: &PlannedVariant| v.executions.iter().filter(|(_, problem)| problem.is_none()).count();
         let legal = || variants.iter().filter(|variant| variant.illegal.is_none());
+        // Tokens are few beside everything else.
+        let left: u64 = legal().map(|v| v.shared).sum::<u64>() + shared.bytes();
+        let held = left.min(job.shared_bytes());
         Ok(Self {
             study: grid.name.clone(),
             cells: legal()
@@ -239,7 +280,8 @@ impl StudyPlan {
                 .sum(),
             tasks: tasks.iter().map(|task| task.name().to_owned()).collect(),
             disk: legal().map(|v| v.disk).max().unwrap_or(0),
-            memory: legal().map(|v| v.memory).max().unwrap_or(0),
+            memory: legal().map(PlannedVariant::peak).max().unwrap_or(0) + held,
+            shared: held,
             seconds: legal().filter_map(|v| v.seconds).sum(),
             variants,
         })
@@ -265,6 +307,9 @@ impl StudyPlan {
                 planned.weight_bits = Some(forecast.bits_per_weight);
                 planned.seconds = Some(forecast.seconds);
                 planned.disk = forecast.output_bytes;
+                planned.shared = SharedStatistics::bytes(&plan, &lengths);
+                let float = 2 * (plan.spec.layers * plan.spec.block_parameters()) as u64;
+                planned.ranges = ranges_cost(job, model, &plan, [float, forecast.output_bytes]);
                 planned.memory =
                     quant_pipeline::memory::predict(&plan, &lengths, 0, job.threads).bound(false);
             }
@@ -284,11 +329,12 @@ impl StudyPlan {
         folder: &Path,
         given: &GridRecipe,
         registry: &Registry,
+        shared: &Shared,
     ) -> Result<PlannedVariant, StudyError> {
         let recipe = recipe(given, registry)?;
         let mut planned = row(job, model, given, &recipe);
         let work = job.output.join("work").join("plan");
-        let prepared = quantize_job(job, model, folder, recipe, work)
+        let prepared = quantize_job(job, model, folder, recipe, work, shared)
             .and_then(|job| prepare(&job).map_err(StudyError::from));
         match prepared {
             Ok(prepared) if prepared.plan.streams.calibration() && prepared.tokens.is_none() => {
@@ -304,6 +350,11 @@ impl StudyPlan {
                 planned.seconds = Some(forecast.seconds);
                 planned.disk = prepared.disk.weights + prepared.disk.files + prepared.disk.journal;
                 planned.memory = prepared.memory.bound(prepared.spill);
+                let sequences = prepared.tokens.iter().flat_map(|tokens| &tokens.sequences);
+                let lengths: Vec<usize> = sequences.map(Vec::len).collect();
+                planned.shared = SharedStatistics::bytes(&prepared.plan, &lengths);
+                let float = prepared.folder.checkpoint.total_bytes();
+                planned.ranges = ranges_cost(job, model, &prepared.plan, [float, prepared.disk.weights]);
             }
             // What this recipe asks of this model cannot be had; other rows can.
             Err(StudyError::Pipeline(

@@ -2,7 +2,7 @@
 
 use super::compare::is_greedy;
 use super::job::StudyJob;
-use super::place::{SERVER, discard, slug, variant_folder, word};
+use super::place::{RANGES, SERVER, discard, slug, variant_folder, word};
 #[cfg(feature = "server")]
 use super::plan::is_asked_of_servers;
 use super::plan::{PlannedVariant, calibration, quantize_job, recipe};
@@ -10,9 +10,11 @@ use crate::StudyError;
 use crate::blame::blame;
 use crate::files::{read_json, write_whole};
 use crate::grid::{Grid, GridModel, GridRecipe, GridServer};
+use crate::ranges::ranges;
 use crate::record::Record;
 use crate::results::{Status, VariantFacts};
 use crate::run::home::{Identity, differing, finished_in, hash_of, is_finished, pretty};
+use crate::run::tokens::Texts;
 use crate::run::{Reference, TaskJob, run_task, version};
 use crate::verdict::{FloatAnswer, predict};
 use quant_checkpoint::{BlockSource, FolderSource, TensorHash};
@@ -20,8 +22,8 @@ use quant_data::{ChatTemplate, Question, Task, TaskKind, Tokenizer, end_tokens};
 use quant_kernels::Par;
 use quant_model::{Arithmetic, Execution};
 use quant_pipeline::{
-    Event, Events, PipelineError, Registry, Scored, folder_arithmetic, open_folder_with, quantize,
-    with_threads,
+    AnalyzeJob, Event, Events, PipelineError, Registry, Scored, Shared, folder_arithmetic, open_folder_with,
+    quantize, with_threads,
 };
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -65,6 +67,8 @@ pub(super) struct Rows<'a> {
     reference: Option<Reference>,
     /// Greedy answers of the float model, once they have been read.
     answers: Option<Vec<FloatAnswer>>,
+    /// What is the same for several rows: tokens, statistics of the float stream.
+    shared: Shared,
 }
 
 impl<'a> Rows<'a> {
@@ -74,6 +78,7 @@ impl<'a> Rows<'a> {
         folder: &'a Path,
         tasks: &'a [Task],
         registry: &'a Registry,
+        shared: &Shared,
     ) -> Result<Self, StudyError> {
         let mut common = vec![("the program".to_owned(), version())];
         if !job.grid.is_served(model) {
@@ -85,7 +90,8 @@ impl<'a> Rows<'a> {
             data = format!("{written}, {}, {data}", hash_of(spec.path())?);
         }
         let identity = [common, vec![("the calibration".to_owned(), data)]];
-        Ok(Self { job, model, folder, tasks, registry, identity, reference: None, answers: None })
+        let shared = shared.clone();
+        Ok(Self { job, model, folder, tasks, registry, identity, reference: None, answers: None, shared })
     }
 
     pub(super) fn title(&self, planned: &PlannedVariant) -> String {
@@ -164,7 +170,8 @@ impl<'a> Rows<'a> {
                 || missing(predicted, "prediction.json")
                 || missing(blamed, "blame.json")
         };
-        let waiting = executions.iter().any(unfinished);
+        let looked_at = given.is_some() && planned.ranges.is_some();
+        let waiting = executions.iter().any(unfinished) || (looked_at && !home.join(RANGES).exists());
         if facts.is_some() && !waiting && !self.job.restart_changed {
             return Ok(());
         }
@@ -189,6 +196,9 @@ impl<'a> Rows<'a> {
                 work.clone()
             }
         };
+        if let Some(given) = given.filter(|_| looked_at) {
+            self.ranges(planned, given, &folder, &home.join(RANGES), events)?;
+        }
         for execution in executions {
             let cells = home.join(word(execution));
             for task in self.tasks {
@@ -256,8 +266,8 @@ impl<'a> Rows<'a> {
         events.event(Event::Part(format!("quantising: {}", self.title(planned))));
         let parent = work.parent().unwrap_or(work);
         std::fs::create_dir_all(parent).map_err(StudyError::io(parent))?;
-        let job =
-            quantize_job(self.job, self.model, self.folder, recipe(given, self.registry)?, work.to_owned())?;
+        let (recipe, work) = (recipe(given, self.registry)?, work.to_owned());
+        let job = quantize_job(self.job, self.model, self.folder, recipe, work, &self.shared)?;
         match quantize(&job, events) {
             Ok(outcome) => Ok(VariantFacts::of(identity.to_vec(), &outcome)),
             Err(error) => match not_finite(&error) {
@@ -299,7 +309,7 @@ impl<'a> Rows<'a> {
             execution,
             compute: self.job.grid.compute,
             threads: self.job.threads,
-            memory: self.job.memory,
+            memory: self.job.memory_of_work(),
             batch: self.job.batch,
             with_texts: self.job.with_texts,
             allow_code_execution: self.job.allow_code_execution,
@@ -308,6 +318,7 @@ impl<'a> Rows<'a> {
             output: Some(cells.join(slug(task.name()))),
             resume: true,
             restart_changed: self.job.restart_changed,
+            shared: self.shared.clone(),
             ..TaskJob::new(folder, task.clone())
         }
     }
@@ -412,6 +423,27 @@ impl<'a> Rows<'a> {
         write_whole(&path, &pretty(&verdict))
     }
 
+    /// Looks at the activations before and behind the transforms of a row.
+    fn ranges(
+        &self,
+        planned: &PlannedVariant,
+        given: &GridRecipe,
+        folder: &Path,
+        path: &Path,
+        events: &mut dyn Events,
+    ) -> Result<(), StudyError> {
+        let Some(spec) = calibration(self.model, self.folder)?.filter(|_| !path.exists()) else {
+            return Ok(());
+        };
+        events.event(Event::Part(format!("looking at activations: {}", self.title(planned))));
+        let job = AnalyzeJob {
+            report: Some(folder.to_owned()),
+            threads: self.job.threads,
+            ..AnalyzeJob::new(self.folder, recipe(given, self.registry)?, spec)
+        };
+        write_whole(path, &pretty(&ranges(&job, events)?))
+    }
+
     fn blame(
         &mut self,
         planned: &PlannedVariant,
@@ -425,13 +457,16 @@ impl<'a> Rows<'a> {
         events.event(Event::Part(format!("putting blocks back: {}", self.title(planned))));
         let files = task.source().find(task.name(), &self.job.data_folders(self.folder))?;
         let tokenizer = Tokenizer::from_dir(self.folder)?;
-        let windows = task.windows(&files, &tokenizer, self.folder, Some(BLAMED))?;
+        let (shared, model) = (&self.shared.clone(), self.folder);
+        let texts = Texts { shared, task: &task, files: &files, tokenizer: &tokenizer, model };
+        let windows = texts.windows()?;
+        let windows = &windows[..BLAMED.min(windows.len())];
         let (quantised, arithmetic) = self.opened(folder, execution)?;
         let threads = self.job.threads;
         let float = open_folder_with(self.folder, self.registry)?.into_source()?;
         let reference = self.reference()?;
         let found = with_threads(threads, |par: Par| {
-            blame(quantised, float, arithmetic, reference, &windows, par, events)
+            blame(quantised, float, arithmetic, reference, windows, par, events)
         })??;
         write_whole(&path, &pretty(&found))
     }

@@ -13,7 +13,7 @@ use crate::report;
 use crate::results::{Status, StudyResults, VariantFacts};
 use crate::run::home::{changed, differing, pretty};
 use quant_data::Task;
-use quant_pipeline::{Event, Events, PipelineError, Registry};
+use quant_pipeline::{Event, Events, PipelineError, Registry, Shared};
 use std::path::{Path, PathBuf};
 
 const GRID: &str = "grid.yaml";
@@ -33,7 +33,7 @@ pub struct StudyOutcome {
 /// # Errors
 /// [`StudyError`] for a grid whose models, tasks or data cannot be read.
 pub fn plan_study(job: &StudyJob, registry: &Registry) -> Result<StudyPlan, StudyError> {
-    StudyPlan::new(job, registry, true)
+    StudyPlan::new(job, registry, true, &Shared::new(job.shared_bytes()))
 }
 
 /// Carries a study out, or goes on with it. The report is written again after every row.
@@ -58,7 +58,8 @@ pub fn run_study(
         });
     }
     events.event(Event::Phase("planning the study"));
-    let plan = StudyPlan::new(job, registry, false)?;
+    let shared = Shared::new(job.shared_bytes());
+    let plan = StudyPlan::new(job, registry, false, &shared)?;
     let tasks = tasks(&job.grid)?;
     check_programs(&tasks, job.allow_code_execution, job.python.as_deref(), registry)?;
     if let Some(reason) =
@@ -77,7 +78,7 @@ pub fn run_study(
     let mut failed = 0;
     for model in &job.grid.models {
         let folder = model_folder(model, &job.output)?;
-        let mut rows = Rows::new(job, model, &folder, &tasks, registry)?;
+        let mut rows = Rows::new(job, model, &folder, &tasks, registry, &shared)?;
         for planned in plan.variants.iter().filter(|v| v.model == model.name && v.illegal.is_none()) {
             let origin = Origin::of(&job.grid, model, planned);
             match rows.run(planned, origin, events) {
@@ -162,7 +163,7 @@ fn refuse_changed(
     let mut named = Vec::new();
     for model in &job.grid.models {
         let folder = model_folder(model, &job.output)?;
-        let rows = Rows::new(job, model, &folder, tasks, registry)?;
+        let rows = Rows::new(job, model, &folder, tasks, registry, &Shared::default())?;
         for planned in plan.variants.iter().filter(|v| v.model == model.name && v.illegal.is_none()) {
             let origin = Origin::of(&job.grid, model, planned);
             let home = variant_folder(&job.output, &planned.model, planned.recipe.as_deref());

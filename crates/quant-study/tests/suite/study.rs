@@ -156,6 +156,74 @@ fn what_is_finished_stays_when_a_grid_grows_and_is_named_when_it_changes() {
     assert!(matches!(run(&resume(&format!("{one}{TASKS}"))), Err(StudyError::Locked { .. })));
 }
 
+/// Hashes of the tensors of a folder, by its manifest.
+fn hashes(folder: &Path) -> serde_json::Value {
+    let manifest: serde_json::Value = serde_json::from_slice(&read(folder, "manifest.json")).unwrap();
+    assert!(manifest["output"].as_object().unwrap().len() > 42);
+    manifest["output"].clone()
+}
+
+#[test]
+fn a_row_has_the_hashes_of_quantize_alone_whatever_it_shares() {
+    use quant_data::CalibrationSpec;
+    use quant_pipeline::{QuantizeJob, Recipe, quantize};
+    let folder = tempfile::tempdir().unwrap();
+    let recipes = [
+        ("awq_W4", "{ version: 1, modifiers: [awq: { scheme: W4A16g32 }] }"),
+        ("awq_W3", "{ version: 1, modifiers: [awq: { scheme: W3A16g32 }] }"),
+        ("sq_W8", "{ version: 1, modifiers: [smoothquant: {}, rtn: { scheme: W8A8KV8 }] }"),
+        ("sq_gptq", "{ version: 1, modifiers: [smoothquant: {}, gptq: { scheme: W4A8 }] }"),
+        ("gptaq", "{ version: 1, modifiers: [gptaq: { scheme: W3A16g32 }] }"),
+    ];
+    let rows: String =
+        recipes.iter().map(|(name, text)| format!("  - {{ name: {name}, recipe: {text} }}\n")).collect();
+    let grid = grid(&format!("recipes:\n{rows}tasks: [FEW]\nlimit: 2\n"));
+    let output = folder.path().join("study");
+    let keeping = StudyJob { keep_folders: true, ..job(&output, grid.clone()) };
+    let plan = plan_study(&keeping, &Registry::default()).unwrap();
+    assert!(plan.shared > 0 && plan.memory > plan.shared);
+    let results = run(&keeping).unwrap();
+    let model = tiny_reasoner();
+    for (name, _) in recipes {
+        let alone = folder.path().join(name);
+        // A study writes the text that YAML makes of what stands in its grid.
+        let written =
+            std::fs::read_to_string(output.join("work/tiny-reasoner").join(name).join("recipe.yaml"));
+        let recipe = Recipe::parse(&written.unwrap()).unwrap();
+        let calibration = model.join("tasks/calibration.jsonl").display().to_string();
+        let job = QuantizeJob {
+            calibration: Some(CalibrationSpec::parse(&calibration).unwrap()),
+            num_samples: Some(8),
+            max_seq_len: Some(128),
+            force_unsupported: true,
+            threads: 1,
+            ..QuantizeJob::new(&model, recipe, &alone)
+        };
+        quantize(&job, &mut Silent).unwrap();
+        assert_eq!(hashes(&output.join("work/tiny-reasoner").join(name)), hashes(&alone), "{name}");
+    }
+    // Rows with transforms say what became of activations; the others, and the float model, have none.
+    for (name, transforms) in
+        [("float", false), ("awq_W4", true), ("sq_W8", true), ("sq_gptq", true), ("gptaq", false)]
+    {
+        let ranges = &row(&results, name).ranges;
+        let places = if name == "sq_W8" { 6 } else { 4 };
+        assert_eq!(ranges.len(), if transforms { 6 * places } else { 0 }, "{name}");
+    }
+    let flatter = row(&results, "sq_W8").ranges.iter().filter(|seen| seen.place == "q, k, v");
+    assert!(flatter.clone().all(|seen| seen.behind.largest.unwrap() < seen.float.largest.unwrap()));
+    // The float model's are the same in every row.
+    let float = |name: &str| {
+        let ranges = row(&results, name).ranges.iter().filter(|seen| !seen.place.ends_with('s'));
+        ranges.map(|seen| (seen.block, seen.place.clone(), seen.float)).collect::<Vec<_>>()
+    };
+    assert_eq!(float("sq_W8"), float("awq_W4"));
+    let html = String::from_utf8(read(&output, "report.html")).unwrap();
+    assert!(html.contains("largest activation") && html.contains("input of q, k, v: largest"));
+    let costs = plan.variants.iter().map(|v| v.ranges.map_or(0, |cost| cost.block_passes));
+    assert_eq!(costs.collect::<Vec<_>>(), [0, 12, 12, 12, 12, 0]);
+}
+
 #[test]
 fn one_damaged_layer_is_named() {
     let folder = tempfile::tempdir().unwrap();
