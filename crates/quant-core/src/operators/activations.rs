@@ -5,8 +5,8 @@ use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2};
 use crate::range::{all_finite, range_with_zero};
 use crate::{ActRule, Bits, ClipRatio, CoreError, FloatType, QParams};
 
-/// Activations `[tokens, features]` as signed codes: a value is `scale · (code − zero)`.
-#[derive(Clone, Debug, PartialEq)]
+/// Activations `[tokens, features]` as signed codes: a value is `scale · (code − zero)`. By default there are no tokens.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct QuantizedActivations {
     /// Codes, `[tokens, features]`.
     pub codes: Array2<i8>,

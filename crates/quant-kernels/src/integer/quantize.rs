@@ -1,6 +1,6 @@
 //! Activations as codes, also in the pass that makes the activations.
 
-use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayViewMut2, Axis};
+use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut2, Axis};
 use quant_core::operators::{DynamicNumerics, QuantizedActivations, StaticNumerics, TokenParams};
 use quant_core::{Bits, QParams};
 
@@ -55,14 +55,10 @@ fn quantize_row(numerics: DynamicNumerics, row: &[f32], codes: &mut [i8]) -> Tok
     )
 }
 
-fn empty() -> QuantizedActivations {
-    QuantizedActivations { codes: Array2::zeros((0, 0)), scales: Array1::zeros(0), zeros: None }
-}
-
 /// Codes of `x` `[tokens, features]` with parameters of each token: those of [`DynamicNumerics::token`].
 #[must_use]
 pub fn quantize_tokens(numerics: DynamicNumerics, x: ArrayView2<'_, f32>, par: Par) -> QuantizedActivations {
-    let mut result = empty();
+    let mut result = QuantizedActivations::default();
     quantize_rows(numerics, x.dim(), &mut result, par, |i, buffer, codes| {
         with_row(x.row(i), buffer, |row| quantize_row(numerics, row, codes))
     });

@@ -2,13 +2,15 @@
 
 use super::Block;
 use crate::kv::{KvCache, KvStore};
+use crate::linear::Activations;
 use crate::ops::attention::causal_attention_into;
 use crate::ops::mlp::gated;
 use crate::ops::norm::normed;
 use crate::ops::project::forward_shared;
 use crate::{ModelError, RopeTable};
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, CowArray, Ix2};
+use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut2, Axis, CowArray, Ix2};
 use quant_core::PairTransform;
+use quant_core::operators::QuantizedActivations;
 use quant_graph::{KvScheme, LinearSpec, Norm, Role, Site};
 use quant_kernels::{Element, Par, tasks, views};
 use std::fmt::{self, Debug, Formatter};
@@ -58,6 +60,8 @@ pub struct StageScratch<T> {
     pub(super) up: Vec<T>,
     /// Input of down, where it is kept nowhere else.
     pub(super) activation: Vec<T>,
+    /// Inputs of stages that were never anything but codes.
+    pub(super) codes: QuantizedActivations,
 }
 
 impl<T> Debug for Walk<'_, T> {
@@ -365,34 +369,37 @@ impl<T: Element> Block<T> {
     }
 
     /// Some parts of a site in the order in which they are stored, each of its width, from their common input.
-    pub(super) fn project<const N: usize>(
+    pub(super) fn project<'x, const N: usize>(
         &self,
         site: Site,
         parts: [(Role, usize); N],
-        x: ArrayView2<'_, T>,
+        x: impl Into<Activations<'x, T>>,
         par: Par,
     ) -> Result<[Array2<T>; N], ModelError> {
-        let mut outputs = parts.map(|(_, width)| Array2::zeros((x.nrows(), width)));
+        let x = x.into();
+        let mut outputs = parts.map(|(_, width)| Array2::zeros((x.dim().0, width)));
         let mut at = parts.iter().map(|(role, _)| *role);
         let views = outputs.each_mut().map(|y| (at.next().unwrap_or(Role::Q), y.view_mut()));
         self.project_into(site, views, x, par)?;
         Ok(outputs)
     }
     /// [`Self::project`] into arrays `[tokens, rows of the part]`, whose old content is not read.
-    fn project_into<const N: usize>(
+    pub(super) fn project_into<'x, const N: usize>(
         &self,
         site: Site,
         parts: [(Role, ArrayViewMut2<'_, T>); N],
-        x: ArrayView2<'_, T>,
+        x: impl Into<Activations<'x, T>>,
         par: Par,
     ) -> Result<(), ModelError> {
+        let x = x.into();
+        let (tokens, features) = x.dim();
         let wanted = |l: &&LinearSpec| {
             l.id.site() == site && l.parts.iter().any(|(part, _)| parts.iter().any(|(role, _)| part == role))
         };
         let linears: Vec<&LinearSpec> = self.spec.linears.iter().filter(wanted).collect();
         let mut ops = Vec::with_capacity(linears.len());
         for linear in &linears {
-            self.check(&linear.module, &[x.nrows(), linear.inputs], x.shape())?;
+            self.check(&linear.module, &[tokens, linear.inputs], &[tokens, features])?;
             let missing = || ModelError::MissingLinear { block: self.index, module: linear.module.clone() };
             ops.push(self.linear(linear.id).ok_or_else(missing)?);
         }
@@ -405,8 +412,7 @@ impl<T: Element> Block<T> {
         if !linears.iter().any(|l| fused(l)) {
             return forward_shared(&ops, x, parts.into_iter().map(|(_, out)| out), par).map_err(failed);
         }
-        let mut whole: Vec<Array2<T>> =
-            linears.iter().map(|l| Array2::zeros((x.nrows(), l.outputs))).collect();
+        let mut whole: Vec<Array2<T>> = linears.iter().map(|l| Array2::zeros((tokens, l.outputs))).collect();
         forward_shared(&ops, x, whole.iter_mut().map(|y| y.view_mut()), par).map_err(failed)?;
         for (role, mut out) in parts {
             for (linear, y) in linears.iter().zip(&whole) {
@@ -418,15 +424,13 @@ impl<T: Element> Block<T> {
         Ok(())
     }
     pub(super) fn normed(&self, norm: Norm, h: ArrayView2<'_, T>, par: Par) -> Result<Array2<T>, ModelError> {
-        let Some(weight) = self.norm(norm) else {
-            return Err(ModelError::Part {
-                block: self.index,
-                what: format!("{norm:?} norm"),
-                problem: "is missing",
-            });
-        };
+        Ok(normed(h, self.norm_of(norm, h)?, self.eps, par))
+    }
+    /// The weight of a norm of rows `h` `[tokens, features]`.
+    pub(super) fn norm_of(&self, norm: Norm, h: ArrayView2<'_, T>) -> Result<ArrayView1<'_, T>, ModelError> {
+        let weight = self.norm(norm).ok_or_else(|| self.part(format!("{norm:?} norm"), "is missing"))?;
         self.check("residual stream", &[h.nrows(), weight.len()], h.shape())?;
-        Ok(normed(h, weight, self.eps, par))
+        Ok(weight)
     }
 }
 

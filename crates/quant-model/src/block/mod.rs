@@ -2,6 +2,7 @@
 
 mod flow;
 mod heads;
+mod made;
 mod run;
 mod step;
 mod train;

@@ -48,11 +48,12 @@ impl Block<f32> {
         scratch: &mut StageScratch<f32>,
         par: Par,
     ) -> Result<(), ModelError> {
-        let x = self.attention_input(h.view(), par)?;
         let (query, kv) = (self.shape.query_width(), self.shape.kv_width());
         let parts = [(Role::Q, query), (Role::K, kv), (Role::V, kv)];
-        let [mut q, mut k, mut v] = self.project(Site::AttentionInput, parts, x.view(), par)?;
-        drop(x);
+        let [mut q, mut k, mut v] = {
+            let x = self.made_input(Norm::Input, h.view(), &mut scratch.codes, par)?;
+            self.project(Site::AttentionInput, parts, x.activations(), par)?
+        };
         self.norm_heads(q.view_mut(), Norm::Query, par);
         self.norm_heads(k.view_mut(), Norm::Key, par);
         for span in spans {
@@ -87,10 +88,9 @@ impl Block<f32> {
         drop(attended);
         let mut buffer = std::mem::take(&mut scratch.activation);
         for mut rows in h.axis_chunks_iter_mut(Axis(0), MLP_ROWS) {
-            let x = self.mlp_input(rows.view(), par)?;
-            let mut wide = views::scratch(&mut buffer, (rows.nrows(), self.intermediate));
-            self.mlp_activation_into(x.view(), wide.view_mut(), &mut scratch.up, par)?;
-            add(rows.view_mut(), self.mlp_output(wide.view(), par)?.view(), par);
+            let wide = views::scratch(&mut buffer, (rows.nrows(), self.intermediate));
+            let y = self.made_mlp(rows.view(), wide, scratch, par)?;
+            add(rows.view_mut(), y.view(), par);
         }
         scratch.activation = buffer;
         Ok(())

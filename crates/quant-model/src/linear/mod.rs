@@ -75,6 +75,23 @@ pub enum Activations<'a, T> {
     Codes(&'a QuantizedActivations),
 }
 
+impl<'a, T> From<ArrayView2<'a, T>> for Activations<'a, T> {
+    fn from(x: ArrayView2<'a, T>) -> Self {
+        Self::Float(x)
+    }
+}
+
+impl<T> Activations<'_, T> {
+    /// Tokens and features.
+    #[must_use]
+    pub fn dim(&self) -> (usize, usize) {
+        match self {
+            Self::Float(x) => x.dim(),
+            Self::Codes(codes) => codes.codes.dim(),
+        }
+    }
+}
+
 /// A linear layer, `y = Q(x) W^T + b`, whatever arithmetic it stands for.
 ///
 /// The input quantiser is separate from the product, so that linears with a common input and a common quantiser can
