@@ -259,6 +259,28 @@ pub(crate) fn write_tokens(path: &Path, rows: &[Vec<i64>], length: usize) -> Str
     format!("{}:ids", path.display())
 }
 
+/// [`write_tokens`] of whole rows.
+pub(crate) fn write_rows(path: &Path, rows: &TokenSet) -> String {
+    let ids: Vec<Vec<i64>> =
+        rows.sequences.iter().map(|row| row.iter().map(|&t| t.into()).collect()).collect();
+    write_tokens(path, &ids, rows.sequences[0].len())
+}
+
+/// What a folder computes of tokens (`data` holds `rows`) is what the recipe computes in memory.
+#[track_caller]
+pub(crate) fn computes_what_was_measured(
+    model: &Path,
+    recipe: &str,
+    output: &Path,
+    (rows, data): (&TokenSet, &str),
+) {
+    let read = ptq(&["eval", "--model", text(output), "--tokens", data, "--json"]).expect(0, &[]).json();
+    let (in_memory, _) = quantize_in_memory(model, recipe, Some(rows), 2);
+    let expected = perplexity(in_memory, &rows.sequences);
+    let found = read["perplexity"].as_f64().unwrap();
+    assert!((found / expected - 1.0).abs() < 1e-6, "{found} from the folder, {expected} in memory");
+}
+
 /// Runs the command where no file may grow beyond `kilobytes`: the nearest thing to a full disk that needs no rights.
 pub(crate) fn on_a_full_disk(kilobytes: usize, arguments: &[&str]) -> Ran {
     // The units of `ulimit -f` are 512 bytes by POSIX, 1024 in some shells.

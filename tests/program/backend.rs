@@ -1,6 +1,8 @@
 //! `--backend`: one folder on the processor and on a simulated NPU.
 
-use crate::common::{SMALL, copy_of_model, few_windows, ptq, quantize, text, tiny_reasoner, write_tokens};
+use crate::common::{
+    SMALL, copy_of_model, few_windows, ptq, quantize, text, tiny_reasoner, write_rows, write_tokens,
+};
 use ascend_kernels::{OpenOptions, Processor, ProcessorOptions};
 use ascend_sim::{Kind, Simulator};
 use ptq::cli::exit_code;
@@ -44,9 +46,7 @@ fn logits_and_texts_are_equal_on_both() {
     let (work, simulator) = (tempdir().unwrap(), Simulator::new().unwrap());
     let library = text(simulator.folder()).to_owned();
     let windows = few_windows(4, 96);
-    let rows: Vec<Vec<i64>> =
-        windows.sequences.iter().map(|s| s.iter().map(|&t| t.into()).collect()).collect();
-    let tokens = write_tokens(&work.path().join("tokens.safetensors"), &rows, 96);
+    let tokens = write_rows(&work.path().join("tokens.safetensors"), &windows);
     let prompts = work.path().join("prompts.jsonl");
     let ask = |question: &str| json!({"messages": [{"role": "user", "content": question}]}).to_string();
     std::fs::write(&prompts, [ask("What is 74 + 51?"), ask("What is 8 + 5?")].join("\n")).unwrap();

@@ -1,7 +1,7 @@
 //! `ptq eval` as scripts rely on it: figures, logits, progress, and what it never overwrites.
 
 use crate::common::{
-    Ran, SMALL, copy_of_model, few_windows, files, interrupt, ptq, quantize, text, tiny_reasoner,
+    Ran, SMALL, copy_of_model, few_windows, files, interrupt, ptq, quantize, text, tiny_reasoner, write_rows,
     write_tokens,
 };
 use serde_json::Value;
@@ -29,9 +29,7 @@ fn evaluation() {
     let work = tempdir().unwrap();
     let model = tiny_reasoner();
     let windows = few_windows(3, 40);
-    let rows: Vec<Vec<i64>> =
-        windows.sequences.iter().map(|s| s.iter().map(|&t| t.into()).collect()).collect();
-    let tokens = write_tokens(&work.path().join("tokens.safetensors"), &rows, 40);
+    let tokens = write_rows(&work.path().join("tokens.safetensors"), &windows);
     let folder = work.path().join("out");
     quantize(&model, "w8a8kv8-ascend", &folder, SMALL).expect(0, &[]);
     let eval = |dir: &Path, more: &[&str]| {

@@ -1,6 +1,6 @@
 //! `ptq generate` and `ptq eval --execute` as people use them.
 
-use crate::common::{SMALL, few_windows, ptq, quantize, text, tiny_reasoner, write_tokens};
+use crate::common::{SMALL, few_windows, ptq, quantize, text, tiny_reasoner, write_rows, write_tokens};
 use serde_json::{Value, json};
 use std::path::Path;
 use tempfile::tempdir;
@@ -75,9 +75,7 @@ fn folders_are_executed() {
     let work = tempdir().unwrap();
     let prompts = chat(&work.path().join("prompts.jsonl"));
     let windows = few_windows(12, 160);
-    let rows: Vec<Vec<i64>> =
-        windows.sequences.iter().map(|s| s.iter().map(|&t| t.into()).collect()).collect();
-    let tokens = write_tokens(&work.path().join("tokens.safetensors"), &rows, 160);
+    let tokens = write_rows(&work.path().join("tokens.safetensors"), &windows);
     let packed =
         "version: 1\nmodifiers: [rtn: { scheme: W4A16g32 }]\nexport: { format: compressed-tensors }\n";
     let fixed = "version: 1\nmodifiers: [rtn: { scheme: W8A8 }]\nactivations: { dynamic: false }\n\

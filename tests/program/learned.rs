@@ -1,8 +1,8 @@
 //! FlatQuant from recipe to folder: what a folder computes when it is read back, and what the person is told.
 
 use crate::common::{
-    SMALL, copy_of_model, few_windows, perplexity, ptq, quantize, quantize_in_memory, refused, text,
-    tiny_reasoner, write_tokens,
+    SMALL, computes_what_was_measured, copy_of_model, few_windows, ptq, quantize, refused, text,
+    tiny_reasoner, write_rows,
 };
 use tempfile::tempdir;
 
@@ -14,9 +14,7 @@ fn a_folder_computes_what_was_measured() {
     let recipe = work.path().join("recipe.yaml");
     std::fs::write(&recipe, text_of).unwrap();
     let rows = few_windows(5, 64);
-    let ids: Vec<Vec<i64>> =
-        rows.sequences.iter().map(|row| row.iter().map(|&t| t.into()).collect()).collect();
-    let data = write_tokens(&work.path().join("rows.safetensors"), &ids, 64);
+    let data = write_rows(&work.path().join("rows.safetensors"), &rows);
     let report = quantize(&model, text(&recipe), &output, &["--calibration", &data, "--json"]);
     let report = report.expect(0, &[]).json();
     let lessons = report["run"]["lessons"].as_array().unwrap();
@@ -38,11 +36,7 @@ fn a_folder_computes_what_was_measured() {
     let told = std::fs::read_to_string(output.join("quantization_report.json")).unwrap();
     assert!(told.contains("\"lessons\""), "{told}");
 
-    let read = ptq(&["eval", "--model", text(&output), "--tokens", &data, "--json"]).expect(0, &[]).json();
-    let (in_memory, _) = quantize_in_memory(&model, text_of, Some(&rows), 2);
-    let expected = perplexity(in_memory, &rows.sequences);
-    let found = read["perplexity"].as_f64().unwrap();
-    assert!((found / expected - 1.0).abs() < 1e-6, "{found} from the folder, {expected} in memory");
+    computes_what_was_measured(&model, text_of, &output, (&rows, &data));
 }
 
 /// Pairs for the kernel of vLLM-Ascend: its loader takes the folder, which computes what was measured, cache and all.
@@ -56,9 +50,7 @@ fn a_folder_of_pairs_computes_what_was_measured() {
     let recipe = work.path().join("recipe.yaml");
     std::fs::write(&recipe, &text_of).unwrap();
     let rows = few_windows(4, 64);
-    let ids: Vec<Vec<i64>> =
-        rows.sequences.iter().map(|row| row.iter().map(|&t| t.into()).collect()).collect();
-    let data = write_tokens(&work.path().join("rows.safetensors"), &ids, 64);
+    let data = write_rows(&work.path().join("rows.safetensors"), &rows);
     let report = quantize(&model, text(&recipe), &output, &["--calibration", &data, "--json"]);
     let report = report.expect(0, &[]).json();
     let serve = report["serve"].as_array().unwrap();
@@ -74,11 +66,7 @@ fn a_folder_of_pairs_computes_what_was_measured() {
         ptq(&["verify", text(&output), "--target", "vllm-ascend", "--tp", "2", "--json"]).expect(1, &[]);
     assert!(two.json().to_string().contains("transform is of all"), "{}", two.out);
 
-    let read = ptq(&["eval", "--model", text(&output), "--tokens", &data, "--json"]).expect(0, &[]).json();
-    let (in_memory, _) = quantize_in_memory(&model, &text_of, Some(&rows), 2);
-    let expected = perplexity(in_memory, &rows.sequences);
-    let found = read["perplexity"].as_f64().unwrap();
-    assert!((found / expected - 1.0).abs() < 1e-6, "{found} from the folder, {expected} in memory");
+    computes_what_was_measured(&model, &text_of, &output, (&rows, &data));
 }
 
 #[test]
@@ -125,9 +113,7 @@ fn a_folder_of_blocks_that_fell_back() {
     let recipe = work.path().join("recipe.yaml");
     std::fs::write(&recipe, text_of).unwrap();
     let rows = few_windows(4, 64);
-    let ids: Vec<Vec<i64>> =
-        rows.sequences.iter().map(|row| row.iter().map(|&t| t.into()).collect()).collect();
-    let data = write_tokens(&work.path().join("rows.safetensors"), &ids, 64);
+    let data = write_rows(&work.path().join("rows.safetensors"), &rows);
     let job = ["--model", text(&model), "--recipe", text(&recipe), "--calibration", &data];
     let plan = ptq(&[&["plan"], &job[..], &["--json"]].concat()).expect(0, &[]).json();
     let worst = plan["forecast"]["worst"]["bits_per_weight"].as_f64().unwrap();
@@ -149,11 +135,7 @@ fn a_folder_of_blocks_that_fell_back() {
     );
     let warnings = report["warnings"].to_string();
     assert!(warnings.contains("falls back to 8 bits"), "{warnings}");
-    let read = ptq(&["eval", "--model", text(&output), "--tokens", &data, "--json"]).expect(0, &[]).json();
-    let (in_memory, _) = quantize_in_memory(&model, text_of, Some(&rows), 2);
-    let expected = perplexity(in_memory, &rows.sequences);
-    let found = read["perplexity"].as_f64().unwrap();
-    assert!((found / expected - 1.0).abs() < 1e-6, "{found} from the folder, {expected} in memory");
+    computes_what_was_measured(&model, text_of, &output, (&rows, &data));
 }
 
 /// Pairs of a part: the folder is for six devices, says so, and computes what was measured. Of o that is 4 x 8; down would have 8 x 12, and has no
@@ -168,9 +150,7 @@ fn a_folder_for_six_devices() {
     let recipe = work.path().join("recipe.yaml");
     std::fs::write(&recipe, &text_of).unwrap();
     let rows = few_windows(4, 64);
-    let ids: Vec<Vec<i64>> =
-        rows.sequences.iter().map(|row| row.iter().map(|&t| t.into()).collect()).collect();
-    let data = write_tokens(&work.path().join("rows.safetensors"), &ids, 64);
+    let data = write_rows(&work.path().join("rows.safetensors"), &rows);
     let report = quantize(&model, text(&recipe), &output, &["--calibration", &data, "--json"]);
     let report = report.expect(0, &[]).json();
     assert_eq!(report["serve"][0]["tensor_parallel"], serde_json::json!([6]), "{report}");
@@ -181,9 +161,5 @@ fn a_folder_for_six_devices() {
         ptq(&["verify", text(&output), "--target", "vllm-ascend", "--tp", "1", "--json"]).expect(1, &[]);
     assert!(one.json().to_string().contains("loads on 6 devices alone"), "{}", one.out);
 
-    let read = ptq(&["eval", "--model", text(&output), "--tokens", &data, "--json"]).expect(0, &[]).json();
-    let (in_memory, _) = quantize_in_memory(&model, &text_of, Some(&rows), 2);
-    let expected = perplexity(in_memory, &rows.sequences);
-    let found = read["perplexity"].as_f64().unwrap();
-    assert!((found / expected - 1.0).abs() < 1e-6, "{found} from the folder, {expected} in memory");
+    computes_what_was_measured(&model, &text_of, &output, (&rows, &data));
 }

@@ -1,8 +1,8 @@
 //! QuaRot from recipe to folder: what 4 bits cost with rotations and without, and what a folder computes when it is read back.
 
 use crate::common::{
-    SMALL, copy_of_model, few_windows, perplexity, ptq, quantize, quantize_in_memory, refused, text, tie,
-    tiny_reasoner, write_tokens,
+    SMALL, computes_what_was_measured, copy_of_model, few_windows, perplexity, ptq, quantize,
+    quantize_in_memory, refused, text, tie, tiny_reasoner, write_rows,
 };
 use tempfile::tempdir;
 
@@ -41,15 +41,10 @@ fn a_folder_computes_what_was_measured() {
     assert!(card.contains("quarot (Hadamard rotations r1, r2, r3, r4) + gptq"), "{card}");
 
     let rows = few_windows(4, 64);
-    let ids: Vec<Vec<i64>> =
-        rows.sequences.iter().map(|row| row.iter().map(|&t| t.into()).collect()).collect();
-    let data = write_tokens(&work.path().join("rows.safetensors"), &ids, 64);
-    let read = ptq(&["eval", "--model", text(&output), "--tokens", &data, "--json"]).expect(0, &[]).json();
+    let data = write_rows(&work.path().join("rows.safetensors"), &rows);
     let recipe =
         std::fs::read_to_string(crate::common::root().join("recipes/w4a4kv4-quarot-research.yaml")).unwrap();
-    let expected = perplexity(quantize_in_memory(&model, &recipe, Some(&rows), 2).0, &rows.sequences);
-    let found = read["perplexity"].as_f64().unwrap();
-    assert!((found / expected - 1.0).abs() < 1e-6, "{found} from the folder, {expected} in memory");
+    computes_what_was_measured(&model, &recipe, &output, (&rows, &data));
 }
 
 /// Rotations that are fused cost a deployment nothing: 4 bits of weights and activations for vLLM-Ascend.
@@ -75,9 +70,7 @@ fn fused_rotations_are_for_any_loader() {
     assert!(old.json().to_string().contains("W4A4_DYNAMIC"));
 
     let rows = few_windows(4, 64);
-    let ids: Vec<Vec<i64>> =
-        rows.sequences.iter().map(|row| row.iter().map(|&t| t.into()).collect()).collect();
-    let data = write_tokens(&work.path().join("rows.safetensors"), &ids, 64);
+    let data = write_rows(&work.path().join("rows.safetensors"), &rows);
     let read = ptq(&["eval", "--model", text(&output), "--tokens", &data, "--json"]).expect(0, &[]).json();
     let expected = perplexity(quantize_in_memory(&model, &text_of, Some(&rows), 2).0, &rows.sequences);
     let found = read["perplexity"].as_f64().unwrap();

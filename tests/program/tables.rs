@@ -1,7 +1,7 @@
 //! Folders with a quantised embedding or head.
 
 use crate::common::{
-    Ran, SMALL, copy_of_model, few_windows, ptq, quantize, text, tie, tiny_reasoner, write_tokens,
+    Ran, SMALL, copy_of_model, few_windows, ptq, quantize, text, tie, tiny_reasoner, write_rows,
 };
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -104,9 +104,7 @@ fn a_format_that_cannot_hold_them_refuses_in_the_plan() {
 fn an_evaluation_sees_the_rounded_head() {
     let work = tempdir().unwrap();
     let windows = few_windows(6, 64);
-    let rows: Vec<Vec<i64>> =
-        windows.sequences.iter().map(|s| s.iter().map(|&t| t.into()).collect()).collect();
-    let tokens = write_tokens(&work.path().join("tokens.safetensors"), &rows, 64);
+    let tokens = write_rows(&work.path().join("tokens.safetensors"), &windows);
     let perplexity = |folder: &Path| {
         let eval = ["eval", "--model", text(folder), "--tokens", &tokens, "--json"];
         ptq(&eval).expect(0, &[]).json()["perplexity"].as_f64().unwrap()

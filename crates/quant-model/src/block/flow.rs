@@ -219,9 +219,7 @@ impl<T: Element> Block<T> {
     /// # Errors
     /// [`ModelError::Shape`] if `h` is not `[tokens, hidden]`.
     pub fn attention_input(&self, h: ArrayView2<'_, T>, par: Par) -> Result<Array2<T>, ModelError> {
-        let mut x = self.normed(Norm::Input, h, par)?;
-        self.transform(Site::AttentionInput, x.view_mut(), par);
-        Ok(x)
+        self.behind_norm(Norm::Input, Site::AttentionInput, h, par)
     }
     /// From [`Site::AttentionInput`] `[tokens, hidden]` to [`Site::AttentionOutput`] `[tokens, heads · head_dim]` of one
     /// sequence: q, k, v, their norms, rope, KV quantisation, causal attention. The new tokens stand behind those of `cache`,
@@ -324,9 +322,7 @@ impl<T: Element> Block<T> {
     /// # Errors
     /// [`ModelError::Shape`] if `h` is not `[tokens, hidden]`.
     pub fn mlp_input(&self, h: ArrayView2<'_, T>, par: Par) -> Result<Array2<T>, ModelError> {
-        let mut x = self.normed(Norm::PostAttention, h, par)?;
-        self.transform(Site::MlpInput, x.view_mut(), par);
-        Ok(x)
+        self.behind_norm(Norm::PostAttention, Site::MlpInput, h, par)
     }
     /// `silu(gate(x)) · up(x)`: [`Site::MlpInput`] `[tokens, hidden]` to [`Site::MlpActivation`]
     /// `[tokens, intermediate]`.
@@ -355,15 +351,23 @@ impl<T: Element> Block<T> {
         let mut up = views::scratch(scratch, shape);
         let parts = [(Role::Gate, out.view_mut()), (Role::Up, up.view_mut())];
         self.project_into(Site::MlpInput, parts, x, par)?;
-        gated(out.view_mut(), up.view(), par);
-        self.transform(Site::MlpActivation, out, par);
+        self.gate(out, up.view(), par);
         Ok(())
+    }
+    /// What gate has computed becomes the input of down.
+    pub(super) fn gate(&self, mut gate: ArrayViewMut2<'_, T>, up: ArrayView2<'_, T>, par: Par) {
+        gated(gate.view_mut(), up, par);
+        self.transform(Site::MlpActivation, gate, par);
     }
     /// The down projection: `m` `[tokens, intermediate]` to `[tokens, hidden]`, to be added to the residual stream.
     ///
     /// # Errors
     /// [`ModelError::MissingLinear`] or [`ModelError::Shape`].
-    pub fn mlp_output(&self, m: ArrayView2<'_, T>, par: Par) -> Result<Array2<T>, ModelError> {
+    pub fn mlp_output<'x>(
+        &self,
+        m: impl Into<Activations<'x, T>>,
+        par: Par,
+    ) -> Result<Array2<T>, ModelError> {
         let [y] = self.project(Site::MlpActivation, [(Role::Down, self.hidden)], m, par)?;
         Ok(y)
     }
@@ -422,6 +426,18 @@ impl<T: Element> Block<T> {
             }
         }
         Ok(())
+    }
+    /// The input of the stage at `site`, which begins with a norm of `h` `[tokens, hidden]`.
+    pub(super) fn behind_norm(
+        &self,
+        norm: Norm,
+        site: Site,
+        h: ArrayView2<'_, T>,
+        par: Par,
+    ) -> Result<Array2<T>, ModelError> {
+        let mut x = self.normed(norm, h, par)?;
+        self.transform(site, x.view_mut(), par);
+        Ok(x)
     }
     pub(super) fn normed(&self, norm: Norm, h: ArrayView2<'_, T>, par: Par) -> Result<Array2<T>, ModelError> {
         Ok(normed(h, self.norm_of(norm, h)?, self.eps, par))

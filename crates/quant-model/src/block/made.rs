@@ -5,7 +5,6 @@ use super::Block;
 use super::flow::StageScratch;
 use crate::ModelError;
 use crate::linear::Activations;
-use crate::ops::mlp::gated;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 use quant_core::operators::{DynamicNumerics, InputNumerics, QuantizedActivations};
 use quant_graph::{Norm, Role, Site};
@@ -61,11 +60,7 @@ impl Block<f32> {
                 rms_norm_quantize(h, self.norm_of(norm, h)?, self.eps, numerics, into, par);
                 Made::Codes(into)
             }
-            None => {
-                let mut x = self.normed(norm, h, par)?;
-                self.transform(site, x.view_mut(), par);
-                Made::Float(x)
-            }
+            None => Made::Float(self.behind_norm(norm, site, h, par)?),
         })
     }
 
@@ -83,18 +78,15 @@ impl Block<f32> {
             let parts = [(Role::Gate, wide.view_mut()), (Role::Up, up.view_mut())];
             self.project_into(Site::MlpInput, parts, x.activations(), par)?;
         }
-        let down = [(Role::Down, self.hidden)];
-        let [y] = match self.token_codes(Site::MlpActivation) {
+        match self.token_codes(Site::MlpActivation) {
             Some(numerics) => {
                 silu_mul_quantize(wide.view(), up.view(), numerics, &mut scratch.codes, par);
-                self.project(Site::MlpActivation, down, Activations::Codes(&scratch.codes), par)?
+                self.mlp_output(Activations::Codes(&scratch.codes), par)
             }
             None => {
-                gated(wide.view_mut(), up.view(), par);
-                self.transform(Site::MlpActivation, wide.view_mut(), par);
-                self.project(Site::MlpActivation, down, wide.view(), par)?
+                self.gate(wide.view_mut(), up.view(), par);
+                self.mlp_output(wide.view(), par)
             }
-        };
-        Ok(y)
+        }
     }
 }

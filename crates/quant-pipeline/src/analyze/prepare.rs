@@ -20,7 +20,7 @@ use quant_core::Bytes;
 use quant_data::{LoadOptions, TokenSet};
 use quant_eval::EvalError;
 use quant_graph::BlockSource;
-use quant_kernels::return_freed_memory;
+use quant_kernels::{Par, return_freed_memory};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -138,6 +138,19 @@ fn notes(plan: &Plan, finished: Option<&Finished>) -> Vec<String> {
     notes
 }
 
+/// Work on the model that blocks are analysed in: behind the transform of the whole of it, where the recipe has one.
+fn with_rewritten<R>(
+    plan: &Plan,
+    source: &mut dyn BlockSource,
+    par: Par,
+    work: impl FnOnce(&mut dyn BlockSource) -> Result<R, PipelineError>,
+) -> Result<R, PipelineError> {
+    match plan.recipe.model_transform() {
+        Some(model) => work(&mut *model.fuse(source, par)?),
+        None => work(source),
+    }
+}
+
 impl PreparedAnalysis {
     /// Sequences and tokens of the sample, and where it is from.
     #[must_use]
@@ -158,26 +171,17 @@ impl PreparedAnalysis {
     /// As [`Self::run`].
     pub fn activations(self, events: &mut dyn Events) -> Result<Vec<Vec<Observed>>, PipelineError> {
         let Self { job, folder, finished, plan, sample, layout, spill, .. } = self;
-        let mut original = plan.recipe.model_transform().map(|_| folder.source()).transpose()?;
+        let whole = plan.recipe.model_transform().is_some();
+        let mut original = whole.then(|| folder.source()).transpose()?;
         let mut source = folder.into_source()?;
         let mut by = finished.map_or(Ok(Quantised::Recipe), Quantised::folder)?;
         with_threads(job.threads, |par| {
             let options = RunOptions { spill, ..RunOptions::new(par) };
-            let mut rewritten;
-            let source: &mut dyn BlockSource = match plan.recipe.model_transform() {
-                Some(model) => {
-                    rewritten = model.fuse(&mut source, par)?;
-                    &mut *rewritten
-                }
-                None => &mut source,
-            };
             let original = original.as_mut().map(|source| source as &mut dyn BlockSource);
-            Pass::new(&plan, &layout, &options, events).activations(
-                source,
-                original,
-                &mut by,
-                &sample.sequences,
-            )
+            let pass = Pass::new(&plan, &layout, &options, events);
+            with_rewritten(&plan, &mut source, par, |source| {
+                pass.activations(source, original, &mut by, &sample.sequences)
+            })
         })?
     }
 
@@ -213,20 +217,14 @@ impl PreparedAnalysis {
         };
         let (mut blocks, scores) = with_threads(job.threads, |par| {
             let options = RunOptions { spill, ..RunOptions::new(par) };
-            let mut rewritten;
-            let source: &mut dyn BlockSource = match plan.recipe.model_transform() {
-                Some(model) => {
-                    rewritten = model.fuse(&mut source, par)?;
-                    &mut *rewritten
-                }
-                None => &mut source,
-            };
             let original = original.as_mut().map(|source| source as &mut dyn BlockSource);
-            let pass = Pass::new(&plan, &layout, &options, events);
-            let (blocks, hidden) = pass.run(source, original, &mut by, &sample.sequences)?;
-            let (text, compute) = (sample.describe(), (plan.recipe.compute(), par));
-            let scores = score(source, hidden, (&sample.sequences, &layout), &text, compute, events)?;
-            Ok::<_, PipelineError>((blocks, scores))
+            with_rewritten(&plan, &mut source, par, |source| {
+                let pass = Pass::new(&plan, &layout, &options, events);
+                let (blocks, hidden) = pass.run(source, original, &mut by, &sample.sequences)?;
+                let (text, compute) = (sample.describe(), (plan.recipe.compute(), par));
+                let scores = score(source, hidden, (&sample.sequences, &layout), &text, compute, events)?;
+                Ok((blocks, scores))
+            })
         })??;
         for (block, report) in blocks.iter_mut().zip(&scores) {
             let comparison = report.comparison;

@@ -56,18 +56,11 @@ pub(super) fn plan_learned(
             online.resize(spec.layers, OnlineScheme::default());
             online[index] = left.online;
         }
-        for (id, clipping) in left.clips {
-            for linears in [&mut *block, &mut fallback] {
-                if let Some(input) = linears.get_mut(&id).and_then(|linear| linear.scheme.input.as_mut()) {
-                    input.clip_ratio = clipping;
-                }
-            }
-        }
-        for (id, shards) in left.shards {
-            for linears in [&mut *block, &mut fallback] {
-                if let Some(input) = linears.get_mut(&id).and_then(|linear| linear.scheme.input.as_mut()) {
-                    input.shards = shards;
-                }
+        for linears in [&mut *block, &mut fallback] {
+            for (id, linear) in linears {
+                let Some(input) = &mut linear.scheme.input else { continue };
+                input.clip_ratio = left.clips.get(id).copied().unwrap_or(input.clip_ratio);
+                input.shards = left.shards.get(id).copied().unwrap_or(input.shards);
             }
         }
         if falls_back {
