@@ -7,7 +7,7 @@ mod common;
 
 use common::{
     CALIBRATION, SMALL, assert_same_files, copy_of_model, few_windows, files, ptq, quantize,
-    quantize_in_memory, split_in_two, text, tiny_reasoner,
+    quantize_in_memory, side_by_side, split_in_two, text, tiny_reasoner,
 };
 use ptq::eval::LanguageModel;
 use ptq::graph::BlockSource;
@@ -64,7 +64,7 @@ fn several_chunks_of_tokens_do_not_matter() {
     let model = tiny_reasoner();
     let windows = ["--calibration", CALIBRATION, "--num-samples", "12", "--max-seq-len", "256", "--json"];
     let gptq = "  - smoothquant: { alpha: 0.5 }\n  - gptq: { scheme: W8A8KV8, true_sequential: ";
-    for (name, modifiers, rest) in [
+    let jobs = [
         ("sequential", format!("{gptq}true }}"), "compute: f32\nexport: { format: vllm-ascend }"),
         ("sequential-bf16", format!("{gptq}true }}"), "compute: bf16\nexport: { format: vllm-ascend }"),
         ("at-once", format!("{gptq}false }}"), "compute: f32\nexport: { format: vllm-ascend }"),
@@ -115,7 +115,8 @@ fn several_chunks_of_tokens_do_not_matter() {
             "  - rtn: { scheme: W8A8KV8 }".to_owned(),
             "activations: { dynamic: false, observer: percentile }\nkv_cache: { granularity: channel_static }",
         ),
-    ] {
+    ];
+    side_by_side(&jobs, |(name, modifiers, rest)| {
         let recipe = work.path().join(format!("{name}.yaml"));
         std::fs::write(&recipe, format!("version: 1\nmodifiers:\n{modifiers}\n{rest}\n")).unwrap();
         let plan = ["plan", "--model", text(&model), "--recipe", text(&recipe)];
@@ -135,7 +136,7 @@ fn several_chunks_of_tokens_do_not_matter() {
         if let Some(budget) = &budget {
             assert_same_files(&one, &run("spilled", &["--threads", "2", "--memory", budget]));
         }
-    }
+    });
     // The settings are not without effect.
     let weights = |name: &str| files(&work.path().join(format!("{name}-one")));
     assert!(weights("sequential") != weights("sequential-bf16"));

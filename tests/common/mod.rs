@@ -14,6 +14,8 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The workspace.
 pub(crate) fn root() -> PathBuf {
@@ -315,4 +317,25 @@ pub(crate) fn refused(model: &Path, recipe: &str, more: &[&str], code: i32, word
 pub(crate) fn nothing_left(folder: &Path) {
     let left: Vec<_> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
     assert!(left.is_empty(), "left behind: {left:?}");
+}
+
+/// What `work` makes of each item, in their order, as many at a time as there are processors: small jobs of one thread each leave less
+/// of them idle than one job of several threads.
+pub(crate) fn side_by_side<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(items.len())));
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from).min(items.len()) {
+            scope.spawn(|| {
+                while let Some((place, item)) = Some(next.fetch_add(1, Ordering::Relaxed))
+                    .and_then(|place| Some((place, items.get(place)?)))
+                {
+                    let result = work(item);
+                    done.lock().unwrap().push((place, result));
+                }
+            });
+        }
+    });
+    let mut done = done.into_inner().unwrap();
+    done.sort_by_key(|(place, _)| *place);
+    done.into_iter().map(|(_, result)| result).collect()
 }

@@ -76,10 +76,17 @@ fn decode(par: Par, rounds: usize) {
         "{par}: decode over {:.2} GiB, GB/s (share of the bandwidth)",
         BYTES as f64 / (1_u64 << 30) as f64
     );
-    for (name, bits, groups) in
-        [("W4 g128", 4, Groups::Size(128)), ("W4 g32", 4, Groups::Size(32)), ("W8", 8, Groups::Channel)]
-    {
-        let one = PackedWeight::new(&matrix(bits, n, k, groups), par);
+    let quantised = |bits, groups| PackedWeight::new(&matrix(bits, n, k, groups), par);
+    let halves = PackedWeight::of_bf16((n, k), par, |i, row| {
+        row.iter_mut().enumerate().for_each(|(j, x)| *x = ((i * 7 + j * 3) % 256) as f32);
+    });
+    let mut weights = vec![
+        ("W4 g128", quantised(4, Groups::Size(128))),
+        ("W4 g32", quantised(4, Groups::Size(32))),
+        ("W8", quantised(8, Groups::Channel)),
+    ];
+    weights.extend(halves.map(|weight| ("bf16", weight)));
+    for (name, one) in weights {
         let weights: Vec<PackedWeight> = vec![one.clone(); BYTES / one.bytes()];
         let size = (weights.len() * one.bytes()) as f64;
         let mut contenders: Vec<Contender<'_>> =
@@ -164,12 +171,17 @@ fn prefill(m: usize, k: usize, n: usize, par: Par, rounds: usize, peak: f64) {
     let codes = quantize_tokens(numerics, x.view(), par);
     let Ok(grouped) = grouped(n, k, par) else { return };
     let Ok(bytes) = IntegerWeight::new(codes_of(n, k).view(), par) else { return };
-    let [mut y0, mut y1, mut y2, mut y3]: [Array2<f32>; 4] = std::array::from_fn(|_| Array2::zeros((m, n)));
+    let halves = random(n, k, 2).mapv(|x| f32::from_bits(x.to_bits() & 0xFFFF_0000));
+    let fill = |i: usize, row: &mut [f32]| row.iter_mut().zip(halves.row(i)).for_each(|(to, x)| *to = *x);
+    let Some(sixteen) = PackedWeight::of_bf16((n, k), par, fill) else { return };
+    let [mut y0, mut y1, mut y2, mut y3, mut y4]: [Array2<f32>; 5] =
+        std::array::from_fn(|_| Array2::zeros((m, n)));
     let mut sums = Array2::zeros((m, n));
     let mut contenders: Vec<Contender<'_>> = vec![
         ("f32".to_owned(), Box::new(|| floats.forward_into(x.view(), None, y0.view_mut(), par))),
         ("W4A16 g128".to_owned(), Box::new(|| four.forward_into(x.view(), None, y1.view_mut(), par))),
         ("W8A16".to_owned(), Box::new(|| eight.forward_into(x.view(), None, y2.view_mut(), par))),
+        ("bf16".to_owned(), Box::new(|| sixteen.forward_into(x.view(), None, y4.view_mut(), par))),
         (
             "W4A8 g128".to_owned(),
             Box::new(|| drop(black_box(grouped.forward(&codes, y3.view_mut().into(), par)))),

@@ -6,7 +6,7 @@
 //! | what | functions |
 //! |---|---|
 //! | products | [`matmul_nt`], [`matmul_nn`], [`linear`], [`linear_into`] |
-//! | a weight used for many chunks of tokens | [`PreparedWeight`], [`PackedWeight`] of 4 or 8 bits, [`IntegerWeight`] for bytes |
+//! | a weight used for many chunks of tokens | [`PreparedWeight`], [`PackedWeight`] of 4, 8 or 16 bits, [`IntegerWeight`] for bytes |
 //! | integer execution ([`quant_core::operators`]) | [`Cpu`], [`quantize_tokens`], [`quantize_static`], [`rms_norm_quantize`], [`silu_mul_quantize`] |
 //! | Hessians | [`gram_lower`], [`cross_gram_lower`], [`mirror_lower`], [`cholesky_lower_in_place`] |
 //! | rotations | [`walsh_hadamard_rows`], [`mix_blocks_in_place`] |

@@ -1,4 +1,4 @@
-//! A quantised weight that stays packed while it is multiplied with floats.
+//! A weight of few bits that stays packed while it is multiplied with floats.
 
 use ndarray::{ArrayView1, ArrayView2, ArrayViewMut2, Axis, Slice};
 use quant_core::QuantizedMatrix;
@@ -8,7 +8,8 @@ use crate::panels::{LANES, LevelPanels, Row};
 use crate::{Level, Par, product, tasks};
 
 /// A quantised weight `[out, in]` with its levels in 4 bits each (up to 4 bits) or 8, and its scales and zero levels as f32: the
-/// executed form of W4A16 and W8A16, of which no float matrix is ever made.
+/// executed form of W4A16 and W8A16, of which no float matrix is ever made. Or a weight of bf16 numbers, as most models are
+/// published, in 16 bits each ([`PackedWeight::of_bf16`]).
 ///
 /// Products are those with the dequantised weight in f32, **bit for bit those of
 /// [`PreparedWeight`](crate::PreparedWeight)** with [`Compute::F32`](crate::Compute::F32), for any number of tokens, threads and any
@@ -62,6 +63,34 @@ impl PackedWeight {
         Self { panels, plain, level }
     }
 
+    /// Packs the weight `(out, in)` whose row `i` is what `fill(i, row)` writes into `row` `[in]`, as bf16: half the bytes of its
+    /// f32 form, and the same bits of every product. None if a number is not one of bf16; then rows may not all have been asked for.
+    ///
+    /// ```
+    /// use quant_kernels::{PackedWeight, Par};
+    ///
+    /// let halves = PackedWeight::of_bf16((64, 256), Par::Seq, |i, row| row.fill(i as f32 / 2.0));
+    /// assert_eq!(halves.map(|weight| weight.bytes()), Some(2 * 64 * 256));
+    /// // A third is no bf16 number.
+    /// assert!(PackedWeight::of_bf16((64, 256), Par::Seq, |_, row| row.fill(1.0 / 3.0)).is_none());
+    /// ```
+    #[must_use]
+    pub fn of_bf16(shape: (usize, usize), par: Par, fill: impl Fn(usize, &mut [f32]) + Sync) -> Option<Self> {
+        Self::of_bf16_for_level(Level::detect(), shape, par, fill)
+    }
+
+    /// As [`PackedWeight::of_bf16`], for products with the instructions of a level: results do not depend on it.
+    #[must_use]
+    pub fn of_bf16_for_level(
+        level: Level,
+        shape: (usize, usize),
+        par: Par,
+        fill: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Option<Self> {
+        let panels = LevelPanels::of_bf16(shape, par, fill)?;
+        Some(Self { panels, plain: true, level })
+    }
+
     /// Number of output features.
     #[must_use]
     pub fn out_features(&self) -> usize {
@@ -74,7 +103,7 @@ impl PackedWeight {
         self.panels.inputs()
     }
 
-    /// Bits in which a level is stored: 4 or 8.
+    /// Bits in which a level is stored, 4 or 8, or 16 of a bf16 number.
     #[must_use]
     pub fn bits(&self) -> usize {
         self.panels.bits()

@@ -1,8 +1,10 @@
-//! Levels of a weight packed bit by bit, in the order in which products read them.
+//! Levels of a weight packed bit by bit, or its bf16 numbers, in the order in which products read them.
 //!
 //! A panel is [`LANES`] rows of the weight (output features) side by side. It is a run of words: word `w` of a row holds its
-//! levels from column `w * per_word` on, eight of 4 bits or four of 8, the first one lowest, and the words `w` of all rows of a
-//! panel are adjacent.
+//! levels from column `w * per_word` on, eight of 4 bits or four of 8 or two numbers of 16, the first one lowest, and the words
+//! `w` of all rows of a panel are adjacent.
+
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ndarray::{Array2, ArrayView1};
 use quant_core::{Groups, QuantizedMatrix};
@@ -17,7 +19,8 @@ pub(crate) const LANES: usize = 32;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Row<T>(pub(crate) [T; LANES]);
 
-/// Levels, scales and zero levels of a weight `[out, in]` in panels. Rows that do not exist have levels, scales and zeros of 0.
+/// Levels, scales and zero levels of a weight `[out, in]` in panels; of bf16 numbers there are no scales and zeros. Rows that do
+/// not exist have levels, scales and zeros of 0.
 #[derive(Clone, Debug)]
 pub(crate) struct LevelPanels {
     outputs: usize,
@@ -62,6 +65,41 @@ impl LevelPanels {
         Self::pack(matrix, order.len(), Columns::Each(groups), par, &|row, place| {
             order[place].map_or(0, |column| row[column as usize])
         })
+    }
+
+    /// Packs the weight `(out, in)` whose row `i` is what `fill(i, row)` writes into `row` `[in]`; none if a number is not one of
+    /// bf16.
+    pub(crate) fn of_bf16(
+        (outputs, inputs): (usize, usize),
+        par: Par,
+        fill: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Option<Self> {
+        let bits = 16;
+        let (panels, panel_words) = (outputs.div_ceil(LANES), inputs.div_ceil(2));
+        let mut words = vec![Row([0; LANES]); panels * panel_words];
+        let fits = AtomicBool::new(true);
+        let chunks = words.chunks_mut(panel_words.max(1)).enumerate();
+        tasks::for_each(chunks, par, |(panel, words)| {
+            let first = panel * LANES;
+            let mut row = vec![0.0_f32; inputs];
+            for lane in 0..LANES.min(outputs - first) {
+                if !fits.load(Ordering::Relaxed) {
+                    return;
+                }
+                fill(first + lane, &mut row);
+                let mut rest = 0;
+                for (word, pair) in words.iter_mut().zip(row.chunks(2)) {
+                    let (low, high) = (pair[0].to_bits(), pair.get(1).map_or(0, |high| high.to_bits()));
+                    rest |= (low | high) << 16;
+                    word.0[lane] = low >> 16 | high & 0xFFFF_0000;
+                }
+                if rest != 0 {
+                    fits.store(false, Ordering::Relaxed);
+                }
+            }
+        });
+        let (scales, zeros, columns) = (Vec::new(), Vec::new(), Columns::Runs(inputs.max(1)));
+        fits.into_inner().then_some(Self { outputs, inputs, bits, words, scales, zeros, groups: 0, columns })
     }
 
     fn pack(
@@ -110,7 +148,7 @@ impl LevelPanels {
         self.inputs
     }
 
-    /// Bits of a stored level: 4 or 8.
+    /// Bits of a stored level, 4 or 8, or of a bf16 number.
     pub(crate) fn bits(&self) -> usize {
         self.bits
     }

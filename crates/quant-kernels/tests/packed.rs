@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use ndarray::{Array1, Array2, ArrayView1, ArrayView2, s};
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayViewMut1, s};
 use quant_core::{Bits, Groups, QuantizedMatrix, Widths};
 use quant_kernels::{Compute, Level, PackedWeight, Par, PreparedWeight};
 use quant_testkit::Numbers;
@@ -41,18 +41,14 @@ fn groups(columns: usize) -> Vec<Groups> {
 /// One fused multiply-add per column from zero in every block of 384, blocks added in order to the bias.
 fn specification(
     x: ArrayView2<'_, f32>,
-    matrix: &QuantizedMatrix,
+    weight: ArrayView2<'_, f32>,
     bias: Option<ArrayView1<'_, f32>>,
 ) -> Array2<f32> {
-    Array2::from_shape_fn((x.nrows(), matrix.dim().0), |(t, o)| {
-        let weight = |j: usize| {
-            let group = matrix.groups().of(j);
-            matrix.scales()[(o, group)] * (f32::from(matrix.levels()[(o, j)]) - matrix.zeros()[(o, group)])
-        };
+    Array2::from_shape_fn((x.nrows(), weight.nrows()), |(t, o)| {
         let columns: Vec<usize> = (0..x.ncols()).collect();
         let blocks = columns
             .chunks(384)
-            .map(|block| block.iter().fold(0.0, |sum, &j| x[(t, j)].mul_add(weight(j), sum)));
+            .map(|block| block.iter().fold(0.0, |sum, &j| x[(t, j)].mul_add(weight[(o, j)], sum)));
         blocks
             .fold(bias.map(|bias| bias[o]), |total: Option<f32>, sum| {
                 Some(total.map_or(sum, |total| total + sum))
@@ -66,11 +62,24 @@ fn bits_of(x: &Array2<f32>) -> Array2<u32> {
 }
 
 fn check(matrix: &QuantizedMatrix, tokens: &[usize], levels: &[Level], case: &str) {
-    let (out, inputs) = matrix.dim();
-    let bias = random(1, 2 * out, 9).row(0).slice(s![..;2]).to_owned();
-    let floats = PreparedWeight::<f32>::from_rows((out, inputs), Compute::F32, Par::Seq, |i, row| {
-        matrix.dequantize_row(i, row);
+    let weight = Array2::from_shape_fn(matrix.dim(), |(o, j)| {
+        let group = matrix.groups().of(j);
+        matrix.scales()[(o, group)] * (f32::from(matrix.levels()[(o, j)]) - matrix.zeros()[(o, group)])
     });
+    check_packed(&weight, &|level, par| PackedWeight::for_level(level, matrix, par), tokens, levels, case);
+}
+
+/// What `pack` packs, of this weight, against the product with it.
+fn check_packed(
+    weight: &Array2<f32>,
+    pack: &dyn Fn(Level, Par) -> PackedWeight,
+    tokens: &[usize],
+    levels: &[Level],
+    case: &str,
+) {
+    let (out, inputs) = weight.dim();
+    let bias = random(1, 2 * out, 9).row(0).slice(s![..;2]).to_owned();
+    let floats = PreparedWeight::<f32>::new(weight.view(), Compute::F32, Par::Seq);
     for &tokens in tokens {
         let mut x = random(tokens, inputs, 3);
         // Zeros of both signs, and a token of nothing else.
@@ -78,10 +87,14 @@ fn check(matrix: &QuantizedMatrix, tokens: &[usize], levels: &[Level], case: &st
         x.rows_mut().into_iter().take(1).for_each(|mut row| row.fill(-0.0));
         for bias in [None, Some(bias.view())] {
             let want = floats.forward(x.view(), bias, Par::Seq);
-            assert_eq!(bits_of(&want), bits_of(&specification(x.view(), matrix, bias)), "{case} {tokens}");
+            assert_eq!(
+                bits_of(&want),
+                bits_of(&specification(x.view(), weight.view(), bias)),
+                "{case} {tokens}"
+            );
             for &level in levels {
                 for par in [Par::Seq, Par::new(3)] {
-                    let packed = PackedWeight::for_level(level, matrix, par);
+                    let packed = pack(level, par);
                     assert_eq!((packed.out_features(), packed.in_features()), (out, inputs));
                     let mut got = Array2::from_elem((tokens, out), f32::NAN);
                     packed.forward_into(x.view(), bias, got.view_mut(), par);
@@ -129,6 +142,44 @@ fn every_shape_has_the_bits_of_the_float_product() {
                 let matrix = matrix(bits, (out, inputs), groups, false);
                 check(&matrix, &[0, 1, 2, 4, 5, 7, 8, 9, 33], &Level::available(), &case);
             }
+        }
+    }
+}
+
+/// Numbers of bf16, negative zeros and denormals among them: the shapes from above, and one with several tasks.
+#[test]
+fn bf16_numbers_have_the_bits_of_the_float_product() {
+    for (out, inputs) in
+        [(1, 1), (3, 8), (32, 384), (33, 385), (65, 7), (5, 0), (0, 5), (100, 1160), (700, 1537)]
+    {
+        let mut weight = random(out, inputs, 4).mapv(|x| f32::from_bits(x.to_bits() & 0xFFFF_0000));
+        weight.iter_mut().step_by(7).for_each(|x| *x = -0.0);
+        weight.iter_mut().step_by(11).for_each(|x| *x = f32::from_bits(0x0001_0000));
+        let pack = |level, par| {
+            let fill = |i: usize, row: &mut [f32]| weight.row(i).assign_to(ArrayViewMut1::from(row));
+            PackedWeight::of_bf16_for_level(level, (out, inputs), par, fill).unwrap()
+        };
+        let tokens: &[usize] = if out == 700 { &[1, 40] } else { &[0, 1, 2, 4, 5, 7, 8, 9, 33] };
+        check_packed(&weight, &pack, tokens, &Level::available(), &format!("bf16 {out} x {inputs}"));
+        assert_eq!(pack(Level::detect(), Par::Seq).bits(), 16);
+    }
+}
+
+/// One number that is none of bf16, wherever it stands, and the weight is not packed.
+#[test]
+fn numbers_that_are_not_of_bf16_are_not_packed() {
+    for place in [(0, 0), (0, 6), (36, 3), (69, 6)] {
+        for par in [Par::Seq, Par::new(2)] {
+            let fill = |odd: f32| {
+                move |i: usize, row: &mut [f32]| {
+                    row.fill(1.5);
+                    if i == place.0 {
+                        row[place.1] = odd;
+                    }
+                }
+            };
+            assert!(PackedWeight::of_bf16((70, 7), par, fill(1.0 + f32::EPSILON)).is_none(), "{place:?}");
+            assert!(PackedWeight::of_bf16((70, 7), par, fill(-2.5)).is_some());
         }
     }
 }

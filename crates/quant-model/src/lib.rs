@@ -58,7 +58,8 @@ pub use error::ModelError;
 pub use families::{FAMILIES, Families, Family};
 pub use flips::{Flips, count_flips};
 pub use generate::{
-    Completion, Finish, GenerateOptions, Generated, Generator, LoadProgress, Request, ResidentModel, Sampling,
+    Completion, Finish, GenerateOptions, Generated, Generator, LoadProgress, Request, ResidentModel,
+    Sampling, head_rows,
 };
 pub use in_memory::InMemoryModel;
 pub use kv::{KvCache, KvStore};

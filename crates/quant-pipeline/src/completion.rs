@@ -11,7 +11,7 @@ use quant_graph::ModelSpec;
 use quant_kernels::{Compute, PreparedWeight};
 use quant_model::{
     Arithmetic, CacheForm, Completion, Execution, GenerateOptions, Generated, Generator, MLP_ROWS,
-    ModelError, Request, ResidentModel, RopeTables, Sampling,
+    ModelError, Request, ResidentModel, RopeTables, Sampling, head_rows,
 };
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -188,8 +188,9 @@ impl CompletionMemory {
         tokenizer: u64,
     ) -> Self {
         let float = PreparedWeight::<f32>::element_bytes(arithmetic.compute) as u64;
+        let narrow = executable.float_bytes(arithmetic.compute, float);
         let blocks: Vec<u64> = (0..spec.layers)
-            .map(|index| executable.block_bytes(spec, index, arithmetic.execution, float))
+            .map(|index| executable.block_bytes(spec, index, arithmetic.execution, float, narrow))
             .collect();
         let table = (spec.vocab * spec.hidden) as u64;
         // A block as it is read: floats, or levels.
@@ -218,8 +219,8 @@ impl CompletionMemory {
                 + TOKENIZER * tokenizer
                 + THREAD * settings.threads as u64
                 + RopeTables::bytes(spec, lengths) as u64,
-            weights: blocks.iter().sum::<u64>() + float * table,
-            reading: (stored * block).max(F32 * table),
+            weights: blocks.iter().sum::<u64>() + narrow * table,
+            reading: (stored * block).max(F32 * table.min((head_rows(spec.hidden) * spec.hidden) as u64)),
             pass: F32
                 * (tokens * widths + mlp + 2 * (settings.batch.min(requests.len()) * spec.vocab) as u64),
             page: (spec.layers * spec.kv_heads * head) as u64,

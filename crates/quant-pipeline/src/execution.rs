@@ -2,6 +2,7 @@
 
 use crate::PipelineError;
 use crate::open::OpenFolder;
+use quant_checkpoint::{Dtype, TensorInfo};
 use quant_core::operators::{Processor, Profile};
 use quant_core::{ActRule, ClipRatio, FloatType};
 use quant_graph::{InputScheme, KvScheme, LinearScheme, ModelScheme, ModelSpec, Unsupported, WeightForm};
@@ -20,6 +21,8 @@ pub(crate) struct Executable {
     name: &'static str,
     /// The type in which the model is served.
     served: FloatType,
+    /// Whether all its float weights are stored as bf16.
+    narrow: bool,
 }
 
 /// What executes the codes of a folder; none executes them here, on numbers that stay f32.
@@ -31,9 +34,15 @@ impl Executable {
     /// # Errors
     /// Descriptions that cannot be read.
     pub(crate) fn of(folder: &OpenFolder) -> Result<Self, PipelineError> {
+        let wide = |tensor: &TensorInfo| {
+            tensor.name.ends_with(".weight")
+                && tensor.shape.len() == 2
+                && matches!(tensor.dtype, Dtype::F16 | Dtype::F32 | Dtype::F64)
+        };
+        let narrow = !folder.checkpoint.tensors().any(wide);
         let Some(format) = folder.format else {
             let (profile, served) = (Profile::Calibration, folder.spec.dtype.served());
-            return Ok(Self { scheme: None, codes: false, profile, name: "float", served });
+            return Ok(Self { scheme: None, codes: false, profile, name: "float", served, narrow });
         };
         Ok(Self {
             scheme: Some(format.scheme(&folder.checkpoint, &folder.spec)?),
@@ -41,6 +50,7 @@ impl Executable {
             profile: format.profile(&folder.spec),
             name: format.id(),
             served: folder.spec.dtype.served(),
+            narrow,
         })
     }
 
@@ -114,10 +124,8 @@ impl Executable {
         }
         let model = self.served;
         Ok(Arithmetic {
-            compute,
-            execution: Execution::Integer,
-            profile: Profile::Ascend { model },
             backend: Some(Backend { processor, model }),
+            ..Arithmetic::from(compute).of(Profile::Ascend { model }).executed()
         })
     }
 
@@ -150,22 +158,32 @@ impl Executable {
             None if some => Execution::Integer,
             None => Execution::Simulated,
         };
-        Ok(Arithmetic { compute, execution, profile: self.profile, backend: None })
+        Ok(Arithmetic { execution, ..Arithmetic::from(compute).of(self.profile) })
     }
 
-    /// Bytes of the prepared linears of a block: of codes where they are executed, else of floats of `float` bytes each.
+    /// Bytes of a prepared float weight that no quantiser stands in front of, given those of one that is f32.
+    pub(crate) fn float_bytes(&self, compute: Compute, float: u64) -> u64 {
+        if self.narrow && compute == Compute::F32 { float.min(2) } else { float }
+    }
+
+    /// Bytes of the prepared linears of a block: of codes where they are executed, else of floats of `float` bytes each, or `narrow`
+    /// where weights are read as floats and no quantiser stands in front of them.
     pub(crate) fn block_bytes(
         &self,
         spec: &ModelSpec,
         block: usize,
         execution: Execution,
         float: u64,
+        narrow: u64,
     ) -> u64 {
-        let schemes = self.with_codes().and_then(|s| s.blocks.get(block));
+        let schemes = self.scheme.as_ref().and_then(|s| s.blocks.get(block));
         let of = |linear: &quant_graph::LinearSpec| {
             let scheme = schemes.and_then(|block| block.get(&linear.id)).copied().unwrap_or_default();
             let weights = linear.weights() as u64;
             match scheme.weight.filter(|_| execution == Execution::Integer && Self::executes(&scheme)) {
+                None if scheme.input.is_none() && (scheme.weight.is_none() || !self.codes) => {
+                    narrow * weights
+                }
                 None => float * weights,
                 // Codes of linears with quantised inputs are bytes, unless their weights come in groups.
                 Some(weight) if scheme.input.is_some() && weight.symmetric && weight.group.is_none() => {

@@ -20,11 +20,13 @@ pub struct EndToEnd {
     pub processor: Option<String>,
     /// Bytes of the weights in memory.
     pub weight_bytes: usize,
-    /// Tokens of the prompt.
+    /// Tokens of the prompt of `prefill`.
     pub prompt: usize,
-    /// Tokens a second while the prompt goes through.
+    /// Tokens a second while that prompt goes through.
     pub prefill: f64,
-    /// Tokens a second behind it, one request.
+    /// Tokens in front of those of `decode`.
+    pub position: usize,
+    /// Tokens a second at that position, one request.
     pub decode: f64,
     /// Tokens a second of all requests of a batch.
     pub decode_batch: f64,
@@ -32,7 +34,8 @@ pub struct EndToEnd {
     pub batch: usize,
 }
 
-/// Measures a folder: a prompt of half the context, at most 1024 tokens, and 32 new ones; then a batch of 16.
+/// Measures a folder: prefill of half the context, at most 2048 tokens; 32 new tokens behind half the context, at most 1024; then a
+/// batch of 16.
 ///
 /// # Errors
 /// Folders that cannot be read.
@@ -49,7 +52,8 @@ pub fn measure(
     let folder = open_folder_with(dir, registry)?;
     let arithmetic = folder_arithmetic(&folder, compute, execution, processor.clone())?;
     let spec = folder.spec.clone();
-    let prompt = (spec.max_position_embeddings / 2).clamp(1, 1024);
+    let half = |most| (spec.max_position_embeddings / 2).clamp(1, most);
+    let (prompt, position) = (half(2048), half(1024));
     let go_on = &mut |_, _| ControlFlow::Continue(());
     let mut model = ResidentModel::load(folder.into_source()?, arithmetic.clone(), par, go_on)?;
     let request = |index: usize, tokens: usize| Request {
@@ -73,7 +77,8 @@ pub fn measure(
         Ok((first, began.elapsed().as_secs_f64() - first, count - requests.len()))
     };
     run(&[request(0, 1)])?;
-    let (prefill, decode, behind) = run(&[request(0, prompt)])?;
+    let (prefill, ..) = run(&[Request { max_new_tokens: 1, ..request(0, prompt) }])?;
+    let (_, decode, behind) = run(&[request(0, position)])?;
     let batch: Vec<Request> = (0..BATCH).map(|index| request(index, 1)).collect();
     let (_, together, behind_batch) = run(&batch)?;
     Ok(EndToEnd {
@@ -82,6 +87,7 @@ pub fn measure(
         weight_bytes: model.bytes(),
         prompt,
         prefill: prompt as f64 / prefill,
+        position,
         decode: behind as f64 / decode,
         decode_batch: behind_batch as f64 / together,
         batch: BATCH,

@@ -149,7 +149,7 @@ fn end_to_end_lines(report: &Report) -> Vec<String> {
             human(e.weight_bytes as u64)
         ),
         format!("prefill {:.1} tokens/s ({} tokens)", e.prefill, e.prompt),
-        format!("decode {:.1} tokens/s behind them", e.decode),
+        format!("decode {:.1} tokens/s behind {} tokens", e.decode, e.position),
         format!("decode {:.1} tokens/s in a batch of {}", e.decode_batch, e.batch),
     ]
 }

@@ -5,7 +5,7 @@
 //! order: what [`Kernel`](super::kernel::Kernel) asks of a tile, so that the bits are those of a product with the float matrix.
 //!
 //! A level becomes a float without a conversion: its bits are moved into the mantissa of a power of two, whose unit they then
-//! count, and the power is subtracted together with the zero level.
+//! count, and the power is subtracted together with the zero level. A bf16 number is the upper half of a float.
 
 use std::ops::Range;
 
@@ -114,6 +114,7 @@ unsafe fn choose<V: Vector, W: Work>(plain: bool, bits: usize, work: W) {
         match (bits, plain) {
             (4, true) => work.run::<V, 4, true>(),
             (4, false) => work.run::<V, 4, false>(),
+            (16, _) => work.run::<V, 16, true>(),
             (_, true) => work.run::<V, 8, true>(),
             (_, false) => work.run::<V, 8, false>(),
         }
@@ -247,12 +248,18 @@ unsafe fn for_weights<V: Vector, const N: usize, const BITS: usize, const PLAIN:
     mut take: impl FnMut(usize, [V; N]),
 ) {
     let per_word = 32 / BITS;
+    debug_assert!(matches!(BITS, 4 | 8 | 16), "bits of a level or a number");
     // A register lies in one panel, those of a group perhaps in two.
     let place = |v: usize| ((lane + v * V::LANES) / LANES, (lane + v * V::LANES) % LANES);
     let words: [*const u32; N] = std::array::from_fn(|v| {
         let (panel, lane) = place(v);
         panels.words(panel).as_ptr().cast::<u32>().wrapping_add(lane)
     });
+    if BITS == 16 {
+        // SAFETY: forwarded from the caller; words of the panels.
+        unsafe { for_numbers::<V, N>(words, columns, take) };
+        return;
+    }
     let mut column = columns.start;
     while column < columns.end {
         let (group, end) = panels.run(column);
@@ -278,10 +285,7 @@ unsafe fn for_weights<V: Vector, const N: usize, const BITS: usize, const PLAIN:
             }
             for word in begin / per_word..whole / per_word {
                 let column = word * per_word;
-                let words: [V::Words; N] = std::array::from_fn(
-                    #[inline(always)]
-                    |v| V::words(words[v].add(word * LANES)),
-                );
+                let words = at::<V, N>(words, word);
                 for byte in 0..4 {
                     let words: [V::Words; N] = std::array::from_fn(
                         #[inline(always)]
@@ -306,6 +310,72 @@ unsafe fn for_weights<V: Vector, const N: usize, const BITS: usize, const PLAIN:
         }
         column = end;
     }
+}
+
+/// Hands bf16 numbers of a range of columns to `take`, in order.
+///
+/// # Safety
+/// The machine has the instructions of `V`; the words have the columns.
+#[inline(always)]
+unsafe fn for_numbers<V: Vector, const N: usize>(
+    words: [*const u32; N],
+    columns: Range<usize>,
+    mut take: impl FnMut(usize, [V; N]),
+) {
+    // SAFETY: forwarded from the caller.
+    unsafe {
+        // Columns with half a word in the range come in front of whole words and behind them.
+        if columns.start % 2 == 1 && !columns.is_empty() {
+            take(columns.start, upper::<V, N>(at::<V, N>(words, columns.start / 2)));
+        }
+        for word in columns.start.div_ceil(2)..columns.end / 2 {
+            let words = at::<V, N>(words, word);
+            take(2 * word, lower(words));
+            take(2 * word + 1, upper(words));
+        }
+        if columns.end % 2 == 1 && columns.end > columns.start {
+            take(columns.end - 1, lower::<V, N>(at::<V, N>(words, columns.end / 2)));
+        }
+    }
+}
+
+/// Words of this number in their panels.
+///
+/// # Safety
+/// The machine has the instructions of `V`; the panels have the word.
+#[inline(always)]
+unsafe fn at<V: Vector, const N: usize>(words: [*const u32; N], word: usize) -> [V::Words; N] {
+    std::array::from_fn(
+        #[inline(always)]
+        // SAFETY: forwarded from the caller.
+        |v| unsafe { V::words(words[v].add(word * LANES)) },
+    )
+}
+
+/// The first numbers of words.
+///
+/// # Safety
+/// The machine has the instructions of `V`.
+#[inline(always)]
+unsafe fn lower<V: Vector, const N: usize>(words: [V::Words; N]) -> [V; N] {
+    std::array::from_fn(
+        #[inline(always)]
+        // SAFETY: forwarded from the caller.
+        |v| unsafe { V::field::<-1, 0>(V::left::<16>(words[v])) },
+    )
+}
+
+/// The second numbers of words.
+///
+/// # Safety
+/// The machine has the instructions of `V`.
+#[inline(always)]
+unsafe fn upper<V: Vector, const N: usize>(words: [V::Words; N]) -> [V; N] {
+    std::array::from_fn(
+        #[inline(always)]
+        // SAFETY: forwarded from the caller.
+        |v| unsafe { V::field::<{ 0xFFFF_0000_u32.cast_signed() }, 0>(words[v]) },
+    )
 }
 
 /// Words with the byte of this number as their second one.

@@ -12,9 +12,11 @@
 //! one token is `prefill(n + 1)`.
 
 mod generator;
+mod head;
 mod resident;
 mod sampling;
 
 pub use generator::{Completion, Finish, GenerateOptions, Generated, Generator, Request};
+pub use head::head_rows;
 pub use resident::{LoadProgress, ResidentModel};
 pub use sampling::Sampling;

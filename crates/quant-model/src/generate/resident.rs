@@ -1,11 +1,12 @@
 //! A model whose blocks are all in memory.
 
+use super::head::Head;
 use crate::error::expect_shape;
 use crate::ops::norm::normed;
 use crate::{Arithmetic, Block, ModelError, PagedCache, Span, StageScratch};
 use ndarray::{Array1, Array2, Axis};
 use quant_graph::{BlockSource, ModelSpec};
-use quant_kernels::{Par, PreparedWeight};
+use quant_kernels::Par;
 use std::ops::ControlFlow;
 
 /// Told (blocks read, blocks in all) while a model is read, and asked whether to go on.
@@ -18,13 +19,13 @@ pub struct ResidentModel<S> {
     spec: ModelSpec,
     blocks: Vec<Block<f32>>,
     final_norm: Array1<f32>,
-    head: PreparedWeight<f32>,
+    head: Head,
     scratch: StageScratch<f32>,
     par: Par,
 }
 
 impl<S: BlockSource> ResidentModel<S> {
-    /// Reads a model.
+    /// Reads a model. Float weights whose numbers are all bf16 are held as such ([`Arithmetic::narrow`]).
     ///
     /// # Errors
     /// [`ModelError::Stopped`] after `progress` has said `Break`; [`ModelError::Source`], [`ModelError::Shape`], [`ModelError::Part`] for
@@ -35,7 +36,7 @@ impl<S: BlockSource> ResidentModel<S> {
         par: Par,
         progress: &mut LoadProgress<'_>,
     ) -> Result<Self, ModelError> {
-        let (spec, arithmetic) = (source.spec().clone(), arithmetic.into());
+        let (spec, arithmetic) = (source.spec().clone(), arithmetic.into().narrow());
         let mut blocks = Vec::with_capacity(spec.layers);
         for index in 0..spec.layers {
             if progress(index, spec.layers).is_break() {
@@ -46,9 +47,7 @@ impl<S: BlockSource> ResidentModel<S> {
         }
         let final_norm = source.final_norm()?;
         expect_shape(ModelSpec::FINAL_NORM, &[spec.hidden], final_norm.shape())?;
-        let table = source.head(0..spec.vocab)?;
-        expect_shape(ModelSpec::HEAD, &[spec.vocab, spec.hidden], table.shape())?;
-        let head = PreparedWeight::new(table.view(), arithmetic.compute, par);
+        let head = Head::read(&mut source, arithmetic.compute, par)?;
         Ok(Self { source, spec, blocks, final_norm, head, scratch: StageScratch::default(), par })
     }
 
@@ -99,6 +98,6 @@ impl<S: BlockSource> ResidentModel<S> {
         let last = h.select(Axis(0), rows);
         let eps = self.spec.norm_eps as f32;
         let last = normed(last.view(), self.final_norm.view(), eps, Par::Seq);
-        Ok(self.head.forward(last.view(), None, self.par))
+        Ok(self.head.logits(last.view(), self.par))
     }
 }

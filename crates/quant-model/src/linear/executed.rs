@@ -30,6 +30,7 @@ impl<T: Debug> Debug for IntegerOp<T> {
 #[derive(Debug)]
 pub struct PackedOp<T> {
     weight: PackedWeight,
+    codes: bool,
     bias: Option<Array1<T>>,
     narrow: Option<Array1<f32>>,
 }
@@ -48,7 +49,12 @@ pub(super) fn executed<T: Element>(
     let bias = params.bias.as_ref().map(|b| b.mapv(T::from_f32));
     let Some(input) = input else {
         let packed = PackedWeight::new(weight, par);
-        return Ok(Some(Box::new(PackedOp { weight: packed, bias, narrow: params.bias.clone() })));
+        return Ok(Some(Box::new(PackedOp {
+            weight: packed,
+            codes: true,
+            bias,
+            narrow: params.bias.clone(),
+        })));
     };
     let Some(numerics) = input.numerics() else { return Ok(None) };
     let (outputs, inputs) = weight.dim();
@@ -67,6 +73,18 @@ pub(super) fn executed<T: Element>(
         }
     };
     Ok(Some(Box::new(IntegerOp { product, bytes, bias, input, numerics, backend })))
+}
+
+/// A float linear with its weight as bf16, if all its numbers are such, in the arithmetic of f32.
+pub(super) fn narrow<T: Element>(params: &LinearParams, par: Par) -> Option<Box<dyn LinearOp<T>>> {
+    let LinearWeight::Float(weight) = &params.weight else { return None };
+    // Other elements have products of their own.
+    T::as_f32(Array2::zeros((0, 0)).view())?;
+    let weight = PackedWeight::of_bf16(weight.dim(), par, |row, out| {
+        out.iter_mut().zip(weight.row(row)).for_each(|(out, &x)| *out = x);
+    })?;
+    let bias = params.bias.as_ref().map(|b| b.mapv(T::from_f32));
+    Some(Box::new(PackedOp { weight, codes: false, bias, narrow: params.bias.clone() }))
 }
 
 /// Runs a product in f32 whatever the elements are.
@@ -140,7 +158,7 @@ impl<T: Element> LinearOp<T> for PackedOp<T> {
         None
     }
     fn is_executed(&self) -> bool {
-        true
+        self.codes
     }
     fn bytes(&self) -> usize {
         self.weight.bytes()

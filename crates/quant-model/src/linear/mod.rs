@@ -44,12 +44,21 @@ pub struct Arithmetic {
     pub profile: Profile,
     /// What executes codes, in the arithmetic of a device; none executes them here, on numbers that stay f32.
     pub backend: Option<Backend>,
+    /// Whether float weights whose numbers are all bf16 are held as such where products are those of f32: the same bits from half
+    /// the memory, in half the time where tokens come one by one, and a little later where they come by the hundred.
+    pub narrow: bool,
 }
 
 impl From<Compute> for Arithmetic {
     /// Simulated, as calibration computes.
     fn from(compute: Compute) -> Self {
-        Self { compute, execution: Execution::Simulated, profile: Profile::Calibration, backend: None }
+        Self {
+            compute,
+            execution: Execution::Simulated,
+            profile: Profile::Calibration,
+            backend: None,
+            narrow: false,
+        }
     }
 }
 
@@ -63,6 +72,11 @@ impl Arithmetic {
     #[must_use]
     pub fn executed(self) -> Self {
         Self { execution: Execution::Integer, ..self }
+    }
+    /// The same with bf16 weights held as such.
+    #[must_use]
+    pub fn narrow(self) -> Self {
+        Self { narrow: true, ..self }
     }
 }
 
@@ -327,12 +341,19 @@ pub fn linear_op<T: Element>(
     arithmetic: impl Into<Arithmetic>,
     par: Par,
 ) -> Result<Box<dyn LinearOp<T>>, CoreError> {
-    let Arithmetic { compute, execution, profile, backend } = arithmetic.into();
+    let Arithmetic { compute, execution, profile, backend, narrow } = arithmetic.into();
     let input = params.input.map(|quant| InputQuant { quant, profile });
     if execution == Execution::Integer
         && let Some(executed) = executed::executed(params, input, backend, par)?
     {
         return Ok(executed);
+    }
+    if narrow
+        && compute == Compute::F32
+        && input.is_none()
+        && let Some(narrow) = executed::narrow(params, par)
+    {
+        return Ok(narrow);
     }
     let float = FloatLinear::new(&params.weight, params.bias.as_ref(), compute, par);
     Ok(match input {

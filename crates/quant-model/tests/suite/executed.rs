@@ -120,6 +120,38 @@ fn what_cannot_be_executed_is_simulated() {
     }
 }
 
+/// A float weight of bf16 numbers takes half the bytes and gives the same bits, where products are those of f32; every other weight
+/// and every other arithmetic stays what it was.
+#[test]
+fn bf16_weights_are_held_as_such_when_asked() {
+    let spec = spec("Qwen2ForCausalLM");
+    let halves = quantised_model(&spec, Scheme::Halves, 2).block(0).unwrap();
+    let floats = quantised_model(&spec, Scheme::Float, 2).block(0).unwrap();
+    let plain = Arithmetic::from(Compute::F32);
+    let bf16 = Arithmetic::from(Compute::Bf16);
+    for (id, linear) in &halves.linears {
+        let op =
+            |linear, arithmetic: &Arithmetic| linear_op::<f32>(linear, arithmetic.clone(), Par::Seq).unwrap();
+        let (wide, narrow) = (op(linear, &plain), op(linear, &plain.clone().narrow()));
+        assert!(10 * narrow.bytes() <= 6 * wide.bytes() && !narrow.is_executed(), "{id}");
+        assert_eq!(op(linear, &bf16.clone().narrow()).bytes(), op(linear, &bf16).bytes());
+        let float = &floats.linears[id];
+        assert_eq!(op(float, &plain.clone().narrow()).bytes(), op(float, &plain).bytes());
+        let (double, same) = (
+            linear_op::<f64>(linear, plain.clone(), Par::Seq).unwrap(),
+            linear_op::<f64>(linear, plain.clone().narrow(), Par::Seq).unwrap(),
+        );
+        assert_eq!(double.bytes(), same.bytes());
+        for tokens in [1, 3, 20] {
+            let x = Numbers::new(8).matrix(tokens, wide.in_features(), 1.0);
+            assert_eq!(
+                narrow.forward(x.view(), Par::Seq).unwrap(),
+                wide.forward(x.view(), Par::new(2)).unwrap()
+            );
+        }
+    }
+}
+
 /// The first block sees one input on both sides: norms and quantisers do not differ there, attention and what follows does by the
 /// last bit, which flips few codes.
 #[test]

@@ -83,6 +83,8 @@ pub(crate) fn head(model: &mut InMemoryModel) -> Array2<f32> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Scheme {
     Float,
+    /// Float, every number of linears and embedding one of bf16.
+    Halves,
     /// 8-bit weights and dynamic inputs, the cache with parameters of tokens and heads.
     Dynamic,
     /// 8-bit weights and inputs with fixed zero points, the cache with parameters of channels.
@@ -98,10 +100,18 @@ pub(crate) fn quantised_model(spec: &ModelSpec, scheme: Scheme, seed: u64) -> In
     let mut model = random_model(spec, seed);
     let eight = Bits::new(8).expect("a width");
     let width = spec.kv_heads * spec.head_dim;
+    let half = |x: f32| f32::from_bits(x.to_bits() & 0xFFFF_0000);
+    if matches!(scheme, Scheme::Halves) {
+        model.embedding_mut().mapv_inplace(half);
+    }
     for block in model.blocks_mut() {
         for linear in block.linears.values_mut() {
             let (grid, groups) = match scheme {
                 Scheme::Float => continue,
+                Scheme::Halves => {
+                    linear.weight = LinearWeight::Float(linear.weight.clone().into_values().mapv(half));
+                    continue;
+                }
                 Scheme::Packed | Scheme::Grouped => (Grid::int4_asym(), Groups::Size(8)),
                 Scheme::Dynamic | Scheme::Static => (Grid::int8_sym(), Groups::Channel),
             };
@@ -109,7 +119,7 @@ pub(crate) fn quantised_model(spec: &ModelSpec, scheme: Scheme, seed: u64) -> In
             let rounded = round_matrix(&grid, None, groups, float.view()).expect("finite weights");
             linear.weight = LinearWeight::Quantized(rounded);
             linear.input = match scheme {
-                Scheme::Float | Scheme::Packed => None,
+                Scheme::Float | Scheme::Halves | Scheme::Packed => None,
                 Scheme::Dynamic | Scheme::Grouped => Some(ActQuant::Dynamic {
                     bits: eight,
                     rule: ActRule::Symmetric,
@@ -122,7 +132,7 @@ pub(crate) fn quantised_model(spec: &ModelSpec, scheme: Scheme, seed: u64) -> In
             };
         }
         block.kv = match scheme {
-            Scheme::Float | Scheme::Packed | Scheme::Grouped => None,
+            Scheme::Float | Scheme::Halves | Scheme::Packed | Scheme::Grouped => None,
             Scheme::Dynamic => Some(KvQuant::both(EntryQuant::TokenHead {
                 bits: eight,
                 rule: ActRule::Asymmetric,
