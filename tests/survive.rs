@@ -1,11 +1,12 @@
-//! Runs that end early go on: with any number of threads, from whatever moment they ended at, to the same bytes.
+//! Runs that end early go on: with any number of threads, from whatever moment they ended at, to the same bytes. Every moment is of the
+//! long form (`cargo xtask long`); the short one takes some of them, others for every recipe.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
 
 use common::{
-    CALIBRATION, Ran, SMALL, assert_same_files, copy_of_model, files, interrupt, on_a_full_disk, ptq,
+    CALIBRATION, Ran, SMALL, assert_same_files, copy_of_model, files, interrupt, long, on_a_full_disk, ptq,
     quantize, text, tiny_reasoner,
 };
 use ptq::checkpoint::{Disk, Storage};
@@ -146,12 +147,16 @@ fn stage(module: &str) -> &'static [&'static str] {
 fn nothing_is_paid_for_twice() {
     let work = tempdir().unwrap();
     let model = first_blocks(work.path(), 3);
-    for (name, modifiers) in RECIPES.into_iter().filter(|(name, _)| !name.starts_with("rtn")) {
+    let rounding = RECIPES.into_iter().filter(|(name, _)| !name.starts_with("rtn"));
+    for (place, (name, modifiers)) in rounding.enumerate() {
         let whole = work.path().join("whole");
         let job = small_job(&model, modifiers, &whole);
         let reference = quantize_on(&job, &disk(Disk), &mut Silent).unwrap();
         let expected = files(&whole);
-        for stop in [1, 5, 20] {
+        let stops = [1, 5, 20];
+        for stop in
+            stops.into_iter().enumerate().filter(|(i, _)| long() || *i != place % 3).map(|(_, stop)| stop)
+        {
             let output = work.path().join("out");
             let job = QuantizeJob { output: output.clone(), resume: true, ..job.clone() };
             let mut first = Count { stop: Some(stop), ..Count::default() };
@@ -197,8 +202,10 @@ fn whatever_the_operation_at_which_a_job_ends() {
     let whole = work.path().join("whole");
     quantize_on(&small_job(&model, modifiers, &whole), &disk(Disk), &mut Silent).unwrap();
     let expected = files(&whole);
-    let mut resumed = 0;
-    for cut in 0.. {
+    let (mut resumed, mut moments) = (0, 0);
+    let step = if long() { 1 } else { 4 };
+    for cut in (0..).step_by(step) {
+        moments += 1;
         let place = tempdir().unwrap();
         let cut_off = CutDisk::new(place.path(), cut);
         let ended = quantize_on(
@@ -222,7 +229,10 @@ fn whatever_the_operation_at_which_a_job_ends() {
             assert_eq!(beside, 1, "{cut}: something is left beside the output");
         }
         if ended.is_ok() {
-            assert!(resumed > cut, "most moments leave work to go on with: {resumed} of {cut}");
+            assert!(
+                resumed > moments,
+                "most moments leave work to go on with: {resumed} of {moments}, twice"
+            );
             break;
         }
     }
@@ -245,9 +255,11 @@ impl Dice {
 /// is done.
 #[test]
 fn random_kills() {
-    let kills = std::env::var("SURVIVE_KILLS").ok().map_or(KILLS, |n| n.parse().unwrap());
+    let asked: Option<usize> = std::env::var("SURVIVE_KILLS").ok().map(|n| n.parse().unwrap());
+    let kills = asked.unwrap_or(KILLS);
     let each = kills.div_ceil(RECIPES.len());
     let work = tempdir().unwrap();
+    let model = if asked.is_some() { tiny_reasoner() } else { first_blocks(work.path(), 3) };
     let mut dice = Dice(kills as u64);
     println!("\n| recipe | seconds | kills | runs | runs that went on | outputs, all equal |");
     println!("|---|---|---|---|---|---|");
@@ -255,7 +267,6 @@ fn random_kills() {
         let file = work.path().join("recipe.yaml");
         std::fs::write(&file, recipe(modifiers)).unwrap();
         let arguments = |output: &Path, threads: u64, more: &[&str]| -> Vec<String> {
-            let model = tiny_reasoner();
             let fixed =
                 ["quantize", "--model", text(&model), "--recipe", text(&file), "--output", text(output)];
             let data =

@@ -4,10 +4,10 @@ use crate::Findings;
 use std::path::Path;
 use std::process::Command;
 
-/// Every row of the official figures, every prediction of memory. Their tables belong into `benchmarks/README.md`.
+/// Every row of the official figures, every prediction of memory, every moment at which a run ends. Their tables belong into `benchmarks/README.md`.
 pub(crate) fn long(root: &Path) -> Result<Findings, String> {
     let mut findings = Findings::default();
-    for test in ["parity", "memory"] {
+    for test in ["parity", "memory", "survive"] {
         let arguments = ["test", "--release", "-p", "ptq", "--test", test, "--", "--nocapture"];
         let ran = Command::new("cargo").args(arguments).env("PTQ_LONG", "1").current_dir(root).output();
         let ran = ran.map_err(|e| format!("cargo cannot be run: {e}"))?;
