@@ -285,7 +285,10 @@ unsafe fn for_weights<V: Vector, const N: usize, const BITS: usize, const PLAIN:
             }
             for word in begin / per_word..whole / per_word {
                 let column = word * per_word;
-                let words = at::<V, N>(words, word);
+                let words: [V::Words; N] = std::array::from_fn(
+                    #[inline(always)]
+                    |v| V::words(words[v].add(word * LANES)),
+                );
                 for byte in 0..4 {
                     let words: [V::Words; N] = std::array::from_fn(
                         #[inline(always)]
@@ -312,7 +315,7 @@ unsafe fn for_weights<V: Vector, const N: usize, const BITS: usize, const PLAIN:
     }
 }
 
-/// Hands bf16 numbers of a range of columns to `take`, in order.
+/// Hands bf16 numbers of a range of columns, which begins with a whole word, to `take`, in order.
 ///
 /// # Safety
 /// The machine has the instructions of `V`; the words have the columns.
@@ -322,60 +325,24 @@ unsafe fn for_numbers<V: Vector, const N: usize>(
     columns: Range<usize>,
     mut take: impl FnMut(usize, [V; N]),
 ) {
-    // SAFETY: forwarded from the caller.
-    unsafe {
-        // Columns with half a word in the range come in front of whole words and behind them.
-        if columns.start % 2 == 1 && !columns.is_empty() {
-            take(columns.start, upper::<V, N>(at::<V, N>(words, columns.start / 2)));
-        }
-        for word in columns.start.div_ceil(2)..columns.end / 2 {
-            let words = at::<V, N>(words, word);
-            take(2 * word, lower(words));
-            take(2 * word + 1, upper(words));
-        }
-        if columns.end % 2 == 1 && columns.end > columns.start {
-            take(columns.end - 1, lower::<V, N>(at::<V, N>(words, columns.end / 2)));
+    const UPPER: i32 = 0xFFFF_0000_u32.cast_signed();
+    assert!(columns.start.is_multiple_of(2), "blocks of the summed index are even");
+    for word in columns.start / 2..columns.end.div_ceil(2) {
+        // SAFETY: forwarded from the caller.
+        unsafe {
+            let (mut lower, mut upper) = ([V::splat(0.0); N], [V::splat(0.0); N]);
+            // A loop: of closures that are called for each place not all are inlined.
+            for v in 0..N {
+                let words = V::words(words[v].add(word * LANES));
+                lower[v] = V::field::<-1, 0>(V::left::<16>(words));
+                upper[v] = V::field::<UPPER, 0>(words);
+            }
+            take(2 * word, lower);
+            if 2 * word + 1 < columns.end {
+                take(2 * word + 1, upper);
+            }
         }
     }
-}
-
-/// Words of this number in their panels.
-///
-/// # Safety
-/// The machine has the instructions of `V`; the panels have the word.
-#[inline(always)]
-unsafe fn at<V: Vector, const N: usize>(words: [*const u32; N], word: usize) -> [V::Words; N] {
-    std::array::from_fn(
-        #[inline(always)]
-        // SAFETY: forwarded from the caller.
-        |v| unsafe { V::words(words[v].add(word * LANES)) },
-    )
-}
-
-/// The first numbers of words.
-///
-/// # Safety
-/// The machine has the instructions of `V`.
-#[inline(always)]
-unsafe fn lower<V: Vector, const N: usize>(words: [V::Words; N]) -> [V; N] {
-    std::array::from_fn(
-        #[inline(always)]
-        // SAFETY: forwarded from the caller.
-        |v| unsafe { V::field::<-1, 0>(V::left::<16>(words[v])) },
-    )
-}
-
-/// The second numbers of words.
-///
-/// # Safety
-/// The machine has the instructions of `V`.
-#[inline(always)]
-unsafe fn upper<V: Vector, const N: usize>(words: [V::Words; N]) -> [V; N] {
-    std::array::from_fn(
-        #[inline(always)]
-        // SAFETY: forwarded from the caller.
-        |v| unsafe { V::field::<{ 0xFFFF_0000_u32.cast_signed() }, 0>(words[v]) },
-    )
 }
 
 /// Words with the byte of this number as their second one.
