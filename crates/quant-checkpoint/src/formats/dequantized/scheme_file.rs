@@ -331,6 +331,9 @@ impl SchemeFile {
             }
         }
         parsed.tables(spec)?;
+        for index in 0..spec.layers {
+            crate::formats::online::check_widths(ID, spec, &parsed.online(index), index)?;
+        }
         Ok(parsed)
     }
     /// The scheme of the model.

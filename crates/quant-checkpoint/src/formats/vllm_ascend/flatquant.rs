@@ -101,8 +101,8 @@ pub(super) fn check(spec: &ModelSpec, scheme: &ModelScheme) -> std::result::Resu
                     format!(
                         "the transform of {place} in {prefix} (its loader applies Kronecker pairs alone, one to an input)"
                     ),
-                    "for flatquant: transforms: auto; leave out the rotations that run online (for quarot: rotations: [r1, r2]), \
-                     or export to dequantized",
+                    "for flatquant: transforms: auto; leave out the rotations that run online (for quarot: rotations: [r1, r2]; \
+                     flatquant or smoothquant in place of duquant), or export to dequantized",
                 ));
             }
             if let Err(why) = kernel.sides(width / parts) {
