@@ -142,6 +142,7 @@ pub(crate) fn operations(plan: &Plan, lengths: &[usize]) -> f64 {
         }
         if let Some(learner) = plan.recipe.learner().filter(|_| plan.learns(index)) {
             all += learner.passes() * once / FORWARD;
+            all += plan.block_plan(index).map_or(0.0, |block| learner.operations(&block, tokens)) / FORWARD;
         }
         for stage in &block.stages {
             let needs = plan.needs_at(index, stage);

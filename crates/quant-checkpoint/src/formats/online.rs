@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use ndarray::Array2;
-use quant_core::{CoreError, OnlineShape, OnlineTransform, PairTransform};
+use quant_core::{CoreError, OnlineShape, PairTransform};
 use quant_graph::{ModelScheme, ModelSpec, Online, OnlineScheme, Site};
 use safetensors::Dtype;
 
@@ -155,7 +155,8 @@ pub(super) fn read(
     check_widths(id, spec, scheme, index)?;
     let mut transforms = Vec::new();
     for (place, shape, _) in places(spec, scheme) {
-        let wrong = |error: CoreError| bad(id, spec, index, place, "an invertible transform", error.to_string());
+        let wrong =
+            |error: CoreError| bad(id, spec, index, place, "an invertible transform", error.to_string());
         let matrix = |(name, size): (String, usize)| {
             checkpoint.tensor_shaped(&name, &[size, size])?;
             checkpoint.read_matrix_f32(&name)
@@ -164,7 +165,11 @@ pub(super) fn read(
         let order = |(name, size): (String, usize)| {
             checkpoint.tensor_shaped(&name, &[size])?;
             // A negative index becomes one that is too large, which is refused with the others.
-            Ok(checkpoint.read_i32(&name)?.iter().map(|&from| u32::try_from(from).unwrap_or(u32::MAX)).collect())
+            Ok(checkpoint
+                .read_i32(&name)?
+                .iter()
+                .map(|&from| u32::try_from(from).unwrap_or(u32::MAX))
+                .collect())
         };
         let orders = orders(spec, index, place, shape).into_iter().map(order).collect::<Result<_>>()?;
         transforms.push(shape.build_permuted(matrices, orders).map_err(wrong)?);

@@ -232,6 +232,11 @@ pub trait Learner: Debug + Send + Sync {
     fn workspace(&self, block: &BlockPlan<'_>, tokens: usize, batch: usize) -> u64;
     /// How often all tokens pass a block, a backward as two passes.
     fn passes(&self) -> f64;
+    /// Floating-point operations on one block besides [`Self::passes`], given the calibration tokens, as far as they weigh.
+    fn operations(&self, block: &BlockPlan<'_>, tokens: usize) -> f64 {
+        let _ = (block, tokens);
+        0.0
+    }
     /// The same without any training: what it leaves in a block is what training begins with.
     fn untrained(&self) -> Arc<dyn Learner>;
     /// Learns in the float `block`.
