@@ -103,7 +103,7 @@ impl Plan {
     /// The same if every block falls back to more bits; none where none can.
     #[must_use]
     pub fn worst_bits_per_weight(&self) -> Option<f64> {
-        let can = self.fallbacks.iter().any(|block| !block.is_empty());
+        let can = self.fallbacks.iter().any(Option::is_some);
         can.then(|| self.bits_of(&self.scheme_with(|_| true)))
     }
 

@@ -214,9 +214,14 @@ pub trait Learner: Debug + Send + Sync {
         None
     }
     /// What rounds a linear in a block that [falls back](LessonReport::fallback) to more bits, in place of what [`Self::plan`] was shown; none
-    /// where it never does. The scheme has the clip ratios that the plan has.
+    /// where it never does. The scheme has the clip ratios and parts of inputs of [`Self::plan_fallback`].
     fn fallback(&self, block: &BlockPlan<'_>, id: LinearId) -> Option<&dyn Rounding> {
         let _ = (block, id);
+        None
+    }
+    /// What it leaves in a block that falls back to more bits, where that is not what [`Self::plan`] says.
+    fn plan_fallback(&self, block: &BlockPlan<'_>) -> Option<LearnedScheme> {
+        let _ = block;
         None
     }
     /// The stream that it trains on: that of the float model, or that of the quantised blocks before.
