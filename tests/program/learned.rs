@@ -138,6 +138,56 @@ fn a_folder_of_blocks_that_fell_back() {
     computes_what_was_measured(&model, text_of, &output, (&rows, &data));
 }
 
+/// For vLLM-Ascend a block that fell back is `W8A8_DYNAMIC`, beside others that are four bits behind pairs: it has none of their tensors, the
+/// loader's rules pass, the card says what happened, and the folder computes what was measured. The second half of the blocks is protected by
+/// outliers that no training survives; where all blocks fall back no block has a pair.
+#[test]
+fn blocks_that_fell_back_for_a_kernel() {
+    let work = tempdir().unwrap();
+    let rows = few_windows(4, 64);
+    let data = write_rows(&work.path().join("rows.safetensors"), &rows);
+    let model = tiny_reasoner();
+    let mut kinds = std::collections::BTreeSet::new();
+    for rate in ["1.0", "0.2"] {
+        let (output, recipe) = (work.path().join(rate), work.path().join(format!("{rate}.yaml")));
+        let keys = format!(
+            "scheme: W4A4KV8, unpaired: w8a8, epochs: 2, batch_size: 2, learning_rate: {rate}, fallback: [bits8]"
+        );
+        let text_of =
+            format!("version: 1\nmodifiers: [flatquant: {{ {keys} }}]\nexport: {{ format: vllm-ascend }}\n");
+        std::fs::write(&recipe, &text_of).unwrap();
+        let job = ["--model", text(&model), "--recipe", text(&recipe), "--calibration", &data];
+        let plan = ptq(&[&["plan"], &job[..]].concat()).expect(0, &[]);
+        assert!(plan.out.contains("if every block falls back to 8 bits"), "{}", plan.out);
+        assert!(plan.out.contains("have no transforms"), "{}", plan.out);
+        let report = quantize(&model, text(&recipe), &output, &["--calibration", &data, "--json"]);
+        let report = report.expect(0, &[]).json();
+        let described = std::fs::read_to_string(output.join("quant_model_description.json")).unwrap();
+        let card = std::fs::read_to_string(output.join("README.md")).unwrap();
+        for lesson in report["run"]["lessons"].as_array().unwrap() {
+            let fell = lesson["fallbacks"].as_array().is_some_and(|tried| tried[0]["taken"] == true);
+            let (block, kind) =
+                (&lesson["block"], if fell { "W8A8_DYNAMIC" } else { "W4A4_FLATQUANT_DYNAMIC" });
+            let module = format!("model.layers.{block}.self_attn.q_proj");
+            assert!(described.contains(&format!("\"{module}.weight\": \"{kind}\"")), "{module}: {described}");
+            assert_eq!(described.contains(&format!("{module}.left_trans")), !fell, "{module}");
+            if fell {
+                assert!(card.contains("falls back to 8 bits"), "{card}");
+            }
+            kinds.insert((rate, kind));
+        }
+        let index =
+            std::fs::read_to_string(output.join("quant_model_weights.safetensors.index.json")).unwrap();
+        assert!(
+            index.contains("\"model.norm.weight\": \"quant_model_weights-00002-of-00002.safetensors\""),
+            "{index}"
+        );
+        ptq(&["verify", text(&output), "--target", "vllm-ascend"]).expect(0, &[]);
+        computes_what_was_measured(&model, &text_of, &output, (&rows, &data));
+    }
+    println!("{kinds:?}");
+}
+
 /// Pairs of a part: the folder is for six devices, says so, and computes what was measured. Of o that is 4 x 8; down would have 8 x 12, and has no
 /// pair.
 #[test]

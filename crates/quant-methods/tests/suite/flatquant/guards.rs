@@ -142,8 +142,10 @@ fn outliers_that_grow_shrink_an_entry_of_t() {
         );
         said.push((t, found));
     }
-    assert!(said[0].0 > 1e-2 && said[0].1.is_none(), "{said:?}");
-    assert!(said[2].1.is_some_and(|smallest| smallest < 1e-3), "{said:?}");
+    // As the channels grew, by 40 each time.
+    let [(first, no), (second, nor), (third, yes)] = said[..] else { panic!("{said:?}") };
+    assert!(first > 1e-2 && second > 1e-3 && no.is_none() && nor.is_none(), "{said:?}");
+    assert!(third < 1e-3 && yes.is_some_and(|smallest| smallest < 1e-3), "{said:?}");
 }
 
 /// A channel behind a norm that outgrows the others, and is read by weights that are as much smaller, has its factor trained down with it.
@@ -178,8 +180,9 @@ fn outliers_that_grow_shrink_a_factor() {
         );
         said.push((c, found));
     }
-    assert!(said[0].0 > 1e-3 && said[0].1.is_none(), "{said:?}");
-    assert!(said[2].1.is_some_and(|smallest| smallest < 1e-4), "{said:?}");
+    let [(first, no), (second, nor), (third, yes)] = said[..] else { panic!("{said:?}") };
+    assert!(first > 1e-3 && second > 1e-4 && no.is_none() && nor.is_none(), "{said:?}");
+    assert!(third < 1e-4 && yes.is_some_and(|smallest| smallest < 1e-4), "{said:?}");
 }
 
 /// The scheme of the other tests does nothing of the kind at the published rate.
