@@ -153,3 +153,145 @@ pub(super) fn fallen(
 pub(super) fn schemes(block: &BTreeMap<LinearId, LinearPlan>) -> BTreeMap<LinearId, LinearScheme> {
     block.iter().map(|(id, linear)| (*id, linear.scheme)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Plan;
+    use quant_checkpoint::formats::{
+        BlockSideData, ConfigNotes, Decoder, Dequantized, Encoded, ExpectedTensor,
+    };
+    use quant_checkpoint::{Checkpoint, CheckpointError, Dtype, ShardNaming};
+    use quant_core::{ActRule, FloatType, KvGranularity};
+    use quant_graph::BlockParams;
+    use serde_json::{Value, json};
+
+    type Read<T> = Result<T, CheckpointError>;
+
+    /// A format like `dequantized` that has no eight bits, or has other tensors for them.
+    #[derive(Debug)]
+    struct Narrow {
+        refuses: bool,
+    }
+
+    fn has_eight(scheme: &ModelScheme) -> bool {
+        scheme.linears().any(|(_, _, linear)| linear.weight.is_some_and(|weight| weight.bits.get() == 8))
+    }
+
+    impl Format for Narrow {
+        fn id(&self) -> &'static str {
+            "narrow"
+        }
+        fn summary(&self) -> &'static str {
+            Dequantized.summary()
+        }
+        fn tier(&self) -> u8 {
+            Dequantized.tier()
+        }
+        fn schemes(&self) -> &'static str {
+            Dequantized.schemes()
+        }
+        fn clients(&self) -> &'static [&'static str] {
+            Dequantized.clients()
+        }
+        fn scale_type(&self, spec: &ModelSpec) -> FloatType {
+            Dequantized.scale_type(spec)
+        }
+        fn float_type(&self, spec: &ModelSpec) -> FloatType {
+            Dequantized.float_type(spec)
+        }
+        fn activation_rule(&self, dynamic: bool, symmetric: Option<bool>) -> Result<ActRule, Unsupported> {
+            Dequantized.activation_rule(dynamic, symmetric)
+        }
+        fn kv_granularity(&self) -> KvGranularity {
+            Dequantized.kv_granularity()
+        }
+        fn supports(&self, _: &ModelSpec, scheme: &ModelScheme) -> Result<(), Unsupported> {
+            if !self.refuses || !has_eight(scheme) {
+                return Ok(());
+            }
+            let (what, alternatives) = ("8-bit weights".to_owned(), String::new());
+            Err(Unsupported { format: "narrow", what, alternatives })
+        }
+        fn naming(&self) -> ShardNaming {
+            Dequantized.naming()
+        }
+        fn declare(
+            &self,
+            spec: &ModelSpec,
+            scheme: &ModelScheme,
+            source: &dyn Fn(&str) -> Option<Dtype>,
+        ) -> Vec<TensorDecl> {
+            let mut declared = Dequantized.declare(spec, scheme, source);
+            if has_eight(scheme) {
+                declared[0].dtype = Dtype::I8;
+            }
+            declared
+        }
+        fn encode_block(
+            &self,
+            spec: &ModelSpec,
+            scheme: &ModelScheme,
+            index: usize,
+            block: &BlockParams,
+        ) -> Read<Vec<Encoded>> {
+            Dequantized.encode_block(spec, scheme, index, block)
+        }
+        fn config(
+            &self,
+            spec: &ModelSpec,
+            scheme: &ModelScheme,
+            config: &Value,
+            notes: &ConfigNotes,
+        ) -> Value {
+            Dequantized.config(spec, scheme, config, notes)
+        }
+        fn side_files(
+            &self,
+            spec: &ModelSpec,
+            scheme: &ModelScheme,
+            declared: &[TensorDecl],
+            blocks: &[BlockSideData],
+        ) -> Vec<(String, Vec<u8>)> {
+            Dequantized.side_files(spec, scheme, declared, blocks)
+        }
+        fn detect(&self, checkpoint: &Checkpoint) -> bool {
+            Dequantized.detect(checkpoint)
+        }
+        fn scheme(&self, checkpoint: &Checkpoint, spec: &ModelSpec) -> Read<ModelScheme> {
+            Dequantized.scheme(checkpoint, spec)
+        }
+        fn expected(&self, checkpoint: &Checkpoint, spec: &ModelSpec) -> Read<Vec<ExpectedTensor>> {
+            Dequantized.expected(checkpoint, spec)
+        }
+        fn decoder(&self, checkpoint: &Checkpoint, spec: &ModelSpec) -> Read<Box<dyn Decoder>> {
+            Dequantized.decoder(checkpoint, spec)
+        }
+    }
+
+    /// What a format could not hold is refused before anything is trained.
+    #[test]
+    fn eight_bits_that_no_folder_could_hold_are_refused() {
+        let config = json!({ "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32,
+            "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 10 });
+        let spec = quant_model::model_spec(&config).unwrap();
+        let recipe =
+            Recipe::parse("version: 1\nmodifiers: [flatquant: { scheme: W4A4, fallback: [bits8] }]\n")
+                .unwrap();
+        let plan = Plan::new(&recipe, &spec).unwrap();
+        let check = |format: &dyn Format, fallbacks: &[Option<FallbackPlan>]| {
+            check_fallbacks(format, &plan.stored, &plan.scheme, fallbacks)
+        };
+        check(&Dequantized, &plan.fallbacks).unwrap();
+        for (refuses, words) in
+            [(true, "8-bit weights, which a block may fall back to"), (false, "of another type or shape")]
+        {
+            let format = Narrow { refuses };
+            check(&format, &[None, None]).unwrap();
+            let error = check(&format, &plan.fallbacks).unwrap_err();
+            let told = error.to_string();
+            assert!(matches!(error, PipelineError::Unsupported(_)), "{told}");
+            assert!(told.contains(words) && told.contains("leave bits8 out"), "{told}");
+        }
+    }
+}
