@@ -98,6 +98,11 @@ fn several_chunks_of_tokens_do_not_matter() {
             "  - quarot: { seed: 9 }\n  - awq: {}\n  - gptaq: { scheme: W4A8KV4 }".to_owned(),
             "activations: { in_calibration: true }",
         ),
+        (
+            "duquant",
+            "  - duquant: { block: 32, steps: 30, tokens: 100 }\n  - gptq: { scheme: W4A4KV4 }".to_owned(),
+            "activations: { in_calibration: true }",
+        ),
         ("awq", "  - awq: { scheme: W4A16g32 }".to_owned(), "export: { format: compressed-tensors }"),
         ("awq-all", "  - awq: { scheme: W3A16, variant: official }".to_owned(), "compute: bf16"),
         (

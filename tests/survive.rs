@@ -61,6 +61,12 @@ const RECIPES: [(&str, &str); 15] = [
         "flatquant, fallen back",
         "[flatquant: { scheme: W4A4KV4, epochs: 1, batch_size: 1, learning_rate: 1.0, fallback: [bits8] }]",
     ),
+    (
+        "flatquant, fallen back for a kernel",
+        "[flatquant: { scheme: W4A4, unpaired: w8a8, epochs: 1, batch_size: 1, learning_rate: 1.0, fallback: [bits8] }]\n\
+         export: { format: vllm-ascend }",
+    ),
+    ("duquant", "[duquant: { block: 64, steps: 9 }, gptq: { scheme: W4A4KV4 }]"),
     ("billm", "[billm: { block_size: 64 }]"),
     ("slim-llm", "[slim-llm: { scheme: W2A16g32 }]"),
 ];

@@ -1,9 +1,11 @@
 //! FlatQuant from recipe to folder: what a folder computes when it is read back, and what the person is told.
 
 use crate::common::{
-    SMALL, computes_what_was_measured, copy_of_model, few_windows, ptq, quantize, refused, text,
-    tiny_reasoner, write_rows,
+    SMALL, computes_what_was_measured, copy_of_model, few_windows, ptq, quantize, quantize_in_memory,
+    refused, text, tiny_reasoner, write_rows,
 };
+use ptq::graph::BlockSource;
+use ptq::pipeline::open_folder;
 use tempfile::tempdir;
 
 #[test]
@@ -136,6 +138,66 @@ fn a_folder_of_blocks_that_fell_back() {
     let warnings = report["warnings"].to_string();
     assert!(warnings.contains("falls back to 8 bits"), "{warnings}");
     computes_what_was_measured(&model, text_of, &output, (&rows, &data));
+}
+
+/// For vLLM-Ascend a block that fell back is `W8A8_DYNAMIC`, beside others that are four bits behind pairs: it has none of their tensors, the
+/// loader's rules pass, the card says what happened, and the folder computes what was measured. At a learning rate of 1 every block falls back,
+/// and no block has a pair.
+#[test]
+fn blocks_that_fell_back_for_a_kernel() {
+    let work = tempdir().unwrap();
+    let rows = few_windows(4, 64);
+    let data = write_rows(&work.path().join("rows.safetensors"), &rows);
+    let model = tiny_reasoner();
+    let mut kinds = std::collections::BTreeSet::new();
+    for rate in ["1.0", "0.3"] {
+        let (output, recipe) = (work.path().join(rate), work.path().join(format!("{rate}.yaml")));
+        let keys = format!(
+            "scheme: W4A4KV8, unpaired: w8a8, epochs: 2, batch_size: 2, learning_rate: {rate}, fallback: [bits8]"
+        );
+        let text_of =
+            format!("version: 1\nmodifiers: [flatquant: {{ {keys} }}]\nexport: {{ format: vllm-ascend }}\n");
+        std::fs::write(&recipe, &text_of).unwrap();
+        let job = ["--model", text(&model), "--recipe", text(&recipe), "--calibration", &data];
+        let plan = ptq(&[&["plan"], &job[..]].concat()).expect(0, &[]);
+        assert!(plan.out.contains("if every block falls back to 8 bits"), "{}", plan.out);
+        assert!(plan.err.contains("have no transforms"), "{}", plan.err);
+        let report = quantize(&model, text(&recipe), &output, &["--calibration", &data, "--json"]);
+        let report = report.expect(0, &[]).json();
+        let described = std::fs::read_to_string(output.join("quant_model_description.json")).unwrap();
+        let card = std::fs::read_to_string(output.join("README.md")).unwrap();
+        for lesson in report["run"]["lessons"].as_array().unwrap() {
+            let fell = lesson["fallbacks"].as_array().is_some_and(|tried| tried[0]["taken"] == true);
+            let (block, kind) =
+                (&lesson["block"], if fell { "W8A8_DYNAMIC" } else { "W4A4_FLATQUANT_DYNAMIC" });
+            let module = format!("model.layers.{block}.self_attn.q_proj");
+            assert!(described.contains(&format!("\"{module}.weight\": \"{kind}\"")), "{module}: {described}");
+            assert_eq!(described.contains(&format!("{module}.left_trans")), !fell, "{module}");
+            if fell {
+                assert!(card.contains("falls back to 8 bits"), "{card}");
+            }
+            kinds.insert((rate, kind));
+        }
+        let index =
+            std::fs::read_to_string(output.join("quant_model_weights.safetensors.index.json")).unwrap();
+        assert!(
+            index.contains("\"model.norm.weight\": \"quant_model_weights-00002-of-00002.safetensors\""),
+            "{index}"
+        );
+        ptq(&["verify", text(&output), "--target", "vllm-ascend"]).expect(0, &[]);
+        let (mut measured, _) = quantize_in_memory(&model, &text_of, Some(&rows), 2);
+        let mut read = open_folder(&output).unwrap().into_source().unwrap();
+        for index in 0..measured.spec().layers {
+            assert!(read.block(index).unwrap() == measured.block(index).unwrap(), "block {index} at {rate}");
+        }
+        assert_eq!(read.final_norm().unwrap(), measured.final_norm().unwrap());
+        // Where a block has a transform, its codes are simulated as in memory; W8A8 alone is executed.
+        if rate == "0.3" {
+            computes_what_was_measured(&model, &text_of, &output, (&rows, &data));
+        }
+    }
+    let (four, eight) = ("W4A4_FLATQUANT_DYNAMIC", "W8A8_DYNAMIC");
+    assert_eq!(kinds, [("1.0", eight), ("0.3", four), ("0.3", eight)].into());
 }
 
 /// Pairs of a part: the folder is for six devices, says so, and computes what was measured. Of o that is 4 x 8; down would have 8 x 12, and has no

@@ -14,8 +14,12 @@
 //! # Ok::<(), quant_core::CoreError>(())
 //! ```
 
-use crate::{ActQuant, ActRule, Bits, ClipRatio, CoreError, EntryQuant, KvQuant, QParams};
-use ndarray::{Array1, Array2, Array3, ArrayView2};
+mod arrays;
+mod quantisers;
+
+pub use arrays::encode_matrix;
+
+use crate::CoreError;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -240,198 +244,13 @@ impl<K: Codec + Ord, V: Codec> Codec for BTreeMap<K, V> {
     }
 }
 
-impl Codec for Array1<f32> {
-    fn encode(&self, out: &mut Vec<u8>) {
-        self.len().encode(out);
-        self.iter().for_each(|v| v.encode(out));
-    }
-    fn decode(from: &mut Bytes<'_>) -> Result<Self, CoreError> {
-        let count = from.count(size_of::<f32>())?;
-        Ok(floats(from.take(count * size_of::<f32>())?).collect())
-    }
-}
-
-/// Appends the bytes of a matrix, as of an [`Array2`].
-pub fn encode_matrix(matrix: ArrayView2<'_, f32>, out: &mut Vec<u8>) {
-    matrix.nrows().encode(out);
-    matrix.ncols().encode(out);
-    let from = out.len();
-    out.resize(from + matrix.len() * size_of::<f32>(), 0);
-    let to = out[from..].as_chunks_mut::<4>().0;
-    match matrix.as_slice() {
-        // A loop over two slices is a copy.
-        Some(values) => to.iter_mut().zip(values).for_each(|(to, v)| *to = v.to_le_bytes()),
-        None => to.iter_mut().zip(matrix).for_each(|(to, v)| *to = v.to_le_bytes()),
-    }
-}
-
-impl Codec for Array2<f32> {
-    fn encode(&self, out: &mut Vec<u8>) {
-        encode_matrix(self.view(), out);
-    }
-    fn decode(from: &mut Bytes<'_>) -> Result<Self, CoreError> {
-        let (shape, bytes) = matrix(from, size_of::<f32>())?;
-        shaped(shape, floats(bytes).collect())
-    }
-}
-
-impl Codec for Array2<u8> {
-    fn encode(&self, out: &mut Vec<u8>) {
-        self.nrows().encode(out);
-        self.ncols().encode(out);
-        match self.as_slice() {
-            Some(values) => out.extend_from_slice(values),
-            None => out.extend(self.iter()),
-        }
-    }
-    fn decode(from: &mut Bytes<'_>) -> Result<Self, CoreError> {
-        let (shape, bytes) = matrix(from, 1)?;
-        shaped(shape, bytes.to_vec())
-    }
-}
-
-impl Codec for Array3<f32> {
-    fn encode(&self, out: &mut Vec<u8>) {
-        let (a, b, c) = self.dim();
-        (a, (b, c)).encode(out);
-        self.iter().for_each(|v| v.encode(out));
-    }
-    fn decode(from: &mut Bytes<'_>) -> Result<Self, CoreError> {
-        let (a, (b, c)) = <(usize, (usize, usize))>::decode(from)?;
-        let none =
-            || CoreError::Encoded { expected: "an array that is there", found: format!("{a} x {b} x {c}") };
-        let bytes = [a, b, c].into_iter().try_fold(size_of::<f32>(), usize::checked_mul);
-        let bytes = bytes.filter(|&bytes| bytes <= from.left()).ok_or_else(none)?;
-        Self::from_shape_vec((a, b, c), floats(from.take(bytes)?).collect()).map_err(|_| none())
-    }
-}
-
-/// The shape of a matrix whose elements have `size` bytes, and their bytes.
-fn matrix<'a>(from: &mut Bytes<'a>, size: usize) -> Result<((usize, usize), &'a [u8]), CoreError> {
-    let shape = (usize::decode(from)?, usize::decode(from)?);
-    let bytes = shape.0.checked_mul(shape.1).and_then(|n| n.checked_mul(size));
-    let bytes = bytes.filter(|&bytes| bytes <= from.left()).ok_or_else(|| CoreError::Encoded {
-        expected: "a matrix that is there",
-        found: format!("{} x {}", shape.0, shape.1),
-    })?;
-    Ok((shape, from.take(bytes)?))
-}
-
-fn floats(bytes: &[u8]) -> impl Iterator<Item = f32> + '_ {
-    bytes.as_chunks::<4>().0.iter().map(|four| f32::from_le_bytes(*four))
-}
-
-fn shaped<T>(shape: (usize, usize), values: Vec<T>) -> Result<Array2<T>, CoreError> {
-    Array2::from_shape_vec(shape, values).map_err(|_| CoreError::Encoded {
-        expected: "the elements of a matrix",
-        found: format!("others than {shape:?}"),
-    })
-}
-
-impl Codec for Bits {
-    fn encode(&self, out: &mut Vec<u8>) {
-        self.get().encode(out);
-    }
-    fn decode(from: &mut Bytes<'_>) -> Result<Self, CoreError> {
-        Self::new(u32::decode(from)?)
-    }
-}
-
-codec_of_fields!(QParams { scale, zero });
-
-impl Codec for ActRule {
-    fn encode(&self, out: &mut Vec<u8>) {
-        let tag: u8 = match self {
-            Self::Asymmetric => 0,
-            Self::Symmetric => 1,
-            Self::SymmetricFull => 2,
-        };
-        tag.encode(out);
-    }
-    fn decode(from: &mut Bytes<'_>) -> Result<Self, CoreError> {
-        match u8::decode(from)? {
-            0 => Ok(Self::Asymmetric),
-            1 => Ok(Self::Symmetric),
-            2 => Ok(Self::SymmetricFull),
-            tag => bad_tag("a rule of dynamic parameters", tag),
-        }
-    }
-}
-
-impl Codec for ActQuant {
-    fn encode(&self, out: &mut Vec<u8>) {
-        match self {
-            Self::Dynamic { bits, rule, clip_ratio, shards } => {
-                out.push(0);
-                bits.encode(out);
-                rule.encode(out);
-                clip_ratio.encode(out);
-                shards.encode(out);
-            }
-            Self::Static { bits, params } => {
-                out.push(1);
-                bits.encode(out);
-                params.encode(out);
-            }
-        }
-    }
-    fn decode(from: &mut Bytes<'_>) -> Result<Self, CoreError> {
-        match u8::decode(from)? {
-            0 => Ok(Self::Dynamic {
-                bits: Bits::decode(from)?,
-                rule: ActRule::decode(from)?,
-                clip_ratio: ClipRatio::decode(from)?,
-                shards: usize::decode(from)?,
-            }),
-            1 => Ok(Self::Static { bits: Bits::decode(from)?, params: QParams::decode(from)? }),
-            tag => bad_tag("a quantiser of activations", tag),
-        }
-    }
-}
-
-impl Codec for EntryQuant {
-    fn encode(&self, out: &mut Vec<u8>) {
-        match self {
-            Self::TokenHead { bits, rule, clip_ratio } => {
-                out.push(0);
-                bits.encode(out);
-                rule.encode(out);
-                clip_ratio.encode(out);
-            }
-            Self::Channel { bits, scales, zeros } => {
-                out.push(1);
-                bits.encode(out);
-                scales.encode(out);
-                zeros.encode(out);
-            }
-        }
-    }
-    fn decode(from: &mut Bytes<'_>) -> Result<Self, CoreError> {
-        match u8::decode(from)? {
-            0 => Ok(Self::TokenHead {
-                bits: Bits::decode(from)?,
-                rule: ActRule::decode(from)?,
-                clip_ratio: ClipRatio::decode(from)?,
-            }),
-            1 => Ok(Self::Channel {
-                bits: Bits::decode(from)?,
-                scales: Array1::decode(from)?,
-                zeros: Array1::decode(from)?,
-            }),
-            tag => bad_tag("a quantiser of the cache", tag),
-        }
-    }
-}
-
-codec_of_fields!(ClipRatio { upper, lower });
-codec_of_fields!(KvQuant { keys, values, before_rope, pre_bias });
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::binary::{BinaryMatrix, SECOND, UPPER};
     use crate::matrix::{Groups, QuantizedMatrix, round_matrix};
-    use crate::{Grid, Widths};
+    use crate::{ActQuant, ActRule, Bits, ClipRatio, EntryQuant, Grid, KvQuant, QParams, Widths};
+    use ndarray::{Array1, Array2, Array3};
 
     fn back<T: Codec + PartialEq + std::fmt::Debug>(value: &T) {
         let bytes = encoded(value);

@@ -28,6 +28,7 @@
 
 pub mod awq;
 pub mod billm;
+pub mod duquant;
 mod error;
 pub mod flatquant;
 mod folding;

@@ -20,6 +20,7 @@ impl Entry for Method {
 pub static METHODS: &[&Method] = &[
     &crate::awq::METHOD,
     &crate::billm::METHOD,
+    &crate::duquant::METHOD,
     &crate::flatquant::METHOD,
     &crate::gptaq::METHOD,
     &crate::gptq::METHOD,

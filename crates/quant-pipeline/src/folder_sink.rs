@@ -20,12 +20,30 @@ pub(crate) struct FolderSink<'a> {
     output: &'a mut OutputFolder,
     input: Option<&'a Checkpoint>,
     declared: &'a [TensorDecl],
+    /// Whether a tensor has no place yet.
+    late: &'a (dyn Fn(&str) -> bool + Send + Sync),
+    /// The bytes of those that have none, by name, and whether the final norm is one.
+    waiting: Vec<(String, Vec<u8>)>,
+    norm_waits: bool,
     side: Vec<BlockSideData>,
     copied: Vec<(&'static str, &'static str)>,
     input_hashes: InputHashes,
     /// Blocks and input tensors that the journal has.
     kept_blocks: usize,
     kept_hashes: BTreeSet<String>,
+    kept_waiting: usize,
+}
+
+/// What a sink leaves for the end.
+pub(crate) struct Left {
+    /// What side files need of every block.
+    pub(crate) side: Vec<BlockSideData>,
+    /// The tensors that were copied: their names in the input and here.
+    pub(crate) copied: Vec<(&'static str, &'static str)>,
+    /// Tensors that had no place: names and bytes.
+    pub(crate) waiting: Vec<(String, Vec<u8>)>,
+    /// Whether the final norm had none either, and is to be copied.
+    pub(crate) norm_waits: bool,
 }
 
 /// What the journal keeps of finished blocks besides the run's own frames.
@@ -34,13 +52,15 @@ struct Kept {
     before: usize,
     side: Vec<(BTreeMap<LinearId, ActQuant>, Option<KvQuant>)>,
     input_hashes: Vec<(String, TensorHash)>,
+    /// Tensors that wait for their place.
+    waiting: Vec<(String, Vec<u8>)>,
 }
 
-codec_of_fields!(Kept { before, side, input_hashes });
+codec_of_fields!(Kept { before, side, input_hashes, waiting });
 
 impl<'a> FolderSink<'a> {
-    /// `declared` are the tensors of the folder, `input` the checkpoint the source reads, if it reads one, and `input_hashes`
-    /// those that the source gathers. What an earlier run left in the folder is taken up.
+    /// `declared` are the tensors of the folder, of which `late` says which have no place yet, `input` the checkpoint the source reads, if it
+    /// reads one, and `input_hashes` those that the source gathers. What an earlier run left in the folder is taken up.
     ///
     /// # Errors
     /// A journal that cannot be read or makes no sense.
@@ -48,7 +68,7 @@ impl<'a> FolderSink<'a> {
         plan: &'a Plan,
         output: &'a mut OutputFolder,
         input: Option<&'a Checkpoint>,
-        declared: &'a [TensorDecl],
+        (declared, late): (&'a [TensorDecl], &'a (dyn Fn(&str) -> bool + Send + Sync)),
         input_hashes: InputHashes,
     ) -> Result<Self, PipelineError> {
         let mut sink = Self {
@@ -57,11 +77,15 @@ impl<'a> FolderSink<'a> {
             output,
             input,
             declared,
+            late,
+            waiting: Vec::new(),
+            norm_waits: false,
             side: Vec::new(),
             copied: Vec::new(),
             input_hashes,
             kept_blocks: 0,
             kept_hashes: BTreeSet::new(),
+            kept_waiting: 0,
         };
         for frame in 0..sink.frames() {
             let Some(kept) = of_sink::<Kept>(&sink, frame)? else { continue };
@@ -71,7 +95,9 @@ impl<'a> FolderSink<'a> {
             }
             sink.side.extend(kept.side.into_iter().map(|(inputs, kv)| BlockSideData { inputs, kv }));
             sink.input_hashes.extend(kept.input_hashes);
+            sink.waiting.extend(kept.waiting);
         }
+        sink.kept_waiting = sink.waiting.len();
         sink.kept_blocks = sink.side.len();
         for &what in plan.stored.outer().iter().filter(|what| !plan.tables.contains_key(what)) {
             if sink.output.has(what.tensor()) {
@@ -85,9 +111,10 @@ impl<'a> FolderSink<'a> {
     pub(crate) fn blocks(&self) -> usize {
         self.side.len()
     }
-    /// What side files need of every block, and the tensors that were copied: their names in the input and here.
-    pub(crate) fn into_parts(self) -> (Vec<BlockSideData>, Vec<(&'static str, &'static str)>) {
-        (self.side, self.copied)
+    /// What is left when the weights that had their places are written.
+    pub(crate) fn into_parts(self) -> Left {
+        let Self { side, copied, waiting, norm_waits, .. } = self;
+        Left { side, copied, waiting, norm_waits }
     }
 }
 
@@ -95,6 +122,7 @@ impl Keeper for FolderSink<'_> {
     fn begin(&mut self) -> Result<(), PipelineError> {
         self.kept_blocks = 0;
         self.kept_hashes.clear();
+        self.kept_waiting = 0;
         Ok(self.output.begin_journal()?)
     }
     fn add(&mut self, frame: Vec<u8>) -> Result<(), PipelineError> {
@@ -105,7 +133,9 @@ impl Keeper for FolderSink<'_> {
         let new: Vec<_> = hashes.into_iter().filter(|(name, _)| !self.kept_hashes.contains(name)).collect();
         self.kept_hashes.extend(new.iter().map(|(name, _)| name.clone()));
         let side = self.side.iter().skip(self.kept_blocks).map(|s| (s.inputs.clone(), s.kv.clone()));
-        let kept = Kept { before: self.kept_blocks, side: side.collect(), input_hashes: new };
+        let waiting = self.waiting.iter().skip(self.kept_waiting).cloned().collect();
+        self.kept_waiting = self.waiting.len();
+        let kept = Kept { before: self.kept_blocks, side: side.collect(), input_hashes: new, waiting };
         self.kept_blocks = self.side.len();
         self.output.record(sink_frame(&kept))?;
         Ok(self.output.commit()?)
@@ -138,6 +168,10 @@ impl BlockSink for FolderSink<'_> {
             Cow::Borrowed(&self.plan.scheme)
         };
         for tensor in format.encode_block(&self.plan.spec, &scheme, index, &block)? {
+            if (self.late)(&tensor.name) {
+                self.waiting.push((tensor.name, tensor.bytes));
+                continue;
+            }
             self.output.tensor_owned(&tensor.name, tensor.dtype, &tensor.shape, tensor.bytes)?;
         }
         self.side.push(BlockSideData::of(&block));
@@ -152,7 +186,11 @@ impl BlockSink for FolderSink<'_> {
     fn copy_stored(&mut self, what: Outer) -> Result<bool, PipelineError> {
         let Some(input) = self.input else { return Ok(false) };
         let (from, to) = (self.plan.spec.stored_in(what).tensor(), what.tensor());
-        self.output.copy_tensor(input, from, to)?;
+        if (self.late)(to) {
+            self.norm_waits = true;
+        } else {
+            self.output.copy_tensor(input, from, to)?;
+        }
         self.copied.push((from, to));
         Ok(true)
     }
@@ -214,11 +252,11 @@ mod tests {
         let shards = ShardPlan::new(declared.clone(), &recipe.format().naming(), 4 << 20).unwrap();
         output.begin_weights(shards).unwrap();
         let hashes = InputHashes::default();
-        let mut sink = FolderSink::new(&plan, &mut output, None, &declared, hashes).unwrap();
+        let mut sink = FolderSink::new(&plan, &mut output, None, (&declared, &|_| false), hashes).unwrap();
         let options = RunOptions::new(Par::Seq);
         run(&plan, &mut source, None, &mut sink, &mut Silent, &options).unwrap();
-        let (side, copied) = sink.into_parts();
-        assert_eq!((side.len(), copied.len()), (2, 0));
+        let Left { side, copied, waiting, norm_waits } = sink.into_parts();
+        assert_eq!((side.len(), copied.len(), waiting.len(), norm_waits), (2, 0, 0, false));
         output.end_weights().unwrap();
         for (name, bytes) in recipe.format().side_files(&spec, &plan.scheme, &declared, &side) {
             output.write_file(&name, &bytes).unwrap();

@@ -103,7 +103,7 @@ impl Plan {
     /// The same if every block falls back to more bits; none where none can.
     #[must_use]
     pub fn worst_bits_per_weight(&self) -> Option<f64> {
-        let can = self.fallbacks.iter().any(|block| !block.is_empty());
+        let can = self.fallbacks.iter().any(Option::is_some);
         can.then(|| self.bits_of(&self.scheme_with(|_| true)))
     }
 
@@ -142,6 +142,7 @@ pub(crate) fn operations(plan: &Plan, lengths: &[usize]) -> f64 {
         }
         if let Some(learner) = plan.recipe.learner().filter(|_| plan.learns(index)) {
             all += learner.passes() * once / FORWARD;
+            all += plan.block_plan(index).map_or(0.0, |block| learner.operations(&block, tokens)) / FORWARD;
         }
         for stage in &block.stages {
             let needs = plan.needs_at(index, stage);

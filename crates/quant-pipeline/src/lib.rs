@@ -77,7 +77,7 @@ pub use manifest::Card;
 pub use open::{
     OpenFolder, Scored, folder_spec, folder_spec_with, open_folder, open_folder_with, with_threads,
 };
-pub use plan::{LinearPlan, Plan, StageNeeds, Streams};
+pub use plan::{FallbackPlan, LinearPlan, Plan, StageNeeds, Streams};
 pub use prepare::{PreparedJob, prepare};
 pub use presets::{PRESETS, Preset, preset};
 pub use quant_eval::Spread;

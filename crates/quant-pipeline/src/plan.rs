@@ -6,6 +6,7 @@ mod tables;
 use crate::cache_plan::plan_cache;
 use crate::error::{PipelineError, RecipeError};
 use crate::recipe::Recipe;
+pub use learned::FallbackPlan;
 use learned::{LearnedBlocks, check_fallbacks, fallen, plan_learned, schemes};
 use quant_checkpoint::formats::Format;
 use quant_core::{Bits, CoreError, FloatType};
@@ -94,8 +95,8 @@ pub struct Plan {
     pub tables: BTreeMap<Outer, PlannedRounding>,
     /// Per block, whether the recipe's learner trains in it.
     pub learned: Vec<bool>,
-    /// Per block, every linear as it is stored if the block falls back to more bits; empty where it never does.
-    pub fallbacks: Vec<BTreeMap<LinearId, LinearPlan>>,
+    /// Per block, how it is stored if it falls back to more bits; none where it never does.
+    pub fallbacks: Vec<Option<FallbackPlan>>,
     /// Activations to carry.
     pub streams: Streams,
     /// Type the target's loader holds scales in.
@@ -229,8 +230,8 @@ impl Plan {
     /// The linears of a block as they are stored, where it fell back to more bits or where it did not.
     #[must_use]
     pub(crate) fn linears(&self, block: usize, fell_back: bool) -> &BTreeMap<LinearId, LinearPlan> {
-        let fallback = self.fallbacks.get(block).filter(|linears| fell_back && !linears.is_empty());
-        fallback.unwrap_or(&self.blocks[block])
+        let fallback = self.fallbacks.get(block).and_then(Option::as_ref).filter(|_| fell_back);
+        fallback.map_or(&self.blocks[block], |fallback| &fallback.linears)
     }
 
     /// Storage of the model when the blocks of which `fell_back` says so have fallen back to more bits; of all blocks, the worst case.

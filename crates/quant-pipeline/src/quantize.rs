@@ -1,9 +1,9 @@
 //! From folder to folder: plan, run, write, describe.
 
 use crate::PipelineError;
-use crate::disk::{declared, shard_plan};
+use crate::disk::{WeightLayout, declared};
 use crate::events::{Event, Events};
-use crate::folder_sink::FolderSink;
+use crate::folder_sink::{FolderSink, Left};
 use crate::identity::identity;
 use crate::job::{QuantizeJob, QuantizeOutcome, ReadSeconds, WriteSeconds};
 use crate::manifest::{self, CalibrationFacts, Origin, Provenance};
@@ -121,10 +121,10 @@ fn write(
     let PreparedJob { folder, plan, tokens, memory, spill, mut warnings, .. } = prepared;
     let format = job.recipe.format();
     let checkpoint = &folder.checkpoint;
-    let declared = declared(&folder, &plan);
-    let shards = shard_plan(&folder, &plan)?;
-    let output_bytes = shards.total_bytes();
-    output.begin_weights(shards)?;
+    let planned = declared(&folder, &plan, &plan.scheme);
+    let layout = WeightLayout::new(&folder, &plan)?;
+    let mut output_bytes = layout.first.total_bytes();
+    output.begin_weights(layout.first.clone())?;
     let input_bytes = checkpoint.total_bytes();
     let input_hashes = InputHashes::default();
     let mut source =
@@ -132,7 +132,8 @@ fn write(
             .with_hashes(input_hashes.clone());
     let run_options_spill = spill.then(|| output.partial().to_owned());
     let resumed = output.kept().is_some();
-    let mut sink = FolderSink::new(&plan, &mut output, Some(checkpoint), &declared, input_hashes)?;
+    let late = |tensor: &str| layout.is_late(tensor);
+    let mut sink = FolderSink::new(&plan, &mut output, Some(checkpoint), (&planned, &late), input_hashes)?;
     let resumed = resumed.then(|| sink.blocks());
     let told_apart =
         || Ok::<_, PipelineError>(format!("{}: {:?}", job.model.display(), checkpoint.fingerprint()?));
@@ -146,15 +147,31 @@ fn write(
         events.event(Event::Warning(warning.clone()));
         warnings.push(warning);
     }
-    let (side, copied) = sink.into_parts();
+    let Left { side, copied, waiting, norm_waits } = sink.into_parts();
     let go_on =
         |events: &dyn Events| if events.cancelled() { Err(PipelineError::Interrupted) } else { Ok(()) };
-    let hashes = output.end_weights()?.clone();
+    let scheme = plan.scheme_with(|index| report.fell_back(index));
+    let declared = declared(&folder, &plan, &scheme);
+    let mut hashes = output.end_weights()?.clone();
+    if let Some(rest) = layout.rest(&plan, &declared)? {
+        output_bytes += rest.total_bytes();
+        output.begin_rest(rest)?;
+        for (name, bytes) in waiting {
+            // A block has no tensors but the declared ones.
+            if let Some(decl) = declared.iter().find(|decl| decl.name == name) {
+                output.tensor_owned(&name, decl.dtype, &decl.shape, bytes)?;
+            }
+        }
+        if norm_waits {
+            let norm = plan.spec.stored_in(Outer::FinalNorm).tensor();
+            output.copy_tensor(checkpoint, norm, Outer::FinalNorm.tensor())?;
+        }
+        hashes.clone_from(output.end_weights()?);
+    }
     let beside = side_files(&job.model)?;
     for name in &beside.copied {
         output.copy_file(&job.model.join(name), name)?;
     }
-    let scheme = plan.scheme_with(|index| report.fell_back(index));
     let config = format.config(&plan.stored, &scheme, checkpoint.config(), &notes(&job.recipe));
     output.write_file("config.json", &manifest::pretty(&config))?;
     for (name, bytes) in format.side_files(&plan.stored, &scheme, &declared, &side) {

@@ -1,7 +1,7 @@
 //! Rotations that look for outliers and permutations that spread them over blocks.
 
 use ndarray::{Array2, ArrayView2, Axis};
-use quant_core::{AxisTransform, OnlineKind, OnlineTransform, Variant};
+use quant_core::{AxisTransform, CoreError, OnlineKind, OnlineTransform, Variant};
 use quant_kernels::{Element, Par};
 
 use crate::dense::{finite, narrow, product};
@@ -59,20 +59,52 @@ impl DuQuant {
     /// [`RotateError::Setting`] for a block that does not divide the features or has one channel, [`RotateError::NotFinite`] for a NaN or
     /// an infinity.
     pub fn fit(x: ArrayView2<'_, f32>, settings: &DuQuantSettings, par: Par) -> Result<Self, RotateError> {
-        let block = settings.block;
-        if block < 2 || !x.ncols().is_multiple_of(block) {
-            let expected = "at least 2 and a divisor of the number of features";
-            return Err(RotateError::Setting { name: "block", value: block.to_string(), expected });
-        }
-        finite("activations of a DuQuant transform", x.iter())?;
         let mut x = x.as_standard_layout().into_owned();
-        let first = greedy_rotation(&mut x, settings, "first", par);
+        let first = outlier_rotation(&mut x, settings, "first", par)?;
         let maxima: Vec<f32> =
             x.axis_iter(Axis(1)).map(|c| c.iter().fold(0.0, |a, b| b.abs().max(a))).collect();
-        let permutation = zigzag(&maxima, block)?;
+        let permutation = zigzag(&maxima, settings.block)?;
         let mut x = x.select(Axis(1), &permutation);
-        let second = greedy_rotation(&mut x, settings, "second", par);
-        Ok(Self { first, permutation, second })
+        let second = outlier_rotation(&mut x, settings, "second", par)?;
+        Self::new(first, permutation, second)
+    }
+
+    /// The transform of rotations `[block, block]` and a permutation that were fitted apart, by [`outlier_rotation`] and [`zigzag`]: on a
+    /// sample of tokens the one, on the maxima of all tokens the other.
+    ///
+    /// ```
+    /// use quant_rotate::ndarray::Array2;
+    /// use quant_rotate::{DuQuant, DuQuantSettings, Par, outlier_rotation, zigzag};
+    ///
+    /// let mut x = Array2::from_shape_fn((8, 32), |(t, j)| if j == 3 { 50.0 } else { ((t * 31 + j * 17) % 23) as f32 / 11.0 - 1.0 });
+    /// let settings = DuQuantSettings { block: 16, steps: 32, ..DuQuantSettings::default() };
+    /// let first = outlier_rotation(&mut x, &settings, "first", Par::Seq)?;
+    /// let maxima: Vec<f32> = x.columns().into_iter().map(|c| c.iter().fold(0.0, |a, b| b.abs().max(a))).collect();
+    /// let transform = DuQuant::new(first, zigzag(&maxima, 16)?, Array2::eye(16))?;
+    /// assert_eq!(transform.permutation().len(), 32);
+    /// # Ok::<(), quant_rotate::RotateError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`RotateError::Core`] for rotations that are not square, of one size, finite and of a block that divides the permutation, and for an
+    /// order that is no permutation.
+    pub fn new(
+        first: Array2<f64>,
+        permutation: Vec<usize>,
+        second: Array2<f64>,
+    ) -> Result<Self, RotateError> {
+        let transform = Self { first, permutation, second };
+        let (first, second) = (transform.first.dim(), transform.second.dim());
+        if first != second || first.0 == 0 || !transform.permutation.len().is_multiple_of(first.0) {
+            return Err(CoreError::Shape {
+                what: "the rotations of a DuQuant transform",
+                expected: format!("two of one block that divides {} features", transform.permutation.len()),
+                found: format!("{first:?} and {second:?}"),
+            }
+            .into());
+        }
+        transform.online()?;
+        Ok(transform)
     }
 
     /// `x R1 P R2` for rows `[rows, features]` of activations or weights.
@@ -152,10 +184,25 @@ pub fn zigzag(maxima: &[f32], block: usize) -> Result<Vec<usize>, RotateError> {
     Ok(order)
 }
 
-/// One rotation of all blocks of `x` `[tokens, features]`, in place: step by step the row of the largest value is turned, until the
-/// steps are used up; those up to the smallest range are kept.
-fn greedy_rotation(x: &mut Array2<f32>, settings: &DuQuantSettings, part: &str, par: Par) -> Array2<f64> {
+/// One rotation of all blocks of `x` `[tokens, features]`, which is turned by it in place, `[block, block]`: step by step the row of the
+/// largest value is turned, until the steps are used up; those up to the smallest range are kept. `part` keys the random part of the
+/// rotation, together with the name in the settings. [`DuQuant::fit`] makes one before and one behind a permutation.
+///
+/// # Errors
+/// [`RotateError::Setting`] for a block that does not divide the features or has one channel, [`RotateError::NotFinite`] for a NaN or an
+/// infinity.
+pub fn outlier_rotation(
+    x: &mut Array2<f32>,
+    settings: &DuQuantSettings,
+    part: &str,
+    par: Par,
+) -> Result<Array2<f64>, RotateError> {
     let block = settings.block;
+    if block < 2 || !x.ncols().is_multiple_of(block) {
+        let expected = "at least 2 and a divisor of the number of features";
+        return Err(RotateError::Setting { name: "block", value: block.to_string(), expected });
+    }
+    finite("activations of a DuQuant transform", x.iter())?;
     let base = base_rotation(block, settings.seed, &format!("{}.{part}", settings.name));
     let mut turned = x.clone();
     let mut rotation = Array2::eye(block);
@@ -179,7 +226,7 @@ fn greedy_rotation(x: &mut Array2<f32>, settings: &DuQuantSettings, part: &str, 
         let rotated = per_head(runs.view(), kept.view(), par);
         runs.assign(&rotated);
     });
-    best
+    Ok(best)
 }
 
 /// The ends of the range of a matrix.
@@ -319,6 +366,17 @@ mod tests {
         assert!(DuQuant::fit(array![[f32::NAN, 1.0]].view(), &settings(2), Par::Seq).is_err());
         assert!(DuQuant::fit(Array2::zeros((0, 4)).view(), &settings(2), Par::Seq).is_ok());
         assert!(zigzag(&[1.0; 5], 2).is_err());
+        let eye = Array2::<f64>::eye;
+        assert!(DuQuant::new(eye(2), vec![3, 2, 1, 0], eye(2)).is_ok());
+        for (first, order, second) in [
+            (eye(2), vec![3, 2, 1, 0], eye(4)),
+            (eye(2), vec![2, 1, 0], eye(2)),
+            (eye(0), vec![], eye(0)),
+            (eye(2), vec![0, 0, 1, 2], eye(2)),
+            (array![[1.0, f64::NAN], [0.0, 1.0]], vec![1, 0], eye(2)),
+        ] {
+            assert!(DuQuant::new(first.clone(), order.clone(), second).is_err(), "{first} {order:?}");
+        }
     }
 
     proptest! {

@@ -59,7 +59,7 @@ mod runs;
 mod scales;
 mod straight;
 
-pub use duquant::{DuQuant, DuQuantSettings, zigzag};
+pub use duquant::{DuQuant, DuQuantSettings, outlier_rotation, zigzag};
 pub use error::RotateError;
 pub use hadamard::{Hadamard, RandomHadamard, hadamard_core};
 pub use heads::{across_heads, across_heads_gradient, per_head, per_head_gradient};

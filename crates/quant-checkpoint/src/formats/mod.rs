@@ -46,7 +46,7 @@ pub(crate) use self::compressed_tensors::config as compressed_tensors_config;
 pub(crate) use self::layout::{FLOATS, faults, modules as layout_modules, plain_expected};
 pub(crate) use self::plain::{read_block as read_plain_block, visit_block as visit_plain_block};
 pub(crate) use self::vllm_ascend::{
-    description as ascend_description, flatquant as ascend_flatquant, tensors as ascend_tensors,
+    description as ascend_description, flatquant as ascend_flatquant, types as ascend_types,
 };
 
 /// Makes `config.json` name the type of the model. A loader that finds none takes the commonest type of the shards, and

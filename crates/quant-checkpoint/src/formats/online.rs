@@ -1,14 +1,14 @@
-//! Matrices of the transforms that a block applies while the model runs, as tensors of a folder, and the refusal of formats whose
-//! loaders apply none.
+//! Matrices and permutations of the transforms that a block applies while the model runs, as tensors of a folder, and the refusal of
+//! formats whose loaders apply none.
 
 use std::sync::Arc;
 
 use ndarray::Array2;
-use quant_core::{CoreError, OnlineShape, OnlineTransform, PairTransform};
+use quant_core::{CoreError, OnlineShape, PairTransform};
 use quant_graph::{ModelScheme, ModelSpec, Online, OnlineScheme, Site};
 use safetensors::Dtype;
 
-use super::bytes::{Loss, float_bytes};
+use super::bytes::{Loss, float_bytes, word_bytes};
 use super::{Encoded, TensorDecl, Unsupported};
 use crate::error::{CheckpointError, Result, not_encodable};
 use crate::source::Checkpoint;
@@ -30,9 +30,48 @@ fn places(spec: &ModelSpec, scheme: &OnlineScheme) -> Vec<(&'static str, OnlineS
     sites.chain(pair.into_iter().flatten()).collect()
 }
 
+/// Matrices, each with its side.
 fn names(spec: &ModelSpec, index: usize, place: &str, shape: OnlineShape) -> Vec<(String, usize)> {
     let name = |(at, size)| (format!("{}.transform.{place}.{at}", spec.block_prefix(index)), size);
     shape.matrices().into_iter().enumerate().map(name).collect()
+}
+
+/// Permutations, each with its entries.
+fn orders(spec: &ModelSpec, index: usize, place: &str, shape: OnlineShape) -> Vec<(String, usize)> {
+    let name = |(at, size)| (format!("{}.transform.{place}.order.{at}", spec.block_prefix(index)), size);
+    shape.orders().into_iter().enumerate().map(name).collect()
+}
+
+fn bad(
+    id: &'static str,
+    spec: &ModelSpec,
+    index: usize,
+    place: &str,
+    expected: impl Into<String>,
+    found: impl Into<String>,
+) -> CheckpointError {
+    CheckpointError::BadFormat {
+        format: id,
+        subject: format!("{}.transform.{place}", spec.block_prefix(index)),
+        expected: expected.into(),
+        found: found.into(),
+    }
+}
+
+/// Checks that transforms are of the rows they apply to, which bounds everything that their shapes count.
+///
+/// # Errors
+/// [`CheckpointError::BadFormat`] naming the first that is not.
+pub(super) fn check_widths(
+    id: &'static str,
+    spec: &ModelSpec,
+    scheme: &OnlineScheme,
+    index: usize,
+) -> Result<()> {
+    let wrong = places(spec, scheme).into_iter().find(|(_, shape, width)| shape.width() != *width);
+    wrong.map_or(Ok(()), |(place, shape, width)| {
+        Err(bad(id, spec, index, place, format!("rows of {width}"), format!("rows of {}", shape.width())))
+    })
 }
 
 /// What a scheme has for a block.
@@ -40,13 +79,21 @@ pub(super) fn of_block(scheme: &ModelScheme, index: usize) -> OnlineScheme {
     scheme.online.get(index).cloned().unwrap_or_default()
 }
 
-/// The tensors of a block's transforms, in f32.
+/// The tensors of a block's transforms: matrices in f32, permutations in i32.
 pub(super) fn decls(spec: &ModelSpec, scheme: &OnlineScheme, index: usize) -> Vec<TensorDecl> {
     let of = |(place, shape, _): (&'static str, OnlineShape, usize)| {
-        let names = names(spec, index, place, shape).into_iter();
-        names.map(|(name, size)| TensorDecl::new(name, Dtype::F32, [size, size]))
+        let matrix = |(name, size)| TensorDecl::new(name, Dtype::F32, [size, size]);
+        let order = |(name, size)| TensorDecl::new(name, Dtype::I32, [size]);
+        let matrices = names(spec, index, place, shape).into_iter().map(matrix);
+        matrices.chain(orders(spec, index, place, shape).into_iter().map(order)).collect::<Vec<_>>()
     };
     places(spec, scheme).into_iter().flat_map(of).collect()
+}
+
+/// What one tensor of a transform holds.
+enum Numbers<'a> {
+    Matrix(&'a Array2<f32>),
+    Order(&'a [u32]),
 }
 
 /// Their bytes, exactly the declared ones in their order; the block has been [checked](check).
@@ -62,13 +109,21 @@ pub(super) fn encode(
 ) -> Result<Vec<Encoded>> {
     let sites = online.sites.values().map(|transform| &**transform);
     let pair = online.pair.iter().flat_map(|pair| [pair.key(), pair.query()]);
-    let matrices = sites.chain(pair).flat_map(OnlineTransform::matrices);
-    let encoded = |(decl, matrix): (TensorDecl, &Array2<f32>)| {
-        let bytes =
-            float_bytes(id, &decl.name, matrix.iter().copied(), quant_core::FloatType::F32, Loss::None)?;
+    let numbers = sites.chain(pair).flat_map(|transform| {
+        let matrices = transform.matrices().into_iter().map(Numbers::Matrix);
+        matrices.chain(transform.orders().into_iter().map(Numbers::Order)).collect::<Vec<_>>()
+    });
+    let encoded = |(decl, numbers): (TensorDecl, Numbers<'_>)| {
+        let bytes = match numbers {
+            Numbers::Matrix(matrix) => {
+                float_bytes(id, &decl.name, matrix.iter().copied(), quant_core::FloatType::F32, Loss::None)?
+            }
+            // Entries of a row are far fewer than an i32 counts.
+            Numbers::Order(order) => word_bytes(order.iter().map(|&from| from as i32)),
+        };
         Ok(Encoded { name: decl.name, dtype: decl.dtype, shape: decl.shape, bytes })
     };
-    decls(spec, scheme, index).into_iter().zip(matrices).map(encoded).collect()
+    decls(spec, scheme, index).into_iter().zip(numbers).map(encoded).collect()
 }
 
 /// Whether a block has the transforms of its scheme.
@@ -97,31 +152,35 @@ pub(super) fn read(
     scheme: &OnlineScheme,
     index: usize,
 ) -> Result<Online> {
-    let bad = |place: &str, expected: String, found: String| CheckpointError::BadFormat {
-        format: id,
-        subject: format!("{}.transform.{place}", spec.block_prefix(index)),
-        expected,
-        found,
-    };
+    check_widths(id, spec, scheme, index)?;
     let mut transforms = Vec::new();
-    for (place, shape, width) in places(spec, scheme) {
-        if shape.width() != width {
-            return Err(bad(place, format!("rows of {width}"), format!("rows of {}", shape.width())));
-        }
+    for (place, shape, _) in places(spec, scheme) {
+        let wrong =
+            |error: CoreError| bad(id, spec, index, place, "an invertible transform", error.to_string());
         let matrix = |(name, size): (String, usize)| {
             checkpoint.tensor_shaped(&name, &[size, size])?;
             checkpoint.read_matrix_f32(&name)
         };
         let matrices = names(spec, index, place, shape).into_iter().map(matrix).collect::<Result<_>>()?;
-        let wrong = |error: CoreError| bad(place, "an invertible transform".into(), error.to_string());
-        transforms.push(shape.build(matrices).map_err(wrong)?);
+        let order = |(name, size): (String, usize)| {
+            checkpoint.tensor_shaped(&name, &[size])?;
+            // A negative index becomes one that is too large, which is refused with the others.
+            Ok(checkpoint
+                .read_i32(&name)?
+                .iter()
+                .map(|&from| u32::try_from(from).unwrap_or(u32::MAX))
+                .collect())
+        };
+        let orders = orders(spec, index, place, shape).into_iter().map(order).collect::<Result<_>>()?;
+        transforms.push(shape.build_permuted(matrices, orders).map_err(wrong)?);
     }
     let mut transforms = transforms.into_iter();
     let sites = scheme.sites.keys().copied().zip(transforms.by_ref().map(Arc::new)).collect();
     let pair = match (transforms.next(), transforms.next()) {
         (Some(key), Some(query)) => {
-            let wrong =
-                |error: CoreError| bad("key", "transforms that keep scores".into(), error.to_string());
+            let wrong = |error: CoreError| {
+                bad(id, spec, index, "key", "transforms that keep scores", error.to_string())
+            };
             Some(PairTransform::new(key, query).map_err(wrong)?.into())
         }
         _ => None,
@@ -142,7 +201,8 @@ pub(super) fn refuse(id: &'static str, spec: &ModelSpec, scheme: &ModelScheme) -
     Err(Unsupported {
         format: id,
         what: format!("the transform of {place} in {} (its loader applies none)", spec.block_prefix(index)),
-        alternatives: "leave out the rotations that run online (for quarot: rotations: [r1, r2]), or export to dequantized"
+        alternatives: "leave out what runs online (for quarot: rotations: [r1, r2]; smoothquant in place of duquant), or export to \
+                       dequantized"
             .to_owned(),
     })
 }

@@ -10,8 +10,10 @@ use super::rules::{Checks, block_values, dtype, exact_scales, outer_values, posi
 use super::stored::Stored;
 use super::targets::{Cache8, RuleSet};
 use crate::error::Result;
-use crate::formats::ascend_description::{self, AscendType, C8, Description};
-use crate::formats::{Format as _, VllmAscend, ascend_tensors, layout_modules, read_int8};
+use crate::formats::ascend_description::{self, Description};
+use crate::formats::ascend_types::c8::{C8, cache_shaped};
+use crate::formats::ascend_types::{AscendType, static_input};
+use crate::formats::{Format as _, VllmAscend, layout_modules, read_int8};
 use crate::source::Checkpoint;
 
 /// Applies the rules of a set, and says how the linears are stored if that can be read.
@@ -209,7 +211,7 @@ fn cache(description: &Description, checkpoint: &Checkpoint, spec: &ModelSpec, c
 }
 
 fn cache_tensor(checkpoint: &Checkpoint, spec: &ModelSpec, name: &str) -> std::result::Result<(), String> {
-    ascend_tensors::cache_shaped(checkpoint, name, spec.kv_width()).map_err(|e| e.to_string())?;
+    cache_shaped(checkpoint, name, spec.kv_width()).map_err(|e| e.to_string())?;
     let values = checkpoint.read_f32(name).map_err(|e| e.to_string())?;
     if name.ends_with("kv_cache_offset") && values.iter().any(|v| *v != 0.0) {
         return Err(format!("{name}: the loader dequantises with the scale only, offsets must be zero"));
@@ -255,11 +257,11 @@ fn static_linear(
 ) -> std::result::Result<(f32, f32), String> {
     let module = linear.module.as_str();
     let read = || -> Result<Option<String>> {
-        let input = ascend_tensors::static_input(checkpoint, module)?;
+        let input = static_input::static_input(checkpoint, module)?;
         let rows = linear.outputs;
-        let deq = ascend_tensors::deq_scales(checkpoint, module, rows)?;
+        let deq = static_input::deq_scales(checkpoint, module, rows)?;
         // Compares deq_scale with the product it must be, where both factors are stored.
-        ascend_tensors::weight_scales(checkpoint, module, kind, rows)?;
+        static_input::weight_scales(checkpoint, module, kind, rows)?;
         let bias = format!("{module}.bias");
         let bias = match checkpoint.get(&bias) {
             Some(_) => checkpoint.read_f32(&bias)?.into_raw_vec_and_offset().0,
@@ -287,7 +289,7 @@ fn static_linear(
         Ok(Some(problem)) => Err(problem),
         Err(error) => Err(error.to_string()),
         Ok(None) => {
-            let input = ascend_tensors::static_input(checkpoint, module).map_err(|e| e.to_string())?;
+            let input = static_input::static_input(checkpoint, module).map_err(|e| e.to_string())?;
             Ok((input.scale, input.zero))
         }
     }

@@ -4,7 +4,8 @@ use quant_graph::{LinearId, LinearSpec, ModelSpec, PairKernel};
 
 use super::cut::row_parallel;
 use super::rules::Checks;
-use crate::formats::ascend_description::{AscendType, Description};
+use crate::formats::ascend_description::Description;
+use crate::formats::ascend_types::{AscendType, w4a4_flatquant};
 use crate::formats::{ascend_flatquant, float_dtype};
 use crate::source::Checkpoint;
 
@@ -35,13 +36,13 @@ pub(super) fn sizes(
     }
     let kernel = PairKernel::of(spec.dtype);
     let problem = |linear: &LinearSpec| {
-        let part = linear.inputs / ascend_flatquant::read_shards(checkpoint, linear).max(1);
+        let part = linear.inputs / w4a4_flatquant::read_shards(checkpoint, linear).max(1);
         Some(format!("{}: {}", linear.module, kernel.sides(part).err()?))
     };
     let problems = linears.iter().filter_map(problem).collect();
     let passed = format!("the kernel takes the Kronecker pairs of {} linears", linears.len());
     checks.rule("pair-sizes", problems, passed);
-    let shards = |linear: &LinearSpec| ascend_flatquant::read_shards(checkpoint, linear);
+    let shards = |linear: &LinearSpec| w4a4_flatquant::read_shards(checkpoint, linear);
     let cut: Vec<(usize, &LinearSpec)> =
         linears.iter().filter(|l| row_parallel(l.id)).map(|linear| (shards(linear), linear)).collect();
     let Some((devices, first)) = cut.first() else { return };
@@ -61,7 +62,7 @@ pub(super) fn sizes(
 /// On how many devices alone a folder loads because of its transforms; none where they do not matter.
 pub(super) fn devices(description: &Description, checkpoint: &Checkpoint, spec: &ModelSpec) -> Option<usize> {
     let cut = linears(description, spec).into_iter().find(|linear| row_parallel(linear.id))?;
-    Some(ascend_flatquant::read_shards(checkpoint, &cut))
+    Some(w4a4_flatquant::read_shards(checkpoint, &cut))
 }
 
 /// What the numbers of pairs and ratios must be, whoever loads them.
@@ -75,7 +76,7 @@ pub(super) fn content(
     if linears.is_empty() {
         return;
     }
-    let ratio = |linear: &LinearSpec| ascend_flatquant::read_clip(checkpoint, &linear.module).err();
+    let ratio = |linear: &LinearSpec| w4a4_flatquant::read_clip(checkpoint, &linear.module).err();
     let problems = linears.iter().filter_map(ratio).map(|error| error.to_string()).collect();
     checks.rule("clip-ratios", problems, format!("{} clip ratios in (0, 1]", linears.len()));
     shared(description, checkpoint, spec, checks);
@@ -113,7 +114,7 @@ fn exact(linears: &[LinearSpec], checkpoint: &Checkpoint, spec: &ModelSpec, chec
     let mut problems = Vec::new();
     for linear in linears {
         // What cannot be read is said by another rule.
-        let Ok(pair) = ascend_flatquant::read_pair(checkpoint, linear) else { continue };
+        let Ok(pair) = w4a4_flatquant::read_pair(checkpoint, linear) else { continue };
         let entries = pair.matrices().into_iter().flatten();
         let rounded = entries.filter(|value| held.round(**value) != **value).count();
         if rounded > 0 {

@@ -9,7 +9,7 @@ use super::Severity;
 use super::cut::partition;
 use super::rules::Checks;
 use super::targets::{Cache8, Int8, Kernel, Packed, RuleSet, Target};
-use crate::formats::ascend_description::AscendType;
+use crate::formats::ascend_types::AscendType;
 use crate::formats::compressed_tensors_config::Layout;
 use crate::formats::{CompressedTensors, Format, VllmAscend, ascend_flatquant};
 

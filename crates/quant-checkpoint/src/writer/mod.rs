@@ -40,6 +40,7 @@ use self::journal::JOURNAL;
 use self::paths::sync_dir;
 use self::pipeline::{Outcome, PIECE_BYTES, Pipeline};
 use self::place::Workplace;
+use self::resume::TakenUp;
 use crate::error::{CheckpointError, Result};
 use crate::hash::TensorHash;
 use crate::json::open_regular;
@@ -162,6 +163,26 @@ impl OutputFolder {
             self.reserve(index)?;
         }
         let begun = resume::take_up(&*self.storage, &self.place.partial, self.kept.as_ref(), &plan)?;
+        self.start_weights(plan, begun)
+    }
+
+    /// Begins streaming [the rest](ShardPlan::rest) of weights whose first part was written and [ended](Self::end_weights). No record
+    /// speaks of these tensors: whoever keeps a journal has them in records of its own until they are written, and a run that goes on
+    /// writes them anew.
+    ///
+    /// # Errors
+    /// As [`OutputFolder::begin_weights`].
+    pub fn begin_rest(&mut self, rest: ShardPlan) -> Result<()> {
+        if self.weights.is_some() {
+            return Err(violation("", "weights are being written already; call end_weights first"));
+        }
+        for file in rest.shards.iter().map(|shard| &*shard.file).chain(rest.index_file()) {
+            self.reserve(file)?;
+        }
+        self.start_weights(rest, TakenUp::default())
+    }
+
+    fn start_weights(&mut self, plan: ShardPlan, begun: TakenUp) -> Result<()> {
         let mut weights = Weights {
             missing: plan.places.keys().cloned().collect(),
             left: plan.shards.iter().map(|s| s.tensors).collect(),

@@ -103,6 +103,8 @@ pub(crate) struct Place {
 pub struct ShardPlan {
     pub(crate) shards: Vec<PlannedShard>,
     pub(crate) places: BTreeMap<String, Place>,
+    /// Names of the tensors as they were declared.
+    order: Vec<String>,
     pub(crate) index: Option<(String, Vec<u8>)>,
     total_bytes: u64,
 }
@@ -120,6 +122,68 @@ impl ShardPlan {
     /// [`HeaderError::SizeOverflow`], [`HeaderError::FractionalBytes`], [`HeaderError::TooLarge`]
     /// for what the format cannot hold.
     pub fn new(tensors: Vec<TensorDecl>, naming: &ShardNaming, max_shard_bytes: u64) -> Result<Self> {
+        let mut plan =
+            Self::shards_of(tensors, max_shard_bytes, |number, count| naming.shard(number, count))?;
+        plan.index = naming.index(plan.shards.len()).map(|name| (name, plan.index_bytes(None)));
+        Ok(plan)
+    }
+
+    /// The first part of a layout of which the rest is known only when this is written: its names count the one shard that will come, and it
+    /// has no index. [`ShardPlan::rest`] makes the other part.
+    ///
+    /// ```
+    /// use quant_checkpoint::{Dtype, ShardNaming, ShardPlan, TensorDecl};
+    ///
+    /// let naming = ShardNaming::hugging_face();
+    /// let first = ShardPlan::first_part(vec![TensorDecl::new("a", Dtype::U8, [4])], &naming, 100)?;
+    /// let rest = first.rest(vec![TensorDecl::new("b", Dtype::U8, [2])], &naming)?;
+    /// assert_eq!(first.file_of("a"), Some("model-00001-of-00002.safetensors"));
+    /// assert_eq!(rest.file_of("b"), Some("model-00002-of-00002.safetensors"));
+    /// assert_eq!((first.index_file(), rest.index_file()), (None, Some("model.safetensors.index.json")));
+    /// # Ok::<(), quant_checkpoint::CheckpointError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`ShardPlan::new`].
+    pub fn first_part(tensors: Vec<TensorDecl>, naming: &ShardNaming, max_shard_bytes: u64) -> Result<Self> {
+        Self::shards_of(tensors, max_shard_bytes, |number, count| naming.shard(number, count + 1))
+    }
+
+    /// What comes behind [a first part](ShardPlan::first_part): one shard with these tensors, and the index of both parts.
+    ///
+    /// # Errors
+    /// As [`ShardPlan::new`], also for a name that the first part has.
+    pub fn rest(&self, tensors: Vec<TensorDecl>, naming: &ShardNaming) -> Result<Self> {
+        if let Some(twice) = tensors.iter().find(|tensor| self.places.contains_key(&tensor.name)) {
+            let (tensor, detail) = (twice.name.clone(), "declared twice".to_owned());
+            return Err(CheckpointError::PlanViolation { tensor, detail });
+        }
+        let count = self.shards.len() + 1;
+        let mut plan = Self::shards_of(tensors, u64::MAX, |_, _| naming.shard(count, count))?;
+        plan.index = naming.index(count).map(|name| (name, plan.index_bytes(Some(self))));
+        Ok(plan)
+    }
+
+    /// The index of this layout, and of what was written before it.
+    fn index_bytes(&self, before: Option<&Self>) -> Vec<u8> {
+        let parts = || before.into_iter().chain([self]);
+        let total: u64 = parts().map(|part| part.total_bytes).sum();
+        let files = |part: &'_ Self| {
+            let file = |name: &String| part.file_of(name).unwrap_or_default().to_owned();
+            part.order.iter().map(|name| (name.clone(), Value::String(file(name)))).collect::<Vec<_>>()
+        };
+        let weight_map: Map<String, Value> = parts().flat_map(files).collect();
+        let document = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
+        // `{:#}` on a Value cannot fail, unlike the serialiser's own signature.
+        format!("{document:#}\n").into_bytes()
+    }
+
+    /// The shards of tensors, called by `name` of a number from 1 and how many there are; without an index.
+    fn shards_of(
+        tensors: Vec<TensorDecl>,
+        max_shard_bytes: u64,
+        name: impl Fn(usize, usize) -> String,
+    ) -> Result<Self> {
         let mut groups: Vec<Vec<(TensorDecl, u64)>> = vec![Vec::new()];
         let mut filled = 0_u64;
         for spec in tensors {
@@ -137,15 +201,13 @@ impl ShardPlan {
         }
 
         let count = groups.len();
-        let mut weight_map = Map::new();
+        let mut order = Vec::new();
         let mut places = BTreeMap::new();
         let mut shards = Vec::with_capacity(count);
         let mut total_bytes = 0_u64;
         for (shard, mut group) in groups.into_iter().enumerate() {
-            let file = naming.shard(shard + 1, count);
-            for (spec, _) in &group {
-                weight_map.insert(spec.name.clone(), Value::String(file.clone()));
-            }
+            let file = name(shard + 1, count);
+            order.extend(group.iter().map(|(spec, _)| spec.name.clone()));
             group.sort_by_key(|(spec, _)| std::cmp::Reverse(spec.dtype.bitsize()));
             let header = header_bytes(&file, &group)?;
             let tensors = group.len();
@@ -171,12 +233,7 @@ impl ShardPlan {
             }
             shards.push(PlannedShard { file, bytes: at, tensors, header });
         }
-        let index = naming.index(count).map(|name| {
-            let document = json!({"metadata": {"total_size": total_bytes}, "weight_map": weight_map});
-            // `{:#}` on a Value cannot fail, unlike the serialiser's own signature.
-            (name, format!("{document:#}\n").into_bytes())
-        });
-        Ok(Self { shards, places, index, total_bytes })
+        Ok(Self { shards, places, order, index: None, total_bytes })
     }
 
     /// The shard files, in order.
@@ -252,6 +309,29 @@ mod tests {
         let plan = ShardPlan::new(tensors(), &ShardNaming::msmodelslim(), 160).unwrap();
         assert_eq!(plan.shards()[0].file, "quant_model_weights-00001-of-00001.safetensors");
         assert_eq!(plan.index_file(), Some("quant_model_weights.safetensors.index.json"));
+    }
+
+    /// What is known late comes in a shard of its own, and the index has both parts.
+    #[test]
+    fn a_layout_in_two_parts() {
+        let naming = ShardNaming::msmodelslim();
+        let tensors = ["a", "b"].map(|n| spec(n, Dtype::U8, &[40])).to_vec();
+        let first = ShardPlan::first_part(tensors.clone(), &naming, 50).unwrap();
+        let files = |plan: &ShardPlan| plan.shards().iter().map(|s| s.file.clone()).collect::<Vec<_>>();
+        let called = |n: usize| format!("quant_model_weights-{n:05}-of-00003.safetensors");
+        assert_eq!((files(&first), first.index_file()), (vec![called(1), called(2)], None));
+        let rest = first.rest(vec![spec("c", Dtype::U8, &[5])], &naming).unwrap();
+        assert_eq!((files(&rest), rest.total_bytes()), (vec![called(3)], 5));
+        let (name, bytes) = rest.index.as_ref().unwrap();
+        let index: Value = serde_json::from_slice(bytes).unwrap();
+        assert_eq!(name, "quant_model_weights.safetensors.index.json");
+        assert_eq!(index["metadata"]["total_size"], 85);
+        let map = index["weight_map"].as_object().unwrap();
+        assert_eq!(
+            map.iter().map(|(k, v)| (k.as_str(), v.as_str().unwrap().to_owned())).collect::<Vec<_>>(),
+            [("a", called(1)), ("b", called(2)), ("c", called(3)),]
+        );
+        assert!(first.rest(tensors, &naming).is_err());
     }
 
     #[test]

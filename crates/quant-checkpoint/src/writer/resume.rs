@@ -106,6 +106,7 @@ impl Resumable {
 }
 
 /// Where the weights go on.
+#[derive(Default)]
 pub(super) struct TakenUp {
     pub(super) pipeline: Begun,
     /// The tensors that are on the disk.

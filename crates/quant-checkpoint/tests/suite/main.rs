@@ -14,6 +14,7 @@ mod formats_refusals;
 mod formats_round_trip;
 mod header;
 mod journal;
+mod kronecker_pairs;
 mod loader_mutations;
 mod names;
 mod online_transforms;

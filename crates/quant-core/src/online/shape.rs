@@ -50,8 +50,8 @@ impl AxisShape {
     }
 }
 
-/// A Kronecker product of at most three axes, once for a whole row or once for each of its shards: the transforms that formats
-/// can store.
+/// A Kronecker product of at most three axes, behind which a row may be permuted and multiplied by a second one; once for a whole row
+/// or once for each of its shards: the transforms that formats can store.
 ///
 /// ```
 /// use quant_core::ndarray::array;
@@ -70,15 +70,44 @@ pub struct OnlineShape {
     pub shards: usize,
     /// The axes of a part; those that do not exist are `Identity(1)`, behind the others.
     pub axes: [AxisShape; 3],
+    /// The axes of a second product of as many entries, if there is one: a part is multiplied by the first, its entries are permuted, and
+    /// then it is multiplied by this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub permuted: Option<[AxisShape; 3]>,
+}
+
+/// The first three axes that are any; the others stay.
+fn filled(axes: impl IntoIterator<Item = AxisShape>) -> [AxisShape; 3] {
+    let mut filled = [AxisShape::Identity(1); 3];
+    let axes = axes.into_iter().filter(|axis| *axis != AxisShape::Identity(1));
+    filled.iter_mut().zip(axes).for_each(|(to, axis)| *to = axis);
+    filled
 }
 
 impl OnlineShape {
     /// One Kronecker product with these axes, of which the first three count; an axis of one entry that stays is none.
     pub fn new(axes: impl IntoIterator<Item = AxisShape>) -> Self {
-        let mut filled = [AxisShape::Identity(1); 3];
-        let axes = axes.into_iter().filter(|axis| *axis != AxisShape::Identity(1));
-        filled.iter_mut().zip(axes).for_each(|(to, axis)| *to = axis);
-        Self { shards: 1, axes: filled }
+        Self { shards: 1, axes: filled(axes), permuted: None }
+    }
+    /// The same behind which entries are permuted and multiplied by a second product with these axes, as by DuQuant (arXiv 2406.01721).
+    ///
+    /// ```
+    /// use quant_core::ndarray::Array2;
+    /// use quant_core::{AxisShape, OnlineShape};
+    ///
+    /// let blocks = [AxisShape::Identity(2), AxisShape::Dense(4)];
+    /// let shape = OnlineShape::new(blocks).and_permuted(blocks);
+    /// assert_eq!((shape.width(), shape.matrices(), shape.orders()), (8, vec![4, 4], vec![8]));
+    /// let order = vec![7, 6, 5, 4, 3, 2, 1, 0];
+    /// let transform = shape.build_permuted(vec![Array2::eye(4); 2], vec![order])?;
+    /// let mut row = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0];
+    /// transform.apply(&mut row);
+    /// assert_eq!(row, [7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0]);
+    /// # Ok::<(), quant_core::CoreError>(())
+    /// ```
+    #[must_use]
+    pub fn and_permuted(self, axes: impl IntoIterator<Item = AxisShape>) -> Self {
+        Self { permuted: Some(filled(axes)), ..self }
     }
     /// Entries of a row.
     #[must_use]
@@ -88,20 +117,44 @@ impl OnlineShape {
     /// Whether it is made of Hadamard matrices alone, which nobody has to learn.
     #[must_use]
     pub fn is_walsh(self) -> bool {
-        !self.axes.iter().any(|axis| matches!(axis, AxisShape::Dense(_)))
+        !self.products().any(|axis| matches!(axis, AxisShape::Dense(_)))
+    }
+    /// The axes of a part, of both products.
+    fn products(self) -> impl Iterator<Item = AxisShape> {
+        self.axes.into_iter().chain(self.permuted.into_iter().flatten())
     }
     /// Sizes of its square matrices, in the order in which they are stored: shard by shard, axis by axis.
     #[must_use]
     pub fn matrices(self) -> Vec<usize> {
-        let of_axis = |axis: &AxisShape| if let AxisShape::Dense(size) = axis { Some(*size) } else { None };
-        let of_shard: Vec<usize> = self.axes.iter().filter_map(of_axis).collect();
+        let of_axis = |axis: AxisShape| if let AxisShape::Dense(size) = axis { Some(size) } else { None };
+        let of_shard: Vec<usize> = self.products().filter_map(of_axis).collect();
         of_shard.repeat(self.shards)
     }
-    /// The transform with these matrices.
+    /// Entries of its permutations, shard by shard.
+    #[must_use]
+    pub fn orders(self) -> Vec<usize> {
+        if self.permuted.is_none() {
+            return Vec::new();
+        }
+        vec![Self { shards: 1, ..self }.width(); self.shards]
+    }
+    /// The transform with these matrices, of a shape without permutations.
     ///
     /// # Errors
-    /// [`CoreError::Shape`] if they are not those of [`Self::matrices`], and as [`OnlineTransform::new`].
+    /// As [`Self::build_permuted`] without orders.
     pub fn build(self, matrices: Vec<Array2<f32>>) -> Result<OnlineTransform, CoreError> {
+        self.build_permuted(matrices, Vec::new())
+    }
+    /// The transform with these matrices and permutations: entry `j` behind one is entry `order[j]` before it.
+    ///
+    /// # Errors
+    /// [`CoreError::Shape`] if they are not those of [`Self::matrices`] and [`Self::orders`], or the two products differ in width; and as
+    /// [`OnlineTransform::new`].
+    pub fn build_permuted(
+        self,
+        matrices: Vec<Array2<f32>>,
+        orders: Vec<Vec<u32>>,
+    ) -> Result<OnlineTransform, CoreError> {
         let found: Vec<(usize, usize)> = matrices.iter().map(Array2::dim).collect();
         if found != self.matrices().into_iter().map(|n| (n, n)).collect::<Vec<_>>() {
             return Err(CoreError::Shape {
@@ -110,9 +163,17 @@ impl OnlineShape {
                 found: format!("{found:?}"),
             });
         }
-        let mut matrices = matrices.into_iter();
-        let mut part = || {
-            let axes = self.axes.into_iter().filter(|axis| *axis != AxisShape::Identity(1));
+        let found: Vec<usize> = orders.iter().map(Vec::len).collect();
+        if found != self.orders() {
+            return Err(CoreError::Shape {
+                what: "the permutations of a transform",
+                expected: format!("orders of {:?}", self.orders()),
+                found: format!("{found:?}"),
+            });
+        }
+        let (mut matrices, mut orders) = (matrices.into_iter(), orders.into_iter());
+        let mut product = |axes: [AxisShape; 3]| {
+            let axes = axes.into_iter().filter(|axis| *axis != AxisShape::Identity(1));
             let axes: Vec<AxisTransform> = axes
                 .filter_map(|axis| match axis {
                     AxisShape::Identity(size) => Some(AxisTransform::Identity(size)),
@@ -122,6 +183,12 @@ impl OnlineShape {
                 .collect();
             OnlineTransform::kronecker(if axes.is_empty() { vec![AxisTransform::Identity(1)] } else { axes })
         };
+        let mut part = || {
+            let first = product(self.axes)?;
+            let (Some(second), Some(order)) = (self.permuted, orders.next()) else { return Ok(first) };
+            let permutation = OnlineTransform::new(OnlineKind::Permutation(order))?;
+            OnlineTransform::chain(vec![first, permutation, product(second)?])
+        };
         if self.shards == 1 {
             return part();
         }
@@ -130,7 +197,8 @@ impl OnlineShape {
 }
 
 impl OnlineTransform {
-    /// Its kind and sizes; none for what has more axes than three, a permutation or several links, or shards that differ.
+    /// Its kind and sizes; none for what has more axes than three, links other than a permutation between two products, or shards that
+    /// differ.
     #[must_use]
     pub fn shape(&self) -> Option<OnlineShape> {
         match self.kind() {
@@ -148,7 +216,28 @@ impl OnlineTransform {
                 let equal = first.shards == 1 && parts.iter().all(|part| part.shape() == Some(first));
                 equal.then_some(OnlineShape { shards: parts.len(), ..first })
             }
-            OnlineKind::Permutation(_) | OnlineKind::Chain(_) => None,
+            OnlineKind::Chain(links) => {
+                let [first, permutation, second] = links.as_slice() else { return None };
+                let (OnlineKind::Permutation(_), first, second) =
+                    (permutation.kind(), first.shape()?, second.shape()?)
+                else {
+                    return None;
+                };
+                let plain = |shape: OnlineShape| shape.shards == 1 && shape.permuted.is_none();
+                (plain(first) && plain(second)).then_some(first.and_permuted(second.axes))
+            }
+            OnlineKind::Permutation(_) => None,
+        }
+    }
+    /// Its permutations, in the order of [`OnlineShape::orders`].
+    #[must_use]
+    pub fn orders(&self) -> Vec<&[u32]> {
+        match self.kind() {
+            OnlineKind::Kronecker(_) => Vec::new(),
+            OnlineKind::Permutation(order) => vec![order],
+            OnlineKind::Blocks(parts) | OnlineKind::Chain(parts) => {
+                parts.iter().flat_map(Self::orders).collect()
+            }
         }
     }
     /// Its matrices, in the order of [`OnlineShape::matrices`].
@@ -196,6 +285,31 @@ mod tests {
         assert!(walsh.is_walsh() && !OnlineShape::new(axes).is_walsh());
         let one = walsh.build(Vec::new()).unwrap();
         assert_eq!(OnlineTransform::chain(vec![one.clone(), one]).unwrap().shape(), None);
+        // A permutation between two products, in every shard.
+        for shards in [1, 2] {
+            let blocks = [AxisShape::Identity(2), AxisShape::Dense(3)];
+            let shape = OnlineShape { shards, ..OnlineShape::new(blocks).and_permuted(axes) };
+            assert_eq!(
+                (shape.width(), shape.matrices(), shape.orders()),
+                (6 * shards, [3, 3, 2].repeat(shards), vec![6; shards])
+            );
+            let shape = OnlineShape { permuted: Some(OnlineShape::new(blocks).axes), ..shape };
+            let matrices: Vec<_> = (0..2 * shards).map(|seed| dense(3, seed)).collect();
+            let orders: Vec<Vec<u32>> =
+                (0..shards as u32).map(|s| (0..6).map(|i| (i * 5 + s) % 6).collect()).collect();
+            let transform = shape.build_permuted(matrices.clone(), orders.clone()).unwrap();
+            assert_eq!(transform.shape(), Some(shape));
+            assert_eq!(transform.matrices(), matrices.iter().collect::<Vec<_>>());
+            assert_eq!(transform.orders(), orders);
+            let told = shape.build(matrices.clone()).unwrap_err().to_string();
+            assert!(told.contains("orders of [6"), "{told}");
+            let twice = vec![vec![0; 6]; shards];
+            assert!(shape.build_permuted(matrices.clone(), twice).is_err());
+            // Products of different widths.
+            let wide = OnlineShape { permuted: Some(OnlineShape::new([AxisShape::Walsh(8)]).axes), ..shape };
+            assert!(wide.build_permuted(matrices[..shards].to_vec(), orders).is_err());
+            assert!(!shape.is_walsh());
+        }
         // What a file can say and no transform can be.
         for wrong in [AxisShape::Walsh(12), AxisShape::Identity(0), AxisShape::Identity(usize::MAX)] {
             assert!(OnlineShape::new([wrong, AxisShape::Walsh(2)]).build(Vec::new()).is_err(), "{wrong:?}");

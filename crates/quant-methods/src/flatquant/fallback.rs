@@ -1,7 +1,8 @@
 //! What stands in a block whose training could not be repaired.
 //!
 //! Two things may: rotations that nobody learned, which cost nothing, and more bits, which a recipe has to allow. Both have the
-//! shapes of what the training would have left, so that nobody behind the block has to know but who counts bits.
+//! shapes of what the training would have left, so that nobody behind the block has to know but who counts bits; only for a kernel that has
+//! transforms before four bits alone there are none before eight.
 
 use super::block::FlatBlock;
 use super::epochs::{Task, lost_numbers};
@@ -17,6 +18,7 @@ use quant_rotate::{
     ClipLogits, Hadamard, Learned, Parametrisation, RandomHadamard, RotateError, StraightThrough,
 };
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Bits of [`Fallback::Bits8`].
@@ -134,16 +136,29 @@ impl Fallbacks {
         (bits == (scheme.weights, scheme.activations)).then_some(&**rounding)
     }
 
-    /// What the person should know of a block that may get more bits.
-    pub(super) fn notice(&self, block: &BlockPlan<'_>) -> Option<String> {
-        let few = block.kv.is_some_and(|kv| kv.bits < WIDE) && self.wide.is_some();
-        few.then(|| {
-            "the cache keeps its bits whatever they fall back to: it is the same in all blocks".to_owned()
-        })
+    /// What the person should know of a block that may get more bits; `bare` says that it then has no transforms.
+    pub(super) fn notices(&self, block: &BlockPlan<'_>, bare: bool) -> Vec<String> {
+        let mut notices = Vec::new();
+        if self.wide.is_none() {
+            return notices;
+        }
+        if block.kv.is_some_and(|kv| kv.bits < WIDE) {
+            notices.push(
+                "the cache keeps its bits whatever they fall back to: it is the same in all blocks"
+                    .to_owned(),
+            );
+        }
+        if bare {
+            notices.push(
+                "8 bits that they may fall back to have no transforms, since the kernel has pairs before 4 bits alone"
+                    .to_owned(),
+            );
+        }
+        notices
     }
 
     /// Tries what is allowed, in order, until something is better than `best`, the parameters that the attempts left and their
-    /// error; `initial` are those that the first began with.
+    /// error; `initial` are those that the first began with. Where eight bits are to be `bare`, nothing is transformed before them.
     ///
     /// What can be inverted is better than what can hardly be, then what has the smaller error in deployed form.
     pub(super) fn fall_back(
@@ -151,25 +166,30 @@ impl Fallbacks {
         block: &FlatBlock<'_, '_>,
         task: &Task<'_>,
         best: (&FlatParameters<f32>, f64),
-        initial: &FlatParameters<f32>,
+        (initial, bare): (&FlatParameters<f32>, bool),
         par: Par,
     ) -> Result<Fallen, MethodError> {
         let ill = !best.0.ill_conditioned()?.is_empty();
         let rotated = initial.rotated(task.settings.seed, block.name)?;
-        let mut bare = rotated.clone();
-        bare.scales.clear();
-        let rotated = [rotated, bare];
+        let mut unscaled = rotated.clone();
+        unscaled.scales.clear();
+        let rotated = [rotated, unscaled];
         let mut fallen = Fallen::default();
         for kind in &self.kinds {
             let wide = *kind == Fallback::Bits8;
             let candidates: Vec<FlatParameters<f32>> = match kind {
                 Fallback::Rotation => rotated.to_vec(),
+                Fallback::Bits8 if bare => vec![FlatParameters::none()],
                 Fallback::Bits8 => {
                     let all = rotated.iter().chain([initial, best.0]);
                     all.map(|parameters| parameters.clone().opened()).collect()
                 }
             };
-            let scheme = if wide { task.scheme.widened() } else { *task.scheme };
+            let scheme = match (wide, bare) {
+                (false, _) => *task.scheme,
+                (true, false) => task.scheme.widened(),
+                (true, true) => task.scheme.widened().untransformed(),
+            };
             let mut least: Option<(FlatParameters<f32>, f64)> = None;
             for parameters in candidates {
                 let error = measured(block, &scheme, &parameters, task, par)?;
@@ -225,6 +245,16 @@ impl FlatScheme {
 }
 
 impl FlatParameters<f32> {
+    /// Of a block with nothing learned in it.
+    fn none() -> Self {
+        Self {
+            matrices: BTreeMap::new(),
+            scales: BTreeMap::new(),
+            weight_clips: BTreeMap::new(),
+            input_clips: BTreeMap::new(),
+        }
+    }
+
     /// The same with rotations in place of all matrices: Hadamard matrices with random signs where their side has one, random
     /// orthogonal ones where it has none. Their condition number is 1.
     fn rotated(&self, seed: u64, name: &str) -> Result<Self, RotateError> {

@@ -90,6 +90,12 @@ impl Form {
         Some((kernel, block.scheme.iter().map(own).find(fits)?))
     }
 
+    /// Whether the deployment of a block multiplies inputs by nothing but pairs before four bits, so that what has other bits has no
+    /// transform.
+    pub(super) fn is_for_kernel(&self, block: &BlockPlan<'_>) -> bool {
+        block.kernel.is_some() && self.kernel(block).is_some()
+    }
+
     /// What a block is trained for; none where nothing of it is quantised.
     pub(super) fn flat(
         &self,

@@ -144,7 +144,7 @@ impl Learner for FlatLearner {
         });
         let clipping = Form::clipping(&scheme);
         let mut notices = self.form.notices(block);
-        notices.extend(self.fallbacks.notice(block));
+        notices.extend(self.fallbacks.notices(block, self.form.is_for_kernel(block)));
         Ok(Some(LearnedScheme {
             online,
             clips: clipped.map(|id| (id, clipping)).collect(),
@@ -160,6 +160,10 @@ impl Learner for FlatLearner {
 
     fn fallback(&self, block: &BlockPlan<'_>, id: LinearId) -> Option<&dyn Rounding> {
         self.fallbacks.rounding(block, id)
+    }
+
+    fn plan_fallback(&self, block: &BlockPlan<'_>) -> Option<LearnedScheme> {
+        self.form.is_for_kernel(block).then(LearnedScheme::default)
     }
 
     fn inputs(&self) -> Stream {
@@ -276,7 +280,8 @@ impl Learner for FlatLearner {
         } else {
             let best = (&parameters, report.after);
             let (block, task) = (block.named(&base), block.task(&first.0, &target));
-            self.fallbacks.fall_back(&block, &task, best, &start(&first)?.1, par)?
+            let bare = self.form.is_for_kernel(&lesson.plan);
+            self.fallbacks.fall_back(&block, &task, best, (&start(&first)?.1, bare), par)?
         };
         repairs.extend(fallen.told(report.after));
         let notice = report.notice();
@@ -318,7 +323,8 @@ impl Learner for FlatLearner {
             None => block,
         };
         let mut block = parameters.merge(&shape, block, par)?;
-        if !self.settings.lac {
+        // Eight bits that run without transforms have no learned clip ratios either.
+        if !self.settings.lac || (wide && self.form.is_for_kernel(plan)) {
             return Ok(block);
         }
         let ratio = |spot: Spot| {

@@ -195,6 +195,13 @@ impl FlatScheme {
         }
     }
 
+    /// The same quantisers without any transform.
+    pub(super) fn untransformed(&self) -> Self {
+        let (weights, activations) = (|site| self.weights_at(site), |site| self.activations_at(site));
+        let plain = |site| Some(PlainSite { weights: weights(site), activations: activations(site) });
+        Self { plain: Site::ALL.map(plain), ..*self }
+    }
+
     /// What is done at a site that is not transformed.
     pub(super) fn plain_at(&self, site: Site) -> Option<PlainSite> {
         self.plain[site as usize]

@@ -214,9 +214,14 @@ pub trait Learner: Debug + Send + Sync {
         None
     }
     /// What rounds a linear in a block that [falls back](LessonReport::fallback) to more bits, in place of what [`Self::plan`] was shown; none
-    /// where it never does. The scheme has the clip ratios that the plan has.
+    /// where it never does. The scheme has the clip ratios and parts of inputs of [`Self::plan_fallback`].
     fn fallback(&self, block: &BlockPlan<'_>, id: LinearId) -> Option<&dyn Rounding> {
         let _ = (block, id);
+        None
+    }
+    /// What it leaves in a block that falls back to more bits, where that is not what [`Self::plan`] says.
+    fn plan_fallback(&self, block: &BlockPlan<'_>) -> Option<LearnedScheme> {
+        let _ = block;
         None
     }
     /// The stream that it trains on: that of the float model, or that of the quantised blocks before.
@@ -232,6 +237,11 @@ pub trait Learner: Debug + Send + Sync {
     fn workspace(&self, block: &BlockPlan<'_>, tokens: usize, batch: usize) -> u64;
     /// How often all tokens pass a block, a backward as two passes.
     fn passes(&self) -> f64;
+    /// Floating-point operations on one block besides [`Self::passes`], given the calibration tokens, as far as they weigh.
+    fn operations(&self, block: &BlockPlan<'_>, tokens: usize) -> f64 {
+        let _ = (block, tokens);
+        0.0
+    }
     /// The same without any training: what it leaves in a block is what training begins with.
     fn untrained(&self) -> Arc<dyn Learner>;
     /// Learns in the float `block`.

@@ -112,7 +112,7 @@ pub struct Smoothing {
 
 impl Smoothing {
     /// The edges of a block that are smoothed.
-    fn edges<'b>(&'b self, block: &'b BlockSpec) -> impl Iterator<Item = &'b ScaleEdge> {
+    pub(crate) fn edges<'b>(&'b self, block: &'b BlockSpec) -> impl Iterator<Item = &'b ScaleEdge> {
         block.edges.iter().filter(|edge| self.pairs.contains(&Pair::of(edge)))
     }
 }

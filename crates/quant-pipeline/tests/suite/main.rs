@@ -4,6 +4,7 @@
 
 mod activations;
 mod common;
+mod duquant;
 mod flatquant;
 mod quarot;
 mod run;

@@ -5,6 +5,8 @@
 //! quantised with, and the quantisers themselves, stand in `ptq_scheme.json`; its numbers read back bit by bit. The embedding
 //! and the head can be quantised too; they keep their values in f32 like the rest.
 
+mod cache;
+mod numbers;
 mod scheme_file;
 
 use quant_core::{ActRule, FloatType, KvGranularity};
@@ -13,7 +15,8 @@ use rayon::prelude::*;
 use safetensors::Dtype;
 use serde_json::Value;
 
-use self::scheme_file::{FILE, SchemeFile};
+use self::numbers::FILE;
+use self::scheme_file::SchemeFile;
 use super::block::check;
 use super::bytes::{Loss, dequantized_bytes, float_bytes};
 use super::layout::{ExpectedTensor, Item, Part, Slot, norm_slot, outer_decls, plain_expected};

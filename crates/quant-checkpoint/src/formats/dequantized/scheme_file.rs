@@ -2,25 +2,22 @@
 
 use std::collections::BTreeMap;
 
-use ndarray::Array1;
-use quant_core::{ActQuant, ActRule, Bits, ClipRatio, EntryQuant, KvGranularity, KvQuant, KvSide, QParams};
+use quant_core::{ActQuant, ActRule, Bits, ClipRatio, KvQuant, QParams};
 use quant_graph::{
     ActOrder, Clipping, InputScheme, KvScheme, LinearId, LinearScheme, ModelScheme, ModelSpec, OnlineScheme,
     Outer, WeightForm, WeightScheme,
 };
 use serde::{Deserialize, Serialize};
 
+use super::cache::{KvClipRatios, KvEntry, KvScales, quantiser};
+use super::numbers::{Ends, FILE, bad, ends, is_false, is_one, learned, number, one};
 use super::{BlockSideData, ID};
 use crate::error::{CheckpointError, Result};
 use crate::json::{LARGE_JSON_BYTES, parse_strict_json, read_json_text};
 use crate::source::Checkpoint;
 
-/// Name of the file.
-pub(super) const FILE: &str = "ptq_scheme.json";
 /// Its version.
 const VERSION: u32 = 1;
-
-// A number is written as the f64 it is exactly equal to: a reader whose last digit is off still rounds to the same f32.
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -38,50 +35,6 @@ pub(super) struct SchemeFile {
 
 // Keys that came later are left out where they say what was always so: such a file is the one of before, byte by byte.
 
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct KvEntry {
-    bits: Bits,
-    rule: ActRule,
-    /// Of keys, and of values where nothing else is said.
-    granularity: KvGranularity,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    value_granularity: Option<KvGranularity>,
-    #[serde(default, skip_serializing_if = "is_false")]
-    before_rope: bool,
-    #[serde(default, skip_serializing_if = "is_false")]
-    pre_bias: bool,
-    #[serde(default, skip_serializing_if = "KvClip::is_one")]
-    clip_ratio: KvClip,
-}
-
-/// The clip ratio of all dynamic quantisers of the cache, or that each block has its own.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-enum KvClip {
-    Fixed(f64),
-    Own(Own),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Own {
-    Learned,
-    Tied,
-}
-
-impl Default for KvClip {
-    fn default() -> Self {
-        Self::Fixed(1.0)
-    }
-}
-
-impl KvClip {
-    fn is_one(&self) -> bool {
-        *self == Self::default()
-    }
-}
-
 /// The clip ratio of an input: one, learned ones of the upper and the lower end, or a learned one of both.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -90,66 +43,6 @@ enum InputClip {
     Learned(Ends),
     /// One of both ends.
     Tied([f64; 1]),
-}
-
-/// Ratios of the upper and the lower end of a range.
-type Ends = [f64; 2];
-
-fn ends(ratio: ClipRatio) -> Ends {
-    [ratio.upper.into(), ratio.lower.into()]
-}
-
-/// Learned ratios, in (0, 1].
-fn learned(what: &str, [upper, lower]: Ends) -> Result<ClipRatio> {
-    let ratio = ClipRatio { upper: number(what, upper, true)?, lower: number(what, lower, true)? };
-    if Clipping::Learned.admits(ratio) {
-        return Ok(ratio);
-    }
-    Err(bad(format!("{FILE}: {what}"), "clip ratios in (0, 1]", format!("{upper} and {lower}")))
-}
-
-fn is_false(flag: &bool) -> bool {
-    !flag
-}
-fn one<T: From<u8>>() -> T {
-    T::from(1)
-}
-fn is_one<T: From<u8> + PartialEq>(value: &T) -> bool {
-    *value == one()
-}
-
-impl KvEntry {
-    fn of(kv: KvScheme) -> Self {
-        Self {
-            bits: kv.bits,
-            rule: kv.rule,
-            granularity: kv.keys,
-            value_granularity: (kv.values != kv.keys).then_some(kv.values),
-            before_rope: kv.before_rope,
-            pre_bias: kv.pre_bias,
-            clip_ratio: match kv.clip_ratio {
-                Clipping::Fixed(ratio) => KvClip::Fixed(ratio.into()),
-                Clipping::Learned => KvClip::Own(Own::Learned),
-                Clipping::Tied => KvClip::Own(Own::Tied),
-            },
-        }
-    }
-    fn scheme(self) -> Result<KvScheme> {
-        if self.pre_bias && !self.before_rope {
-            return Err(bad(format!("{FILE}: kv"), "pre_bias with before_rope only", "pre_bias alone"));
-        }
-        Ok(KvScheme {
-            values: self.value_granularity.unwrap_or(self.granularity),
-            before_rope: self.before_rope,
-            pre_bias: self.pre_bias,
-            clip_ratio: match self.clip_ratio {
-                KvClip::Fixed(ratio) => Clipping::Fixed(number("kv.clip_ratio", ratio, true)?),
-                KvClip::Own(Own::Learned) => Clipping::Learned,
-                KvClip::Own(Own::Tied) => Clipping::Tied,
-            },
-            ..KvScheme::new(self.bits, self.rule, self.granularity)
-        })
-    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -163,56 +56,6 @@ struct BlockEntry {
     /// What it multiplies activations by; the matrices are tensors of the folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     online: Option<OnlineScheme>,
-}
-
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct KvClipRatios {
-    /// None where a side has static scales.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    key: Option<Ends>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    value: Option<Ends>,
-}
-
-impl KvClipRatios {
-    fn of(kv: &KvQuant) -> Self {
-        let side = |side| match kv.side(side) {
-            EntryQuant::TokenHead { clip_ratio, .. } => Some(ends(*clip_ratio)),
-            EntryQuant::Channel { .. } => None,
-        };
-        Self { key: side(KvSide::Key), value: side(KvSide::Value) }
-    }
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct KvScales {
-    /// Empty where a side has none; so with the others.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    key: Vec<f64>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    value: Vec<f64>,
-    /// Zero levels, asymmetric only.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    key_zero: Vec<f64>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    value_zero: Vec<f64>,
-}
-
-impl KvScales {
-    fn of(kv: &KvQuant, rule: ActRule) -> Option<Self> {
-        let wide = |values: &Array1<f32>| values.iter().map(|&v| f64::from(v)).collect();
-        let side = |side| match kv.side(side) {
-            EntryQuant::Channel { scales, zeros, .. } => {
-                let zeros = if rule == ActRule::Asymmetric { wide(zeros) } else { Vec::new() };
-                (wide(scales), zeros)
-            }
-            EntryQuant::TokenHead { .. } => (Vec::new(), Vec::new()),
-        };
-        let ((key, key_zero), (value, value_zero)) = (side(KvSide::Key), side(KvSide::Value));
-        (!key.is_empty() || !value.is_empty()).then_some(Self { key, value, key_zero, value_zero })
-    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -286,25 +129,6 @@ struct Params {
     zero: f64,
 }
 
-fn bad(subject: impl Into<String>, expected: impl Into<String>, found: impl Into<String>) -> CheckpointError {
-    CheckpointError::BadFormat {
-        format: ID,
-        subject: subject.into(),
-        expected: expected.into(),
-        found: found.into(),
-    }
-}
-
-/// A number of the file as f32, which must be finite and, for a scale, positive.
-fn number(what: &str, value: f64, scale: bool) -> Result<f32> {
-    let narrow = value as f32;
-    if narrow.is_finite() && (!scale || narrow > 0.0) {
-        return Ok(narrow);
-    }
-    let expected = if scale { "a positive number" } else { "a finite number" };
-    Err(bad(format!("{FILE}: {what}"), expected, value.to_string()))
-}
-
 impl SchemeFile {
     /// Reads and checks what is the same for all blocks.
     pub(super) fn read(checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<Self> {
@@ -331,6 +155,9 @@ impl SchemeFile {
             }
         }
         parsed.tables(spec)?;
+        for index in 0..spec.layers {
+            crate::formats::online::check_widths(ID, spec, &parsed.online(index), index)?;
+        }
         Ok(parsed)
     }
     /// The scheme of the model.
@@ -389,6 +216,12 @@ impl SchemeFile {
         });
         Ok(LinearScheme { weight, input: input.transpose()? })
     }
+    /// The quantiser of a block's cache.
+    pub(super) fn kv(&self, spec: &ModelSpec, index: usize) -> Result<Option<KvQuant>> {
+        let block = self.blocks.get(index);
+        let stored = (block.and_then(|b| b.kv_scales.as_ref()), block.and_then(|b| b.kv_clip_ratios));
+        self.kv.map(|kv| quantiser(kv, stored, (index, spec.kv_width()))).transpose()
+    }
     /// The quantiser of a linear's input.
     pub(super) fn input(&self, spec: &ModelSpec, index: usize, id: LinearId) -> Result<Option<ActQuant>> {
         let Some(entry) = self.linear(spec, index, id).and_then(|l| l.input.as_ref()) else {
@@ -410,57 +243,6 @@ impl SchemeFile {
         let scale = number("scale", params.scale, true)?;
         let params = QParams { scale, zero: number("zero", params.zero, false)? };
         Ok(Some(ActQuant::Static { bits: entry.bits, params }))
-    }
-    /// The quantiser of a block's cache.
-    pub(super) fn kv(&self, spec: &ModelSpec, index: usize) -> Result<Option<KvQuant>> {
-        let Some(kv) = self.kv.map(KvEntry::scheme).transpose()? else { return Ok(None) };
-        let subject = || format!("{FILE}: block {index}, kv_scales");
-        let width = spec.kv_width();
-        let stored = self.blocks.get(index).and_then(|b| b.kv_scales.as_ref());
-        let side = |side| -> Result<EntryQuant> {
-            if kv.granularity(side) == KvGranularity::TokenHead {
-                let own = self.blocks.get(index).and_then(|b| b.kv_clip_ratios);
-                let own = own.and_then(|own| if side == KvSide::Key { own.key } else { own.value });
-                let ratio = match (kv.clip_ratio.fixed(), own) {
-                    (Some(ratio), _) => ratio,
-                    (None, Some(own)) => learned("kv_clip_ratios", own)?,
-                    (None, None) => {
-                        return Err(bad(format!("{FILE}: block {index}"), "kv_clip_ratios", "none"));
-                    }
-                };
-                return Ok(kv.clipped(ratio));
-            }
-            let Some(stored) = stored else {
-                return Err(bad(format!("{FILE}: block {index}"), "kv_scales", "none"));
-            };
-            let (scales, zeros) = match side {
-                KvSide::Key => (&stored.key, &stored.key_zero),
-                KvSide::Value => (&stored.value, &stored.value_zero),
-            };
-            let counted = |values: &[f64], what: &str| match values.len() {
-                found if found == width => Ok(()),
-                found => Err(bad(subject(), format!("{width} {what}"), found.to_string())),
-            };
-            counted(scales, "scales")?;
-            let scales = scales.iter().map(|&v| number("kv_scales", v, true)).collect::<Result<_>>()?;
-            let middle = kv.bits.mid_level();
-            if kv.rule != ActRule::Asymmetric {
-                return Ok(EntryQuant::Channel {
-                    bits: kv.bits,
-                    scales,
-                    zeros: Array1::from_elem(width, middle),
-                });
-            }
-            counted(zeros, "zero levels")?;
-            let level = |&zero: &f64| match zero {
-                z if z.fract() == 0.0 && (0.0..=f64::from(kv.bits.max_level())).contains(&z) => Ok(z as f32),
-                z => Err(bad(subject(), format!("zero levels of {} bits", kv.bits.get()), z.to_string())),
-            };
-            let zeros = zeros.iter().map(level).collect::<Result<_>>()?;
-            Ok(EntryQuant::Channel { bits: kv.bits, scales, zeros })
-        };
-        let (keys, values) = (side(KvSide::Key)?, side(KvSide::Value)?);
-        Ok(Some(KvQuant { keys, values, before_rope: kv.before_rope, pre_bias: kv.pre_bias }))
     }
 }
 

@@ -3,19 +3,16 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use quant_core::{Bits, FloatType};
-use quant_graph::{LinearId, LinearSpec, ModelScheme, ModelSpec};
-use safetensors::Dtype;
+use quant_graph::{LinearId, ModelScheme, ModelSpec};
 use serde::Serialize as _;
 use serde_json::{Map, Value, json};
 
-pub(crate) use super::C8;
-use super::ID;
+use super::types::AscendType;
+use super::types::c8::C8;
+use super::{ID, bad};
 use crate::error::{CheckpointError, Result};
 use crate::formats::TensorDecl;
-use crate::formats::block::linear_scheme;
-use crate::formats::bytes::float_dtype;
-use crate::formats::layout::{Part, modules};
+use crate::formats::layout::modules;
 use crate::json::{LARGE_JSON_BYTES, parse_strict_json, read_json_text};
 use crate::listing::list_files;
 use crate::source::Checkpoint;
@@ -65,110 +62,6 @@ pub(crate) fn names(dir: &Path) -> Vec<String> {
 /// Whether a folder has a description, under any of its names.
 pub(crate) fn present(dir: &Path) -> bool {
     !names(dir).is_empty()
-}
-
-/// The type of a linear.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum AscendType {
-    Float,
-    /// Static per-tensor input.
-    W8A8,
-    /// Dynamic per-token input.
-    W8A8Dynamic,
-    /// Both at once: static on nodes that decode, dynamic on those that prefill.
-    W8A8Mix,
-    /// Weight only.
-    W8A16,
-    /// Both in 4 bits, dynamic per-token input.
-    W4A4Dynamic,
-    /// The same behind a Kronecker pair.
-    W4A4FlatQuant,
-}
-
-impl AscendType {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Float => "FLOAT",
-            Self::W8A8 => "W8A8",
-            Self::W8A8Dynamic => "W8A8_DYNAMIC",
-            Self::W8A8Mix => "W8A8_MIX",
-            Self::W8A16 => "W8A16",
-            Self::W4A4Dynamic => "W4A4_DYNAMIC",
-            Self::W4A4FlatQuant => "W4A4_FLATQUANT_DYNAMIC",
-        }
-    }
-    /// Bits of its weight, and of its input where that is quantised.
-    pub(crate) fn bits(self) -> u32 {
-        if matches!(self, Self::W4A4Dynamic | Self::W4A4FlatQuant) { 4 } else { 8 }
-    }
-    pub(crate) fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|k| k.name() == name)
-    }
-    const ALL: [Self; 7] = [
-        Self::Float,
-        Self::W8A8,
-        Self::W8A8Dynamic,
-        Self::W8A8Mix,
-        Self::W8A16,
-        Self::W4A4Dynamic,
-        Self::W4A4FlatQuant,
-    ];
-    /// The type that a linear of a supported scheme is written as.
-    pub(crate) fn at(scheme: &ModelScheme, index: usize, id: LinearId) -> Self {
-        let linear = linear_scheme(scheme, index, id);
-        let online = scheme.online.get(index);
-        let transformed = online.is_some_and(|online| online.sites.contains_key(&id.site()));
-        match (linear.weight, linear.input) {
-            (None, _) => Self::Float,
-            (Some(_), None) => Self::W8A16,
-            (Some(weight), Some(input)) if input.dynamic && weight.bits.get() == 4 => {
-                if transformed {
-                    Self::W4A4FlatQuant
-                } else {
-                    Self::W4A4Dynamic
-                }
-            }
-            (Some(_), Some(input)) if input.dynamic => Self::W8A8Dynamic,
-            (Some(_), Some(_)) => Self::W8A8,
-        }
-    }
-    pub(crate) fn has_static_input(self) -> bool {
-        matches!(self, Self::W8A8 | Self::W8A8Mix)
-    }
-    /// The tensors of a linear of this type, in msmodelslim's order, but for those of a transform.
-    pub(crate) fn parts(self, linear: &LinearSpec, model: FloatType) -> Vec<Part> {
-        let (out, columns) = (linear.outputs, linear.inputs);
-        let (float, per_channel) = (float_dtype(model), [out, 1]);
-        if self == Self::Float {
-            let mut parts = vec![Part::new("weight", float, [out, columns])];
-            if linear.bias {
-                parts.push(Part::new("bias", float, [out]));
-            }
-            return parts;
-        }
-        let mut parts = vec![Part::new("weight", Dtype::I8, [out, columns])];
-        if self.has_static_input() {
-            parts.push(Part::new("quant_bias", Dtype::I32, [out]));
-            parts.push(Part::new("input_scale", Dtype::F32, [1]));
-            parts.push(Part::new("input_offset", Dtype::F32, [1]));
-            parts.push(Part::new("deq_scale", deq_dtype(model), [out]));
-        }
-        // In a 16-bit model the weight scale is deq_scale / input_scale exactly; in an f32 model that division loses
-        // the last bit, so the scale itself is stored too, which the loader accepts.
-        if self != Self::W8A8 || model == FloatType::F32 {
-            parts.push(Part::new("weight_scale", Dtype::F32, per_channel));
-            parts.push(Part::new("weight_offset", Dtype::F32, per_channel));
-        }
-        if linear.bias {
-            parts.push(Part::new("bias", Dtype::F32, [out]));
-        }
-        parts
-    }
-}
-
-/// float16 models store the bits of the f32 product in an int64: the layout their matmul operator takes.
-pub(crate) fn deq_dtype(model: FloatType) -> Dtype {
-    if model == FloatType::F16 { Dtype::I64 } else { Dtype::F32 }
 }
 
 /// A parsed description.
@@ -244,24 +137,6 @@ impl Description {
 /// Whether vLLM-Ascend has a type, whether or not this crate reads it.
 pub(crate) fn is_loader_type(name: &str) -> bool {
     AscendType::from_name(name).is_some() || name == C8 || OTHER_TYPES.contains(&name)
-}
-
-pub(crate) fn bad(
-    subject: impl Into<String>,
-    expected: impl Into<String>,
-    found: impl Into<String>,
-) -> CheckpointError {
-    CheckpointError::BadFormat {
-        format: ID,
-        subject: subject.into(),
-        expected: expected.into(),
-        found: found.into(),
-    }
-}
-
-/// The bit width of a type.
-pub(super) fn bits_of(kind: AscendType) -> Result<Bits> {
-    Bits::new(kind.bits()).map_err(|e| bad("bits", "1 to 8", e.to_string()))
 }
 
 /// The file for a folder with these tensors.

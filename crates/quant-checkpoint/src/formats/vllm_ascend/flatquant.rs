@@ -8,46 +8,17 @@
 //! On `N` devices each has `n / N` of the features that enter o and down, and all of them load the same pair and ratio, so that the pair must be
 //! that of `n / N` features: such a folder loads on `N` devices alone. How many that are is told by the sizes of the matrices.
 
-use ndarray::Array2;
-use quant_core::{
-    ActQuant, ActRule, AxisShape, ClipRatio, FloatType, OnlineShape, OnlineTransform, kronecker_sides,
-};
-use quant_graph::{
-    BlockParams, Clipping, LinearId, LinearSpec, ModelScheme, ModelSpec, Online, PairKernel, Site,
-};
-use safetensors::Dtype;
+use quant_graph::{Clipping, LinearId, LinearSpec, ModelScheme, ModelSpec, Online, PairKernel, Site};
 
-use super::description::{AscendType, Description, bad, bits_of};
-use super::{ID, unsupported};
-use crate::error::{Result, not_encodable};
+use super::description::Description;
+use super::types::AscendType;
+use super::types::w4a4_flatquant::{is_cut, read_clip, read_pair, read_shards, shape};
+use super::{bad, unsupported};
+use crate::error::Result;
 use crate::formats::Unsupported;
 use crate::formats::block::linear_scheme;
-use crate::formats::bytes::{Loss, float_bytes, float_dtype, read_scales};
-use crate::formats::layout::Part;
 use crate::formats::online::site_name;
 use crate::source::Checkpoint;
-
-/// Suffixes of the tensors of the pair.
-const SIDES: [&str; 2] = ["left_trans", "right_trans"];
-/// Suffix of the factor on both ends of a token's range.
-const CLIP: &str = "clip_ratio";
-
-/// The shape of the pair of so many features in equal parts, whether or not the kernel takes it.
-fn shape(features: usize, shards: usize) -> Option<OnlineShape> {
-    let (left, right) = sides(features, shards)?;
-    Some(OnlineShape { shards, ..OnlineShape::new([left, right].map(AxisShape::Dense)) })
-}
-
-/// The sides of the pair of one part.
-fn sides(features: usize, shards: usize) -> Option<(usize, usize)> {
-    let whole = shards > 0 && features.is_multiple_of(shards);
-    kronecker_sides(features.checked_div(shards).filter(|_| whole)?)
-}
-
-/// Whether the features of a site lie on several devices.
-fn is_cut(site: Site) -> bool {
-    matches!(site, Site::AttentionOutput | Site::MlpActivation)
-}
 
 /// The parts in which a scheme transforms the input of a site.
 pub(super) fn shards_at(scheme: &ModelScheme, index: usize, site: Site) -> usize {
@@ -59,19 +30,6 @@ pub(super) fn shards_at(scheme: &ModelScheme, index: usize, site: Site) -> usize
 pub(crate) fn devices(scheme: &ModelScheme) -> Option<usize> {
     let sites = scheme.online.iter().flat_map(|online| &online.sites);
     sites.filter(|(site, _)| is_cut(**site)).map(|(_, shape)| shape.shards).next()
-}
-
-/// The tensors beside those of `W4A4_DYNAMIC`; features without a pair have no matrices.
-pub(super) fn parts(features: usize, shards: usize, model: FloatType) -> Vec<Part> {
-    let sides = sides(features, shards).map(|(left, right)| [left, right]);
-    let matrix = |(suffix, side)| Part::new(suffix, float_dtype(model), [side, side]);
-    let matrices = SIDES.into_iter().zip(sides.into_iter().flatten()).map(matrix);
-    matrices.chain([Part::new(CLIP, Dtype::F32, [1])]).collect()
-}
-
-/// Whether a tensor is one of [`parts`].
-pub(super) fn owns(suffix: &str) -> bool {
-    suffix == CLIP || SIDES.contains(&suffix)
 }
 
 /// The transforms of a scheme: one pair for all linears of an input, all of them of four bits.
@@ -101,8 +59,8 @@ pub(super) fn check(spec: &ModelSpec, scheme: &ModelScheme) -> std::result::Resu
                     format!(
                         "the transform of {place} in {prefix} (its loader applies Kronecker pairs alone, one to an input)"
                     ),
-                    "for flatquant: transforms: auto; leave out the rotations that run online (for quarot: rotations: [r1, r2]), \
-                     or export to dequantized",
+                    "for flatquant: transforms: auto; leave out the rotations that run online (for quarot: rotations: [r1, r2]; \
+                     flatquant or smoothquant in place of duquant), or export to dequantized",
                 ));
             }
             if let Err(why) = kernel.sides(width / parts) {
@@ -157,89 +115,6 @@ fn check_linear(
 /// Whether the ratio of an input is one that the kernel has: none, or a learned one for both ends.
 pub(super) fn takes(clip_ratio: Clipping) -> bool {
     matches!(clip_ratio, Clipping::NONE | Clipping::Tied)
-}
-
-/// The bytes of one of [`parts`]. Matrices must be exact in the type in which the kernel has them: the weights hold the inverses of
-/// these very numbers.
-pub(super) fn bytes(
-    spec: &ModelSpec,
-    name: &str,
-    suffix: &str,
-    id: LinearId,
-    block: &BlockParams,
-) -> Result<Vec<u8>> {
-    if suffix == CLIP {
-        let ratio = block.linears.get(&id).and_then(|linear| linear.input).and_then(ratio);
-        let Some(ratio) = ratio.filter(|ratio| Clipping::Tied.admits(*ratio)) else {
-            let found = format!("{:?}", block.linears.get(&id).and_then(|linear| linear.input));
-            return Err(not_encodable(ID, name, "one clip ratio in (0, 1] for both ends", found));
-        };
-        return float_bytes(ID, name, [ratio.upper], FloatType::F32, Loss::None);
-    }
-    let sides = block.online.sites.get(&id.site()).map(|transform| transform.matrices());
-    let side = SIDES.iter().position(|known| *known == suffix);
-    let pair = sides.as_ref().and_then(|sides| sides.get(..SIDES.len()));
-    let matrix = side.and_then(|side| pair?.get(side).copied());
-    let matrix = matrix.ok_or_else(|| not_encodable(ID, name, "a Kronecker pair", "none in the block"))?;
-    if sides.iter().flat_map(|sides| sides.chunks(SIDES.len())).any(|part| Some(part) != pair) {
-        return Err(not_encodable(ID, name, "one pair for all parts of the input", "pairs that differ"));
-    }
-    let held = PairKernel::of(spec.dtype).held;
-    float_bytes(ID, name, matrix.iter().copied(), held, Loss::None)?;
-    float_bytes(ID, name, matrix.iter().copied(), spec.dtype, Loss::None)
-}
-
-fn ratio(input: ActQuant) -> Option<ClipRatio> {
-    match input {
-        ActQuant::Dynamic { clip_ratio, .. } => Some(clip_ratio),
-        ActQuant::Static { .. } => None,
-    }
-}
-
-/// The ratio of a linear.
-pub(crate) fn read_clip(checkpoint: &Checkpoint, module: &str) -> Result<f32> {
-    let name = format!("{module}.{CLIP}");
-    let ratio = read_scales(ID, checkpoint, &name, &[1])?[0];
-    if ratio > 1.0 {
-        return Err(bad(name, "a ratio in (0, 1]", ratio.to_string()));
-    }
-    Ok(ratio)
-}
-
-/// The quantiser of the input of a linear.
-pub(super) fn read_input(checkpoint: &Checkpoint, linear: &LinearSpec) -> Result<ActQuant> {
-    let (bits, rule) = (bits_of(AscendType::W4A4FlatQuant)?, ActRule::Symmetric);
-    let clip_ratio = read_clip(checkpoint, &linear.module)?.into();
-    Ok(ActQuant::Dynamic { bits, rule, clip_ratio, shards: read_shards(checkpoint, linear) })
-}
-
-/// The parts of its input that the sizes of the matrices of a linear are for; 1 where they fit none, which whoever reads them says.
-pub(crate) fn read_shards(checkpoint: &Checkpoint, linear: &LinearSpec) -> usize {
-    let side = |suffix: &str| {
-        let stored = checkpoint.get(&format!("{}.{suffix}", linear.module))?;
-        stored.shape.first().copied()
-    };
-    let found = SIDES.map(side);
-    let [Some(left), Some(right)] = found else { return 1 };
-    let shards = left.checked_mul(right).and_then(|part| linear.inputs.checked_div(part)).unwrap_or(1);
-    let fits = is_cut(linear.id.site()) && sides(linear.inputs, shards) == Some((left, right));
-    if fits { shards } else { 1 }
-}
-
-/// The pair of a linear, once for each part of its input.
-pub(crate) fn read_pair(checkpoint: &Checkpoint, linear: &LinearSpec) -> Result<OnlineTransform> {
-    let module = &linear.module;
-    let shards = read_shards(checkpoint, linear);
-    let shape = shape(linear.inputs, shards)
-        .ok_or_else(|| bad(module, "features with a Kronecker pair", linear.inputs.to_string()))?;
-    let matrix = |(suffix, side): (&str, usize)| -> Result<Array2<f32>> {
-        let name = format!("{module}.{suffix}");
-        checkpoint.tensor_shaped(&name, &[side, side])?;
-        checkpoint.read_matrix_f32(&name)
-    };
-    let pair = SIDES.into_iter().zip(shape.matrices()).map(matrix).collect::<Result<Vec<_>>>()?;
-    let matrices = (0..shards).flat_map(|_| pair.iter().cloned()).collect();
-    shape.build(matrices).map_err(|error| bad(module, "a Kronecker pair", error.to_string()))
 }
 
 /// Which pairs a block has, by the types of its linears.

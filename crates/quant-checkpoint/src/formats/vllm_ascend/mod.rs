@@ -26,7 +26,7 @@ mod decode;
 pub(crate) mod description;
 mod encode;
 pub(crate) mod flatquant;
-pub(crate) mod tensors;
+pub(crate) mod types;
 
 use quant_core::operators::Profile;
 use quant_core::{ActRule, FloatType, KvGranularity, KvSide};
@@ -37,19 +37,18 @@ use quant_graph::{
 use safetensors::Dtype;
 use serde_json::Value;
 
-use self::description::{AscendType, Description};
+use self::description::Description;
+use self::types::{AscendType, c8};
 use super::bytes::float_dtype;
 use super::layout::{ExpectedTensor, Item, Slot, norm_slot, outer_decls, outer_expected};
 use super::{
     BlockSideData, ConfigNotes, Decoder, Encoded, Format, TensorDecl, Unsupported, declare_dtype, declare_tie,
 };
-use crate::error::Result;
+use crate::error::{CheckpointError, Result};
 use crate::source::Checkpoint;
 use crate::writer::ShardNaming;
 
 pub(crate) const ID: &str = "vllm-ascend";
-/// The type of cache tensors.
-pub(crate) const C8: &str = "C8";
 /// Types that int8 weights may have.
 const INT8_OR_FLOAT: &[Dtype] = &[Dtype::I8, Dtype::F32, Dtype::F16, Dtype::BF16];
 
@@ -59,6 +58,19 @@ pub struct VllmAscend;
 
 fn unsupported(what: impl Into<String>, alternatives: impl Into<String>) -> Unsupported {
     Unsupported { format: ID, what: what.into(), alternatives: alternatives.into() }
+}
+
+pub(crate) fn bad(
+    subject: impl Into<String>,
+    expected: impl Into<String>,
+    found: impl Into<String>,
+) -> CheckpointError {
+    CheckpointError::BadFormat {
+        format: ID,
+        subject: subject.into(),
+        expected: expected.into(),
+        found: found.into(),
+    }
 }
 
 /// Everything a block stores, in msmodelslim's order; `shards` are the parts of the input of a linear that a pair is for.
@@ -73,10 +85,7 @@ fn slots(
     let mut slots = Vec::new();
     for linear in spec.block(index).linears {
         let kind = kind(linear.id);
-        let mut parts = kind.parts(&linear, spec.dtype);
-        if kind == AscendType::W4A4FlatQuant {
-            parts.extend(flatquant::parts(linear.inputs, shards(&linear), spec.dtype));
-        }
+        let parts = kind.codec().parts(&linear, spec.dtype, shards(&linear));
         slots.extend(parts.into_iter().map(|p| p.slot(&linear)));
         if linear.id == LinearId::O {
             for (norm, width) in
@@ -85,7 +94,7 @@ fn slots(
                 slots.push(norm_slot(spec, index, norm, width, float));
             }
             if kv {
-                slots.extend(kv_slots(spec, index));
+                slots.extend(c8::slots(spec, index));
             }
         }
     }
@@ -93,22 +102,6 @@ fn slots(
         spec.norms().into_iter().filter(|(n, _)| matches!(n, Norm::Input | Norm::PostAttention))
     {
         slots.push(norm_slot(spec, index, norm, width, float));
-    }
-    slots
-}
-
-/// Cache scales and offsets, in the model's type.
-fn kv_slots(spec: &ModelSpec, index: usize) -> Vec<Slot> {
-    let dtype = float_dtype(spec.dtype);
-    let mut slots = Vec::new();
-    for (id, side) in [(LinearId::K, KvSide::Key), (LinearId::V, KvSide::Value)] {
-        let module = spec.module(index, id);
-        for (suffix, item) in
-            [("kv_cache_scale", Item::KvScale(side)), ("kv_cache_offset", Item::KvOffset(side))]
-        {
-            let decl = TensorDecl::new(format!("{module}.{suffix}"), dtype, [spec.kv_width()]);
-            slots.push(Slot { decl, item });
-        }
     }
     slots
 }
@@ -354,7 +347,7 @@ impl Format for VllmAscend {
         let mut expected = Vec::new();
         for index in 0..spec.layers {
             let kind = |id| kinds.get(&spec.module(index, id)).copied().unwrap_or(AscendType::Float);
-            let shards = |linear: &LinearSpec| flatquant::read_shards(checkpoint, linear);
+            let shards = |linear: &LinearSpec| types::w4a4_flatquant::read_shards(checkpoint, linear);
             let slots = slots(spec, index, kind, shards, description.has_kv(spec, index));
             for slot in &slots {
                 let optional = match slot.item {

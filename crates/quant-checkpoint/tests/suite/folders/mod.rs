@@ -230,7 +230,13 @@ fn online_of(scheme: &OnlineScheme, kind: FloatType, numbers: &mut Numbers) -> O
         if matrices.len() == 2 * shape.shards {
             matrices = (0..shape.shards).flat_map(|_| matrices[..2].to_vec()).collect();
         }
-        shape.build(matrices).unwrap()
+        let order = |length: usize| {
+            let mut order: Vec<u32> = (0..length as u32).collect();
+            (1..length).rev().for_each(|at| order.swap(at, numbers.below(at as u64 + 1) as usize));
+            order
+        };
+        let orders = shape.orders().into_iter().map(order).collect();
+        shape.build_permuted(matrices, orders).unwrap()
     };
     let sites = scheme.sites.iter().map(|(site, shape)| (*site, Arc::new(build(*shape)))).collect();
     let pair = scheme.pair.map(|[key, query]| PairTransform::new(build(key), build(query)).unwrap().into());

@@ -1,16 +1,34 @@
-//! The stored numbers of a quantised linear and of a cache: what decoding and `verify` both read.
+//! The tensors of a static input, of `W8A8` and `W8A8_MIX`: what decoding and `verify` both read.
 
-use quant_core::QParams;
+use quant_core::{FloatType, QParams};
+use quant_graph::LinearSpec;
 use safetensors::Dtype;
 
-use super::ID;
-use super::description::{AscendType, bad};
+use super::super::{ID, bad};
+use super::AscendType;
 use crate::error::Result;
 use crate::formats::bytes::{read_scales, single};
+use crate::formats::layout::Part;
 use crate::source::Checkpoint;
 
 /// msmodelslim computes deq_scale in the model's type: half a unit in the last place of bfloat16 on each factor.
 const STATIC_TOLERANCE: f32 = 1.0 / 64.0;
+
+/// Its four tensors, in msmodelslim's order.
+pub(super) fn parts(linear: &LinearSpec, model: FloatType) -> [Part; 4] {
+    let out = linear.outputs;
+    [
+        Part::new("quant_bias", Dtype::I32, [out]),
+        Part::new("input_scale", Dtype::F32, [1]),
+        Part::new("input_offset", Dtype::F32, [1]),
+        Part::new("deq_scale", deq_dtype(model), [out]),
+    ]
+}
+
+/// float16 models store the bits of the f32 product in an int64: the layout their matmul operator takes.
+pub(super) fn deq_dtype(model: FloatType) -> Dtype {
+    if model == FloatType::F16 { Dtype::I64 } else { Dtype::F32 }
+}
 
 /// The input quantiser of a static linear, `input_offset` moved to unsigned levels.
 pub(crate) fn static_input(checkpoint: &Checkpoint, module: &str) -> Result<QParams> {
@@ -47,7 +65,7 @@ fn weight_scale(deq: f32, input: f32) -> f32 {
     candidates.into_iter().find(|s| s * input == deq).unwrap_or(quotient)
 }
 
-/// Weight scales `[out]` of a linear; static tensors are checked against them.
+/// Weight scales `[out]` of a linear with a static input, whose tensors are checked against them.
 pub(crate) fn weight_scales(
     checkpoint: &Checkpoint,
     module: &str,
@@ -59,9 +77,6 @@ pub(crate) fn weight_scales(
         (AscendType::W8A8, None) => None,
         _ => Some(read_scales(ID, checkpoint, &name, &[rows, 1])?),
     };
-    if !kind.has_static_input() {
-        return Ok(stored.unwrap_or_default());
-    }
     let input = static_input(checkpoint, module)?.scale;
     let deq = deq_scales(checkpoint, module, rows)?;
     let Some(stored) = stored else {
@@ -79,10 +94,4 @@ pub(crate) fn weight_scales(
         _ => s,
     };
     Ok(deq.iter().zip(&stored).map(executed).collect())
-}
-
-/// A cache tensor of `[width]`, or of `[width, 1]`, which the loader views as the same.
-pub(crate) fn cache_shaped(checkpoint: &Checkpoint, name: &str, width: usize) -> Result<Vec<usize>> {
-    let shape = checkpoint.tensor(name)?.shape.clone();
-    if shape == [width, 1] { Ok(shape) } else { checkpoint.tensor_shaped(name, &[width]).map(|_| shape) }
 }
