@@ -4,13 +4,13 @@
 
 use ascend_kernels::{Model, OpenOptions, Processor, ProcessorOptions};
 use ascend_sim::{Kind, Mistake, Simulator, Switch};
-use ndarray::{Array1, Array2, ArrayView2};
+use ndarray::{Array1, Array2};
 use quant_core::operators::{
     Bias, Cached, ChannelCodes, CodeCacheForm, DynamicNumerics, DynamicQuant, IntegerLinear, Output,
     Processor as _, QuantMatmul, QuantizedActivations, Reference, StaticNumerics,
 };
 use quant_core::{Bits, CoreError, FloatType, Groups, Par, ProcessorProblem, QuantizedMatrix};
-use quant_testkit::{Conformance, Numbers};
+use quant_testkit::{Conformance, Numbers, WeightOnlyProduct};
 
 fn ascend(bits: u32) -> DynamicNumerics {
     DynamicNumerics::Ascend { bits: Bits::new(bits).unwrap() }
@@ -228,15 +228,13 @@ fn a_cache_lies_on_the_device() {
 }
 
 /// A product with a coded weight on an NPU, from beginning to end.
-fn weight_only(
-    processor: &Processor,
-) -> impl Fn(&QuantizedMatrix, Option<&Array1<f32>>, ArrayView2<'_, f32>) -> Result<Array2<f32>, CoreError> {
-    move |weight, bias, x| {
+fn weight_only(processor: &Processor) -> Box<WeightOnlyProduct<'_>> {
+    Box::new(move |weight, bias, x| {
         let prepared = processor.weight_only(weight, bias)?;
         let mut out = Array2::from_elem((x.nrows(), prepared.shape().0), 9.0);
         prepared.forward(x, out.view_mut())?;
         Ok(out)
-    }
+    })
 }
 
 #[test]
@@ -244,7 +242,7 @@ fn weight_only_products_conform() {
     for (model, inputs) in [(Model::Bf16, FloatType::Bf16), (Model::F16, FloatType::F16)] {
         let simulator = Simulator::new().unwrap();
         let processor = open(&simulator, |options| options.model = model);
-        suite(inputs).check_weight_only("cann", &weight_only(&processor));
+        suite(inputs).check_weight_only("cann", &*weight_only(&processor));
         processor.close().unwrap();
         assert_eq!(simulator.leaks(), []);
     }
@@ -263,7 +261,7 @@ fn weight_only_conformance_can_fail() {
             options.library = options.library.clone().without(without);
         });
         let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            suite(FloatType::Bf16).check_weight_only("cann", &weight_only(&processor));
+            suite(FloatType::Bf16).check_weight_only("cann", &*weight_only(&processor));
         }));
         assert!(ended.is_err(), "{switch:?} {value} {without}");
     }
