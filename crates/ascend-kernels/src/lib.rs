@@ -53,7 +53,7 @@ pub use error::{AscendError, Result};
 pub use library::OpenOptions;
 pub use memory::{DeviceBuffer, Element, HostBuffer};
 pub use pipeline::{PipelineWeight, WeightPipeline};
-pub use processor::{Model, Processor, ProcessorOptions};
+pub use processor::{Model, Processor, ProcessorOptions, WeightOnly};
 pub use stream::{Download, Event, Stream};
 pub use tensor::{DataType, Layout, Tensor, Typed};
 pub use workspace::Workspace;

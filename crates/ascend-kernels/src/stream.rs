@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use crate::cann::{acl, locked};
 use crate::device::{Context, Device, Raw};
 use crate::error::{AscendError, Result};
-use crate::ffi::{ACL_MEMCPY_DEVICE_TO_HOST, ACL_MEMCPY_HOST_TO_DEVICE};
+use crate::ffi::{ACL_MEMCPY_DEVICE_TO_DEVICE, ACL_MEMCPY_DEVICE_TO_HOST, ACL_MEMCPY_HOST_TO_DEVICE};
 use crate::memory::{DeviceBuffer, Element, HostBuffer};
 use crate::workspace::Workspace;
 
@@ -152,6 +152,41 @@ impl Stream {
             )
         })?;
         Ok(Download { stream: self, to })
+    }
+
+    /// Queues a copy of all of `from` to the beginning of `to`, from one place on the device to another.
+    ///
+    /// # Errors
+    /// As [`Stream::upload`].
+    pub fn copy<T: Element>(&self, from: &DeviceBuffer<T>, to: &DeviceBuffer<T>) -> Result<()> {
+        if from.len() > to.len() {
+            let (expected, found) = (format!("at least {}", from.len()), to.len().to_string());
+            return Err(AscendError::shape("memory that is copied to", expected, found));
+        }
+        for buffer in [from, to] {
+            Device::same(&self.context, &buffer.memory.context, "a buffer")?;
+        }
+        if Arc::ptr_eq(&from.memory, &to.memory) {
+            return Ok(());
+        }
+        self.context.enter()?;
+        let (room, bytes) = (to.memory.bytes, from.memory.bytes);
+        let uses = [Box::new(Arc::clone(&from.memory)) as Keep, Box::new(Arc::clone(&to.memory))];
+        // SAFETY: two allocations, both at least `bytes` long, which do not overlap and are held until the stream was waited for.
+        self.queue(uses, || unsafe {
+            acl!(
+                self.context.cann,
+                runtime,
+                aclrtMemcpyAsync(
+                    to.memory.at.0,
+                    room,
+                    from.memory.at.0.cast_const(),
+                    bytes,
+                    ACL_MEMCPY_DEVICE_TO_DEVICE,
+                    self.raw.0
+                )
+            )
+        })
     }
 
     fn check_copy<T: Element>(

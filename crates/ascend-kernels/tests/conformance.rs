@@ -3,14 +3,14 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use ascend_kernels::{Model, OpenOptions, Processor, ProcessorOptions};
-use ascend_sim::{Mistake, Simulator, Switch};
+use ascend_sim::{Kind, Mistake, Simulator, Switch};
 use ndarray::{Array1, Array2};
 use quant_core::operators::{
     Bias, Cached, ChannelCodes, CodeCacheForm, DynamicNumerics, DynamicQuant, IntegerLinear, Output,
     Processor as _, QuantMatmul, QuantizedActivations, Reference, StaticNumerics,
 };
-use quant_core::{Bits, CoreError, FloatType, Par, ProcessorProblem};
-use quant_testkit::{Conformance, Numbers};
+use quant_core::{Bits, CoreError, FloatType, Groups, Par, ProcessorProblem, QuantizedMatrix};
+use quant_testkit::{Conformance, Numbers, WeightOnlyProduct};
 
 fn ascend(bits: u32) -> DynamicNumerics {
     DynamicNumerics::Ascend { bits: Bits::new(bits).unwrap() }
@@ -75,6 +75,7 @@ fn conformance_can_fail() {
         (Switch::Wrong, Mistake::TokenCodes as i64),
         (Switch::Wrong, Mistake::TokenScales as i64),
         (Switch::Wrong, Mistake::StaticQuant as i64),
+        (Switch::Wrong, Mistake::Attention as i64),
         (Switch::Association, 1),
         (Switch::ScaleFormula, 1),
     ] {
@@ -86,10 +87,6 @@ fn conformance_can_fail() {
         }));
         assert!(ended.is_err(), "{switch:?} {value}");
     }
-    let simulator = Simulator::new().unwrap();
-    simulator.set(Switch::Wrong, Mistake::Attention as i64);
-    let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| attends(&simulator)));
-    assert!(ended.is_err(), "attention");
 }
 
 /// What the other documented association and the other formula of the scale may change: the last bit of a result, in both types of a model.
@@ -177,91 +174,138 @@ fn activations_are_rounded_to_the_model() {
     assert_ne!(got, Reference.quantize(&ascend(8), x.view(), Par::Seq).unwrap());
 }
 
-/// A cache that grows, with sequences on pages out of order, beside attention in f64.
+/// The suite's attention over a cache, in both types of a model, and what a cache refuses.
 #[test]
 fn a_cache_attends() {
-    attends(&Simulator::new().unwrap());
-}
-
-fn attends(simulator: &Simulator) {
-    let processor = open(simulator, |_| {});
-    let mut numbers = Numbers::new(21);
-    let (heads, kv_heads, head_dim, page) = (6, 2, 32, 64);
-    let width = kv_heads * head_dim;
-    let round = |x: f32| FloatType::Bf16.round(x);
-    let mut scales = Numbers::new(22);
-    let mut side = |zero: f32| ChannelCodes {
-        scales: scales.vector(width, 0.02, 0.01).mapv(round),
-        zeros: Array1::from_shape_fn(width, |i| zero * (i % 5) as f32),
-    };
-    // Without zero codes there is no offset.
-    for (keys, values) in [(side(-3.0), side(7.0)), (side(0.0), side(0.0))] {
-        let form =
-            CodeCacheForm { heads, kv_heads, head_dim, page, keys: keys.clone(), values: values.clone() };
-        let mut cache = processor.code_cache(&form).unwrap().unwrap();
-        let (pages, lengths) = ([vec![2_u32, 0, 4], vec![1, 3]], [130, 65]);
-        let mut codes = |count: usize| -> Vec<i8> {
-            numbers.matrix(count, width, 127.0).iter().map(|&x| x as i8).collect()
+    for (model, inputs) in [(Model::Bf16, FloatType::Bf16), (Model::F16, FloatType::F16)] {
+        let simulator = Simulator::new().unwrap();
+        let processor = open(&simulator, |options| options.model = model);
+        assert!(suite(inputs).check_cache("cann", &processor));
+        // Forms that CANN has no attention for stay with the host.
+        let side = |width: usize| ChannelCodes { scales: Array1::ones(width), zeros: Array1::zeros(width) };
+        let form = |head_dim: usize| {
+            let (keys, values) = (side(2 * head_dim), side(2 * head_dim));
+            CodeCacheForm { heads: 6, kv_heads: 2, head_dim, page: 64, keys, values }
         };
-        let held = lengths.map(|length| [codes(length), codes(length)]);
-        let numbers_of = |codes: &[i8], of: &ChannelCodes| {
-            let value = |(i, &code): (usize, &i8)| {
-                f64::from(of.scales[i % width]) * (f64::from(code) - f64::from(of.zeros[i % width]))
-            };
-            codes.iter().enumerate().map(value).collect::<Vec<f64>>()
-        };
-        // The second sequence is short at first, and the cache grows between.
-        for (reserved, ends) in [(4, [100, 1]), (5, [130, 65])] {
-            cache.reserve(reserved).unwrap();
-            for sequence in 0..2 {
-                for position in 0..ends[sequence] {
-                    let [key, value] = &held[sequence];
-                    let row = position * width..(position + 1) * width;
-                    let (at, slot) = (pages[sequence][position / page], position % page);
-                    cache.write(at, slot, &key[row.clone()], &value[row]).unwrap();
-                }
-            }
-            let queries = Numbers::new(4).matrix(2, heads * head_dim, 1.0).mapv(round);
-            let mut out = queries.clone();
-            let sequences = [0, 1].map(|i| Cached { pages: &pages[i], length: ends[i] });
-            cache.attend(out.view_mut(), &sequences).unwrap();
-            for sequence in 0..2 {
-                let [key, value] = &held[sequence];
-                let (key, value) = (numbers_of(key, &keys), numbers_of(value, &values));
-                for head in 0..heads {
-                    let first = head / (heads / kv_heads) * head_dim;
-                    let score = |t: usize| -> f64 {
-                        let products = (0..head_dim).map(|i| {
-                            f64::from(queries[(sequence, head * head_dim + i)]) * key[t * width + first + i]
-                        });
-                        products.sum::<f64>() / (head_dim as f64).sqrt()
-                    };
-                    let weights: Vec<f64> = (0..ends[sequence]).map(|t| score(t).exp()).collect();
-                    for i in 0..head_dim {
-                        let sum = weights.iter().enumerate().map(|(t, w)| w * value[t * width + first + i]);
-                        let want = sum.sum::<f64>() / weights.iter().sum::<f64>();
-                        let got = f64::from(out[(sequence, head * head_dim + i)]);
-                        // Half a last place of bf16, and the rounding of the device's own sums.
-                        assert!((got - want).abs() <= 0.004 * want.abs() + 1e-4, "{got} {want}");
-                    }
-                }
-            }
-        }
-        for (page, slot, count) in [(8, 0, width), (0, 64, width), (0, 0, width - 1)] {
+        assert!(processor.code_cache(&form(24)).unwrap().is_none());
+        let mut cache = processor.code_cache(&form(32)).unwrap().unwrap();
+        cache.reserve(5).unwrap();
+        for (page, slot, count) in [(8, 0, 64), (0, 64, 64), (0, 0, 63)] {
             assert!(cache.write(page, slot, &vec![0; count], &vec![0; count]).is_err());
         }
         let mut short = Array2::<f32>::zeros((1, 3));
         assert!(cache.attend(short.view_mut(), &[Cached { pages: &[0], length: 1 }]).is_err());
-        let mut one = Array2::<f32>::zeros((1, heads * head_dim));
+        let mut one = Array2::<f32>::zeros((1, 6 * 32));
         for (pages, length) in [(&[0_u32][..], 65), (&[0], 0), (&[9], 1)] {
             assert!(cache.attend(one.view_mut(), &[Cached { pages, length }]).is_err());
         }
+        drop(cache);
+        processor.close().unwrap();
+        assert_eq!(simulator.leaks(), []);
     }
-    // Forms that CANN has no attention for stay with the host.
-    let odd = CodeCacheForm { heads: 2, kv_heads: 1, head_dim: 24, page, keys: side(0.0), values: side(0.0) };
-    assert!(processor.code_cache(&odd).unwrap().is_none());
-    processor.close().unwrap();
-    assert_eq!(simulator.leaks(), []);
+}
+
+/// Codes of a prompt go to the device as they come: the host holds those of a page at most, and what is there when the cache grows is
+/// copied on the device.
+#[test]
+fn a_cache_lies_on_the_device() {
+    let simulator = Simulator::new().unwrap();
+    let processor = open(&simulator, |_| {});
+    let side = || ChannelCodes { scales: Array1::ones(32), zeros: Array1::zeros(32) };
+    let form = CodeCacheForm { heads: 1, kv_heads: 1, head_dim: 32, page: 64, keys: side(), values: side() };
+    let mut cache = processor.code_cache(&form).unwrap().unwrap();
+    let copies = || simulator.trace().iter().filter(|step| step.name == "aclrtMemcpyAsync").count();
+    for (pages, grown) in [(1, 0), (2, 2), (3, 4), (4, 4)] {
+        cache.reserve(pages).unwrap();
+        assert_eq!(copies(), grown, "room for {pages} pages");
+        for slot in 0..64 {
+            cache.write(pages as u32 - 1, slot, &[1; 32], &[1; 32]).unwrap();
+        }
+    }
+    // Four pages of keys and of values; parameters are below a page.
+    let bytes = simulator.count(Kind::DeviceBytes);
+    assert!((2 * 4 * 64 * 32..2 * 5 * 64 * 32).contains(&bytes), "{bytes}");
+}
+
+/// A product with a coded weight on an NPU, from beginning to end.
+fn weight_only(processor: &Processor) -> Box<WeightOnlyProduct<'_>> {
+    Box::new(move |weight, bias, x| {
+        let prepared = processor.weight_only(weight, bias)?;
+        let mut out = Array2::from_elem((x.nrows(), prepared.shape().0), 9.0);
+        prepared.forward(x, out.view_mut())?;
+        Ok(out)
+    })
+}
+
+#[test]
+fn weight_only_products_conform() {
+    for (model, inputs) in [(Model::Bf16, FloatType::Bf16), (Model::F16, FloatType::F16)] {
+        let simulator = Simulator::new().unwrap();
+        let processor = open(&simulator, |options| options.model = model);
+        suite(inputs).check_weight_only("cann", &*weight_only(&processor));
+        processor.close().unwrap();
+        assert_eq!(simulator.leaks(), []);
+    }
+}
+
+/// A fault in the operator, its other way for few rows, and sums in an order that nobody fixed are seen.
+#[test]
+fn weight_only_conformance_can_fail() {
+    let wrong = Mistake::WeightOnly as i64;
+    for (switch, value, without) in
+        [(Switch::Wrong, wrong, ""), (Switch::Msd, 1, ""), (Switch::Wrong, 0, "aclrtCtxSetSysParamOpt")]
+    {
+        let simulator = Simulator::new().unwrap();
+        simulator.set(switch, value);
+        let processor = open(&simulator, |options| {
+            options.library = options.library.clone().without(without);
+        });
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            suite(FloatType::Bf16).check_weight_only("cann", &*weight_only(&processor));
+        }));
+        assert!(ended.is_err(), "{switch:?} {value} {without}");
+    }
+}
+
+/// What the operator's documents do not have is refused here, and says what.
+#[test]
+fn weights_that_are_not_documented_are_refused() {
+    let simulator = Simulator::new().unwrap();
+    let processor = open(&simulator, |_| {});
+    let weight = |bits: u32, zero: f32, groups: Groups| {
+        let dim = (4, groups.count(96));
+        let (bits, levels) = (Bits::new(bits).unwrap(), Array2::ones((4, 96)));
+        QuantizedMatrix::new(bits, levels, Array2::ones(dim), Array2::from_elem(dim, zero), groups).unwrap()
+    };
+    let index = Groups::Index { size: 48, of_column: (0..96).map(|column| column % 2).collect() };
+    for (weight, problem) in [
+        (weight(3, 4.0, Groups::Channel), "8 or 4 bits"),
+        (weight(2, 2.0, Groups::Size(32)), "8 or 4 bits"),
+        (weight(4, 7.5, Groups::Channel), "whole numbers"),
+        (weight(4, 8.0, Groups::Size(16)), "multiple of 32"),
+        (weight(8, 128.0, Groups::Size(48)), "multiple of 32"),
+        (weight(4, 8.0, index), "consecutive"),
+    ] {
+        let error = processor.weight_only(&weight, None).unwrap_err();
+        assert!(
+            matches!(&error, CoreError::Processor { kind: ProcessorProblem::Unavailable, .. }),
+            "{error}"
+        );
+        assert!(error.to_string().contains(problem), "{error}");
+    }
+    let fine = weight(4, 8.0, Groups::Channel);
+    let error = processor.weight_only(&fine, Some(&Array1::zeros(3))).unwrap_err();
+    assert!(error.to_string().contains("4 (outputs)"), "{error}");
+    let prepared = processor.weight_only(&fine, None).unwrap();
+    let (x, mut out) = (Array2::zeros((2, 95)), Array2::zeros((2, 4)));
+    assert!(prepared.forward(x.view(), out.view_mut()).is_err());
+    let lacking = Simulator::new().unwrap();
+    let lacking = open(&lacking, |options| {
+        options.library = options.library.clone().without("aclnnWeightQuantBatchMatmulV2");
+    });
+    let (prepared, x) = (lacking.weight_only(&fine, None).unwrap(), Array2::zeros((2, 96)));
+    let error = prepared.forward(x.view(), out.view_mut()).unwrap_err();
+    assert!(matches!(&error, CoreError::Processor { kind: ProcessorProblem::Unavailable, .. }), "{error}");
 }
 
 #[test]

@@ -13,8 +13,11 @@ use ascend_kernels::{
 use ascend_sim::{Kind, Simulator};
 use half::bf16;
 use ndarray::{Array1, Array2};
-use quant_core::operators::{Bias, DynamicNumerics, DynamicQuant, IntegerLinear, QuantMatmul as _};
-use quant_core::{Bits, CoreError, Par};
+use quant_core::operators::{
+    Bias, Cached, ChannelCodes, CodeCacheForm, DynamicNumerics, DynamicQuant, IntegerLinear, Processor as _,
+    QuantMatmul as _,
+};
+use quant_core::{Bits, CoreError, Groups, Par, ProcessorProblem, QuantizedMatrix};
 
 /// Linears through the traits: two processors' worth of quantisation and products.
 fn linears(processor: &Processor) -> Result<Vec<f32>, CoreError> {
@@ -32,6 +35,37 @@ fn linears(processor: &Processor) -> Result<Vec<f32>, CoreError> {
     let mut more = Array2::<f32>::zeros((3, 34));
     prepared.forward(&codes, more.view_mut().into(), Par::Seq)?;
     Ok(out.iter().map(|x| x.to_f32()).chain(more).collect())
+}
+
+/// Floats times coded weights of eight and of four bits, with zero levels and without.
+fn weight_only(processor: &Processor) -> Result<Vec<f32>, CoreError> {
+    let x = Array2::from_shape_fn((2, 64), |(i, j)| ((i * 7 + j * 3) % 13) as f32 * 0.25 - 1.5);
+    let mut all = Vec::new();
+    for (bits, zero, groups) in [(8, 128.0, Groups::Channel), (4, 7.0, Groups::Size(32))] {
+        let dim = (6, groups.count(64));
+        let levels = Array2::from_shape_fn((6, 64), |(i, j)| ((i * 5 + j) % 16) as u8);
+        let (scales, zeros) = (Array2::from_elem(dim, 0.5), Array2::from_elem(dim, zero));
+        let weight = QuantizedMatrix::new(Bits::new(bits)?, levels, scales, zeros, groups)?;
+        let mut out = Array2::zeros((2, 6));
+        processor.weight_only(&weight, Some(&Array1::ones(6)))?.forward(x.view(), out.view_mut())?;
+        all.extend(out);
+    }
+    Ok(all)
+}
+
+/// A cache that is written, grows and attends.
+fn cache(processor: &Processor) -> Result<Vec<f32>, CoreError> {
+    let side = || ChannelCodes { scales: Array1::from_elem(32, 0.5), zeros: Array1::ones(32) };
+    let form = CodeCacheForm { heads: 2, kv_heads: 1, head_dim: 32, page: 32, keys: side(), values: side() };
+    let missing = || CoreError::Processor { message: "no cache".into(), kind: ProcessorProblem::Unavailable };
+    let mut cache = processor.code_cache(&form)?.ok_or_else(missing)?;
+    for page in 0..2 {
+        cache.reserve(page as usize + 1)?;
+        (0..3).try_for_each(|slot| cache.write(page, slot, &[1; 32], &[slot as i8; 32]))?;
+    }
+    let mut queries = Array2::ones((1, 64));
+    cache.attend(queries.view_mut(), &[Cached { pages: &[1], length: 3 }])?;
+    Ok(queries.into_iter().collect())
 }
 
 /// Attention over a paged cache of int8.
@@ -107,6 +141,8 @@ fn run(simulator: &Simulator) -> Result<Vec<f32>, CoreError> {
     let processor = Processor::open(&ProcessorOptions { library, ..ProcessorOptions::default() })?;
     let used: Result<Vec<f32>, CoreError> = (|| {
         let mut all = linears(&processor)?;
+        all.extend(weight_only(&processor)?);
+        all.extend(cache(&processor)?);
         all.extend(attention(processor.device())?);
         all.extend(pipelined(processor.device())?);
         processor.device().memory()?;
@@ -147,6 +183,8 @@ fn every_call_fails_once() {
         "aclrtFreeHost",
         "aclrtStreamWaitEvent",
         "aclDestroyTensorList",
+        "aclrtCtxSetSysParamOpt",
+        "aclnnWeightQuantBatchMatmulV2",
     ] {
         assert!(names.contains_key(name), "{name} is not in the run");
     }

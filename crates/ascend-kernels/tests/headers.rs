@@ -200,6 +200,31 @@ fn numbers_and_argument_lists_of_the_runtime() {
     assert!(numbers >= 40 && functions >= 25, "{numbers} numbers, {functions} functions");
 }
 
+/// What makes and destroys tensors, lists and executors.
+fn objects(name: &str) -> bool {
+    ["aclCreate", "aclDestroy", "aclSetAclOp"].iter().any(|p| name.starts_with(p))
+}
+
+/// The functions of objects as the documents list them (their words, not a header), read as a genuine header is.
+#[test]
+fn argument_lists_of_objects() {
+    let mut documents = Header::default();
+    documents.read(
+        "ACL_FUNC_VISIBILITY aclTensor *aclCreateTensor(const int64_t *viewDims, uint64_t viewDimsNum, aclDataType dataType,
+             const int64_t *stride, int64_t offset, aclFormat format, const int64_t *storageDims, uint64_t storageDimsNum,
+             void *tensorData);
+         ACL_FUNC_VISIBILITY aclIntArray *aclCreateIntArray(const int64_t *value, uint64_t size);
+         aclTensorList *aclCreateTensorList(const aclTensor *const *value, uint64_t size);
+         aclnnStatus aclDestroyTensor(const aclTensor *tensor); aclnnStatus aclDestroyIntArray(const aclIntArray *array);
+         aclnnStatus aclDestroyTensorList(const aclTensorList *array);
+         aclnnStatus aclSetAclOpExecutorRepeatable(aclOpExecutor *executor);
+         aclnnStatus aclDestroyAclOpExecutor(aclOpExecutor *executor);",
+    );
+    let declared = ours().functions.into_keys().filter(|name| objects(name)).count();
+    assert_eq!(compare(&documents, "the documents", objects).1, declared);
+    assert_eq!(documents.functions["aclCreateTensorList"][1], "const aclTensor * const *");
+}
+
 #[test]
 fn argument_lists_of_operators() {
     let homes = ["/usr/local/Ascend/cann/include", "/usr/local/Ascend/ascend-toolkit/latest/include"];
@@ -209,7 +234,9 @@ fn argument_lists_of_operators() {
         quant_testkit::skipped("operator headers (aclnn*) were not compared: no CANN toolkit is installed");
         return;
     }
+    let genuine = genuine(&folders);
     let operators = |name: &str| name.starts_with("aclnn") && name.ends_with("GetWorkspaceSize");
-    let (_, functions) = compare(&genuine(&folders), "the operator headers", operators);
-    assert!(functions > 0);
+    let (_, functions) = compare(&genuine, "the operator headers", operators);
+    let (_, of_objects) = compare(&genuine, "the operator headers", objects);
+    assert!(functions > 0 && of_objects > 0);
 }

@@ -220,7 +220,6 @@ fn scales_as_words() {
     assert_eq!((&host[..5], &host[5..]), (&words[..], &[0; 11][..]));
     assert!(pack_scales_on_host(npu.device.cann(), &[f32::NAN], &[]).is_err());
     assert!(pack_scales_on_host(npu.device.cann(), &[1.0; 3], &[1.0; 2]).is_err());
-    let (scale, offset) = (npu.put(&[1.0_f32, 0.0123, 0.001], &[3]), npu.put(&[0.0_f32, 0.0, -3.0], &[3]));
     for (round, without, third) in [
         (false, "", 0x7FA0_3A83_0000),
         (false, "aclnnTransQuantParamV3", 0x7FA0_3A83_0000),
@@ -243,8 +242,13 @@ fn scales_as_words() {
         let second = if round { 0x4000_3C49_8000 } else { pack_scale(0.0123, 0) };
         assert_eq!(got, [0x4000_3F80_0000, second, third], "{round} {without}");
     }
+    let (scale, offset) = (npu.put(&[0.001_f32], &[1]), npu.put(&[5.0_f32], &[1]));
+    let (words, out) = npu.room::<u64>(&[1]);
+    npu.run(
+        PackScales { scale: &scale, offset: Some(&offset), round: false, out: &out }.prepare(&npu.device),
+    );
+    assert_eq!(npu.get(&words), [0x40A0_3A83_0000]);
     assert_eq!(group_size(1, 128, 128).unwrap(), 4_303_356_032);
-    drop((scale, offset));
 }
 
 #[test]
@@ -276,23 +280,65 @@ fn weight_only_products() {
     for (group, fast, msd) in [(None, false, 0), (Some(32), false, 0), (None, true, 0), (None, false, 1)] {
         let npu = Npu::new();
         npu.simulator.set(Switch::Msd, msd);
+        let weight = npu.put(&codes, &[k, n]);
+        let case = WeightOnlyCase { x: &x, codes: &codes, weight: &weight, shape: (m, k, n), group, fast };
+        case.holds(&npu, &format!("{group:?} {fast} {msd}"));
+    }
+}
+
+/// Three digits of four bits (7.49, 14.98), for groups of 64 and 128: at most an eighth of a group of rows, and sums in any order.
+#[test]
+fn weight_only_products_of_four_bits() {
+    for group in [64, 128] {
+        let (k, n) = (2 * group, 64);
+        let codes: Vec<i8> =
+            Numbers::new(5).matrix(k, n, 8.0).iter().map(|x| x.round().min(7.0) as i8).collect();
+        for (m, deterministic, digits) in [(8, false, true), (8, true, false), (group / 8 + 1, false, false)]
+        {
+            let x: Vec<f32> =
+                Numbers::new(6).matrix(m, k, 1.0).iter().map(|&x| bf16::from_f32(x).to_f32()).collect();
+            let [plain, few] = [0, 1].map(|msd| {
+                let npu = Npu::new();
+                npu.simulator.set(Switch::Msd, msd);
+                npu.device.set_deterministic(deterministic).unwrap();
+                let words = DeviceBuffer::from_slice(&npu.device, &pack_int4_words(&codes).unwrap()).unwrap();
+                let weight = Tensor::int4_words(&words, &[k, n / 8]).unwrap();
+                let (group, fast) = (Some(group), false);
+                let case =
+                    WeightOnlyCase { x: &x, codes: &codes, weight: &weight, shape: (m, k, n), group, fast };
+                case.holds(&npu, &format!("{m} rows, groups of {group:?}, {msd}"))
+            });
+            assert_eq!(
+                plain != few,
+                digits,
+                "{m} rows, groups of {group}, in a fixed order: {deterministic}"
+            );
+        }
+    }
+}
+
+struct WeightOnlyCase<'a> {
+    x: &'a [f32],
+    codes: &'a [i8],
+    weight: &'a Tensor,
+    shape: (usize, usize, usize),
+    group: Option<usize>,
+    fast: bool,
+}
+
+impl WeightOnlyCase<'_> {
+    /// Runs it with scales and a bias, and compares the results with sums in f64.
+    fn holds(&self, npu: &Npu, name: &str) -> Vec<bf16> {
+        let Self { x, codes, weight, shape: (m, k, n), group, fast } = *self;
         let groups = group.map_or(1, |g| k / g);
         let scale: Vec<f32> =
             (0..groups * n).map(|i| bf16::from_f32(0.01 + i as f32 * 1e-4).to_f32()).collect();
-        let (xs, weight) = (npu.put(&halves(&x, bf16::from_f32), &[m, k]), npu.put(&codes, &[k, n]));
+        let xs = npu.put(&halves(x, bf16::from_f32), &[m, k]);
         let scales = npu.put(&halves(&scale, bf16::from_f32), &[groups, n]);
         let bias = npu.put(&vec![0.5_f32; n], &[n]);
         let (got, y) = npu.room::<bf16>(&[m, n]);
-        let operator = WeightOnlyMatmul {
-            x: &xs,
-            weight: &weight,
-            scale: &scales,
-            offset: None,
-            bias: Some(&bias),
-            group,
-            fast,
-            y: &y,
-        };
+        let (offset, bias) = (None, Some(&bias));
+        let operator = WeightOnlyMatmul { x: &xs, weight, scale: &scales, offset, bias, group, fast, y: &y };
         npu.run(operator.prepare(&npu.device));
         let got = npu.get(&got);
         for at in 0..m * n {
@@ -304,14 +350,11 @@ fn weight_only_products() {
             };
             let (exact, size) =
                 (0..k).fold((0.5, 0.5), |(sum, size), l| (sum + term(l), size + term(l).abs()));
-            // Weights and results are rounded to bf16 once each; two digits carry fifteen bits of the largest activation.
+            // Weights and results are rounded to bf16 once each; digits carry eleven bits of the largest activation and more.
             let bound = size * 2.0_f64.powi(-8) + exact.abs() * 2.0_f64.powi(-8);
-            assert!(
-                (f64::from(got[at].to_f32()) - exact).abs() <= bound,
-                "{group:?} {fast} {msd}: {} {exact}",
-                got[at]
-            );
+            assert!((f64::from(got[at].to_f32()) - exact).abs() <= bound, "{name}: {} {exact}", got[at]);
         }
+        got
     }
 }
 
@@ -351,6 +394,71 @@ fn kronecker_codes() {
     let (x, r) = (npu.room::<f16>(&[1, 2, 148]).1, npu.room::<f16>(&[148, 148]).1);
     let refused = KroneckerQuant { x: &x, right: &r, ..operator };
     assert!(refused.prepare(&npu.device).unwrap_err().to_string().contains("multiple of 8"));
+}
+
+/// FlatQuant with the product between its factors in f32, or rounded to the type of the input: either gives what plain loops give.
+#[test]
+fn kronecker_codes_rounded_between() {
+    let (tokens, n1, n2) = (3, 4, 16);
+    let mut numbers = Numbers::new(12);
+    let mut random = |rows: usize, columns: usize| -> Vec<f32> {
+        numbers.matrix(rows, columns, 1.0).iter().map(|&x| f16::from_f32(x).to_f32()).collect()
+    };
+    let (x, left, right) = (random(tokens * n1, n2), random(n1, n1), random(n2, n2));
+    let found = [0, 1].map(|between| {
+        let npu = Npu::new();
+        npu.simulator.set(Switch::RoundBetween, between);
+        let xs = npu.put(&halves(&x, f16::from_f32), &[tokens, n1, n2]);
+        let l = npu.put(&halves(&left, f16::from_f32), &[n1, n1]);
+        let r = npu.put(&halves(&right, f16::from_f32), &[n2, n2]);
+        let words = DeviceBuffer::<i32>::new(&npu.device, tokens * n1 * n2 / 8).unwrap();
+        let codes = Tensor::int4_words(&words, &[tokens, n1, n2 / 8]).unwrap();
+        let (scales, scale) = npu.room::<f32>(&[tokens]);
+        let operator =
+            KroneckerQuant { x: &xs, left: &l, right: &r, clip_ratio: 0.875, codes: &codes, scale: &scale };
+        npu.run(operator.prepare(&npu.device));
+        let round = |x: f32| if between == 0 { x } else { f16::from_f32(x).to_f32() };
+        let dot = |count: usize, term: &dyn Fn(usize) -> f32| (0..count).fold(0.0, |sum, l| sum + term(l));
+        let (got, scales) = (npu.get(&words), npu.get(&scales));
+        for token in 0..tokens {
+            let first =
+                |p: usize, j: usize| round(dot(n2, &|q| x[(token * n1 + p) * n2 + q] * right[q * n2 + j]));
+            let all: Vec<f32> =
+                (0..n1 * n2).map(|at| dot(n1, &|p| left[at / n2 * n1 + p] * first(p, at % n2))).collect();
+            let largest = all.iter().fold(0.0_f32, |a, x| a.max(x.abs()));
+            assert_eq!(scales[token], largest / 8.0, "{between}");
+            let code = |x: &f32| (x / scales[token]).round_ties_even().clamp(-8.0, 7.0) as i8;
+            let want = pack_int4_words(&all.iter().map(code).collect::<Vec<_>>()).unwrap();
+            assert_eq!(got[token * n1 * n2 / 8..(token + 1) * n1 * n2 / 8], want, "{between}");
+        }
+        scales
+    });
+    assert_ne!(found[0], found[1], "the switch changes nothing");
+}
+
+/// In the mode without infinities a token of zeros has codes of 0 as well, and what f16 has no place for is its largest number.
+#[test]
+fn numbers_that_do_not_fit() {
+    for (saturates, largest) in [(0, f16::INFINITY), (1, f16::MAX)] {
+        let npu = Npu::new();
+        npu.simulator.set(Switch::Saturation, saturates);
+        for formula in [0, 1] {
+            npu.simulator.set(Switch::ScaleFormula, formula);
+            let x = npu.put(&[bf16::ZERO; 8], &[2, 4]);
+            let ((codes, code), (scales, scale)) = (npu.room::<i8>(&[2, 4]), npu.room::<f32>(&[2]));
+            let operator = DynamicQuant { x: &x, smooth: None, codes: &code, scale: &scale, offset: None };
+            npu.run(operator.prepare(&npu.device));
+            assert_eq!(npu.get(&codes), [0; 8], "{saturates} {formula}");
+            // 127/0 is the largest number of f32 there, and its reciprocal next to nothing.
+            let want = if (saturates, formula) == (1, 1) { 1.0 / f32::MAX } else { 0.0 };
+            assert_eq!(npu.get(&scales), [want; 2], "{saturates} {formula}");
+        }
+        let (x, weight) = (npu.put(&[127_i8; 2], &[1, 2]), npu.put(&[127_i8, -127, 127, -127], &[2, 2]));
+        let words = npu.put(&[pack_scale(3.0, 0); 2], &[2]);
+        let (got, out) = npu.room::<f16>(&[1, 2]);
+        npu.run(product(&x, &weight, &words, &out).prepare(&npu.device));
+        assert_eq!(npu.get(&got), [largest, -largest]);
+    }
 }
 
 #[test]
@@ -441,7 +549,7 @@ thread_local! {
 /// A deliberate fault in each operator makes the comparisons of that operator fail.
 #[test]
 fn faults_of_arithmetic_are_seen() {
-    let tests: [(Mistake, fn()); 11] = [
+    let tests: [(Mistake, fn()); 14] = [
         (Mistake::QuantMatmul, products_of_every_version_and_type),
         (Mistake::QuantMatmul, products_of_four_bits),
         (Mistake::TokenCodes, tokens_are_quantised_in_every_version),
@@ -451,7 +559,10 @@ fn faults_of_arithmetic_are_seen() {
         (Mistake::PackScales, scales_as_words),
         (Mistake::Matmul, products_of_floats),
         (Mistake::WeightOnly, weight_only_products),
+        (Mistake::WeightOnly, weight_only_products_of_four_bits),
         (Mistake::Kronecker, kronecker_codes),
+        (Mistake::Kronecker, kronecker_codes_rounded_between),
+        (Mistake::TokenCodes, numbers_that_do_not_fit),
         (Mistake::Attention, attention_over_a_cache_of_codes),
     ];
     for (fault, test) in tests {

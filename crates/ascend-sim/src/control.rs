@@ -15,7 +15,8 @@ pub enum Switch {
     Fp19 = 1,
     /// DynamicQuant: 0 the scale is `amax · (1/127)`, 1 it is `1 / (127/amax)`.
     ScaleFormula = 2,
-    /// WeightQuantBatchMatmul: 1 few rows go the way that quantises activations.
+    /// WeightQuantBatchMatmul: 1 few rows go the way that quantises activations, to two digits of eight bits beside weights of eight
+    /// bits, to three of four beside groups of weights of four (the latter only where sums may be in any order).
     Msd = 3,
     /// FlatQuant: 1 the product with the second factor is rounded to the type of the input before the first is applied.
     RoundBetween = 4,
@@ -25,6 +26,8 @@ pub enum Switch {
     Wrong = 6,
     /// Devices that are there.
     Devices = 7,
+    /// Numbers that do not fit: 0 become infinities and NaN, 1 the largest finite number, and what is none becomes 0.
+    Saturation = 8,
 }
 
 /// Where arithmetic can be made wrong: a bit of [`Switch::Wrong`] each.
@@ -56,9 +59,9 @@ pub enum Mistake {
 }
 
 /// How many switches there are.
-pub(crate) const SWITCHES: usize = 8;
+pub(crate) const SWITCHES: usize = 9;
 /// What they begin with.
-pub(crate) const DEFAULTS: [i64; SWITCHES] = [0, 1, 0, 0, 0, 0, 0, 2];
+pub(crate) const DEFAULTS: [i64; SWITCHES] = [0, 1, 0, 0, 0, 0, 0, 2, 0];
 
 /// What is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

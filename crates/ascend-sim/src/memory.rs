@@ -49,6 +49,8 @@ pub(crate) struct Memory {
     pub(crate) capacity: usize,
     /// The most bytes of device memory at a time.
     pub(crate) peak: usize,
+    /// Whether numbers that do not fit become the largest that do.
+    pub(crate) saturates: bool,
 }
 
 fn layout(bytes: usize) -> Option<Layout> {
@@ -63,6 +65,7 @@ impl Memory {
             kept_bytes: 0,
             capacity: 1 << 30,
             peak: 0,
+            saturates: false,
         }
     }
 

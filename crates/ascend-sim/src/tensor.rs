@@ -228,10 +228,18 @@ impl Tensor {
 
     /// Writes floating-point elements, each rounded once to the type, half to even.
     pub(crate) fn put_floats(&self, memory: &mut Memory, values: &[f32]) -> Answer<()> {
+        let saturates = memory.saturates;
+        let held = |x: f32, largest: f32| match saturates {
+            true if x.is_nan() => 0.0,
+            true => x.clamp(-largest, largest),
+            false => x,
+        };
+        let half = |&x: &f32| f16::from_f32(held(x, f16::MAX.to_f32())).to_le_bytes();
+        let brain = |&x: &f32| bf16::from_f32(held(x, bf16::MAX.to_f32())).to_le_bytes();
         match self.dtype {
-            ACL_FLOAT16 => self.store(memory, values.iter().map(|&x| f16::from_f32(x).to_le_bytes())),
-            ACL_BF16 => self.store(memory, values.iter().map(|&x| bf16::from_f32(x).to_le_bytes())),
-            ACL_FLOAT => self.store(memory, values.iter().map(|&x| x.to_le_bytes())),
+            ACL_FLOAT16 => self.store(memory, values.iter().map(half)),
+            ACL_BF16 => self.store(memory, values.iter().map(brain)),
+            ACL_FLOAT => self.store(memory, values.iter().map(|&x| held(x, f32::MAX).to_le_bytes())),
             other => report(format!("numbers are written to a tensor of type {other}")),
         }
     }

@@ -39,6 +39,8 @@ pub(crate) struct World {
     pub(crate) devices: BTreeMap<i32, u32>,
     /// Contexts with their devices.
     pub(crate) contexts: BTreeMap<usize, i32>,
+    /// Contexts that were told to sum in a fixed order.
+    pub(crate) deterministic: BTreeSet<usize>,
     pub(crate) tensors: BTreeMap<usize, Tensor>,
     pub(crate) arrays: BTreeMap<usize, Vec<i64>>,
     pub(crate) lists: BTreeMap<usize, Vec<usize>>,
@@ -157,6 +159,7 @@ impl World {
             initialised: false,
             devices: BTreeMap::new(),
             contexts: BTreeMap::new(),
+            deterministic: BTreeSet::new(),
             tensors: BTreeMap::new(),
             arrays: BTreeMap::new(),
             lists: BTreeMap::new(),

@@ -65,7 +65,7 @@ pub use in_memory::InMemoryModel;
 pub use kv::{KvCache, KvStore};
 pub use linear::{
     Activations, Arithmetic, Backend, Execution, FakeQuantLinear, FloatLinear, IntegerOp, LinearOp, PackedOp,
-    linear_op,
+    WeightOnlyOp, linear_op,
 };
 
 pub use fake_quant::fake_quantized;

@@ -74,11 +74,12 @@ fn sums(a: ArrayView2<'_, i8>, w: ArrayView2<'_, i8>) -> Array2<i32> {
 }
 
 impl Conformance {
-    /// Runs the suite.
+    /// Runs the suite; attention over a cache of codes too, where there is one.
     ///
     /// # Panics
     /// Where the implementation differs from the reference, with the case.
     pub fn check(&self, name: &str, operators: &impl Processor) {
+        self.check_cache(name, operators);
         for (m, n, k) in [(1, 1, 1), (1, 70, 129), (15, 33, 64), (40, 100, 200), (3, 5, 0), (0, 4, 8)] {
             for numerics in &self.profiles {
                 let mut x = codes(m, k, 9).mapv(|code| self.inputs.round(f32::from(code) * 0.031));
@@ -157,7 +158,7 @@ impl Conformance {
 }
 
 /// NaN has many bit patterns, all of which are NaN.
-fn canonical(x: f32) -> u32 {
+pub(crate) fn canonical(x: f32) -> u32 {
     if x.is_nan() { u32::MAX } else { x.to_bits() }
 }
 

@@ -8,6 +8,7 @@
 )]
 
 mod conformance;
+mod device_conformance;
 mod golden;
 mod models;
 mod numbers;
@@ -15,6 +16,7 @@ mod storage;
 mod timing;
 
 pub use conformance::{Conformance, profiles};
+pub use device_conformance::{WeightOnlyProduct, weight_only_reference};
 pub use golden::{
     Golden, Tensor, TensorData, Tensors, load_safetensors, parse_safetensors, shared_dir, skipped,
 };

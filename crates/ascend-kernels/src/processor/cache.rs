@@ -1,7 +1,5 @@
 //! A cache of int8 on the device, and attention over it.
 
-use std::collections::BTreeMap;
-use std::ops::Range;
 use std::sync::Arc;
 
 use half::{bf16, f16};
@@ -11,13 +9,13 @@ use quant_core::operators::{Cached, ChannelCodes, CodeCache, CodeCacheForm};
 
 use super::{Model, Shared};
 use crate::cann::locked;
-use crate::error::Result;
+use crate::error::{AscendError, Result};
 use crate::memory::DeviceBuffer;
 use crate::operators::{OneTokenAttention, Pages};
 use crate::stream::Stream;
 use crate::tensor::{Tensor, Typed};
 
-/// Codes of keys and values in pages `[page, kv_heads · head_dim]`, here and on the device, where they go before attention reads them.
+/// Codes of keys and values in pages `[page, kv_heads · head_dim]` on the device; here lie those alone that are on their way there.
 #[derive(Debug)]
 pub(super) struct Cache {
     shared: Arc<Shared>,
@@ -30,8 +28,8 @@ pub(super) struct Cache {
     pages: usize,
     keys: Side,
     values: Side,
-    /// By page, the slots that the device has not seen.
-    fresh: BTreeMap<usize, Range<usize>>,
+    /// What the device has not seen, in the order in which it came.
+    fresh: Vec<Rows>,
 }
 
 #[derive(Debug)]
@@ -39,8 +37,16 @@ struct Side {
     scale: Tensor,
     /// What is added to codes: the zero codes, negated.
     offset: Option<Tensor>,
-    codes: Vec<i8>,
-    device: Option<(DeviceBuffer<i8>, Tensor)>,
+    /// None before there is room.
+    codes: Option<DeviceBuffer<i8>>,
+}
+
+/// Codes of consecutive slots, counted over all pages.
+#[derive(Debug)]
+struct Rows {
+    first: usize,
+    keys: Vec<i8>,
+    values: Vec<i8>,
 }
 
 impl Side {
@@ -51,34 +57,17 @@ impl Side {
         Ok(Self {
             scale: shared.numbers(form.scales.iter().copied(), &dims)?,
             offset: any.then(|| shared.numbers(form.zeros.iter().map(|zero| -zero), &dims)).transpose()?,
-            codes: Vec::new(),
-            device: None,
+            codes: None,
         })
     }
 
-    /// Brings the device up to date and gives the tensor there: everything once there are more pages, else what is fresh.
-    fn sent(
-        &mut self,
-        stream: &Stream,
-        shared: &Shared,
-        dims: [usize; 3],
-        fresh: &BTreeMap<usize, Range<usize>>,
-    ) -> Result<Tensor> {
-        let [_, page, width] = dims;
-        if let Some((buffer, tensor)) = self.device.take_if(|(buffer, _)| buffer.len() == self.codes.len()) {
-            for (at, slots) in fresh {
-                let rows = (at * page + slots.start) * width..(at * page + slots.end) * width;
-                buffer.write_at(stream, rows.start, &self.codes[rows])?;
-            }
-            self.device = Some((buffer, tensor.clone()));
-            return Ok(tensor);
+    /// Room for so many codes that holds what was there.
+    fn grown(&self, stream: &Stream, shared: &Shared, codes: usize) -> Result<DeviceBuffer<i8>> {
+        let room = DeviceBuffer::new(&shared.device, codes)?;
+        if let Some(old) = &self.codes {
+            stream.copy(old, &room)?;
         }
-        // The old one goes first.
-        self.device = None;
-        let buffer = DeviceBuffer::from_slice(&shared.device, &self.codes)?;
-        let tensor = Tensor::new(&buffer, &dims)?;
-        self.device = Some((buffer, tensor.clone()));
-        Ok(tensor)
+        Ok(room)
     }
 }
 
@@ -109,7 +98,7 @@ impl Cache {
             head_dim: *head_dim,
             page: *page,
             pages: 0,
-            fresh: BTreeMap::new(),
+            fresh: Vec::new(),
         })))
     }
 
@@ -119,9 +108,14 @@ impl Cache {
 
     /// Outputs of attention in the type of the model.
     fn run<T: Typed>(&mut self, queries: ArrayView2<'_, f32>, sequences: &[Cached<'_>]) -> Result<Vec<T>> {
-        let shared = Arc::clone(&self.shared);
+        self.send()?;
+        let shared = &self.shared;
         let stream = locked(&shared.stream);
         let dims = [self.pages, self.page, self.width()];
+        let tensor = |side: &Side| side.codes.as_ref().map(|codes| Tensor::new(codes, &dims)).transpose();
+        let (Some(keys), Some(values)) = (tensor(&self.keys)?, tensor(&self.values)?) else {
+            return Err(AscendError::shape("pages of a cache", "room for 1 or more", "none"));
+        };
         let query_dims = [sequences.len(), self.heads, 1, self.head_dim];
         let query = shared.numbers(queries.iter().copied(), &query_dims)?;
         let results = DeviceBuffer::<T>::new(&shared.device, queries.len())?;
@@ -136,8 +130,6 @@ impl Cache {
             })
             .collect();
         let lengths: Vec<usize> = sequences.iter().map(|of| of.length).collect();
-        let keys = self.keys.sent(&stream, &shared, dims, &self.fresh)?;
-        let values = self.values.sent(&stream, &shared, dims, &self.fresh)?;
         let operator = OneTokenAttention {
             query: &query,
             key: &keys,
@@ -154,19 +146,41 @@ impl Cache {
             out: &out,
         };
         operator.prepare(&shared.device)?.launch(&stream)?;
-        self.fresh.clear();
         results.read(&stream)
+    }
+
+    /// Sends the device what it has not seen; what cannot be sent stays for the next time.
+    fn send(&mut self) -> Result<()> {
+        let stream = locked(&self.shared.stream);
+        let width = self.kv_heads * self.head_dim;
+        if let (Some(keys), Some(values)) = (&self.keys.codes, &self.values.codes) {
+            for rows in &self.fresh {
+                keys.write_at(&stream, rows.first * width, &rows.keys)?;
+                values.write_at(&stream, rows.first * width, &rows.values)?;
+            }
+            self.fresh.clear();
+        }
+        Ok(())
+    }
+
+    /// Makes room for more pages: a new place beside the old one, which goes when everything is there.
+    fn grow(&mut self, pages: usize) -> Result<()> {
+        let codes = pages * self.page * self.width();
+        let stream = locked(&self.shared.stream);
+        let keys = self.keys.grown(&stream, &self.shared, codes)?;
+        let values = self.values.grown(&stream, &self.shared, codes)?;
+        stream.synchronize()?;
+        (self.keys.codes, self.values.codes) = (Some(keys), Some(values));
+        self.pages = pages;
+        Ok(())
     }
 }
 
 impl CodeCache for Cache {
     fn reserve(&mut self, pages: usize) -> Result<(), CoreError> {
         if pages > self.pages {
-            // Twice as many as asked for: what is there goes to the device again.
-            self.pages = pages.next_power_of_two();
-            let codes = self.pages * self.page * self.width();
-            self.keys.codes.resize(codes, 0);
-            self.values.codes.resize(codes, 0);
+            // Twice as many as asked for, so that what is there is copied seldom.
+            self.grow(pages.next_power_of_two())?;
         }
         Ok(())
     }
@@ -183,11 +197,19 @@ impl CodeCache for Cache {
                 found: format!("{} and {} for slot {slot} of page {page}", key.len(), value.len()),
             });
         }
-        let at = (page * self.page + slot) * width;
-        self.keys.codes[at..at + width].copy_from_slice(key);
-        self.values.codes[at..at + width].copy_from_slice(value);
-        let slots = self.fresh.entry(page).or_insert(slot..slot + 1);
-        *slots = slots.start.min(slot)..slots.end.max(slot + 1);
+        let row = page * self.page + slot;
+        match self.fresh.last_mut() {
+            Some(rows) if rows.first * width + rows.keys.len() == row * width => {
+                rows.keys.extend_from_slice(key);
+                rows.values.extend_from_slice(value);
+            }
+            _ => self.fresh.push(Rows { first: row, keys: key.to_vec(), values: value.to_vec() }),
+        }
+        // A page of them, and the host need not hold more.
+        let held: usize = self.fresh.iter().map(|rows| rows.keys.len()).sum();
+        if held >= self.page * width {
+            self.send()?;
+        }
         Ok(())
     }
 

@@ -3,7 +3,9 @@
 mod cache;
 mod product;
 mod quantise;
+mod weight_only;
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use half::{bf16, f16};
@@ -18,6 +20,8 @@ use crate::library::OpenOptions;
 use crate::memory::DeviceBuffer;
 use crate::stream::Stream;
 use crate::tensor::{Tensor, Typed};
+
+pub use weight_only::WeightOnly;
 
 /// The type that a model's activations have on the device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,6 +76,8 @@ struct Shared {
     device: Device,
     model: Model,
     row_major: bool,
+    /// Whether operators were told to sum in a fixed order.
+    deterministic: AtomicBool,
 }
 
 impl Processor {
@@ -90,7 +96,8 @@ impl Processor {
         }
         let device = Device::open(&cann, options.device)?;
         let stream = Mutex::new(Stream::new(&device)?);
-        let shared = Shared { stream, device, model: options.model, row_major: options.row_major };
+        let (model, row_major) = (options.model, options.row_major);
+        let shared = Shared { stream, device, model, row_major, deterministic: AtomicBool::new(false) };
         Ok(Self { shared: Arc::new(shared) })
     }
 

@@ -3,14 +3,16 @@
 use std::ffi::c_char;
 
 use super::string;
-use crate::control::SWITCHES;
+use crate::control::{SWITCHES, Switch};
 use crate::memory::Place;
 use crate::world::{Handle, forget, world};
 
 #[unsafe(no_mangle)]
 extern "C" fn ascendSimSet(switch: i32, value: i64) {
     if let Some(slot) = usize::try_from(switch).ok().filter(|&at| at < SWITCHES) {
-        world().switches[slot] = value;
+        let mut world = world();
+        world.switches[slot] = value;
+        world.memory.saturates = world.switch(Switch::Saturation) != 0;
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::phases::{Outs, PLANS, invalid, is_half, model, spoiled};
 use crate::Mistake;
 use crate::Switch;
+use crate::arithmetic::float::Digits;
 use crate::arithmetic::{float, quantize};
 use crate::generated::types::*;
 use crate::tensor::Tensor;
@@ -46,7 +47,7 @@ pub(crate) unsafe extern "C" fn aclnnMmGetWorkspaceSize(
                 Ok(float::prepared(&values, model_type, cubeMathType).unwrap_or(values))
             };
             let (a, b) = (round(&a, world)?, round(&b, world)?);
-            let mut values = float::product(&a, &b, (shape[0], shape[1], shape[2]));
+            let mut values = float::product(&a, &b, (shape[0], shape[1], shape[2]), false);
             values.iter_mut().for_each(|x| *x = spoiled(world, Mistake::Matmul, *x));
             into.put_floats(&mut world.memory, &values)
         });
@@ -101,6 +102,7 @@ fn plan_weight_only(name: &'static str, q: &WeightOnly, outs: Outs) -> aclnnStat
         let reads = [Some(&x), Some(&weight), Some(&scale), offset.as_ref(), bias.as_ref()];
         let reads = reads.into_iter().flatten().cloned().collect();
         let into = y.clone();
+        let deterministic = world.deterministic.contains(&world.context()?);
         let run = Arc::new(move |world: &mut World| {
             let kind = model(x.dtype);
             let (values, codes, scales) =
@@ -112,17 +114,24 @@ fn plan_weight_only(name: &'static str, q: &WeightOnly, outs: Outs) -> aclnnStat
                 (_, true) => v[l / group * n + j],
                 _ => v[j],
             };
-            let few = world.switch(Switch::Msd) != 0
-                && !grouped
-                && offsets.is_none()
-                && weight.dtype == ACL_INT8
-                && m <= 64
-                && k % 32 == 0
-                && n % 32 == 0;
+            let eight = !grouped && weight.dtype == ACL_INT8 && m <= 64 && k % 32 == 0 && n % 32 == 0;
+            let four = matches!(group, 64 | 128)
+                && weight.dtype != ACL_INT8
+                && m <= group / 8
+                && k % group == 0
+                && n % 64 == 0
+                && k <= 13_952
+                && !deterministic;
+            let few = world.switch(Switch::Msd) != 0 && offsets.is_none() && (eight || four);
             let mut out = if few {
+                let (each, digits) = if eight { (k, Digits::EIGHT) } else { (group, Digits::FOUR) };
                 let row = |row: &[f32]| {
-                    let products = float::digits_product(row, &codes, n).into_iter().enumerate();
-                    products.map(|(j, x)| x * parameter(&scales, 0, j)).collect::<Vec<f32>>()
+                    let products = float::digits_product(row, &codes, n, each, digits);
+                    let mut sums = vec![0.0_f32; n];
+                    for (at, product) in products.into_iter().enumerate() {
+                        sums[at % n] += product * parameter(&scales, at / n * each, at % n);
+                    }
+                    sums
                 };
                 values.chunks(k).flat_map(row).collect()
             } else {
@@ -132,7 +141,8 @@ fn plan_weight_only(name: &'static str, q: &WeightOnly, outs: Outs) -> aclnnStat
                     quantize::dequantized(code, parameter(&scales, l, j), offset, kind)
                 };
                 let weights: Vec<f32> = codes.iter().enumerate().map(dequantized).collect();
-                float::product(&values, &weights, (m, k, n))
+                // Nobody asked for an order: it is another one.
+                float::product(&values, &weights, (m, k, n), !deterministic)
             };
             for (at, x) in out.iter_mut().enumerate() {
                 *x = spoiled(world, Mistake::WeightOnly, *x + bias.as_ref().map_or(-0.0, |b| b[at % n]));

@@ -67,6 +67,7 @@ fn plan_dynamic(name: &'static str, q: &DynamicQuant, outs: Outs) -> aclnnStatus
                 values.iter_mut().enumerate().for_each(|(at, x)| *x *= smooth[at % k]);
             }
             let inverse = world.switch(Switch::ScaleFormula) != 0;
+            let most = if world.switch(Switch::Saturation) == 0 { f32::INFINITY } else { f32::MAX };
             let mut codes = vec![0; rows * k];
             let (mut scales, mut offsets) = (Vec::new(), Vec::new());
             for (row, codes) in values.chunks(k).zip(codes.chunks_mut(k)) {
@@ -75,7 +76,7 @@ fn plan_dynamic(name: &'static str, q: &DynamicQuant, outs: Outs) -> aclnnStatus
                     scales.push(scale);
                     offsets.push(offset);
                 } else {
-                    scales.push(quantize::symmetric(row, four, inverse, codes));
+                    scales.push(quantize::symmetric(row, four, (inverse, most), codes));
                 }
             }
             codes.iter_mut().for_each(|code| *code = spoiled_code(world, Mistake::TokenCodes, *code));

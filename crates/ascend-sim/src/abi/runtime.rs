@@ -155,6 +155,7 @@ pub(crate) unsafe extern "C" fn aclrtDestroyContext(context: aclrtContext) -> ac
             return report("a context is destroyed while a stream of it is alive");
         }
         world.contexts.remove(&handle);
+        world.deterministic.remove(&handle);
         world.bury(handle);
         Ok(())
     })
@@ -432,9 +433,14 @@ pub(crate) unsafe extern "C" fn aclrtGetMemInfo(
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn aclrtCtxSetSysParamOpt(opt: aclSysParamOpt, value: i64) -> aclError {
     call("aclrtCtxSetSysParamOpt", FAILS, |world| {
-        world.context()?;
+        let context = world.context()?;
         if opt != ACL_OPT_DETERMINISTIC || !(0..=3).contains(&value) {
             return refuse(ACL_ERROR_INVALID_PARAM, format!("option {opt} with {value}"));
+        }
+        if value == 0 {
+            world.deterministic.remove(&context);
+        } else {
+            world.deterministic.insert(context);
         }
         Ok(())
     })

@@ -7,15 +7,24 @@ pub(crate) fn hf32(x: f32) -> f32 {
     f32::from_bits(((x.to_bits() >> 11).wrapping_add(1) >> 1) << 12)
 }
 
-/// `[m, k] · [k, n]` with both operands row-major: exact products of 16-bit numbers, sums in f32 in the order of `k`.
-pub(crate) fn product(a: &[f32], b: &[f32], (m, k, n): (usize, usize, usize)) -> Vec<f32> {
+/// Of so many elements of `k` the products are one sum; the sums of such pieces are added behind each other.
+pub(crate) const PIECE: usize = 256;
+
+/// `[m, k] · [k, n]` with both operands row-major, added in f32: in the order of `k` within a piece, and piece after piece, the last one
+/// first where `backwards` says so. Products of 16-bit numbers are exact (but where bf16 goes below 2^-126).
+pub(crate) fn product(a: &[f32], b: &[f32], (m, k, n): (usize, usize, usize), backwards: bool) -> Vec<f32> {
     let mut out = vec![0.0_f32; m * n];
-    for i in 0..m {
-        for l in 0..k {
-            let x = a[i * k + l];
-            for j in 0..n {
-                out[i * n + j] += x * b[l * n + j];
+    let pieces = k.div_ceil(PIECE);
+    for (i, out) in out.chunks_mut(n.max(1)).enumerate() {
+        let mut sums = vec![0.0_f32; n];
+        for step in 0..pieces {
+            let piece = if backwards { pieces - 1 - step } else { step };
+            sums.fill(0.0);
+            for l in piece * PIECE..k.min((piece + 1) * PIECE) {
+                let x = a[i * k + l];
+                sums.iter_mut().zip(&b[l * n..(l + 1) * n]).for_each(|(sum, w)| *sum += x * w);
             }
+            out.iter_mut().zip(&sums).for_each(|(out, sum)| *out = if step == 0 { *sum } else { *out + sum });
         }
     }
     out
@@ -34,27 +43,54 @@ pub(crate) fn prepared(x: &[f32], model: Model, cube: i8) -> Option<Vec<f32>> {
     }
 }
 
-/// The way of few rows: a row divided by its largest magnitude becomes two digits of eight bits, whose products with whole
-/// weights are exact. Returns the row's products before the scales of the channels, rounded half away from zero by the caller.
-pub(crate) fn digits_product(row: &[f32], codes: &[i32], n: usize) -> Vec<f32> {
-    const FIRST: f32 = 127.499;
+/// Digits that a row becomes on the way of few rows: the factor of the first and what each further one is finer by, and how many.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Digits {
+    first: f32,
+    step: f32,
+    count: usize,
+}
+
+impl Digits {
+    /// Two of eight bits.
+    pub(crate) const EIGHT: Self = Self { first: 127.499, step: 2.0 * 127.499, count: 2 };
+    /// Three of four bits.
+    pub(crate) const FOUR: Self = Self { first: 7.49, step: 14.98, count: 3 };
+
+    /// The digits of a number between −1 and 1, the coarsest first.
+    fn of(self, x: f32) -> impl Iterator<Item = i32> {
+        let mut rest = x * self.first;
+        (0..self.count).map(move |_| {
+            let digit = rest.round_ties_even();
+            rest = (rest - digit) * self.step;
+            digit as i32
+        })
+    }
+}
+
+/// The way of few rows: a row divided by its largest magnitude becomes digits, whose products with whole weights `[k, n]` are exact.
+/// Returns the row's products `[groups, n]` of groups of so many elements, before the scales; rounded half away from zero by the caller.
+pub(crate) fn digits_product(row: &[f32], codes: &[i32], n: usize, group: usize, digits: Digits) -> Vec<f32> {
+    let groups = row.len().div_ceil(group);
+    let mut out = vec![0.0; groups * n];
     let largest = row.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
-    let mut out = vec![0.0; n];
     if largest == 0.0 {
         return out;
     }
-    let scaled: Vec<f32> = row.iter().map(|x| x / largest * FIRST).collect();
-    let high: Vec<i32> = scaled.iter().map(|x| x.round_ties_even() as i32).collect();
-    let low: Vec<i32> = scaled
-        .iter()
-        .zip(&high)
-        .map(|(x, &h)| ((x - h as f32) * 2.0 * FIRST).round_ties_even() as i32)
-        .collect();
-    for j in 0..n {
-        let sum =
-            |digits: &[i32]| digits.iter().enumerate().map(|(l, d)| d * codes[l * n + j]).sum::<i32>() as f32;
-        out[j] = (sum(&high) / FIRST + sum(&low) / (FIRST * FIRST * 2.0)) * largest;
+    let mut sums = vec![0_i32; digits.count * groups * n];
+    for (l, &x) in row.iter().enumerate() {
+        for (at, digit) in digits.of(x / largest).enumerate() {
+            let into = (at * groups + l / group) * n;
+            let sums = sums[into..into + n].iter_mut().zip(&codes[l * n..(l + 1) * n]);
+            sums.for_each(|(sum, code)| *sum += digit * code);
+        }
     }
+    let mut unit = digits.first;
+    for of_digit in sums.chunks(groups * n) {
+        out.iter_mut().zip(of_digit).for_each(|(out, &sum)| *out += sum as f32 / unit);
+        unit *= digits.step;
+    }
+    out.iter_mut().for_each(|x| *x *= largest);
     out
 }
 
@@ -82,7 +118,12 @@ mod tests {
         assert_eq!(hf32(std::f32::consts::PI), 3.141_601_6);
         assert_eq!(prepared(&[1.0 + 2.0_f32.powi(-13)], Model::F32, 1).unwrap(), [1.0]);
         assert!(prepared(&[1.0], Model::Bf16, 2).is_none());
-        assert_eq!(product(&[1.0, 2.0], &[3.0, 4.0, 5.0, 6.0], (1, 2, 2)), [13.0, 16.0]);
+        assert_eq!(product(&[1.0, 2.0], &[3.0, 4.0, 5.0, 6.0], (1, 2, 2), false), [13.0, 16.0]);
+        // 2^24 swallows a 1, twice, and not their sum.
+        let mut x = vec![0.0; 2 * PIECE + 1];
+        (x[0], x[PIECE], x[2 * PIECE]) = (2.0_f32.powi(24), 1.0, 1.0);
+        let sum = |backwards| product(&x, &vec![1.0; x.len()], (1, x.len(), 1), backwards)[0];
+        assert_eq!([sum(false), sum(true)], [16_777_216.0, 16_777_218.0]);
     }
 
     #[test]
@@ -90,8 +131,27 @@ mod tests {
         let row: Vec<f32> = (0..64).map(|i| (i as f32 * 0.7).sin()).collect();
         let codes: Vec<i32> = (0..64).map(|i| i * 37 % 255 - 127).collect();
         let exact: f64 = row.iter().zip(&codes).map(|(&x, &c)| f64::from(x) * f64::from(c)).sum();
-        let got = f64::from(digits_product(&row, &codes, 1)[0]);
+        let got = f64::from(digits_product(&row, &codes, 1, 64, Digits::EIGHT)[0]);
         assert!((got - exact).abs() < 64.0 * 127.0 / (127.0 * 127.0 * 2.0), "{got} {exact}");
-        assert_eq!(digits_product(&[0.0; 2], &[1, 2], 1), [0.0]);
+        assert_eq!(digits_product(&[0.0; 2], &[1, 2], 1, 2, Digits::EIGHT), [0.0]);
+    }
+
+    /// 7.49 and 14.98: a half is 3.745, four less 0.255, of which 14.98 parts are 3.82, and so on.
+    #[test]
+    fn three_digits_of_four_bits() {
+        assert_eq!(Digits::FOUR.of(1.0).collect::<Vec<_>>(), [7, 7, 5]);
+        assert_eq!(Digits::FOUR.of(-0.5).collect::<Vec<_>>(), [-4, 4, -3]);
+        assert_eq!(Digits::EIGHT.of(1.0).collect::<Vec<_>>(), [127, 127]);
+        let row: Vec<f32> = (0..64).map(|i| (i as f32 * 0.7).sin()).collect();
+        let codes: Vec<i32> = (0..64).map(|i| i * 5 % 16 - 8).collect();
+        let got = digits_product(&row, &codes, 1, 32, Digits::FOUR);
+        for (got, at) in got.iter().zip([0..32, 32..64]) {
+            let exact: f64 = at.map(|l| f64::from(row[l]) * f64::from(codes[l])).sum();
+            // Half of the last digit for each element.
+            assert!(
+                (f64::from(*got) - exact).abs() < 32.0 * 8.0 * 0.5 / (7.49 * 14.98 * 14.98),
+                "{got} {exact}"
+            );
+        }
     }
 }

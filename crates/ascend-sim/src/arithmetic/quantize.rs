@@ -33,11 +33,12 @@ fn ends(four: bool) -> (f32, f32) {
 
 /// A symmetric row: codes into `codes`, the scale as result.
 ///
-/// `inverse` says that the scale is `1 / (top/amax)` instead of `amax · (1/top)`.
-pub(crate) fn symmetric(row: &[f32], four: bool, inverse: bool, codes: &mut [i32]) -> f32 {
+/// `inverse` says that the scale is `1 / (top/amax)` instead of `amax · (1/top)`, `most` what a number becomes that has no place in f32:
+/// an infinity, or the largest that has.
+pub(crate) fn symmetric(row: &[f32], four: bool, (inverse, most): (bool, f32), codes: &mut [i32]) -> f32 {
     let top = if four { 7.0_f32 } else { 127.0 };
     let largest = row.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
-    let factor = top / largest;
+    let factor = (top / largest).min(most);
     for (code, &x) in codes.iter_mut().zip(row) {
         *code = cast((x * factor).round_ties_even(), ends(four));
     }
@@ -143,15 +144,21 @@ mod tests {
     fn dynamic_rows_of_the_documents() {
         let mut codes = [0; 4];
         // Half to even, and the two formulas of the scale.
-        let scale = symmetric(&[127.0, 0.5, 1.5, -2.5], false, false, &mut codes);
+        let scale = symmetric(&[127.0, 0.5, 1.5, -2.5], false, (false, f32::INFINITY), &mut codes);
         assert_eq!((codes, scale), ([127, 0, 2, -2], 127.0 * (1.0 / 127.0_f32)));
         let row = [0.37_f32, -0.1, 0.2, 0.3];
-        assert_eq!(symmetric(&row, false, true, &mut codes), 1.0 / (127.0_f32 / 0.37));
-        assert_eq!(symmetric(&row, false, false, &mut codes), 0.37 * (1.0 / 127.0_f32));
+        assert_eq!(symmetric(&row, false, (true, f32::INFINITY), &mut codes), 1.0 / (127.0_f32 / 0.37));
+        assert_eq!(symmetric(&row, false, (false, f32::INFINITY), &mut codes), 0.37 * (1.0 / 127.0_f32));
         // Zeros: no guard, 0 · inf is NaN, which becomes 0.
-        assert_eq!((symmetric(&[0.0; 4], false, false, &mut codes), codes), (0.0, [0; 4]));
-        assert_eq!((symmetric(&[0.0; 4], false, true, &mut codes), codes), (0.0, [0; 4]));
-        symmetric(&[7.0, 2.5, -3.5, -7.0], true, false, &mut codes);
+        assert_eq!((symmetric(&[0.0; 4], false, (false, f32::INFINITY), &mut codes), codes), (0.0, [0; 4]));
+        assert_eq!((symmetric(&[0.0; 4], false, (true, f32::INFINITY), &mut codes), codes), (0.0, [0; 4]));
+        // Saturated, 127/0 is the largest number, and codes are 0 all the same.
+        assert_eq!((symmetric(&[0.0; 4], false, (false, f32::MAX), &mut codes), codes), (0.0, [0; 4]));
+        assert_eq!(
+            (symmetric(&[0.0; 4], false, (true, f32::MAX), &mut codes), codes),
+            (1.0 / f32::MAX, [0; 4])
+        );
+        symmetric(&[7.0, 2.5, -3.5, -7.0], true, (false, f32::INFINITY), &mut codes);
         assert_eq!(codes, [7, 2, -4, -7]);
         let (scale, offset) = asymmetric(&[0.0, 255.0, 127.0, 1.0], false, &mut codes);
         assert_eq!((scale, offset, codes), (1.0, -128.0, [-128, 127, -1, -127]));

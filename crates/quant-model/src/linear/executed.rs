@@ -48,6 +48,9 @@ pub(super) fn executed<T: Element>(
     let LinearWeight::Quantized(weight) = &params.weight else { return Ok(None) };
     let bias = params.bias.as_ref().map(|b| b.mapv(T::from_f32));
     let Some(input) = input else {
+        if let Some(backend) = &backend {
+            return Ok(Some(backend.weight_only(weight, params.bias.as_ref(), par)));
+        }
         let packed = PackedWeight::new(weight, par);
         return Ok(Some(Box::new(PackedOp {
             weight: packed,

@@ -2,6 +2,7 @@
 
 mod backend;
 mod executed;
+mod weight_only;
 
 use crate::fake_quant::fake_quantized_by;
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayViewMut2};
@@ -13,6 +14,7 @@ use std::fmt::Debug;
 
 pub use backend::Backend;
 pub use executed::{IntegerOp, PackedOp};
+pub use weight_only::WeightOnlyOp;
 
 /// How quantised linears are computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

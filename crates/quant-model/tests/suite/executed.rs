@@ -10,9 +10,10 @@ use quant_core::{ActQuant, ActRule, Bits, ClipRatio, CoreError, FloatType, Proce
 use quant_graph::{BlockSource, LinearId};
 use quant_kernels::Cpu;
 use quant_model::{
-    Arithmetic, Backend, Block, Compute, Execution, Flips, ModelError, Par, count_flips, linear_op,
+    Arithmetic, Backend, Block, Compute, Execution, Flips, LinearOp, ModelError, Par, WeightOnlyOp,
+    count_flips, linear_op,
 };
-use quant_testkit::Numbers;
+use quant_testkit::{Conformance, Numbers};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -210,6 +211,47 @@ fn a_backend_runs_the_codes() {
         let broken = Block::<f32>::new(&spec, 0, params, on(Arc::new(Broken)), Par::Seq).unwrap_err();
         let ModelError::Operator { block: 0, cause, .. } = &broken else { panic!("{broken:?}") };
         assert!(matches!(cause, CoreError::Processor { kind: ProcessorProblem::Memory, .. }));
+    }
+}
+
+/// The host's way of a device with coded weights: the stated arithmetic, bit for bit, with any number of threads and wider elements.
+#[test]
+fn weight_only_products_conform() {
+    for model in [FloatType::Bf16, FloatType::F16] {
+        let suite = Conformance { profiles: vec![], fixed: vec![], inputs: model };
+        suite.check_weight_only("host", &|weight, bias, x| {
+            let linear = WeightOnlyOp::<f32>::new(weight, bias, model, Par::Seq);
+            let (one, two) = (linear.forward(x, Par::Seq)?, linear.forward(x, Par::new(2))?);
+            assert_eq!(one.mapv(f32::to_bits), two.mapv(f32::to_bits));
+            let wide = WeightOnlyOp::<f64>::new(weight, bias, model, Par::Seq);
+            let wide = wide.forward(x.mapv(f64::from).view(), Par::Seq)?;
+            assert!(wide.iter().zip(&one).all(|(a, b)| a.to_bits() == f64::from(*b).to_bits() || a.is_nan()));
+            Ok(one)
+        });
+    }
+}
+
+/// With a backend, weights without quantised inputs are multiplied in the arithmetic of the device, whatever products of floats are.
+#[test]
+fn a_backend_has_coded_weights() {
+    let spec = spec("Qwen2ForCausalLM");
+    let params = quantised_model(&spec, Scheme::Packed, 9).block(0).unwrap();
+    for linear in params.linears.values() {
+        let x = Numbers::new(3).matrix(9, linear.weight.dim().1, 1.5);
+        let run = |compute, backend: Option<Backend>| {
+            let arithmetic = Arithmetic { compute, backend, ..arithmetic().executed() };
+            let linear = linear_op::<f32>(linear, arithmetic, Par::Seq).unwrap();
+            assert!(linear.is_executed());
+            linear.forward(x.view(), Par::Seq).unwrap()
+        };
+        let on = || Some(Backend { processor: Arc::new(Cpu::default()), model: FloatType::Bf16 });
+        let device = run(Compute::F32, on());
+        assert!(device.iter().all(|&y| FloatType::Bf16.round(y) == y));
+        assert_eq!(device, run(Compute::Bf16, on()));
+        let here = run(Compute::F32, None);
+        let size = here.iter().fold(0.0_f32, |size, y| size.max(y.abs()));
+        assert!(device.iter().zip(&here).all(|(a, b)| (a - b).abs() <= 0.02 * size));
+        assert_ne!(device, here);
     }
 }
 
