@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use tempfile::tempdir;
 
 /// A recipe of every method, of every way through a block and of every kind of cache, by name.
-const RECIPES: [(&str, &str); 15] = [
+const RECIPES: [(&str, &str); 17] = [
     ("gptq", "[gptq: { scheme: W4A16g32, actorder: dynamic, symmetric: false, convention: q-asym }]"),
     (
         "smoothquant, gptq at once",
