@@ -11,6 +11,9 @@ use quant_graph::{BlockParams, LinearId, Outer};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Whether a tensor has no place before all blocks are made.
+pub(crate) type Late<'a> = dyn Fn(&str) -> bool + Send + Sync + 'a;
+
 /// Encodes finished blocks and streams them to a folder; parts outside them are copied from the input where they lie there
 /// as they are. Keeps the journal of the run in the folder, with what side files and manifest need of finished blocks.
 pub(crate) struct FolderSink<'a> {
@@ -21,7 +24,7 @@ pub(crate) struct FolderSink<'a> {
     input: Option<&'a Checkpoint>,
     declared: &'a [TensorDecl],
     /// Whether a tensor has no place yet.
-    late: &'a (dyn Fn(&str) -> bool + Send + Sync),
+    late: &'a Late<'a>,
     /// The bytes of those that have none, by name, and whether the final norm is one.
     waiting: Vec<(String, Vec<u8>)>,
     norm_waits: bool,
@@ -68,7 +71,7 @@ impl<'a> FolderSink<'a> {
         plan: &'a Plan,
         output: &'a mut OutputFolder,
         input: Option<&'a Checkpoint>,
-        (declared, late): (&'a [TensorDecl], &'a (dyn Fn(&str) -> bool + Send + Sync)),
+        (declared, late): (&'a [TensorDecl], &'a Late<'a>),
         input_hashes: InputHashes,
     ) -> Result<Self, PipelineError> {
         let mut sink = Self {

@@ -1,9 +1,9 @@
 //! The fitting of a block: factors of channels, rotations and permutations, and what they are worth.
 
 use super::METHOD;
-use super::learner::DuQuantLearner;
 use super::observe::{Deployed, Loudest, Maxima, Ranking, Scales};
 use super::record::{Fitted, Record, turned};
+use super::settings::DuQuantLearner;
 use crate::smoothquant::tied_factors;
 use crate::{BlockPlan, Diary, HeadTie, Lesson, MethodError};
 use ndarray::{Array1, Array2, ArrayView2, Axis};

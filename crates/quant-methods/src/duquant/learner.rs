@@ -3,7 +3,7 @@
 use super::METHOD;
 use super::fit::{Fitting, PASSES};
 use super::record::Record;
-use crate::smoothquant::Smoothing;
+use super::settings::DuQuantLearner;
 use crate::{
     BlockPlan, Diary, Learned, LearnedScheme, Learner, Lesson, LessonReport, Method, MethodError,
     SettingsError, Stream, Transform, float_weights,
@@ -13,19 +13,6 @@ use quant_core::{AxisShape, OnlineShape};
 use quant_graph::{BlockParams, LinearScheme, LinearSpec, OnlineScheme, Site};
 use quant_kernels::Par;
 use std::sync::Arc;
-
-/// The modifier of a recipe.
-#[derive(Clone, Debug)]
-pub(super) struct DuQuantLearner {
-    /// Factors of channels, and the variant.
-    pub(super) smoothing: Smoothing,
-    pub(super) block: usize,
-    pub(super) steps: usize,
-    pub(super) tokens: usize,
-    pub(super) seed: u64,
-    /// Of the section, for errors.
-    pub(super) path: String,
-}
 
 impl DuQuantLearner {
     /// The sites of a block with anything to quantise, and their features.

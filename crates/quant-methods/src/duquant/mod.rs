@@ -19,12 +19,13 @@ mod fit;
 mod learner;
 mod observe;
 mod record;
+mod settings;
 
 use crate::rounding::VARIANT;
 use crate::settings::FieldKind;
 use crate::smoothquant::{SmoothQuant, Smoothing};
 use crate::{Field, Method, MethodKind, Modifier};
-use learner::DuQuantLearner;
+use settings::DuQuantLearner;
 use std::sync::Arc;
 
 /// A key that concerns whole blocks.
