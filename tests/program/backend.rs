@@ -19,6 +19,21 @@ use tempfile::tempdir;
 
 const STATIC: &str = "version: 1\nmodifiers: [rtn: { scheme: W8A8 }]\nactivations: { dynamic: false }\n\
                       export: { format: vllm-ascend }\n";
+/// Weights alone: in groups, symmetric and with zero points.
+const W4A16: [(&str, &str); 3] = [
+    (
+        "w4a16g32",
+        "version: 1\nmodifiers: [rtn: { scheme: W4A16g32 }]\nexport: { format: compressed-tensors }\n",
+    ),
+    (
+        "w4a16g96",
+        "version: 1\nmodifiers: [rtn: { scheme: W4A16g96 }]\nexport: { format: compressed-tensors }\n",
+    ),
+    (
+        "w4a16g64-asym",
+        "version: 1\nmodifiers: [rtn: { scheme: W4A16g64, convention: q-asym }]\nexport: { format: compressed-tensors }\n",
+    ),
+];
 const C8: &str = "version: 1\nmodifiers: [rtn: { scheme: W8A8KV8 }]\n\
                   kv_cache: { granularity: channel_static }\nexport: { format: vllm-ascend }\n";
 
@@ -50,7 +65,9 @@ fn logits_and_texts_are_equal_on_both() {
     let prompts = work.path().join("prompts.jsonl");
     let ask = |question: &str| json!({"messages": [{"role": "user", "content": question}]}).to_string();
     std::fs::write(&prompts, [ask("What is 74 + 51?"), ask("What is 8 + 5?")].join("\n")).unwrap();
-    for (name, recipe) in [("dynamic", "w8a8-ascend"), ("tensors", "w8a8"), ("static", STATIC), ("c8", C8)] {
+    let codes = [("dynamic", "w8a8-ascend"), ("tensors", "w8a8"), ("static", STATIC), ("c8", C8)];
+    let weights = [("w8a16", "w8a16-ascend")].into_iter().chain(W4A16);
+    for (name, recipe) in codes.into_iter().chain(weights) {
         let folder = folder(work.path(), name, recipe, &tiny_reasoner());
         let run = |backend: &str| {
             let logits = work.path().join(format!("{name}-{backend}.safetensors"));
@@ -88,6 +105,27 @@ fn logits_and_texts_are_equal_on_both() {
     assert_eq!(task("cpu"), task("cann"));
 }
 
+/// Groups of 128, which do not divide the widths of the embedded model, in a wider one.
+#[test]
+fn logits_of_wide_groups_are_equal_on_both() {
+    let (work, simulator) = (tempdir().unwrap(), Simulator::new().unwrap());
+    let library = text(simulator.folder()).to_owned();
+    let model = work.path().join("wide");
+    let shape = ["--shape", "qwen2-0.5b", "--layers", "1", "--vocab", "256"];
+    ptq(&[&["synth", "--output", text(&model)], &shape[..]].concat()).expect(0, &[]);
+    let tokens = write_tokens(&work.path().join("tokens.safetensors"), &[vec![1, 2, 3, 5, 8, 13]], 6);
+    let recipe =
+        "version: 1\nmodifiers: [rtn: { scheme: W4A16g128 }]\nexport: { format: compressed-tensors }\n";
+    let folder = folder(work.path(), "w4a16g128", recipe, &model);
+    let [cpu, cann] = ["cpu", "cann"].map(|backend| {
+        let logits = work.path().join(format!("{backend}.safetensors"));
+        let eval = ["eval", "--model", text(&folder), "--tokens", &tokens, "--save-logits", text(&logits)];
+        ptq(&[&eval[..], &on(backend, &library)].concat()).expect(0, &[]);
+        std::fs::read(logits).unwrap()
+    });
+    assert!(cpu == cann, "logits differ");
+}
+
 #[test]
 fn what_a_backend_cannot_do_is_refused() {
     let (work, simulator) = (tempdir().unwrap(), Simulator::new().unwrap());
@@ -109,13 +147,16 @@ fn what_a_backend_cannot_do_is_refused() {
     for backend in [on("cpu", ""), on("cann", &library)] {
         generate(&tiny_reasoner(), &backend).expect(3, &["no codes to multiply"]);
     }
-    let w4a16 = folder(
+    let narrow = folder(
         work.path(),
-        "w4a16",
-        "version: 1\nmodifiers: [rtn: { scheme: W4A16g32 }]\nexport: { format: compressed-tensors }\n",
+        "w4a16g16",
+        "version: 1\nmodifiers: [rtn: { scheme: W4A16g16 }]\nexport: { format: compressed-tensors }\n",
         &tiny_reasoner(),
     );
-    generate(&w4a16, &on("cpu", "")).expect(3, &["its weight alone is quantised", "without --backend"]);
+    for backend in [on("cpu", ""), on("cann", &library)] {
+        generate(&narrow, &backend)
+            .expect(3, &["q of block 0", "no multiple of 32 inputs", "without --backend"]);
+    }
     let tokens = write_tokens(&work.path().join("tokens.safetensors"), &[vec![1, 2, 3]], 3);
     let eval = |more: &[&str]| ptq(&[&["eval", "--model", text(&w8a8), "--tokens", &tokens], more].concat());
     eval(&["--backend", "cpu", "--execute", "sim"]).expect(2, &["--execute sim"]);
@@ -187,7 +228,7 @@ fn every_call_of_a_run_fails_once() {
     let simulator = Simulator::new().unwrap();
     let mut failed = BTreeMap::<String, u64>::new();
     let mut calls = 0;
-    for (name, recipe) in [("static", STATIC), ("c8", C8)] {
+    for (name, recipe) in [("static", STATIC), ("c8", C8), W4A16[2]] {
         let folder = folder(work.path(), name, recipe, &model);
         simulator.fail_call(0);
         let want = whole_run(&simulator, &folder).unwrap();
@@ -221,8 +262,14 @@ fn every_call_of_a_run_fails_once() {
         calls += all;
     }
     eprintln!("{calls} calls of {} functions failed once each", failed.len());
-    for name in ["aclnnDynamicQuant", "aclnnAscendQuantV3", "aclnnFusedInferAttentionScoreV3", "aclrtMemcpy"]
-    {
+    for name in [
+        "aclnnDynamicQuant",
+        "aclnnAscendQuantV3",
+        "aclnnFusedInferAttentionScoreV3",
+        "aclnnWeightQuantBatchMatmulV2",
+        "aclrtCtxSetSysParamOpt",
+        "aclrtMemcpy",
+    ] {
         assert!(failed.keys().any(|call| call.starts_with(name)), "{name} was not called: {failed:?}");
     }
     // Too little memory has an exit code of its own.

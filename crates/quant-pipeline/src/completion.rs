@@ -190,7 +190,7 @@ impl CompletionMemory {
         let float = PreparedWeight::<f32>::element_bytes(arithmetic.compute) as u64;
         let narrow = executable.float_bytes(arithmetic.compute, float);
         let blocks: Vec<u64> = (0..spec.layers)
-            .map(|index| executable.block_bytes(spec, index, arithmetic.execution, float, narrow))
+            .map(|index| executable.block_bytes(spec, index, arithmetic, float, narrow))
             .collect();
         let table = (spec.vocab * spec.hidden) as u64;
         // A block as it is read: floats, or levels.

@@ -72,7 +72,7 @@ pub enum PipelineError {
     Unsupported(#[from] Unsupported),
     /// A folder that the processor it is to run on cannot execute.
     #[error(
-        "this folder does not run on {processor}: {problem}; without --backend it runs here, and vllm-ascend folders of W8A8 run on both"
+        "this folder does not run on {processor}: {problem}; without --backend it runs here, and vllm-ascend folders of W8A8 and W8A16 run on both"
     )]
     NotOnProcessor {
         /// Its name.

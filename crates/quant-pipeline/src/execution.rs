@@ -4,8 +4,10 @@ use crate::PipelineError;
 use crate::open::OpenFolder;
 use quant_checkpoint::{Dtype, TensorInfo};
 use quant_core::operators::{Processor, Profile};
-use quant_core::{ActRule, ClipRatio, FloatType};
-use quant_graph::{InputScheme, KvScheme, LinearScheme, ModelScheme, ModelSpec, Unsupported, WeightForm};
+use quant_core::{ActOrder, ActRule, ClipRatio, FloatType};
+use quant_graph::{
+    InputScheme, KvScheme, LinearScheme, ModelScheme, ModelSpec, Unsupported, WeightForm, WeightScheme,
+};
 use quant_kernels::Compute;
 use quant_model::{Arithmetic, Backend, Execution};
 use std::sync::Arc;
@@ -90,7 +92,7 @@ impl Executable {
     /// Why a processor does not multiply the codes of a linear, if it does not.
     fn not_on_processor(linear: &LinearScheme) -> Option<&'static str> {
         let (weight, input) = (linear.weight?, linear.input);
-        let Some(input) = input else { return Some("its weight alone is quantised") };
+        let Some(input) = input else { return Self::no_weight_only(&weight) };
         let InputScheme { bits, rule, dynamic, clip_ratio, shards } = input;
         let plain = clip_ratio.fixed() == Some(ClipRatio::NONE);
         if weight.form != WeightForm::Integer || !weight.symmetric || weight.group.is_some() {
@@ -99,6 +101,20 @@ impl Executable {
             Some("its input has not 8 bits, or 4 with scales of each token")
         } else if dynamic && (rule == ActRule::Asymmetric || !plain || shards > 1) {
             Some("its input is not quantised by the largest magnitude of a token")
+        } else {
+            None
+        }
+    }
+
+    /// Why a processor does not multiply floats with the codes of a weight: CANN documents its operator for no others.
+    fn no_weight_only(weight: &WeightScheme) -> Option<&'static str> {
+        let WeightScheme { bits, group, act_order, form, symmetric: _ } = *weight;
+        if form != WeightForm::Integer || !matches!(bits.get(), 4 | 8) {
+            Some("its input is not quantised, and its weight has not codes of 8 or 4 bits")
+        } else if group.is_some_and(|size| size < 32 || !size.is_multiple_of(32)) {
+            Some("its input is not quantised, and its weight has groups that are no multiple of 32 inputs")
+        } else if group.is_some() && act_order == ActOrder::Dynamic {
+            Some("its input is not quantised, and groups of its weight are not of consecutive inputs")
         } else {
             None
         }
@@ -167,15 +183,19 @@ impl Executable {
     }
 
     /// Bytes of the prepared linears of a block: of codes where they are executed, else of floats of `float` bytes each, or `narrow`
-    /// where weights are read as floats and no quantiser stands in front of them.
+    /// where weights are read as floats and no quantiser stands in front of them. Coded weights that floats are multiplied with in the
+    /// arithmetic of a device, and here, are floats of four bytes.
     pub(crate) fn block_bytes(
         &self,
         spec: &ModelSpec,
         block: usize,
-        execution: Execution,
+        arithmetic: &Arithmetic,
         float: u64,
         narrow: u64,
     ) -> u64 {
+        let execution = arithmetic.execution;
+        let here =
+            arithmetic.backend.as_ref().is_some_and(|backend| backend.processor.float_type().is_none());
         let schemes = self.scheme.as_ref().and_then(|s| s.blocks.get(block));
         let of = |linear: &quant_graph::LinearSpec| {
             let scheme = schemes.and_then(|block| block.get(&linear.id)).copied().unwrap_or_default();
@@ -185,6 +205,7 @@ impl Executable {
                     narrow * weights
                 }
                 None => float * weights,
+                Some(_) if here && scheme.input.is_none() => size_of::<f32>() as u64 * weights,
                 // Codes of linears with quantised inputs are bytes, unless their weights come in groups.
                 Some(weight) if scheme.input.is_some() && weight.symmetric && weight.group.is_none() => {
                     weights
@@ -221,5 +242,39 @@ pub(crate) fn name(execution: Execution) -> &'static str {
     match execution {
         Execution::Simulated => "sim",
         Execution::Integer => "int8",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quant_core::Bits;
+
+    /// What CANN's documents have of weights beside float inputs, and nothing else.
+    #[test]
+    fn weights_alone_that_a_processor_multiplies() {
+        let weight = |bits, group| WeightScheme::integer(Bits::new(bits).unwrap(), true, group);
+        for (bits, group) in [(8, None), (4, None), (8, Some(64)), (4, Some(32)), (4, Some(128))] {
+            let scheme = weight(bits, group);
+            let zeros = WeightScheme { symmetric: false, ..scheme };
+            for weight in [scheme, zeros] {
+                let linear = LinearScheme { weight: Some(weight), ..LinearScheme::default() };
+                assert_eq!(Executable::not_on_processor(&linear), None, "{weight:?}");
+            }
+        }
+        let dynamic = WeightScheme { act_order: ActOrder::Dynamic, ..weight(4, Some(128)) };
+        let binary = WeightScheme { form: WeightForm::Binary, ..weight(1, Some(32)) };
+        for (weight, problem) in [
+            (weight(3, Some(32)), "8 or 4 bits"),
+            (weight(2, None), "8 or 4 bits"),
+            (binary, "8 or 4 bits"),
+            (weight(4, Some(16)), "multiple of 32"),
+            (weight(8, Some(48)), "multiple of 32"),
+            (dynamic, "consecutive"),
+        ] {
+            let linear = LinearScheme { weight: Some(weight), ..LinearScheme::default() };
+            let found = Executable::not_on_processor(&linear);
+            assert!(found.is_some_and(|found| found.contains(problem)), "{weight:?}: {found:?}");
+        }
     }
 }

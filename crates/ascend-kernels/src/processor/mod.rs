@@ -9,8 +9,9 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use half::{bf16, f16};
-use quant_core::operators::{CodeCache, CodeCacheForm, Processor as Processes};
-use quant_core::{CoreError, FloatType};
+use ndarray::Array1;
+use quant_core::operators::{CodeCache, CodeCacheForm, Processor as Processes, WeightOnlyProduct};
+use quant_core::{CoreError, FloatType, QuantizedMatrix};
 
 use crate::cann::Cann;
 use crate::device::Device;
@@ -150,5 +151,12 @@ impl Processes for Processor {
     }
     fn code_cache(&self, form: &CodeCacheForm) -> Result<Option<Box<dyn CodeCache>>, CoreError> {
         cache::Cache::open(&self.shared, form)
+    }
+    fn weight_only(
+        &self,
+        weight: &QuantizedMatrix,
+        bias: Option<&Array1<f32>>,
+    ) -> Result<Option<Box<dyn WeightOnlyProduct>>, CoreError> {
+        Ok(Some(Box::new(Self::weight_only(self, weight, bias)?)))
     }
 }

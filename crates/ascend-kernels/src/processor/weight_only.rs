@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use half::{bf16, f16};
 use ndarray::{Array1, ArrayView2, ArrayViewMut2};
-use quant_core::operators::check_operands;
+use quant_core::operators::{WeightOnlyProduct, check_operands};
 use quant_core::{CoreError, FloatType, Groups, ProcessorProblem, QuantizedMatrix};
 
 use super::{Model, Processor, Shared, upload};
@@ -188,5 +188,14 @@ impl WeightOnly {
         };
         out.iter_mut().zip(found).for_each(|(out, found)| *out = found);
         Ok(())
+    }
+}
+
+impl WeightOnlyProduct for WeightOnly {
+    fn shape(&self) -> (usize, usize) {
+        self.shape
+    }
+    fn forward(&self, x: ArrayView2<'_, f32>, out: ArrayViewMut2<'_, f32>) -> Result<(), CoreError> {
+        Self::forward(self, x, out)
     }
 }

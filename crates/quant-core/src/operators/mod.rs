@@ -7,7 +7,7 @@
 //! | a linear as codes, and what is done with its sums | [`IntegerLinear`], [`Bias`], [`finish`] |
 //! | the same with scales for groups of inputs | [`GroupedLinear`], [`finish_groups`] |
 //! | traits | [`DynamicQuant`], [`StaticQuant`], [`QuantMatmul`], [`GroupedMatmul`], [`PreparedMatmul`] |
-//! | what runs a model's operators, and a cache that it holds | [`Processor`], [`CodeCache`] |
+//! | what runs a model's operators, coded weights and a cache that it holds | [`Processor`], [`WeightOnlyProduct`], [`CodeCache`] |
 //! | the implementation that the others are compared with | [`Reference`], with [`check_operands`] for all |
 //!
 //! A code stands for `scale · (code − zero)`. Sums of products of codes are exact, so implementations differ in nothing but speed:
@@ -38,7 +38,9 @@ mod reference;
 pub use activations::{DynamicNumerics, QuantizedActivations, StaticNumerics, TokenParams};
 pub use grouped::{GroupedLinear, GroupedMatmul, finish_groups};
 pub use linear::{Bias, IntegerLinear, Output, finish, fp19, requantize};
-pub use processor::{Cached, ChannelCodes, CodeCache, CodeCacheForm, Processor, StaticQuant};
+pub use processor::{
+    Cached, ChannelCodes, CodeCache, CodeCacheForm, Processor, StaticQuant, WeightOnlyProduct,
+};
 pub use profile::{InputNumerics, InputQuant, Profile};
 pub use reference::{Reference, check_operands};
 

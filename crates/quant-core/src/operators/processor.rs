@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use ndarray::{Array1, ArrayView2, ArrayViewMut2};
 
 use super::{DynamicQuant, QuantMatmul, QuantizedActivations, Reference, StaticNumerics};
-use crate::{Bits, CoreError, FloatType, Par, QParams};
+use crate::{Bits, CoreError, FloatType, Par, QParams, QuantizedMatrix};
 
 /// Makes codes of activations under one scale and zero of all tokens.
 pub trait StaticQuant: Send + Sync {
@@ -50,6 +50,33 @@ pub trait Processor: DynamicQuant + StaticQuant + QuantMatmul + Debug {
         let _ = form;
         Ok(None)
     }
+
+    /// A coded weight `[out, in]` with a bias `[out]`, to multiply floats with. None where it has no product of its own for such
+    /// weights: the host then computes it, in the arithmetic of a device.
+    ///
+    /// # Errors
+    /// [`CoreError::Processor`] for a weight that it cannot multiply, or what went wrong on it.
+    fn weight_only(
+        &self,
+        weight: &QuantizedMatrix,
+        bias: Option<&Array1<f32>>,
+    ) -> Result<Option<Box<dyn WeightOnlyProduct>>, CoreError> {
+        let _ = (weight, bias);
+        Ok(None)
+    }
+}
+
+/// A coded weight on a processor that floats are multiplied with.
+pub trait WeightOnlyProduct: Debug + Send + Sync {
+    /// Output and input features.
+    fn shape(&self) -> (usize, usize);
+
+    /// `out` `[tokens, out]` becomes the product of `x` `[tokens, in]` and the weight, plus the bias. Activations are rounded to the type of
+    /// the processor's model, and so are results.
+    ///
+    /// # Errors
+    /// [`CoreError::Shape`] where they do not fit, or what went wrong on the processor.
+    fn forward(&self, x: ArrayView2<'_, f32>, out: ArrayViewMut2<'_, f32>) -> Result<(), CoreError>;
 }
 
 /// Scale and zero code of every channel of one side of a cache, `[kv_heads · head_dim]`: a number is `scale · (code − zero)`.

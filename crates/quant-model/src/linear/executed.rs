@@ -49,7 +49,7 @@ pub(super) fn executed<T: Element>(
     let bias = params.bias.as_ref().map(|b| b.mapv(T::from_f32));
     let Some(input) = input else {
         if let Some(backend) = &backend {
-            return Ok(Some(backend.weight_only(weight, params.bias.as_ref(), par)));
+            return backend.weight_only(weight, params.bias.as_ref(), par).map(Some);
         }
         let packed = PackedWeight::new(weight, par);
         return Ok(Some(Box::new(PackedOp {

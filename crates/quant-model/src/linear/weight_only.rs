@@ -2,7 +2,7 @@
 
 use super::{Activations, Backend, LinearOp};
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayViewMut2, Axis, Slice};
-use quant_core::operators::InputQuant;
+use quant_core::operators::{InputQuant, WeightOnlyProduct};
 use quant_core::{CoreError, FloatType, QuantizedMatrix};
 use quant_kernels::{Compute, Element, Par, PreparedWeight};
 
@@ -141,14 +141,64 @@ impl<T: Element> LinearOp<T> for WeightOnlyOp<T> {
     }
 }
 
+/// The same product where a processor holds the weight.
+#[derive(Debug)]
+struct OnProcessor<T> {
+    product: Box<dyn WeightOnlyProduct>,
+    bias: Option<Array1<T>>,
+    bytes: usize,
+}
+
+impl<T: Element> LinearOp<T> for OnProcessor<T> {
+    fn in_features(&self) -> usize {
+        self.product.shape().1
+    }
+    fn out_features(&self) -> usize {
+        self.product.shape().0
+    }
+    fn input_quant(&self) -> Option<&InputQuant> {
+        None
+    }
+    fn is_executed(&self) -> bool {
+        true
+    }
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
+    fn bias(&self) -> Option<ArrayView1<'_, T>> {
+        self.bias.as_ref().map(|b| b.view())
+    }
+    fn product_into(
+        &self,
+        x: Activations<'_, T>,
+        mut out: ArrayViewMut2<'_, T>,
+        _par: Par,
+    ) -> Result<(), CoreError> {
+        let x = match x {
+            Activations::Float(x) => x.mapv(T::to_f32_lossy),
+            // As on the host.
+            Activations::Codes(codes) => codes.dequantize(),
+        };
+        let mut y = Array2::zeros(out.dim());
+        self.product.forward(x.view(), y.view_mut())?;
+        out.zip_mut_with(&y, |out, &y| *out = T::from_f32(y));
+        Ok(())
+    }
+}
+
 impl Backend {
-    /// A product of floats with a coded weight, in the arithmetic of the device.
+    /// A product of floats with a coded weight, in the arithmetic of the device: there, or here where the processor has none.
     pub(super) fn weight_only<T: Element>(
         &self,
         weight: &QuantizedMatrix,
         bias: Option<&Array1<f32>>,
         par: Par,
-    ) -> Box<dyn LinearOp<T>> {
-        Box::new(WeightOnlyOp::new(weight, bias, self.model, par))
+    ) -> Result<Box<dyn LinearOp<T>>, CoreError> {
+        let Some(product) = self.processor.weight_only(weight, bias)? else {
+            return Ok(Box::new(WeightOnlyOp::new(weight, bias, self.model, par)));
+        };
+        let bias = bias.map(|bias| bias.mapv(T::from_f32));
+        let bytes = (weight.levels().len() * weight.bits().get() as usize).div_ceil(8);
+        Ok(Box::new(OnProcessor { product, bias, bytes }))
     }
 }

@@ -1,12 +1,14 @@
 //! Executed linears beside simulated ones.
 
 use crate::common::{Scheme, quantised_model, spec};
-use ndarray::{Array2, ArrayView2};
+use ndarray::{Array1, Array2, ArrayView2};
 use quant_core::operators::{
     DynamicNumerics, DynamicQuant, IntegerLinear, PreparedMatmul, Processor, Profile, QuantMatmul,
-    QuantizedActivations, Reference, StaticNumerics, StaticQuant,
+    QuantizedActivations, Reference, StaticNumerics, StaticQuant, WeightOnlyProduct,
 };
-use quant_core::{ActQuant, ActRule, Bits, ClipRatio, CoreError, FloatType, ProcessorProblem, QParams};
+use quant_core::{
+    ActQuant, ActRule, Bits, ClipRatio, CoreError, FloatType, ProcessorProblem, QParams, QuantizedMatrix,
+};
 use quant_graph::{BlockSource, LinearId};
 use quant_kernels::Cpu;
 use quant_model::{
@@ -253,6 +255,11 @@ fn a_backend_has_coded_weights() {
         assert!(device.iter().zip(&here).all(|(a, b)| (a - b).abs() <= 0.02 * size));
         assert_ne!(device, here);
     }
+    let broken = Some(Backend { processor: Arc::new(Broken), model: FloatType::Bf16 });
+    let arithmetic = Arithmetic { backend: broken, ..arithmetic().executed() };
+    let broken = Block::<f32>::new(&spec, 0, params, arithmetic, Par::Seq).unwrap_err();
+    let ModelError::Operator { block: 0, cause, .. } = &broken else { panic!("{broken:?}") };
+    assert!(matches!(cause, CoreError::Processor { kind: ProcessorProblem::Memory, .. }));
 }
 
 /// A processor without memory.
@@ -296,5 +303,12 @@ impl QuantMatmul for Broken {
 impl Processor for Broken {
     fn name(&self) -> String {
         "broken".to_owned()
+    }
+    fn weight_only(
+        &self,
+        _: &QuantizedMatrix,
+        _: Option<&Array1<f32>>,
+    ) -> Result<Option<Box<dyn WeightOnlyProduct>>, CoreError> {
+        no_memory()
     }
 }
