@@ -2,15 +2,49 @@
 
 use ndarray::Array2;
 use quant_core::{Bits, FloatType, Groups, QuantizedMatrix};
-use quant_graph::{LinearParams, LinearSpec, LinearWeight, WeightForm};
+use quant_graph::{
+    BlockParams, LinearId, LinearParams, LinearScheme, LinearSpec, LinearWeight, ModelSpec, WeightForm,
+};
 use safetensors::Dtype;
 
 use super::super::{ID, bad};
+use super::{TypeCodec, bits, per_channel, per_token, per_token_quantiser};
 use crate::error::{Result, not_encodable};
 use crate::formats::bytes::{Loss, float_bytes, int8_bytes, read_levels, read_scales};
 use crate::formats::layout::Part;
 use crate::formats::plain::read_bias;
 use crate::source::Checkpoint;
+
+/// A type of symmetric weights with a scale per channel, and nothing that is stored of its input.
+pub(super) struct PerChannel {
+    pub(super) bits: u32,
+    /// Whether its input is quantised, in as many bits with a scale per token; else it is float.
+    pub(super) tokens: bool,
+}
+
+impl TypeCodec for PerChannel {
+    fn parts(&self, linear: &LinearSpec, _: FloatType, _: usize) -> Vec<Part> {
+        parts(linear)
+    }
+    fn bytes(
+        &self,
+        _: &ModelSpec,
+        tensor: (&str, &str),
+        id: LinearId,
+        block: &BlockParams,
+    ) -> Result<Vec<u8>> {
+        bytes(tensor, &block.linears[&id])
+    }
+    fn scheme(&self, _: &Checkpoint, _: &LinearSpec) -> Result<LinearScheme> {
+        let bits = bits(self.bits)?;
+        Ok(per_channel(bits, self.tokens.then(|| per_token(bits))))
+    }
+    fn read(&self, checkpoint: &Checkpoint, linear: &LinearSpec) -> Result<LinearParams> {
+        let (bits, scales) = (bits(self.bits)?, read_weight_scales(checkpoint, linear)?);
+        let weight = read(checkpoint, linear, (bits, &scales))?;
+        Ok(LinearParams { input: self.tokens.then(|| per_token_quantiser(bits)), ..weight })
+    }
+}
 
 /// One level to a byte.
 pub(super) fn weight(linear: &LinearSpec) -> Part {

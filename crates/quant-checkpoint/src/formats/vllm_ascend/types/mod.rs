@@ -73,10 +73,10 @@ impl AscendType {
         match self {
             Self::Float => &float::Float,
             Self::W8A8 => &w8a8::W8A8,
-            Self::W8A8Dynamic => &w8a8_dynamic::W8A8Dynamic,
+            Self::W8A8Dynamic => &w8a8_dynamic::CODEC,
             Self::W8A8Mix => &w8a8_mix::W8A8Mix,
-            Self::W8A16 => &w8a16::W8A16,
-            Self::W4A4Dynamic => &w4a4_dynamic::W4A4Dynamic,
+            Self::W8A16 => &w8a16::CODEC,
+            Self::W4A4Dynamic => &w4a4_dynamic::CODEC,
             Self::W4A4FlatQuant => &w4a4_flatquant::W4A4FlatQuant,
         }
     }
