@@ -14,7 +14,7 @@ use crate::{Level, Par, product, tasks};
 /// Products are those with the dequantised weight in f32, **bit for bit those of
 /// [`PreparedWeight`](crate::PreparedWeight)** with [`Compute::F32`](crate::Compute::F32), for any number of tokens, threads and any
 /// instruction set: a weight is `scale * (level - zero)`, and its products are summed in the same order. Up to 8
-/// tokens read every level once and multiply it where it was unpacked; more tokens take the tiles of a float product, for
+/// tokens (16 of bf16 numbers) read every level once and multiply it where it was unpacked; more tokens take the tiles of a float product, for
 /// which levels become floats panel by panel.
 ///
 /// ```
@@ -115,6 +115,12 @@ impl PackedWeight {
         self.panels.bytes()
     }
 
+    /// The most tokens that are multiplied where weights are unpacked. Levels cost more to unpack, once for eight tokens: tiles take
+    /// over earlier.
+    fn few_tokens(&self) -> usize {
+        if self.bits() == 16 { MAX_TOKENS } else { 8 }
+    }
+
     /// `dst = x W^T + bias` for `x` `[tokens, in]`, `bias` `[out]` and `dst` `[tokens, out]`, whose old content is not read; any
     /// strides.
     ///
@@ -128,7 +134,7 @@ impl PackedWeight {
         par: Par,
     ) {
         product::check_shapes(dst.dim(), x.dim(), (self.in_features(), self.out_features()));
-        if x.nrows() > MAX_TOKENS {
+        if x.nrows() > self.few_tokens() {
             let accumulate = product::fill_with_bias(&mut dst, bias);
             arch::product_levels(self.level, dst, accumulate, x, &self.panels, self.plain, par);
             return;

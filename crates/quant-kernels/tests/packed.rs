@@ -159,7 +159,8 @@ fn bf16_numbers_have_the_bits_of_the_float_product() {
             let fill = |i: usize, row: &mut [f32]| weight.row(i).assign_to(ArrayViewMut1::from(row));
             PackedWeight::of_bf16_for_level(level, (out, inputs), par, fill).unwrap()
         };
-        let tokens: &[usize] = if out == 700 { &[1, 40] } else { &[0, 1, 2, 4, 5, 7, 8, 9, 33] };
+        let tokens: &[usize] =
+            if out == 700 { &[1, 16, 40] } else { &[0, 1, 2, 4, 5, 7, 8, 9, 11, 16, 17, 33] };
         check_packed(&weight, &pack, tokens, &Level::available(), &format!("bf16 {out} x {inputs}"));
         assert_eq!(pack(Level::detect(), Par::Seq).bits(), 16);
     }

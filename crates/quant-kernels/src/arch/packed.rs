@@ -17,7 +17,7 @@ use super::x86::{Ymm, Zmm};
 use crate::panels::{LANES, LevelPanels, Row};
 
 /// The most tokens of a call of [`decode`].
-pub(crate) const MAX_TOKENS: usize = 8;
+pub(crate) const MAX_TOKENS: usize = 16;
 /// The most panels of a call of [`decode`]: where tokens are few, sums of two keep the multipliers busy.
 pub(crate) const MAX_PANELS: usize = 2;
 
