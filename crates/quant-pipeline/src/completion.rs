@@ -188,10 +188,8 @@ impl CompletionMemory {
         tokenizer: u64,
     ) -> Self {
         let float = PreparedWeight::<f32>::element_bytes(arithmetic.compute) as u64;
-        let narrow = executable.float_bytes(arithmetic.compute, float);
-        let blocks: Vec<u64> = (0..spec.layers)
-            .map(|index| executable.block_bytes(spec, index, arithmetic, float, narrow))
-            .collect();
+        let blocks: Vec<u64> =
+            (0..spec.layers).map(|index| executable.block_bytes(spec, index, arithmetic, float)).collect();
         let table = (spec.vocab * spec.hidden) as u64;
         // A block as it is read: floats, or levels.
         let stored = if executable.stores_codes() { 1 } else { F32 };
@@ -219,7 +217,7 @@ impl CompletionMemory {
                 + TOKENIZER * tokenizer
                 + THREAD * settings.threads as u64
                 + RopeTables::bytes(spec, lengths) as u64,
-            weights: blocks.iter().sum::<u64>() + narrow * table,
+            weights: blocks.iter().sum::<u64>() + executable.head_bytes(arithmetic.compute, float) * table,
             reading: (stored * block).max(F32 * table.min((head_rows(spec.hidden) * spec.hidden) as u64)),
             pass: F32
                 * (tokens * widths + mlp + 2 * (settings.batch.min(requests.len()) * spec.vocab) as u64),

@@ -6,7 +6,7 @@ use quant_checkpoint::{Dtype, TensorInfo};
 use quant_core::operators::{Processor, Profile};
 use quant_core::{ActOrder, ActRule, ClipRatio, FloatType};
 use quant_graph::{
-    InputScheme, KvScheme, LinearScheme, ModelScheme, ModelSpec, Unsupported, WeightForm, WeightScheme,
+    InputScheme, KvScheme, LinearScheme, ModelScheme, ModelSpec, Outer, Unsupported, WeightForm, WeightScheme,
 };
 use quant_kernels::Compute;
 use quant_model::{Arithmetic, Backend, Execution};
@@ -25,6 +25,8 @@ pub(crate) struct Executable {
     served: FloatType,
     /// Whether all its float weights are stored as bf16.
     narrow: bool,
+    /// Whether its head is.
+    narrow_head: bool,
 }
 
 /// What executes the codes of a folder; none executes them here, on numbers that stay f32.
@@ -42,9 +44,19 @@ impl Executable {
                 && matches!(tensor.dtype, Dtype::F16 | Dtype::F32 | Dtype::F64)
         };
         let narrow = !folder.checkpoint.tensors().any(wide);
+        let head = folder.checkpoint.get(folder.spec.stored_in(Outer::Head).tensor());
+        let narrow_head = head.is_some_and(|head| head.dtype == Dtype::BF16);
         let Some(format) = folder.format else {
             let (profile, served) = (Profile::Calibration, folder.spec.dtype.served());
-            return Ok(Self { scheme: None, codes: false, profile, name: "float", served, narrow });
+            return Ok(Self {
+                scheme: None,
+                codes: false,
+                profile,
+                name: "float",
+                served,
+                narrow,
+                narrow_head,
+            });
         };
         Ok(Self {
             scheme: Some(format.scheme(&folder.checkpoint, &folder.spec)?),
@@ -53,6 +65,7 @@ impl Executable {
             name: format.id(),
             served: folder.spec.dtype.served(),
             narrow,
+            narrow_head,
         })
     }
 
@@ -177,13 +190,13 @@ impl Executable {
         Ok(Arithmetic { execution, ..Arithmetic::from(compute).of(self.profile) })
     }
 
-    /// Bytes of a prepared float weight that no quantiser stands in front of, given those of one that is f32.
-    pub(crate) fn float_bytes(&self, compute: Compute, float: u64) -> u64 {
-        if self.narrow && compute == Compute::F32 { float.min(2) } else { float }
+    /// Bytes of one number of the head, given those of a prepared float weight.
+    pub(crate) fn head_bytes(&self, compute: Compute, float: u64) -> u64 {
+        if self.narrow_head && compute == Compute::F32 { float.min(2) } else { float }
     }
 
-    /// Bytes of the prepared linears of a block: of codes where they are executed, else of floats of `float` bytes each, or `narrow`
-    /// where weights are read as floats and no quantiser stands in front of them. Coded weights that floats are multiplied with in the
+    /// Bytes of the prepared linears of a block: of codes where they are executed, else of floats of `float` bytes each, or of half of them
+    /// where weights are read as bf16 and no quantiser stands in front of them. Coded weights that floats are multiplied with in the
     /// arithmetic of a device, and here, are floats of four bytes.
     pub(crate) fn block_bytes(
         &self,
@@ -191,9 +204,9 @@ impl Executable {
         block: usize,
         arithmetic: &Arithmetic,
         float: u64,
-        narrow: u64,
     ) -> u64 {
         let execution = arithmetic.execution;
+        let narrow = if self.narrow && arithmetic.compute == Compute::F32 { float.min(2) } else { float };
         let here =
             arithmetic.backend.as_ref().is_some_and(|backend| backend.processor.float_type().is_none());
         let schemes = self.scheme.as_ref().and_then(|s| s.blocks.get(block));
