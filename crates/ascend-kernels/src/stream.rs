@@ -1,11 +1,14 @@
 //! Streams and events.
 
+use std::ffi::c_void;
 use std::sync::{Arc, Mutex};
 
 use crate::cann::{acl, locked};
 use crate::device::{Context, Device, Raw};
 use crate::error::{AscendError, Result};
-use crate::ffi::{ACL_MEMCPY_DEVICE_TO_DEVICE, ACL_MEMCPY_DEVICE_TO_HOST, ACL_MEMCPY_HOST_TO_DEVICE};
+use crate::ffi::{
+    ACL_MEMCPY_DEVICE_TO_DEVICE, ACL_MEMCPY_DEVICE_TO_HOST, ACL_MEMCPY_HOST_TO_DEVICE, aclrtMemcpyKind,
+};
 use crate::memory::{DeviceBuffer, Element, HostBuffer};
 use crate::workspace::Workspace;
 
@@ -110,21 +113,9 @@ impl Stream {
         self.context.enter()?;
         let (room, bytes) = (to.memory.bytes, from.memory.bytes);
         let uses = [Box::new(Arc::clone(from)) as Keep, Box::new(Arc::clone(&to.memory))];
+        let (to, from) = ((to.memory.at.0, room), (from.memory.at.0, bytes));
         // SAFETY: both ends are at least `bytes` long and held until the stream was waited for; nobody can write to `from` meanwhile.
-        self.queue(uses, || unsafe {
-            acl!(
-                self.context.cann,
-                runtime,
-                aclrtMemcpyAsync(
-                    to.memory.at.0,
-                    room,
-                    from.memory.at.0.cast_const(),
-                    bytes,
-                    ACL_MEMCPY_HOST_TO_DEVICE,
-                    self.raw.0
-                )
-            )
-        })
+        unsafe { self.queue_copy(uses, to, from, ACL_MEMCPY_HOST_TO_DEVICE) }
     }
 
     /// Queues a copy to the host; [`Download::wait`] gives the memory back.
@@ -136,21 +127,9 @@ impl Stream {
         self.context.enter()?;
         let bytes = from.memory.bytes;
         let uses = [Box::new(Arc::clone(&to.memory)) as Keep, Box::new(Arc::clone(&from.memory))];
+        let (end, from) = ((to.memory.at.0, bytes), (from.memory.at.0, bytes));
         // SAFETY: both ends are `bytes` long and held until the stream was waited for; `to` is nobody's until then.
-        self.queue(uses, || unsafe {
-            acl!(
-                self.context.cann,
-                runtime,
-                aclrtMemcpyAsync(
-                    to.memory.at.0,
-                    bytes,
-                    from.memory.at.0.cast_const(),
-                    bytes,
-                    ACL_MEMCPY_DEVICE_TO_HOST,
-                    self.raw.0
-                )
-            )
-        })?;
+        unsafe { self.queue_copy(uses, end, from, ACL_MEMCPY_DEVICE_TO_HOST) }?;
         Ok(Download { stream: self, to })
     }
 
@@ -172,19 +151,29 @@ impl Stream {
         self.context.enter()?;
         let (room, bytes) = (to.memory.bytes, from.memory.bytes);
         let uses = [Box::new(Arc::clone(&from.memory)) as Keep, Box::new(Arc::clone(&to.memory))];
+        let (to, from) = ((to.memory.at.0, room), (from.memory.at.0, bytes));
         // SAFETY: two allocations, both at least `bytes` long, which do not overlap and are held until the stream was waited for.
+        unsafe { self.queue_copy(uses, to, from, ACL_MEMCPY_DEVICE_TO_DEVICE) }
+    }
+
+    /// Queues a copy of all bytes of `from` to a place with room, and keeps what it uses.
+    ///
+    /// # Safety
+    /// `from` is valid for reads of its bytes and `to` for writes of its room until the stream was waited for; `uses` keeps them, and
+    /// nobody touches them meanwhile but work of the stream.
+    unsafe fn queue_copy(
+        &self,
+        uses: [Keep; 2],
+        (to, room): (*mut c_void, usize),
+        (from, bytes): (*mut c_void, usize),
+        kind: aclrtMemcpyKind,
+    ) -> Result<()> {
+        // SAFETY: forwarded from the caller.
         self.queue(uses, || unsafe {
             acl!(
                 self.context.cann,
                 runtime,
-                aclrtMemcpyAsync(
-                    to.memory.at.0,
-                    room,
-                    from.memory.at.0.cast_const(),
-                    bytes,
-                    ACL_MEMCPY_DEVICE_TO_DEVICE,
-                    self.raw.0
-                )
+                aclrtMemcpyAsync(to, room, from.cast_const(), bytes, kind, self.raw.0)
             )
         })
     }

@@ -430,3 +430,14 @@ pub(crate) fn not_encodable(
         found: found.into(),
     }
 }
+impl CheckpointError {
+    /// A part of a folder, `subject`, that is not what its format asks for.
+    pub(crate) fn bad_format(
+        format: &'static str,
+        subject: impl Into<String>,
+        expected: impl Into<String>,
+        found: impl Into<String>,
+    ) -> Self {
+        Self::BadFormat { format, subject: subject.into(), expected: expected.into(), found: found.into() }
+    }
+}

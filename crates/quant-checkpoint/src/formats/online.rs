@@ -50,12 +50,8 @@ fn bad(
     expected: impl Into<String>,
     found: impl Into<String>,
 ) -> CheckpointError {
-    CheckpointError::BadFormat {
-        format: id,
-        subject: format!("{}.transform.{place}", spec.block_prefix(index)),
-        expected: expected.into(),
-        found: found.into(),
-    }
+    let subject = format!("{}.transform.{place}", spec.block_prefix(index));
+    CheckpointError::bad_format(id, subject, expected, found)
 }
 
 /// Checks that transforms are of the rows they apply to, which bounds everything that their shapes count.

@@ -248,7 +248,7 @@ unsafe fn for_weights<V: Vector, const N: usize, const BITS: usize, const PLAIN:
     mut take: impl FnMut(usize, [V; N]),
 ) {
     let per_word = 32 / BITS;
-    debug_assert!(matches!(BITS, 4 | 8 | 16), "bits of a level or a number");
+    const { assert!(matches!(BITS, 4 | 8 | 16), "bits of a level or a number") };
     // A register lies in one panel, those of a group perhaps in two.
     let place = |v: usize| ((lane + v * V::LANES) / LANES, (lane + v * V::LANES) % LANES);
     let words: [*const u32; N] = std::array::from_fn(|v| {

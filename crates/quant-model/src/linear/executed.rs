@@ -1,7 +1,7 @@
 //! Linears that multiply codes.
 
 use super::{Activations, Backend, LinearOp, codes_of};
-use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayViewMut2};
+use ndarray::{Array1, Array2, ArrayView1, ArrayViewMut2};
 use quant_core::CoreError;
 use quant_core::operators::{
     Bias, GroupedLinear, GroupedMatmul, InputNumerics, InputQuant, IntegerLinear, PreparedMatmul, QuantMatmul,
@@ -91,7 +91,7 @@ pub(super) fn narrow<T: Element>(params: &LinearParams, par: Par) -> Option<Box<
 }
 
 /// Runs a product in f32 whatever the elements are.
-fn in_f32<T: Element>(
+pub(super) fn in_f32<T: Element>(
     mut out: ArrayViewMut2<'_, T>,
     run: impl FnOnce(ArrayViewMut2<'_, f32>) -> Result<(), CoreError>,
 ) -> Result<(), CoreError> {
@@ -176,22 +176,9 @@ impl<T: Element> LinearOp<T> for PackedOp<T> {
         par: Par,
     ) -> Result<(), CoreError> {
         let bias = self.narrow.as_ref().map(|b| b.view());
-        let made: Array2<f32>;
-        let x: ArrayView2<'_, f32> = match &x {
-            Activations::Float(x) => match T::as_f32(*x) {
-                Some(x) => x,
-                None => {
-                    made = x.mapv(T::to_f32_lossy);
-                    made.view()
-                }
-            },
-            Activations::Codes(codes) => {
-                made = codes.dequantize();
-                made.view()
-            }
-        };
+        let x = x.in_f32();
         in_f32(out, |out| {
-            self.weight.forward_into(x, bias, out, par);
+            self.weight.forward_into(x.view(), bias, out, par);
             Ok(())
         })
     }

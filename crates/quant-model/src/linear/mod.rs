@@ -5,7 +5,7 @@ mod executed;
 mod weight_only;
 
 use crate::fake_quant::fake_quantized_by;
-use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayViewMut2};
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayViewMut2, CowArray, Ix2};
 use quant_core::CoreError;
 use quant_core::operators::{InputNumerics, InputQuant, Profile, QuantizedActivations};
 use quant_graph::{LinearParams, LinearWeight};
@@ -94,6 +94,16 @@ pub enum Activations<'a, T> {
 impl<'a, T> From<ArrayView2<'a, T>> for Activations<'a, T> {
     fn from(x: ArrayView2<'a, T>) -> Self {
         Self::Float(x)
+    }
+}
+
+impl<T: Element> Activations<'_, T> {
+    /// The numbers in f32, or those that codes stand for.
+    pub(crate) fn in_f32(&self) -> CowArray<'_, f32, Ix2> {
+        match self {
+            Self::Float(x) => T::as_f32(*x).map_or_else(|| x.mapv(T::to_f32_lossy).into(), CowArray::from),
+            Self::Codes(codes) => codes.dequantize().into(),
+        }
     }
 }
 

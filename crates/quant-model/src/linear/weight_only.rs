@@ -1,5 +1,6 @@
 //! Floats times coded weights in the arithmetic of a device.
 
+use super::executed::in_f32;
 use super::{Activations, Backend, LinearOp};
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayViewMut2, Axis, Slice};
 use quant_core::operators::{InputQuant, WeightOnlyProduct};
@@ -131,11 +132,7 @@ impl<T: Element> LinearOp<T> for WeightOnlyOp<T> {
         mut out: ArrayViewMut2<'_, T>,
         par: Par,
     ) -> Result<(), CoreError> {
-        let x = match x {
-            Activations::Float(x) => x.mapv(|x| self.model.round(x.to_f32_lossy())),
-            // Nobody hands codes to a linear that does not take them; what they stand for is right all the same.
-            Activations::Codes(codes) => codes.dequantize().mapv(|x| self.model.round(x)),
-        };
+        let x = x.in_f32().mapv(|x| self.model.round(x));
         out.zip_mut_with(&self.run(x.view(), par), |out, &y| *out = T::from_f32(y));
         Ok(())
     }
@@ -171,18 +168,10 @@ impl<T: Element> LinearOp<T> for OnProcessor<T> {
     fn product_into(
         &self,
         x: Activations<'_, T>,
-        mut out: ArrayViewMut2<'_, T>,
+        out: ArrayViewMut2<'_, T>,
         _par: Par,
     ) -> Result<(), CoreError> {
-        let x = match x {
-            Activations::Float(x) => x.mapv(T::to_f32_lossy),
-            // As on the host.
-            Activations::Codes(codes) => codes.dequantize(),
-        };
-        let mut y = Array2::zeros(out.dim());
-        self.product.forward(x.view(), y.view_mut())?;
-        out.zip_mut_with(&y, |out, &y| *out = T::from_f32(y));
-        Ok(())
+        in_f32(out, |out| self.product.forward(x.in_f32().view(), out))
     }
 }
 

@@ -26,12 +26,7 @@ pub(crate) fn bad(
     expected: impl Into<String>,
     found: impl Into<String>,
 ) -> CheckpointError {
-    CheckpointError::BadFormat {
-        format: ID,
-        subject: subject.into(),
-        expected: expected.into(),
-        found: found.into(),
-    }
+    CheckpointError::bad_format(ID, subject, expected, found)
 }
 
 fn unread(what: impl Into<String>) -> CheckpointError {

@@ -43,12 +43,7 @@ pub(super) fn bad(
     expected: impl Into<String>,
     found: impl Into<String>,
 ) -> CheckpointError {
-    CheckpointError::BadFormat {
-        format: ID,
-        subject: subject.into(),
-        expected: expected.into(),
-        found: found.into(),
-    }
+    CheckpointError::bad_format(ID, subject, expected, found)
 }
 
 /// A number of the file as f32, which must be finite and, for a scale, positive.

@@ -65,12 +65,7 @@ pub(crate) fn bad(
     expected: impl Into<String>,
     found: impl Into<String>,
 ) -> CheckpointError {
-    CheckpointError::BadFormat {
-        format: ID,
-        subject: subject.into(),
-        expected: expected.into(),
-        found: found.into(),
-    }
+    CheckpointError::bad_format(ID, subject, expected, found)
 }
 
 /// Everything a block stores, in msmodelslim's order; `shards` are the parts of the input of a linear that a pair is for.
