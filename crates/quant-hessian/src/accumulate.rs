@@ -59,7 +59,8 @@ impl Hessian {
         par: Par,
     ) -> Result<(), HessianError> {
         self.moments.check_width(x)?;
-        gram_lower(self.moments.sum.view_mut(), 1.0, x, compute, par);
+        let begun = self.moments.begun();
+        gram_lower(self.moments.sum.view_mut(), begun, 1.0, x, compute, par);
         self.moments.count(sequences, x.nrows());
         Ok(())
     }

@@ -81,6 +81,7 @@ impl CrossGram {
             });
         }
         let mut buffer = Array2::zeros((TOKENS.min(x.nrows()), self.n()));
+        let mut begun = self.moments.begun();
         for (float, x) in float.axis_chunks_iter(Axis(0), TOKENS).zip(x.axis_chunks_iter(Axis(0), TOKENS)) {
             let mut difference = buffer.slice_axis_mut(Axis(0), Slice::from(..x.nrows()));
             let parts = difference
@@ -92,10 +93,11 @@ impl CrossGram {
             });
             let (sum, difference) = (self.moments.sum.view_mut(), difference.view());
             if self.all {
-                matmul_nn(sum, true, 1.0, x.reversed_axes(), difference, compute, par);
+                matmul_nn(sum, begun, 1.0, x.reversed_axes(), difference, compute, par);
             } else {
-                cross_gram_lower(sum, 1.0, x, difference, compute, par);
+                cross_gram_lower(sum, begun, 1.0, x, difference, compute, par);
             }
+            begun = true;
         }
         self.moments.count(sequences, x.nrows());
         Ok(())

@@ -70,6 +70,12 @@ impl Moments {
         self.tokens += tokens;
     }
 
+    /// Whether anything was added. The first sum is written without being read: reading zeros that nobody has written maps
+    /// pages which writing then maps again, and every processor is told.
+    pub(crate) fn begun(&self) -> bool {
+        self.sequences > 0 || self.tokens > 0
+    }
+
     pub(crate) fn n(&self) -> usize {
         self.sum.ncols()
     }

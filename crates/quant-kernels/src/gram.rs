@@ -6,8 +6,8 @@ use crate::arch::Region;
 use crate::element::Element;
 use crate::{Compute, Level, Par, arch};
 
-/// `H[n, n] += alpha * X^T X` for activations `X` `[tokens, n]`, lower triangle only: elements `(i, j)` with
-/// `i < j` are neither read nor written (see [`mirror_lower`]).
+/// `H[n, n] = alpha * X^T X` for activations `X` `[tokens, n]`, or `H += alpha * X^T X` with `accumulate`; lower triangle only:
+/// elements `(i, j)` with `i < j` are neither read nor written (see [`mirror_lower`]).
 ///
 /// Sums run over tokens in the element type of `H`. Any strides are accepted; row-major `X` is the fast layout.
 ///
@@ -15,6 +15,7 @@ use crate::{Compute, Level, Par, arch};
 /// If `h` is not square with the column count of `x`.
 pub fn gram_lower<T: Element>(
     h: ArrayViewMut2<'_, T>,
+    accumulate: bool,
     alpha: T,
     x: ArrayView2<'_, T>,
     compute: Compute,
@@ -22,11 +23,11 @@ pub fn gram_lower<T: Element>(
 ) {
     let n = x.ncols();
     assert_eq!(h.dim(), (n, n), "a Gram matrix of [tokens, {n}] activations is [{n}, {n}]");
-    arch::product(Level::detect(), h, Region::Lower, true, alpha, x.reversed_axes(), x, compute, par);
+    arch::product(Level::detect(), h, Region::Lower, accumulate, alpha, x.reversed_axes(), x, compute, par);
 }
 
-/// `D[n, n] += alpha * A^T B` for `A` and `B` `[tokens, n]`, lower triangle only: elements `(i, j)` with `i < j` are
-/// neither read nor written. [`gram_lower`] of two matrices, for products whose upper half nobody needs: half the
+/// `D[n, n] = alpha * A^T B` for `A` and `B` `[tokens, n]`, or `D += alpha * A^T B` with `accumulate`; lower triangle only:
+/// elements `(i, j)` with `i < j` are neither read nor written. [`gram_lower`] of two matrices, for products whose upper half nobody needs: half the
 /// operations of [`matmul_nn`](crate::matmul_nn), and with `alpha = 1` the same bits in that half.
 ///
 /// Sums run over tokens in the element type of `D`. Any strides are accepted; row-major operands are the fast layout.
@@ -35,6 +36,7 @@ pub fn gram_lower<T: Element>(
 /// If `a` and `b` differ in shape, or `d` is not square with their column count.
 pub fn cross_gram_lower<T: Element>(
     d: ArrayViewMut2<'_, T>,
+    accumulate: bool,
     alpha: T,
     a: ArrayView2<'_, T>,
     b: ArrayView2<'_, T>,
@@ -44,7 +46,7 @@ pub fn cross_gram_lower<T: Element>(
     let n = a.ncols();
     assert_eq!(a.dim(), b.dim(), "both operands are [tokens, n]");
     assert_eq!(d.dim(), (n, n), "a cross product of [tokens, {n}] activations is [{n}, {n}]");
-    arch::product(Level::detect(), d, Region::Lower, true, alpha, a.reversed_axes(), b, compute, par);
+    arch::product(Level::detect(), d, Region::Lower, accumulate, alpha, a.reversed_axes(), b, compute, par);
 }
 
 /// Copies the strict lower triangle of a square matrix onto its upper triangle, in cache-sized blocks.

@@ -32,7 +32,7 @@
 //! assert_eq!(prepared.forward(x.view(), Some(bias.view()), Par::Seq), y);
 //! // X^T X, of which only the lower triangle is written.
 //! let mut h = array![[0.0, 0.0], [0.0, 0.0]];
-//! gram_lower(h.view_mut(), 1.0, x.view(), Compute::F32, Par::Seq);
+//! gram_lower(h.view_mut(), true, 1.0, x.view(), Compute::F32, Par::Seq);
 //! assert_eq!(h, array![[35.0, 0.0], [44.0, 56.0]]);
 //! ```
 //!

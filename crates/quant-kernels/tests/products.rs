@@ -188,7 +188,7 @@ fn check_gram<T: Element>(tokens: usize, n: usize) {
         let mut first: Option<Array2<T>> = None;
         for par in [Par::Seq, Par::new(2), Par::new(3)] {
             let mut h = start.clone();
-            gram_lower(h.view_mut(), T::from_f64(0.5), x.view(), compute, par);
+            gram_lower(h.view_mut(), true, T::from_f64(0.5), x.view(), compute, par);
             for i in 0..n {
                 assert_eq!(
                     h.slice(s![i, i + 1..]),
@@ -202,10 +202,25 @@ fn check_gram<T: Element>(tokens: usize, n: usize) {
             assert_close(h.view(), &want, &size, tokens);
             assert_eq!(first.get_or_insert_with(|| h.clone()), &h, "{par}");
         }
+        // Without what was there: the same as onto zeros, and nothing of it is read.
+        let mut zeros = Array2::zeros((n, n));
+        gram_lower(zeros.view_mut(), true, T::from_f64(0.5), x.view(), compute, Par::Seq);
+        let mut anew = Array2::from_elem((n, n), T::from_f64(f64::NAN));
+        gram_lower(anew.view_mut(), false, T::from_f64(0.5), x.view(), compute, Par::new(2));
+        for ((i, j), value) in anew.indexed_iter() {
+            assert!(if i < j { value.is_nan() } else { *value == zeros[(i, j)] }, "({i}, {j}): {value}");
+        }
         // A column-major X and a column-major H are the same matrices.
         let x_columns = x.t().as_standard_layout().into_owned();
         let mut h_columns = start.t().as_standard_layout().into_owned();
-        gram_lower(h_columns.view_mut().reversed_axes(), T::from_f64(0.5), x_columns.t(), compute, Par::Seq);
+        gram_lower(
+            h_columns.view_mut().reversed_axes(),
+            true,
+            T::from_f64(0.5),
+            x_columns.t(),
+            compute,
+            Par::Seq,
+        );
         assert_eq!(Some(h_columns.t().to_owned()), first);
     }
 }
@@ -227,12 +242,17 @@ fn check_cross_gram<T: Element>(tokens: usize, n: usize) {
         let want = Array2::from_shape_fn((n, n), |at| if at.0 < at.1 { start[at] } else { full[at] });
         for par in [Par::Seq, Par::new(2), Par::new(3)] {
             let mut d = start.clone();
-            cross_gram_lower(d.view_mut(), T::one(), a.view(), b.view(), compute, par);
+            cross_gram_lower(d.view_mut(), true, T::one(), a.view(), b.view(), compute, par);
             assert_eq!(d, want, "{par}");
+            let mut anew = start.clone();
+            cross_gram_lower(anew.view_mut(), false, T::one(), a.view(), b.view(), compute, par);
+            matmul_nn(full.view_mut(), false, T::one(), a.t(), b.view(), compute, Par::Seq);
+            let want = Array2::from_shape_fn((n, n), |at| if at.0 < at.1 { start[at] } else { full[at] });
+            assert_eq!(anew, want, "{par}");
         }
         let (mut twice, mut gram) = (start.clone(), start);
-        cross_gram_lower(twice.view_mut(), T::from_f64(0.5), a.view(), a.view(), compute, Par::Seq);
-        gram_lower(gram.view_mut(), T::from_f64(0.5), a.view(), compute, Par::Seq);
+        cross_gram_lower(twice.view_mut(), true, T::from_f64(0.5), a.view(), a.view(), compute, Par::Seq);
+        gram_lower(gram.view_mut(), true, T::from_f64(0.5), a.view(), compute, Par::Seq);
         assert_eq!(twice, gram, "of one matrix it is the Gram matrix");
     }
 }
@@ -267,7 +287,7 @@ fn check_large_gram<T: Element>(tokens: usize, n: usize) {
         let (want, size) = reference(0.5, some.t(), x.view(), compute);
         let start = Array2::from_shape_fn((n, n), |(i, j)| T::from_f32(if i < j { f32::NAN } else { 0.25 }));
         let mut h = start.clone();
-        gram_lower(h.view_mut(), T::from_f64(0.5), x.view(), compute, Par::new(2));
+        gram_lower(h.view_mut(), true, T::from_f64(0.5), x.view(), compute, Par::new(2));
         for (at, &i) in rows.iter().enumerate() {
             let lower = s![at..=at, ..=i];
             let want = &want.slice(lower) + 0.25;
@@ -279,7 +299,7 @@ fn check_large_gram<T: Element>(tokens: usize, n: usize) {
         let zeros = h.iter().zip(&start).filter(|(h, start)| h == start).count();
         assert!(zeros < 16, "{zeros} elements are as they were; {compute:?}");
         let mut again = start;
-        gram_lower(again.view_mut(), T::from_f64(0.5), x.view(), compute, Par::Seq);
+        gram_lower(again.view_mut(), true, T::from_f64(0.5), x.view(), compute, Par::Seq);
         assert!(h.iter().zip(&again).all(|(a, b)| a == b || (a.is_nan() && b.is_nan())), "threads");
     }
 }

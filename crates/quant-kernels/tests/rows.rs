@@ -248,7 +248,7 @@ fn check_cholesky<T: Element>() -> Result<(), PivotError> {
                 h[(i, j)] = if i == j { T::from_f64(0.1) } else { T::zero() };
             }
         }
-        gram_lower(h.view_mut(), T::one(), x.view(), quant_kernels::Compute::F32, Par::Seq);
+        gram_lower(h.view_mut(), true, T::one(), x.view(), quant_kernels::Compute::F32, Par::Seq);
         let mut factors = Vec::new();
         for par in [Par::Seq, Par::new(2)] {
             let mut l = h.clone();

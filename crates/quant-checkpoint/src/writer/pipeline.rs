@@ -23,6 +23,9 @@ use crate::writer::storage::{Storage, StorageFile};
 
 /// Bytes of one piece.
 pub(crate) const PIECE_BYTES: usize = 1 << 20;
+/// Bytes of a shard after which the disk is waited for, so that it works while blocks are computed and little is left for the
+/// end.
+const SYNC_BYTES: u64 = 64 << 20;
 /// Bytes on their way at most: enough to hash and write while the next block is read, little beside a block.
 pub(crate) const IN_FLIGHT: usize = 32 << 20;
 
@@ -289,8 +292,18 @@ fn stopped() -> CheckpointError {
 struct OpenShard {
     path: PathBuf,
     file: Box<dyn StorageFile>,
-    /// Whether anything was written since it was synced.
-    unsynced: bool,
+    /// Bytes written since it was synced.
+    unsynced: u64,
+}
+
+impl OpenShard {
+    /// Waits until all that was written is on the disk; gives the seconds that took.
+    fn sync(&mut self) -> Result<f64> {
+        let start = Instant::now();
+        self.file.sync().map_err(|e| CheckpointError::write(&self.path, e))?;
+        self.unsynced = 0;
+        Ok(start.elapsed().as_secs_f64())
+    }
 }
 
 /// The journal as the thread has it.
@@ -364,7 +377,7 @@ impl Worker {
                         if self.resumed { self.storage.reopen(&path) } else { self.storage.create(&path) };
                     let file = file.map_err(|e| CheckpointError::write(&path, e))?;
                     self.new_names = true;
-                    self.open.insert(shard, OpenShard { path, file, unsynced: true });
+                    self.open.insert(shard, OpenShard { path, file, unsynced: 0 });
                     self.write(shard, &header, 0)?;
                 }
                 Order::Tensor { shard: to, offset: at } => (shard, offset) = (to, at),
@@ -381,8 +394,8 @@ impl Worker {
                     self.outcome.hashes.insert(name, std::mem::take(&mut hasher).finish());
                 }
                 Order::Close { shard } => {
-                    if let Some(open) = self.open.remove(&shard) {
-                        self.outcome.stats.fsync_s += sync(open)?.1;
+                    if let Some(mut open) = self.open.remove(&shard) {
+                        self.outcome.stats.fsync_s += open.sync()?;
                     }
                 }
                 Order::Segment(path) => self.begin_segment(path)?,
@@ -426,9 +439,8 @@ impl Worker {
     /// Tensors first, then the record that believes in them, then what it makes worthless goes.
     fn commit(&mut self) -> Result<()> {
         let start = Instant::now();
-        for (shard, open) in std::mem::take(&mut self.open) {
-            let open = if open.unsynced { sync(open)?.0 } else { open };
-            self.open.insert(shard, open);
+        for open in self.open.values_mut().filter(|open| open.unsynced > 0) {
+            open.sync()?;
         }
         let fail = |path: &Path| {
             let path = path.to_path_buf();
@@ -461,22 +473,15 @@ impl Worker {
 
     fn write(&mut self, shard: usize, bytes: &[u8], offset: u64) -> Result<()> {
         // The folder opens a shard before it sends anything for it.
-        let Some(OpenShard { path, file, unsynced }) = self.open.get_mut(&shard) else {
-            return Err(stopped());
-        };
+        let Some(open) = self.open.get_mut(&shard) else { return Err(stopped()) };
         let start = Instant::now();
-        file.write_all_at(bytes, offset).map_err(|e| CheckpointError::write(path, e))?;
-        *unsynced = true;
+        open.file.write_all_at(bytes, offset).map_err(|e| CheckpointError::write(&open.path, e))?;
+        open.unsynced += bytes.len() as u64;
         self.outcome.stats.write_s += start.elapsed().as_secs_f64();
         self.outcome.stats.bytes += bytes.len() as u64;
+        if open.unsynced >= SYNC_BYTES {
+            self.outcome.stats.fsync_s += open.sync()?;
+        }
         Ok(())
     }
-}
-
-/// Syncs a shard; gives the seconds that took.
-fn sync(mut open: OpenShard) -> Result<(OpenShard, f64)> {
-    let start = Instant::now();
-    open.file.sync().map_err(|e| CheckpointError::write(&open.path, e))?;
-    open.unsynced = false;
-    Ok((open, start.elapsed().as_secs_f64()))
 }

@@ -37,7 +37,7 @@ impl Energy {
     fn of_tokens_by_gram(tokens: ArrayView2<'_, f32>, par: Par) -> Self {
         let n = tokens.ncols();
         let mut gram = ndarray::Array2::zeros((n, n));
-        gram_lower(gram.view_mut(), 1.0, tokens, Compute::F32, par);
+        gram_lower(gram.view_mut(), false, 1.0, tokens, Compute::F32, par);
         Self::of_gram(gram.view(), par)
     }
     /// From a square Gram matrix, of which the lower triangle is read.
