@@ -10,7 +10,7 @@ use ptq::model::{InMemoryModel, Precision};
 use ptq::pipeline::run::{MemorySink, RunOptions, run};
 use ptq::pipeline::{Plan, Recipe, RunReport, Silent, open_folder, with_threads};
 
-const STABLE: &str = "flatquant: { scheme: W4A4KV4, epochs: 10 }";
+const STABLE: &str = "flatquant: { scheme: W4A4KV4, epochs: 10, fallback: [rotation] }";
 const EXACT: &str = "flatquant: { scheme: W4A4KV4, variant: exact, epochs: 10 }";
 
 /// Perplexity after a run in the first two blocks, with outliers in the second.

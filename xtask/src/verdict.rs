@@ -36,8 +36,8 @@ const OTHERS: [(&str, &str); 22] = [
     ("smoothquant W4A8", "smoothquant: { alpha: 0.5 }, rtn: { scheme: W4A8 }"),
     ("smoothquant W4A4", "smoothquant: { alpha: 0.5 }, rtn: { scheme: W4A4 }"),
     ("flatquant W8A8KV8", "flatquant: { scheme: W8A8KV8, epochs: 2 }"),
-    ("flatquant W4A4KV4", "flatquant: { scheme: W4A4KV4, epochs: 2 }"),
-    ("flatquant W4A8", "flatquant: { scheme: W4A8, epochs: 2 }"),
+    ("flatquant W4A4KV4", "flatquant: { scheme: W4A4KV4, epochs: 2, fallback: [rotation] }"),
+    ("flatquant W4A8", "flatquant: { scheme: W4A8, epochs: 2, fallback: [rotation] }"),
 ];
 
 /// An answer of the float model as a row reads it.

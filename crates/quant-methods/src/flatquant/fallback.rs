@@ -51,8 +51,12 @@ impl Word {
 pub(super) struct Fallbacks {
     kinds: Vec<Fallback>,
     /// The bits of the recipe's section, and what rounds to more.
-    wide: Option<(Scheme, Arc<dyn Rounding>)>,
+    wide: Option<Wide>,
+    /// Whether the recipe names them, so that what they mean for a model is worth a notice.
+    named: bool,
 }
+
+type Wide = (Scheme, Arc<dyn Rounding>);
 
 /// What came of it.
 #[derive(Debug, Default)]
@@ -81,7 +85,8 @@ impl Fallen {
 }
 
 impl Fallbacks {
-    /// As a section says; `round` makes what rounds to a scheme.
+    /// As a section says; `round` makes what rounds to a scheme. Eight bits that the section does not ask for are left out where
+    /// there is nothing to make of them.
     pub(super) fn new(
         settings: &Settings,
         variant: FlatVariant,
@@ -104,13 +109,27 @@ impl Fallbacks {
         if words.len() > 1 && words.contains(&None) {
             return conflict("none stands alone; leave it out, or the others");
         }
-        let kinds: Vec<Fallback> = words.into_iter().flatten().collect();
-        if !kinds.contains(&Fallback::Bits8) {
-            return Ok(Self { kinds, wide: None });
+        let named = settings.given("fallback").is_some();
+        let mut kinds: Vec<Fallback> = words.into_iter().flatten().collect();
+        let mut wide = None;
+        if kinds.contains(&Fallback::Bits8) {
+            match Self::wider(settings, &round)? {
+                Ok(found) => wide = found,
+                Err(problem) if named => return conflict(problem),
+                Err(_) => kinds.retain(|kind| *kind != Fallback::Bits8),
+            }
         }
+        Ok(Self { kinds, wide, named })
+    }
+
+    /// What rounds to more bits than the section says, or why nothing does.
+    fn wider(
+        settings: &Settings,
+        round: impl Fn(&str) -> Result<Option<Arc<dyn Rounding>>, SettingsError>,
+    ) -> Result<Result<Option<Wide>, &'static str>, SettingsError> {
         let asked = if settings.given("scheme").is_some() { round(&settings.text("scheme")?)? } else { None };
         let Some(scheme) = asked.map(|rounding| rounding.weights().scheme) else {
-            return conflict("without a scheme FlatQuant does not round; give it one, or leave out bits8");
+            return Ok(Err("without a scheme FlatQuant does not round; give it one, or leave out bits8"));
         };
         let widened = Scheme {
             weights: scheme.weights.map(|bits| bits.max(WIDE)),
@@ -118,10 +137,9 @@ impl Fallbacks {
             ..scheme
         };
         if widened == scheme {
-            return conflict("the scheme has no weights or activations of less than 8 bits; leave out bits8");
+            return Ok(Err("the scheme has no weights or activations of less than 8 bits; leave out bits8"));
         }
-        let rounding = round(&widened.to_string())?;
-        Ok(Self { kinds, wide: rounding.map(|rounding| (scheme, rounding)) })
+        Ok(Ok(round(&widened.to_string())?.map(|rounding| (scheme, rounding))))
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -139,7 +157,7 @@ impl Fallbacks {
     /// What the person should know of a block that may get more bits; `bare` says that it then has no transforms.
     pub(super) fn notices(&self, block: &BlockPlan<'_>, bare: bool) -> Vec<String> {
         let mut notices = Vec::new();
-        if self.wide.is_none() {
+        if self.wide.is_none() || !self.named {
             return notices;
         }
         if block.kv.is_some_and(|kv| kv.bits < WIDE) {

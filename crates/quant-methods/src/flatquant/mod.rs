@@ -221,9 +221,9 @@ pub static METHOD: Method = Method {
         key(
             "fallback",
             FieldKind::Words(&["none", "rotation", "bits8"]),
-            "[\"rotation\"]",
+            "[\"rotation\", \"bits8\"]",
             "what a block gets, in this order, whose training stable cannot repair: rotation, Hadamard matrices in place of learned ones; \
-             bits8, 8-bit weights and activations; none, the best of its attempts",
+             bits8, 8-bit weights and activations where the scheme has fewer; none, the best of its attempts",
         ),
         key("warmup", FieldKind::Bool, "false", "let the learning rate rise over the first 16 steps"),
     ],

@@ -378,6 +378,28 @@ fn eight_bits_where_training_cannot_be_repaired() {
     assert!(report.lessons.iter().all(|l| l.lesson.fallbacks.is_empty()) && !report.fell_back(0));
 }
 
+/// Who says nothing gets eight bits where there are fewer and FlatQuant rounds, without being told what nobody asked for.
+#[test]
+fn eight_bits_are_allowed_where_there_is_something_to_make_of_them() {
+    let float = model(&spec("Qwen2ForCausalLM", false));
+    let of = |keys: &str| plan(keys, "", &float);
+    let by_default = of("scheme: W4A4KV4");
+    assert_eq!(
+        by_default.worst_bits_per_weight(),
+        of("scheme: W4A4KV4, fallback: [bits8]").worst_bits_per_weight()
+    );
+    assert!(by_default.fallbacks.iter().all(Option::is_some));
+    assert!(!by_default.warnings.iter().any(|told| told.contains("the cache keeps its bits")));
+    for keys in [
+        "scheme: W8A8KV8",
+        "epochs: 2 }, rtn: { scheme: W4A4",
+        "scheme: W4A4, fallback: [rotation]",
+        "scheme: W4A4, variant: exact",
+    ] {
+        assert!(of(keys).fallbacks.iter().all(Option::is_none), "{keys}");
+    }
+}
+
 /// For a kernel that has transforms before four bits alone, a block that falls back is eight bits and nothing else: `W8A8_DYNAMIC`. What has
 /// eight bits anyway stays.
 #[test]
