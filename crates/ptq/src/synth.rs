@@ -4,7 +4,7 @@ use quant_checkpoint::{
     DEFAULT_SHARD_BYTES, Dtype, OutputFolder, OutputOptions, ShardNaming, ShardPlan, TensorDecl,
 };
 use quant_graph::ModelSpec;
-use quant_pipeline::PipelineError;
+use quant_pipeline::{PipelineError, Sample};
 use serde_json::json;
 use std::path::Path;
 use std::str::FromStr;
@@ -39,23 +39,42 @@ impl FromStr for Shape {
 /// Every how many channels the weights and norms have an outlier.
 const OUTLIER_EVERY: usize = 197;
 
+/// What a checkpoint of random weights is to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Synthetic {
+    /// Of a block.
+    pub shape: Shape,
+    /// Blocks.
+    pub layers: usize,
+    /// Size of the vocabulary.
+    pub vocab: usize,
+    /// Random token ids beside it, to calibrate with.
+    pub tokens: Sample,
+    /// Of weights and tokens.
+    pub seed: u64,
+}
+
+/// Positions of the model, more where its tokens need more.
+const POSITIONS: usize = 4096;
+/// Token ids at most: a GiB of them.
+const MOST_TOKENS: usize = 1 << 28;
+
 /// Writes a Qwen2 checkpoint of random bf16 weights with a few outlier channels, and a file of random token ids; returns the
 /// bytes of its tensors. The same arguments give the same bytes.
 ///
 /// # Errors
-/// An output that exists without `force`, a disk that is full.
-pub fn synthesize(
-    output: &Path,
-    shape: Shape,
-    layers: usize,
-    vocab: usize,
-    seed: u64,
-    force: bool,
-) -> Result<u64, PipelineError> {
+/// More than 2^28 token ids, an output that exists without `force`, a disk that is full.
+pub fn synthesize(output: &Path, synthetic: &Synthetic, force: bool) -> Result<u64, PipelineError> {
+    let Synthetic { shape, layers, vocab, tokens: sample, seed } = *synthetic;
+    if sample.sequences.checked_mul(sample.tokens).is_none_or(|count| count > MOST_TOKENS) {
+        return Err(PipelineError::Usage(format!(
+            "--tokens {sample} are more than {MOST_TOKENS} token ids; ask for fewer or shorter sequences"
+        )));
+    }
     let config = json!({
         "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": shape.hidden,
         "intermediate_size": shape.intermediate, "num_hidden_layers": layers, "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads, "vocab_size": vocab, "max_position_embeddings": 4096,
+        "num_key_value_heads": shape.kv_heads, "vocab_size": vocab, "max_position_embeddings": sample.tokens.max(POSITIONS),
         "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "hidden_act": "silu", "tie_word_embeddings": false,
         "use_sliding_window": false, "torch_dtype": "bfloat16",
     });
@@ -77,7 +96,7 @@ pub fn synthesize(
     folder.write_file("manifest.json", manifest.to_string().as_bytes())?;
     let text = serde_json::to_vec_pretty(&config).map_err(|e| PipelineError::Usage(e.to_string()))?;
     folder.write_file("config.json", &text)?;
-    folder.write_file("tokens.safetensors", &tokens(vocab, seed))?;
+    folder.write_file("tokens.safetensors", &tokens(vocab, sample, seed))?;
     folder.finish()?;
     Ok(total)
 }
@@ -97,16 +116,16 @@ fn values(name: &str, shape: &[usize], seed: u64) -> Vec<u8> {
     bytes
 }
 
-/// A safetensors file with one tensor `calibration`, I32 `[16, 512]`.
-fn tokens(vocab: usize, seed: u64) -> Vec<u8> {
+/// A safetensors file with one tensor `calibration`, I32 `[sequences, tokens]`.
+fn tokens(vocab: usize, sample: Sample, seed: u64) -> Vec<u8> {
     let mut random = SplitMix(seed ^ 0x70_6b);
-    let header =
-        json!({"calibration": {"dtype": "I32", "shape": [16, 512], "data_offsets": [0, 16 * 512 * 4]}});
+    let (shape, count) = ([sample.sequences, sample.tokens], sample.sequences * sample.tokens);
+    let header = json!({"calibration": {"dtype": "I32", "shape": shape, "data_offsets": [0, count * 4]}});
     let mut header = header.to_string().into_bytes();
     header.resize(header.len().next_multiple_of(8), b' ');
     let mut file = (header.len() as u64).to_le_bytes().to_vec();
     file.extend(header);
-    for _ in 0..16 * 512 {
+    for _ in 0..count {
         file.extend(((random.next() % vocab as u64) as i32).to_le_bytes());
     }
     file
@@ -128,5 +147,40 @@ impl SplitMix {
         let bits = self.next();
         let sum: u64 = (0..4).map(|i| (bits >> (16 * i)) & 0xffff).sum();
         (sum as f32 / 65535.0 - 2.0) * 1.732_050_8
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quant_checkpoint::Checkpoint;
+
+    fn synthetic(tokens: Sample) -> Synthetic {
+        Synthetic { shape: SHAPES[0], layers: 1, vocab: 50, tokens, seed: 3 }
+    }
+
+    #[test]
+    fn tokens_have_the_shape_asked_for_and_places_in_the_model() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("model");
+        synthesize(&folder, &synthetic(Sample { sequences: 3, tokens: 4100 }), false).unwrap();
+        let tokens = Checkpoint::open_file(folder.join("tokens.safetensors")).unwrap();
+        let ids = tokens.read_i32("calibration").unwrap();
+        assert_eq!(ids.shape(), [3, 4100]);
+        assert!(ids.iter().all(|id| (0..50).contains(id)));
+        let config = quant_checkpoint::read_config(&folder).unwrap();
+        assert_eq!(config["max_position_embeddings"], 4100);
+    }
+
+    #[test]
+    fn more_tokens_than_a_file_should_have_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("model");
+        for sequences in [1 << 20, usize::MAX] {
+            let error =
+                synthesize(&folder, &synthetic(Sample { sequences, tokens: 512 }), false).unwrap_err();
+            assert!(matches!(error, PipelineError::Usage(_)), "{error}");
+            assert!(!folder.exists());
+        }
     }
 }

@@ -94,7 +94,9 @@ enum Command {
     #[command(after_help = "Example:\n  ptq list --json")]
     List(list::Args),
     /// Make a checkpoint of random weights for measurements of speed and memory
-    #[command(after_help = "Example:\n  ptq synth --output synth --shape qwen2-1.5b --layers 2")]
+    #[command(
+        after_help = "Examples:\n  ptq synth --output synth --shape qwen2-1.5b --layers 2\n  ptq synth --output synth --shape qwen2-7b --layers 1 --tokens 128x2048"
+    )]
     Synth(synth::Args),
 }
 

@@ -1,7 +1,8 @@
 //! `ptq synth`
 
 use super::{Failure, count, human, print_line};
-use crate::synth::{Shape, synthesize};
+use crate::synth::{Shape, Synthetic, synthesize};
+use quant_pipeline::Sample;
 use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
@@ -18,6 +19,9 @@ pub(super) struct Args {
     /// Size of the vocabulary
     #[arg(long, default_value = "8192", value_parser = count)]
     vocab: usize,
+    /// Random calibration sequences to write beside the weights, and the tokens of each
+    #[arg(long, value_name = "NxL", default_value = "16x512")]
+    tokens: Sample,
     /// Seed of the weights and tokens
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -27,12 +31,14 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    let bytes = synthesize(&args.output, args.shape, args.layers, args.vocab, args.seed, args.force)?;
+    let Args { shape, layers, vocab, tokens, seed, .. } = *args;
+    let bytes = synthesize(&args.output, &Synthetic { shape, layers, vocab, tokens, seed }, args.force)?;
     print_line(format!(
-        "{}: {} blocks, {} of random bf16 weights; calibration tokens in tokens.safetensors:calibration [16, 512]",
+        "{}: {layers} blocks, {} of random bf16 weights; calibration tokens in tokens.safetensors:calibration [{}, {}]",
         args.output.display(),
-        args.layers,
-        human(bytes)
+        human(bytes),
+        tokens.sequences,
+        tokens.tokens
     ))?;
     Ok(())
 }
