@@ -23,7 +23,11 @@ pub(crate) fn mix_blocks<T: Scalar + Dispatch>(
         return;
     }
     tasks::for_rows(x, par, |_, mut x| {
-        let with = |x: ArrayViewMut2<'_, T>| T::dispatch(level, Compute::F32, Mix { x, alpha, a });
+        let with = |mut x: ArrayViewMut2<'_, T>| {
+            if !in_registers(level, x.view_mut(), alpha, a) {
+                T::dispatch(level, Compute::F32, Mix { x, alpha, a });
+            }
+        };
         if x.is_standard_layout() {
             with(x);
         } else {
@@ -32,6 +36,22 @@ pub(crate) fn mix_blocks<T: Scalar + Dispatch>(
             x.assign(&rows);
         }
     });
+}
+
+/// Small matrices of f32 on levels that hold a sum for each of their rows in registers; false, with nothing done, for others.
+fn in_registers<T: Scalar>(level: Level, x: ArrayViewMut2<'_, T>, alpha: T, a: ArrayView2<'_, T>) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(x) = T::as_f32_mut(x)
+        && let Some(a) = T::as_f32(a)
+    {
+        let m = x.ncols() / a.nrows();
+        // A number that is an f32 stays what it is.
+        let alpha = alpha.to_f32_lossy();
+        return x.into_slice().is_some_and(|x| super::x86::mix_in_place(level, x, m, alpha, a));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (level, x, alpha, a);
+    false
 }
 
 /// `x` in standard layout, not empty.
