@@ -253,9 +253,27 @@ mod tests {
     }
 
     fn every_level_and_thread_count<T: Scalar + Dispatch>() {
-        for (tokens, k, m) in
-            [(1, 1, 1), (70, 3, 1), (45, 12, 4), (3, 28, 33), (2, 140, 16), (50, 20, 32), (4, 5, 100)]
-        {
+        let shapes = [
+            (1, 1, 1),
+            (70, 3, 1),
+            (45, 12, 4),
+            (3, 28, 33),
+            (2, 140, 16),
+            (50, 20, 32),
+            (4, 5, 100),
+            // Groups of tokens in a register that are not all whole, tails of rows, one tile and several, more than there are tiles for.
+            (67, 28, 8),
+            (21, 12, 5),
+            (3, 12, 31),
+            (3, 8, 72),
+            (5, 16, 17),
+            (2, 24, 16),
+            (3, 36, 24),
+            (2, 60, 40),
+            (35, 52, 2),
+            (1, 264, 20),
+        ];
+        for (tokens, k, m) in shapes {
             let (x, a) = (fill::<T>(tokens, k * m, 3), fill::<T>(k, k, 4));
             let alpha = T::from_f64(0.75);
             let mut want = x.clone();

@@ -1,5 +1,6 @@
-//! A small matrix applied to rows in place where they lie: all its rows of sums are one register tile, so every element is read
-//! once, nothing is packed, and sums are written when the columns they are of have been read.
+//! A small matrix applied to rows in place, a strip of one register's lanes at a time. Where one tile holds a sum for each row of the
+//! matrix, every element is read where it lies, once, and overwritten when the columns of its strip have been read: nothing is
+//! packed. Larger matrices take several tiles of a strip that is copied into a first-level cache.
 
 use std::arch::x86_64::*;
 
@@ -8,14 +9,20 @@ use ndarray::ArrayView2;
 use crate::arch::buffer::{Buffer, LINE};
 use crate::arch::level::{InstructionSet, Level};
 
-/// Rows of sums that AVX-512 has registers for, beside one of `x`; half as many beside two.
-const MOST_AVX512: usize = 28;
-/// The same of AVX2, beside one of `x` and an entry of the matrix.
-const MOST_AVX2: usize = 14;
+/// Rows of the tiles with AVX-512: as many registers of sums, one of `x`, entries of the matrix from memory.
+const AVX512: [usize; 7] = [28, 24, 20, 16, 12, 8, 4];
+/// Rows of the tiles with AVX2: one register of `x` and one entry of the matrix beside the sums.
+const AVX2: [usize; 4] = [12, 10, 8, 4];
+/// Fewer rows than this keep the multipliers waiting for sums, where a strip has one register.
+const LEAST: usize = 8;
+/// The largest matrix that passes by from a second-level cache, beside a strip in a first-level one.
+const LARGEST: usize = 256;
+/// Elements of a cache line.
+const LINE_ELEMENTS: usize = LINE / size_of::<f32>();
 
-/// `X_t <- alpha * A X_t` for every `X_t` `[k, m]` of `x`, which is all of them, with `a` `[k, k]`; false, with `x` as it was, for
-/// levels and shapes this has no tile for. Bit for bit what the general tiles give: a sum of fused multiply-adds in
-/// increasing order.
+/// `X_t <- alpha * A X_t` for every `X_t` `[k, m]` of `x`, which is all of them, with `a` `[k, k]`; false, with `x` as it was, on
+/// levels and for sizes without tiles here. Bit for bit what the general tiles give: sums of fused multiply-adds in increasing order
+/// of the summed index.
 pub(in crate::arch) fn mix_in_place(
     level: Level,
     x: &mut [f32],
@@ -24,138 +31,206 @@ pub(in crate::arch) fn mix_in_place(
     a: ArrayView2<'_, f32>,
 ) -> bool {
     let k = a.nrows();
-    let wide = level.kind() >= InstructionSet::Avx512 && m >= 16;
-    let narrow = level.kind() >= InstructionSet::Avx2 && m >= 8 && k <= MOST_AVX2;
-    let rows = match k {
-        2..=4 => 4,
-        5..=8 => 8,
-        9..=12 => 12,
-        13..=14 => 14,
-        15..=16 => 16,
-        17..=20 => 20,
-        21..=24 => 24,
-        25..=MOST_AVX512 => MOST_AVX512,
-        _ => return false,
-    };
-    if !(wide || narrow) {
+    if level.kind() < InstructionSet::Avx2 || k > LARGEST {
         return false;
     }
-    let mut columns = Buffer::new::<f32>(k * rows);
-    let start = columns.as_mut_ptr::<f32>();
-    for p in 0..k {
-        for r in 0..rows {
-            let entry = if r < k { a[(r, p)] } else { 0.0 };
-            // SAFETY: `p * rows + r` is below the `k * rows` numbers of the buffer.
-            unsafe { start.add(p * rows + r).write(entry) };
+    // Rows that fill one narrow register are not put together to wide ones, which would wait for what was just written.
+    let avx512 = level.kind() >= InstructionSet::Avx512 && !(8..16).contains(&m);
+    let rows = tile_rows(if avx512 { &AVX512 } else { &AVX2 }, k);
+    let mut columns = Buffer::new::<f32>(k * k.next_multiple_of(rows));
+    let mut next = columns.as_mut_ptr::<f32>();
+    for row in (0..k).step_by(rows) {
+        for p in 0..k {
+            for r in row..row + rows {
+                // SAFETY: one of the `k` columns of `rows` entries of every tile, for which the buffer has room.
+                unsafe {
+                    next.write(if r < k { a[(r, p)] } else { 0.0 });
+                    next = next.add(1);
+                }
+            }
         }
     }
-    let core = Core { columns: start, k, alpha };
-    // SAFETY: the levels are proof of the instructions, the buffer holds `k` columns of `rows` entries.
+    let core = Core { columns: columns.as_ptr(), k, alpha };
+    // SAFETY: the level is proof of the instructions, and the buffer holds tiles of `rows` rows.
     unsafe {
-        match (wide, rows) {
-            (true, 4) => avx512::<4, 2>(&core, x, m),
-            (true, 8) => avx512::<8, 2>(&core, x, m),
-            (true, 12) => avx512::<12, 2>(&core, x, m),
-            (true, 14) => avx512::<14, 2>(&core, x, m),
-            (true, 16) => avx512::<16, 1>(&core, x, m),
-            (true, 20) => avx512::<20, 1>(&core, x, m),
-            (true, 24) => avx512::<24, 1>(&core, x, m),
-            (true, _) => avx512::<28, 1>(&core, x, m),
-            (false, 4) => avx2::<4, 2>(&core, x, m),
-            (false, 8) => avx2::<8, 1>(&core, x, m),
-            (false, 12) => avx2::<12, 1>(&core, x, m),
-            (false, _) => avx2::<14, 1>(&core, x, m),
+        match (avx512, rows) {
+            (true, 4) => zmm::<4, 2>(&core, x, m),
+            (true, 8) => zmm::<8, 2>(&core, x, m),
+            (true, 12) => zmm::<12, 1>(&core, x, m),
+            (true, 16) => zmm::<16, 1>(&core, x, m),
+            (true, 20) => zmm::<20, 1>(&core, x, m),
+            (true, 24) => zmm::<24, 1>(&core, x, m),
+            (true, _) => zmm::<28, 1>(&core, x, m),
+            (false, 4) => ymm::<4, 2>(&core, x, m),
+            (false, 8) => ymm::<8, 1>(&core, x, m),
+            (false, 10) => ymm::<10, 1>(&core, x, m),
+            (false, _) => ymm::<12, 1>(&core, x, m),
         }
     }
     true
 }
 
-/// The matrix, column after column, each filled up with zeros to the rows of a tile.
+/// The rows of the tiles for a matrix of `k` rows: those that fill up with the fewest rows of nothing, the larger of two alike.
+fn tile_rows(choices: &[usize], k: usize) -> usize {
+    let fits = |&&rows: &&usize| rows >= LEAST || rows >= k;
+    choices.iter().filter(fits).min_by_key(|&&rows| k.next_multiple_of(rows)).copied().unwrap_or(LEAST)
+}
+
+/// The matrix in tiles of rows: tile after tile, column after column of it, the last filled up with zeros.
 struct Core {
     columns: *const f32,
     k: usize,
     alpha: f32,
 }
 
+/// Copies adjacent numbers, by four while there are: a call would cost more than the few there are.
+///
+/// # Safety
+/// Both pointers are to `count` numbers.
+#[inline(always)]
+unsafe fn copy(mut from: *const f32, mut to: *mut f32, count: usize) {
+    // SAFETY: as many numbers as the caller says.
+    unsafe {
+        for _ in 0..count / 4 {
+            to.cast::<[f32; 4]>().write_unaligned(from.cast::<[f32; 4]>().read_unaligned());
+            (from, to) = (from.add(4), to.add(4));
+        }
+        for i in 0..count % 4 {
+            *to.add(i) = *from.add(i);
+        }
+    }
+}
+
 macro_rules! mix {
     (
-        $name:ident, $strip:ident, $features:literal, $lanes:literal,
+        $name:ident, $strip:ident, $part:ident, $features:literal, $lanes:literal,
         $set:ident, $load:ident, $madd:ident, $mul:ident, $store:ident
     ) => {
-        /// All tokens of `x`, with tiles of `ROWS` rows and `V` registers.
+        /// All tokens of `x`, with tiles of `ROWS` rows and, where one tile is all, `V` registers.
         ///
         /// # Safety
-        /// The machine has the instructions; the core has at most `ROWS` rows and columns filled up to `ROWS`.
+        /// The machine has the instructions, and the core is in tiles of `ROWS` rows.
         #[target_feature(enable = $features)]
         unsafe fn $name<const ROWS: usize, const V: usize>(core: &Core, x: &mut [f32], m: usize) {
             let k = core.k;
-            // Tails of rows, put side by side where registers can read them.
-            let mut aside = [[0.0_f32; $lanes]; ROWS];
+            // A strip to read and, for lanes of several tokens or the last of one, a strip to write.
+            let mut memory = vec![[[0.0_f32; $lanes]; 2]; k];
+            let aside = memory.as_flattened_mut().as_flattened_mut().as_mut_ptr();
+            if m < $lanes {
+                for tokens in x.chunks_mut($lanes / m * k * m) {
+                    let count = tokens.len() / (k * m);
+                    // SAFETY: so many tokens of `m` lanes fit side by side into a register.
+                    unsafe { $part::<ROWS>(core, tokens.as_mut_ptr(), m, m, count, aside) };
+                }
+                return;
+            }
             for token in x.chunks_exact_mut(k * m) {
                 let start = token.as_mut_ptr();
                 let mut ahead = start.wrapping_add(k * m);
                 let mut column = 0;
-                // SAFETY: all columns of a strip are below `m`, those of `aside` below the lanes of a register.
-                unsafe {
-                    while column + V * $lanes <= m {
-                        for _ in 0..(k * V * $lanes).div_ceil(LINE / size_of::<f32>()) {
-                            _mm_prefetch::<_MM_HINT_T0>(ahead.cast_const().cast());
-                            ahead = ahead.wrapping_add(LINE / size_of::<f32>());
-                        }
-                        $strip::<ROWS, V>(core, start.add(column), m);
-                        column += V * $lanes;
+                while column < m {
+                    let left = m - column;
+                    let width = if left >= V * $lanes && k <= ROWS { V * $lanes } else { left.min($lanes) };
+                    // The next token is fetched while this one is mixed. A prefetch may name any address.
+                    for _ in 0..(k * width).div_ceil(LINE_ELEMENTS) {
+                        _mm_prefetch::<_MM_HINT_T0>(ahead.cast_const().cast());
+                        ahead = ahead.wrapping_add(LINE_ELEMENTS);
                     }
-                    while column + $lanes <= m {
-                        $strip::<ROWS, 1>(core, start.add(column), m);
-                        column += $lanes;
+                    // SAFETY: the columns of the strip are below `m`; one tile reads all of it before it writes.
+                    unsafe {
+                        let to = start.add(column);
+                        if width < $lanes {
+                            $part::<ROWS>(core, to, m, width, 1, aside);
+                        } else if k <= ROWS && width > $lanes {
+                            $strip::<ROWS, V>(core, to, m, to, m);
+                        } else if k <= ROWS {
+                            $strip::<ROWS, 1>(core, to, m, to, m);
+                        } else {
+                            for r in 0..k {
+                                $store(aside.add(r * $lanes), $load(to.add(r * m)));
+                            }
+                            $strip::<ROWS, 1>(core, aside, $lanes, to, m);
+                        }
                     }
-                    if column < m {
-                        for r in 0..k {
-                            for l in column..m {
-                                aside[r][l - column] = *start.add(r * m + l);
-                            }
-                        }
-                        $strip::<ROWS, 1>(core, aside.as_flattened_mut().as_mut_ptr(), $lanes);
-                        for r in 0..k {
-                            for l in column..m {
-                                *start.add(r * m + l) = aside[r][l - column];
-                            }
-                        }
+                    column += width;
+                }
+            }
+        }
+
+        /// `width` columns, from `x` on, of each of `count` tokens `[k, m]`: less than a register has lanes, side by side.
+        ///
+        /// # Safety
+        /// As the caller, `x` points to the first column of the first token, and `aside` has room for two strips.
+        #[target_feature(enable = $features)]
+        unsafe fn $part<const ROWS: usize>(
+            core: &Core,
+            x: *mut f32,
+            m: usize,
+            width: usize,
+            count: usize,
+            aside: *mut f32,
+        ) {
+            let k = core.k;
+            // SAFETY: `count * width` is at most the lanes of a register.
+            unsafe {
+                let mixed = aside.add(k * $lanes);
+                for r in 0..k {
+                    for t in 0..count {
+                        copy(x.add((t * k + r) * m), aside.add(r * $lanes + t * width), width);
+                    }
+                }
+                $strip::<ROWS, 1>(core, aside, $lanes, mixed, $lanes);
+                for r in 0..k {
+                    for t in 0..count {
+                        copy(mixed.add(r * $lanes + t * width), x.add((t * k + r) * m), width);
                     }
                 }
             }
         }
 
-        /// `V` registers of every row, `stride` apart.
+        /// `V` registers of every row, rows of `from` and of `to` as far apart as their strides. Where one tile is all, both may
+        /// be the same.
         ///
         /// # Safety
-        /// As the caller, and `x` points to such rows.
+        /// As the caller, and the pointers are to `k` such rows.
         #[inline]
         #[target_feature(enable = $features)]
-        unsafe fn $strip<const ROWS: usize, const V: usize>(core: &Core, x: *mut f32, stride: usize) {
-            // SAFETY: rows below `k`, columns of the core below `k` with `ROWS` entries.
-            unsafe {
-                let mut sums = [[$set(0.0); V]; ROWS];
-                let (mut row, mut entries) = (x.cast_const(), core.columns);
-                for _ in 0..core.k {
-                    let mut values = [$load(row); V];
-                    for v in 1..V {
-                        values[v] = $load(row.add(v * $lanes));
-                    }
-                    for r in 0..ROWS {
-                        let entry = $set(*entries.add(r));
-                        for v in 0..V {
-                            sums[r][v] = $madd(entry, values[v], sums[r][v]);
+        unsafe fn $strip<const ROWS: usize, const V: usize>(
+            core: &Core,
+            from: *const f32,
+            from_stride: usize,
+            to: *mut f32,
+            to_stride: usize,
+        ) {
+            let mut entries = core.columns;
+            for first in (0..core.k).step_by(ROWS) {
+                // SAFETY: rows below `k` of both, and `k` columns of `ROWS` entries a tile.
+                unsafe {
+                    let mut sums = [[$set(0.0); V]; ROWS];
+                    let mut row = from;
+                    for _ in 0..core.k {
+                        let mut values = [$load(row); V];
+                        for v in 1..V {
+                            values[v] = $load(row.add(v * $lanes));
                         }
+                        for r in 0..ROWS {
+                            let entry = $set(*entries.add(r));
+                            for v in 0..V {
+                                sums[r][v] = $madd(entry, values[v], sums[r][v]);
+                            }
+                        }
+                        row = row.wrapping_add(from_stride);
+                        entries = entries.add(ROWS);
                     }
-                    row = row.wrapping_add(stride);
-                    entries = entries.add(ROWS);
-                }
-                let alpha = $set(core.alpha);
-                for r in 0..ROWS {
-                    if r < core.k {
-                        for v in 0..V {
-                            $store(x.add(r * stride + v * $lanes), $mul(alpha, sums[r][v]));
+                    let alpha = $set(core.alpha);
+                    let (rows, mut row) = (core.k - first, to.add(first * to_stride));
+                    // So short that it is unrolled for every tile; otherwise the sums would live in memory.
+                    for r in 0..ROWS {
+                        if r < rows {
+                            for v in 0..V {
+                                $store(row.add(v * $lanes), $mul(alpha, sums[r][v]));
+                            }
+                            row = row.wrapping_add(to_stride);
                         }
                     }
                 }
@@ -164,8 +239,9 @@ macro_rules! mix {
     };
 }
 mix!(
-    avx512,
-    avx512_strip,
+    zmm,
+    zmm_strip,
+    zmm_part,
     "avx512f",
     16,
     _mm512_set1_ps,
@@ -175,8 +251,9 @@ mix!(
     _mm512_storeu_ps
 );
 mix!(
-    avx2,
-    avx2_strip,
+    ymm,
+    ymm_strip,
+    ymm_part,
     "avx2,fma",
     8,
     _mm256_set1_ps,
