@@ -4,13 +4,16 @@ mod core;
 #[cfg(test)]
 mod tests;
 
-use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2};
+use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis};
 use quant_core::{AxisTransform, OnlineTransform};
 use quant_kernels::{Element, Par, mix_blocks_in_place, tasks, walsh_hadamard_rows};
 
 pub use self::core::hadamard_core;
 use crate::runs::in_runs;
 use crate::{KeyedRandom, RotateError};
+
+/// Elements that are mixed by the core while a second-level cache has them from the stages before.
+const PIECE: usize = 64 << 10;
 
 /// An orthogonal Hadamard matrix `H = (C kron S)^T / sqrt(n)` of size `n = K * 2^m`: `S` is Sylvester's matrix of order `2^m`
 /// and `C` a Hadamard matrix of order `K`, the core.
@@ -121,13 +124,19 @@ impl Hadamard {
 
     fn rotate<T: Element>(&self, x: ArrayViewMut2<'_, T>, transposed: bool, par: Par) {
         let scale = T::from_f64(1.0 / (self.size as f64).sqrt());
-        in_runs(x, self.size, |mut runs| {
-            walsh_hadamard_rows(runs.view_mut(), self.size / self.order(), scale, par);
-            if let Some(core) = &self.core {
-                let core = core.mapv(|sign| T::from_f32(f32::from(sign)));
-                let core = if transposed { core.t() } else { core.view() };
-                mix_blocks_in_place(runs, T::one(), core, par);
-            }
+        in_runs(x, self.size, |runs| {
+            let Some(core) = &self.core else { return walsh_hadamard_rows(runs, self.size, scale, par) };
+            let order = core.nrows();
+            let core = core.mapv(|sign| T::from_f32(f32::from(sign)));
+            let core = if transposed { core.t() } else { core.view() };
+            // The core is prepared for every piece, which has to be worth it.
+            let elements = PIECE.max(4 * order * order);
+            tasks::for_rows(runs, par, |_, mut runs| {
+                for mut piece in runs.axis_chunks_iter_mut(Axis(0), elements.div_ceil(self.size)) {
+                    walsh_hadamard_rows(piece.view_mut(), self.size / order, scale, Par::Seq);
+                    mix_blocks_in_place(piece, T::one(), core, Par::Seq);
+                }
+            });
         });
     }
 
