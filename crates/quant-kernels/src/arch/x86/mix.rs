@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 
 use ndarray::ArrayView2;
 
-use crate::arch::buffer::{Buffer, LINE};
+use crate::arch::buffer::Buffer;
 use crate::arch::level::{InstructionSet, Level};
 
 /// Rows of the tiles with AVX-512: as many registers of sums, one of `x`, entries of the matrix from memory.
@@ -17,8 +17,6 @@ const AVX2: [usize; 4] = [12, 10, 8, 4];
 const LEAST: usize = 8;
 /// The largest matrix that passes by from a second-level cache, beside a strip in a first-level one.
 const LARGEST: usize = 256;
-/// Elements of a cache line.
-const LINE_ELEMENTS: usize = LINE / size_of::<f32>();
 
 /// `X_t <- alpha * A X_t` for every `X_t` `[k, m]` of `x`, which is all of them, with `a` `[k, k]`; false, with `x` as it was, on
 /// levels and for sizes without tiles here. Bit for bit what the general tiles give: sums of fused multiply-adds in increasing order
@@ -126,33 +124,30 @@ macro_rules! mix {
             }
             for token in x.chunks_exact_mut(k * m) {
                 let start = token.as_mut_ptr();
-                let mut ahead = start.wrapping_add(k * m);
+                // The next token is fetched while this one is mixed.
+                let mut ahead = start.cast_const().wrapping_add(k * m);
                 let mut column = 0;
                 while column < m {
                     let left = m - column;
                     let width = if left >= V * $lanes && k <= ROWS { V * $lanes } else { left.min($lanes) };
-                    // The next token is fetched while this one is mixed. A prefetch may name any address.
-                    for _ in 0..(k * width).div_ceil(LINE_ELEMENTS) {
-                        _mm_prefetch::<_MM_HINT_T0>(ahead.cast_const().cast());
-                        ahead = ahead.wrapping_add(LINE_ELEMENTS);
-                    }
                     // SAFETY: the columns of the strip are below `m`; one tile reads all of it before it writes.
                     unsafe {
                         let to = start.add(column);
                         if width < $lanes {
                             $part::<ROWS>(core, to, m, width, 1, aside);
                         } else if k <= ROWS && width > $lanes {
-                            $strip::<ROWS, V>(core, to, m, to, m);
+                            $strip::<ROWS, V>(core, to, m, to, m, ahead);
                         } else if k <= ROWS {
-                            $strip::<ROWS, 1>(core, to, m, to, m);
+                            $strip::<ROWS, 1>(core, to, m, to, m, ahead);
                         } else {
                             for r in 0..k {
                                 $store(aside.add(r * $lanes), $load(to.add(r * m)));
                             }
-                            $strip::<ROWS, 1>(core, aside, $lanes, to, m);
+                            $strip::<ROWS, 1>(core, aside, $lanes, to, m, ahead);
                         }
                     }
                     column += width;
+                    ahead = ahead.wrapping_add(k * width);
                 }
             }
         }
@@ -179,7 +174,7 @@ macro_rules! mix {
                         copy(x.add((t * k + r) * m), aside.add(r * $lanes + t * width), width);
                     }
                 }
-                $strip::<ROWS, 1>(core, aside, $lanes, mixed, $lanes);
+                $strip::<ROWS, 1>(core, aside, $lanes, mixed, $lanes, aside);
                 for r in 0..k {
                     for t in 0..count {
                         copy(mixed.add(r * $lanes + t * width), x.add((t * k + r) * m), width);
@@ -201,14 +196,18 @@ macro_rules! mix {
             from_stride: usize,
             to: *mut f32,
             to_stride: usize,
+            mut ahead: *const f32,
         ) {
-            let mut entries = core.columns;
+            let (mut entries, mut step) = (core.columns, V * $lanes);
             for first in (0..core.k).step_by(ROWS) {
                 // SAFETY: rows below `k` of both, and `k` columns of `ROWS` entries a tile.
                 unsafe {
                     let mut sums = [[$set(0.0); V]; ROWS];
                     let mut row = from;
                     for _ in 0..core.k {
+                        // A line at a time, which leaves room for other misses. A prefetch may name any address.
+                        _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                        ahead = ahead.wrapping_add(step);
                         let mut values = [$load(row); V];
                         for v in 1..V {
                             values[v] = $load(row.add(v * $lanes));
@@ -222,6 +221,7 @@ macro_rules! mix {
                         row = row.wrapping_add(from_stride);
                         entries = entries.add(ROWS);
                     }
+                    step = 0;
                     let alpha = $set(core.alpha);
                     let (rows, mut row) = (core.k - first, to.add(first * to_stride));
                     // So short that it is unrolled for every tile; otherwise the sums would live in memory.
