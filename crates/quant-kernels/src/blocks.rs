@@ -9,8 +9,9 @@ use crate::{Level, Par, arch};
 /// `[tokens, k * m]` as `X_t` `[k, m]` in row-major order. In other words `x <- alpha * x (A^T kron I_m)`.
 ///
 /// The core of Hadamard matrices that are no power of two, the left factor of a Kronecker product and what mixes heads are
-/// of this form. Works in place, with the tiles of the products: every element is one sum in increasing order of the summed
-/// index, whatever the level or the number of threads.
+/// of this form. Works in place, in f32 with all sums of a few columns in registers where the machine has AVX2 or AVX-512, else with
+/// the tiles of the products: every element is one sum in increasing order of the summed index, whatever the level or the
+/// number of threads.
 ///
 /// # Panics
 /// If `a` is not square or its side does not divide the number of columns of `x`.

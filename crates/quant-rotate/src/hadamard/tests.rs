@@ -46,6 +46,26 @@ fn sizes_of_the_model_zoo_equal_their_matrix() {
     }
 }
 
+/// Rows are taken in pieces, of which this makes several: no row sees the others of its piece.
+#[test]
+fn many_rows_equal_each_alone() {
+    for size in [12 << 7, 28 << 6, 148 << 3] {
+        let h = Hadamard::new(size).unwrap();
+        let x = Numbers::new(size as u64).matrix(300_000 / size, size, 1.0);
+        for transposed in [false, true] {
+            let mut alone = x.clone();
+            for row in alone.axis_chunks_iter_mut(Axis(0), 1) {
+                h.rotate(row, transposed, Par::Seq);
+            }
+            for par in [Par::Seq, Par::new(3)] {
+                let mut together = x.clone();
+                h.rotate(together.view_mut(), transposed, par);
+                assert!(together == alone, "size {size}, transposed {transposed}, {par}");
+            }
+        }
+    }
+}
+
 #[test]
 fn matrices_are_orthogonal() {
     for size in [1, 2, 8, 12, 40, 156, 172, 224] {
