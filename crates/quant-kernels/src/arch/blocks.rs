@@ -38,7 +38,7 @@ pub(crate) fn mix_blocks<T: Scalar + Dispatch>(
     });
 }
 
-/// Small matrices of f32 on levels that hold a sum for each of their rows in registers; false, with nothing done, for others.
+/// Matrices of f32 that a level mixes rows by where they lie; false, with nothing done, for others.
 fn in_registers<T: Scalar>(level: Level, x: ArrayViewMut2<'_, T>, alpha: T, a: ArrayView2<'_, T>) -> bool {
     #[cfg(target_arch = "x86_64")]
     if let Some(x) = T::as_f32_mut(x)

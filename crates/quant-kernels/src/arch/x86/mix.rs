@@ -184,7 +184,7 @@ macro_rules! mix {
         }
 
         /// `V` registers of every row, rows of `from` and of `to` as far apart as their strides. Where one tile is all, both may
-        /// be the same.
+        /// be the same. From `ahead` on as many numbers are fetched as are read.
         ///
         /// # Safety
         /// As the caller, and the pointers are to `k` such rows.
