@@ -88,13 +88,13 @@ fn gram_shapes<T: Element + RealField>(tokens: usize, n: usize, par: Par, rounds
         (
             "plain",
             Box::new(|| {
-                gram_lower(h1.view_mut(), true, <T as Real>::from_f64(1.0), x.view(), Compute::F32, par)
+                gram_lower(h1.view_mut(), true, <T as Real>::from_f64(1.0), x.view(), Compute::F32, par);
             }),
         ),
         (
             "bf16",
             Box::new(|| {
-                gram_lower(h2.view_mut(), true, <T as Real>::from_f64(1.0), x.view(), Compute::Bf16, par)
+                gram_lower(h2.view_mut(), true, <T as Real>::from_f64(1.0), x.view(), Compute::Bf16, par);
             }),
         ),
     ];
