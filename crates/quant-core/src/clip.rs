@@ -44,7 +44,7 @@ impl ClipSearch {
     /// The best parameters of one group whose extremes are `min` and `max`.
     ///
     /// The unsearched parameters are kept when no candidate has a finite error. The error is computed only of candidates that a
-    /// [lower bound](Self::lower_bounds) does not exclude; the result is that of trying all.
+    /// lower bound does not exclude; the result is that of trying all.
     #[must_use]
     #[inline(always)]
     pub fn params(&self, grid: &Grid, group: &[f32], min: f32, max: f32) -> QParams {
