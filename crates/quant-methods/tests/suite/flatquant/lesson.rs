@@ -219,7 +219,8 @@ fn eight_bits_are_rounded_by_the_section() {
         })
     };
     assert_eq!(bits(json!({ "fallback": ["bits8"] })).as_deref(), Some("W8A8KV4"));
-    assert_eq!(bits(json!({})), None);
+    assert_eq!(bits(json!({})).as_deref(), Some("W8A8KV4"));
+    assert_eq!(bits(json!({ "fallback": ["rotation"] })), None);
     // The plan is of four bits, the section of others: an override said so.
     assert_eq!(bits(json!({ "fallback": ["bits8"], "scheme": "W4A8" })), None);
     let refused = |section: Value| {
