@@ -430,6 +430,7 @@ pub(crate) fn not_encodable(
         found: found.into(),
     }
 }
+
 impl CheckpointError {
     /// A part of a folder, `subject`, that is not what its format asks for.
     pub(crate) fn bad_format(

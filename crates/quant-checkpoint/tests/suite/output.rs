@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::common::output::{TinyDisk, plan};
 use crate::common::{Folder, entries, snapshot, valid};
@@ -324,4 +325,58 @@ proptest! {
             prop_assert_eq!(reference.tensor(n).unwrap().data(), bytes(i));
         }
     }
+}
+
+/// A disk whose files stay empty, which remembers how many bytes of a file were waited for at most, at a time.
+#[derive(Debug, Default)]
+struct Forgetful(Arc<AtomicU64>);
+
+#[derive(Debug)]
+struct ForgetfulFile {
+    unsynced: u64,
+    most: Arc<AtomicU64>,
+}
+
+impl Storage for Forgetful {
+    fn create(&self, path: &Path) -> io::Result<Box<dyn StorageFile>> {
+        Disk.create(path)?;
+        Ok(Box::new(ForgetfulFile { unsynced: 0, most: Arc::clone(&self.0) }))
+    }
+}
+
+impl StorageFile for ForgetfulFile {
+    fn write_all_at(&mut self, bytes: &[u8], _: u64) -> io::Result<()> {
+        self.unsynced += bytes.len() as u64;
+        self.most.fetch_max(self.unsynced, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn truncate(&mut self, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.unsynced = 0;
+        Ok(())
+    }
+}
+
+/// The disk works while tensors are made: of a large shard never much is left to be waited for.
+#[test]
+fn large_shards_are_synced_on_the_way() {
+    const MIB: usize = 1 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let most = Arc::new(AtomicU64::new(0));
+    let options =
+        OutputOptions { storage: Arc::new(Forgetful(Arc::clone(&most))), ..OutputOptions::default() };
+    let mut out = OutputFolder::create(dir.path().join("out"), &options).unwrap();
+    let names: Vec<String> = (0..6).map(|i| format!("w{i}")).collect();
+    let tensors: Vec<_> = names.iter().map(|name| (name.as_str(), Dtype::U8, &[32 * MIB][..])).collect();
+    out.begin_weights(plan(&tensors, 1 << 30)).unwrap();
+    for name in &names {
+        out.tensor(name, Dtype::U8, &[32 * MIB], &vec![1; 32 * MIB]).unwrap();
+    }
+    out.end_weights().unwrap();
+    let most = most.load(Ordering::Relaxed);
+    assert!((64 * MIB as u64..66 * MIB as u64).contains(&most), "{most}");
 }

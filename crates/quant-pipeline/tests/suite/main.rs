@@ -6,6 +6,7 @@ mod activations;
 mod common;
 mod duquant;
 mod flatquant;
+mod flatquant_fallback;
 mod quarot;
 mod run;
 mod shared;
