@@ -390,7 +390,8 @@ fn settings_of_the_arithmetic_are_told() {
     };
     let (json, line) = run("rtn: { scheme: W8A8 }", "compute: bf16\n");
     assert_eq!(json, (json!("bf16"), Value::Null));
-    assert_eq!(line, "arithmetic: products in bf16, factorisation none");
+    let level = quant_kernels::Level::detect();
+    assert_eq!(line, format!("arithmetic: products in bf16 ({level}), factorisation none"));
     let rest = "overrides: { \"*.down_proj\": { factor: f64 } }\n";
     let (json, line) = run("gptq: { scheme: W4A16 }", rest);
     assert_eq!(json, (json!("f32"), json!("f32, f64")));

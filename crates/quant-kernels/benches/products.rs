@@ -14,7 +14,8 @@ use faer::{Accum, MatMut, MatRef};
 use ndarray::Array2;
 use quant_core::Real;
 use quant_kernels::{
-    Compute, Element, Level, Par, PreparedWeight, float_peak_operations, gram_lower, linear_into,
+    Compute, Element, Level, Par, PreparedWeight, bf16_peak_operations, float_peak_operations, gram_lower,
+    linear_into,
 };
 use quant_testkit::timed;
 
@@ -25,7 +26,12 @@ fn main() {
     let rounds = if std::env::args().any(|argument| argument == "quick") { 1 } else { 7 };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     println!("level {}, {threads} thread(s) available, best of {rounds} rounds", Level::detect());
-    println!("f32 multiply-add peak of one core: {:.0} GF/s", peak(rounds));
+    println!(
+        "f32 multiply-add peak of one core: {:.0} GF/s",
+        peak(rounds, || Some(float_peak_operations(8_000_000)))
+    );
+    let bf16 = peak(rounds, || bf16_peak_operations(Level::detect(), 1_000_000));
+    println!("bf16 peak of one core, 0 where f32 instructions do it: {bf16:.0} GF/s");
     for par in [Par::Seq, Par::new(threads.min(2))] {
         println!("\n{par}: rates in GF/s of 2 m n k, and as a ratio to the first column");
         for (m, k, n) in [(2048, 1536, 8960), (2048, 4096, 4096), (512, 1536, 1536), (1, 1536, 8960)] {
@@ -125,12 +131,11 @@ fn report(name: &str, products: f64, par: Par, rounds: usize, mut contenders: Ve
     println!();
 }
 
-/// Multiply-adds in registers only: independent chains of one register each.
-fn peak(rounds: usize) -> f64 {
+/// The best rate of multiply-adds in registers only; zero where there are none.
+fn peak(rounds: usize, work: impl Fn() -> Option<u64>) -> f64 {
     (0..=rounds).fold(0.0, |best: f64, _| {
-        let mut operations = 0;
-        let (seconds, ()) = timed(Par::Seq, || operations = float_peak_operations(8_000_000));
-        best.max(operations as f64 / seconds / 1e9)
+        let (seconds, operations) = timed(Par::Seq, &work);
+        operations.map_or(best, |operations| best.max(operations as f64 / seconds / 1e9))
     })
 }
 

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::Level;
+
 /// Arithmetic of a matrix product: a named setting that reports print, because it changes numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -28,6 +30,20 @@ impl Compute {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
         }
+    }
+
+    /// The level whose instructions multiply f32 operands with this setting on this machine, where that decides their bits: always with
+    /// bf16, never with f32, in which all levels agree.
+    ///
+    /// ```
+    /// use quant_kernels::{Compute, Level};
+    ///
+    /// assert_eq!(Compute::F32.instructions(), None);
+    /// assert_eq!(Compute::Bf16.instructions(), Some(Level::detect()));
+    /// ```
+    #[must_use]
+    pub fn instructions(self) -> Option<Level> {
+        (self == Self::Bf16).then(Level::detect)
     }
 }
 

@@ -41,13 +41,14 @@
 //! partition or the number of threads. So a result does not depend on [`Par`], a token computed alone has the bits it
 //! has in a batch, and a [`PreparedWeight`] gives the bits of [`linear`]. With [`Compute::F32`], where every step is
 //! one fused multiply-add, the portable, AVX2 and AVX-512 levels agree to the bit as well; with [`Compute::Bf16`] on
-//! f32 elements the AVX-512 BF16 instructions add the two products of a pair in their own order (and take subnormal
-//! operands as zero), so that level differs from the others by rounding.
+//! f32 elements the AVX-512 BF16 instructions and the tiles of AMX add the products of some words in their own order (and take
+//! subnormal operands as zero), so those levels differ from the others by rounding.
 //!
 //! # Choosing
 //! Prepare a weight that meets fewer than a few hundred tokens at a time: packing it costs as much as multiplying it
 //! with some tens of tokens. Use [`Compute::Bf16`] where operands are bf16 values anyway: it is about twice as fast
-//! on a machine with the instructions and loses only the order of summation; it gains nothing without them.
+//! on a machine with the instructions, more on one with tiles, and loses only the order of summation; it gains nothing without them. [`Level::detect`] says
+//! which a machine uses.
 
 #![deny(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
@@ -91,7 +92,7 @@ pub mod views;
 pub use ndarray;
 
 pub use activation::{silu_mul, silu_mul_backward};
-pub use arch::{IntegerLevel, Level, integer_peak_operations, return_freed_memory};
+pub use arch::{IntegerLevel, Level, bf16_peak_operations, integer_peak_operations, return_freed_memory};
 pub use blocks::mix_blocks_in_place;
 pub use cholesky::cholesky_lower_in_place;
 pub use compute::{Compute, UnknownCompute};

@@ -98,5 +98,7 @@ pub(super) fn factor(recipe: &Recipe) -> Option<String> {
 /// The settings that change numbers without changing the scheme, in words.
 pub(super) fn arithmetic(recipe: &Recipe) -> String {
     let factor = factor(recipe).map_or_else(|| "none".to_owned(), |f| format!("in {f}"));
-    format!("products in {}, factorisation {factor}", recipe.compute())
+    let compute = recipe.compute();
+    let instructions = compute.instructions().map(|level| format!(" ({level})")).unwrap_or_default();
+    format!("products in {compute}{instructions}, factorisation {factor}")
 }

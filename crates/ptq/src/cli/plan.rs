@@ -39,7 +39,9 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
         let json = serde_json::json!({
             "model": plan.spec, "format": plan.recipe.format().id(), "methods": methods(plan),
             "blocks": groups, "tables": tables(plan), "kv_cache": plan.scheme.kv, "float": stays_float(plan),
-            "compute": plan.recipe.compute(), "factor": factor(&plan.recipe),
+            "compute": plan.recipe.compute(),
+            "instructions": plan.recipe.compute().instructions().map(quant_kernels::Level::name),
+            "factor": factor(&plan.recipe),
             "needs_calibration": plan.streams.calibration(),
             "calibration_tokens": tokens.map(quant_data::TokenSet::tokens),
             "forecast": forecast,

@@ -3,6 +3,7 @@
 use super::job::{JobArgs, arithmetic, factor};
 use super::progress::{Progress, on_interrupt, seconds};
 use super::{Failure, Table, human, print_json, print_line};
+use quant_kernels::Level;
 use quant_pipeline::{LinearReport, QuantizeOutcome, Recipe, Registry, quantize};
 use std::path::PathBuf;
 
@@ -28,6 +29,7 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
     if args.job.json {
         return print_json(&Report {
             compute: job.recipe.compute().name(),
+            instructions: job.recipe.compute().instructions().map(Level::name),
             factor: factor(&job.recipe),
             outcome: &outcome,
         });
@@ -49,6 +51,7 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
 #[derive(serde::Serialize)]
 struct Report<'a> {
     compute: &'static str,
+    instructions: Option<&'static str>,
     factor: Option<String>,
     #[serde(flatten)]
     outcome: &'a QuantizeOutcome,

@@ -66,14 +66,15 @@ impl<T: Scalar + Dispatch> Visitor<T> for Mix<'_, '_, T> {
 
     fn visit<K: Kernel<In = T, Out = T, Alpha = T>>(mut self, kernel: K) {
         const { assert!(K::MR * K::NR <= MAX_TILE && K::HEAD == 0) };
+        let _session = kernel.session();
         let k = self.a.nrows();
         let (tokens, columns) = self.x.dim();
-        let (m, words) = (columns / k, k.div_ceil(K::PAIR));
+        let (m, words) = (columns / k, k.div_ceil(K::PAIR).next_multiple_of(K::WORDS));
         let (rows, panel_words) = (k.div_ceil(K::MR), K::NR * words);
         let mut left = Buffer::new::<LeftWord<K>>(rows * K::MR * words);
         let left = left.as_mut_ptr::<LeftWord<K>>();
         // SAFETY: the buffer has room for all panels over the whole depth, and `a` is borrowed.
-        unsafe { pack_panels::<K::Left>(&Source::new(&self.a), 0, K::MR, 0..rows, 0, k, 0, left) };
+        unsafe { pack_panels::<K::Left>(&Source::new(&self.a), 0, K::MR, 0..rows, 0, k, words, 0, left) };
         let together = (GROUP_BYTES / (panel_words * size_of::<RightWord<K>>())).clamp(1, m.div_ceil(K::NR));
         let mut right = Buffer::new::<RightWord<K>>(together * panel_words);
         let right = right.as_mut_ptr::<RightWord<K>>();
@@ -138,7 +139,17 @@ impl<T: Scalar, K: Kernel<In = T, Out = T, Alpha = T>> Work<K> {
             unsafe {
                 let lanes = ArrayView2::from_shape_ptr((m, k).strides((1, m)), x.cast_const());
                 let place = self.right.wrapping_sub(first * K::NR * self.words);
-                pack_panels::<K::Right>(&Source::new(&lanes), 0, K::NR, group.clone(), 0, k, 0, place);
+                pack_panels::<K::Right>(
+                    &Source::new(&lanes),
+                    0,
+                    K::NR,
+                    group.clone(),
+                    0,
+                    k,
+                    self.words,
+                    0,
+                    place,
+                );
             }
             // What the group needs of the token is copied, so its place can be written.
             for row in (0..k).step_by(K::MR) {

@@ -10,7 +10,7 @@ use super::packed;
 use super::portable::Portable;
 use super::sink::{Region, Store, Target};
 #[cfg(target_arch = "x86_64")]
-use super::x86::{Avx2F32, Avx2F64, Avx512Bf16, Avx512F32, Avx512F64};
+use super::x86::{AmxBf16, Avx2F32, Avx2F64, Avx512Bf16, Avx512F32, Avx512F64};
 use crate::panels::LevelPanels;
 use crate::scalar::Scalar;
 use crate::{Compute, Par};
@@ -35,6 +35,9 @@ impl Dispatch for f32 {
     fn dispatch<V: Visitor<Self>>(level: Level, compute: Compute, visitor: V) -> V::Output {
         #[cfg(target_arch = "x86_64")]
         {
+            if let (Compute::Bf16, Some(kernel)) = (compute, AmxBf16::new(level)) {
+                return visitor.visit(kernel);
+            }
             if let (Compute::Bf16, Some(kernel)) = (compute, Avx512Bf16::new(level)) {
                 return visitor.visit(kernel);
             }

@@ -61,7 +61,7 @@ pub(super) struct Packed {
 
 impl Packed {
     fn unfilled<K: Kernel>(lanes: usize, depth: usize) -> Self {
-        let words = depth.div_ceil(K::PAIR) + depth.div_ceil(K::KC) * K::HEAD;
+        let words = span_words::<K>(depth) + depth.div_ceil(K::KC) * K::HEAD;
         let words = words * lanes.next_multiple_of(K::NR);
         Self { buffer: Buffer::kept::<RightWord<K>>(words), lanes, depth }
     }
@@ -87,7 +87,13 @@ fn panel_offset<K: Kernel>(lanes: usize, depth: usize, first: usize, panel: usiz
 
 /// Words of the next block of the summed index when `left` elements are left.
 fn block_words<K: Kernel>(left: usize) -> usize {
-    left.min(K::KC).div_ceil(K::PAIR)
+    left.min(K::KC).div_ceil(K::PAIR).next_multiple_of(K::WORDS)
+}
+
+/// Words of a lane in all blocks of the summed index, heads aside.
+fn span_words<K: Kernel>(depth: usize) -> usize {
+    const { assert!(K::KC.is_multiple_of(K::PAIR * K::WORDS), "blocks of whole steps") };
+    depth / K::KC * (K::KC / K::PAIR) + block_words::<K>(depth % K::KC)
 }
 
 /// Packs a whole right operand.
@@ -160,13 +166,31 @@ unsafe fn pack_depth<K: Kernel>(
                 let depth = K::KC.min(operand.depth - first);
                 let offset = panel_offset::<K>(operand.lanes, operand.depth, first, to.start);
                 // `pack_panels` counts from the place of panel 0.
-                let panel_words = K::NR * (K::HEAD + depth.div_ceil(K::PAIR));
+                let panel_words = K::NR * (K::HEAD + block_words::<K>(depth));
                 let dst = start.offset(offset).back(from.start * panel_words).get();
                 // SAFETY: forwarded from the caller; the panels lie in the buffer, and the ranges are in `src`.
                 unsafe { pack_right::<K>(src, 0, from.clone(), first, depth, dst) };
             }
         },
     );
+}
+
+/// Packs panels of A; the arguments are those of [`pack_panels`].
+///
+/// # Safety
+/// As [`pack_panels`].
+#[inline(always)]
+unsafe fn pack_left<K: Kernel>(
+    src: &Source<K::In>,
+    lane0: usize,
+    panels: Range<usize>,
+    first: usize,
+    depth: usize,
+    dst: *mut LeftWord<K>,
+) {
+    let words = block_words::<K>(depth);
+    // SAFETY: forwarded from the caller.
+    unsafe { pack_panels::<K::Left>(src, lane0, K::MR, panels, first, depth, words, 0, dst) };
 }
 
 /// Packs panels of B with their heads; the arguments are those of [`pack_panels`].
@@ -182,10 +206,10 @@ unsafe fn pack_right<K: Kernel>(
     depth: usize,
     dst: *mut RightWord<K>,
 ) {
-    let words = depth.div_ceil(K::PAIR);
+    let words = block_words::<K>(depth);
     // SAFETY: forwarded from the caller; every panel begins with its head.
     unsafe {
-        pack_panels::<K::Right>(src, lane0, K::NR, panels.clone(), first, depth, K::HEAD, dst);
+        pack_panels::<K::Right>(src, lane0, K::NR, panels.clone(), first, depth, words, K::HEAD, dst);
         if K::HEAD > 0 {
             for panel in panels {
                 K::head(dst.add(panel * K::NR * (K::HEAD + words)), words);
@@ -208,7 +232,8 @@ pub(super) unsafe fn gemm<K: Kernel>(
     par: Par,
 ) {
     let ((m, n), k) = (sink.dim(), a.depth());
-    assert!(!matches!(b, Columns::Made(_)) || (K::PAIR == 1 && K::HEAD == 0), "words that are elements");
+    let plain = K::PAIR == 1 && K::HEAD == 0 && K::WORDS == 1;
+    assert!(!matches!(b, Columns::Made(_)) || plain, "words that are elements");
     if m == 0 || n == 0 {
         return;
     }
@@ -220,7 +245,7 @@ pub(super) unsafe fn gemm<K: Kernel>(
     let par = if m.saturating_mul(n).saturating_mul(k) < SEQUENTIAL_WORK { Par::Seq } else { par };
 
     let plan = Pieces::new::<K>(m, n, k, b, par);
-    let mut a_buffer = Buffer::new::<LeftWord<K>>(plan.row_group * k.min(plan.depth_group).div_ceil(K::PAIR));
+    let mut a_buffer = Buffer::new::<LeftWord<K>>(plan.row_group * span_words::<K>(k.min(plan.depth_group)));
     let mut b_buffer = Buffer::new::<RightWord<K>>(plan.packed_columns * (K::HEAD + block_words::<K>(k)));
     let a_packed = Shared(a_buffer.as_mut_ptr::<LeftWord<K>>());
     let b_packed = Shared(b_buffer.as_mut_ptr::<RightWord<K>>());
@@ -235,7 +260,7 @@ pub(super) unsafe fn gemm<K: Kernel>(
             let col1 = (col0 + plan.column_group).min(columns);
             for first in (depth0..depth1).step_by(K::KC) {
                 let depth = K::KC.min(depth1 - first);
-                let words = depth.div_ceil(K::PAIR);
+                let words = block_words::<K>(depth);
 
                 // Rows are packed once, on the first pass over the columns.
                 let a_panels = if col0 == 0 { padded / K::MR } else { 0 };
@@ -251,7 +276,7 @@ pub(super) unsafe fn gemm<K: Kernel>(
                             let dst = a_block(first).get();
                             vectorized(
                                 #[inline(always)]
-                                || pack_panels::<K::Left>(a, row0, K::MR, panels, first, depth, 0, dst),
+                                || pack_left::<K>(a, row0, panels, first, depth, dst),
                             );
                         } else if let Columns::Source(b) = b {
                             let panels = plan.panels(task - a_tasks, b_panels);

@@ -15,7 +15,7 @@ pub(crate) const MAX_ROWS: usize = 12;
 
 /// Tokens of a tile on this level: as many as its registers hold sums of.
 pub(crate) fn most_rows(level: IntegerLevel) -> usize {
-    if level.kind() == IntegerSet::Avx512Vnni { MAX_ROWS } else { 4 }
+    if level.kind() >= IntegerSet::Avx512Vnni { MAX_ROWS } else { 4 }
 }
 
 /// Rows of the narrowest tile for so many tokens: 1, 2, 4, 8 or 12.
@@ -48,7 +48,7 @@ pub(crate) fn group_sums(level: IntegerLevel, words: &[Row<u32>], x: &[i32], sum
     #[cfg(target_arch = "x86_64")]
     {
         let run: GroupSums = match level.kind() {
-            IntegerSet::Avx512Vnni => with_avx512,
+            IntegerSet::Avx512Vnni | IntegerSet::AmxInt8 => with_avx512,
             IntegerSet::AvxVnni => with_avx_vnni,
             IntegerSet::Avx2 => with_avx2,
             IntegerSet::Portable => choose::<Plain>,

@@ -10,7 +10,7 @@ use super::pack::Source;
 use super::portable::Portable;
 use super::sink::{Region, Store, Target, Through, Tile};
 #[cfg(target_arch = "x86_64")]
-use super::x86::{Avx2I8, Avx512VnniI8, AvxVnniI8};
+use super::x86::{AmxI8, Avx2I8, Avx512VnniI8, AvxVnniI8};
 use crate::Par;
 
 /// Work that is generic over the kernel.
@@ -23,6 +23,9 @@ trait Visitor {
 fn dispatch<V: Visitor>(level: IntegerLevel, visitor: V) -> V::Output {
     #[cfg(target_arch = "x86_64")]
     {
+        if let Some(kernel) = AmxI8::new(level) {
+            return visitor.visit(kernel);
+        }
         if let Some(kernel) = Avx512VnniI8::new(level) {
             return visitor.visit(kernel);
         }
@@ -173,48 +176,4 @@ unsafe fn run(sink: &impl IntegerSink, a: ArrayView2<'_, i8>, b: &PackedInteger,
     }
     assert_eq!(a.ncols(), b.depth(), "the depths of both operands");
     dispatch(b.level, Run { sink, a: Source::new(&a), b: Columns::Packed(&b.packed), par });
-}
-
-/// Multiplies and adds bytes in registers, `steps` times in each of several independent chains, and gives the operations done (a
-/// product and its addition are two): whoever times it has the peak of a core. Absent where the level has no instruction that does
-/// both.
-///
-/// ```
-/// use quant_kernels::{IntegerLevel, integer_peak_operations};
-///
-/// let start = std::time::Instant::now();
-/// if let Some(operations) = integer_peak_operations(IntegerLevel::detect(), 100_000) {
-///     println!("{:.0} GOP/s", operations as f64 / start.elapsed().as_secs_f64() / 1e9);
-/// }
-/// ```
-#[must_use]
-pub fn integer_peak_operations(level: IntegerLevel, steps: usize) -> Option<u64> {
-    #[cfg(target_arch = "x86_64")]
-    {
-        super::x86::peak_operations(level, steps)
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        let _ = (level, steps);
-        None
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{IntegerLevel, integer_peak_operations};
-
-    #[test]
-    fn only_levels_that_multiply_and_add_have_a_peak() {
-        for (name, level) in IntegerLevel::every() {
-            let Some(level) = level else { continue };
-            // Sixteen chains of registers of 64 or 32 bytes.
-            let want = match name {
-                "avx512_vnni" => Some(2 * 64 * 16 * 3),
-                "avx_vnni" => Some(2 * 32 * 16 * 3),
-                _ => None,
-            };
-            assert_eq!(integer_peak_operations(level, 3), want, "{name}");
-        }
-    }
 }

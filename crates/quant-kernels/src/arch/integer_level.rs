@@ -13,10 +13,11 @@ pub(super) enum IntegerSet {
     Avx2,
     AvxVnni,
     Avx512Vnni,
+    AmxInt8,
 }
 
 impl IntegerSet {
-    const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::AvxVnni, Self::Avx512Vnni];
+    const ALL: [Self; 5] = [Self::Portable, Self::Avx2, Self::AvxVnni, Self::Avx512Vnni, Self::AmxInt8];
 
     fn is_present(self) -> bool {
         #[cfg(target_arch = "x86_64")]
@@ -27,6 +28,9 @@ impl IntegerSet {
                 Self::Avx2 => has!("avx2"),
                 Self::AvxVnni => has!("avxvnni") && has!("avx2"),
                 Self::Avx512Vnni => has!("avx512vnni") && has!("avx512f"),
+                Self::AmxInt8 => {
+                    Self::Avx512Vnni.is_present() && super::x86::tiles().is_some_and(|tiles| tiles.int8)
+                }
             }
         }
         #[cfg(not(target_arch = "x86_64"))]
@@ -41,6 +45,7 @@ impl IntegerSet {
             Self::Avx2 => "avx2",
             Self::AvxVnni => "avx_vnni",
             Self::Avx512Vnni => "avx512_vnni",
+            Self::AmxInt8 => "amx_int8",
         }
     }
 }
@@ -65,11 +70,11 @@ impl IntegerLevel {
     /// }
     /// ```
     #[must_use]
-    pub fn every() -> [(&'static str, Option<Self>); 4] {
+    pub fn every() -> [(&'static str, Option<Self>); 5] {
         IntegerSet::ALL.map(|set| (set.name(), set.is_present().then_some(Self(set))))
     }
 
-    /// `portable`, `avx2`, `avx_vnni` or `avx512_vnni`.
+    /// `portable`, `avx2`, `avx_vnni`, `avx512_vnni` or `amx_int8`.
     #[must_use]
     pub fn name(self) -> &'static str {
         self.0.name()
@@ -77,6 +82,12 @@ impl IntegerLevel {
 
     pub(super) fn kind(self) -> IntegerSet {
         self.0
+    }
+
+    /// The level with tiles, on a machine where something else runs their instructions.
+    #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+    pub(super) fn with_tiles(_: &super::tests::emulator::Installed) -> Option<Self> {
+        IntegerSet::Avx512Vnni.is_present().then_some(Self(IntegerSet::AmxInt8))
     }
 }
 

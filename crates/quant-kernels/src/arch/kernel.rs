@@ -5,7 +5,7 @@ use num_traits::Zero;
 use crate::scalar::Scalar;
 
 /// The widest tile any kernel has, in elements: the size of the stack buffer for tiles that cross an edge.
-pub(super) const MAX_TILE: usize = 512;
+pub(super) const MAX_TILE: usize = 1024;
 
 /// Lanes and words of a block that packing transposes: with 4-byte words one cache line of each source lane.
 pub(super) const STEP: usize = 16;
@@ -18,8 +18,9 @@ pub(super) const MAX_PAIR: usize = 4;
 
 /// How one side of a product lies in memory for a tile.
 ///
-/// A panel holds `W` lanes (rows of A with `W = MR`, columns of B with `W = NR`) over a range of the summed index:
-/// word `d` of lane `l` is at `d * W + l`, and a word holds `PAIR` consecutive elements.
+/// A panel holds `W` lanes (rows of A with `W = MR`, columns of B with `W = NR`) over a range of the summed index: a word
+/// holds `PAIR` consecutive elements, `RUN` words of a lane lie side by side, and word `d` of lane `l` is at
+/// `(d / RUN * W + l) * RUN + d % RUN`.
 ///
 /// # Safety
 /// An implementor with a `transpose` of its own belongs to kernels that exist only where its instructions do.
@@ -33,6 +34,8 @@ pub(crate) unsafe trait Panel {
     const PAIR: usize;
     /// A word for lanes that do not exist.
     const ZERO: Self::Word;
+    /// Words of a lane that lie side by side: one, or [`STEP`].
+    const RUN: usize = 1;
 
     /// Packs the elements `at(0)`, ..., `at(PAIR - 1)`.
     fn word(at: impl Fn(usize) -> Self::In) -> Self::Word;
@@ -98,11 +101,23 @@ pub(crate) unsafe trait Kernel: Copy + Send + Sync {
         assert!(Self::Left::PAIR == Self::Right::PAIR && Self::Left::PAIR <= MAX_PAIR);
         Self::Left::PAIR
     };
-    /// Elements of the summed index per block. A running sum is written to the result after each block, so this
+    /// A block holds a multiple of so many words of each lane: those beyond the summed index are zeros.
+    const WORDS: usize = {
+        assert!(Self::Left::RUN == 1 || Self::Left::RUN == STEP, "what packing can do");
+        assert!(Self::Right::RUN == 1, "what packing can do");
+        Self::Left::RUN
+    };
+    /// Elements of the summed index per block, whole steps of `WORDS` words. A running sum is written to the result after each block, so this
     /// number is part of what a float product computes: kernels that must agree share it.
     const KC: usize;
     /// Words of each lane in front of a block of a right panel, which [`Kernel::head`] fills: 0 or 1.
     const HEAD: usize = 0;
+
+    /// What a thread holds while it runs tiles: instructions that keep a state set it up here, and clear it when this is dropped.
+    type Session;
+
+    /// Prepares the calling thread for tiles. One session of a thread at a time: nothing that multiplies may be called within it.
+    fn session(self) -> Self::Session;
 
     /// Fills the head of a block: what the tile needs to know of the lanes beside their words.
     ///
@@ -114,7 +129,7 @@ pub(crate) unsafe trait Kernel: Copy + Send + Sync {
     /// `c[i, j] = alpha * s[i, j]`, or `+=` with `accumulate`, for `i < rows` and `j < NR`.
     ///
     /// # Safety
-    /// `1 <= rows <= MR`; `a` points to `words * MR` readable words and `b` to `(HEAD + words) * NR`; `c` points to `rows`
+    /// A session of this kernel is open on the calling thread. `1 <= rows <= MR`, `words` is a multiple of `WORDS`; `a` points to `words * MR` readable words and `b` to `(HEAD + words) * NR`; `c` points to `rows`
     /// rows of `NR` elements, `stride` elements apart, that are valid for writes and, with `accumulate`, for reads.
     unsafe fn tile(
         self,
@@ -179,10 +194,15 @@ where
     type Alpha = T;
     type Left = Self;
     type Right = Self;
+    type Session = K::Session;
 
     const MR: usize = K::MR;
     const NR: usize = K::NR;
     const KC: usize = K::KC;
+
+    fn session(self) -> K::Session {
+        self.0.session()
+    }
 
     #[inline(always)]
     unsafe fn tile(

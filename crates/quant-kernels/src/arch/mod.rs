@@ -11,6 +11,7 @@
 //! | `packed`, `lanes` | products of floats with levels of 4 and 8 bits, over the registers of an instruction set |
 //! | `grouped`, `nibbles` | the same for products of bytes with levels of 4 bits |
 //! | `blocks` | one small left operand against many right ones, in place |
+//! | `peak` | what the multipliers of an instruction set do at most |
 //! | `hadamard` | the butterflies of a Walsh-Hadamard transform |
 //! | `dispatch` | from a [`Level`](crate::Level) and a [`Compute`](crate::Compute) to a tile |
 //! | `integer`, `integer_level` | the same for products of bytes: from an [`IntegerLevel`](crate::IntegerLevel) to a tile |
@@ -34,6 +35,7 @@ mod level;
 mod nibbles;
 mod pack;
 mod packed;
+mod peak;
 mod portable;
 mod sink;
 #[cfg(test)]
@@ -49,10 +51,10 @@ pub(crate) use dispatch::{
 pub(crate) use grouped::{MAX_ROWS, PER_WORD, group_sums, most_rows, pack_tokens, tile_rows};
 pub(crate) use hadamard::Butterflies;
 pub use heap::return_freed_memory;
-pub use integer::integer_peak_operations;
 pub(crate) use integer::{FinishRow, PackedInteger, integer_product, integer_through, pack_integer};
 pub use integer_level::IntegerLevel;
 pub(crate) use kernel::WIDTH;
 pub use level::Level;
 pub(crate) use packed::{MAX_PANELS, MAX_TOKENS, decode, zeros_are_plain};
+pub use peak::{bf16_peak_operations, integer_peak_operations};
 pub(crate) use sink::Region;

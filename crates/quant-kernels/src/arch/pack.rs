@@ -53,14 +53,15 @@ impl<T: Copy> Source<T> {
 }
 
 /// Packs a range of panels of `width` lanes, counted from lane `lane0`, and `depth` elements from `first` on, in the
-/// layout of [`Panel`], each panel behind room for `head` words of every lane. Lanes beyond the end of the source and what a last word has too much become zero.
+/// layout of [`Panel`], `words` words of each lane, each panel behind room for `head` words of every lane. Lanes beyond the end of the source and
+/// what the words have beyond the depth become zero.
 ///
 /// Always inlined, so that `width` is a constant of each call.
 ///
 /// # Safety
 /// `first + depth <= src.depth()`; every panel of the range starts below `src.lanes()`; the view behind `src` is
 /// still borrowed; `dst` is the place of panel 0, and the panels of the range are valid for writes of
-/// `depth.div_ceil(PAIR) * width` words each.
+/// `words * width` words each; `words` are a multiple of `RUN` that holds the depth.
 #[inline(always)]
 pub(super) unsafe fn pack_panels<P: Panel>(
     src: &Source<P::In>,
@@ -69,23 +70,25 @@ pub(super) unsafe fn pack_panels<P: Panel>(
     panels: Range<usize>,
     first: usize,
     depth: usize,
+    words: usize,
     head: usize,
     dst: *mut P::Word,
 ) {
-    let stride = (head + depth.div_ceil(P::PAIR)) * width;
+    debug_assert!(words * P::PAIR >= depth && words.is_multiple_of(P::RUN));
+    let stride = (head + words) * width;
     // SAFETY: forwarded from the caller, panel by panel.
     unsafe {
         let dst = dst.add(head * width);
         if src.lane_stride == 1 && src.depth_stride != 1 {
-            pack_adjacent_lanes::<P>(src, lane0, width, panels, first, depth, stride, dst);
+            pack_adjacent_lanes::<P>(src, lane0, width, panels, first, depth, words, stride, dst);
             return;
         }
         for panel in panels {
             let (lane, dst) = (lane0 + panel * width, dst.add(panel * stride));
             if src.depth_stride == 1 {
-                pack_adjacent_depth::<P>(src, lane, width, first, depth, dst);
+                pack_adjacent_depth::<P>(src, lane, width, first, depth, words, dst);
             } else {
-                pack_strided::<P>(src, lane, width, first, depth, dst);
+                pack_strided::<P>(src, lane, width, first, depth, words, dst);
             }
         }
     }
@@ -104,13 +107,15 @@ unsafe fn pack_adjacent_lanes<P: Panel>(
     panels: Range<usize>,
     first: usize,
     depth: usize,
+    words: usize,
     stride: usize,
     dst: *mut P::Word,
 ) {
     const PIECE: usize = 256;
-    let words = depth.div_ceil(P::PAIR);
     let zeros = [<P::In as num_traits::Zero>::zero(); PIECE];
     let mut piece = [P::ZERO; PIECE];
+    // Words that lie side by side in a lane are turned a run at a time.
+    let mut runs = [[[P::ZERO; STEP]; STEP]; PIECE / STEP];
     for start in panels.clone().step_by(PIECE / width) {
         let end = panels.end.min(start + PIECE / width);
         let lane = lane0 + start * width;
@@ -120,7 +125,7 @@ unsafe fn pack_adjacent_lanes<P: Panel>(
         for w in 0..words {
             let d = w * P::PAIR;
             let mut rows = [&zeros[..filled]; MAX_PAIR];
-            for (p, row) in rows.iter_mut().enumerate().take(P::PAIR.min(depth - d)) {
+            for (p, row) in rows.iter_mut().enumerate().take(P::PAIR.min(depth.saturating_sub(d))) {
                 // SAFETY: `filled` adjacent elements at a depth of the view.
                 *row = unsafe { std::slice::from_raw_parts(src.at(lane, first + d + p), filled) };
             }
@@ -136,11 +141,26 @@ unsafe fn pack_adjacent_lanes<P: Panel>(
                     filling.take(filled).enumerate().for_each(|(l, word)| *word = P::word(|p| rows[p][l]));
                 }
             }
-            for panel in start..end {
-                // SAFETY: `width` words of the piece, and one row of a panel of the range.
-                unsafe {
-                    let from = piece.as_ptr().add((panel - start) * width);
-                    std::ptr::copy_nonoverlapping(from, dst.add(panel * stride + w * width), width);
+            if P::RUN == 1 {
+                for panel in start..end {
+                    // SAFETY: `width` words of the piece, and one row of a panel of the range.
+                    unsafe {
+                        let from = piece.as_ptr().add((panel - start) * width);
+                        std::ptr::copy_nonoverlapping(from, dst.add(panel * stride + w * width), width);
+                    }
+                }
+                continue;
+            }
+            let (groups, _) = piece[..lanes].as_chunks::<STEP>();
+            for (run, group) in runs.iter_mut().zip(groups) {
+                run[w % STEP] = *group;
+            }
+            if (w + 1).is_multiple_of(STEP) {
+                for (run, lane) in runs.iter().zip((0..lanes).step_by(STEP)) {
+                    let place =
+                        (start + lane / width) * stride + (w + 1 - STEP) * width + lane % width * STEP;
+                    // SAFETY: the run of `STEP` words of as many lanes of a panel of the range.
+                    unsafe { P::transpose(run, STEP, STEP, dst.add(place), STEP) };
                 }
             }
         }
@@ -158,10 +178,10 @@ unsafe fn pack_adjacent_depth<P: Panel>(
     width: usize,
     first: usize,
     depth: usize,
+    words: usize,
     dst: *mut P::Word,
 ) {
     let lanes = width.min(src.lanes - lane);
-    let words = depth.div_ceil(P::PAIR);
     // One cache line of 16 lanes at a time: both the block and the words written stay in the first-level cache.
     let mut block = [[P::ZERO; STEP]; STEP];
     for group in (0..width).step_by(STEP) {
@@ -183,8 +203,18 @@ unsafe fn pack_adjacent_depth<P: Panel>(
                 };
                 convert::<P>(row, &mut block[l]);
             }
-            // SAFETY: `columns` words at `group` in the rows of the panel that are left.
-            unsafe { P::transpose(&block, columns, STEP.min(words - w), dst.add(w * width + group), width) };
+            if P::RUN == 1 {
+                // SAFETY: `columns` words at `group` in the rows of the panel that are left.
+                unsafe {
+                    P::transpose(&block, columns, STEP.min(words - w), dst.add(w * width + group), width);
+                }
+            } else {
+                // SAFETY: the runs of `columns` lanes, which are as long as a block.
+                unsafe {
+                    let place = dst.add(w * width + group * STEP);
+                    std::ptr::copy_nonoverlapping(block.as_ptr().cast(), place, columns * STEP);
+                }
+            }
         }
     }
 }
@@ -200,17 +230,19 @@ unsafe fn pack_strided<P: Panel>(
     width: usize,
     first: usize,
     depth: usize,
+    words: usize,
     dst: *mut P::Word,
 ) {
     let lanes = width.min(src.lanes - lane);
     let zero = <P::In as num_traits::Zero>::zero();
-    for w in 0..depth.div_ceil(P::PAIR) {
+    for w in 0..words {
         let d = w * P::PAIR;
         for l in 0..width {
+            let place = (w / P::RUN * width + l) * P::RUN + w % P::RUN;
             // SAFETY: elements of the view and a word of the panel, in range by the contract.
             unsafe {
                 let at = |d: usize| if l < lanes && d < depth { *src.at(lane + l, first + d) } else { zero };
-                *dst.add(w * width + l) = P::word(|p| at(d + p));
+                *dst.add(place) = P::word(|p| at(d + p));
             }
         }
     }
@@ -229,7 +261,9 @@ fn convert<P: Panel>(row: &[P::In], words: &mut [P::Word; STEP]) {
         }
     } else {
         let zero = <P::In as num_traits::Zero>::zero();
-        for (word, elements) in words.iter_mut().zip(row.chunks(P::PAIR)) {
+        let mut elements = row.chunks(P::PAIR);
+        for word in words {
+            let elements = elements.next().unwrap_or_default();
             *word = P::word(|p| elements.get(p).copied().unwrap_or(zero));
         }
     }

@@ -36,10 +36,13 @@ macro_rules! portable {
             type Alpha = $ty;
             type Left = Self;
             type Right = Self;
+            type Session = ();
 
             const MR: usize = 4;
             const NR: usize = 8;
             const KC: usize = $kc;
+
+            fn session(self) {}
 
             unsafe fn tile(
                 self,
@@ -104,10 +107,13 @@ unsafe impl Kernel for Portable<i8> {
     type Alpha = ();
     type Left = Self;
     type Right = Self;
+    type Session = ();
 
     const MR: usize = 4;
     const NR: usize = 16;
     const KC: usize = KC_INTEGER;
+
+    fn session(self) {}
 
     unsafe fn tile(
         self,

@@ -107,6 +107,7 @@ impl<K: Kernel> Sink<K> for Store<K::Out, K::Alpha> {
         let (dst, alpha) = (self.dst, self.alpha);
         let accumulate = self.accumulate || !block.begins;
         let mut edge = [K::Out::zero(); MAX_TILE];
+        let _session = kernel.session();
         for i in block.rows.clone().step_by(K::MR) {
             let rows = K::MR.min(block.rows.end - i);
             for j in block.cols.clone().step_by(K::NR) {
@@ -157,7 +158,7 @@ pub(super) struct Tile<'a, T> {
 
 /// Hands whole sums to a function while they are in the first-level cache. No row and no column is handed over twice.
 ///
-/// Only for kernels that never interrupt a sum.
+/// Only for kernels that never interrupt a sum. The function runs within a session of the kernel: it multiplies nothing.
 pub(super) struct Through<'a, T> {
     pub(super) dim: (usize, usize),
     pub(super) finish: &'a (dyn Fn(Tile<'_, T>) + Sync),
@@ -183,6 +184,7 @@ impl<K: Kernel<Alpha = ()>> Sink<K> for Through<'_, K::Out> {
         const { assert!(K::MR * K::NR <= MAX_TILE) };
         assert!(block.begins, "a sum longer than a block of its kernel");
         let mut sums = [K::Out::zero(); MAX_TILE];
+        let _session = kernel.session();
         for row in block.rows.clone().step_by(K::MR) {
             let rows = K::MR.min(block.rows.end - row);
             for column in block.cols.clone().step_by(K::NR) {

@@ -65,7 +65,7 @@ impl CalibrationFacts {
 
 /// The settings that an output depends on besides its scheme.
 pub(crate) fn settings(job: &QuantizeJob, plan: &Plan) -> Value {
-    json!({
+    let mut settings = json!({
         "compute": job.recipe.compute().to_string(),
         // Of the first factorisation; overrides are in the recipe, attempts in the list of factors.
         "factor": plan.solvers().find_map(quant_methods::Solver::precision),
@@ -74,7 +74,11 @@ pub(crate) fn settings(job: &QuantizeJob, plan: &Plan) -> Value {
         "variant": job.recipe.rounding().weights().variant,
         "true_sequential": plan.true_sequential(),
         "modifiers": job.recipe.modifiers().iter().map(|(id, s)| json!({*id: s})).collect::<Vec<_>>(),
-    })
+    });
+    if let Some(level) = job.recipe.compute().instructions() {
+        settings["instructions"] = level.name().into();
+    }
+    settings
 }
 
 /// The calibration data, as far as an output depends on it.

@@ -10,7 +10,7 @@ use crate::bf16;
 
 /// Two elements of the summed index, the earlier one in the low half.
 #[inline(always)]
-fn pair(at: impl Fn(usize) -> f32) -> u32 {
+pub(super) fn pair(at: impl Fn(usize) -> f32) -> u32 {
     bf16::bits(at(0)) | (bf16::bits(at(1)) << 16)
 }
 

@@ -14,7 +14,7 @@ use crate::arch::kernel::{KC_INTEGER, Kernel, LeftWord, Panel, RightWord, STEP};
 
 /// Four bytes, the earliest one lowest.
 #[inline(always)]
-fn bytes(at: impl Fn(usize) -> i8) -> u32 {
+pub(super) fn bytes(at: impl Fn(usize) -> i8) -> u32 {
     u32::from_le_bytes([0, 1, 2, 3].map(|p| at(p).cast_unsigned()))
 }
 
@@ -103,7 +103,7 @@ panel! { WideBiased, i8 as u32 of 4, biased, transpose [transpose_words] }
 
 register_tile! {
     /// 14 x 32 i32 sums with AVX-512 VNNI.
-    Avx512VnniI8, IntegerLevel where |level| level.kind() == IntegerSet::Avx512Vnni, features "avx512f,avx512vnni",
+    Avx512VnniI8, IntegerLevel where |level| level.kind() >= IntegerSet::Avx512Vnni, features "avx512f,avx512vnni",
     i8 to i32 in 16 lanes, alpha (), panels WideBiased, WideBytes, 14 x 2,
     block KC_INTEGER, rows [1, 2, 4, 8], head 1 by compensate,
     start |b: *const u32| _mm512_load_si512(b.cast()), load |b: *const u32| _mm512_load_si512(b.cast()),
@@ -138,45 +138,4 @@ register_tile! {
     start |_| _mm256_setzero_si256(), load widened, broadcast broadcast_halves, madd madd_halves,
     scaled |(), sum| sum, add _mm256_add_epi32,
     read |c: *const i32| _mm256_loadu_si256(c.cast()), write |c: *mut i32, x| _mm256_storeu_si256(c.cast(), x)
-}
-
-/// Chains of multiply-adds that keep every unit busy.
-const CHAINS: usize = 16;
-
-macro_rules! chains {
-    ($(#[$doc:meta])* $name:ident, $features:literal, $set:ident, $madd:ident) => {
-        $(#[$doc])*
-        #[target_feature(enable = $features)]
-        fn $name(steps: usize) {
-            let (a, b) = ($set(std::hint::black_box(3)), $set(std::hint::black_box(5)));
-            let mut sums = [a; CHAINS];
-            for _ in 0..steps {
-                for sum in &mut sums {
-                    *sum = $madd(*sum, a, b);
-                }
-            }
-            std::hint::black_box(sums);
-        }
-    };
-}
-chains!(chains_avx512_vnni, "avx512f,avx512vnni", _mm512_set1_epi32, _mm512_dpbusd_epi32);
-chains!(chains_avx_vnni, "avx2,avxvnni", _mm256_set1_epi32, _mm256_dpbusd_avx_epi32);
-
-/// Does `steps` multiply-adds of bytes in each of several chains of registers, and gives the multiplications and additions done; none
-/// where the level has no instruction for them.
-pub(in crate::arch) fn peak_operations(level: IntegerLevel, steps: usize) -> Option<u64> {
-    let bytes = match level.kind() {
-        IntegerSet::Avx512Vnni => {
-            // SAFETY: the level is proof of the instructions.
-            unsafe { chains_avx512_vnni(steps) };
-            64
-        }
-        IntegerSet::AvxVnni => {
-            // SAFETY: the level is proof of the instructions.
-            unsafe { chains_avx_vnni(steps) };
-            32
-        }
-        IntegerSet::Avx2 | IntegerSet::Portable => return None,
-    };
-    Some(2 * bytes * CHAINS as u64 * steps as u64)
 }

@@ -3,7 +3,7 @@
 /// Implements [`Panel`](crate::arch::kernel::Panel) for `$name`: words of `$pair` elements that `$word` makes of a function of
 /// their index, transposed by `$transpose` where one is named.
 macro_rules! panel {
-    ($name:ident, $in:ident as $store:ident of $pair:literal, $word:expr, transpose [$($transpose:ident)?]) => {
+    ($name:ident, $in:ident as $store:ident of $pair:literal, $word:expr, transpose [$($transpose:ident)?] $(, run $run:ident)?) => {
         // SAFETY: whoever names a transposition belongs to a level that has its instructions.
         unsafe impl Panel for $name {
             type In = $in;
@@ -11,6 +11,7 @@ macro_rules! panel {
 
             const PAIR: usize = $pair;
             const ZERO: $store = 0 as $store;
+            $(const RUN: usize = $run;)?
 
             #[inline(always)]
             fn word(at: impl Fn(usize) -> $in) -> $store {
@@ -143,11 +144,14 @@ macro_rules! register_tile {
             type Alpha = $alpha;
             type Left = $left;
             type Right = $right;
+            type Session = ();
 
             const MR: usize = $mr;
             const NR: usize = $vectors * $lanes;
             const KC: usize = $kc;
             const HEAD: usize = $head;
+
+            fn session(self) {}
 
             $(
                 #[inline(always)]

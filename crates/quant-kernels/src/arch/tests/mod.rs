@@ -6,6 +6,23 @@ use super::{Level, Region, pack_columns, pack_operand, product, product_packed};
 use crate::element::Element;
 use crate::{Compute, Par};
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(super) mod emulator;
+
+/// Every level that can run here, that of AMX among them where its instructions are emulated.
+fn levels() -> Vec<Level> {
+    let mut levels = Level::available();
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if let Some(tiles) = Level::with_tiles(&emulator::install())
+        && !levels.contains(&tiles)
+    {
+        levels.push(tiles);
+    }
+    levels
+}
+
 /// Values in [-1, 1) from a fixed linear congruential sequence.
 fn fill<T: Element>(rows: usize, cols: usize, seed: u32) -> Array2<T> {
     let mut state = seed;
@@ -118,7 +135,7 @@ fn rounded_f64_is_bit_identical_on_every_level() {
 #[test]
 fn rounded_f32_is_bit_identical_below_the_bf16_instructions() {
     let levels: Vec<Level> =
-        Level::available().into_iter().filter(|level| level.name() != "avx512_bf16").collect();
+        Level::available().into_iter().filter(|level| !level.name().ends_with("_bf16")).collect();
     exact_everywhere::<f32>(Compute::Bf16, &levels);
 }
 
@@ -156,7 +173,7 @@ fn bf16_level_matches_its_specification() {
         let (a, b) = (fill::<f32>(m, k, 1), fill::<f32>(k, n, 2));
         let start = fill(m, n, 7);
         let want = bf16_specification(a.view(), b.view(), &start, 0.75);
-        for level in Level::available() {
+        for level in levels() {
             for par in [Par::Seq, Par::new(3)] {
                 let got = run(level, Region::Full, true, a.view(), b.view(), Compute::Bf16, par);
                 // Another order of summation: a few roundings of sums of size sqrt(k).
@@ -173,7 +190,7 @@ fn rows_computed_alone_are_the_rows_of_the_whole() {
     for (m, n, k) in [(64, 65, 800), (29, 300, 1537), (7, 40, 40)] {
         let (a, b) = (fill::<f32>(m, k, 1), fill::<f32>(k, n, 2));
         for compute in [Compute::F32, Compute::Bf16] {
-            for level in Level::available() {
+            for level in levels() {
                 let whole = run(level, Region::Full, false, a.view(), b.view(), compute, Par::new(2));
                 for rows in [0..1, 0..m / 2, m / 2..m, 3..5, m - 1..m] {
                     let part = a.slice(s![rows.clone(), ..]);
@@ -188,7 +205,7 @@ fn rows_computed_alone_are_the_rows_of_the_whole() {
 #[test]
 fn old_content_is_not_read_without_accumulate() {
     let (a, b) = (fill::<f32>(15, 800, 1), fill::<f32>(800, 33, 2));
-    for level in Level::available() {
+    for level in levels() {
         for compute in [Compute::F32, Compute::Bf16] {
             let mut dst = Array2::from_elem((15, 33), f32::NAN);
             product(level, dst.view_mut(), Region::Full, false, 1.0, a.view(), b.view(), compute, Par::Seq);

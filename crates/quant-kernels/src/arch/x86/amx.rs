@@ -1,0 +1,398 @@
+//! Tiles of AMX: eight registers of 16 rows of 64 bytes, and instructions that multiply whole registers.
+//!
+//! A tile of a product is 32 x 32 sums in four registers; two more hold 32 rows of A, and two 32 columns of B, over 16 words of the
+//! summed index. A register of A has the words of a row side by side ([`Panel::RUN`]), one of B has the words of 16
+//! columns, which is how every panel of B lies anyway. A product of two registers takes 16 cycles, a load 8 of another unit:
+//! four products for four loads keep the multipliers busy as long as the panels come from the second-level cache.
+//!
+//! The registers are no state of the compiler's: each loop is one block of assembly, and a [`Session`] has them set up before and gives
+//! them back after.
+
+use std::arch::asm;
+use std::arch::x86_64::*;
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
+use std::sync::OnceLock;
+
+use super::avx512bf16::{Avx512Bf16, pair};
+use super::integer::{WideBytes, bytes};
+use super::tile::panel;
+use super::transpose::transpose_words;
+use crate::arch::integer_level::{IntegerLevel, IntegerSet};
+use crate::arch::kernel::{KC_F32, KC_INTEGER, Kernel, LeftWord, Panel, RightWord, STEP};
+use crate::arch::level::{InstructionSet, Level};
+
+/// Which products of tiles a processor has.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::arch) struct TileUnits {
+    pub(in crate::arch) int8: bool,
+    pub(in crate::arch) bf16: bool,
+}
+
+/// The products of tiles that this process may run: the processor has them, and the kernel grants their registers, for which it is
+/// asked once. The grant is a state of the process and cannot be anything else.
+pub(in crate::arch) fn tiles() -> Option<TileUnits> {
+    static GRANTED: OnceLock<Option<TileUnits>> = OnceLock::new();
+    *GRANTED.get_or_init(|| {
+        const BF16: u32 = 1 << 22;
+        const TILE: u32 = 1 << 24;
+        const INT8: u32 = 1 << 25;
+        let edx = features();
+        let units = TileUnits { int8: edx & INT8 != 0, bf16: edx & BF16 != 0 };
+        (edx & TILE != 0 && may_use_tiles()).then_some(units)
+    })
+}
+
+/// What the processor says of its extensions in the last register of leaf 7.
+fn features() -> u32 {
+    const EXTENSIONS: u32 = 7;
+    if __cpuid(0).eax < EXTENSIONS { 0 } else { __cpuid_count(EXTENSIONS, 0).edx }
+}
+
+/// Asks the kernel for the registers.
+fn may_use_tiles() -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        const ARCH_REQ_XCOMP_PERM: libc::c_ulong = 0x1023;
+        const XFEATURE_XTILEDATA: libc::c_ulong = 18;
+        // SAFETY: the call reads its two numbers and changes what this process may do, nothing else.
+        unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        false
+    }
+}
+
+/// Whether the processor is one of Intel.
+pub(in crate::arch) fn is_intel() -> bool {
+    let vendor = __cpuid(0);
+    [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
+}
+
+/// What `ldtilecfg` reads.
+#[repr(C, align(64))]
+struct TileConfig {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    bytes_per_row: [u16; 16],
+    rows: [u8; 16],
+}
+
+/// Eight registers of the full size, set up on the thread that made it, until it is dropped.
+pub(in crate::arch) struct Session(PhantomData<*const ()>);
+
+impl Session {
+    /// # Safety
+    /// The machine has tiles and this process may use them.
+    unsafe fn new() -> Self {
+        const CONFIG: TileConfig = {
+            let (mut bytes_per_row, mut rows) = ([0; 16], [0; 16]);
+            let mut register = 0;
+            while register < 8 {
+                bytes_per_row[register] = ROW_BYTES as u16;
+                rows[register] = STEP as u8;
+                register += 1;
+            }
+            TileConfig { palette: 1, start_row: 0, reserved: [0; 14], bytes_per_row, rows }
+        };
+        static FULL: TileConfig = CONFIG;
+        // SAFETY: 64 readable bytes; the instruction is there.
+        unsafe {
+            asm!("ldtilecfg [{}]", in(reg) &raw const FULL, options(nostack, readonly, preserves_flags));
+        };
+        Self(PhantomData)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // SAFETY: there is a session, so the instruction is there. No register holds anything that is still wanted.
+        unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
+    }
+}
+
+/// Bytes of a row of a register.
+const ROW_BYTES: usize = 64;
+/// Rows and columns of a tile: two registers each.
+const SIDE: usize = 2 * STEP;
+
+/// Room for the sums of a tile.
+#[repr(align(64))]
+struct Sums<T>([MaybeUninit<T>; SIDE * SIDE]);
+
+/// A function `sums(both, steps, a, b, out, stride)`: the sums of 16 rows, or of 32 with `both`, and 32 columns over `16 * steps` words,
+/// written to `out`, whose rows are `stride` bytes apart.
+macro_rules! sums {
+    ($name:ident, $dot:literal) => {
+        /// # Safety
+        /// A [`Session`] is open on this thread; `a` and `b` point to `512 * steps` words of their panels, `steps >= 1`; `out` is valid for
+        /// writes of 128 bytes at each row.
+        unsafe fn $name(both: bool, steps: usize, a: *const u8, b: *const u8, out: *mut u8, stride: isize) {
+            if both {
+                // SAFETY: forwarded from the caller.
+                unsafe {
+                    asm!(
+                        "tilezero tmm0",
+                        "tilezero tmm1",
+                        "tilezero tmm2",
+                        "tilezero tmm3",
+                        "2:",
+                        "tileloadd tmm4, [{a} + {row}]",
+                        "tileloadd tmm6, [{b} + {pair}]",
+                        concat!($dot, " tmm0, tmm4, tmm6"),
+                        "tileloadd tmm7, [{b} + {pair} + 64]",
+                        concat!($dot, " tmm1, tmm4, tmm7"),
+                        "tileloadd tmm5, [{a} + {row} + 1024]",
+                        concat!($dot, " tmm2, tmm5, tmm6"),
+                        concat!($dot, " tmm3, tmm5, tmm7"),
+                        "add {a}, 2048",
+                        "add {b}, 2048",
+                        "dec {steps}",
+                        "jnz 2b",
+                        "tilestored [{out} + {stride}], tmm0",
+                        "tilestored [{out} + {stride} + 64], tmm1",
+                        "tilestored [{below} + {stride}], tmm2",
+                        "tilestored [{below} + {stride} + 64], tmm3",
+                        a = inout(reg) a => _,
+                        b = inout(reg) b => _,
+                        steps = inout(reg) steps => _,
+                        row = in(reg) ROW_BYTES,
+                        pair = in(reg) 2 * ROW_BYTES,
+                        out = in(reg) out,
+                        below = in(reg) out.wrapping_offset(STEP as isize * stride),
+                        stride = in(reg) stride,
+                        out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                        out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                        options(nostack),
+                    );
+                }
+            } else {
+                // SAFETY: forwarded from the caller.
+                unsafe {
+                    asm!(
+                        "tilezero tmm0",
+                        "tilezero tmm1",
+                        "2:",
+                        "tileloadd tmm4, [{a} + {row}]",
+                        "tileloadd tmm6, [{b} + {pair}]",
+                        concat!($dot, " tmm0, tmm4, tmm6"),
+                        "tileloadd tmm7, [{b} + {pair} + 64]",
+                        concat!($dot, " tmm1, tmm4, tmm7"),
+                        "add {a}, 2048",
+                        "add {b}, 2048",
+                        "dec {steps}",
+                        "jnz 2b",
+                        "tilestored [{out} + {stride}], tmm0",
+                        "tilestored [{out} + {stride} + 64], tmm1",
+                        a = inout(reg) a => _,
+                        b = inout(reg) b => _,
+                        steps = inout(reg) steps => _,
+                        row = in(reg) ROW_BYTES,
+                        pair = in(reg) 2 * ROW_BYTES,
+                        out = in(reg) out,
+                        stride = in(reg) stride,
+                        out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
+                        options(nostack),
+                    );
+                }
+            }
+        }
+    };
+}
+sums!(sums_i8, "tdpbssd");
+sums!(sums_bf16, "tdpbf16ps");
+
+/// Implements [`Kernel`] for `$name` with tiles of 32 x 32 by the function of [`sums!`]. `$direct` says whether sums may go to the result
+/// as they are; where not, and where a tile is not whole, `$finish` makes 16 results of 16 sums.
+macro_rules! tile_kernel {
+    (
+        $(#[$doc:meta])* $name:ident, $level:ident where $has:expr, $in:ident to $out:ident, alpha $alpha:ty,
+        panels $left:ident, $right:ident, block $kc:expr, sums $sums:ident, direct $direct:literal,
+        finish |$a:ident, $old:ident, $sum:ident| $finish:expr
+    ) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug)]
+        pub(in crate::arch) struct $name(());
+
+        impl $name {
+            /// The kernel, if the level has its instructions.
+            pub(in crate::arch) fn new(level: $level) -> Option<Self> {
+                let has: fn($level) -> bool = $has;
+                has(level).then_some(Self(()))
+            }
+
+            /// Results out of the first rows of a tile of sums.
+            ///
+            /// # Safety
+            /// The machine has AVX-512; `rows` rows of sums at `sums`; `rows` rows of `SIDE` elements at `c`, `stride` apart, as [`Kernel::tile`] wants them.
+            #[target_feature(enable = "avx512f")]
+            unsafe fn finish(
+                sums: *const $out,
+                rows: usize,
+                $a: $alpha,
+                accumulate: bool,
+                c: *mut $out,
+                stride: isize,
+            ) {
+                for i in 0..rows {
+                    for first in [0, STEP] {
+                        // SAFETY: half a row of the sums and of the caller's tile.
+                        unsafe {
+                            let out = c.offset(i as isize * stride).add(first);
+                            let $sum = sums.add(i * SIDE + first);
+                            let $old = accumulate.then_some(out.cast_const());
+                            let result = $finish;
+                            _mm512_storeu_ps(out.cast(), result);
+                        }
+                    }
+                }
+            }
+        }
+
+        // SAFETY: `new` asks a level, which only detection makes, for the instructions.
+        unsafe impl Kernel for $name {
+            type In = $in;
+            type Out = $out;
+            type Alpha = $alpha;
+            type Left = $left;
+            type Right = $right;
+            type Session = Session;
+
+            const MR: usize = SIDE;
+            const NR: usize = SIDE;
+            const KC: usize = $kc;
+
+            fn session(self) -> Session {
+                // SAFETY: the level proves that there are tiles.
+                unsafe { Session::new() }
+            }
+
+            #[inline(always)]
+            unsafe fn tile(
+                self,
+                rows: usize,
+                words: usize,
+                a: *const LeftWord<Self>,
+                b: *const RightWord<Self>,
+                alpha: $alpha,
+                accumulate: bool,
+                c: *mut $out,
+                stride: isize,
+            ) {
+                let (both, steps) = (rows > STEP, words / STEP);
+                let whole = rows.is_multiple_of(STEP);
+                if $direct && whole && !accumulate {
+                    let bytes = stride * size_of::<$out>() as isize;
+                    // SAFETY: the caller's panels and tile, which has as many rows as are written.
+                    unsafe { $sums(both, steps, a.cast(), b.cast(), c.cast(), bytes) };
+                    return;
+                }
+                let mut sums = Sums([MaybeUninit::<$out>::uninit(); SIDE * SIDE]);
+                let sums = sums.0.as_mut_ptr().cast::<$out>();
+                let row = (SIDE * size_of::<$out>()) as isize;
+                // SAFETY: the caller's panels; the buffer is a whole tile, of which the rows that are read are written.
+                unsafe {
+                    $sums(both, steps, a.cast(), b.cast(), sums.cast(), row);
+                    Self::finish(sums, rows, alpha, accumulate, c, stride);
+                }
+            }
+        }
+    };
+}
+
+/// A of the products of bytes.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::arch) struct RowsOfBytes;
+panel! { RowsOfBytes, i8 as u32 of 4, bytes, transpose [transpose_words], run STEP }
+
+/// A of the products of bf16.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::arch) struct RowsOfPairs;
+panel! { RowsOfPairs, f32 as u32 of 2, pair, transpose [transpose_words], run STEP }
+
+tile_kernel! {
+    /// 32 x 32 i32 sums of products of bytes.
+    AmxI8, IntegerLevel where |level| level.kind() == IntegerSet::AmxInt8, i8 to i32, alpha (),
+    panels RowsOfBytes, WideBytes, block KC_INTEGER, sums sums_i8, direct true,
+    finish |_alpha, old, sum| {
+        let sums = _mm512_loadu_si512(sum.cast());
+        _mm512_castsi512_ps(match old {
+            Some(old) => _mm512_add_epi32(_mm512_loadu_si512(old.cast()), sums),
+            None => sums,
+        })
+    }
+}
+
+tile_kernel! {
+    /// 32 x 32 f32 sums of bf16 products.
+    ///
+    /// Over each 16 words of a block the products of the low halves are summed one by one, those of the high halves as well, and both
+    /// sums together are added to the running one. Every step is a fused multiply-add or an addition that rounds to nearest even;
+    /// subnormal operands count as zero, and subnormal results become it.
+    AmxBf16, Level where |level| level.kind() == InstructionSet::AmxBf16, f32 to f32, alpha f32,
+    panels RowsOfPairs, Avx512Bf16, block 2 * KC_F32, sums sums_bf16, direct false,
+    finish |alpha, old, sum| {
+        let product = _mm512_mul_ps(_mm512_set1_ps(alpha), _mm512_loadu_ps(sum));
+        match old {
+            Some(old) => _mm512_add_ps(_mm512_loadu_ps(old), product),
+            None => product,
+        }
+    }
+}
+
+/// A function that multiplies registers `4 * steps` times, four sums at a time, and nothing else.
+macro_rules! chains {
+    ($name:ident, $dot:literal) => {
+        /// # Safety
+        /// A [`Session`] is open on this thread.
+        unsafe fn $name(steps: usize) {
+            // SAFETY: registers alone.
+            unsafe {
+                asm!(
+                    "tilezero tmm4",
+                    "tilezero tmm6",
+                    "test {steps}, {steps}",
+                    "jz 3f",
+                    "2:",
+                    concat!($dot, " tmm0, tmm4, tmm6"),
+                    concat!($dot, " tmm1, tmm4, tmm6"),
+                    concat!($dot, " tmm2, tmm4, tmm6"),
+                    concat!($dot, " tmm3, tmm4, tmm6"),
+                    "dec {steps}",
+                    "jnz 2b",
+                    "3:",
+                    steps = inout(reg) steps => _,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm6") _,
+                    options(nostack, nomem),
+                );
+            }
+        }
+    };
+}
+chains!(chains_i8, "tdpbssd");
+chains!(chains_bf16, "tdpbf16ps");
+
+/// Operations of a product of two registers: 16 x 16 sums over 16 words, a product and an addition for each element of a word.
+const fn operations(elements: u64) -> u64 {
+    2 * (STEP * STEP * STEP) as u64 * elements
+}
+
+/// Multiplies registers of bytes `4 * steps` times and gives the operations done; none without tiles.
+pub(super) fn integer_tile_operations(level: IntegerLevel, steps: usize) -> Option<u64> {
+    let kernel = AmxI8::new(level)?;
+    let _session = kernel.session();
+    // SAFETY: the session is open.
+    unsafe { chains_i8(steps) };
+    Some(4 * steps as u64 * operations(4))
+}
+
+/// Multiplies registers of bf16 `4 * steps` times and gives the operations done; none without tiles.
+pub(super) fn bf16_tile_operations(level: Level, steps: usize) -> Option<u64> {
+    let kernel = AmxBf16::new(level)?;
+    let _session = kernel.session();
+    // SAFETY: the session is open.
+    unsafe { chains_bf16(steps) };
+    Some(4 * steps as u64 * operations(2))
+}
