@@ -77,7 +77,7 @@ fn several_chunks_of_tokens_do_not_matter() {
         (
             "gptaq-at-once",
             "  - awq: { search_tokens: 300, gqa: true }\n  - gptaq: { scheme: W4A8g32, true_sequential: false }".to_owned(),
-            "activations: { in_calibration: true }",
+            "activations: { in_calibration: true }\ncompute: bf16x2\nstatistics: bf16x3",
         ),
         ("qronos", "  - qronos: { scheme: W3A16g32, mse_clip: true, sweeps: 2 }".to_owned(), "export: { format: dequantized }"),
         (

@@ -392,6 +392,20 @@ fn settings_of_the_arithmetic_are_told() {
     assert_eq!(json, (json!("bf16"), Value::Null));
     let level = quant_kernels::Level::detect();
     assert_eq!(line, format!("arithmetic: products in bf16 ({level}), factorisation none"));
+    let (_, line) = run("gptq: { scheme: W4A16 }", "compute: bf16\nstatistics: bf16x2\n");
+    assert_eq!(
+        line,
+        format!("arithmetic: products in bf16, statistics in bf16x2 ({level}), factorisation in f32")
+    );
+    let (json, line) = run("gptq: { scheme: W4A16 }", "statistics: bf16x3\n");
+    assert_eq!(json.0, "f32");
+    assert_eq!(
+        line,
+        format!("arithmetic: products in f32, statistics in bf16x3 ({level}), factorisation in f32")
+    );
+    std::fs::write(&recipe, "version: 1\nmodifiers: [rtn: { scheme: W8A16 }]\nstatistics: bf16x4\n").unwrap();
+    let said = ptq(&plan).expect(2, &["statistics", "bf16x3"]).err;
+    assert!(said.contains("bf16x4"), "{said}");
     let rest = "overrides: { \"*.down_proj\": { factor: f64 } }\n";
     let (json, line) = run("gptq: { scheme: W4A16 }", rest);
     assert_eq!(json, (json!("f32"), json!("f32, f64")));

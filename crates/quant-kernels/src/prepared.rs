@@ -20,7 +20,7 @@ impl<T: Element> PreparedWeight<T> {
 
     /// Prepares the weight `(out, in)` whose row `i` is what `fill(i, row)` writes into `row` `[in]`, which holds old
     /// numbers before: a quantised weight becomes operands without ever existing as a float matrix. Rows are asked for
-    /// once each, in any order, from several threads. Bit-identical to [`PreparedWeight::new`] of the matrix.
+    /// once each for every part of the arithmetic, in any order, from several threads. Bit-identical to [`PreparedWeight::new`] of the matrix.
     #[must_use]
     pub fn from_rows(
         (outputs, inputs): (usize, usize),
@@ -49,7 +49,7 @@ impl<T: Element> PreparedWeight<T> {
         self.packed.compute()
     }
 
-    /// Bytes of memory the prepared weight holds: about those of the weight in `f32`, half in `bf16` on a machine
+    /// Bytes of memory the prepared weight holds: about those of the weight in `f32`, half for every part in `bf16` on a machine
     /// that multiplies bf16 pairs.
     #[must_use]
     pub fn bytes(&self) -> usize {

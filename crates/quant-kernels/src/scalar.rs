@@ -16,6 +16,18 @@ pub trait Scalar:
     /// This value rounded to bfloat16, halves to even.
     fn round_to_bf16(self) -> Self;
 
+    /// What this value leaves when it is rounded to bfloat16 and that is taken off, as often as said; zero behind a value that rounds to
+    /// no finite one. Exact, since a value and its rounding differ in their last places only.
+    #[inline(always)]
+    fn rest_after(self, roundings: u8) -> Self {
+        let mut rest = self;
+        for _ in 0..roundings {
+            let rounded = rest.round_to_bf16();
+            rest = if rounded.is_finite() { rest - rounded } else { Self::zero() };
+        }
+        rest
+    }
+
     /// This value rounded to IEEE half precision, halves to even; infinite from 65520 on.
     fn round_to_f16(self) -> Self;
 

@@ -2,6 +2,7 @@
 
 use crate::plan::Plan;
 use crate::prepare::PreparedJob;
+use crate::recipe::Recipe;
 use ndarray::Array2;
 use quant_graph::{BlockSpec, LinearSpec, ModelScheme, ModelSpec, Role};
 use quant_kernels::{Compute, Par, PreparedWeight};
@@ -46,12 +47,7 @@ impl Forecast {
         let PreparedJob { folder, plan, tokens, disk, .. } = prepared;
         let lengths: Vec<usize> = tokens.iter().flat_map(|t| t.sequences.iter().map(Vec::len)).collect();
         let moved = (folder.checkpoint.total_bytes() + disk.weights) as f64;
-        let operations = operations(plan, &lengths);
-        let computing = if operations > 0.0 {
-            operations / product_rate(plan.recipe.compute(), Par::new(threads))
-        } else {
-            0.0
-        };
+        let computing = operations(plan, &lengths).seconds(&plan.recipe, threads);
         Self {
             bits_per_weight: plan.bits_per_weight(),
             output_bytes: disk.weights,
@@ -75,12 +71,9 @@ impl Forecast {
         let bits_per_weight = plan.bits_per_weight();
         let bytes = |bits_per_weight: f64| (blocks * bits_per_weight / 8.0 + tables) as u64;
         let output_bytes = bytes(bits_per_weight);
-        let operations = if plan.streams.calibration() { operations(plan, lengths) } else { 0.0 };
-        let computing = if operations > 0.0 {
-            operations / product_rate(plan.recipe.compute(), Par::new(threads))
-        } else {
-            0.0
-        };
+        let calibrated = plan.streams.calibration();
+        let computing =
+            if calibrated { operations(plan, lengths).seconds(&plan.recipe, threads) } else { 0.0 };
         let moved = blocks * plan.norm_type.size() as f64 + output_bytes as f64;
         Self {
             bits_per_weight,
@@ -124,7 +117,32 @@ impl Plan {
 }
 
 /// Floating-point operations of calibration and rounding, each weighted by how far below the rate of a product it runs.
-pub(crate) fn operations(plan: &Plan, lengths: &[usize]) -> f64 {
+pub(crate) struct Operations {
+    /// In the arithmetic of products.
+    products: f64,
+    /// In that of statistics.
+    statistics: f64,
+}
+
+impl Operations {
+    pub(crate) fn all(&self) -> f64 {
+        self.products + self.statistics
+    }
+
+    /// How long they take on this machine.
+    pub(crate) fn seconds(&self, recipe: &Recipe, threads: usize) -> f64 {
+        let in_time = |operations: f64, compute| {
+            if operations > 0.0 { operations / product_rate(compute, Par::new(threads)) } else { 0.0 }
+        };
+        if recipe.statistics() == recipe.compute() {
+            return in_time(self.all(), recipe.compute());
+        }
+        in_time(self.products, recipe.compute()) + in_time(self.statistics, recipe.statistics())
+    }
+}
+
+/// The operations of a plan for sequences of these lengths.
+pub(crate) fn operations(plan: &Plan, lengths: &[usize]) -> Operations {
     let spec = &plan.spec;
     let tokens = lengths.iter().sum::<usize>();
     // The float stream passes a block once more where it is looked at before the transforms and goes on behind them.
@@ -133,7 +151,7 @@ pub(crate) fn operations(plan: &Plan, lengths: &[usize]) -> f64 {
         + usize::from(plan.streams.together == Some(FloatStream::Model) && looked_at());
     let once = 2.0 * tokens as f64 * spec.block_parameters() as f64 + attention(spec, lengths);
     let forward = (plan.streams.count() + again) as f64 * once;
-    let mut all = spec.layers as f64 * forward / FORWARD;
+    let (mut all, mut statistics) = (spec.layers as f64 * forward / FORWARD, 0.0);
     for index in 0..spec.layers {
         let block = plan.block(index);
         all += cache_passes(plan) * cache_pass(&block, tokens) / FORWARD;
@@ -148,7 +166,7 @@ pub(crate) fn operations(plan: &Plan, lengths: &[usize]) -> f64 {
             let needs = plan.needs_at(index, stage);
             let gathered =
                 needs.float.iter().chain(&needs.deployed).map(|s| s.operations(tokens, stage.width));
-            all += gathered.sum::<f64>();
+            statistics += gathered.sum::<f64>();
             for group in plan.sharing(index, stage) {
                 let mut shared = 0.0_f64;
                 for linear in group.iter().filter_map(|id| block.linear(*id)) {
@@ -161,12 +179,12 @@ pub(crate) fn operations(plan: &Plan, lengths: &[usize]) -> f64 {
             }
         }
     }
-    all += plan.needs_of_head().iter().map(|s| s.operations(tokens, spec.hidden)).sum::<f64>();
+    statistics += plan.needs_of_head().iter().map(|s| s.operations(tokens, spec.hidden)).sum::<f64>();
     for table in plan.tables.values() {
         let of = table.solver.operations((spec.vocab, spec.hidden), tokens);
         all += of.prepare + of.round / COLUMNS;
     }
-    all
+    Operations { products: all, statistics }
 }
 
 /// How often keys and values of all tokens are computed for the ranges of the cache alone: with the weights as they will be
@@ -208,7 +226,6 @@ pub(crate) fn product_rate(compute: Compute, par: Par) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recipe::Recipe;
 
     /// A pass over k and v is 2 · tokens · weights of both, in every block.
     #[test]
@@ -224,7 +241,7 @@ mod tests {
                     "version: 1\nmodifiers: [gptq: {{ scheme: W4A16KV4, true_sequential: {sequential} }}]\n\
                      activations: {{ in_calibration: {in_calibration} }}\nkv_cache: {{ {kv} }}\n"
                 ));
-                operations(&Plan::new(&recipe.unwrap(), &spec).unwrap(), &[40, 60])
+                operations(&Plan::new(&recipe.unwrap(), &spec).unwrap(), &[40, 60]).all()
             };
             let pass = 2.0 * 2.0 * 100.0 * f64::from(32 * outputs) / FORWARD;
             for (sequential, in_calibration, kv, passes) in [

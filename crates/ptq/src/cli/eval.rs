@@ -80,7 +80,7 @@ pub(super) struct Args {
     /// Folder for hidden states on disk (default: the system's folder for temporary files)
     #[arg(long, value_name = "DIR")]
     pub(super) spill: Option<PathBuf>,
-    /// Arithmetic of the products: f32, or bf16 operands with f32 accumulation
+    /// Arithmetic of the products: f32, bf16 operands with f32 accumulation, or sums of two or three bf16 numbers (bf16x2, bf16x3)
     #[arg(long, value_name = "COMPUTE", default_value = "f32")]
     pub(super) compute: quant_kernels::Compute,
     /// Simulate the codes of --model as floats (sim; default without --backend), or multiply the codes themselves (int8)

@@ -53,7 +53,7 @@ pub(super) struct Args {
     /// Memory budget, such as 8GB (default: none); a job that may exceed it is refused
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     memory: Option<u64>,
-    /// Arithmetic of float products: f32, or bf16 operands with f32 accumulation
+    /// Arithmetic of float products: f32, bf16 operands with f32 accumulation, or sums of two or three bf16 numbers (bf16x2, bf16x3)
     #[arg(long, value_name = "COMPUTE", default_value = "f32")]
     compute: quant_kernels::Compute,
     /// Print a JSON list, in the order of the prompts

@@ -98,7 +98,8 @@ pub(super) fn factor(recipe: &Recipe) -> Option<String> {
 /// The settings that change numbers without changing the scheme, in words.
 pub(super) fn arithmetic(recipe: &Recipe) -> String {
     let factor = factor(recipe).map_or_else(|| "none".to_owned(), |f| format!("in {f}"));
-    let compute = recipe.compute();
-    let instructions = compute.instructions().map(|level| format!(" ({level})")).unwrap_or_default();
-    format!("products in {compute}{instructions}, factorisation {factor}")
+    let (compute, statistics) = (recipe.compute(), recipe.statistics());
+    let sums = if statistics == compute { String::new() } else { format!(", statistics in {statistics}") };
+    let instructions = recipe.instructions().map(|level| format!(" ({level})")).unwrap_or_default();
+    format!("products in {compute}{sums}{instructions}, factorisation {factor}")
 }

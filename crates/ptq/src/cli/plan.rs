@@ -5,6 +5,7 @@ use super::progress::seconds;
 use super::{Failure, Table, human, print_json, print_line, say};
 use quant_core::{ActRule, KvGranularity};
 use quant_graph::{Clipping, KvScheme, LinearId, LinearScheme, ModelSpec, Outer, WeightForm, WeightScheme};
+use quant_kernels::Level;
 use quant_methods::PlannedRounding;
 use quant_pipeline::{Forecast, Plan, Registry, prepare, with_threads};
 use std::collections::BTreeMap;
@@ -40,7 +41,8 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
             "model": plan.spec, "format": plan.recipe.format().id(), "methods": methods(plan),
             "blocks": groups, "tables": tables(plan), "kv_cache": plan.scheme.kv, "float": stays_float(plan),
             "compute": plan.recipe.compute(),
-            "instructions": plan.recipe.compute().instructions().map(quant_kernels::Level::name),
+            "statistics": plan.recipe.statistics(),
+            "instructions": plan.recipe.instructions().map(Level::name),
             "factor": factor(&plan.recipe),
             "needs_calibration": plan.streams.calibration(),
             "calibration_tokens": tokens.map(quant_data::TokenSet::tokens),

@@ -29,7 +29,8 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
     if args.job.json {
         return print_json(&Report {
             compute: job.recipe.compute().name(),
-            instructions: job.recipe.compute().instructions().map(Level::name),
+            statistics: job.recipe.statistics().name(),
+            instructions: job.recipe.instructions().map(Level::name),
             factor: factor(&job.recipe),
             outcome: &outcome,
         });
@@ -51,6 +52,7 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
 #[derive(serde::Serialize)]
 struct Report<'a> {
     compute: &'static str,
+    statistics: &'static str,
     instructions: Option<&'static str>,
     factor: Option<String>,
     #[serde(flatten)]

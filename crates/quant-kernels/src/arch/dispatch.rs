@@ -35,11 +35,13 @@ impl Dispatch for f32 {
     fn dispatch<V: Visitor<Self>>(level: Level, compute: Compute, visitor: V) -> V::Output {
         #[cfg(target_arch = "x86_64")]
         {
-            if let (Compute::Bf16, Some(kernel)) = (compute, AmxBf16::new(level)) {
-                return visitor.visit(kernel);
-            }
-            if let (Compute::Bf16, Some(kernel)) = (compute, Avx512Bf16::new(level)) {
-                return visitor.visit(kernel);
+            if compute != Compute::F32 {
+                if let Some(kernel) = AmxBf16::new(level) {
+                    return visitor.visit(kernel);
+                }
+                if let Some(kernel) = Avx512Bf16::new(level) {
+                    return visitor.visit(kernel);
+                }
             }
             if let Some(kernel) = Avx512F32::new(level) {
                 return rounded_or_not(kernel, compute, visitor);
@@ -70,7 +72,7 @@ impl Dispatch for f64 {
     }
 }
 
-/// A kernel without bf16 instructions serves [`Compute::Bf16`] by rounding the operands.
+/// A kernel without bf16 instructions serves [`Compute::Bf16`], and the parts of the others, by rounding the operands.
 fn rounded_or_not<T, K, V>(kernel: K, compute: Compute, visitor: V) -> V::Output
 where
     T: Scalar,
@@ -79,14 +81,16 @@ where
 {
     match compute {
         Compute::F32 => visitor.visit(kernel),
-        Compute::Bf16 => visitor.visit(Rounded(kernel)),
+        Compute::Bf16 | Compute::Bf16x2 | Compute::Bf16x3 => visitor.visit(Rounded(kernel)),
     }
 }
 
 /// A right operand packed once, with what it was packed for.
 #[derive(Clone, Debug)]
 pub(crate) struct PackedOperand<T> {
-    packed: Packed,
+    /// Every part of it, the whole operand or its rounding first.
+    parts: Vec<Packed>,
+    shape: (usize, usize),
     level: Level,
     compute: Compute,
     element: std::marker::PhantomData<T>,
@@ -98,15 +102,15 @@ impl<T> PackedOperand<T> {
     }
 
     pub(crate) fn depth(&self) -> usize {
-        self.packed.depth
+        self.shape.0
     }
 
     pub(crate) fn cols(&self) -> usize {
-        self.packed.lanes
+        self.shape.1
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        self.packed.bytes()
+        self.parts.iter().map(Packed::bytes).sum()
     }
 }
 
@@ -117,16 +121,17 @@ pub(crate) fn pack_operand<T: Scalar + Dispatch>(
     compute: Compute,
     par: Par,
 ) -> PackedOperand<T> {
-    struct Pack<'a, T>(ArrayView2<'a, T>, Par);
+    struct Pack<'a, T>(ArrayView2<'a, T>, u8, Par);
     impl<T: Scalar + Dispatch> Visitor<T> for Pack<'_, T> {
         type Output = Packed;
         fn visit<K: Kernel<In = T, Out = T, Alpha = T>>(self, _kernel: K) -> Packed {
             // SAFETY: the view is borrowed for the call.
-            unsafe { pack_all::<K>(&Source::new(&self.0), self.1) }
+            unsafe { pack_all::<K>(&Source::new(&self.0).after(self.1), self.2) }
         }
     }
-    let packed = T::dispatch(level, compute, Pack(b.reversed_axes(), par));
-    PackedOperand { packed, level, compute, element: std::marker::PhantomData }
+    let pack = |part| T::dispatch(level, compute, Pack(b.reversed_axes(), part, par));
+    let parts = (0..compute.parts()).map(pack).collect();
+    PackedOperand { parts, shape: b.dim(), level, compute, element: std::marker::PhantomData }
 }
 
 /// Bytes of one element of a packed operand on this level.
@@ -138,10 +143,10 @@ pub(crate) fn packed_element_bytes<T: Scalar + Dispatch>(level: Level, compute: 
             size_of::<RightWord<K>>() / K::PAIR
         }
     }
-    T::dispatch(level, compute, Size)
+    usize::from(compute.parts()) * T::dispatch(level, compute, Size)
 }
 
-/// Packs the right operand `[depth, columns]` whose columns `fill` writes one at a time.
+/// Packs the right operand `[depth, columns]` whose columns `fill` writes one at a time, each once for every part.
 pub(crate) fn pack_columns<T: Scalar + Dispatch>(
     level: Level,
     (depth, cols): (usize, usize),
@@ -152,17 +157,19 @@ pub(crate) fn pack_columns<T: Scalar + Dispatch>(
     struct Pack<'a, T> {
         lanes: usize,
         depth: usize,
+        part: u8,
         par: Par,
         fill: &'a (dyn Fn(usize, &mut [T]) + Sync),
     }
     impl<T: Scalar + Dispatch> Visitor<T> for Pack<'_, T> {
         type Output = Packed;
         fn visit<K: Kernel<In = T, Out = T, Alpha = T>>(self, _kernel: K) -> Packed {
-            pack_rows::<K>(self.lanes, self.depth, self.par, self.fill)
+            pack_rows::<K>(self.lanes, self.depth, self.part, self.par, self.fill)
         }
     }
-    let packed = T::dispatch(level, compute, Pack { lanes: cols, depth, par, fill });
-    PackedOperand { packed, level, compute, element: std::marker::PhantomData }
+    let pack = |part| T::dispatch(level, compute, Pack { lanes: cols, depth, part, par, fill });
+    let parts = (0..compute.parts()).map(pack).collect();
+    PackedOperand { parts, shape: (depth, cols), level, compute, element: std::marker::PhantomData }
 }
 
 /// `dst (=|+=) alpha * a[m, k] * b[k, n]` on a region of `dst`. Shapes were checked by the caller.
@@ -177,31 +184,36 @@ pub(crate) fn product<T: Scalar + Dispatch>(
     compute: Compute,
     par: Par,
 ) {
-    if !has_adjacent_columns(&dst)
+    // The transposed product has the same element sums, term by term.
+    let turned = !has_adjacent_columns(&dst)
         && has_adjacent_columns(&dst.view_mut().reversed_axes())
-        && region == Region::Full
-    {
-        // The transposed product has the same element sums, term by term.
-        let (a, b) = (b.reversed_axes(), a.reversed_axes());
-        return product(level, dst.reversed_axes(), region, accumulate, alpha, a, b, compute, par);
+        && region == Region::Full;
+    let (mut dst, a, b) =
+        if turned { (dst.reversed_axes(), b.reversed_axes(), a.reversed_axes()) } else { (dst, a, b) };
+    for (term, &(left, right)) in compute.terms().iter().enumerate() {
+        let (left, right) = if turned { (right, left) } else { (left, right) };
+        let columns = Columns::Source(Source::new(&b.reversed_axes()).after(right));
+        let accumulate = accumulate || term > 0;
+        let work = Multiply { region, accumulate, alpha, a, part: left, columns, par };
+        work.run(level, compute, dst.view_mut());
     }
-    let columns = Columns::Source(Source::new(&b.reversed_axes()));
-    let work = Multiply { region, accumulate, alpha, a, columns, par };
-    work.run(level, compute, dst);
 }
 
 /// [`product`] with a right operand packed before, on the level and with the arithmetic it was packed for.
 pub(crate) fn product_packed<T: Scalar + Dispatch>(
-    dst: ArrayViewMut2<'_, T>,
+    mut dst: ArrayViewMut2<'_, T>,
     accumulate: bool,
     alpha: T,
     a: ArrayView2<'_, T>,
     b: &PackedOperand<T>,
     par: Par,
 ) {
-    let columns = Columns::Packed(&b.packed);
-    let work = Multiply { region: Region::Full, accumulate, alpha, a, columns, par };
-    work.run(b.level, b.compute, dst);
+    for (term, &(left, right)) in b.compute.terms().iter().enumerate() {
+        let columns = Columns::Packed(&b.parts[usize::from(right)]);
+        let accumulate = accumulate || term > 0;
+        let work = Multiply { region: Region::Full, accumulate, alpha, a, part: left, columns, par };
+        work.run(b.level, b.compute, dst.view_mut());
+    }
 }
 
 /// [`product`] in plain f32 with a right operand of packed levels, which become floats panel by panel, on this level.
@@ -228,7 +240,7 @@ pub(crate) fn product_levels(
         unsafe { packed::expand(level, b, plain, lane, width, depth, to) };
     };
     let columns = Columns::Made(&fill);
-    let work = Multiply { region: Region::Full, accumulate, alpha: 1.0, a, columns, par };
+    let work = Multiply { region: Region::Full, accumulate, alpha: 1.0, a, part: 0, columns, par };
     work.run(level, Compute::F32, dst);
 }
 
@@ -242,6 +254,8 @@ struct Multiply<'a, T> {
     accumulate: bool,
     alpha: T,
     a: ArrayView2<'a, T>,
+    /// Roundings before the part of `a` that is multiplied.
+    part: u8,
     columns: Columns<'a, T>,
     par: Par,
 }
@@ -277,10 +291,10 @@ impl<T: Scalar + Dispatch> Visitor<T> for Run<'_, '_, T> {
             cols: self.dst.ncols(),
             ptr: self.dst.as_mut_ptr(),
         };
-        let Multiply { region, accumulate, alpha, a, columns, par } = self.work;
+        let Multiply { region, accumulate, alpha, a, part, columns, par } = self.work;
         let sink = Store { dst: target, region, accumulate, alpha };
         // SAFETY: `dst` is borrowed mutably and has adjacent columns, the operands are borrowed for the call, shapes
         // were checked, and a packed operand remembers the level and arithmetic that chose this kernel.
-        unsafe { gemm(kernel, &sink, &Source::new(&a), &columns, par) };
+        unsafe { gemm(kernel, &sink, &Source::new(&a).after(part), &columns, par) };
     }
 }

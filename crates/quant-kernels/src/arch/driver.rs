@@ -110,10 +110,11 @@ pub(super) unsafe fn pack_all<K: Kernel>(src: &Source<K::In>, par: Par) -> Packe
     packed
 }
 
-/// Packs a right operand `[lanes, depth]` whose rows `fill` writes one at a time: the operand never exists as a matrix.
+/// Packs a right operand `[lanes, depth]` whose rows `fill` writes one at a time, or what `roundings` leave of it: the operand never exists as a matrix.
 pub(super) fn pack_rows<K: Kernel>(
     lanes: usize,
     depth: usize,
+    roundings: u8,
     par: Par,
     fill: &(dyn Fn(usize, &mut [K::In]) + Sync),
 ) -> Packed {
@@ -129,7 +130,7 @@ pub(super) fn pack_rows<K: Kernel>(
                     fill(first + i, row);
                 }
             }
-            let source = Source::new(&rows.slice_axis(Axis(0), Slice::from(..count)));
+            let source = Source::new(&rows.slice_axis(Axis(0), Slice::from(..count))).after(roundings);
             // SAFETY: the panels of different tasks do not overlap, and `rows` holds the lanes of this one.
             unsafe { pack_depth::<K>(&source, 0..1, &packed, panel..panel + 1, start) };
         }

@@ -4,6 +4,26 @@ use num_traits::Zero;
 
 use crate::scalar::Scalar;
 
+/// An element of an operand.
+pub(crate) trait Lane: Copy + Zero + Default + Send + Sync {
+    /// What [`Scalar::rest_after`] says; never asked of bytes.
+    fn rest(self, roundings: u8) -> Self;
+}
+
+impl<T: Scalar> Lane for T {
+    #[inline(always)]
+    fn rest(self, roundings: u8) -> Self {
+        self.rest_after(roundings)
+    }
+}
+
+impl Lane for i8 {
+    #[inline(always)]
+    fn rest(self, _roundings: u8) -> Self {
+        self
+    }
+}
+
 /// The widest tile any kernel has, in elements: the size of the stack buffer for tiles that cross an edge.
 pub(super) const MAX_TILE: usize = 1024;
 
@@ -26,7 +46,7 @@ pub(super) const MAX_PAIR: usize = 4;
 /// An implementor with a `transpose` of its own belongs to kernels that exist only where its instructions do.
 pub(crate) unsafe trait Panel {
     /// An element as it comes.
-    type In: Copy + Zero + Default + Send + Sync;
+    type In: Lane;
     /// Storage of `PAIR` packed elements.
     type Word: Copy + Send + Sync;
 
@@ -36,6 +56,8 @@ pub(crate) unsafe trait Panel {
     const ZERO: Self::Word;
     /// Words of a lane that lie side by side: one, or [`STEP`].
     const RUN: usize = 1;
+    /// Whether words are of rounded elements, so that what rounding leaves may be asked for.
+    const ROUNDS: bool = false;
 
     /// Packs the elements `at(0)`, ..., `at(PAIR - 1)`.
     fn word(at: impl Fn(usize) -> Self::In) -> Self::Word;
@@ -82,7 +104,7 @@ pub(super) type RightWord<K> = <<K as Kernel>::Right as Panel>::Word;
 /// An implementor must be constructible only where its instructions exist, because `tile` runs them.
 pub(crate) unsafe trait Kernel: Copy + Send + Sync {
     /// Element type of the operands.
-    type In: Copy + Zero + Default + Send + Sync;
+    type In: Lane;
     /// Element type of the result.
     type Out: Copy + Zero + Send + Sync;
     /// What a sum is multiplied by: a number, or nothing.
@@ -159,6 +181,7 @@ where
 
     const PAIR: usize = 1;
     const ZERO: Self::Word = P::ZERO;
+    const ROUNDS: bool = true;
 
     #[inline(always)]
     fn word(at: impl Fn(usize) -> Self::In) -> Self::Word {

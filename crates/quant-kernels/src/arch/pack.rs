@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use ndarray::ArrayView2;
 
-use super::kernel::{MAX_PAIR, Panel, STEP};
+use super::kernel::{Lane, MAX_PAIR, Panel, STEP};
 
 /// An operand as lanes (the index that survives the product) by depth (the index that is summed).
 #[derive(Clone, Copy, Debug)]
@@ -14,6 +14,8 @@ pub(super) struct Source<T> {
     depth: usize,
     lane_stride: isize,
     depth_stride: isize,
+    /// Which part of its elements is packed: what so many roundings to bf16 leave of them.
+    roundings: u8,
 }
 
 // SAFETY: a `Source` only reads, from a view that outlives it (it never leaves the call that borrowed the view), and
@@ -31,7 +33,13 @@ impl<T: Copy> Source<T> {
             depth: view.ncols(),
             lane_stride: view.strides()[0],
             depth_stride: view.strides()[1],
+            roundings: 0,
         }
+    }
+
+    /// The same elements, of which what so many roundings leave is packed.
+    pub(super) fn after(self, roundings: u8) -> Self {
+        Self { roundings, ..self }
     }
 
     pub(super) fn lanes(&self) -> usize {
@@ -74,21 +82,48 @@ pub(super) unsafe fn pack_panels<P: Panel>(
     head: usize,
     dst: *mut P::Word,
 ) {
+    // SAFETY: forwarded from the caller.
+    unsafe {
+        match src.roundings {
+            0 => pack_part::<P, 0>(src, lane0, width, panels, first, depth, words, head, dst),
+            1 if P::ROUNDS => pack_part::<P, 1>(src, lane0, width, panels, first, depth, words, head, dst),
+            2 if P::ROUNDS => pack_part::<P, 2>(src, lane0, width, panels, first, depth, words, head, dst),
+            _ => unreachable!("a part that the panels do not have"),
+        }
+    }
+}
+
+/// [`pack_panels`] of what `PART` roundings leave of the elements.
+///
+/// # Safety
+/// As [`pack_panels`].
+#[inline(always)]
+unsafe fn pack_part<P: Panel, const PART: u8>(
+    src: &Source<P::In>,
+    lane0: usize,
+    width: usize,
+    panels: Range<usize>,
+    first: usize,
+    depth: usize,
+    words: usize,
+    head: usize,
+    dst: *mut P::Word,
+) {
     debug_assert!(words * P::PAIR >= depth && words.is_multiple_of(P::RUN));
     let stride = (head + words) * width;
     // SAFETY: forwarded from the caller, panel by panel.
     unsafe {
         let dst = dst.add(head * width);
         if src.lane_stride == 1 && src.depth_stride != 1 {
-            pack_adjacent_lanes::<P>(src, lane0, width, panels, first, depth, words, stride, dst);
+            pack_adjacent_lanes::<P, PART>(src, lane0, width, panels, first, depth, words, stride, dst);
             return;
         }
         for panel in panels {
             let (lane, dst) = (lane0 + panel * width, dst.add(panel * stride));
             if src.depth_stride == 1 {
-                pack_adjacent_depth::<P>(src, lane, width, first, depth, words, dst);
+                pack_adjacent_depth::<P, PART>(src, lane, width, first, depth, words, dst);
             } else {
-                pack_strided::<P>(src, lane, width, first, depth, words, dst);
+                pack_strided::<P, PART>(src, lane, width, first, depth, words, dst);
             }
         }
     }
@@ -100,7 +135,7 @@ pub(super) unsafe fn pack_panels<P: Panel>(
 /// # Safety
 /// As [`pack_panels`], with a lane stride of 1.
 #[inline(always)]
-unsafe fn pack_adjacent_lanes<P: Panel>(
+unsafe fn pack_adjacent_lanes<P: Panel, const PART: u8>(
     src: &Source<P::In>,
     lane0: usize,
     width: usize,
@@ -132,13 +167,16 @@ unsafe fn pack_adjacent_lanes<P: Panel>(
             // Without an index the first two are loops over vectors.
             let filling = piece.iter_mut();
             match P::PAIR {
-                1 => filling.zip(rows[0]).for_each(|(word, &x)| *word = P::word(|_| x)),
+                1 => filling.zip(rows[0]).for_each(|(word, &x)| *word = P::word(|_| x.rest(PART))),
                 2 => {
                     let pairs = rows[0].iter().zip(rows[1]);
-                    filling.zip(pairs).for_each(|(word, (&x, &y))| *word = P::word(|p| [x, y][p]));
+                    filling.zip(pairs).for_each(|(word, (&x, &y))| *word = P::word(|p| [x, y][p].rest(PART)));
                 }
                 _ => {
-                    filling.take(filled).enumerate().for_each(|(l, word)| *word = P::word(|p| rows[p][l]));
+                    filling
+                        .take(filled)
+                        .enumerate()
+                        .for_each(|(l, word)| *word = P::word(|p| rows[p][l].rest(PART)));
                 }
             }
             if P::RUN == 1 {
@@ -172,7 +210,7 @@ unsafe fn pack_adjacent_lanes<P: Panel>(
 /// # Safety
 /// As [`pack_panels`] for one panel at `dst` that starts with `lane`, with a depth stride of 1.
 #[inline(always)]
-unsafe fn pack_adjacent_depth<P: Panel>(
+unsafe fn pack_adjacent_depth<P: Panel, const PART: u8>(
     src: &Source<P::In>,
     lane: usize,
     width: usize,
@@ -201,7 +239,7 @@ unsafe fn pack_adjacent_depth<P: Panel>(
                     P::prefetch(row.wrapping_add(PREFETCH * P::PAIR));
                     std::slice::from_raw_parts(row, length)
                 };
-                convert::<P>(row, &mut block[l]);
+                convert::<P, PART>(row, &mut block[l]);
             }
             if P::RUN == 1 {
                 // SAFETY: `columns` words at `group` in the rows of the panel that are left.
@@ -224,7 +262,7 @@ unsafe fn pack_adjacent_depth<P: Panel>(
 /// # Safety
 /// As [`pack_panels`] for one panel at `dst` that starts with `lane`.
 #[inline(always)]
-unsafe fn pack_strided<P: Panel>(
+unsafe fn pack_strided<P: Panel, const PART: u8>(
     src: &Source<P::In>,
     lane: usize,
     width: usize,
@@ -242,7 +280,7 @@ unsafe fn pack_strided<P: Panel>(
             // SAFETY: elements of the view and a word of the panel, in range by the contract.
             unsafe {
                 let at = |d: usize| if l < lanes && d < depth { *src.at(lane + l, first + d) } else { zero };
-                *dst.add(place) = P::word(|p| at(d + p));
+                *dst.add(place) = P::word(|p| at(d + p).rest(PART));
             }
         }
     }
@@ -254,17 +292,17 @@ const PREFETCH: usize = 8 * STEP;
 
 /// Up to `STEP` words of one lane, whose elements are adjacent.
 #[inline(always)]
-fn convert<P: Panel>(row: &[P::In], words: &mut [P::Word; STEP]) {
+fn convert<P: Panel, const PART: u8>(row: &[P::In], words: &mut [P::Word; STEP]) {
     if row.len() == STEP * P::PAIR {
         for t in 0..STEP {
-            words[t] = P::word(|p| row[t * P::PAIR + p]);
+            words[t] = P::word(|p| row[t * P::PAIR + p].rest(PART));
         }
     } else {
         let zero = <P::In as num_traits::Zero>::zero();
         let mut elements = row.chunks(P::PAIR);
         for word in words {
             let elements = elements.next().unwrap_or_default();
-            *word = P::word(|p| elements.get(p).copied().unwrap_or(zero));
+            *word = P::word(|p| elements.get(p).copied().unwrap_or(zero).rest(PART));
         }
     }
 }

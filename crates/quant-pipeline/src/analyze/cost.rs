@@ -160,8 +160,8 @@ impl Shape<'_> {
         let (tokens, layers) = (self.layout.rows(), spec.layers);
         let own = layers * (2 + self.rewritten() + self.whole()) + layers * (layers - 1) / 2;
         let head = 2.0 * (tokens * (layers + 1)) as f64 * (spec.vocab * spec.hidden) as f64;
-        let quantising = if self.finished { 0.0 } else { operations(plan, &lengths) };
-        let seconds = self.seconds(own, head + quantising);
+        let quantising = || operations(plan, &lengths).seconds(&plan.recipe, self.threads);
+        let seconds = self.seconds(own, head) + if self.finished { 0.0 } else { quantising() };
         let quantising = if self.finished { 0 } else { plan.streams.count() * layers };
         AnalysisCost {
             block_reads: self.block_reads(),

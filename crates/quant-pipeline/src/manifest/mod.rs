@@ -75,7 +75,11 @@ pub(crate) fn settings(job: &QuantizeJob, plan: &Plan) -> Value {
         "true_sequential": plan.true_sequential(),
         "modifiers": job.recipe.modifiers().iter().map(|(id, s)| json!({*id: s})).collect::<Vec<_>>(),
     });
-    if let Some(level) = job.recipe.compute().instructions() {
+    let (compute, statistics) = (job.recipe.compute(), job.recipe.statistics());
+    if statistics != compute {
+        settings["statistics"] = statistics.name().into();
+    }
+    if let Some(level) = job.recipe.instructions() {
         settings["instructions"] = level.name().into();
     }
     settings

@@ -15,7 +15,7 @@ use quant_checkpoint::Formats;
 use quant_checkpoint::formats::{Dequantized, Format};
 use quant_core::{Foreign, ForeignKind, KvGranularity, ObserverKind};
 use quant_graph::{ModelSpec, Outer};
-use quant_kernels::Compute;
+use quant_kernels::{Compute, Level};
 use quant_methods::settings::{nearest, one_of, unknown_key};
 use quant_methods::{Learner, ModelTransform, Rounding, Settings, SettingsError, Transform};
 use serde_json::{Map, Value};
@@ -80,6 +80,7 @@ pub struct Recipe {
     kv_cache: KvSpec,
     ignore: Vec<Glob>,
     compute: Compute,
+    statistics: Compute,
     /// None where the recipe leaves it open.
     format: Option<&'static dyn Format>,
     source: String,
@@ -170,12 +171,8 @@ impl Recipe {
         }
         let activations = parse_activations(take("activations"))?;
         let kv_cache = parse_kv(take("kv_cache"))?;
-        let compute = match take("compute") {
-            Value::Null => Compute::F32,
-            Value::String(s) if s == "f32" => Compute::F32,
-            Value::String(s) if s == "bf16" => Compute::Bf16,
-            other => return Err(RecipeError::value("compute", one_of(&["f32", "bf16"], &other), &other)),
-        };
+        let compute = parse_compute("compute", take("compute"), Compute::F32)?;
+        let statistics = parse_compute("statistics", take("statistics"), compute)?;
         let ignore = take("ignore");
         refuse_both(&overrides, &ignore)?;
         let ignore = parse_ignore(ignore)?;
@@ -191,6 +188,7 @@ impl Recipe {
             kv_cache,
             ignore,
             compute,
+            statistics,
             format,
             source: text.to_owned(),
             file: None,
@@ -274,6 +272,11 @@ impl Recipe {
     pub fn kv_cache(&self) -> &KvSpec {
         &self.kv_cache
     }
+    /// The level whose instructions multiply here, where that decides bits: see [`Compute::instructions`].
+    #[must_use]
+    pub fn instructions(&self) -> Option<Level> {
+        self.compute.instructions().or(self.statistics.instructions())
+    }
     /// Modules left in float.
     #[must_use]
     pub fn ignore(&self) -> &[Glob] {
@@ -283,6 +286,11 @@ impl Recipe {
     #[must_use]
     pub fn compute(&self) -> Compute {
         self.compute
+    }
+    /// Arithmetic of the sums over calibration tokens, Hessians and their like: that of the other products unless the recipe says otherwise.
+    #[must_use]
+    pub fn statistics(&self) -> Compute {
+        self.statistics
     }
     /// Output format; `dequantized` where the recipe names none.
     #[must_use]
@@ -418,6 +426,16 @@ fn parse_ignore(value: Value) -> Result<Vec<Glob>, RecipeError> {
             other => Err(RecipeError::value("ignore", "a list of module globs", &other)),
         })
         .collect()
+}
+
+/// A setting of arithmetic, or what stands in its place where none is given.
+fn parse_compute(key: &str, value: Value, usual: Compute) -> Result<Compute, RecipeError> {
+    match &value {
+        Value::Null => Ok(usual),
+        Value::String(name) => name.parse().map_err(|_| value.clone()),
+        _ => Err(value.clone()),
+    }
+    .map_err(|found| RecipeError::value(key, one_of(&Compute::ALL.map(Compute::name), &found), &found))
 }
 
 /// None where the recipe leaves the format open.

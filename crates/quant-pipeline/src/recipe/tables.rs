@@ -1,6 +1,7 @@
 //! The keys of every section of a recipe, and the JSON schema made from them.
 
 use crate::registry::Registry;
+use quant_kernels::Compute;
 use quant_methods::settings::{self, Field, FieldKind};
 use serde_json::{Map, Value, json};
 
@@ -85,8 +86,17 @@ pub(super) static KV_CACHE: &[Field] = &[
         run_wide: true,
     },
 ];
-pub(super) static TOP: &[&str] =
-    &["version", "modifiers", "activations", "kv_cache", "overrides", "compute", "ignore", "export"];
+pub(super) static TOP: &[&str] = &[
+    "version",
+    "modifiers",
+    "activations",
+    "kv_cache",
+    "overrides",
+    "compute",
+    "statistics",
+    "ignore",
+    "export",
+];
 
 /// The JSON schema of recipes, with every default.
 #[must_use]
@@ -128,8 +138,10 @@ pub fn schema_with(registry: &Registry) -> Value {
             "kv_cache": settings::schema(KV_CACHE),
             "overrides": {"type": "object", "default": {}, "additionalProperties": override_schema,
                 "description": "module glob to keys of the rounding modifier, which replace the modifier's, or to { method: { keys } } of another rounding, whose scheme is the modifier's unless written; * crosses dots; the last match wins; a glob that matches nothing is an error; the keys lm_head and model.embed_tokens, and no glob, quantise head and embedding"},
-            "compute": {"enum": ["f32", "bf16"], "default": "f32",
-                "description": "operands of calibration products; accumulation is f32"},
+            "compute": {"enum": Compute::ALL.map(Compute::name), "default": "f32",
+                "description": "operands of calibration products, as they are, rounded to bf16, or as sums of two or three bf16 numbers; accumulation is f32"},
+            "statistics": {"enum": Compute::ALL.map(Compute::name),
+                "description": "the same for sums over calibration tokens (Hessians); as compute unless given"},
             "ignore": {"type": "array", "items": {"type": "string"}, "default": ["lm_head"],
                 "description": "module globs left in float; lm_head and model.embed_tokens are without being named, unless an override has exactly that name; a glob that matches nothing is a warning"},
             "export": {"type": "object", "additionalProperties": false,

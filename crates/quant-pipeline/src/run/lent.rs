@@ -103,10 +103,11 @@ impl Run<'_> {
             .map(|(block, stage)| (block, stage.site, plan.needs_at(block, &stage).float))
             .collect();
         let key = format!(
-            "float statistics of {}, {:?}, products in {}, {} in sequences that begin at {:?}: {needs:?}",
+            "float statistics of {}, {:?}, products in {}, sums in {}, {} in sequences that begin at {:?}: {needs:?}",
             place.model,
             plan.spec,
             plan.recipe.compute(),
+            plan.recipe.statistics(),
             TensorHash::of(&ids),
             self.layout.starts,
         );

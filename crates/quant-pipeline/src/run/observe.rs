@@ -184,7 +184,7 @@ impl Run<'_> {
         site: Site,
     ) -> Result<(), PipelineError> {
         gathered
-            .add(batch, self.plan.recipe.compute(), self.par())
+            .add(batch, self.plan.recipe.statistics(), self.par())
             .map_err(PipelineError::hessian(format!("block {index}, {site:?}")))
     }
 

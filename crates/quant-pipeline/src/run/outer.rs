@@ -84,7 +84,7 @@ impl Run<'_> {
             let h = residual.read(self.layout.rows_of(chunk))?;
             let x = normed(h.view(), norm.view(), eps, self.par());
             seen.deployed
-                .add(&Batch::new(x.view(), chunk.len()), plan.recipe.compute(), self.par())
+                .add(&Batch::new(x.view(), chunk.len()), plan.recipe.statistics(), self.par())
                 .map_err(PipelineError::hessian(Outer::Head.module()))?;
         }
         self.spent("statistics", started);

@@ -10,6 +10,7 @@ use crate::{Compute, Par};
 mod amx;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(super) mod emulator;
+mod parts;
 
 /// Every level that can run here, that of AMX among them where its instructions are emulated.
 fn levels() -> Vec<Level> {

@@ -310,7 +310,7 @@ panel! { RowsOfBytes, i8 as u32 of 4, bytes, transpose [transpose_words], run ST
 /// A of the products of bf16.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::arch) struct RowsOfPairs;
-panel! { RowsOfPairs, f32 as u32 of 2, pair, transpose [transpose_words], run STEP }
+panel! { RowsOfPairs, f32 as u32 of 2, pair, transpose [transpose_words], run STEP, rounds true }
 
 tile_kernel! {
     /// 32 x 32 i32 sums of products of bytes.

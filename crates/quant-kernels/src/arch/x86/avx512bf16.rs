@@ -32,7 +32,7 @@ unsafe fn load(b: *const u32) -> __m512bh {
     unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_load_si512(b.cast())) }
 }
 
-panel! { Avx512Bf16, f32 as u32 of 2, pair, transpose [transpose_words] }
+panel! { Avx512Bf16, f32 as u32 of 2, pair, transpose [transpose_words], rounds true }
 register_tile! {
     /// 14 x 32 f32 sums of bf16 products.
     ///

@@ -3,7 +3,7 @@
 /// Implements [`Panel`](crate::arch::kernel::Panel) for `$name`: words of `$pair` elements that `$word` makes of a function of
 /// their index, transposed by `$transpose` where one is named.
 macro_rules! panel {
-    ($name:ident, $in:ident as $store:ident of $pair:literal, $word:expr, transpose [$($transpose:ident)?] $(, run $run:ident)?) => {
+    ($name:ident, $in:ident as $store:ident of $pair:literal, $word:expr, transpose [$($transpose:ident)?] $(, run $run:ident)? $(, rounds $rounds:literal)?) => {
         // SAFETY: whoever names a transposition belongs to a level that has its instructions.
         unsafe impl Panel for $name {
             type In = $in;
@@ -12,6 +12,7 @@ macro_rules! panel {
             const PAIR: usize = $pair;
             const ZERO: $store = 0 as $store;
             $(const RUN: usize = $run;)?
+            $(const ROUNDS: bool = $rounds;)?
 
             #[inline(always)]
             fn word(at: impl Fn(usize) -> $in) -> $store {
