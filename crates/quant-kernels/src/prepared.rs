@@ -89,4 +89,36 @@ impl<T: Element> PreparedWeight<T> {
         let accumulate = product::fill_with_bias(&mut dst, bias);
         arch::product_packed(dst, accumulate, T::one(), x, &self.packed, par);
     }
+
+    /// `dst[m, n] = alpha * x[m, in] * W[..n]^T`, or `+=` with `accumulate`: the product with the first `n` rows of the
+    /// weight, as many as `dst` has columns. Bit-identical to [`matmul_nt`](crate::matmul_nt) of these rows; without
+    /// `accumulate` the old content of `dst` is not read.
+    ///
+    /// ```
+    /// use quant_kernels::ndarray::{Array2, array};
+    /// use quant_kernels::{Compute, Par, PreparedWeight};
+    ///
+    /// let w = array![[1.0_f32, 2.0], [3.0, 4.0], [5.0, 6.0]];
+    /// let w = PreparedWeight::new(w.view(), Compute::F32, Par::Seq);
+    /// let mut y = Array2::zeros((1, 2));
+    /// w.product_into(y.view_mut(), false, 10.0, array![[1.0, 1.0]].view(), Par::Seq);
+    /// assert_eq!(y, array![[30.0, 70.0]]);
+    /// ```
+    ///
+    /// # Panics
+    /// If the shapes do not fit each other, or `dst` has more columns than the weight rows.
+    pub fn product_into(
+        &self,
+        dst: ArrayViewMut2<'_, T>,
+        accumulate: bool,
+        alpha: T,
+        x: ArrayView2<'_, T>,
+        par: Par,
+    ) {
+        let columns = dst.ncols();
+        assert!(columns <= self.out_features(), "{columns} columns of {} rows", self.out_features());
+        product::check_shapes(dst.dim(), x.dim(), (self.in_features(), columns));
+        // Every row has its own lane of a panel, so that those behind the first ones touch nothing of theirs.
+        arch::product_packed(dst, accumulate, alpha, x, &self.packed, par);
+    }
 }

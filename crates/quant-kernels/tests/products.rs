@@ -160,6 +160,15 @@ fn linear_layers_prepared_or_not_are_one_function() {
             let mut again = Array2::from_elem(y.dim(), f32::NAN);
             linear_into(x.view(), w.view(), bias, again.view_mut(), compute, Par::new(3));
             assert_eq!(again, y);
+            for rows in [0, 1, 33, outputs] {
+                let (part, start) = (w.slice(s![..rows, ..]), random::<f32>(tokens, rows, 4));
+                for accumulate in [false, true] {
+                    let (mut want, mut got) = (start.clone(), start.clone());
+                    matmul_nt(want.view_mut(), accumulate, 0.3, x.view(), part, compute, Par::Seq);
+                    prepared.product_into(got.view_mut(), accumulate, 0.3, x.view(), Par::new(2));
+                    assert_eq!(got, want, "the first {rows} rows");
+                }
+            }
             for t in [0, 17, tokens - 1] {
                 let row = prepared.forward(x.slice(s![t..=t, ..]), bias, Par::Seq);
                 assert_eq!(row.row(0), y.row(t), "a token alone");

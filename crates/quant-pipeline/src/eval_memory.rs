@@ -114,14 +114,17 @@ impl ModelMemory {
     ) -> Self {
         let (tokens, hidden) = (lengths.iter().sum::<usize>(), spec.hidden as u64);
         let longest = lengths.iter().copied().max().unwrap_or(0);
-        let at_once = if lengths.len() >= threads { threads } else { 1 } as u64;
+        let at_once = if lengths.len() >= threads { threads } else { 1 };
         // A copy of the hidden states and their norm, queries, keys, values and what attention makes of them.
         let widths = 2 * hidden + 2 * (spec.query_width() + spec.kv_width()) as u64;
         // What gate and up compute, and the packed input of down.
         let mlp = (MLP_ROWS.min(longest) as u64) * (2 * hidden + 3 * spec.intermediate as u64);
         // Arrays of a sequence come and go in many orders; its thread's part of the heap keeps a third more.
         let sequence = F32 * (longest as u64 * widths + mlp) * 13 / 10;
-        let attention = attention_workspace_bytes(spec.head_dim, longest) as u64;
+        // Threads have a sequence each, or one together.
+        let together = threads / at_once.max(1);
+        let attention = attention_workspace_bytes(spec.kv_heads, spec.head_dim, longest, together);
+        let at_once = at_once as u64;
         let block = spec.block_parameters() as u64;
         let stored = if is_float { F32 } else { 1 };
         let prepared = PreparedWeight::<f32>::element_bytes(compute) as u64;
@@ -132,7 +135,7 @@ impl ModelMemory {
             held: F32 * hidden * (spilled_rows_at_once(lengths, threads).max(tokens.min(CHUNK)) as u64),
             // While it is made ready, a block is there as it was read and as it runs: a linear gives up the first, but its
             // place in the heap fits no other.
-            encode: prepared * block + (stored * block).max(at_once * sequence + attention * threads as u64),
+            encode: prepared * block + (stored * block).max(at_once * (sequence + attention as u64)),
             score: panel_bytes(tokens, CHUNK, spec.vocab) as u64
                 + (F32 + prepared) * panel
                 + CARRIED * positions,

@@ -188,11 +188,11 @@ pub fn predict(plan: &Plan, lengths: &[usize], text_bytes: u64, threads: usize) 
             + (3 * F32 * sizes.largest).min(READING),
         // Of what passed through a stage half finds a hole that fits (measured, as the quarter of what a search leaves).
         retained: match &plan.streams {
-            streams if streams.deployed => sizes.passing_through() / 2 + sizes.per_thread() * threads as u64,
+            streams if streams.deployed => sizes.passing_through() / 2 + sizes.of_threads(threads),
             streams if streams.calibration() => {
                 let searches = plan.recipe.transforms().iter().any(|t| t.runs_block());
                 let left = if searches { sizes.passing_through() / 4 } else { 0 };
-                left + sizes.per_thread() * threads as u64
+                left + sizes.of_threads(threads)
             }
             _ => 0,
         },
@@ -350,8 +350,8 @@ struct Sizes<'a> {
     step: u64,
     /// A chunk of the float stream at all sites, where both streams are looked at in one pass.
     beside: u64,
-    /// What a thread holds of attention.
-    attention: u64,
+    /// Tokens of the longest sequence.
+    longest: usize,
     /// Rotary tables and token ids.
     tables: u64,
     /// All activations of all tokens.
@@ -381,7 +381,6 @@ impl<'a> Sizes<'a> {
             .map(|t| (t.shape.iter().product::<usize>() * t.dtype.bitsize()).div_ceil(8) as u64)
             .sum();
         let streams = &plan.streams;
-        let longest = layout.longest();
         let residual = F32 * tokens * hidden;
         // The inputs of o and down keep their memory from block to block, of every stream that goes stage by stage.
         let staged =
@@ -412,7 +411,7 @@ impl<'a> Sizes<'a> {
             } else {
                 0
             },
-            attention: attention_workspace_bytes(spec.head_dim, longest) as u64,
+            longest: layout.longest(),
             tables: RopeTables::bytes(spec, layout.lengths()) as u64 + F32 * tokens,
             activations: residual * streams.count() as u64 + inside,
             // A training sees all tokens at the input of its block.
@@ -438,10 +437,12 @@ impl<'a> Sizes<'a> {
         let squares: u64 = squares.map(|s| 2 * small(F32 * s.width.pow(2))).sum();
         linears + small(self.encoded) + squares
     }
-    /// What one thread has held at some time in a block and its part of the heap keeps: tiles of the column loops, of the
+    /// What threads have held at some time in a block and their parts of the heap keep: tiles of the column loops, of the
     /// measured change and its packed form, of attention.
-    fn per_thread(&self) -> u64 {
+    fn of_threads(&self, threads: usize) -> u64 {
         let of = |stage: &Stage| stage.workspace.thread + 2 * F32 * MEASURED_ROWS * stage.width;
-        self.stages.iter().map(of).max().unwrap_or(0) + self.attention
+        let spec = &self.plan.spec;
+        let attention = attention_workspace_bytes(spec.kv_heads, spec.head_dim, self.longest, threads);
+        self.stages.iter().map(of).max().unwrap_or(0) * threads as u64 + attention as u64
     }
 }

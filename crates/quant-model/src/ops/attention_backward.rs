@@ -1,6 +1,7 @@
 //! The backward of causal grouped-query attention over one sequence.
 
-use super::attention::{AttentionShape, KEY_BLOCK, QUERY_BLOCK, SoftmaxRows, head};
+use super::attention::{AttentionShape, QUERY_BLOCK, SoftmaxRows, head};
+use super::packed_head::KEY_BLOCK;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
 use quant_kernels::views::{columns, rows, rows_mut};
 use quant_kernels::{

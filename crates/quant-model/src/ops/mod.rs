@@ -4,5 +4,6 @@ pub(crate) mod attention;
 pub(crate) mod attention_backward;
 pub(crate) mod mlp;
 pub(crate) mod norm;
+pub(crate) mod packed_head;
 pub(crate) mod precision;
 pub(crate) mod project;
