@@ -10,6 +10,7 @@ use tempfile::tempdir;
 
 const RTN: &str = "modifiers: [rtn: { scheme: W8A8 }]\nexport: { format: vllm-ascend }";
 const GPTQ: &str = "modifiers: [gptq: { scheme: W4A16g128 }]";
+const GPTQ_BF16: &str = "compute: bf16\nmodifiers: [gptq: { scheme: W4A16g128 }]";
 const SMOOTH_GPTQ: &str =
     "modifiers: [smoothquant: {}, gptq: { scheme: W8A8KV8 }]\nexport: { format: vllm-ascend }";
 
@@ -132,6 +133,8 @@ fn the_peak_is_the_predicted_one() {
         (AWQ, 1, (8, 128)),
         (FLATQUANT, 2, (4, 512)),
         (AWQ_ALL, 2, (2, 512)),
+        // Inputs of o and down wait in half their bytes.
+        (GPTQ_BF16, 2, (32, 512)),
         (AWQ, 2, (4, 1024)),
     ];
     for (_, (recipe, threads, rows)) in

@@ -1,22 +1,15 @@
-//! Activations of many tokens, in memory or in a file.
+//! Activations of many tokens, in memory or in a file, as they are or rounded.
 
-use ndarray::{Array2, ArrayViewMut2, Axis, CowArray, Ix2, Slice};
-use quant_kernels::views;
-use std::fs::File;
+mod narrow;
+mod spilled;
+
+use narrow::Narrow;
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, CowArray, Ix2, Slice};
+use quant_kernels::{Par, views};
+use spilled::Spilled;
+pub use spilled::StoreError;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use thiserror::Error;
-
-/// A file of activations that cannot be made, read or written.
-#[derive(Debug, Error)]
-#[error("activations on disk in {}: {source}", .folder.display())]
-pub struct StoreError {
-    /// Its folder.
-    pub folder: PathBuf,
-    /// What the system said.
-    pub source: std::io::Error,
-}
+use std::path::Path;
 
 /// `[tokens, features]` of f32, written and read by ranges of rows, which are in memory or in an unnamed file.
 #[derive(Debug)]
@@ -24,20 +17,15 @@ pub struct RowStore {
     rows: usize,
     width: usize,
     backing: Backing,
+    /// The rows that are being worked on, where they are elsewhere.
+    scratch: Vec<f32>,
 }
 
 #[derive(Debug)]
 enum Backing {
     Memory(Array2<f32>),
     File(Spilled),
-}
-
-/// An unnamed file, and the rows of it that are being worked on.
-#[derive(Debug)]
-struct Spilled {
-    file: File,
-    folder: PathBuf,
-    scratch: Vec<f32>,
+    Rounded(Narrow),
 }
 
 impl RowStore {
@@ -48,14 +36,37 @@ impl RowStore {
     pub fn new(rows: usize, width: usize, spill: Option<&Path>) -> Result<Self, StoreError> {
         let backing = match spill {
             None => Backing::Memory(Array2::zeros((rows, width))),
-            Some(folder) => {
-                let io = |source| StoreError { folder: folder.to_owned(), source };
-                let file = tempfile::tempfile_in(folder).map_err(io)?;
-                file.set_len((rows * width * size_of::<f32>()) as u64).map_err(io)?;
-                Backing::File(Spilled { file, folder: folder.to_owned(), scratch: Vec::new() })
-            }
+            Some(folder) => Backing::File(Spilled::new(folder, rows * width * size_of::<f32>())?),
         };
-        Ok(Self { rows, width, backing })
+        Ok(Self { rows, width, backing, scratch: Vec::new() })
+    }
+
+    /// Zeros that take half the bytes: numbers are rounded as products in [`Compute::Bf16`](quant_kernels::Compute) round
+    /// their operands, so that such a product of what is read has the bits of one of what was written. Rows `0`, `exact`,
+    /// `2 · exact` and so on stay as they are, in memory, for who looks at some of the numbers themselves.
+    ///
+    /// ```
+    /// use quant_model::{Par, RowStore, StoreError};
+    ///
+    /// let mut store = RowStore::rounded((4, 2), 3, None, Par::Seq)?;
+    /// store.overwrite::<StoreError>(0..4, |mut rows| {
+    ///     rows.fill(1.01);
+    ///     Ok(())
+    /// })?;
+    /// assert_eq!(store.read(0..4)?.column(0).to_vec(), [1.01, 1.0078125, 1.0078125, 1.01]);
+    /// # Ok::<(), StoreError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// A file that cannot be made in `spill`.
+    pub fn rounded(
+        (rows, width): (usize, usize),
+        exact: usize,
+        spill: Option<&Path>,
+        par: Par,
+    ) -> Result<Self, StoreError> {
+        let backing = Backing::Rounded(Narrow::new((rows, width), exact, spill, par)?);
+        Ok(Self { rows, width, backing, scratch: Vec::new() })
     }
 
     /// Number of rows.
@@ -66,32 +77,31 @@ impl RowStore {
     /// Whether they are in a file.
     #[must_use]
     pub fn is_spilled(&self) -> bool {
-        matches!(self.backing, Backing::File(_))
-    }
-
-    /// Frees the rows of a file that were worked on last, whose memory is otherwise used again for the next ones: for a store that has to
-    /// wait beside many others.
-    pub fn rest(&mut self) {
-        if let Backing::File(spilled) = &mut self.backing {
-            spilled.scratch = Vec::new();
+        match &self.backing {
+            Backing::Memory(_) => false,
+            Backing::File(_) => true,
+            Backing::Rounded(narrow) => narrow.is_spilled(),
         }
     }
 
-    /// Rows `range`, borrowed from memory or read from the file.
+    /// Frees the rows that were worked on last, whose memory is otherwise used again for the next ones: for a store that has to
+    /// wait beside many others. Where rows are in memory as they are, there are none.
+    pub fn rest(&mut self) {
+        self.scratch = Vec::new();
+    }
+
+    /// Rows `range`, borrowed from memory, or a copy of what is in a file or rounded.
     ///
     /// # Errors
     /// A file that cannot be read.
     pub fn read(&self, range: Range<usize>) -> Result<CowArray<'_, f32, Ix2>, StoreError> {
-        match &self.backing {
-            Backing::Memory(data) => Ok(views::rows(data.view(), range).into()),
-            Backing::File(spilled) => {
-                let mut data = Array2::<f32>::zeros((range.len(), self.width));
-                if let Some(slice) = data.as_slice_mut() {
-                    spilled.read(range.start * self.width, slice)?;
-                }
-                Ok(data.into())
-            }
+        if let Backing::Memory(data) = &self.backing {
+            return Ok(views::rows(data.view(), range).into());
         }
+        let mut copy = vec![0.0; range.len() * self.width];
+        let shape = (range.len(), self.width);
+        self.read_into(range, &mut copy)?;
+        Ok(Array2::from_shape_vec(shape, copy).unwrap_or_default().into())
     }
 
     /// Replaces rows `range` by what `f` writes into them; it finds old numbers there.
@@ -125,44 +135,49 @@ impl RowStore {
         f: impl FnOnce(ArrayViewMut2<'_, f32>) -> Result<(), E>,
     ) -> Result<(), E> {
         debug_assert!(range.end <= self.rows, "rows outside the store");
-        let shape = (range.len(), self.width);
-        match &mut self.backing {
-            Backing::Memory(data) => f(data.slice_axis_mut(Axis(0), Slice::from(range))),
-            Backing::File(spilled) => {
-                let mut scratch = std::mem::take(&mut spilled.scratch);
-                scratch.resize(shape.0 * shape.1, 0.0);
-                let first = range.start * self.width;
-                if read {
-                    spilled.read(first, &mut scratch)?;
-                }
-                let mut rows = Array2::from_shape_vec(shape, scratch).unwrap_or_default();
-                f(rows.view_mut())?;
-                spilled.scratch = rows.into_raw_vec_and_offset().0;
-                spilled.write(first)?;
+        if let Backing::Memory(data) = &mut self.backing {
+            return f(data.slice_axis_mut(Axis(0), Slice::from(range)));
+        }
+        let mut scratch = std::mem::take(&mut self.scratch);
+        scratch.resize(range.len() * self.width, 0.0);
+        if read {
+            self.read_into(range.clone(), &mut scratch)?;
+        }
+        f(views::matrix_mut(&mut scratch, range.len(), self.width))?;
+        self.write(range, &scratch)?;
+        self.scratch = scratch;
+        Ok(())
+    }
+
+    /// Rows `range`, one after the other.
+    fn read_into(&self, range: Range<usize>, out: &mut [f32]) -> Result<(), StoreError> {
+        match &self.backing {
+            Backing::Memory(data) => {
+                views::matrix_mut(out, range.len(), self.width).assign(&views::rows(data.view(), range));
                 Ok(())
             }
+            Backing::File(spilled) => spilled.read(range.start * self.width, out),
+            Backing::Rounded(narrow) => narrow.read(range, out),
         }
     }
-}
 
-impl Spilled {
-    fn read(&self, first: usize, out: &mut [f32]) -> Result<(), StoreError> {
-        let offset = (first * size_of::<f32>()) as u64;
-        self.file.read_exact_at(bytemuck::cast_slice_mut(out), offset).map_err(|e| self.failed(e))
-    }
-    /// Writes the scratch rows.
-    fn write(&self, first: usize) -> Result<(), StoreError> {
-        let offset = (first * size_of::<f32>()) as u64;
-        self.file.write_all_at(bytemuck::cast_slice(&self.scratch), offset).map_err(|e| self.failed(e))
-    }
-    fn failed(&self, source: std::io::Error) -> StoreError {
-        StoreError { folder: self.folder.clone(), source }
+    fn write(&mut self, range: Range<usize>, rows: &[f32]) -> Result<(), StoreError> {
+        match &mut self.backing {
+            Backing::Memory(data) => {
+                let rows: ArrayView2<'_, f32> = views::matrix(rows, range.len(), self.width);
+                views::rows_mut(data, range).assign(&rows);
+                Ok(())
+            }
+            Backing::File(spilled) => spilled.write(range.start * self.width, rows),
+            Backing::Rounded(narrow) => narrow.write(range, rows),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use quant_kernels::{Compute, gram_lower, linear};
 
     #[test]
     fn a_spilled_store_holds_what_memory_holds() {
@@ -192,5 +207,64 @@ mod tests {
         }
         assert_eq!(memory.read(0..10).unwrap(), spilled.read(0..10).unwrap());
         assert_eq!(memory.read(5..6).unwrap(), spilled.read(5..6).unwrap());
+    }
+
+    /// Against the rounding of the products, in memory and in a file, whatever the pieces and the threads.
+    #[test]
+    fn rounded_rows_are_what_products_see() {
+        let folder = tempfile::tempdir().unwrap();
+        let (rows, width, step) = (103, 37, 5);
+        let mut special = [0.0, -0.0, 1e-40, -3e-39, 1.17e-38, f32::MAX, -65504.0, 1.0 + 0.5_f32.powi(8)]
+            .into_iter()
+            .cycle();
+        let x = Array2::from_shape_fn((rows, width), |(i, j)| {
+            if (i + j) % 7 == 0 {
+                special.next().unwrap()
+            } else {
+                ((i * 31 + j * 17) as f32 * 0.37).sin() * 9.0
+            }
+        });
+        let expected = Array2::from_shape_fn((rows, width), |(i, j)| {
+            if i % step == 0 { x[(i, j)] } else { narrow::rounded(x[(i, j)]) }
+        });
+        let bits = |x: ArrayView2<'_, f32>| x.mapv(f32::to_bits);
+        let weight = Array2::from_shape_fn((20, width), |(i, j)| ((i * 13 + j * 5) as f32 * 0.71).cos());
+        let products = |x: ArrayView2<'_, f32>| {
+            let (mut h, compute) = (Array2::zeros((width, width)), Compute::Bf16);
+            gram_lower(h.view_mut(), false, 1.0, x, compute, Par::Seq);
+            (bits(linear(x, weight.view(), None, compute, Par::Seq).view()), bits(h.view()))
+        };
+        let of_all = products(x.view());
+        for spill in [None, Some(folder.path())] {
+            for (threads, piece) in [(1, 103), (2, 50), (5, 7)] {
+                let mut store = RowStore::rounded((rows, width), step, spill, Par::new(threads)).unwrap();
+                assert_eq!(store.is_spilled(), spill.is_some());
+                for start in (0..rows).step_by(piece) {
+                    let range = start..(start + piece).min(rows);
+                    let written = store.overwrite::<StoreError>(range.clone(), |mut out| {
+                        out.assign(&views::rows(x.view(), range));
+                        Ok(())
+                    });
+                    written.unwrap();
+                }
+                store.rest();
+                assert_eq!(products(store.read(0..rows).unwrap().view()), of_all);
+                assert_eq!(bits(store.read(0..rows).unwrap().view()), bits(expected.view()));
+                assert_eq!(
+                    bits(store.read(9..12).unwrap().view()),
+                    bits(views::rows(expected.view(), 9..12))
+                );
+                // What is changed in place begins with what is there, and exact rows stay exact.
+                let found = store.modify::<StoreError>(4..8, |mut out| {
+                    assert_eq!(bits(out.view()), bits(views::rows(expected.view(), 4..8)));
+                    out.fill(1.01);
+                    Ok(())
+                });
+                found.unwrap();
+                let changed = store.read(3..9).unwrap();
+                assert_eq!(changed.column(0).to_vec()[1..5], [1.007_812_5, 1.01, 1.007_812_5, 1.007_812_5]);
+                assert_eq!(bits(views::rows(changed.view(), 0..1)), bits(views::rows(expected.view(), 3..4)));
+            }
+        }
     }
 }

@@ -30,6 +30,8 @@ const MEASURED_ROWS: u64 = crate::run::MEASURED_ROWS as u64;
 const TOLERANCE: u64 = 15;
 /// Bytes of an f32.
 pub(crate) const F32: u64 = 4;
+/// Bytes of a bfloat16.
+const BF16: u64 = 2;
 
 /// Predicted memory of a run, in bytes.
 #[derive(Clone, Debug, Serialize)]
@@ -385,7 +387,17 @@ impl<'a> Sizes<'a> {
         // The inputs of o and down keep their memory from block to block, of every stream that goes stage by stage.
         let staged =
             u64::from(streams.deployed) + u64::from(streams.together.is_some() && plan.true_sequential());
-        let inside = staged * F32 * tokens * (width(Site::AttentionOutput) + wide);
+        let waiting = width(Site::AttentionOutput) + wide;
+        let rounded = plan.rounds_waiting(layout.rows(), layout.largest_chunk());
+        let inside = match rounded {
+            None => staged * F32 * tokens * waiting,
+            Some(exact) => waiting * (BF16 * tokens + F32 * tokens.div_ceil(exact as u64)),
+        };
+        // Whoever reads or writes rounded inputs has a chunk of them in f32; on the way to a file it is there in halves too, and
+        // exact rows never are in one.
+        let copied = if rounded.is_some() { F32 * chunk * wide } else { 0 };
+        let beside_file =
+            rounded.map_or(0, |exact| BF16 * chunk * wide + F32 * tokens.div_ceil(exact as u64) * waiting);
         // What up computes stays too, and the input of down where a whole block is passed at once; the rest comes and goes.
         let kept = F32 * chunk * wide * (1 + u64::from(streams.float));
         let heads = (spec.query_width() + 2 * spec.kv_width()) as u64;
@@ -405,7 +417,7 @@ impl<'a> Sizes<'a> {
             encoded,
             prepared: PreparedWeight::<f32>::element_bytes(plan.recipe.compute()) as u64,
             chunk,
-            step: kept + passing + (F32 * chunk * wide).min(PACKED),
+            step: kept + passing + copied + (F32 * chunk * wide).min(PACKED),
             beside: if streams.together.is_some() {
                 F32 * chunk * Site::ALL.into_iter().map(width).sum::<u64>()
             } else {
@@ -416,6 +428,7 @@ impl<'a> Sizes<'a> {
             activations: residual * streams.count() as u64 + inside,
             // A training sees all tokens at the input of its block.
             spilled: F32 * chunk * (wide + 2 * hidden)
+                + beside_file
                 + if plan.recipe.learner().is_some() { residual } else { 0 },
             spec: topology,
         }

@@ -2,6 +2,7 @@
 
 mod learned;
 mod tables;
+mod waiting;
 
 use crate::cache_plan::plan_cache;
 use crate::error::{PipelineError, RecipeError};

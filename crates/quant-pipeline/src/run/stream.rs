@@ -70,7 +70,7 @@ impl ActivationStream {
         let mut wide = match Output::of(site) {
             Output::Next(next) => {
                 let width = run.plan.spec.site_width(next);
-                Some(self.wide(next).take().map_or_else(|| run.store(width), Ok)?)
+                Some(self.wide(next).take().map_or_else(|| run.store_waiting(width), Ok)?)
             }
             Output::Residual => None,
         };
@@ -110,6 +110,8 @@ impl ActivationStream {
         }
         run.scratch = scratch;
         if let Output::Next(next) = Output::of(site) {
+            // Rows on their way into it must not lie beside what is gathered of them.
+            wide.iter_mut().for_each(RowStore::rest);
             *self.wide(next) = wide;
         }
         run.spent("forward", started);
