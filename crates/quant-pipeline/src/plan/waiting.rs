@@ -12,7 +12,7 @@ impl Plan {
     /// Whether the inputs of o and down of all tokens wait as bfloat16, of which every so manyth row is kept in f32 too (the number
     /// that is returned): half the bytes, and no bit of a result changes. That is so if
     ///
-    /// - products round their operands to bf16, so that stages and second moments see the same numbers,
+    /// - products round their operands to bf16, and so do statistics, so that stages and second moments see the same numbers,
     /// - inputs are not quantised while calibration runs: that would be of numbers that were rounded before,
     /// - nothing else is gathered of the stored inputs than second moments and the sample of [`MEASURED`], whose rows are those
     ///   kept in f32 (with `true_sequential: false` nothing at all is: the pass that gathers has its own), and
@@ -23,8 +23,9 @@ impl Plan {
         if !(long && products && self.streams.deployed) {
             return None;
         }
+        let rounded = self.recipe.statistics() == Compute::Bf16;
         let known = |statistic: &Statistic| {
-            matches!(statistic, Statistic::Gram) || *statistic == Statistic::Sample(MEASURED)
+            matches!(statistic, Statistic::Gram) && rounded || *statistic == Statistic::Sample(MEASURED)
         };
         let only_known = |index: usize| {
             let spec = self.spec.block(index);
@@ -63,6 +64,13 @@ mod tests {
         // Who looks at the numbers themselves: ranges, differences of both streams, quantisers.
         let fixed = "compute: bf16, modifiers: [gptq: { scheme: W8A8 }], activations: { dynamic: false }";
         assert_eq!(exact(&format!("{fixed}, export: {{ format: vllm-ascend }}"), 8192), None);
+        let summed = |sums: &str, sequential: bool| {
+            let gptq = format!("gptq: {{ scheme: W8A8, true_sequential: {sequential} }}");
+            exact(&format!("compute: bf16, statistics: {sums}, modifiers: [{gptq}]"), 8192)
+        };
+        assert_eq!(summed("f32", true), None);
+        assert_eq!(summed("bf16x2", true), None);
+        assert_eq!(summed("f32", false), Some(64));
         assert_eq!(bf16("gptaq: { scheme: W4A16g32 }"), None);
         assert_eq!(bf16("qronos: { scheme: W4A16g32 }"), None);
         let quantised =
