@@ -183,12 +183,12 @@ pub enum PipelineError {
         source: rayon::ThreadPoolBuildError,
     },
     /// The person asked to stop ([`Events::cancelled`](crate::Events::cancelled)).
-    #[error("interrupted; nothing was left behind")]
+    #[error("interrupted")]
     Interrupted,
     /// Any of these errors where the work so far is kept.
     #[error(
-        "{}\nthe work so far is kept in {}: the same command with --resume goes on with it, with --restart it \
-         begins again; to throw it away, delete that folder", why_it_ended(source), folder.display()
+        "{source}\nthe work so far is kept in {}: the same command with --resume goes on with it, with --restart it \
+         begins again; to throw it away, delete that folder", folder.display()
     )]
     Kept {
         /// The unfinished output.
@@ -202,14 +202,6 @@ pub enum PipelineError {
     /// A [`BlockSink`](crate::run::BlockSink) of the caller's.
     #[error("{0}")]
     Sink(Box<dyn std::error::Error + Send + Sync>),
-}
-
-/// An error without what it says of the work before it, which is kept.
-fn why_it_ended(error: &PipelineError) -> String {
-    match error {
-        PipelineError::Interrupted => "interrupted".to_owned(),
-        other => other.to_string(),
-    }
 }
 
 impl From<StoreError> for PipelineError {

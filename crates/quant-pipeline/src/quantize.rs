@@ -18,7 +18,8 @@ use crate::serving;
 use crate::stood::stands;
 use quant_checkpoint::formats::ConfigNotes;
 use quant_checkpoint::{
-    Checkpoint, Disk, FolderSource, InputHashes, OutputFolder, OutputOptions, Storage, Unfinished, side_files,
+    Checkpoint, CheckpointError, Disk, FolderSource, InputHashes, OutputFolder, OutputOptions, Storage,
+    Unfinished, side_files,
 };
 use quant_core::ObserverKind;
 use quant_data::TokenSet;
@@ -105,6 +106,8 @@ pub fn quantize_on(
     let output = OutputFolder::create(&job.output, &options)?;
     let resumable = output.resumable();
     write(job, prepared, output, events, started).map_err(|source| match resumable.folder() {
+        // What cannot be read is not gone on with.
+        _ if matches!(source, PipelineError::Checkpoint(CheckpointError::DamagedJournal { .. })) => source,
         Some(folder) => PipelineError::Kept { folder: folder.to_owned(), source: Box::new(source) },
         None => source,
     })

@@ -68,7 +68,11 @@ impl Failure {
 impl<E: Into<PipelineError>> From<E> for Failure {
     fn from(error: E) -> Self {
         let error = error.into();
-        Self { code: exit_code(&error), message: Some(with_causes(&error)) }
+        let mut message = with_causes(&error);
+        if matches!(error, PipelineError::Interrupted) {
+            message += "; nothing was left behind";
+        }
+        Self { code: exit_code(&error), message: Some(message) }
     }
 }
 
@@ -225,6 +229,16 @@ mod tests {
         ] {
             assert_eq!(exit_code(&io_error(kind)), 2, "{kind}");
         }
+    }
+
+    #[test]
+    fn what_is_kept_is_not_said_to_be_gone() {
+        let interrupted = Failure::from(PipelineError::Interrupted);
+        assert_eq!(interrupted.message(), Some("interrupted; nothing was left behind"));
+        let kept = PipelineError::Kept { folder: "o".into(), source: Box::new(PipelineError::Interrupted) };
+        let kept = Failure::from(kept);
+        let message = kept.message().unwrap_or_default();
+        assert!(message.ends_with("delete that folder") && !message.contains("left behind"), "{message}");
     }
 
     #[test]
