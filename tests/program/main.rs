@@ -18,6 +18,7 @@ mod data_files;
 mod doctor;
 mod downloads;
 mod evaluation;
+mod finished;
 mod folders;
 mod fused;
 mod generate;

@@ -314,6 +314,14 @@ pub enum CheckpointError {
         /// What is wrong with it.
         detail: String,
     },
+    /// A finished output that is no longer what was written.
+    #[error("{path}: finished before, by the same job, and damaged since: {}; --force makes it anew", faults.join("; "))]
+    DamagedOutput {
+        /// The output folder.
+        path: PathBuf,
+        /// What is wrong, at least one.
+        faults: Vec<String>,
+    },
     /// No space left on the device.
     #[error("{path}: no space left on the disk (or quota reached): {source}")]
     DiskFull {

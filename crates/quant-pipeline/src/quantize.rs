@@ -30,13 +30,33 @@ use std::time::Instant;
 
 impl PreparedJob {
     /// Checks whether the output of `job`, from which this was prepared, can be written to its place, without creating
-    /// anything.
+    /// anything. True where nothing is to be written: the job is to go on with what it made before, and that is finished.
     ///
     /// # Errors
-    /// Everything that [`OutputFolder::check`] refuses.
-    pub fn check_output(&self, job: &QuantizeJob) -> Result<(), PipelineError> {
-        Ok(OutputFolder::check(&job.output, &output_options(job, self, &default_storage())?)?)
+    /// Everything that [`OutputFolder::check`] refuses; a finished output that is damaged.
+    pub fn check_output(&self, job: &QuantizeJob) -> Result<bool, PipelineError> {
+        let options = output_options(job, self, &default_storage())?;
+        let (target, unfinished) = OutputFolder::places(&job.output, &options)?;
+        if finished_before(job, self, &target, unfinished.as_deref())?.is_some() {
+            return Ok(true);
+        }
+        OutputFolder::check(&job.output, &options)?;
+        Ok(false)
     }
+}
+
+/// What an earlier run of the same job finished at `target`, for one that is to go on. What is to be replaced and has an unfinished
+/// successor is not the end of it: that is what broke off.
+fn finished_before(
+    job: &QuantizeJob,
+    prepared: &PreparedJob,
+    target: &Path,
+    unfinished: Option<&Path>,
+) -> Result<Option<QuantizeOutcome>, PipelineError> {
+    if !job.resume || (job.force && unfinished.is_some()) {
+        return Ok(None);
+    }
+    stands(job, prepared, target)
 }
 
 fn default_storage() -> Arc<dyn Storage> {
@@ -95,8 +115,18 @@ pub fn quantize_on(
     check_calibration(&prepared.plan, prepared.tokens.as_ref())?;
     let options = output_options(job, &prepared, storage)?;
     if job.resume {
-        let target = OutputFolder::recover(&job.output, &options)?;
-        if let Some(outcome) = stands(job, &prepared, &target)? {
+        OutputFolder::recover(&job.output, &options)?;
+        let (target, unfinished) = OutputFolder::places(&job.output, &options)?;
+        if let Some(mut outcome) = finished_before(job, &prepared, &target, unfinished.as_deref())? {
+            if let Some(folder) = unfinished {
+                let warning = format!(
+                    "{}: a run that was to replace this output broke off; --resume --force goes on with it; to throw it \
+                     away, delete that folder",
+                    folder.display()
+                );
+                events.event(Event::Warning(warning.clone()));
+                outcome.warnings.push(warning);
+            }
             return Ok(outcome);
         }
     }

@@ -3,12 +3,15 @@
 use crate::PipelineError;
 use crate::job::{QuantizeJob, QuantizeOutcome, ReadSeconds, WriteSeconds};
 use crate::manifest::{self, CalibrationFacts};
+use crate::open::with_threads;
 use crate::prepare::PreparedJob;
 use crate::report::{LinearReport, Named, RunReport, peak_memory};
 use crate::serving;
 use crate::version::tool;
-use quant_checkpoint::{MARKER, parse_strict_json, side_files};
+use quant_checkpoint::verify::damage;
+use quant_checkpoint::{CheckpointError, MARKER, TensorHash, parse_strict_json, side_files};
 use quant_data::TokenSet;
+use rayon::prelude::*;
 use serde_json::{Map, Value};
 use std::fs;
 use std::path::Path;
@@ -16,11 +19,14 @@ use std::path::Path;
 /// Side files beyond this size are none of ours.
 const LARGEST: u64 = 256 << 20;
 
+const REPORT: &str = "quantization_report.json";
+
 /// The outcome of the run that made the folder at `target`, if that was a run of this job. What a run does not write down (seconds,
 /// memory, details of a linear) is zero or none.
 ///
 /// # Errors
-/// Input tensors that cannot be read: a finished output says of them only their hashes.
+/// Input tensors that cannot be read: a finished output says of them only their hashes. [`CheckpointError::DamagedOutput`] where the
+/// folder is not what was written, unless it may be replaced.
 pub(crate) fn stands(
     job: &QuantizeJob,
     prepared: &PreparedJob,
@@ -43,15 +49,25 @@ pub(crate) fn stands(
     }
     let empty = Map::new();
     let inputs = manifest.get("input").and_then(Value::as_object).unwrap_or(&empty);
-    for (name, hash) in inputs {
-        let known = folder.checkpoint.get(name).is_some();
-        if !known || Some(folder.checkpoint.sha256(name)?.to_string().as_str()) != hash.as_str() {
-            return Ok(None);
-        }
-    }
-    let Some(report) = json(target, "quantization_report.json").filter(|_| !inputs.is_empty()) else {
-        return Ok(None);
+    let checkpoint = &folder.checkpoint;
+    let as_then = |(name, hash): (&String, &Value)| {
+        let known = checkpoint.get(name).is_some();
+        Ok::<_, CheckpointError>(
+            known && Some(checkpoint.sha256(name)?.to_string().as_str()) == hash.as_str(),
+        )
     };
+    let listed: Vec<(&String, &Value)> = inputs.iter().collect();
+    let same: Result<Vec<bool>, _> =
+        with_threads(job.threads, |_| listed.into_par_iter().map(as_then).collect())?;
+    if inputs.is_empty() || same?.contains(&false) {
+        return Ok(None);
+    }
+    let faults = with_threads(job.threads, |_| faults(job, prepared, target))??;
+    if !faults.is_empty() {
+        let damaged = CheckpointError::DamagedOutput { path: target.to_owned(), faults };
+        return if job.force { Ok(None) } else { Err(damaged.into()) };
+    }
+    let Some(report) = json(target, REPORT) else { return Ok(None) };
     let weights = fs::read_dir(target).into_iter().flatten().flatten();
     let weights = weights.filter(|e| e.path().extension().is_some_and(|e| e == "safetensors"));
     let custom_code = folder.checkpoint.config().get("auto_map").is_some_and(|map| !map.is_null());
@@ -84,6 +100,22 @@ pub(crate) fn stands(
             |all| all.iter().filter_map(|w| Some(w.as_str()?.to_owned())).collect(),
         ),
     }))
+}
+
+/// What is no longer as a run of this job wrote it.
+fn faults(job: &QuantizeJob, prepared: &PreparedJob, target: &Path) -> Result<Vec<String>, PipelineError> {
+    let formats = job.recipe.registry().formats();
+    let mut faults = damage(target, &prepared.plan.stored, formats);
+    if json(target, REPORT).is_none() {
+        faults.push(format!("{REPORT} is missing or no JSON"));
+    }
+    for name in side_files(&job.model)?.copied {
+        let of = |dir: &Path| fs::File::open(dir.join(&name)).and_then(TensorHash::of_reader).ok();
+        if of(target) != of(&job.model) {
+            faults.push(format!("{name} is missing or not that of the model"));
+        }
+    }
+    Ok(faults)
 }
 
 /// A JSON file of a folder, if it is there and is one.

@@ -26,8 +26,11 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
     }
     let job = args.job.job(args.output.clone().unwrap_or_default(), registry)?;
     let prepared = prepare(&job)?;
-    if args.output.is_some() {
-        prepared.check_output(&job)?;
+    if args.output.is_some() && prepared.check_output(&job)? {
+        say(format_args!(
+            "{}: finished before, by the same job; there is nothing to do",
+            job.output.display()
+        ));
     }
     for warning in &prepared.warnings {
         say(format_args!("warning: {warning}"));

@@ -158,6 +158,18 @@ pub fn verify_all_with(
     Ok(rules.iter().map(|rules| folder.report(*rules, tensor_parallel, &content)).collect())
 }
 
+/// What is wrong with the numbers of the folder `dir`, a model of shape `spec` that this program wrote: what [`verify`] says of them
+/// whoever loads them, and of a folder that cannot be opened why not. Every tensor has the hash of the manifest where this is empty.
+#[must_use]
+pub fn damage(dir: &Path, spec: &ModelSpec, formats: &Formats) -> Vec<String> {
+    let folder = match Folder::open(dir, spec, formats) {
+        Ok(folder) => folder,
+        Err(error) => return vec![error.to_string()],
+    };
+    let failed = folder.content().into_iter().filter(|c| !c.passed && c.severity == Severity::Rule);
+    failed.map(|check| check.detail).collect()
+}
+
 /// A folder opened for its verdicts.
 struct Folder<'a> {
     checkpoint: Checkpoint,

@@ -126,6 +126,14 @@ impl OutputFolder {
         place::check(dir.as_ref(), options)
     }
 
+    /// The absolute path of the output, and the unfinished folder that an earlier run to it left.
+    ///
+    /// # Errors
+    /// As [`OutputFolder::create`], of the place alone.
+    pub fn places(dir: impl AsRef<Path>, options: &OutputOptions) -> Result<(PathBuf, Option<PathBuf>)> {
+        place::places(dir.as_ref(), options)
+    }
+
     /// Finishes the swap of an earlier run to `dir` that was killed in it, and gives the absolute path of the output.
     ///
     /// # Errors

@@ -83,6 +83,13 @@ pub(super) fn check(dir: &Path, options: &OutputOptions) -> Result<()> {
     check_room(&target, options, left.and_then(|l| l.kept).map(|_| &*partial))
 }
 
+/// Output and unfinished folder of an earlier run, if it left one.
+pub(super) fn places(dir: &Path, options: &OutputOptions) -> Result<(PathBuf, Option<PathBuf>)> {
+    let (target, partial) = apart(dir, &options.inputs)?;
+    let unfinished = swap::is_marked(&partial);
+    Ok((target, unfinished.then_some(partial)))
+}
+
 /// Finishes a swap in which an earlier run to `dir` was killed.
 pub(super) fn recover(dir: &Path, options: &OutputOptions) -> Result<PathBuf> {
     let (target, partial) = apart(dir, &options.inputs)?;
