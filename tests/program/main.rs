@@ -27,5 +27,6 @@ mod low_bits;
 mod recipes;
 mod rotations;
 mod servers;
+mod stopping;
 mod study;
 mod tables;

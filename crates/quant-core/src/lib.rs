@@ -70,6 +70,7 @@ pub mod real;
 pub mod scheme;
 mod size;
 mod widths;
+mod work;
 
 /// The arrays all functions here speak of.
 pub use ndarray;
@@ -94,3 +95,4 @@ pub use real::Real;
 pub use scheme::Scheme;
 pub use size::Bytes;
 pub use widths::Widths;
+pub use work::{Stopped, Work};

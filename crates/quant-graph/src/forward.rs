@@ -2,7 +2,7 @@
 
 use crate::{BoxError, LinearId};
 use ndarray::{Array2, ArrayView2};
-use quant_core::Par;
+use quant_core::Work;
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt;
@@ -23,14 +23,14 @@ pub trait BlockForward: Sync {
     /// sequence begins at its first position. The linears in `with` have these weights `[out, in]`, the others their own.
     ///
     /// # Errors
-    /// If the shapes do not fit the block, or it lacks a linear.
+    /// If the shapes do not fit the block, or it lacks a linear; if the work is not wanted any more.
     fn part(
         &self,
         part: Part,
         x: ArrayView2<'_, f32>,
         starts: &[usize],
         with: &BTreeMap<LinearId, ArrayView2<'_, f32>>,
-        par: Par,
+        work: Work<'_>,
     ) -> Result<Array2<f32>, ForwardError>;
 }
 

@@ -1,4 +1,4 @@
-use quant_core::CoreError;
+use quant_core::{CoreError, Stopped};
 use thiserror::Error;
 
 use crate::attempt::Attempt;
@@ -103,6 +103,9 @@ pub enum HessianError {
     /// The weight holds a NaN or an infinity, or a quantiser part does not fit.
     #[error("GPTQ weight: {0}")]
     Core(#[from] CoreError),
+    /// The caller wanted no more of it.
+    #[error("{0}")]
+    Stopped(#[from] Stopped),
     /// The updated weight of a column, or its squared error, overflowed or became NaN.
     #[error(
         "GPTQ column loop: the updated weight of row {row}, column {column} or its loss is not finite; the weight is too large for \

@@ -77,7 +77,7 @@ pub use qronos::{QronosConfig, QronosResult, qronos, qronos_workspace_bytes};
 pub use quant_core::{
     ActOrder, BinaryMatrix, Bits, ClipSearch, Convention, FloatType, Grid, QuantizedMatrix, Variant, Widths,
 };
-pub use quant_kernels::{Compute, Par};
+pub use quant_kernels::{Compute, Par, Work};
 pub use result::GptqResult;
 pub use retarget::Retarget;
 pub use slim::{SlimConfig, SlimFactor, SlimResult, slim, slim_most, slim_operations, slim_workspace_bytes};

@@ -111,7 +111,7 @@ pub use paged::{PAGE, PageEntries, PageLookup, PagedQueries, PagedScratch, atten
 pub use peak::float_peak_operations;
 pub use prepared::PreparedWeight;
 pub use product::{linear, linear_into, matmul_nn, matmul_nt};
-pub use quant_core::Par;
+pub use quant_core::{Par, Stopped, Work};
 pub use rope::rope_in_place;
 pub use softmax::{CausalSoftmax, softmax_rows_causal};
 pub use softmax_backward::{row_dots, softmax_tile_backward};

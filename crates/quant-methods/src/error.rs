@@ -1,4 +1,4 @@
-use quant_core::CoreError;
+use quant_core::{CoreError, Stopped};
 use quant_graph::ForwardError;
 use quant_hessian::HessianError;
 use quant_rotate::RotateError;
@@ -46,6 +46,9 @@ pub enum MethodError {
     /// A diary that could not be written, or a person who asked to stop.
     #[error("{0}")]
     Diary(#[source] quant_graph::BoxError),
+    /// The caller wanted no more of it.
+    #[error("{0}")]
+    Stopped(#[from] Stopped),
     /// A statistic the method declared was not handed in: an error of the caller.
     #[error("{method} needs {what} and the caller did not gather it")]
     MissingStatistic {

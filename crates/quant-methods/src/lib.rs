@@ -55,7 +55,7 @@ pub use method::{
 /// The arrays of the functions here.
 pub use ndarray;
 pub use quant_core::{ActOrder, Bits, ClipSearch, Convention, FloatType, Grid, QuantizedMatrix, Variant};
-pub use quant_kernels::Par;
+pub use quant_kernels::{Par, Stopped, Work};
 pub use registry::{METHODS, Methods, method};
 pub use settings::{Field, Settings, SettingsError};
 pub use statistics::{Batch, FloatStream, Gathered, Need, SiteStatistics, Spacing, Statistic, Stream};

@@ -4,7 +4,7 @@ use quant_data::DataError;
 use quant_eval::EvalError;
 use quant_graph::{SourceError, Unsupported};
 use quant_hessian::HessianError;
-use quant_methods::{MethodError, SettingsError};
+use quant_methods::{MethodError, SettingsError, Stopped};
 use quant_model::{ModelError, StoreError};
 use serde_json::Value;
 use std::path::PathBuf;
@@ -213,12 +213,18 @@ impl From<StoreError> for PipelineError {
 impl PipelineError {
     pub(crate) fn method(at: impl Into<String>) -> impl FnOnce(MethodError) -> Self {
         let at = at.into();
-        move |source| Self::Method { at, source }
+        move |source| if stopped(&source) { Self::Interrupted } else { Self::Method { at, source } }
     }
     pub(crate) fn hessian(at: impl Into<String>) -> impl FnOnce(HessianError) -> Self {
         let at = at.into();
         move |source| Self::Method { at, source: source.into() }
     }
+}
+
+/// Whether an error of a method says that the person asked to stop.
+fn stopped(error: &MethodError) -> bool {
+    let first: &(dyn std::error::Error + 'static) = error;
+    std::iter::successors(Some(first), |error| error.source()).any(|error| error.is::<Stopped>())
 }
 
 impl From<SourceError> for PipelineError {

@@ -5,6 +5,7 @@ use crate::report::LinearReport;
 use quant_eval::{Phase, Side};
 use quant_graph::BlockParams;
 use std::ops::ControlFlow;
+use std::sync::{Mutex, PoisonError};
 
 /// One step of a run or an evaluation.
 #[derive(Clone, Debug)]
@@ -114,6 +115,19 @@ impl dyn Events + '_ {
     /// Refuses to go on when the person has asked to stop.
     pub(crate) fn go_on(&self) -> Result<(), PipelineError> {
         if self.cancelled() { Err(PipelineError::Interrupted) } else { Ok(()) }
+    }
+}
+
+/// Asks [`Events::cancelled`] from any thread.
+pub(crate) struct Asked<'e>(Mutex<&'e mut dyn Events>);
+
+impl<'e> Asked<'e> {
+    pub(crate) fn new(events: &'e mut dyn Events) -> Self {
+        Self(Mutex::new(events))
+    }
+    /// Whether the person wants the work to end.
+    pub(crate) fn stop(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).cancelled()
     }
 }
 

@@ -103,7 +103,7 @@ impl Solver for Diffusion {
     fn method(&self) -> &'static Method {
         &METHOD
     }
-    fn round(&self, weight: ArrayView2<'_, f32>, _: &Prepared, _: Par) -> Result<Rounded, MethodError> {
+    fn round(&self, weight: ArrayView2<'_, f32>, _: &Prepared, _: Work<'_>) -> Result<Rounded, MethodError> {
         Ok(Rounded::levels(Self::round(self, weight)?))
     }
     fn rows_alone(&self) -> bool {

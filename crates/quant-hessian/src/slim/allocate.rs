@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis, Slice};
 use quant_core::{Bits, Convention, Grid, Variant};
-use quant_kernels::{Compute, Par, exp_f32, matmul_nn, matmul_nt, tasks, vectorized};
+use quant_kernels::{Compute, Par, Stopped, Work, exp_f32, matmul_nn, matmul_nt, tasks, vectorized};
 
 use super::official::Rules;
 use super::{SlimConfig, slim_most};
@@ -65,20 +65,22 @@ pub(super) fn widths(bits: Bits, salience: &[f64], narrow: usize) -> Vec<Bits> {
 
 impl Allocation<'_> {
     /// How many groups get a bit less, and the divergence of every candidate. Groups are ranked with the diagonal `pivots` of R.
+    /// Whether to go on is asked before every group and candidate.
     pub(super) fn run(
         &self,
         pivots: &[f32],
         sample: ArrayView2<'_, f32>,
         bias: Option<ArrayView1<'_, f32>>,
-        par: Par,
-    ) -> (usize, Vec<f64>) {
+        work: Work<'_>,
+    ) -> Result<(usize, Vec<f64>), Stopped> {
+        let par = work.par;
         let SlimConfig { bits, group, .. } = *self.config;
         let (out, n) = self.weight.dim();
         let columns: Vec<Range<usize>> = groups(n, group).collect();
         let order = ascending(&salience(self.weight, self.dead, pivots, group));
         let most = slim_most(columns.len());
         if most == 0 {
-            return (0, Vec::new());
+            return Ok((0, Vec::new()));
         }
         let mut reference = Array2::zeros((sample.nrows(), out));
         matmul_nt(reference.view_mut(), false, 1.0, sample, self.weight, Compute::F32, par);
@@ -99,9 +101,13 @@ impl Allocation<'_> {
             }
             matmul_nn(outputs.view_mut(), true, 1.0, x, change.view(), Compute::F32, par);
         };
-        (0..columns.len()).for_each(|g| add(&mut outputs, g, None, bits));
+        for g in 0..columns.len() {
+            work.go_on()?;
+            add(&mut outputs, g, None, bits);
+        }
         let mut divergences = Vec::with_capacity(most);
         for a in 0..most {
+            work.go_on()?;
             add(&mut outputs, order[a], Some(bits), near(bits, -1));
             add(&mut outputs, order[order.len() - 1 - a], Some(bits), near(bits, 1));
             divergences.push(divergence(&outputs, &reference, par));
@@ -112,7 +118,7 @@ impl Allocation<'_> {
                 best = a;
             }
         }
-        (best + 1, divergences)
+        Ok((best + 1, divergences))
     }
 
     /// The values `[columns, out]` of a group rounded to nearest.

@@ -11,7 +11,7 @@ mod official;
 use ndarray::{Array2, ArrayView1, ArrayView2};
 use quant_core::convention::level_byte;
 use quant_core::{Bits, CoreError, FloatType, Groups, QParams, QuantizedMatrix, Variant, Widths};
-use quant_kernels::{Par, vectorized};
+use quant_kernels::{Par, Work, vectorized};
 
 use crate::blockwise::{Blockwise, Lanes, ROWS, Tile, workspace_bytes};
 use crate::feedback::add_feedback;
@@ -182,17 +182,19 @@ pub fn slim_operations((out, n): (usize, usize), group: usize, tokens: usize) ->
 /// # Errors
 /// [`HessianError::Shape`] if weight, sample or bias do not fit, [`HessianError::Order`] for a factor with act-order,
 /// [`HessianError::Setting`] for settings out of range, [`HessianError::Core`] for NaN or infinity in the weight or a scale beyond
-/// its type, [`HessianError::NotFiniteResult`] if an update or its loss overflows.
-pub fn slim(
+/// its type, [`HessianError::NotFiniteResult`] if an update or its loss overflows, [`HessianError::Stopped`], asked for between
+/// candidates and between groups.
+pub fn slim<'w>(
     weight: ArrayView2<'_, f32>,
     factor: &SlimFactor,
     sample: ArrayView2<'_, f32>,
     bias: Option<ArrayView1<'_, f32>>,
     config: &SlimConfig,
-    par: Par,
+    work: impl Into<Work<'w>>,
 ) -> Result<SlimResult, HessianError> {
     config.check()?;
-    let work = Blockwise::new("SliM-LLM weight", weight, &factor.factor, config.group, true, par)?;
+    let wanted: Work<'_> = work.into();
+    let work = Blockwise::new("SliM-LLM weight", weight, &factor.factor, config.group, true, wanted.par)?;
     let (out, n) = weight.dim();
     let wrong = |what, expected, found| Err(HessianError::Shape { what, expected, found });
     if sample.ncols() != n {
@@ -203,18 +205,17 @@ pub fn slim(
     }
     let rules = Rules::of(config.variant);
     let search = Allocation { weight, dead: &factor.factor.dead, config, rules: &rules };
-    let (narrow, divergences) = search.run(factor.searched(), sample, bias, par);
+    let (narrow, divergences) = search.run(factor.searched(), sample, bias, wanted)?;
     // The widths go by the salience of what is rounded.
     let salience = salience(weight, &factor.factor.dead, factor.factor.panels.diagonal(), config.group);
     let widths = allocate::widths(config.bits, &salience, narrow);
-    round(work, out, n, config, &rules, widths, divergences)
+    round((work, wanted), (out, n), config, &rules, widths, divergences)
 }
 
 /// The column loop, group by group.
 fn round(
-    mut work: Blockwise<'_>,
-    out: usize,
-    n: usize,
+    (mut work, wanted): (Blockwise<'_>, Work<'_>),
+    (out, n): (usize, usize),
     config: &SlimConfig,
     rules: &Rules,
     widths: Vec<Bits>,
@@ -224,6 +225,7 @@ fn round(
     let (mut scales, mut zeros) = (Array2::ones((out, widths.len())), Array2::zeros((out, widths.len())));
     let fixed = rules.fixed_zeros(&widths, config.bits);
     for (g, columns) in work.blocks().enumerate() {
+        wanted.go_on()?;
         work.open(columns.clone());
         let pivots = work.pivots(columns.clone());
         let salient = Salient::find(&mut work, pivots, config.lambda);

@@ -7,7 +7,7 @@ use crate::{MethodError, Spacing};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, Slice};
 use quant_core::matrix::check_finite;
 use quant_core::{Grid, Groups};
-use quant_kernels::{Par, tasks, vectorized};
+use quant_kernels::{Work, tasks, vectorized};
 
 /// Settings of the search for clipped ranges.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -67,13 +67,16 @@ pub fn every_token(mut tokens: ArrayView2<'_, f32>, count: usize) -> ArrayView2<
 /// `−round(−t/s)` under `q-awq` is a tie between two integers that one unit in the last place decides.
 ///
 /// # Errors
-/// No tokens or candidates; channel counts that differ; weights, inputs or an error that are not finite, by their place.
-pub fn clip_ranges(
+/// No tokens or candidates; channel counts that differ; weights, inputs or an error that are not finite, by their place;
+/// [`MethodError::Stopped`], asked for between some rows and the next.
+pub fn clip_ranges<'w>(
     clip: &Clip,
     weight: ArrayView2<'_, f32>,
     tokens: ArrayView2<'_, f32>,
-    par: Par,
+    work: impl Into<Work<'w>>,
 ) -> Result<Array2<f32>, MethodError> {
+    let work: Work<'_> = work.into();
+    let par = work.par;
     let (out, n) = weight.dim();
     if tokens.ncols() != n {
         return Err(channels("the inputs", n, tokens.ncols()));
@@ -92,12 +95,13 @@ pub fn clip_ranges(
     // Whole rows per channel are wide: fewer at a time keep their differences in the cache.
     let tile = if size > 1024 { TILE / 4 } else { TILE };
     let found = tasks::map(0..out.div_ceil(tile), par, |i| {
+        work.go_on()?;
         let rows = weight.slice_axis(Axis(0), Slice::from(i * tile..((i + 1) * tile).min(out)));
-        tile_ranges(clip, &factors, size, rows, &energies)
+        Ok::<_, MethodError>(tile_ranges(clip, &factors, size, rows, &energies))
     });
     let mut ranges = Array2::zeros((out, count));
     for (i, found) in found.into_iter().enumerate() {
-        match found {
+        match found? {
             Ok(best) => {
                 let rows = Slice::from(i * tile..i * tile + best.nrows());
                 ranges.slice_axis_mut(Axis(0), rows).assign(&best);

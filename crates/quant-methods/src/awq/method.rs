@@ -234,18 +234,18 @@ impl Awq {
                 };
                 let run_part = |weights: &[ArrayView2<'_, f32>], par| {
                     let with = ids.iter().copied().zip(weights.iter().copied()).collect();
-                    Ok(forward.part(part, x, starts, &with, par)?)
+                    Ok(forward.part(part, x, starts, &with, context.work.on(par))?)
                 };
-                search_targets(run, means.view(), &targets, Loss::Forward(&run_part), context.par)?
+                search_targets(run, means.view(), &targets, Loss::Forward(&run_part), context.work)?
             }
             (None, Statistic::Gram) => {
                 let gram = seen.gram().ok_or_else(|| missing("second moments"))?;
                 let loss = Loss::Gram { gram: gram.moments(), tokens: gram.tokens() };
-                search_targets(run, means.view(), &targets, loss, context.par)?
+                search_targets(run, means.view(), &targets, loss, context.work)?
             }
             (None, Statistic::Sample(spacing)) => {
                 let x = seen.sample(spacing).ok_or_else(|| missing("sampled tokens"))?;
-                search_targets(run, means.view(), &targets, Loss::Tokens(x), context.par)?
+                search_targets(run, means.view(), &targets, Loss::Tokens(x), context.work)?
             }
             _ => return Err(missing("sampled tokens")),
         };

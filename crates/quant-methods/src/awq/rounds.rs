@@ -8,7 +8,7 @@ use crate::{
 use ndarray::{Array2, ArrayView2};
 use quant_core::{ActOrder, CoreError, FloatType, Grid};
 use quant_graph::{Role, WeightSpec};
-use quant_kernels::Par;
+use quant_kernels::Work;
 use std::sync::Arc;
 
 /// Candidates of the range of a group: `1 − s/20` for `s < 10`.
@@ -80,7 +80,12 @@ impl Solver for AwqRounding {
         let width = self.group.unwrap_or(inputs).min(spacing.count(usize::MAX)) as f64;
         Operations { prepare: 0.0, round: 2.0 * candidates * (outputs * inputs) as f64 * width }
     }
-    fn prepare(&self, statistics: &mut SiteStatistics, _: usize, _: Par) -> Result<Prepared, MethodError> {
+    fn prepare(
+        &self,
+        statistics: &mut SiteStatistics,
+        _: usize,
+        _: Work<'_>,
+    ) -> Result<Prepared, MethodError> {
         let Some(spacing) = self.clip else { return Ok(Prepared::default()) };
         let missing = || MethodError::missing(METHOD.id, "sampled tokens");
         let tokens = statistics.float.sample(spacing).ok_or_else(missing)?;
@@ -90,17 +95,17 @@ impl Solver for AwqRounding {
         &self,
         weight: ArrayView2<'_, f32>,
         prepared: &Prepared,
-        par: Par,
+        work: Work<'_>,
     ) -> Result<Rounded, MethodError> {
         let nearest = rtn::Rtn { grid: self.grid, group: self.group, clip: None };
         if self.clip.is_none() {
-            return Ok(Rounded::levels(rtn::round(&nearest, weight, par)?));
+            return Ok(Rounded::levels(rtn::round(&nearest, weight, work.par)?));
         }
         let tokens = prepared.state::<Array2<f32>>(&METHOD)?;
-        let ranges = clip_ranges(&self.search(), weight, tokens.view(), par)?;
+        let ranges = clip_ranges(&self.search(), weight, tokens.view(), work)?;
         let mut clipped = weight.to_owned();
         clamp_to(clipped.view_mut(), ranges.view(), self.group)?;
-        Ok(Rounded::levels(rtn::round(&nearest, clipped.view(), par)?))
+        Ok(Rounded::levels(rtn::round(&nearest, clipped.view(), work.par)?))
     }
     fn rows_alone(&self) -> bool {
         true

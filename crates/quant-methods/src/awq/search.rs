@@ -7,7 +7,7 @@ use crate::{HeadTie, MethodError};
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayViewMut2, Axis};
 use quant_core::matrix::check_finite;
 use quant_core::{Grid, Groups};
-use quant_kernels::{Par, tasks, vectorized};
+use quant_kernels::{Par, Stopped, Work, tasks, vectorized};
 use std::borrow::Cow;
 use std::fmt;
 
@@ -95,30 +95,32 @@ const TILE: usize = 56;
 ///
 /// # Errors
 /// No weights, tokens or ratios; channel counts that differ; a mean, weight, input or loss that is not finite, by its
-/// place or ratio; whatever a [`Loss::Forward`] returns.
-pub fn search_scales(
+/// place or ratio; whatever a [`Loss::Forward`] returns; [`MethodError::Stopped`], asked for between candidates.
+pub fn search_scales<'w>(
     search: &Search,
     mean_abs: ArrayView1<'_, f32>,
     weights: &[ArrayView2<'_, f32>],
     loss: Loss<'_>,
-    par: Par,
+    work: impl Into<Work<'w>>,
 ) -> Result<FoundScales, MethodError> {
     let Search { n_grid, grid, group, tie } = *search;
     let targets: Vec<Target<'_>> = weights.iter().map(|&weight| Target { weight, grid, group }).collect();
-    search_targets((n_grid, tie), mean_abs, &targets, loss, par)
+    search_targets((n_grid, tie), mean_abs, &targets, loss, work)
 }
 
 /// [`search_scales`] where the linears of a unit are rounded in different ways; `(n_grid, tie)` as of [`Search`].
 ///
 /// # Errors
 /// As [`search_scales`].
-pub fn search_targets(
+pub fn search_targets<'w>(
     (n_grid, tie): (usize, Option<HeadTie>),
     mean_abs: ArrayView1<'_, f32>,
     weights: &[Target<'_>],
     loss: Loss<'_>,
-    par: Par,
+    work: impl Into<Work<'w>>,
 ) -> Result<FoundScales, MethodError> {
+    let work: Work<'_> = work.into();
+    let par = work.par;
     let n = mean_abs.len();
     if n_grid == 0 {
         return Err(refused("ratios of AWQ's search for scales", "at least 1", "0"));
@@ -147,16 +149,16 @@ pub fn search_targets(
             check_finite(x)?;
             let rows: usize = weights.iter().map(|w| w.weight.nrows()).sum();
             let energy = Energy::new(x, n_grid * rows, par);
-            linear_losses(&candidates, &weights, &energy, x.nrows(), par)?
+            linear_losses(&candidates, &weights, &energy, x.nrows(), work)?
         }
         Loss::Gram { gram, tokens } => {
             if gram.dim() != (n, n) {
                 let found = if gram.nrows() == n { gram.ncols() } else { gram.nrows() };
                 return Err(channels("the Gram matrix of the inputs", n, found));
             }
-            linear_losses(&candidates, &weights, &Energy::of_gram(gram, par), tokens, par)?
+            linear_losses(&candidates, &weights, &Energy::of_gram(gram, par), tokens, work)?
         }
-        Loss::Forward(forward) => forward_losses(&candidates, &weights, forward, par)?,
+        Loss::Forward(forward) => forward_losses(&candidates, &weights, forward, work)?,
     };
     if let Some(k) = losses.iter().position(|loss| !loss.is_finite()) {
         return Err(refused(
@@ -180,7 +182,7 @@ fn linear_losses(
     weights: &[Target<'_>],
     energy: &Energy,
     tokens: usize,
-    par: Par,
+    work: Work<'_>,
 ) -> Result<Vec<f64>, MethodError> {
     if tokens == 0 {
         return Err(refused("inputs of AWQ's search for scales", "at least one token", "none"));
@@ -191,11 +193,11 @@ fn linear_losses(
         .flat_map(|t| t.weight.axis_chunks_iter(Axis(0), TILE).map(|weight| Target { weight, ..*t }))
         .collect::<Vec<_>>();
     // All candidates of a tile together: its rows and buffers stay in the cache.
-    let sums = tasks::map(tiles, par, |Target { weight: rows, grid, group }| {
+    let sums = tasks::map(tiles, work.par, |Target { weight: rows, grid, group }| {
         let size = Groups::from_size(group).size(n);
         let mut differences = Array2::zeros(rows.dim());
         let (mut scratch, mut energies) = (Vec::new(), vec![0.0; rows.nrows()]);
-        let measure = |scales: &Array1<f32>| -> f64 {
+        let mut measure = |scales: &Array1<f32>| -> f64 {
             let scales = slice(scales);
             vectorized(
                 // Without it the loops are compiled for the baseline instruction set.
@@ -205,8 +207,9 @@ fn linear_losses(
             energy.of_rows(differences.view(), &mut scratch, &mut energies);
             energies.iter().sum()
         };
-        candidates.iter().map(measure).collect::<Vec<f64>>()
+        candidates.iter().map(|scales| work.go_on().map(|()| measure(scales))).collect()
     });
+    let sums: Vec<Vec<f64>> = sums.into_iter().collect::<Result<_, Stopped>>()?;
     let outputs: usize = weights.iter().map(|w| w.weight.nrows()).sum();
     let elements = tokens as f64 * outputs as f64;
     Ok((0..candidates.len()).map(|k| sums.iter().map(|tile| tile[k]).sum::<f64>() / elements).collect())
@@ -217,8 +220,9 @@ fn forward_losses(
     candidates: &[Array1<f32>],
     weights: &[Target<'_>],
     forward: &Forward<'_>,
-    par: Par,
+    work: Work<'_>,
 ) -> Result<Vec<f64>, MethodError> {
+    let par = work.par;
     let originals: Vec<_> = weights.iter().map(|w| w.weight).collect();
     let reference = forward(&originals, par)?;
     if reference.is_empty() {
@@ -227,6 +231,7 @@ fn forward_losses(
     let mut substitutes: Vec<Array2<f32>> = weights.iter().map(|w| Array2::zeros(w.weight.dim())).collect();
     let mut losses = Vec::with_capacity(candidates.len());
     for scales in candidates {
+        work.go_on()?;
         for (weight, substitute) in weights.iter().zip(&mut substitutes) {
             substitute_weight(weight, &slice(scales), substitute.view_mut(), par);
         }

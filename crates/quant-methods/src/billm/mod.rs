@@ -17,7 +17,7 @@ use quant_hessian::{
     BillmConfig, Factor, FactorSettings, Precision, SalientMetric, billm, billm_operations,
     billm_workspace_bytes,
 };
-use quant_kernels::Par;
+use quant_kernels::Work;
 use std::sync::Arc;
 
 /// Registry line.
@@ -135,15 +135,22 @@ impl Solver for Billm {
     fn operations(&self, shape: (usize, usize), _: usize) -> Operations {
         Operations { prepare: FACTOR * (shape.1 as f64).powi(3), round: billm_operations(shape) }
     }
-    fn prepare(&self, statistics: &mut SiteStatistics, _: usize, par: Par) -> Result<Prepared, MethodError> {
+    fn prepare(
+        &self,
+        statistics: &mut SiteStatistics,
+        _: usize,
+        work: Work<'_>,
+    ) -> Result<Prepared, MethodError> {
+        let par = work.par;
         factorised(METHOD.id, statistics, &self.factor, par)
     }
     fn round(
         &self,
         weight: ArrayView2<'_, f32>,
         prepared: &Prepared,
-        par: Par,
+        work: Work<'_>,
     ) -> Result<Rounded, MethodError> {
+        let par = work.par;
         let factor = prepared.state::<Factor>(&METHOD)?;
         let result = billm(weight, factor, &self.config, par)?;
         let loss = Some(result.loss());

@@ -55,7 +55,7 @@ impl Record {
             // Formats that hold such transforms have norms in f32.
             norm_type: FloatType::F32,
             forward: None,
-            par,
+            work: par.into(),
         };
         for edge in &spec.edges {
             if let Some(scales) = self.scales.get(&edge.to) {

@@ -21,7 +21,7 @@ use quant_graph::WeightSpec;
 use quant_hessian::{
     Correction, Factor, FactorSettings, GptaqConfig, Precision, gptaq, gptaq_workspace_bytes, prepare,
 };
-use quant_kernels::Par;
+use quant_kernels::{Par, Work};
 use std::sync::Arc;
 
 /// Registry line.
@@ -147,7 +147,13 @@ impl Solver for Gptaq {
         // A triangular solve more, of half a triangle, and a second feedback in the column loop.
         Operations { prepare: (FACTOR + 1.0 / 3.0) * n.powi(3), round: 2.0 * outputs as f64 * n * n }
     }
-    fn prepare(&self, statistics: &mut SiteStatistics, _: usize, par: Par) -> Result<Prepared, MethodError> {
+    fn prepare(
+        &self,
+        statistics: &mut SiteStatistics,
+        _: usize,
+        work: Work<'_>,
+    ) -> Result<Prepared, MethodError> {
+        let par = work.par;
         let cross = statistics.deployed.take_cross(METHOD.id)?;
         let factor = prepare(statistics.deployed.take_gram(METHOD.id)?, &self.factor, par)?;
         let GptaqConfig { alpha, variant, .. } = self.config;
@@ -159,8 +165,9 @@ impl Solver for Gptaq {
         &self,
         weight: ArrayView2<'_, f32>,
         prepared: &Prepared,
-        par: Par,
+        work: Work<'_>,
     ) -> Result<Rounded, MethodError> {
+        let par = work.par;
         let State { factor, correction } = prepared.state(&METHOD)?;
         let result = gptaq(weight, factor, correction, &self.config, par)?;
         let (loss, figures) = (Some(result.loss()), Figures::from([(GROWTH, result.growth(weight, par))]));

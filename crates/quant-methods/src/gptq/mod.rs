@@ -12,7 +12,7 @@ use ndarray::ArrayView2;
 use quant_core::{ActOrder, CoreError, FloatType, Variant};
 use quant_graph::{WeightScheme, WeightSpec};
 use quant_hessian::{Factor, FactorSettings, GptqConfig, Precision, descent_bytes, gptq, prepare};
-use quant_kernels::Par;
+use quant_kernels::{Par, Work};
 use std::sync::Arc;
 
 /// Registry line.
@@ -245,15 +245,22 @@ impl Solver for Gptq {
         let each = outputs as f64 * n * n;
         Operations { prepare: FACTOR * n.powi(3), round: each + sweep_operations(self.config.sweeps) * each }
     }
-    fn prepare(&self, statistics: &mut SiteStatistics, _: usize, par: Par) -> Result<Prepared, MethodError> {
+    fn prepare(
+        &self,
+        statistics: &mut SiteStatistics,
+        _: usize,
+        work: Work<'_>,
+    ) -> Result<Prepared, MethodError> {
+        let par = work.par;
         factorised(METHOD.id, statistics, &self.factor, par)
     }
     fn round(
         &self,
         weight: ArrayView2<'_, f32>,
         prepared: &Prepared,
-        par: Par,
+        work: Work<'_>,
     ) -> Result<Rounded, MethodError> {
+        let par = work.par;
         let factor = prepared.state::<Factor>(&METHOD)?;
         let result = gptq(weight, factor, &self.config, par)?;
         let loss = Some(result.loss());

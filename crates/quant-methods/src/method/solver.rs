@@ -5,7 +5,7 @@ use crate::{Method, MethodError, SiteStatistics, Statistic, Stream};
 use ndarray::{Array1, ArrayView1, ArrayView2};
 use quant_graph::LinearWeight;
 use quant_hessian::{FactorReport, Precision};
-use quant_kernels::Par;
+use quant_kernels::{Par, Work};
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt::{self, Debug, Formatter};
@@ -137,20 +137,20 @@ pub trait Solver: Debug + Send + Sync {
         &self,
         statistics: &mut SiteStatistics,
         rows: usize,
-        par: Par,
+        work: Work<'_>,
     ) -> Result<Prepared, MethodError> {
-        let _ = (statistics, rows, par);
+        let _ = (statistics, rows, work);
         Ok(Prepared::default())
     }
-    /// Rounds `weight` `[out, in]`.
+    /// Rounds `weight` `[out, in]`. What takes long asks `work` between its pieces whether to go on.
     ///
     /// # Errors
-    /// A NaN in the weight, a state that another method prepared, shapes that do not fit.
+    /// A NaN in the weight, a state that another method prepared, shapes that do not fit; [`MethodError::Stopped`].
     fn round(
         &self,
         weight: ArrayView2<'_, f32>,
         prepared: &Prepared,
-        par: Par,
+        work: Work<'_>,
     ) -> Result<Rounded, MethodError>;
     /// The same where the linear's `bias` `[out]` is known, for methods that compare outputs.
     ///
@@ -161,10 +161,10 @@ pub trait Solver: Debug + Send + Sync {
         weight: ArrayView2<'_, f32>,
         bias: Option<ArrayView1<'_, f32>>,
         prepared: &Prepared,
-        par: Par,
+        work: Work<'_>,
     ) -> Result<Rounded, MethodError> {
         let _ = bias;
-        self.round(weight, prepared, par)
+        self.round(weight, prepared, work)
     }
     /// What a person should know of a linear of whose rounding this method gave these figures, by their names in
     /// [`Rounded::figures`]: that it went as it should not, and what would help.

@@ -6,7 +6,7 @@ use quant_core::{FloatType, Grid};
 use quant_graph::{
     BlockForward, BlockParams, BlockSpec, EdgeSource, LinearId, LinearScheme, LinearWeight, Site,
 };
-use quant_kernels::Par;
+use quant_kernels::Work;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
@@ -23,8 +23,8 @@ pub struct BlockContext<'a> {
     pub norm_type: FloatType,
     /// Runs the block as it is, for those that [`Transform::runs_block`].
     pub forward: Option<&'a dyn BlockForward>,
-    /// Threads.
-    pub par: Par,
+    /// Threads, and whether to go on.
+    pub work: Work<'a>,
 }
 
 impl Debug for BlockContext<'_> {

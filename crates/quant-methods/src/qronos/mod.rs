@@ -19,7 +19,7 @@ use quant_hessian::{
     DampingUnit, Factor, FactorSettings, GptqConfig, Precision, QronosConfig, Retarget, prepare, qronos,
     qronos_workspace_bytes,
 };
-use quant_kernels::Par;
+use quant_kernels::{Par, Work};
 use std::sync::Arc;
 
 /// Registry line.
@@ -193,8 +193,9 @@ impl Solver for Qronos {
         &self,
         statistics: &mut SiteStatistics,
         rows: usize,
-        par: Par,
+        work: Work<'_>,
     ) -> Result<Prepared, MethodError> {
+        let par = work.par;
         let cross = statistics.deployed.take_cross(METHOD.id)?;
         let factor = prepare(statistics.deployed.take_gram(METHOD.id)?, &self.factor, par)?;
         let retarget = Retarget::new(cross, &factor, rows, par)?;
@@ -205,8 +206,9 @@ impl Solver for Qronos {
         &self,
         weight: ArrayView2<'_, f32>,
         prepared: &Prepared,
-        par: Par,
+        work: Work<'_>,
     ) -> Result<Rounded, MethodError> {
+        let par = work.par;
         let State { factor, retarget } = prepared.state(&METHOD)?;
         let result = qronos(weight, factor, retarget, &self.config, par)?;
         let (loss, matrix) = (Some(result.rounded.loss()), result.rounded.matrix);

@@ -9,7 +9,7 @@ use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice};
 use quant_core::matrix::{check_finite, check_scales, round_row};
 use quant_core::{ActOrder, ClipSearch, CoreError, FloatType, Grid, QuantizedMatrix, RowsMut};
 use quant_graph::WeightSpec;
-use quant_kernels::{Par, tasks, vectorized};
+use quant_kernels::{Par, Work, tasks, vectorized};
 use std::sync::Arc;
 
 /// Registry line.
@@ -154,8 +154,13 @@ impl Solver for Rtn {
     fn method(&self) -> &'static Method {
         &METHOD
     }
-    fn round(&self, weight: ArrayView2<'_, f32>, _: &Prepared, par: Par) -> Result<Rounded, MethodError> {
-        Ok(Rounded::levels(round(self, weight, par)?))
+    fn round(
+        &self,
+        weight: ArrayView2<'_, f32>,
+        _: &Prepared,
+        work: Work<'_>,
+    ) -> Result<Rounded, MethodError> {
+        Ok(Rounded::levels(round(self, weight, work.par)?))
     }
     fn rows_alone(&self) -> bool {
         true

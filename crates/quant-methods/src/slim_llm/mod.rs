@@ -17,7 +17,7 @@ use quant_graph::{WeightForm, WeightScheme, WeightSpec};
 use quant_hessian::{
     FactorSettings, Precision, SlimConfig, SlimFactor, slim, slim_most, slim_operations, slim_workspace_bytes,
 };
-use quant_kernels::Par;
+use quant_kernels::Work;
 use std::sync::Arc;
 
 /// Registry line.
@@ -170,7 +170,13 @@ impl Solver for Slim {
             round: slim_operations(shape, self.config.group, tokens),
         }
     }
-    fn prepare(&self, statistics: &mut SiteStatistics, _: usize, par: Par) -> Result<Prepared, MethodError> {
+    fn prepare(
+        &self,
+        statistics: &mut SiteStatistics,
+        _: usize,
+        work: Work<'_>,
+    ) -> Result<Prepared, MethodError> {
+        let par = work.par;
         let seen = &mut statistics.deployed;
         let sample = seen.take_sample(self.sample(), METHOD.id)?;
         let factor = SlimFactor::new(seen.take_gram(METHOD.id)?, &self.factor, self.config.variant, par)?;
@@ -181,19 +187,19 @@ impl Solver for Slim {
         &self,
         weight: ArrayView2<'_, f32>,
         prepared: &Prepared,
-        par: Par,
+        work: Work<'_>,
     ) -> Result<Rounded, MethodError> {
-        self.round_linear(weight, None, prepared, par)
+        self.round_linear(weight, None, prepared, work)
     }
     fn round_linear(
         &self,
         weight: ArrayView2<'_, f32>,
         bias: Option<ArrayView1<'_, f32>>,
         prepared: &Prepared,
-        par: Par,
+        work: Work<'_>,
     ) -> Result<Rounded, MethodError> {
         let State { factor, sample } = prepared.state(&METHOD)?;
-        let result = slim(weight, factor, sample.view(), bias, &self.config, par)?;
+        let result = slim(weight, factor, sample.view(), bias, &self.config, work)?;
         let loss = Some(result.loss());
         // How clearly the widths were chosen: a flat curve chooses by noise.
         let least = result.divergences.iter().copied().reduce(f64::min);

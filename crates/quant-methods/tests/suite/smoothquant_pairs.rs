@@ -87,7 +87,7 @@ fn smoothed(
         grids: &BTreeMap::new(),
         norm_type: FloatType::F32,
         forward: None,
-        par: Par::Seq,
+        work: Par::Seq.into(),
     };
     let mut out = params.clone();
     let scaled = smooth.apply(&mut out, &statistics(&run(spec, params, h).1), context).unwrap();

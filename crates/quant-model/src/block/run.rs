@@ -4,9 +4,10 @@ use super::{Block, Walk};
 use crate::linear::FloatLinear;
 use crate::{ModelError, RopeTables, StageScratch};
 use ndarray::{Array2, ArrayView2};
-use quant_graph::{BlockForward, ForwardError, LinearId, Part, Site};
-use quant_kernels::Par;
+use quant_graph::{BlockForward, BoxError, ForwardError, LinearId, Part, Site};
+use quant_kernels::{Par, Work, views};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A block with rotary tables for the sequences that will be run: what [`BlockForward`] needs.
@@ -25,11 +26,26 @@ impl BlockForward for BlockRunner<'_> {
         x: ArrayView2<'_, f32>,
         starts: &[usize],
         with: &BTreeMap<LinearId, ArrayView2<'_, f32>>,
-        par: Par,
+        work: Work<'_>,
     ) -> Result<Array2<f32>, ForwardError> {
         let what = || format!("{part:?} of block {}", self.block.index);
-        self.run(part, x, starts, with, par).map_err(|cause| ForwardError::new(what(), cause))
+        self.run(part, x, starts, with, work).map_err(|cause| ForwardError::new(what(), cause))
     }
+}
+
+/// Rows that are run together, before it is asked whether to go on: whole sequences, at least so many rows.
+const ROWS: usize = 2048;
+
+/// Sequences that are run together, by their places in `starts`.
+fn pieces(starts: &[usize]) -> Vec<Range<usize>> {
+    let mut pieces: Vec<Range<usize>> = Vec::new();
+    for sequence in 0..starts.len().saturating_sub(1) {
+        match pieces.last_mut() {
+            Some(piece) if starts[sequence] - starts[piece.start] < ROWS => piece.end = sequence + 1,
+            _ => pieces.push(sequence..sequence + 1),
+        }
+    }
+    pieces
 }
 
 impl BlockRunner<'_> {
@@ -39,21 +55,35 @@ impl BlockRunner<'_> {
         x: ArrayView2<'_, f32>,
         starts: &[usize],
         with: &BTreeMap<LinearId, ArrayView2<'_, f32>>,
-        par: Par,
-    ) -> Result<Array2<f32>, ModelError> {
-        let table = |length| self.rope.table(length);
-        let walk = Walk { starts, rope: &table };
+        work: Work<'_>,
+    ) -> Result<Array2<f32>, BoxError> {
+        let (table, par) = (|length| self.rope.table(length), work.par);
         let block = self.block.with_weights(with, par)?;
         let (first, width) = match part {
             Part::Attention => (Site::AttentionInput, block.shape.query_width()),
             Part::Mlp => (Site::MlpInput, block.intermediate),
         };
-        let (mut wide, mut out) =
-            (Array2::zeros((x.nrows(), width)), Array2::zeros((x.nrows(), block.hidden)));
+        let by_rows: Vec<usize>;
+        let starts = match part {
+            Part::Attention => starts,
+            // No token sees another.
+            Part::Mlp => {
+                by_rows = (0..x.nrows()).step_by(ROWS).chain([x.nrows()]).collect();
+                &by_rows
+            }
+        };
+        let mut out = Array2::zeros((x.nrows(), block.hidden));
         let scratch = &mut StageScratch::default();
-        block.advance(first, x, &walk, None, wide.view_mut(), scratch, par)?;
-        if let super::Output::Next(second) = super::Output::of(first) {
-            block.advance(second, wide.view(), &walk, None, out.view_mut(), scratch, par)?;
+        for piece in pieces(starts) {
+            work.go_on()?;
+            let walk = Walk { starts: &starts[piece.start..=piece.end], rope: &table };
+            let rows = starts[piece.start]..starts[piece.end];
+            let mut wide = Array2::zeros((rows.len(), width));
+            block.advance(first, views::rows(x, rows.clone()), &walk, None, wide.view_mut(), scratch, par)?;
+            if let super::Output::Next(second) = super::Output::of(first) {
+                let out = views::rows_mut(&mut out, rows);
+                block.advance(second, wide.view(), &walk, None, out, scratch, par)?;
+            }
         }
         Ok(out)
     }

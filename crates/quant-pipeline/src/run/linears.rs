@@ -5,7 +5,7 @@ use super::observe::BlockStatistics;
 use super::stats::{dynamic_kv, input_quant, scheme_text};
 use super::{Run, add_seconds};
 use crate::PipelineError;
-use crate::events::Event;
+use crate::events::{Asked, Event};
 use crate::plan::{LinearPlan, MEASURED, Plan};
 use crate::report::{LinearReport, Named, StageFactor};
 use ndarray::{Array2, ArrayView2};
@@ -13,7 +13,7 @@ use quant_core::ActQuant;
 use quant_graph::{
     BlockParams, BlockSource, BoxError, LinearId, LinearParams, LinearSpec, LinearWeight, StageSpec,
 };
-use quant_kernels::{Par, views};
+use quant_kernels::{Par, Work, views};
 use quant_methods::{Figures, Prepared, Rounded, RowRounding, SiteStatistics, Solver};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -154,7 +154,11 @@ impl Run<'_> {
     ) -> Result<Prepared, PipelineError> {
         self.phase("factor")?;
         let started = Instant::now();
-        let mut prepared = solver.prepare(seen, rows, self.par()).map_err(PipelineError::method(module))?;
+        let par = self.par();
+        let asked = Asked::new(self.events);
+        let stop = || asked.stop();
+        let prepared = solver.prepare(seen, rows, Work::until(par, &stop));
+        let mut prepared = prepared.map_err(PipelineError::method(module))?;
         if let Some(factor) = prepared.factor.take() {
             self.state.report.factors.push(StageFactor { block, module: module.to_owned(), factor });
         }
@@ -176,9 +180,11 @@ impl Run<'_> {
         let par = self.par();
         let started = Instant::now();
         let float = params.weight.into_values();
+        let asked = Asked::new(self.events);
+        let stop = || asked.stop();
         let rounded = plan.solver().map(|solver| {
             let bias = params.bias.as_ref().map(|b| b.view());
-            solver.round_linear(float.view(), bias, prepared, par)
+            solver.round_linear(float.view(), bias, prepared, Work::until(par, &stop))
         });
         let rounded = rounded.transpose().map_err(PipelineError::method(&plan.module))?;
         let seconds = started.elapsed().as_secs_f64();

@@ -3,10 +3,11 @@
 use super::Run;
 use super::stream::ActivationStream;
 use crate::PipelineError;
-use crate::events::Event;
+use crate::events::{Asked, Event};
 use ndarray::{Array2, ArrayViewMut2};
 use quant_core::ActQuant;
 use quant_graph::{BlockParams, BlockSpec, LinearId, Site, StageSpec};
+use quant_kernels::Work;
 use quant_methods::{Batch, BlockContext, Gathered, SiteStatistics};
 use quant_model::{Block, BlockRunner, See, StageScratch, Walk, fake_quantized};
 use std::collections::BTreeMap;
@@ -219,6 +220,9 @@ impl Run<'_> {
             if transform.runs_block() && runner.is_none() {
                 runner = Some(self.float_block(index, params)?);
             }
+            let par = self.par();
+            let asked = Asked::new(self.events);
+            let stop = || asked.stop();
             let running = runner.as_ref().map(|block| BlockRunner { block, rope: &self.rope });
             let context = BlockContext {
                 block: &spec,
@@ -226,7 +230,7 @@ impl Run<'_> {
                 grids: &grids,
                 norm_type: plan.norm_type,
                 forward: running.as_ref().map(|r| r as _),
-                par: self.par(),
+                work: Work::until(par, &stop),
             };
             let at = || PipelineError::method(plan.spec.block_prefix(index));
             let scaled = transform.apply(params, statistics, context).map_err(at())?;

@@ -55,7 +55,7 @@ impl Run<'_> {
         for chunk in &self.layout.chunks {
             self.go_on()?;
             embedded.modify::<PipelineError>(self.layout.rows_of(chunk), |mut rows| {
-                let rounded = planned.solver.round(rows.view(), &Prepared::default(), self.par());
+                let rounded = planned.solver.round(rows.view(), &Prepared::default(), self.par().into());
                 let rounded = rounded.map_err(PipelineError::method(Outer::Embedding.module()))?;
                 rows.assign(&rounded.weight.into_values());
                 Ok(())
@@ -190,7 +190,7 @@ impl Table<'_> {
         par: Par,
     ) -> Result<Array2<f32>, PipelineError> {
         let started = Instant::now();
-        let rounded = self.solver.round(rows, &self.prepared, par);
+        let rounded = self.solver.round(rows, &self.prepared, par.into());
         let Rounded { weight, loss, .. } = rounded
             .map_err(|error| error.in_rows_from(first))
             .map_err(PipelineError::method(self.what.module()))?;

@@ -103,7 +103,8 @@ fn tables_are_what_they_are_when_rounded_whole() {
     // Three pieces of each table, and the norm.
     assert_eq!(sink.pieces, 7);
     let solver = |what: Outer| &*plan.tables[&what].solver;
-    let whole = solver(Outer::Embedding).round(embedding.view(), &Prepared::default(), Par::Seq).unwrap();
+    let whole =
+        solver(Outer::Embedding).round(embedding.view(), &Prepared::default(), Par::Seq.into()).unwrap();
     let bits = whole.weight.bits_per_weight(plan.norm_type);
     let rounded = whole.weight.into_values();
     assert_eq!(sink.outer[&Outer::Embedding], rounded);
@@ -121,8 +122,8 @@ fn tables_are_what_they_are_when_rounded_whole() {
     let mut seen =
         SiteStatistics { deployed: Gathered::new(&[Statistic::Gram], HIDDEN, &[0]), ..Default::default() };
     seen.deployed.add(&Batch::new(states.view(), sequences.len()), Compute::F32, Par::Seq).unwrap();
-    let prepared = solver(Outer::Head).prepare(&mut seen, VOCAB, Par::Seq).unwrap();
-    let whole = solver(Outer::Head).round(head.view(), &prepared, Par::Seq).unwrap();
+    let prepared = solver(Outer::Head).prepare(&mut seen, VOCAB, Par::Seq.into()).unwrap();
+    let whole = solver(Outer::Head).round(head.view(), &prepared, Par::Seq.into()).unwrap();
     let values = whole.weight.clone().into_values();
     assert_eq!(sink.outer[&Outer::Head], values);
     let nearest = plan.tables[&Outer::Head].grid;
@@ -163,7 +164,8 @@ fn rounding_a_table_to_nearest_needs_no_data() {
     let mut sink = Collect::default();
     let options = RunOptions::new(Par::Seq);
     run(&plan, &mut parts.model(), None, &mut sink, &mut Silent, &options).unwrap();
-    let whole = plan.tables[&Outer::Head].solver.round(head.view(), &Prepared::default(), Par::Seq).unwrap();
+    let whole =
+        plan.tables[&Outer::Head].solver.round(head.view(), &Prepared::default(), Par::Seq.into()).unwrap();
     assert_eq!(sink.outer[&Outer::Head], whole.weight.into_values());
     assert_eq!(sink.outer[&Outer::Embedding], Parts::new(false).embedding);
 }
