@@ -1,16 +1,16 @@
 //! Recipes that say nothing, too much, or what a model or a format cannot do: each has its exit code and a message that names the
 //! place.
 
-use crate::common::{SMALL, quantize, refused, text, tiny_reasoner};
+use crate::common::{Ran, SMALL, ptq, quantize, refused, text, tiny_reasoner};
 use tempfile::tempdir;
 
 /// A refusal of a recipe for the embedded model.
 #[track_caller]
-fn refused_recipe(recipe: &str, code: i32, words: &[&str]) {
+fn refused_recipe(recipe: &str, code: i32, words: &[&str]) -> Ran {
     let folder = tempdir().unwrap();
     let file = folder.path().join("recipe.yaml");
     std::fs::write(&file, recipe).unwrap();
-    refused(&tiny_reasoner(), text(&file), SMALL, code, words);
+    refused(&tiny_reasoner(), text(&file), SMALL, code, words)
 }
 
 fn gptq(keys: &str, rest: &str) -> String {
@@ -100,6 +100,26 @@ fn heads_that_a_method_cannot_round() {
         let recipe = format!("version: 1\nmodifiers: [{modifier}]\noverrides: {{ lm_head: {head} }}\n");
         let what = format!("{method} looks at a whole weight");
         refused_recipe(&recipe, 2, &["overrides.\"lm_head\"", &what, "write", "{ rtn: {", "{ gptq: {"]);
+    }
+}
+
+/// What is advised for a table is accepted there.
+#[test]
+fn advice_for_tables_can_be_followed() {
+    for table in ["lm_head: { qronos: {} }", "model.embed_tokens: { scheme: W8A16 }"] {
+        let recipe = |table: &str| {
+            format!("version: 1\nmodifiers: [gptq: {{ scheme: W4A16 }}]\noverrides: {{ {table} }}\n")
+        };
+        let said = refused_recipe(&recipe(table), 2, &["; write {"]).err;
+        let (_, advice) = said.trim_end().rsplit_once("; write ").unwrap();
+        let name = table.split_once(':').unwrap().0;
+        for advised in advice.split(" or ") {
+            let folder = tempdir().unwrap();
+            let file = folder.path().join("recipe.yaml");
+            std::fs::write(&file, recipe(&format!("{name}: {advised}"))).unwrap();
+            let model = tiny_reasoner();
+            ptq(&["plan", "--model", text(&model), "--recipe", text(&file)]).expect(0, &[]);
+        }
     }
 }
 

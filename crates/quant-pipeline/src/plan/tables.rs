@@ -6,7 +6,7 @@ use crate::error::{PipelineError, RecipeError};
 use crate::recipe::Recipe;
 use quant_core::{Bytes, Scheme};
 use quant_graph::{ModelSpec, Outer, WeightSpec};
-use quant_methods::{Method, PlannedRounding, Rounding, Settings, Solver, Statistic, Stream};
+use quant_methods::{Method, Modifier, PlannedRounding, Rounding, Settings, Solver, Statistic, Stream};
 use serde_json::json;
 use std::collections::BTreeMap;
 
@@ -80,7 +80,9 @@ fn obstacle(table: Outer, solver: &dyn Solver) -> Option<String> {
 fn rounds(method: &Method, spec: &ModelSpec, table: Outer, scheme: Scheme) -> bool {
     let built = Settings::new(method.id, json!({"scheme": scheme.to_string()}), method.fields)
         .and_then(|settings| (method.build)(&settings));
-    let rounding = built.ok().filter(|modifier| modifier.transform.is_none()).and_then(|m| m.rounding);
+    // What works on whole blocks before it rounds is no exception for a table.
+    let alone = |m: &Modifier| m.model.is_none() && m.transform.is_none() && m.learner.is_none();
+    let rounding = built.ok().filter(alone).and_then(|m| m.rounding);
     let planned =
         rounding.and_then(|r| r.plan(weight(spec, table), quant_core::FloatType::F32).ok().flatten());
     planned.is_some_and(|planned| obstacle(table, &*planned.solver).is_none())
