@@ -91,3 +91,32 @@ fn the_head_is_left_alone_unless_it_is_named() {
     }
     assert!(files(&tiny_reasoner()).contains_key(Path::new("model.safetensors")));
 }
+
+/// What a method says of a linear is in the report of the folder, also of one that stood before.
+#[test]
+fn figures_are_in_the_report() {
+    let work = tempdir().unwrap();
+    for (method, figures) in [("qronos", &["at_range_ends", "shift"][..]), ("gptaq", &["growth"])] {
+        let output = work.path().join(method);
+        let keys = format!("modifiers: [{method}: {{ scheme: W3A16g32 }}]");
+        let ran = run(&tiny_reasoner(), &keys, &output, SMALL).expect(0, &[]).json();
+        let report = std::fs::read(output.join("quantization_report.json")).unwrap();
+        let report: Value = serde_json::from_slice(&report).unwrap();
+        let stood =
+            run(&tiny_reasoner(), &keys, &output, &[SMALL, &["--resume"]].concat()).expect(0, &[]).json();
+        assert_eq!(stood["stood"], true);
+        let of = |linears: &Value| -> Vec<Value> {
+            linears.as_array().unwrap().iter().map(|linear| linear["figures"].clone()).collect()
+        };
+        let written = of(&report["linears"]);
+        assert_eq!(written.len(), 42);
+        assert_eq!(written, of(&ran["run"]["linears"]));
+        assert_eq!(written, of(&stood["run"]["linears"]));
+        for linear in written {
+            assert!(
+                figures.iter().all(|figure| linear[figure].as_f64().is_some_and(|v| v >= 0.0)),
+                "{linear}"
+            );
+        }
+    }
+}

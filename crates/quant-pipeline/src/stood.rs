@@ -135,6 +135,11 @@ fn linears(prepared: &PreparedJob, report: &Value) -> Vec<LinearReport> {
         let Some(module) = text("module") else { continue };
         let mut blocks = prepared.plan.blocks.iter();
         let block = blocks.position(|block| block.values().any(|linear| linear.module == module));
+        let figures = entry.get("figures").and_then(Value::as_object);
+        let figures = figures.map(|all| {
+            let figure = |(name, value): (&String, &Value)| Some((name.clone().into(), value.as_f64()?));
+            all.iter().filter_map(figure).collect::<Named>()
+        });
         let method = text("method").and_then(|id| prepared.plan.recipe.registry().methods().get(id));
         found.push(LinearReport {
             module: module.to_owned(),
@@ -145,7 +150,7 @@ fn linears(prepared: &PreparedJob, report: &Value) -> Vec<LinearReport> {
             weight_error: number("weight_error").unwrap_or_default(),
             output_error: number("output_error"),
             loss: number("loss"),
-            figures: Named::new(),
+            figures: figures.unwrap_or_default(),
             stored_bytes: 0,
             group_bits: None,
             salient_columns: None,

@@ -121,6 +121,9 @@ impl Provenance<'_> {
                     "module": l.module, "method": l.method, "scheme": l.scheme, "bits_per_weight": l.bits_per_weight,
                     "weight_error": l.weight_error, "output_error": l.output_error, "loss": l.loss,
                 });
+                if !l.figures.is_empty() {
+                    entry["figures"] = json!(l.figures);
+                }
                 if let Some(bits) = &l.group_bits {
                     entry["group_bits"] = bits.clone().into();
                 }
