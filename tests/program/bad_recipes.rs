@@ -124,6 +124,36 @@ fn advice_for_tables_can_be_followed() {
 }
 
 #[test]
+fn methods_in_overrides() {
+    let over = |keys: &str| gptq("", &format!("overrides: {{ \"*.q_proj\": {{ {keys} }} }}\n"));
+    refused_recipe(
+        &over("gpqt: {}"),
+        2,
+        &["*.q_proj", "\"gpqt\"", "did you mean \"gptq\"", "known keys: scheme"],
+    );
+    refused_recipe(&over("dampning: 0.1"), 2, &["*.q_proj", "did you mean \"damping\""]);
+    for keys in ["rtn: {}, gptaq: {}", "scheme: W8A16, rtn: {}"] {
+        refused_recipe(
+            &over(keys),
+            2,
+            &["*.q_proj", "a method stands alone in an override", "{ rtn: { ... } }"],
+        );
+    }
+    // Streams by the words of the recipe.
+    let keys = "\"*.q_proj\": { qronos: { float_stream: block } }, \"*.1.*.o_proj\": { gptaq: {} }";
+    let said = refused_recipe(
+        &gptq("", &format!("overrides: {{ {keys} }}\n")),
+        2,
+        &[
+            "(qronos) asks for float_stream: block",
+            "(gptaq) for float_stream: model",
+            "write float_stream: model",
+        ],
+    );
+    assert!(!said.err.contains("Block") && !said.err.contains("Model"), "{}", said.err);
+}
+
+#[test]
 fn globs_that_match_nothing() {
     let rest = "overrides: { \"*.dwn_proj\": { scheme: W8A16 } }\n";
     refused_recipe(&gptq("", rest), 2, &["*.dwn_proj", "matches no linear", "model.layers.0."]);

@@ -92,6 +92,26 @@ fn the_head_is_left_alone_unless_it_is_named() {
     assert!(files(&tiny_reasoner()).contains_key(Path::new("model.safetensors")));
 }
 
+/// Everything that rounds is named, wherever it stands in the recipe.
+#[test]
+fn plans_and_cards_name_every_method() {
+    let work = tempdir().unwrap();
+    let keys = "modifiers: [smoothquant: {}, gptq: { scheme: W8A16 }]\noverrides: { \"*.up_proj\": { rtn: {} }, \
+                \"*.1.*.v_proj\": { gptaq: {} }, \"*.0.*.o_proj\": { qronos: {} } }";
+    let output = work.path().join("out");
+    run(&tiny_reasoner(), keys, &output, SMALL).expect(0, &[]);
+    let card = std::fs::read_to_string(output.join("README.md")).unwrap();
+    assert!(card.contains(" + gptq, qronos, rtn, gptaq |"), "{card}");
+    let (model, recipe) = (tiny_reasoner(), output.with_extension("yaml"));
+    let plan = ["plan", "--model", text(&model), "--recipe", text(&recipe)];
+    let said = ptq(&plan).expect(0, &[]).out;
+    assert!(said.contains(", then gptq, qronos, rtn, gptaq\n"), "{said}");
+    let json = ptq(&[&plan[..], &["--json"]].concat()).expect(0, &[]).json();
+    let methods: Vec<&str> =
+        json["methods"].as_array().unwrap().iter().map(|m| m.as_str().unwrap()).collect();
+    assert_eq!(methods[1..], ["gptq", "qronos", "rtn", "gptaq"], "{methods:?}");
+}
+
 /// What a method says of a linear is in the report of the folder, also of one that stood before.
 #[test]
 fn figures_are_in_the_report() {

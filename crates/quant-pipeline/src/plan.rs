@@ -216,6 +216,18 @@ impl Plan {
         Ok(plan)
     }
 
+    /// Ids of the methods that round: that of the modifier, and those that overrides and tables have besides.
+    #[must_use]
+    pub fn roundings(&self) -> Vec<&'static str> {
+        let mut ids = vec![self.recipe.rounding().method().id];
+        for id in self.solvers().map(|solver| solver.method().id) {
+            if !ids.contains(&id) {
+                ids.push(id);
+            }
+        }
+        ids
+    }
+
     /// What rounds anything, from the first block to the head.
     pub(crate) fn solvers(&self) -> impl Iterator<Item = &dyn Solver> {
         let linears = self.blocks.iter().flat_map(BTreeMap::values).filter_map(LinearPlan::solver);
@@ -408,22 +420,26 @@ fn plan_input(recipe: &Recipe, bits: Bits, shards: usize) -> Result<InputScheme,
     Ok(InputScheme { bits, rule, dynamic: a.dynamic, clip_ratio, shards })
 }
 
-/// Only one float stream goes beside the deployed one.
+/// Only one float stream goes beside the deployed one, through all blocks.
 fn check_float_streams(blocks: &[BTreeMap<LinearId, LinearPlan>]) -> Result<(), RecipeError> {
     let beside = |linear: &LinearPlan| {
-        let needs = linear.solver()?.needs();
-        needs.into_iter().find_map(|(_, statistic)| statistic.float_beside())
+        let solver = linear.solver()?;
+        let stream = solver.needs().into_iter().find_map(|(_, statistic)| statistic.float_beside())?;
+        Some((solver.method().id, stream))
     };
     let mut looking = blocks.iter().flat_map(BTreeMap::values).filter_map(|l| Some((l, beside(l)?)));
-    let Some((first, stream)) = looking.next() else { return Ok(()) };
-    match looking.find(|(_, other)| *other != stream) {
+    let Some((first, (method, stream))) = looking.next() else { return Ok(()) };
+    match looking.find(|(_, (_, found))| *found != stream) {
         None => Ok(()),
-        Some((other, found)) => Err(RecipeError::conflict(
+        Some((other, (found_method, found))) => Err(RecipeError::conflict(
             "overrides",
             format!(
-                "{} is compared with the float activations of the {stream:?}, {} with those of the {found:?}: give them the same \
-                 float_stream",
-                first.module, other.module
+                "one float stream goes with the quantised one through all blocks, and {} ({method}) asks for float_stream: {}, {} \
+                 ({found_method}) for float_stream: {}; write float_stream: model, which gptaq always has, wherever it can be chosen",
+                first.module,
+                stream.name(),
+                other.module,
+                found.name()
             ),
         )),
     }

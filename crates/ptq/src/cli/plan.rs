@@ -70,7 +70,7 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
         spec.hidden,
         plan.recipe.format().id()
     ))?;
-    print_line(format_args!("method: {}", methods(plan).join(", then ")))?;
+    print_line(format_args!("method: {}", methods_text(plan)))?;
     let mut table = Table::new(&["blocks", "linears", "scheme"]);
     for group in &groups {
         for (scheme, roles) in by_scheme(&plan.spec, group.linears) {
@@ -191,9 +191,14 @@ fn by_scheme(
     schemes
 }
 
-/// The modifiers in the order in which they work.
+/// What is used, in the order in which it works: what comes before rounding, and everything that rounds.
 fn methods(plan: &Plan) -> Vec<String> {
-    plan.recipe.before_rounding().chain([plan.recipe.rounding().method().id.to_owned()]).collect()
+    plan.recipe.before_rounding().chain(plan.roundings().into_iter().map(str::to_owned)).collect()
+}
+
+/// The same as a text.
+fn methods_text(plan: &Plan) -> String {
+    plan.recipe.before_rounding().chain([plan.roundings().join(", ")]).collect::<Vec<_>>().join(", then ")
 }
 
 /// What is stored as it is.

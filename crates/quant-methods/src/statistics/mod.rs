@@ -62,6 +62,17 @@ pub enum Statistic {
     },
 }
 
+impl FloatStream {
+    /// The value of the key `float_stream`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Block => "block",
+        }
+    }
+}
+
 impl Statistic {
     /// The float stream that goes beside the deployed one for it, if one does.
     #[must_use]

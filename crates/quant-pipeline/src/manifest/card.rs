@@ -49,7 +49,7 @@ pub(super) fn card(of: &Provenance<'_>) -> String {
         "| | |\n|---|---|\n| format | {} |\n| method | {transforms}{} |\n| bits per weight of the linears | {:.3} |\n\
          | size of the weights | {} (input {}) |\n| calibration | {calibration} |\n",
         outcome.format,
-        recipe.rounding().method().id,
+        of.plan.roundings().join(", "),
         outcome.bits_per_weight,
         Bytes(of.output_bytes),
         Bytes(outcome.input_bytes),

@@ -116,7 +116,20 @@ pub(super) fn parse_override(
         Some(name) if changes.len() == 1 => methods.get(name),
         _ => None,
     };
-    let Some(method) = named else { return overridden(path, usual, changes) };
+    let Some(method) = named else {
+        let known = |key: &String| usual.method.fields.iter().any(|field| field.name == key);
+        if let Some(name) = changes.keys().find(|key| !known(key) && methods.get(key).is_some()) {
+            let problem =
+                format!("a method stands alone in an override, its keys below it: {{ {name}: {{ ... }} }}");
+            return Err(RecipeError::conflict(path, problem));
+        }
+        if let Some(key) = changes.keys().find(|key| !known(key)) {
+            let fields = usual.method.fields.iter().map(|field| field.name);
+            let roundings = methods.iter().filter(|method| method.kind.rounds()).map(|method| method.id);
+            return Err(unknown_key(path, key, fields.chain(roundings)).into());
+        }
+        return overridden(path, usual, changes);
+    };
     let path = format!("{path}.{}", method.id);
     let section = mapping(&path, changes.remove(method.id).unwrap_or_default())?;
     if method.id == usual.method.id {
