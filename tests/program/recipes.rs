@@ -112,6 +112,37 @@ fn plans_and_cards_name_every_method() {
     assert_eq!(methods[1..], ["gptq", "qronos", "rtn", "gptaq"], "{methods:?}");
 }
 
+/// Keys that say how to quantise what the scheme leaves alone.
+#[test]
+fn keys_without_use_are_a_warning() {
+    let work = tempdir().unwrap();
+    let warned = |name: &str, keys: &str| {
+        let output = work.path().join(name);
+        let ran = run(&tiny_reasoner(), keys, &output, SMALL).expect(0, &[]);
+        let plan =
+            ["plan", "--model", text(&tiny_reasoner()), "--recipe", text(&output.with_extension("yaml"))]
+                .map(str::to_owned);
+        let planned = ptq(&plan.each_ref().map(String::as_str)).expect(0, &[]).err;
+        let lines =
+            |text: &str| text.lines().filter(|l| l.contains("nothing, because")).map(str::to_owned).collect();
+        let (ran, planned): (Vec<String>, Vec<String>) = (lines(&ran.err), lines(&planned));
+        assert_eq!(ran, planned);
+        ran
+    };
+    let cache = "modifiers: [gptq: { scheme: W4A16g32 }]\nkv_cache: { before_rope: true }";
+    assert_eq!(
+        warned("cache", cache),
+        ["warning: kv_cache: before_rope changes nothing, because the scheme W4A16g32 has no KV part"]
+    );
+    let both = "modifiers: [rtn: { scheme: W8A16KV8 }]\nkv_cache: { granularity: token_head }\n\
+                activations: { observer: mse, dynamic: false, in_calibration: true }";
+    let said = warned("both", both);
+    assert!(said.len() == 1 && said[0].contains("activations: observer, dynamic change nothing"), "{said:?}");
+    let used = "modifiers: [rtn: { scheme: W8A8KV8 }]\nkv_cache: { granularity: token_head }\n\
+                activations: { dynamic: false }";
+    assert_eq!(warned("used", used), [""; 0]);
+}
+
 /// What a method says of a linear is in the report of the folder, also of one that stood before.
 #[test]
 fn figures_are_in_the_report() {

@@ -189,6 +189,7 @@ impl Plan {
         check_fallbacks(format, &stored, &scheme, &fallbacks)?;
         check_float_streams(&blocks)?;
         warnings.extend(notices(&blocks));
+        warnings.extend(unused_keys(recipe, &scheme));
         let streams = streams(recipe, spec, &blocks, &tables, &scheme, learned.contains(&true));
         if whole.is_none()
             && scheme.linears().all(|(_, _, s)| s.is_float())
@@ -375,6 +376,24 @@ fn notices(blocks: &[BTreeMap<LinearId, LinearPlan>]) -> Vec<String> {
         _ => format!("{} and {} more: {notice}", first.module, count - 1),
     };
     notices.into_iter().map(line).collect()
+}
+
+/// Keys of the recipe about activations or a cache that its scheme does not quantise.
+fn unused_keys(recipe: &Recipe, scheme: &ModelScheme) -> Vec<String> {
+    let quantised = scheme.linears().any(|(_, _, linear)| linear.input.is_some());
+    let of = |section: &'static str, part: &str, used: &dyn Fn(&str) -> bool| {
+        let unused: Vec<&str> = recipe.written(section).filter(|key| !used(key)).collect();
+        let (change, keys) = (if unused.len() == 1 { "changes" } else { "change" }, unused.join(", "));
+        let text = || {
+            let scheme = recipe.rounding().weights().scheme;
+            format!("{section}: {keys} {change} nothing, because the scheme {scheme} has no {part} part")
+        };
+        (!unused.is_empty()).then(text)
+    };
+    let cache = scheme.kv.is_some();
+    // What calibration quantises is the cache as well.
+    let activations = of("activations", "A", &|key| quantised || (cache && key == "in_calibration"));
+    activations.into_iter().chain(of("kv_cache", "KV", &|_| cache)).collect()
 }
 
 /// What a recipe without a format gets, and which formats it could name.

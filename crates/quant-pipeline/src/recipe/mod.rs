@@ -78,6 +78,8 @@ pub struct Recipe {
     modifiers: Vec<(&'static str, Value)>,
     activations: ActivationSpec,
     kv_cache: KvSpec,
+    /// Sections and keys as written, of activations and cache.
+    written: Vec<(&'static str, String)>,
     ignore: Vec<Glob>,
     compute: Compute,
     statistics: Compute,
@@ -169,8 +171,14 @@ impl Recipe {
             let path = format!("overrides.{glob:?}");
             overrides.push((Glob::new(&glob), parse_override(&path, &usual, registry.methods(), value)?));
         }
-        let activations = parse_activations(take("activations"))?;
-        let kv_cache = parse_kv(take("kv_cache"))?;
+        let sections = ["activations", "kv_cache"].map(|section| (section, take(section)));
+        let mut written_keys = Vec::new();
+        for (section, value) in &sections {
+            let keys = value.as_object().into_iter().flat_map(Map::keys);
+            written_keys.extend(keys.map(|key| (*section, key.clone())));
+        }
+        let [(_, activations), (_, kv_cache)] = sections;
+        let (activations, kv_cache) = (parse_activations(activations)?, parse_kv(kv_cache)?);
         let compute = parse_compute("compute", take("compute"), Compute::F32)?;
         let statistics = parse_compute("statistics", take("statistics"), compute)?;
         let ignore = take("ignore");
@@ -186,6 +194,7 @@ impl Recipe {
             modifiers: resolved,
             activations,
             kv_cache,
+            written: written_keys,
             ignore,
             compute,
             statistics,
@@ -271,6 +280,10 @@ impl Recipe {
     #[must_use]
     pub fn kv_cache(&self) -> &KvSpec {
         &self.kv_cache
+    }
+    /// The keys that are written in `activations` or `kv_cache`.
+    pub(crate) fn written(&self, section: &str) -> impl Iterator<Item = &str> {
+        self.written.iter().filter(move |(of, _)| *of == section).map(|(_, key)| key.as_str())
     }
     /// The level whose instructions multiply here, where that decides bits: see [`Compute::instructions`].
     #[must_use]
