@@ -7,9 +7,10 @@ use crate::prepare::PreparedJob;
 use crate::version::tool;
 use quant_checkpoint::{Identity, TensorHash};
 use quant_kernels::Level;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The layout of a journal's frames. It changes with them; between two releases the hash of the executable tells them apart.
-const JOURNAL: u32 = 1;
+const JOURNAL: u32 = 2;
 
 /// The fields of a job. Threads, memory and place are none of them.
 pub(crate) fn identity(job: &QuantizeJob, prepared: &PreparedJob) -> Result<Identity, PipelineError> {
@@ -50,7 +51,33 @@ fn hash(bytes: &[u8]) -> String {
 
 /// The hash of the program's file: another build may compute other bits.
 fn executable() -> String {
-    let file = std::env::current_exe().and_then(std::fs::File::open);
-    let hash = file.and_then(TensorHash::of_reader);
-    hash.map_or_else(|_| "unknown".to_owned(), |hash| hash.short())
+    named(std::env::current_exe().and_then(std::fs::File::open).and_then(TensorHash::of_reader))
+}
+
+/// A hash, or what is equal to nothing: of a program that cannot be read nobody knows whether it is the same.
+fn named(hash: std::io::Result<TensorHash>) -> String {
+    hash.map_or_else(
+        |error| {
+            format!(
+                "unknown at {:?} ({error})",
+                SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+            )
+        },
+        |hash| hash.short(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::ErrorKind;
+
+    #[test]
+    fn what_is_unknown_equals_nothing() {
+        let unknown = || named(Err(ErrorKind::PermissionDenied.into()));
+        let first = unknown();
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        assert_ne!(first, unknown());
+        assert_eq!(named(Ok(TensorHash::of(b"a"))), named(Ok(TensorHash::of(b"a"))));
+    }
 }
