@@ -371,7 +371,7 @@ fn an_interrupted_run_keeps_its_work_and_says_what_to_do_with_it() {
     plan(&[]).expect(2, &["--resume"]);
     plan(&["--resume"]).expect(0, &[]);
     run(&["--resume", "--restart"]).expect(2, &["cannot be used with"]);
-    ptq(&["inspect", text(&partial)]).expect(4, &["unfinished output"]);
+    ptq(&["inspect", text(&partial)]).expect(4, &["unfinished output", "goes on with --resume"]);
     // Another job is refused, with what differs.
     run(&["--resume", "--max-seq-len", "255"]).expect(2, &["cannot be used multiple times"]);
     let other = |recipe: &'static str, seed: &'static str| {

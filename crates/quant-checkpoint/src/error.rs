@@ -94,14 +94,14 @@ pub enum CheckpointError {
         index: String,
     },
     /// The folder is an output of this program that was never finished.
-    #[error(
-        "{path}: an unfinished output (it still holds the marker file {marker}); quantise again and use the result"
-    )]
+    #[error("{path}: an unfinished output (it still holds the marker file {marker}); {advice}")]
     PartialOutput {
         /// The unfinished folder.
         path: PathBuf,
         /// Name of the marker file.
         marker: &'static str,
+        /// What to do.
+        advice: &'static str,
     },
     /// A file could not be read.
     #[error("{path}: cannot read: {source}")]

@@ -18,7 +18,7 @@ use crate::hints;
 use crate::index::ShardIndex;
 use crate::json::{LARGE_JSON_BYTES, SMALL_JSON_BYTES, open_regular, parse_strict_json, read_json_text};
 use crate::listing::list_files;
-use crate::marker::MARKER;
+use crate::marker::{JOURNAL, MARKER};
 use crate::scratch::{Counters, WavePool};
 
 /// One tensor of a checkpoint.
@@ -397,7 +397,12 @@ fn check_folder(dir: &Path) -> Result<()> {
         return Err(CheckpointError::NotAModel { path: dir.to_path_buf(), hint });
     }
     if dir.join(MARKER).symlink_metadata().is_ok() {
-        return Err(CheckpointError::PartialOutput { path: dir.to_path_buf(), marker: MARKER });
+        let advice = if dir.join(JOURNAL).is_dir() {
+            "the command that began it goes on with --resume; use what it makes"
+        } else {
+            "quantise again and use the result"
+        };
+        return Err(CheckpointError::PartialOutput { path: dir.to_path_buf(), marker: MARKER, advice });
     }
     Ok(())
 }

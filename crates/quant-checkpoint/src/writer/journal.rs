@@ -21,9 +21,8 @@ use quant_core::codec::{decoded, encoded};
 
 use crate::error::{CheckpointError, Difference, Result};
 use crate::hash::TensorHash;
+use crate::marker::JOURNAL;
 
-/// Name of the folder inside an unfinished output.
-pub(super) const JOURNAL: &str = "JOURNAL";
 /// How every segment begins.
 pub(super) const MAGIC: [u8; 8] = *b"ptq-jrnl";
 const SUFFIX: &str = ".journal";

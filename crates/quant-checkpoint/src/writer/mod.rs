@@ -36,7 +36,6 @@ pub use self::resume::Resumable;
 pub use self::storage::{Disk, Storage, StorageFile};
 pub use self::swap::Leftover;
 
-use self::journal::JOURNAL;
 use self::paths::sync_dir;
 use self::pipeline::{Outcome, PIECE_BYTES, Pipeline};
 use self::place::Workplace;
@@ -44,7 +43,7 @@ use self::resume::TakenUp;
 use crate::error::{CheckpointError, Result};
 use crate::hash::TensorHash;
 use crate::json::open_regular;
-use crate::marker::MARKER;
+use crate::marker::{JOURNAL, MARKER};
 use crate::source::Checkpoint;
 
 /// The weights being written.

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 
-use super::journal::{JOURNAL, Kept, Kind, identity_frame, segment};
+use super::journal::{Kept, Kind, identity_frame, segment};
 use super::paths::sync_dir;
 use super::pipeline::{Begun, PIECE_BYTES};
 use super::plan::{Place, ShardPlan};
@@ -18,7 +18,7 @@ use super::storage::Storage;
 use super::{OutputFolder, violation};
 use crate::error::{CheckpointError, Result};
 use crate::hash::{Hasher, TensorHash};
-use crate::marker::MARKER;
+use crate::marker::{JOURNAL, MARKER};
 
 impl OutputFolder {
     /// What an earlier run left to go on with; none where this one begins.

@@ -17,11 +17,10 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::journal::JOURNAL;
 use super::paths::{sibling, sync_dir};
 use super::storage::Storage;
 use crate::error::{CheckpointError, Result};
-use crate::marker::{MARKER, MARKER_TEXT};
+use crate::marker::{JOURNAL, MARKER, MARKER_TEXT};
 
 /// How the line begins by which a folder is known to be complete.
 const COMPLETE: &str = "Complete";
