@@ -20,7 +20,7 @@ use ptq::methods::rounding::{CONVENTION, SCHEME, SYMMETRIC, VARIANT};
 use ptq::methods::settings::FieldKind;
 use ptq::methods::{
     Convention, Field, Method, MethodError, MethodKind, Modifier, Par, PlannedRounding, Prepared, Rounded,
-    Rounding, RowRounding, Solver, WeightSettings,
+    Rounding, RowRounding, Solver, WeightSettings, Work,
 };
 use ptq::ndarray::{ArrayView2, Axis, Slice};
 use std::sync::Arc;

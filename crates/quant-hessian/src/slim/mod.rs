@@ -333,7 +333,7 @@ mod tests {
             rules.steps = 0;
             let work = Blockwise::new("weight", weight.view(), &factor, group, true, Par::Seq).unwrap();
             let widths = vec![bits; n / group];
-            let slim = round(work, out, n, &config, &rules, widths, Vec::new()).unwrap();
+            let slim = round((work, Par::Seq.into()), (out, n), &config, &rules, widths, Vec::new()).unwrap();
             let grid = Grid::new(Convention::QAsym, bits, Variant::Exact, FloatType::F32).unwrap();
             // Blocks as wide as groups: GPTQ looks at a group when its block is opened.
             let same = GptqConfig { group: Some(group), block: group, ..GptqConfig::new(grid) };
@@ -347,8 +347,15 @@ mod tests {
             // The search is what was left out.
             let work = Blockwise::new("weight", weight.view(), &factor, group, true, Par::Seq).unwrap();
             let widths = vec![bits; n / group];
-            let searched =
-                round(work, out, n, &config, &Rules::of(Variant::Exact), widths, Vec::new()).unwrap();
+            let searched = round(
+                (work, Par::Seq.into()),
+                (out, n),
+                &config,
+                &Rules::of(Variant::Exact),
+                widths,
+                Vec::new(),
+            )
+            .unwrap();
             let rows = searched.matrix.levels().rows().into_iter().zip(theirs.rows());
             assert!(rows.filter(|(a, b)| a != b).count() > out / 2, "{width} bits");
         }

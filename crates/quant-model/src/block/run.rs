@@ -110,3 +110,52 @@ impl Block<f32> {
         Ok(block)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model_spec;
+    use quant_kernels::{Compute, Stopped};
+    use quant_testkit::{Numbers, random_block};
+    use std::error::Error as _;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn pieces_are_whole_sequences() {
+        assert_eq!(pieces(&[0, 1000, 2000, 2100, 5000, 5001]), [0..3, 3..4, 4..5]);
+        assert!(pieces(&[]).is_empty() && pieces(&[0]).is_empty());
+    }
+
+    /// Cut into pieces a part has the bits of its sequences alone, and it asks before every piece.
+    #[test]
+    fn pieces_change_no_bit() {
+        let spec = model_spec(&serde_json::json!({
+            "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 16, "intermediate_size": 24,
+            "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 32,
+        }))
+        .unwrap();
+        let mut numbers = Numbers::new(3);
+        let params = random_block(&spec, &mut numbers);
+        let block = Block::new(&spec, 0, params, Compute::F32, Par::Seq).unwrap();
+        let starts = [0, 1500, 2600, 2603, 4800];
+        let rope = RopeTables::new(&spec, starts.windows(2).map(|ends| ends[1] - ends[0]));
+        let runner = BlockRunner { block: &block, rope: &rope };
+        let x = numbers.matrix(4800, spec.hidden, 1.0);
+        let none = BTreeMap::new();
+        for (part, asks) in [(Part::Attention, 2), (Part::Mlp, 3)] {
+            let asked = AtomicUsize::new(0);
+            let count = || asked.fetch_add(1, Ordering::Relaxed) == usize::MAX;
+            let whole =
+                runner.part(part, x.view(), &starts, &none, Work::until(Par::new(2), &count)).unwrap();
+            assert_eq!(asked.into_inner(), asks, "{part:?}");
+            for ends in starts.windows(2) {
+                let rows = views::rows(x.view(), ends[0]..ends[1]);
+                let alone = runner.part(part, rows, &[0, rows.nrows()], &none, Par::Seq.into()).unwrap();
+                assert_eq!(alone, views::rows(whole.view(), ends[0]..ends[1]), "{part:?}");
+            }
+            let error =
+                runner.part(part, x.view(), &starts, &none, Work::until(Par::Seq, &|| true)).unwrap_err();
+            assert!(error.source().is_some_and(|cause| cause.is::<Stopped>()), "{error}");
+        }
+    }
+}
