@@ -26,6 +26,10 @@ const ROTATED: &str = "modifiers: [quarot: { rotations: [r1, r2], cross_head: of
 const FLATQUANT: &str = "modifiers: [flatquant: { scheme: W4A4KV4, epochs: 1, batch_size: 2 }]";
 const QUAROT: &str = "modifiers: [quarot: {}, gptq: { scheme: W4A8 }]";
 
+const BILLM: &str = "modifiers: [billm: {}]";
+const SLIM: &str = "modifiers: [slim-llm: { scheme: W2A16g32 }]";
+const SLIM_OFFICIAL: &str = "modifiers: [slim-llm: { scheme: W2A16g32, variant: official }]";
+
 const TABLES: &str = "modifiers: [rtn: { scheme: W4A16g128 }]
 overrides: { lm_head: { scheme: W8A16 }, model.embed_tokens: { scheme: W8A16 } }";
 const HEAD_GPTQ: &str = "modifiers: [gptq: { scheme: W4A16g128 }]\noverrides: { lm_head: { scheme: W8A16 } }";
@@ -136,6 +140,10 @@ fn the_peak_is_the_predicted_one() {
         // Inputs of o and down wait in half their bytes.
         (GPTQ_BF16, 2, (32, 512)),
         (AWQ, 2, (4, 1024)),
+        (SLIM_OFFICIAL, 1, (8, 128)),
+        (BILLM, 1, (8, 128)),
+        (SLIM_OFFICIAL, 2, (4, 1024)),
+        (SLIM, 2, (8, 128)),
     ];
     for (_, (recipe, threads, rows)) in
         jobs.into_iter().enumerate().filter(|(place, _)| long() || place % 3 == 1)

@@ -104,6 +104,9 @@ impl Rounding for Rounds {
     }
 }
 
+/// Arrays from here on always get pages of their own from the allocator (glibc), and leave no hole.
+const OWN_PAGES: u64 = 32 << 20;
+
 /// Settings of SliM-LLM on one weight.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Slim {
@@ -155,9 +158,21 @@ impl Solver for Slim {
             Variant::Exact => 0,
             Variant::Official => (inputs * inputs * size_of::<f32>()) as u64,
         };
+        // Its search adds 0.01 to a diagonal of any size: with fewer tokens than inputs f32 does not get through.
+        let doubled = self.config.variant == Variant::Official && tokens < inputs;
+        let retry = if doubled { factor.retry } else { 0 };
         let tokens = self.sample().count(tokens);
         let weight = slim_workspace_bytes(shape, self.config.group, tokens) as u64;
-        Workspace { prepare: factor.prepare + copy, weight, thread: 0, ..factor }
+        // Outputs of the last linear leave a hole that those of the next do not fit into, unless they have pages of their own.
+        let outputs = (tokens * shape.0 * size_of::<f32>()) as u64;
+        let weight = weight + if outputs < OWN_PAGES { outputs } else { 0 };
+        Workspace {
+            prepare: factor.prepare + copy + retry,
+            retry: factor.retry - retry,
+            weight,
+            thread: 0,
+            ..factor
+        }
     }
     fn operations(&self, shape: (usize, usize), tokens: usize) -> Operations {
         let factorised = match self.config.variant {

@@ -13,7 +13,7 @@ use quant_core::ActQuant;
 use quant_graph::{
     BlockParams, BlockSource, BoxError, LinearId, LinearParams, LinearSpec, LinearWeight, StageSpec,
 };
-use quant_kernels::{Par, Work, views};
+use quant_kernels::{Par, Work, return_freed_memory, views};
 use quant_methods::{Figures, Prepared, Rounded, RowRounding, SiteStatistics, Solver};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -154,6 +154,8 @@ impl Run<'_> {
     ) -> Result<Prepared, PipelineError> {
         self.phase("factor")?;
         let started = Instant::now();
+        // What was gathered before it, or the stage before, left holes; a factorisation is as large as all of them.
+        return_freed_memory();
         let par = self.par();
         let asked = Asked::new(self.events);
         let stop = || asked.stop();
@@ -176,6 +178,8 @@ impl Run<'_> {
         sample: Option<ArrayView2<'_, f32>>,
     ) -> Result<LinearParams, PipelineError> {
         self.go_on()?;
+        // Searches take as much as a weight or a sample several times over, in other sizes for every linear.
+        return_freed_memory();
         let plan = &self.linears(index)[&id];
         let par = self.par();
         let started = Instant::now();
