@@ -5,8 +5,6 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Level;
-
 /// Arithmetic of a matrix product: a named setting that reports print, because it changes numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -64,20 +62,6 @@ impl Compute {
             Self::Bf16x2 => 2,
             Self::Bf16x3 => 3,
         }
-    }
-
-    /// The level whose instructions multiply f32 operands with this setting on this machine, where that decides their bits: always with
-    /// those of bf16, never with f32, in which all levels agree.
-    ///
-    /// ```
-    /// use quant_kernels::{Compute, Level};
-    ///
-    /// assert_eq!(Compute::F32.instructions(), None);
-    /// assert_eq!(Compute::Bf16.instructions(), Some(Level::detect()));
-    /// ```
-    #[must_use]
-    pub fn instructions(self) -> Option<Level> {
-        (self != Self::F32).then(Level::detect)
     }
 }
 

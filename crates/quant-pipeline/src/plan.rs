@@ -1,6 +1,7 @@
 //! From a recipe and a model to a plan: what happens to every linear, decided and checked before a weight is read.
 
 mod learned;
+mod said;
 mod tables;
 mod waiting;
 
@@ -18,6 +19,7 @@ use quant_graph::{
 use quant_methods::{
     BlockPlan, FloatStream, Learner, Need, PlannedRounding, Rounding, Solver, Spacing, Statistic, Stream,
 };
+use said::{notices, unused_keys};
 use std::collections::BTreeMap;
 use tables::plan_tables;
 
@@ -359,41 +361,6 @@ fn movable(mut block: BlockSpec, online: Option<&OnlineScheme>) -> BlockSpec {
     let mixed = |edge: &ScaleEdge| online.is_some_and(|online| online.sites.contains_key(&edge.to));
     block.edges.retain(|edge| !mixed(edge));
     block
-}
-
-/// What methods say of how they round, each with the number of linears of which it is true and the first of them.
-fn notices(blocks: &[BTreeMap<LinearId, LinearPlan>]) -> Vec<String> {
-    let mut notices: Vec<(&str, usize, &LinearPlan)> = Vec::new();
-    for linear in blocks.iter().flat_map(BTreeMap::values) {
-        let Some(notice) = linear.solver().and_then(Solver::notice) else { continue };
-        match notices.iter_mut().find(|(known, ..)| *known == notice) {
-            Some((_, count, _)) => *count += 1,
-            None => notices.push((notice, 1, linear)),
-        }
-    }
-    let line = |(notice, count, first): (&str, usize, &LinearPlan)| match count {
-        1 => format!("{}: {notice}", first.module),
-        _ => format!("{} and {} more: {notice}", first.module, count - 1),
-    };
-    notices.into_iter().map(line).collect()
-}
-
-/// Keys of the recipe about activations or a cache that its scheme does not quantise.
-fn unused_keys(recipe: &Recipe, scheme: &ModelScheme) -> Vec<String> {
-    let quantised = scheme.linears().any(|(_, _, linear)| linear.input.is_some());
-    let of = |section: &'static str, part: &str, used: &dyn Fn(&str) -> bool| {
-        let unused: Vec<&str> = recipe.written(section).filter(|key| !used(key)).collect();
-        let (change, keys) = (if unused.len() == 1 { "changes" } else { "change" }, unused.join(", "));
-        let text = || {
-            let scheme = recipe.rounding().weights().scheme;
-            format!("{section}: {keys} {change} nothing, because the scheme {scheme} has no {part} part")
-        };
-        (!unused.is_empty()).then(text)
-    };
-    let cache = scheme.kv.is_some();
-    // What calibration quantises is the cache as well.
-    let activations = of("activations", "A", &|key| quantised || (cache && key == "in_calibration"));
-    activations.into_iter().chain(of("kv_cache", "KV", &|_| cache)).collect()
 }
 
 /// What a recipe without a format gets, and which formats it could name.

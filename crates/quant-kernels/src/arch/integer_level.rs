@@ -29,7 +29,7 @@ impl IntegerSet {
                 Self::AvxVnni => has!("avxvnni") && has!("avx2"),
                 Self::Avx512Vnni => has!("avx512vnni") && has!("avx512f"),
                 Self::AmxInt8 => {
-                    Self::Avx512Vnni.is_present() && super::x86::tiles().is_some_and(|tiles| tiles.int8)
+                    Self::Avx512Vnni.is_present() && super::processor::tiles().is_some_and(|tiles| tiles.int8)
                 }
             }
         }

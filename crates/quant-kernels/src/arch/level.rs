@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::Compute;
+
 /// A level of SIMD instructions that this machine was seen to have: only detection makes one, so holding a value is
 /// the proof that its instructions may run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,7 +31,7 @@ impl InstructionSet {
                 Self::Avx512 => has!("avx512f") && Self::Avx2.is_present(),
                 Self::Avx512Bf16 => has!("avx512bf16") && Self::Avx512.is_present(),
                 Self::AmxBf16 => {
-                    Self::Avx512Bf16.is_present() && super::x86::tiles().is_some_and(|tiles| tiles.bf16)
+                    Self::Avx512Bf16.is_present() && super::processor::tiles().is_some_and(|tiles| tiles.bf16)
                 }
             }
         }
@@ -44,7 +46,7 @@ impl InstructionSet {
     fn is_worth_it(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         {
-            self != Self::Avx512Bf16 || !super::x86::is_intel()
+            self != Self::Avx512Bf16 || !super::processor::is_intel()
         }
         #[cfg(not(target_arch = "x86_64"))]
         {
@@ -65,6 +67,20 @@ impl Level {
     pub fn detect() -> Self {
         let best = |set: &InstructionSet| set.is_present() && set.is_worth_it();
         InstructionSet::ALL.into_iter().rev().find(best).map_or(Self::SCALAR, Self)
+    }
+
+    /// The level whose instructions multiply f32 operands with this setting here, where that decides their bits: always with those of
+    /// bf16, never with f32, in which all levels agree.
+    ///
+    /// ```
+    /// use quant_kernels::{Compute, Level};
+    ///
+    /// assert_eq!(Level::that_decides(Compute::F32), None);
+    /// assert_eq!(Level::that_decides(Compute::Bf16), Some(Level::detect()));
+    /// ```
+    #[must_use]
+    pub fn that_decides(compute: Compute) -> Option<Self> {
+        (compute != Compute::F32).then(Self::detect)
     }
 
     /// Every level of this machine, lowest first; not all are worth choosing, see [`Level::detect`].

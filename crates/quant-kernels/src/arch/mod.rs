@@ -2,7 +2,7 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `level` | which instruction sets this machine has |
+//! | `level`, `processor` | which instruction sets this machine has |
 //! | `kernel` | the contract of a register tile: one implementation per instruction set and arithmetic |
 //! | `portable`, `x86/*` | the implementations |
 //! | `pack`, `buffer` | operands copied into panels the tiles read linearly |
@@ -37,6 +37,8 @@ mod pack;
 mod packed;
 mod peak;
 mod portable;
+#[cfg(target_arch = "x86_64")]
+mod processor;
 mod sink;
 #[cfg(test)]
 mod tests;

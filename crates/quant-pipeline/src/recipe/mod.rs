@@ -285,10 +285,10 @@ impl Recipe {
     pub(crate) fn written(&self, section: &str) -> impl Iterator<Item = &str> {
         self.written.iter().filter(move |(of, _)| *of == section).map(|(_, key)| key.as_str())
     }
-    /// The level whose instructions multiply here, where that decides bits: see [`Compute::instructions`].
+    /// The level whose instructions multiply here, where that decides bits: see [`Level::that_decides`].
     #[must_use]
     pub fn instructions(&self) -> Option<Level> {
-        self.compute.instructions().or(self.statistics.instructions())
+        Level::that_decides(self.compute).or(Level::that_decides(self.statistics))
     }
     /// Modules left in float.
     #[must_use]

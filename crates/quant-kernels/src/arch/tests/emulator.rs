@@ -35,7 +35,7 @@ pub(in crate::arch) fn install() -> Installed {
 
 /// Whether the processor has no tiles of its own.
 pub(super) fn is_needed() -> bool {
-    crate::arch::x86::tiles().is_none()
+    crate::arch::processor::tiles().is_none()
 }
 
 /// How many instructions have been emulated so far.

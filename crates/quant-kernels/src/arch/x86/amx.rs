@@ -12,7 +12,6 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
-use std::sync::OnceLock;
 
 use super::avx512bf16::{Avx512Bf16, pair};
 use super::integer::{WideBytes, bytes};
@@ -21,54 +20,6 @@ use super::transpose::transpose_words;
 use crate::arch::integer_level::{IntegerLevel, IntegerSet};
 use crate::arch::kernel::{KC_F32, KC_INTEGER, Kernel, LeftWord, Panel, RightWord, STEP};
 use crate::arch::level::{InstructionSet, Level};
-
-/// Which products of tiles a processor has.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::arch) struct TileUnits {
-    pub(in crate::arch) int8: bool,
-    pub(in crate::arch) bf16: bool,
-}
-
-/// The products of tiles that this process may run: the processor has them, and the kernel grants their registers, for which it is
-/// asked once. The grant is a state of the process and cannot be anything else.
-pub(in crate::arch) fn tiles() -> Option<TileUnits> {
-    static GRANTED: OnceLock<Option<TileUnits>> = OnceLock::new();
-    *GRANTED.get_or_init(|| {
-        const BF16: u32 = 1 << 22;
-        const TILE: u32 = 1 << 24;
-        const INT8: u32 = 1 << 25;
-        let edx = features();
-        let units = TileUnits { int8: edx & INT8 != 0, bf16: edx & BF16 != 0 };
-        (edx & TILE != 0 && may_use_tiles()).then_some(units)
-    })
-}
-
-/// What the processor says of its extensions in the last register of leaf 7.
-fn features() -> u32 {
-    const EXTENSIONS: u32 = 7;
-    if __cpuid(0).eax < EXTENSIONS { 0 } else { __cpuid_count(EXTENSIONS, 0).edx }
-}
-
-/// Asks the kernel for the registers.
-fn may_use_tiles() -> bool {
-    #[cfg(target_os = "linux")]
-    {
-        const ARCH_REQ_XCOMP_PERM: libc::c_ulong = 0x1023;
-        const XFEATURE_XTILEDATA: libc::c_ulong = 18;
-        // SAFETY: the call reads its two numbers and changes what this process may do, nothing else.
-        unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
-    }
-    #[cfg(not(target_os = "linux"))]
-    {
-        false
-    }
-}
-
-/// Whether the processor is one of Intel.
-pub(in crate::arch) fn is_intel() -> bool {
-    let vendor = __cpuid(0);
-    [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
-}
 
 /// What `ldtilecfg` reads.
 #[repr(C, align(64))]

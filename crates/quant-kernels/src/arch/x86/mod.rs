@@ -13,7 +13,7 @@ mod tile;
 mod transpose;
 mod vector;
 
-pub(super) use amx::{AmxBf16, AmxI8, is_intel, tiles};
+pub(super) use amx::{AmxBf16, AmxI8};
 pub(super) use avx2::{Avx2F32, Avx2F64};
 pub(super) use avx512::{Avx512F32, Avx512F64};
 pub(super) use avx512bf16::Avx512Bf16;

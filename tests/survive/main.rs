@@ -3,7 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "../common/mod.rs"]
 mod common;
+mod cuts;
 
 use common::{
     CALIBRATION, Ran, SMALL, assert_same_files, copy_of_model, files, interrupt, long, on_a_full_disk, ptq,
@@ -14,7 +16,6 @@ use ptq::data::CalibrationSpec;
 use ptq::pipeline::{
     Event, Events, PipelineError, QuantizeJob, QuantizeOutcome, Recipe, Silent, quantize_on,
 };
-use quant_testkit::CutDisk;
 use safetensors::SafeTensors;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -196,51 +197,6 @@ fn nothing_is_paid_for_twice() {
             std::fs::remove_dir_all(&output).unwrap();
         }
         std::fs::remove_dir_all(&whole).unwrap();
-    }
-}
-
-/// Ends a job at each operation on its files, as a killed process and as a machine without power, and goes on.
-#[test]
-fn whatever_the_operation_at_which_a_job_ends() {
-    let work = tempdir().unwrap();
-    let model = first_blocks(work.path(), 2);
-    let (_, modifiers) = RECIPES[1];
-    let whole = work.path().join("whole");
-    quantize_on(&small_job(&model, modifiers, &whole), &disk(Disk), &mut Silent).unwrap();
-    let expected = files(&whole);
-    let (mut resumed, mut moments) = (0, 0);
-    let step = if long() { 1 } else { 4 };
-    for cut in (0..).step_by(step) {
-        moments += 1;
-        let place = tempdir().unwrap();
-        let cut_off = CutDisk::new(place.path(), cut);
-        let ended = quantize_on(
-            &small_job(&model, modifiers, &cut_off.root().join("out")),
-            &disk(cut_off.clone()),
-            &mut Silent,
-        );
-        assert_eq!(ended.is_err(), cut_off.is_cut(), "{cut}: {:?}", ended.map(|o| o.seconds));
-        let power = place.path().join("power");
-        std::fs::create_dir(&power).unwrap();
-        cut_off.after_power_cut(&power.join("disk"));
-        for place in [place.path(), &power] {
-            let endless = CutDisk::new(place, usize::MAX);
-            let output = endless.root().join("out");
-            let job = QuantizeJob { resume: true, ..small_job(&model, modifiers, &output) };
-            let outcome =
-                quantize_on(&job, &disk(endless), &mut Silent).unwrap_or_else(|e| panic!("{cut}: {e}"));
-            resumed += usize::from(outcome.resumed.is_some());
-            assert!(files(&output) == expected, "{cut}");
-            let beside = std::fs::read_dir(output.parent().unwrap()).unwrap().count();
-            assert_eq!(beside, 1, "{cut}: something is left beside the output");
-        }
-        if ended.is_ok() {
-            assert!(
-                resumed > moments,
-                "most moments leave work to go on with: {resumed} of {moments}, twice"
-            );
-            break;
-        }
     }
 }
 
