@@ -8,7 +8,8 @@ use std::process::Command;
 pub(crate) fn long(root: &Path) -> Result<Findings, String> {
     let mut findings = Findings::default();
     for test in ["parity", "memory", "survive"] {
-        let arguments = ["test", "--release", "-p", "ptq", "--test", test, "--", "--nocapture"];
+        // Of the whole workspace: a choice of one package gives what it depends on other features, and builds all of it anew.
+        let arguments = ["test", "--locked", "--release", "--workspace", "--test", test, "--", "--nocapture"];
         let ran = Command::new("cargo").args(arguments).env("PTQ_LONG", "1").current_dir(root).output();
         let ran = ran.map_err(|e| format!("cargo cannot be run: {e}"))?;
         let (out, err) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));

@@ -4,7 +4,7 @@ mod narrow;
 mod spilled;
 
 use narrow::Narrow;
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, CowArray, Ix2, Slice};
+use ndarray::{Array2, ArrayViewMut2, Axis, CowArray, Ix2, Slice};
 use quant_kernels::{Par, views};
 use spilled::Spilled;
 pub use spilled::StoreError;
@@ -24,8 +24,31 @@ pub struct RowStore {
 #[derive(Debug)]
 enum Backing {
     Memory(Array2<f32>),
+    Elsewhere(Elsewhere),
+}
+
+/// Rows that are worked on in a copy.
+#[derive(Debug)]
+enum Elsewhere {
     File(Spilled),
     Rounded(Narrow),
+}
+
+impl Elsewhere {
+    /// Rows `range` of `width` numbers, one after the other.
+    fn read(&self, range: Range<usize>, width: usize, out: &mut [f32]) -> Result<(), StoreError> {
+        match self {
+            Self::File(spilled) => spilled.read(range.start * width, out),
+            Self::Rounded(narrow) => narrow.read(range, out),
+        }
+    }
+
+    fn write(&mut self, range: Range<usize>, width: usize, rows: &[f32]) -> Result<(), StoreError> {
+        match self {
+            Self::File(spilled) => spilled.write(range.start * width, rows),
+            Self::Rounded(narrow) => narrow.write(range, rows),
+        }
+    }
 }
 
 impl RowStore {
@@ -36,7 +59,10 @@ impl RowStore {
     pub fn new(rows: usize, width: usize, spill: Option<&Path>) -> Result<Self, StoreError> {
         let backing = match spill {
             None => Backing::Memory(Array2::zeros((rows, width))),
-            Some(folder) => Backing::File(Spilled::new(folder, rows * width * size_of::<f32>())?),
+            Some(folder) => {
+                let spilled = Spilled::new(folder, rows * width * size_of::<f32>())?;
+                Backing::Elsewhere(Elsewhere::File(spilled))
+            }
         };
         Ok(Self { rows, width, backing, scratch: Vec::new() })
     }
@@ -65,7 +91,8 @@ impl RowStore {
         spill: Option<&Path>,
         par: Par,
     ) -> Result<Self, StoreError> {
-        let backing = Backing::Rounded(Narrow::new((rows, width), exact, spill, par)?);
+        let narrow = Narrow::new((rows, width), exact, spill, par)?;
+        let backing = Backing::Elsewhere(Elsewhere::Rounded(narrow));
         Ok(Self { rows, width, backing, scratch: Vec::new() })
     }
 
@@ -79,8 +106,8 @@ impl RowStore {
     pub fn is_spilled(&self) -> bool {
         match &self.backing {
             Backing::Memory(_) => false,
-            Backing::File(_) => true,
-            Backing::Rounded(narrow) => narrow.is_spilled(),
+            Backing::Elsewhere(Elsewhere::File(_)) => true,
+            Backing::Elsewhere(Elsewhere::Rounded(narrow)) => narrow.is_spilled(),
         }
     }
 
@@ -95,13 +122,15 @@ impl RowStore {
     /// # Errors
     /// A file that cannot be read.
     pub fn read(&self, range: Range<usize>) -> Result<CowArray<'_, f32, Ix2>, StoreError> {
-        if let Backing::Memory(data) = &self.backing {
-            return Ok(views::rows(data.view(), range).into());
+        match &self.backing {
+            Backing::Memory(data) => Ok(views::rows(data.view(), range).into()),
+            Backing::Elsewhere(elsewhere) => {
+                let mut copy = vec![0.0; range.len() * self.width];
+                let shape = (range.len(), self.width);
+                elsewhere.read(range, self.width, &mut copy)?;
+                Ok(Array2::from_shape_vec(shape, copy).unwrap_or_default().into())
+            }
         }
-        let mut copy = vec![0.0; range.len() * self.width];
-        let shape = (range.len(), self.width);
-        self.read_into(range, &mut copy)?;
-        Ok(Array2::from_shape_vec(shape, copy).unwrap_or_default().into())
     }
 
     /// Replaces rows `range` by what `f` writes into them; it finds old numbers there.
@@ -135,41 +164,17 @@ impl RowStore {
         f: impl FnOnce(ArrayViewMut2<'_, f32>) -> Result<(), E>,
     ) -> Result<(), E> {
         debug_assert!(range.end <= self.rows, "rows outside the store");
-        if let Backing::Memory(data) = &mut self.backing {
-            return f(data.slice_axis_mut(Axis(0), Slice::from(range)));
-        }
-        let mut scratch = std::mem::take(&mut self.scratch);
-        scratch.resize(range.len() * self.width, 0.0);
-        if read {
-            self.read_into(range.clone(), &mut scratch)?;
-        }
-        f(views::matrix_mut(&mut scratch, range.len(), self.width))?;
-        self.write(range, &scratch)?;
-        self.scratch = scratch;
-        Ok(())
-    }
-
-    /// Rows `range`, one after the other.
-    fn read_into(&self, range: Range<usize>, out: &mut [f32]) -> Result<(), StoreError> {
-        match &self.backing {
-            Backing::Memory(data) => {
-                views::matrix_mut(out, range.len(), self.width).assign(&views::rows(data.view(), range));
-                Ok(())
-            }
-            Backing::File(spilled) => spilled.read(range.start * self.width, out),
-            Backing::Rounded(narrow) => narrow.read(range, out),
-        }
-    }
-
-    fn write(&mut self, range: Range<usize>, rows: &[f32]) -> Result<(), StoreError> {
         match &mut self.backing {
-            Backing::Memory(data) => {
-                let rows: ArrayView2<'_, f32> = views::matrix(rows, range.len(), self.width);
-                views::rows_mut(data, range).assign(&rows);
-                Ok(())
+            Backing::Memory(data) => f(data.slice_axis_mut(Axis(0), Slice::from(range))),
+            Backing::Elsewhere(elsewhere) => {
+                let (scratch, width) = (&mut self.scratch, self.width);
+                scratch.resize(range.len() * width, 0.0);
+                if read {
+                    elsewhere.read(range.clone(), width, scratch)?;
+                }
+                f(views::matrix_mut(scratch, range.len(), width))?;
+                Ok(elsewhere.write(range, width, scratch)?)
             }
-            Backing::File(spilled) => spilled.write(range.start * self.width, rows),
-            Backing::Rounded(narrow) => narrow.write(range, rows),
         }
     }
 }
@@ -177,6 +182,7 @@ impl RowStore {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ndarray::ArrayView2;
     use quant_kernels::{Compute, gram_lower, linear};
 
     #[test]

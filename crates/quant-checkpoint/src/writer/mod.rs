@@ -117,30 +117,6 @@ impl OutputFolder {
         })
     }
 
-    /// What [`OutputFolder::create`] would say about `dir`, as far as that can be told without creating anything.
-    ///
-    /// # Errors
-    /// As [`OutputFolder::create`].
-    pub fn check(dir: impl AsRef<Path>, options: &OutputOptions) -> Result<()> {
-        place::check(dir.as_ref(), options)
-    }
-
-    /// The absolute path of the output, and the unfinished folder that an earlier run to it left.
-    ///
-    /// # Errors
-    /// As [`OutputFolder::create`], of the place alone.
-    pub fn places(dir: impl AsRef<Path>, options: &OutputOptions) -> Result<(PathBuf, Option<PathBuf>)> {
-        place::places(dir.as_ref(), options)
-    }
-
-    /// Finishes the swap of an earlier run to `dir` that was killed in it, and gives the absolute path of the output.
-    ///
-    /// # Errors
-    /// As [`OutputFolder::create`], of the place alone.
-    pub fn recover(dir: impl AsRef<Path>, options: &OutputOptions) -> Result<PathBuf> {
-        place::recover(dir.as_ref(), options)
-    }
-
     /// Where the finished folder will be.
     #[must_use]
     pub fn target(&self) -> &Path {

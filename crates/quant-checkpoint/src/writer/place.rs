@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
+use super::OutputFolder;
 use super::journal::Kept;
 use super::options::{OutputOptions, Unfinished};
 use super::paths::{sibling, sync_dir};
@@ -75,26 +76,37 @@ impl Workplace {
     }
 }
 
-/// Checks `dir` without creating anything.
-pub(super) fn check(dir: &Path, options: &OutputOptions) -> Result<()> {
-    let (target, partial) = apart(dir, &options.inputs)?;
-    check_target(&target, options.force)?;
-    let left = left_over(&partial, options)?;
-    check_room(&target, options, left.and_then(|l| l.kept).map(|_| &*partial))
-}
+impl OutputFolder {
+    /// What [`OutputFolder::create`] would say about `dir`, as far as that can be told without creating anything.
+    ///
+    /// # Errors
+    /// As [`OutputFolder::create`].
+    pub fn check(dir: impl AsRef<Path>, options: &OutputOptions) -> Result<()> {
+        let (target, partial) = apart(dir.as_ref(), &options.inputs)?;
+        check_target(&target, options.force)?;
+        let left = left_over(&partial, options)?;
+        check_room(&target, options, left.and_then(|l| l.kept).map(|_| &*partial))
+    }
 
-/// Output and unfinished folder of an earlier run, if it left one.
-pub(super) fn places(dir: &Path, options: &OutputOptions) -> Result<(PathBuf, Option<PathBuf>)> {
-    let (target, partial) = apart(dir, &options.inputs)?;
-    let unfinished = swap::is_marked(&partial);
-    Ok((target, unfinished.then_some(partial)))
-}
+    /// The absolute path of the output, and the unfinished folder that an earlier run to it left.
+    ///
+    /// # Errors
+    /// As [`OutputFolder::create`], of the place alone.
+    pub fn places(dir: impl AsRef<Path>, options: &OutputOptions) -> Result<(PathBuf, Option<PathBuf>)> {
+        let (target, partial) = apart(dir.as_ref(), &options.inputs)?;
+        let unfinished = swap::is_marked(&partial);
+        Ok((target, unfinished.then_some(partial)))
+    }
 
-/// Finishes a swap in which an earlier run to `dir` was killed.
-pub(super) fn recover(dir: &Path, options: &OutputOptions) -> Result<PathBuf> {
-    let (target, partial) = apart(dir, &options.inputs)?;
-    swap::recover(&*options.storage, &target, &partial)?;
-    Ok(target)
+    /// Finishes the swap of an earlier run to `dir` that was killed in it, and gives the absolute path of the output.
+    ///
+    /// # Errors
+    /// As [`OutputFolder::create`], of the place alone.
+    pub fn recover(dir: impl AsRef<Path>, options: &OutputOptions) -> Result<PathBuf> {
+        let (target, partial) = apart(dir.as_ref(), &options.inputs)?;
+        swap::recover(&*options.storage, &target, &partial)?;
+        Ok(target)
+    }
 }
 
 /// Output and unfinished folder, which have nothing to do with any input.

@@ -90,23 +90,28 @@ where
 pub(crate) struct PackedOperand<T> {
     /// Every part of it, the whole operand or its rounding first.
     parts: Vec<Packed>,
-    shape: (usize, usize),
     level: Level,
     compute: Compute,
     element: std::marker::PhantomData<T>,
 }
 
 impl<T> PackedOperand<T> {
+    /// Has `pack` pack every part that the arithmetic multiplies.
+    fn of_parts(level: Level, compute: Compute, pack: impl FnMut(u8) -> Packed) -> Self {
+        let parts = (0..compute.parts()).map(pack).collect();
+        Self { parts, level, compute, element: std::marker::PhantomData }
+    }
+
     pub(crate) fn compute(&self) -> Compute {
         self.compute
     }
 
     pub(crate) fn depth(&self) -> usize {
-        self.shape.0
+        self.parts.first().map_or(0, |part| part.depth)
     }
 
     pub(crate) fn cols(&self) -> usize {
-        self.shape.1
+        self.parts.first().map_or(0, |part| part.lanes)
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -130,8 +135,7 @@ pub(crate) fn pack_operand<T: Scalar + Dispatch>(
         }
     }
     let pack = |part| T::dispatch(level, compute, Pack(b.reversed_axes(), part, par));
-    let parts = (0..compute.parts()).map(pack).collect();
-    PackedOperand { parts, shape: b.dim(), level, compute, element: std::marker::PhantomData }
+    PackedOperand::of_parts(level, compute, pack)
 }
 
 /// Bytes of one element of a packed operand on this level.
@@ -168,8 +172,7 @@ pub(crate) fn pack_columns<T: Scalar + Dispatch>(
         }
     }
     let pack = |part| T::dispatch(level, compute, Pack { lanes: cols, depth, part, par, fill });
-    let parts = (0..compute.parts()).map(pack).collect();
-    PackedOperand { parts, shape: (depth, cols), level, compute, element: std::marker::PhantomData }
+    PackedOperand::of_parts(level, compute, pack)
 }
 
 /// `dst (=|+=) alpha * a[m, k] * b[k, n]` on a region of `dst`. Shapes were checked by the caller.

@@ -110,7 +110,8 @@ pub(super) unsafe fn pack_all<K: Kernel>(src: &Source<K::In>, par: Par) -> Packe
     packed
 }
 
-/// Packs a right operand `[lanes, depth]` whose rows `fill` writes one at a time, or what `roundings` leave of it: the operand never exists as a matrix.
+/// Packs a right operand `[lanes, depth]` whose rows `fill` writes one at a time, or what `roundings` leave of it: the operand never
+/// exists as a matrix.
 pub(super) fn pack_rows<K: Kernel>(
     lanes: usize,
     depth: usize,
