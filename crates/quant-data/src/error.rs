@@ -120,6 +120,14 @@ pub enum DataError {
         /// Message of the template engine, with the line.
         reason: String,
     },
+    /// A template or an expression of a task does not parse, or does not fit an item.
+    #[error("{key}: {reason}")]
+    TaskTemplate {
+        /// The key of the task file.
+        key: String,
+        /// What is wrong, with the line of the template.
+        reason: String,
+    },
     /// A list of messages does not have the shape of a conversation.
     #[error("message {index}: {reason}")]
     Message {

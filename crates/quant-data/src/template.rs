@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use minijinja::value::Value;
-use minijinja::{AutoEscape, Environment, Error, ErrorKind};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior};
 use serde_json::Map;
 
 use crate::bounded::{Bounded, MAX_TEXT};
@@ -102,6 +102,13 @@ impl ChatTemplate {
             .map_err(bad)?
             .map_err(|e| bad(explain(&e)))?;
         Ok(Self { environment, origin: origin.to_owned(), special })
+    }
+
+    /// The same, but printing something undefined is an error: the fields of an item are known, and a name among them that is none is a
+    /// mistake. Whether something is there can still be asked.
+    pub(crate) fn strict(mut self) -> Self {
+        self.environment.set_undefined_behavior(UndefinedBehavior::SemiStrict);
+        self
     }
 
     /// The template of a checkpoint folder: `chat_template.jinja`, else `chat_template` of

@@ -12,17 +12,37 @@ impl TextTemplate {
     /// Compiles a template; `origin` names it in errors.
     ///
     /// # Errors
-    /// [`DataError::Template`] when the source does not parse.
+    /// [`DataError::TaskTemplate`] when the source does not parse.
     pub fn new(source: &str, origin: &str) -> Result<Self, DataError> {
-        Ok(Self(Arc::new(ChatTemplate::new(source, origin, SpecialTokens::default())?)))
+        let compiled = ChatTemplate::new(source, origin, SpecialTokens::default()).map_err(of_a_task)?;
+        Ok(Self(Arc::new(compiled.strict())))
     }
 
     /// The text for these fields.
     ///
     /// # Errors
-    /// [`DataError::Template`] when it raises an exception or exceeds the bounds of chat templates.
+    /// [`DataError::TaskTemplate`] when it raises an exception, prints a field that the item has not, or exceeds the bounds of chat
+    /// templates.
     pub fn render(&self, fields: &Map<String, Value>) -> Result<String, DataError> {
-        self.0.render_with(fields)
+        self.0.render_with(fields).map_err(|error| match of_a_task(error) {
+            DataError::TaskTemplate { key, reason } if reason.starts_with("undefined value") => {
+                let fields: Vec<&str> = fields.keys().map(String::as_str).collect();
+                let reason = format!("{reason}: a name that is none of {}", fields.join(", "));
+                DataError::TaskTemplate { key, reason }
+            }
+            other => other,
+        })
+    }
+}
+
+/// An error of a template, as one of a task.
+fn of_a_task(error: DataError) -> DataError {
+    match error {
+        // The engine calls every template `chat`, and says the line behind it.
+        DataError::Template { origin, reason } => {
+            DataError::TaskTemplate { key: origin, reason: reason.replace("(in chat:", "(in line ") }
+        }
+        other => other,
     }
 }
 
@@ -37,12 +57,12 @@ impl Expression {
     /// Compiles an expression; `origin` names it in errors.
     ///
     /// # Errors
-    /// [`DataError::Template`] when the source does not parse.
+    /// [`DataError::TaskTemplate`] when the source does not parse.
     pub fn new(source: &str, origin: &str) -> Result<Self, DataError> {
         // A statement would end the braces early.
         if source.contains("}}") || source.contains("{%") {
             let reason = "an expression stands without braces, as in `choices.text`".to_owned();
-            return Err(DataError::Template { origin: origin.to_owned(), reason });
+            return Err(DataError::TaskTemplate { key: origin.to_owned(), reason });
         }
         let template = TextTemplate::new(&format!("{{{{ ({source}) | tojson }}}}"), origin)?;
         Ok(Self { template, origin: origin.to_owned() })
@@ -54,8 +74,8 @@ impl Expression {
     /// As [`TextTemplate::render`]; fields that it names and the item has not.
     pub fn value(&self, fields: &Map<String, Value>) -> Result<Value, DataError> {
         let text = self.template.render(fields)?;
-        serde_json::from_str(&text).map_err(|_| DataError::Template {
-            origin: self.origin.clone(),
+        serde_json::from_str(&text).map_err(|_| DataError::TaskTemplate {
+            key: self.origin.clone(),
             reason: "it has no value for this item: a field that it names is missing".to_owned(),
         })
     }
@@ -67,8 +87,8 @@ impl Expression {
     pub fn texts(&self, fields: &Map<String, Value>) -> Result<Vec<String>, DataError> {
         let value = self.value(fields)?;
         let texts = value.as_array().and_then(|list| list.iter().map(as_text).collect::<Option<Vec<_>>>());
-        texts.ok_or_else(|| DataError::Template {
-            origin: self.origin.clone(),
+        texts.ok_or_else(|| DataError::TaskTemplate {
+            key: self.origin.clone(),
             reason: format!("a list of texts is expected, it is {}", shortened(&value)),
         })
     }
@@ -83,8 +103,8 @@ impl Expression {
             Value::String(digits) => digits.trim().parse().ok(),
             other => other.as_u64(),
         };
-        number.and_then(|n| usize::try_from(n).ok()).ok_or_else(|| DataError::Template {
-            origin: self.origin.clone(),
+        number.and_then(|n| usize::try_from(n).ok()).ok_or_else(|| DataError::TaskTemplate {
+            key: self.origin.clone(),
             reason: format!("a number from 0 on is expected, it is {}", shortened(&value)),
         })
     }

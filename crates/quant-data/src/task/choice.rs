@@ -98,7 +98,7 @@ impl Task {
                 let gold = ask.gold.as_ref().map_or(Ok(0), |gold| gold.place(&record.fields))?;
                 if gold >= choices.len() {
                     let reason = format!("the right choice is number {gold} of {} (from 0)", choices.len());
-                    return Err(DataError::Template { origin: "gold".to_owned(), reason });
+                    return Err(DataError::TaskTemplate { key: "gold".to_owned(), reason });
                 }
                 let of = |(index, choice): (usize, &String)| {
                     let mut fields = record.fields.clone();

@@ -67,7 +67,7 @@ impl Task {
     /// ```
     ///
     /// # Errors
-    /// [`DataError::Task`] naming the key, what was expected and what was found; [`DataError::Template`] for a template that does not parse.
+    /// [`DataError::Task`] naming the key, what was expected and what was found; also for a template that does not parse.
     pub fn parse(text: &str) -> Result<Self, DataError> {
         let mut name = "a task file".to_owned();
         Self::read(text, &mut name).map_err(|error| match error {
@@ -79,9 +79,13 @@ impl Task {
     /// Reads a task from a file.
     ///
     /// # Errors
-    /// As [`Task::parse`]; a file that cannot be read.
+    /// As [`Task::parse`], also for a file that cannot be read.
     pub fn from_file(path: &Path) -> Result<Self, DataError> {
-        Self::parse(&read_text(path, LIMIT)?).map_err(|error| match error {
+        let unread = |error: DataError| DataError::Task {
+            task: path.display().to_string(),
+            reason: format!("{error}; give the file of a task, or the name of one that ships (`ptq list`)"),
+        };
+        Self::parse(&read_text(path, LIMIT).map_err(unread)?).map_err(|error| match error {
             DataError::Task { reason, .. } => DataError::Task { task: path.display().to_string(), reason },
             other => other,
         })

@@ -29,6 +29,8 @@ pub struct Question {
     pub gold: String,
     /// Options of the question; 0 for a question without.
     pub options: usize,
+    /// Where the right one stands among them, from 0: seed and number of the item draw it, and the others keep their order.
+    pub place: Option<usize>,
 }
 
 /// A prompt as a model takes it.
@@ -103,17 +105,18 @@ impl Task {
 impl Generation {
     fn question(&self, record: &Record, seed: u64) -> Result<Question, DataError> {
         let mut fields = record.fields.clone();
-        let mut count = 0;
+        let (mut count, mut right) = (0, None);
         if let Some(options) = &self.options {
             let mut options = options.texts(&record.fields)?;
             count = options.len();
             if count == 0 || count > LETTERS.len() {
                 let reason = format!("{count} options; 1 to {} have letters", LETTERS.len());
-                return Err(DataError::Template { origin: "options".to_owned(), reason });
+                return Err(DataError::TaskTemplate { key: "options".to_owned(), reason });
             }
             // The right one moves to a place of its own; the others keep their order.
             let place = if self.shuffle { right_place(seed, record.number, count) } else { 0 };
             options[..=place].rotate_left(1);
+            right = Some(place);
             let letters: Vec<&str> = LETTERS.split("").filter(|l| !l.is_empty()).take(count).collect();
             fields.insert("answer_letter".into(), letters[place].into());
             fields.insert("letters".into(), json!(letters));
@@ -136,15 +139,15 @@ impl Generation {
             Right::Fields(names) => {
                 let field = |name: &String| match record.fields.get(name) {
                     Some(value) => Ok((name.clone(), value.clone())),
-                    None => Err(DataError::Template {
-                        origin: "gold_fields".to_owned(),
+                    None => Err(DataError::TaskTemplate {
+                        key: "gold_fields".to_owned(),
                         reason: format!("the item has no field {name:?}"),
                     }),
                 };
                 Value::Object(names.iter().map(field).collect::<Result<_, _>>()?).to_string()
             }
         };
-        Ok(Question { number: record.number, id: record.id(), said, gold, options: count })
+        Ok(Question { number: record.number, id: record.id(), said, gold, options: count, place: right })
     }
 }
 

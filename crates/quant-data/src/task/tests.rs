@@ -177,6 +177,8 @@ fn options_stand_where_the_seed_says() {
         let others: Vec<usize> = ["w1", "w2", "w3"].iter().map(|w| prompt.find(w).unwrap()).collect();
         assert!(others.is_sorted(), "the others keep their order");
         assert_eq!(question.options, 4);
+        let letter = question.place.and_then(|place| "ABCD".get(place..=place));
+        assert_eq!(letter, Some(question.gold.as_str()));
     }
 }
 

@@ -41,6 +41,19 @@ impl Task {
         Ok(windows)
     }
 
+    /// How often `<unk>` stands in the text: tokenised releases, such as WikiText-2 without `raw` in its name, have it in place of rare
+    /// words, and figures of raw text cannot be compared with theirs. None for conversations.
+    ///
+    /// # Errors
+    /// As [`Task::windows`].
+    pub fn unknown_words(&self, files: &[PathBuf]) -> Result<Option<usize>, DataError> {
+        let TaskKind::Text(ask) = self.kind() else { return Err(self.other_kind("text")) };
+        match ask.messages {
+            Some(_) => Ok(None),
+            None => Ok(Some(self.joined(ask, files)?.matches("<unk>").count())),
+        }
+    }
+
     fn joined(&self, ask: &TextTask, files: &[PathBuf]) -> Result<String, DataError> {
         if let [file] = files
             && let Content::Prose(text) = read_content(file)?
