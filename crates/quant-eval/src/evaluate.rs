@@ -250,6 +250,7 @@ struct SequenceSum {
     reference_nll: f64,
     kl: f64,
     agree: usize,
+    agree_few: usize,
     broken: bool,
 }
 
@@ -262,6 +263,7 @@ impl SequenceSum {
         self.reference_nll += row.reference_nll.unwrap_or(0.0);
         self.kl += row.kl.unwrap_or(0.0);
         self.agree += usize::from(row.top1_agrees == Some(true));
+        self.agree_few += usize::from(row.top_few_agree == Some(true));
     }
 }
 
@@ -273,6 +275,7 @@ pub(crate) struct Totals {
     reference_nll: f64,
     kl: f64,
     agree: usize,
+    agree_few: usize,
     first_bad: Option<Outcome>,
     reference_bad: bool,
 }
@@ -286,6 +289,7 @@ impl Totals {
             reference_nll: 0.0,
             kl: 0.0,
             agree: 0,
+            agree_few: 0,
             first_bad: None,
             reference_bad: false,
         }
@@ -306,6 +310,7 @@ impl Totals {
         self.reference_nll += sum.reference_nll;
         self.kl += sum.kl;
         self.agree += sum.agree;
+        self.agree_few += sum.agree_few;
     }
 
     pub(crate) fn report(self, protocol: Protocol) -> EvalReport {
@@ -317,6 +322,7 @@ impl Totals {
         let comparison = self.compared.then(|| Comparison {
             kl: both.then_some(self.kl / tokens),
             top1_agreement: both.then_some(self.agree as f64 / tokens),
+            top5_agreement: both.then_some(self.agree_few as f64 / tokens),
             reference_perplexity: (!self.reference_bad)
                 .then(|| (self.reference_nll / tokens).exp())
                 .and_then(finite),

@@ -6,7 +6,8 @@
 //! * **perplexity** `exp(sum NLL / predicted tokens)`, sequences pooled, every token but the first of its
 //!   sequence predicted;
 //! * against a reference model, the mean per predicted token of **KL(reference || model)** in nats, and
-//!   **top-1 agreement**: the fraction of predicted positions at which both models rank the same token first.
+//!   **top-1 agreement**: the fraction of predicted positions at which both models rank the same token first; top-5: at which the first of
+//!   the reference is among the first five.
 //!
 //! The panels of the head are the outer loop: for a chunk of thousands of positions, across sequences, the logits of
 //! one panel of the vocabulary exist at a time, and log-sum-exp, arg-max, target logit and divergence are carried from

@@ -113,6 +113,9 @@ pub struct Comparison {
     /// Fraction of predicted positions at which both models rank the same token first (of equal logits, the
     /// first); `None` when a logit was not finite.
     pub top1_agreement: Option<f64>,
+    /// Fraction of predicted positions at which the token that the reference ranks first is among the first five of the model; `None` when
+    /// a logit was not finite.
+    pub top5_agreement: Option<f64>,
     /// Perplexity of the reference on the same tokens; `None` when a logit was not finite, or on overflow.
     pub reference_perplexity: Option<f64>,
 }
@@ -155,6 +158,8 @@ impl fmt::Display for EvalReport {
             writeln!(f, "KL (nats/token)   {}", number(comparison.kl, 6))?;
             let percent = comparison.top1_agreement.map(|fraction| fraction * 100.0);
             writeln!(f, "top-1 agreement   {} %", number(percent, 3))?;
+            let percent = comparison.top5_agreement.map(|fraction| fraction * 100.0);
+            writeln!(f, "top-5 agreement   {} %", number(percent, 3))?;
         }
         writeln!(f, "predicted tokens  {} in {} sequences", self.tokens, self.sequences)?;
         match self.outcome {

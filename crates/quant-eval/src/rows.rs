@@ -2,18 +2,46 @@
 
 use quant_kernels::{OnlineDivergence, OnlineSoftmax};
 
-/// Scores of one predicted token. `None` where logits were not finite, and for the last three without a
-/// reference.
+/// Scores of one predicted token. `None` where logits were not finite, and for all but the first without a reference.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct RowScore {
     /// Negative log-likelihood of the target, `-ln softmax(logits)[target]`, in nats.
     pub(crate) nll: Option<f64>,
     /// The same of the reference.
     pub(crate) reference_nll: Option<f64>,
-    /// KL(reference || model) in nats; needs both rows finite, as does `top1_agrees`.
+    /// KL(reference || model) in nats; needs both rows finite, as do the next two.
     pub(crate) kl: Option<f64>,
     /// Both rank the same token first.
     pub(crate) top1_agrees: Option<bool>,
+    /// The token that the reference ranks first is among the first [`FEW`] of the model.
+    pub(crate) top_few_agree: Option<bool>,
+}
+
+/// How many first tokens of the model are looked at for the one that the reference ranks first.
+pub(crate) const FEW: usize = 5;
+
+/// The first tokens of a row that arrives panel by panel, the largest logit first; of equal ones the first.
+#[derive(Debug, Clone, Copy)]
+struct First {
+    tokens: [(f32, usize); FEW],
+}
+
+impl First {
+    const NONE: Self = Self { tokens: [(f32::NEG_INFINITY, usize::MAX); FEW] };
+
+    fn extend(&mut self, logits: &[f32], seen: usize) {
+        for (at, &logit) in logits.iter().enumerate() {
+            if logit > self.tokens[FEW - 1].0 {
+                let place = self.tokens.iter().position(|(other, _)| logit > *other).unwrap_or(FEW - 1);
+                self.tokens[place..].rotate_right(1);
+                self.tokens[place] = (logit, seen + at);
+            }
+        }
+    }
+
+    fn has(&self, token: usize) -> bool {
+        self.tokens.iter().any(|(_, other)| *other == token)
+    }
 }
 
 /// A position whose logits arrive panel by panel, from the first token of the vocabulary to the last.
@@ -24,6 +52,7 @@ pub(crate) struct Scoring {
     seen: usize,
     logit: f32,
     reference_logit: f32,
+    first: First,
     sums: Sums,
 }
 
@@ -41,7 +70,8 @@ impl Scoring {
         } else {
             Sums::Alone(OnlineSoftmax::default())
         };
-        Self { target: target as usize, seen: 0, logit: f32::NAN, reference_logit: f32::NAN, sums }
+        let (logit, reference_logit) = (f32::NAN, f32::NAN);
+        Self { target: target as usize, seen: 0, logit, reference_logit, first: First::NONE, sums }
     }
 
     /// Takes in the next panel of the row, of the model and of the reference where there is one.
@@ -51,6 +81,9 @@ impl Scoring {
         {
             self.logit = logit;
             self.reference_logit = reference.and_then(|r| r.get(at)).copied().unwrap_or(f32::NAN);
+        }
+        if reference.is_some() {
+            self.first.extend(logits, self.seen);
         }
         self.seen += logits.len();
         match (&mut self.sums, reference) {
@@ -65,16 +98,16 @@ impl Scoring {
     pub(crate) fn score(&self) -> RowScore {
         match &self.sums {
             Sums::Alone(sums) => RowScore { nll: sums.surprisal(self.logit), ..RowScore::default() },
-            Sums::Compared(both) => RowScore {
-                nll: both.model.surprisal(self.logit),
-                reference_nll: both.reference.surprisal(self.reference_logit),
-                kl: both.divergence(),
-                top1_agrees: both
-                    .model
-                    .first_largest()
-                    .zip(both.reference.first_largest())
-                    .map(|(a, b)| a == b),
-            },
+            Sums::Compared(both) => {
+                let first = both.model.first_largest().zip(both.reference.first_largest());
+                RowScore {
+                    nll: both.model.surprisal(self.logit),
+                    reference_nll: both.reference.surprisal(self.reference_logit),
+                    kl: both.divergence(),
+                    top1_agrees: first.map(|(a, b)| a == b),
+                    top_few_agree: first.map(|(_, reference)| self.first.has(reference)),
+                }
+            }
         }
     }
 }
@@ -107,6 +140,22 @@ mod tests {
         assert_eq!(score.top1_agrees, Some(false), "2 against the first of two equal logits, 0");
         let alone = score_row(&logits, None, 1);
         assert_eq!(alone, RowScore { nll: score.nll, ..RowScore::default() });
+    }
+
+    #[test]
+    fn the_first_of_the_reference_is_looked_for_among_five() {
+        let logits = [0.5_f32, 9.0, 3.0, 3.0, 7.0, 1.0, 3.0, 2.0];
+        // In order: 1, 4, 2, 3, 6; then 7, 5, 0.
+        for (token, among) in
+            [(1, true), (4, true), (2, true), (3, true), (6, true), (7, false), (5, false), (0, false)]
+        {
+            let mut reference = [0.0_f32; 8];
+            reference[token] = 1.0;
+            let score = score_row(&logits, Some(&reference), 0);
+            assert_eq!((score.top_few_agree, score.top1_agrees), (Some(among), Some(token == 1)), "{token}");
+        }
+        // A vocabulary of fewer.
+        assert_eq!(score_row(&[1.0, 2.0], Some(&[2.0, 1.0]), 0).top_few_agree, Some(true));
     }
 
     #[test]

@@ -86,6 +86,16 @@ impl Forecast {
     }
 }
 
+impl Forecast {
+    /// Seconds that so many tokens take through a whole model on this machine, its head included, from the rate of one product that is
+    /// tried; good to a factor of about 1.5 where products weigh, which they do not in tiny models.
+    #[must_use]
+    pub fn seconds_of_tokens(spec: &ModelSpec, tokens: usize, compute: Compute, threads: usize) -> f64 {
+        let weights = spec.layers * spec.block_parameters() + spec.vocab * spec.hidden;
+        2.0 * weights as f64 * tokens as f64 / (FORWARD * product_rate(compute, Par::new(threads)))
+    }
+}
+
 impl Plan {
     /// Stored bits per weight over all linears of the blocks, as the report of the run will have it.
     #[must_use]
