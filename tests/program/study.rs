@@ -67,7 +67,31 @@ fn what_is_wrong_with_a_task_is_said() {
     task(text(&file), &data).expect(2, &["did you mean \"exact\"?"]);
     std::fs::write(&file, "version: 1\nname: mine\nkind: generate\nsorce: 1\n").unwrap();
     task(text(&file), &data).expect(2, &["mine.yaml", "did you mean \"source\"?"]);
-    task("nothing.yaml", &[]).expect(4, &["nothing.yaml"]);
+    let generate = |more: &str| {
+        format!(
+            "version: 1\nname: mine\nkind: generate\nsource: {{ files: [items.jsonl] }}\nscorer: exact\n{more}\n"
+        )
+    };
+    for (more, words) in [
+        (
+            "prompt: '{{ question }}'\ngold: '{{ a }}'",
+            &["line 1", "prompt: undefined value", "none of _item, a, q"][..],
+        ),
+        (
+            "prompt: \"{{ raise_exception('not this one') }}\"\ngold: '{{ a }}'",
+            &["line 1", "prompt: ", "not this one"],
+        ),
+        (
+            "prompt: '{% for i in range(90000) %}{{ q * 90000 }}{% endfor %}'\ngold: '{{ a }}'",
+            &["line 1", "prompt: "],
+        ),
+    ] {
+        std::fs::write(&file, generate(more)).unwrap();
+        task(text(&file), &data).expect(4, words);
+    }
+    std::fs::write(work.path().join("items.jsonl"), "").unwrap();
+    task(text(&file), &data).expect(4, &["items.jsonl", "holds no item of the task mine"]);
+    task("nothing.yaml", &[]).expect(2, &["nothing.yaml", "ptq list"]);
 }
 
 #[test]

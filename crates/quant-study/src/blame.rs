@@ -11,6 +11,29 @@ use quant_model::ndarray::{Array1, Array2};
 use quant_pipeline::{Event, Events, PipelineError, Scored};
 use serde::{Deserialize, Serialize};
 
+/// Windows of the sample on which blocks are put back.
+pub(crate) const BLAMED: usize = 8;
+
+/// What looking for the causes of a loss takes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BlameCost {
+    /// Times that the sample goes through the whole model: once as it is, once for every block, and for every linear of the worst.
+    pub passes: usize,
+    /// Tokens of the sample, at most.
+    pub tokens: usize,
+    /// Seconds, good to a factor of about 1.5 where products weigh, which they do not in tiny models.
+    pub seconds: f64,
+}
+
+impl BlameCost {
+    /// Of a model in so many ways to run it, on windows of so many tokens.
+    pub(crate) fn new(spec: &ModelSpec, window: usize, ways: usize, seconds_of_token: f64) -> Self {
+        let linears = (0..spec.layers).map(|index| spec.block(index).linears.len()).max().unwrap_or(0);
+        let (passes, tokens) = (ways * (1 + spec.layers + linears), BLAMED * window);
+        Self { passes, tokens, seconds: seconds_of_token * (passes * tokens) as f64 }
+    }
+}
+
 /// What putting one part back regains.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Regained {

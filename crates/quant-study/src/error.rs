@@ -91,6 +91,11 @@ impl StudyError {
         Self::Grid { place: place.into(), reason: reason.into() }
     }
 
+    /// Whether nothing more of a study can be done: it was stopped, or what it writes is not its own or cannot be written.
+    pub(crate) fn ends_a_study(&self) -> bool {
+        self.is_interrupted() || matches!(self, Self::Changed { .. } | Self::Locked { .. } | Self::Io { .. })
+    }
+
     /// Whether the work was stopped by the person.
     #[must_use]
     pub fn is_interrupted(&self) -> bool {

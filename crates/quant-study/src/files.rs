@@ -27,12 +27,20 @@ impl Lock {
 
 /// Writes a file that is there in whole or not at all, whatever happens meanwhile.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), StudyError> {
-    let part = path.with_extension("part");
+    write_by(path, bytes, &path.with_extension("part"))
+}
+
+/// The same in a folder that another process may be writing the same file in: neither takes away what the other has begun.
+pub(crate) fn write_beside_others(path: &Path, bytes: &[u8]) -> Result<(), StudyError> {
+    write_by(path, bytes, &path.with_extension(format!("{}.part", std::process::id())))
+}
+
+fn write_by(path: &Path, bytes: &[u8], part: &Path) -> Result<(), StudyError> {
     let write = || -> std::io::Result<()> {
-        let mut file = File::create(&part)?;
+        let mut file = File::create(part)?;
         file.write_all(bytes)?;
         file.sync_data()?;
-        std::fs::rename(&part, path)
+        std::fs::rename(part, path)
     };
     write().map_err(StudyError::io(path))
 }

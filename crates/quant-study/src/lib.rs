@@ -26,7 +26,7 @@ mod run;
 mod study;
 mod verdict;
 
-pub use blame::{Blame, Regained};
+pub use blame::{Blame, BlameCost, Regained};
 pub use error::StudyError;
 pub use grid::{
     Grid, GridModel, GridRecipe, GridServer, Published, RecipeText, STUDIES, StudyPreset, study_preset,
@@ -37,8 +37,8 @@ pub use quant_client;
 pub use ranges::{Extent, Ranges};
 pub use record::{Done, Record, Signs};
 pub use results::{
-    Column, ColumnResult, LayerError, Loss, ModelResults, Status, StudyResults, TextFigures, VariantFacts,
-    VariantResults,
+    Column, ColumnResult, FailedPart, LayerError, Loss, ModelResults, Status, StudyResults, TextFigures,
+    VariantFacts, VariantResults,
 };
 #[cfg(feature = "server")]
 pub use run::run_task_on_server;

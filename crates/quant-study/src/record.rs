@@ -53,6 +53,15 @@ pub enum Record {
         /// Whether the most likely one for its characters is.
         acc_norm: bool,
     },
+    /// A window of a text was predicted by a server.
+    Window {
+        /// Its number in the text.
+        number: u64,
+        /// Tokens that were predicted: all but its first.
+        tokens: usize,
+        /// Their log-likelihood in nats.
+        log_likelihood: f64,
+    },
     /// A text was asked for.
     Answer {
         /// Number of the item in its source.
@@ -61,6 +70,9 @@ pub enum Record {
         id: String,
         /// Seed of the draws.
         seed: u64,
+        /// Where the right option stood, from 0, of a question with options.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        place: Option<usize>,
         /// Whether it was graded as right.
         right: bool,
         /// What was taken as the answer.
@@ -82,7 +94,7 @@ impl Record {
     #[must_use]
     pub fn key(&self) -> (u64, u64) {
         match self {
-            Self::Choice { number, .. } => (0, *number),
+            Self::Choice { number, .. } | Self::Window { number, .. } => (0, *number),
             Self::Answer { number, seed, .. } => (*seed, *number),
         }
     }

@@ -45,6 +45,17 @@ pub struct LayerError {
     pub output_error: Option<f64>,
 }
 
+/// A part of a row that failed for another reason than its setting.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedPart {
+    /// How the row was run.
+    pub execution: String,
+    /// The task, or what else was looked at.
+    pub part: String,
+    /// Why it failed.
+    pub reason: String,
+}
+
 /// A recipe on a model: what became of it, whatever is asked of it afterwards.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VariantFacts {
@@ -114,6 +125,10 @@ pub struct TextFigures {
     pub kl: Option<f64>,
     /// Share of positions at which both rank the same token first.
     pub top1_agreement: Option<f64>,
+    /// Share of positions at which the float model's first token is among the first five.
+    pub top5_agreement: Option<f64>,
+    /// How often `<unk>` stands in the text: 0 in a raw one, more in a tokenised one; none for conversations.
+    pub unknown_words: Option<usize>,
 }
 
 /// How much of what is lost, and how sure that is.
@@ -172,6 +187,8 @@ pub struct VariantResults {
     pub ranges: Vec<Ranges>,
     /// Why numbers are missing or not what they should be, by task.
     pub problems: Vec<String>,
+    /// Parts that failed for other reasons than the setting; the others were run.
+    pub failed: Vec<FailedPart>,
     /// Tasks that are not finished.
     pub missing: Vec<String>,
     /// Seconds and speed of the tasks; no part of the written results.
@@ -180,6 +197,16 @@ pub struct VariantResults {
 }
 
 impl VariantResults {
+    /// Why it has no class, where that is not its setting.
+    #[must_use]
+    pub fn incomplete(&self) -> &'static str {
+        match (self.failed.is_empty(), self.missing.is_empty()) {
+            (false, _) => "failed",
+            (true, false) => "unfinished",
+            (true, true) => "",
+        }
+    }
+
     /// Its recipe, and how it is run where that is not simulated.
     #[must_use]
     pub fn title(&self) -> String {

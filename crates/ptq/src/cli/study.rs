@@ -103,7 +103,7 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
     show(&outcome.results, args)?;
     if outcome.failed > 0 {
         say(format_args!(
-            "{} rows failed for other reasons than their setting; the report says why",
+            "{} cells failed for other reasons than their setting; the report says why",
             outcome.failed
         ));
         return Err(Failure::check());
@@ -154,6 +154,16 @@ fn print_plan(plan: &StudyPlan) -> Result<(), Failure> {
             looks().count(),
             looks().map(|cost| cost.block_passes).sum::<usize>(),
             seconds(looks().map(|cost| cost.seconds).sum())
+        ))?;
+    }
+    let blamed = || plan.variants.iter().filter(|v| v.illegal.is_none()).filter_map(|v| v.blame);
+    if blamed().next().is_some() {
+        print_line(format!(
+            "causes of losses: {} rows, {} passes of a sample of up to {} tokens through a model, about {}",
+            blamed().count(),
+            blamed().map(|cost| cost.passes).sum::<usize>(),
+            blamed().map(|cost| cost.tokens).max().unwrap_or(0),
+            seconds(blamed().map(|cost| cost.seconds).sum())
         ))?;
     }
     print_line(format!(
@@ -210,8 +220,7 @@ fn cells(row: &VariantResults, texts: &[String]) -> Vec<String> {
         (Status::Failed(_), _) => "failed".into(),
         (_, Some(loss)) if loss.verdict == loss.class => loss.class.clone(),
         (_, Some(loss)) => format!("{}?", loss.class),
-        _ if !row.missing.is_empty() => "unfinished".into(),
-        _ => String::new(),
+        _ => row.incomplete().into(),
     });
     cells
 }

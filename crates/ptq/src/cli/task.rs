@@ -145,6 +145,9 @@ fn print(outcome: &TaskOutcome) -> Result<(), Failure> {
     }
     if let Some(text) = &result.text {
         print_line(format!("predicted tokens  {} in {} windows", text.tokens, result.items))?;
+        if let Some(form) = text.form() {
+            print_line(format!("text              {form}"))?;
+        }
     }
     if let Some(problem) = &result.problem {
         print_line(format!("PROBLEM           {problem}"))?;

@@ -24,6 +24,8 @@ impl StudyPreset {
 /// All grids of this crate, alphabetical.
 pub static STUDIES: &[&StudyPreset] = &[
     &StudyPreset { name: "case-study", text: include_str!("../../studies/case-study.yaml") },
+    &StudyPreset { name: "case-study-int8", text: include_str!("../../studies/case-study-int8.yaml") },
+    &StudyPreset { name: "case-study-qa", text: include_str!("../../studies/case-study-qa.yaml") },
     &StudyPreset { name: "openpangu", text: include_str!("../../studies/openpangu.yaml") },
     &StudyPreset { name: "tiny", text: include_str!("../../studies/tiny.yaml") },
     &StudyPreset { name: "tiny-short", text: include_str!("../../studies/tiny-short.yaml") },

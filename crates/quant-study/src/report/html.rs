@@ -2,7 +2,7 @@
 
 use super::chart::{Axis, Series, chart};
 use super::tables::{Table, tables};
-use super::{number, reason};
+use super::{number, problems, reason};
 use crate::StudyError;
 use crate::grid::Grid;
 use crate::ranges::{Extent, Ranges};
@@ -39,6 +39,7 @@ struct Row {
 struct Model {
     name: String,
     rows: Vec<Row>,
+    problems: Vec<String>,
     charts: Vec<String>,
     tables: Vec<Table>,
 }
@@ -63,12 +64,11 @@ fn page(results: &StudyResults, grid: &Grid, model: &ModelResults) -> Model {
     let mut rows = Vec::new();
     for variant in &model.variants {
         rows.push(row(results, variant, float));
-        for published in grid.published.iter().filter(|p| p.model == model.model && p.row == variant.recipe) {
-            let figure =
-                |name: &str| published.figures.iter().find(|(column, _)| column == name).map(|(_, v)| *v);
+        for published in grid.published_for(&model.model, &variant.title()) {
+            let figure = |name: &str| published.figure(name);
             let cell = |text: String| Cell { text, title: String::new(), shade: None };
             rows.push(Row {
-                recipe: "published".to_owned(),
+                recipe: published.title(),
                 method: String::new(),
                 bits: String::new(),
                 weight_bits: String::new(),
@@ -81,9 +81,9 @@ fn page(results: &StudyResults, grid: &Grid, model: &ModelResults) -> Model {
             });
         }
     }
-    let mut tables = tables(model);
+    let mut tables = tables(model, grid);
     tables.extend(Some(speed(model)).filter(|table| !table.rows.is_empty()));
-    Model { name: model.model.clone(), rows, charts: charts(model), tables }
+    Model { name: model.model.clone(), rows, problems: problems(model), charts: charts(model), tables }
 }
 
 fn row(results: &StudyResults, variant: &VariantResults, float: Option<&VariantResults>) -> Row {
@@ -102,7 +102,6 @@ fn row(results: &StudyResults, variant: &VariantResults, float: Option<&VariantR
         Cell { text: format!("{}{deviation}", number(figure.value, 2)), title, shade }
     });
     let loss = variant.loss.as_ref();
-    let unfinished = if variant.missing.is_empty() { "" } else { "unfinished" };
     Row {
         recipe: variant.title(),
         method: variant.method.clone(),
@@ -124,7 +123,7 @@ fn row(results: &StudyResults, variant: &VariantResults, float: Option<&VariantR
                     }
                 })
             })
-            .unwrap_or_else(|| unfinished.to_owned()),
+            .unwrap_or_else(|| variant.incomplete().to_owned()),
         why: loss.map_or_else(String::new, |loss| loss.verdict.clone()),
         published: false,
     }

@@ -1,7 +1,7 @@
 //! A report to be read in a terminal or a repository, with the table of the case study.
 
 use super::tables::{Table, tables};
-use super::{number, reason};
+use super::{number, problems, reason};
 use crate::grid::Grid;
 use crate::results::{ModelResults, StudyResults};
 use std::fmt::Write;
@@ -14,7 +14,7 @@ pub(crate) fn markdown(results: &StudyResults, grid: &Grid) -> String {
     for model in &results.models {
         text += &format!("## {}\n\n", model.model);
         accuracies(&mut text, results, grid, model);
-        tables(model).iter().for_each(|found| table(&mut text, found));
+        tables(model, grid).iter().for_each(|found| table(&mut text, found));
     }
     let words: Vec<String> =
         results.wordings.iter().map(|(task, wording)| format!("{task}: {wording}")).collect();
@@ -72,36 +72,28 @@ fn accuracies(text: &mut String, results: &StudyResults, grid: &Grid, model: &Mo
                 cells.push(format!("{:+.2} [{:+.2}, {:+.2}]", loss.drop, loss.interval[0], loss.interval[1]));
                 cells.push(loss.verdict.clone());
             }
-            None => cells.extend([
-                "".to_owned(),
-                if variant.missing.is_empty() { String::new() } else { "unfinished".to_owned() },
-            ]),
+            None => cells.extend(["".to_owned(), variant.incomplete().to_owned()]),
         }
         row(text, &cells);
-        let published = grid.published.iter().filter(|p| p.model == model.model && p.row == variant.recipe);
-        for published in published {
-            let figure =
-                |name: &str| published.figures.iter().find(|(column, _)| column == name).map(|(_, v)| *v);
-            let mut cells = vec!["  published".to_owned(), String::new(), String::new(), String::new()];
+        for published in grid.published_for(&model.model, &variant.title()) {
+            let figure = |name: &str| published.figure(name);
+            let mut cells =
+                vec![format!("  {}", published.title()), String::new(), String::new(), String::new()];
             cells.extend(results.columns.iter().map(|column| number(figure(&column.name), 2)));
             cells.push(number(figure("Avg."), 2));
             cells.push(figure("Drop").map_or_else(String::new, |drop| format!("{drop:+.2}")));
+            // Those of texts stand in the table of texts.
             let others = published.figures.iter().filter(|(name, _)| {
-                !["Avg.", "Drop"].contains(&name.as_str()) && !results.columns.iter().any(|c| c.name == *name)
+                !["Avg.", "Drop"].contains(&name.as_str())
+                    && !results.columns.iter().any(|c| c.name == *name)
+                    && !variant.texts.iter().any(|text| text.task == *name)
             });
             cells.push(others.map(|(name, value)| format!("{name} {value}")).collect::<Vec<_>>().join(", "));
             row(text, &cells);
         }
     }
     text.push('\n');
-    for variant in &model.variants {
-        for problem in &variant.problems {
-            let _ = writeln!(text, "- {}: {problem}", variant.title());
-        }
-        if !variant.missing.is_empty() {
-            let _ = writeln!(text, "- {}: not finished: {}", variant.title(), variant.missing.join(", "));
-        }
-    }
+    problems(model).iter().for_each(|problem| text.push_str(&format!("- {problem}\n")));
     text.push('\n');
 }
 

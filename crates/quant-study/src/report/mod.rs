@@ -10,7 +10,8 @@ pub(crate) use html::html;
 pub(crate) use markdown::markdown;
 pub(crate) use picture::picture;
 
-use crate::results::{Status, StudyResults, VariantResults};
+use crate::results::{ModelResults, Status, StudyResults, VariantResults};
+use crate::run::form_of;
 
 /// A number, or a dash.
 fn number(value: Option<f64>, digits: usize) -> String {
@@ -26,6 +27,22 @@ fn reason(row: &VariantResults) -> Option<String> {
         Status::Failed(_) => "failed",
     };
     Some(format!("{state}: {}", row.status.reason().unwrap_or_default()))
+}
+
+/// Why numbers of a model's rows are missing or not what they should be.
+fn problems(model: &ModelResults) -> Vec<String> {
+    let of = |row: &VariantResults| {
+        let unfinished = Some(&row.missing).filter(|missing| !missing.is_empty());
+        let unfinished = unfinished.map(|missing| format!("not finished: {}", missing.join(", ")));
+        let title = row.title();
+        row.problems
+            .iter()
+            .cloned()
+            .chain(unfinished)
+            .map(move |problem| format!("{title}: {problem}"))
+            .collect::<Vec<_>>()
+    };
+    model.variants.iter().flat_map(of).collect()
 }
 
 /// One line for every row and figure: model, recipe, method, bits, weight_bits, execution, task or column, metric, value. Numbers that do
@@ -65,6 +82,10 @@ pub(crate) fn csv(results: &StudyResults) -> String {
                 line(&figures.task, "perplexity", figures.perplexity, "");
                 line(&figures.task, "kl", figures.kl, "");
                 line(&figures.task, "top1_agreement", figures.top1_agreement, "");
+                line(&figures.task, "top5_agreement", figures.top5_agreement, "");
+                if let Some(words) = figures.unknown_words {
+                    line(&figures.task, "unknown_words", Some(words as f64), &form_of(words));
+                }
             }
             line("", "average", row.average, "");
             if let Some(loss) = &row.loss {

@@ -2,7 +2,9 @@
 
 use super::number;
 use crate::blame::Regained;
-use crate::results::ModelResults;
+use crate::grid::{Grid, Published};
+use crate::results::{ModelResults, TextFigures, VariantResults};
+use crate::run::form_of;
 use serde::Serialize;
 
 /// A table with what it is about.
@@ -14,26 +16,70 @@ pub(super) struct Table {
     pub(super) rows: Vec<Vec<String>>,
 }
 
+/// How well each row predicts each text. Published perplexities, where there are any, are those of raw text: beside a tokenised one they
+/// would mislead.
+fn texts(model: &ModelResults, grid: &Grid) -> (Vec<&'static str>, Vec<Vec<String>>) {
+    let mut head = vec![
+        "recipe",
+        "text",
+        "perplexity",
+        "KL (nats/token)",
+        "top-1 agreement (%)",
+        "top-5 agreement (%)",
+        "published",
+    ];
+    let mut rows = Vec::new();
+    for v in &model.variants {
+        // Servers give no logits.
+        let compared = |value: Option<f64>, digits: usize| {
+            if v.execution == "server" { "not available".to_owned() } else { number(value, digits) }
+        };
+        for t in &v.texts {
+            let percent = |share: Option<f64>| compared(share.map(|share| 100.0 * share), 2);
+            let form = t.unknown_words.map_or_else(String::new, |words| format!(" ({})", form_of(words)));
+            rows.push(vec![
+                v.title(),
+                format!("{}{form}", t.task),
+                number(t.perplexity, 4),
+                compared(t.kl, 6),
+                percent(t.top1_agreement),
+                percent(t.top5_agreement),
+                published(model, grid, v, t),
+            ]);
+        }
+    }
+    if rows.iter().all(|row| row.last().is_none_or(String::is_empty)) {
+        head.pop();
+        rows.iter_mut().for_each(|row| drop(row.pop()));
+    }
+    (head, rows)
+}
+
+/// What was published of a text on a row.
+fn published(model: &ModelResults, grid: &Grid, row: &VariantResults, text: &TextFigures) -> String {
+    let title = row.title();
+    let figure = |published: &Published| {
+        let figure = published.figure(&text.task)?;
+        let label = &published.label;
+        Some(if label.is_empty() { figure.to_string() } else { format!("{figure} ({label})") })
+    };
+    let figures: Vec<String> = grid.published_for(&model.model, &title).filter_map(figure).collect();
+    match text.unknown_words {
+        Some(words) if words > 0 && !figures.is_empty() => "of raw text: not comparable".to_owned(),
+        _ => figures.join(", "),
+    }
+}
+
 /// Those that have rows. Speeds differ from run to run and are not among them.
-pub(super) fn tables(model: &ModelResults) -> Vec<Table> {
+pub(super) fn tables(model: &ModelResults, grid: &Grid) -> Vec<Table> {
     let mut tables = Vec::new();
     let mut add = |title, note, head: &[&'static str], rows: Vec<Vec<String>>| {
         if !rows.is_empty() {
             tables.push(Table { title, note, head: head.to_vec(), rows });
         }
     };
-    let texts = model.variants.iter().flat_map(|v| {
-        v.texts.iter().map(move |t| {
-            let percent = t.top1_agreement.map(|share| 100.0 * share);
-            vec![v.title(), t.task.clone(), number(t.perplexity, 4), number(t.kl, 6), number(percent, 2)]
-        })
-    });
-    add(
-        "Texts",
-        "",
-        &["recipe", "text", "perplexity", "KL (nats/token)", "top-1 agreement (%)"],
-        texts.collect(),
-    );
+    let (head, rows) = texts(model, grid);
+    add("Texts", "", &head, rows);
     let answered = || model.variants.iter().filter(|variant| variant.answers > 0);
     let float = model.variants.iter().find(|row| row.recipe == "float").and_then(|row| row.thought_tokens);
     let float = float.filter(|&tokens| tokens > 0.0);

@@ -131,7 +131,7 @@ mod tests {
         let scores: Vec<_> = totals.iter().map(|&total| (Some(total), false)).collect();
         match judged(item, &scores) {
             Record::Choice { acc, acc_norm, .. } => (acc, acc_norm),
-            Record::Answer { .. } => unreachable!(),
+            _ => unreachable!(),
         }
     }
 

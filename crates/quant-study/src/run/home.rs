@@ -57,6 +57,8 @@ impl Home {
                     });
                 }
             }
+            // Nothing was finished under it.
+            Some(_) if is_bare(&folder) => {}
             Some(_) if job.restart => clear(&folder)?,
             Some(kept) => {
                 let differences = differing(&kept, &identity);
@@ -102,18 +104,34 @@ impl Home {
     }
 }
 
-/// What has changed of the job of a task since items of it were finished, in words; empty where nothing has, or nothing is finished.
+/// What has changed of the job of a task since items of it were finished, in words; empty where nothing has, or nothing is finished. Of a
+/// model behind a server, which is not asked here, what the job says of it.
 pub(crate) fn changed(
     job: &TaskJob,
     seeds: &[u64],
     files: &[PathBuf],
     programs: bool,
+    runs_here: bool,
 ) -> Result<String, StudyError> {
     let Some(folder) = &job.output else { return Ok(String::new()) };
-    let Some(kept) = read_json::<Identity>(&folder.join(JOB))? else { return Ok(String::new()) };
+    let kept = read_json::<Identity>(&folder.join(JOB))?.filter(|_| !is_bare(folder));
+    let Some(mut kept) = kept else { return Ok(String::new()) };
     let mut now = identity(job, seeds, files, programs)?;
-    now.extend(in_process(job));
+    if runs_here {
+        now.extend(in_process(job));
+    } else {
+        kept.retain(|(name, _)| now.iter().any(|(other, _)| other == name));
+    }
     Ok(differing(&kept, &now))
+}
+
+/// A hash of what the result in a folder of a task depends on; none where it was not begun.
+pub(crate) fn identity_of(folder: &Path) -> Result<Option<String>, StudyError> {
+    match std::fs::read(folder.join(JOB)) {
+        Ok(bytes) => Ok(Some(TensorHash::of(&bytes).short())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(StudyError::io(folder.join(JOB))(error)),
+    }
 }
 
 /// What tells a model that runs in this process apart: how it runs, and what the job says of it.
@@ -137,13 +155,19 @@ pub(crate) fn finished_in(folder: &Path) -> Result<Option<TaskOutcome>, StudyErr
     Ok(Some(TaskOutcome { result, records: done.into_values().collect(), run }))
 }
 
+/// Whether a folder of a task holds neither an item nor a result.
+fn is_bare(folder: &Path) -> bool {
+    let items = std::fs::metadata(folder.join(ITEMS)).map_or(0, |items| items.len());
+    items == 0 && !is_finished(folder)
+}
+
 /// Whether the task of a folder is finished.
 pub(crate) fn is_finished(folder: &Path) -> bool {
     folder.join(RESULT).exists()
 }
 
 /// Throws away what a folder of a task holds: the result first, and last the job, by which the others are known.
-fn clear(folder: &Path) -> Result<(), StudyError> {
+pub(crate) fn clear(folder: &Path) -> Result<(), StudyError> {
     for path in [RESULT, RUN, ITEMS, JOB].map(|name| folder.join(name)) {
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

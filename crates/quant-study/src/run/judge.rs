@@ -6,9 +6,9 @@ use super::material::Material;
 use crate::StudyError;
 use crate::programs::Programs;
 use crate::record::{Record, Signs};
-use quant_data::{EncodedPrompt, Generation, Question};
+use quant_data::{DataError, EncodedPrompt, Generation, Question};
 use quant_eval::collapse::{Finish, Generated, LoopRule, ThoughtMarks, collapse};
-use quant_eval::{Answer, ProgramGrader, Scorer};
+use quant_eval::{Answer, EvalError, ProgramGrader, Scorer};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -79,7 +79,7 @@ impl<'a> Judge<'a> {
                     // It was read already.
                     Some(same) if **same == *gold => Arc::clone(same),
                     _ => {
-                        self.check(&gold, question.options)?;
+                        self.check(&gold, question.options).map_err(|e| unreadable(job, &question, e))?;
                         let gold: Arc<str> = gold.into();
                         golds.insert(question.number, Arc::clone(&gold));
                         gold
@@ -106,14 +106,11 @@ impl<'a> Judge<'a> {
     }
 
     /// What is right must be readable before anything is asked.
-    fn check(&self, gold: &str, options: usize) -> Result<(), StudyError> {
+    fn check(&self, gold: &str, options: usize) -> Result<(), EvalError> {
         match self.programs {
-            Some(programs) => programs.check(gold)?,
-            None => {
-                (self.scorer.grade)(&Answer::new(gold, "").with_options(options))?;
-            }
+            Some(programs) => programs.check(gold),
+            None => (self.scorer.grade)(&Answer::new(gold, "").with_options(options)).map(|_| ()),
         }
-        Ok(())
     }
 
     pub(super) fn record(&self, asked: &Asked, given: Given<'_>) -> Result<Record, StudyError> {
@@ -139,6 +136,7 @@ impl<'a> Judge<'a> {
             number: question.number,
             id: question.id.clone(),
             seed: asked.seed,
+            place: question.place,
             right: grade.correct,
             extracted: grade.extracted,
             finish: given.finish.to_owned(),
@@ -156,11 +154,20 @@ impl<'a> Judge<'a> {
     }
 }
 
+/// What is right of an item cannot be read: the item is named.
+fn unreadable(job: &TaskJob, question: &Question, error: EvalError) -> StudyError {
+    let task = job.task.name().to_owned();
+    let (place, number) = (&question.id, question.number);
+    let place = format!("item {place:?} (number {number}, from 0)");
+    DataError::Item { task, place, reason: error.to_string() }.into()
+}
+
 fn unfitting(question: &Question, seed: u64) -> Record {
     Record::Answer {
         number: question.number,
         id: question.id.clone(),
         seed,
+        place: question.place,
         right: false,
         extracted: None,
         finish: "does_not_fit".to_owned(),

@@ -14,10 +14,10 @@ mod work;
 
 #[cfg(feature = "server")]
 pub use server::run_task_on_server;
-pub(crate) use summary::right_by_item;
 pub use summary::{
     AnswerSummary, ChoiceSummary, Figure, SignCounts, TaskResult, TextSummary, summarise_answers,
 };
+pub(crate) use summary::{form_of, right_by_item};
 
 use crate::StudyError;
 use crate::record::Record;
@@ -229,7 +229,7 @@ pub fn run_task(
                     let report = text(model, reference, windows, events)?;
                     Ok((report, model.first_overflow()))
                 })?;
-            TaskResult::of_text(&job.task, &report, overflow)
+            TaskResult::of_text(&job.task, &report, overflow, job.task.unknown_words(&material.files)?)
         }
     };
     work.finish(job, result)

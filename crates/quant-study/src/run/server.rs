@@ -28,10 +28,11 @@ const LOOK: Duration = Duration::from_millis(100);
 const TOKENIZER: [&str; 4] =
     ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json"];
 
-/// Runs a task with choices, or one that asks for texts, on a model behind an OpenAI-compatible server. `job.model` is the folder with
-/// its tokenizer and chat template; `job.batch` requests are under way at a time; execution, arithmetic and memory are the server's.
+/// Runs a task on a model behind an OpenAI-compatible server. `job.model` is the folder with its tokenizer and chat template; `job.batch`
+/// requests are under way at a time; execution, arithmetic and memory are the server's.
 ///
-/// A choice is scored by its tokens, a plain prompt is sent in tokens, and a chat in turns, to which the server applies its own
+/// Choices and the windows of a text are scored by their tokens; of a text there is the perplexity alone, since servers give no logits to
+/// compare with those of a float model. For answers a plain prompt is sent in tokens, and a chat in turns, to which the server applies its own
 /// template; the folder's one tells whether the prompt opens the thought, and how much room it leaves. The tokens of a record are those
 /// that the tokenizer makes of the text, without one that ends it. Where the mark that closes a thought is a special token, and the server
 /// does not cut thoughts off itself, thoughts cannot be told from answers, and there are no signs of them. Draws are the server's: they have the seed of the run.
@@ -51,7 +52,7 @@ const TOKENIZER: [&str; 4] =
 /// ```
 ///
 /// # Errors
-/// [`StudyError::Refused`] for a task of the kind `text`; [`StudyError::Server`] where the server cannot be had or answers something else;
+/// [`StudyError::Refused`] for windows of a text that are longer than what the server takes; [`StudyError::Server`] where the server cannot be had or answers something else;
 /// otherwise as [`run_task`](super::run_task). What was answered before is kept in the output.
 pub fn run_task_on_server(
     job: &TaskJob,
@@ -60,13 +61,6 @@ pub fn run_task_on_server(
     registry: &Registry,
 ) -> Result<TaskOutcome, StudyError> {
     let began = Instant::now();
-    if let TaskKind::Text(_) = job.task.kind() {
-        return Err(StudyError::Refused(format!(
-            "the task {} predicts every token of a text, and is compared with a float model by the KL divergence of all logits; servers \
-             give neither: run it on a folder with --model",
-            job.task.name()
-        )));
-    }
     events.event(Event::Phase("reading the tokenizer and the task"));
     let mut material = Material::read(job, usize::MAX, registry)?;
     let server = Server::open(server)?;
@@ -88,8 +82,13 @@ pub fn run_task_on_server(
             choices(&server, &material, job, &items, &mut work.kept, events)?;
             TaskResult::of_choices(&job.task, ask.metric, &work.kept.done)?
         }
-        // Refused above.
-        TaskKind::Text(_) => return Err(StudyError::Refused(job.task.name().to_owned())),
+        TaskKind::Text(_) => {
+            let all = material.texts(job).windows()?;
+            let all = &all[..job.limit.unwrap_or(usize::MAX).min(all.len())];
+            windows(&server, &material, job, all, &mut work.kept, events)?;
+            let unknown = job.task.unknown_words(&material.files)?;
+            TaskResult::of_windows(&job.task, &work.kept.done, unknown)
+        }
     };
     work.finish(job, result)
 }
@@ -138,6 +137,34 @@ fn choices(
     })
 }
 
+/// Scores the windows of a text that are not there yet: every token of each but its first.
+fn windows(
+    server: &Server,
+    material: &Material,
+    job: &TaskJob,
+    windows: &[Vec<u32>],
+    kept: &mut Kept,
+    events: &mut dyn Events,
+) -> Result<(), StudyError> {
+    let longest = windows.iter().map(Vec::len).max().unwrap_or(0);
+    // The server makes one token more.
+    if longest >= material.longest {
+        return Err(StudyError::Refused(format!(
+            "the task {} has windows of {longest} tokens, and the server takes {}, one of them for the token that it adds: give a task \
+             with a smaller `window`",
+            job.task.name(),
+            material.longest
+        )));
+    }
+    let missing: Vec<(u64, &Vec<u32>)> =
+        (0..).zip(windows).filter(|(number, _)| !kept.done.contains_key(&(0, *number))).collect();
+    each(server, &missing, job.batch, kept, events, |(number, window)| {
+        let (context, predicted) = window.split_at(1);
+        let scored = server.score(context, predicted)?;
+        Ok(Record::Window { number: *number, tokens: predicted.len(), log_likelihood: scored.log_likelihood })
+    })
+}
+
 /// Asks for the texts that are not there yet, under every seed.
 fn answers(
     server: &Server,
@@ -171,7 +198,7 @@ fn answers(
 fn tokens_of(record: &Record) -> usize {
     match record {
         Record::Answer { tokens, .. } => tokens.len(),
-        Record::Choice { .. } => 0,
+        Record::Choice { .. } | Record::Window { .. } => 0,
     }
 }
 

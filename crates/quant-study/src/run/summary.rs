@@ -93,8 +93,30 @@ pub struct TextSummary {
     pub kl: Option<f64>,
     /// Share of positions at which both rank the same token first.
     pub top1_agreement: Option<f64>,
+    /// Share of positions at which the float model's first token is among the first five.
+    #[serde(default)]
+    pub top5_agreement: Option<f64>,
     /// The first block after which hidden states were not finite.
     pub first_overflow: Option<String>,
+    /// How often `<unk>` stands in the text: 0 in a raw one, more in a tokenised one; none for conversations.
+    #[serde(default)]
+    pub unknown_words: Option<usize>,
+}
+
+impl TextSummary {
+    /// What kind of text it is, by its unknown words; none for conversations.
+    #[must_use]
+    pub fn form(&self) -> Option<String> {
+        self.unknown_words.map(form_of)
+    }
+}
+
+/// What kind of text has so many unknown words.
+pub(crate) fn form_of(unknown_words: usize) -> String {
+    match unknown_words {
+        0 => "raw".to_owned(),
+        some => format!("tokenised, {some} <unk>"),
+    }
 }
 
 /// The result of a task on a model; the same for every number of threads, batch, and way to it.
@@ -213,7 +235,39 @@ impl TaskResult {
         Ok(Self { answers: Some(summary), problem, ..Self::new(task, items, seeds, figure) })
     }
 
-    pub(super) fn of_text(task: &Task, report: &EvalReport, first_overflow: Option<String>) -> Self {
+    /// Of windows that a server has predicted.
+    #[cfg(feature = "server")]
+    pub(super) fn of_windows(task: &Task, done: &Done, unknown_words: Option<usize>) -> Self {
+        let (mut all, mut sum) = (0, 0.0);
+        for record in done.values() {
+            if let Record::Window { tokens, log_likelihood, .. } = record {
+                all += tokens;
+                sum -= log_likelihood;
+            }
+        }
+        let mean = (all > 0).then(|| sum / all as f64);
+        let perplexity = mean.map(quant_core::elementary::exp).filter(|value| value.is_finite());
+        let problem = (mean.is_some() && perplexity.is_none())
+            .then(|| "the perplexity is larger than any number".to_owned());
+        let figure = Figure { name: "perplexity".to_owned(), value: perplexity, interval: None };
+        let text = TextSummary {
+            tokens: all,
+            mean_nll: mean,
+            kl: None,
+            top1_agreement: None,
+            top5_agreement: None,
+            first_overflow: None,
+            unknown_words,
+        };
+        Self { text: Some(text), problem, ..Self::new(task, done.len(), &[], figure) }
+    }
+
+    pub(super) fn of_text(
+        task: &Task,
+        report: &EvalReport,
+        first_overflow: Option<String>,
+        unknown_words: Option<usize>,
+    ) -> Self {
         let figure = Figure { name: "perplexity".to_owned(), value: report.perplexity, interval: None };
         let problem = match &report.outcome {
             Outcome::Ok => None,
@@ -231,7 +285,9 @@ impl TaskResult {
             mean_nll: report.mean_nll,
             kl: comparison.and_then(|c| c.kl),
             top1_agreement: comparison.and_then(|c| c.top1_agreement),
+            top5_agreement: comparison.and_then(|c| c.top5_agreement),
             first_overflow,
+            unknown_words,
         };
         Self { text: Some(text), problem, ..Self::new(task, report.sequences, &[], figure) }
     }

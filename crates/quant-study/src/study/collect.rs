@@ -1,12 +1,14 @@
 //! From the folders of cells to what a study found, so that a report can be made at any time.
 
 use super::compare::{Answers, compare};
-use super::place::{RANGES, SERVER, slug, variant_folder};
-use super::plan::{PlannedVariant, StudyPlan, is_asked_of_servers};
+use super::depends::{of_answers, of_blame, standing};
+use super::place::{BLAME, FAILURES, PREDICTION, RANGES, SERVER, slug, variant_folder};
+use super::plan::{PlannedVariant, StudyPlan};
 use crate::StudyError;
 use crate::files::read_json;
 use crate::results::{
-    Column, ColumnResult, ModelResults, Status, StudyResults, TextFigures, VariantFacts, VariantResults,
+    Column, ColumnResult, FailedPart, ModelResults, Status, StudyResults, TextFigures, VariantFacts,
+    VariantResults,
 };
 use crate::run::home::finished_in;
 use crate::run::{SignCounts, TaskOutcome};
@@ -35,9 +37,15 @@ fn columns(tasks: &[Task]) -> Vec<Column> {
     columns
 }
 
-/// Reads the cells of a study.
-pub(super) fn collect(output: &Path, plan: &StudyPlan, tasks: &[Task]) -> Result<StudyResults, StudyError> {
+/// Reads the cells of a study; `blame` is the task on whose text causes are looked for.
+pub(super) fn collect(
+    output: &Path,
+    plan: &StudyPlan,
+    tasks: &[Task],
+    blame: Option<&str>,
+) -> Result<StudyResults, StudyError> {
     let columns = columns(tasks);
+    let asked = Asked { tasks, columns: &columns, blame };
     let mut models: Vec<ModelResults> = Vec::new();
     // Of every row of a model, what is known of the items of each task.
     let mut answers = BTreeMap::<usize, Vec<Vec<Option<Answers>>>>::new();
@@ -50,7 +58,7 @@ pub(super) fn collect(output: &Path, plan: &StudyPlan, tasks: &[Task]) -> Result
             }
         };
         for (execution, problem) in &planned.executions {
-            let (found, own) = row(output, planned, execution, problem.as_deref(), tasks, &columns)?;
+            let (found, own) = row(output, planned, execution, problem.as_deref(), &asked)?;
             models[at].variants.push(found);
             answers.entry(at).or_default().push(own);
         }
@@ -71,14 +79,21 @@ pub(super) fn collect(output: &Path, plan: &StudyPlan, tasks: &[Task]) -> Result
     })
 }
 
+/// What every row is asked.
+struct Asked<'a> {
+    tasks: &'a [Task],
+    columns: &'a [Column],
+    blame: Option<&'a str>,
+}
+
 fn row(
     output: &Path,
     planned: &PlannedVariant,
     execution: &str,
     problem: Option<&str>,
-    tasks: &[Task],
-    columns: &[Column],
+    asked: &Asked<'_>,
 ) -> Result<(VariantResults, Vec<Option<Answers>>), StudyError> {
+    let Asked { tasks, columns, blame } = *asked;
     let folder = variant_folder(output, &planned.model, planned.recipe.as_deref());
     let facts: Option<VariantFacts> = read_json(&folder.join("variant.json"))?;
     let illegal = planned.illegal.as_deref().or(problem).map(|reason| Status::Illegal(reason.to_owned()));
@@ -103,6 +118,7 @@ fn row(
         layers: facts.map(|facts| facts.layers).unwrap_or_default(),
         ranges: Vec::new(),
         problems: Vec::new(),
+        failed: Vec::new(),
         missing: Vec::new(),
         runs: Vec::new(),
     };
@@ -112,21 +128,28 @@ fn row(
     if planned.executions.first().is_some_and(|(first, _)| first == execution) {
         row.ranges = read_json(&folder.join(RANGES))?.unwrap_or_default();
     }
+    row.failed = read_json::<Vec<FailedPart>>(&folder.join(FAILURES))?.unwrap_or_default();
+    row.failed.retain(|failed| failed.execution == execution);
     let folder = folder.join(execution);
-    row.prediction = read_json::<Prediction>(&folder.join("prediction.json"))?.map(|kept| kept.verdict);
-    row.blame = read_json(&folder.join("blame.json"))?;
+    let of = of_answers(output, &planned.model, tasks)?;
+    let predicted: Option<Prediction> = standing(&folder.join(PREDICTION), of.as_deref())?;
+    row.prediction = predicted.map(|kept| kept.verdict);
+    let of = of_blame(&folder, tasks, blame)?;
+    row.blame = standing(&folder.join(BLAME), of.as_deref())?;
     let (mut outcomes, mut answers) = (Vec::new(), Vec::new());
     for task in tasks {
         let outcome = finished_in(&folder.join(slug(task.name())))?;
         answers.push(outcome.as_ref().map(|outcome| Answers::of(task, outcome)));
         match outcome {
             Some(outcome) => outcomes.push((task.name(), outcome)),
-            None if execution == SERVER && !is_asked_of_servers(task) => {
-                row.problems.push(format!("{}: servers are not asked for texts", task.name()));
-            }
+            None if row.failed.iter().any(|failed| failed.part == task.name()) => {}
             None => row.missing.push(task.name().to_owned()),
         }
     }
+    // What was finished since, or is no part of the study any more, is no failure of it.
+    row.failed.retain(|failed| !outcomes.iter().any(|(task, _)| *task == failed.part));
+    row.problems
+        .extend(row.failed.iter().map(|failed| format!("{}: failed: {}", failed.part, failed.reason)));
     let of = |name: &str| outcomes.iter().find(|(task, _)| *task == name).map(|(_, outcome)| outcome);
     for (column, figure) in columns.iter().zip(&mut row.columns) {
         *figure = column_result(column, &of);
@@ -139,11 +162,17 @@ fn row(
         row.problems.extend(result.problem.as_ref().map(|problem| format!("{task}: {problem}")));
         row.runs.push(outcome.run.clone());
         if let Some(text) = &result.text {
+            if execution == SERVER {
+                let words = "KL divergence and agreement are not available: a server gives no logits";
+                row.problems.push(format!("{task}: {words}"));
+            }
             row.texts.push(TextFigures {
                 task: (*task).to_owned(),
                 perplexity: result.figure.value,
                 kl: text.kl,
                 top1_agreement: text.top1_agreement,
+                top5_agreement: text.top5_agreement,
+                unknown_words: text.unknown_words,
             });
         }
         if let Some(answers) = &result.answers {

@@ -30,7 +30,7 @@ impl Answers {
                         ChoiceMetric::AccNorm => *acc_norm,
                         ChoiceMetric::Greedy => greedy.get(*gold).copied().unwrap_or(false),
                     },
-                    Record::Answer { .. } => false,
+                    _ => false,
                 };
                 Self { seeds: 1, right: records.iter().map(right).collect(), greedy: Vec::new() }
             }
@@ -99,7 +99,8 @@ fn loss(
     for column in columns {
         for (name, weight) in &column.tasks {
             let cells = place(name).and_then(|at| Some((float.get(at)?.as_ref()?, own.get(at)?.as_ref()?)));
-            let Some((a, b)) = cells else { return Ok(None) };
+            let same = |(a, b): &(&Answers, &Answers)| (a.seeds, a.right.len()) == (b.seeds, b.right.len());
+            let Some((a, b)) = cells.filter(same) else { return Ok(None) };
             let of = |answers: &Answers| Outcomes::new(answers.seeds, answers.right.clone());
             pairs.push((weight / columns.len() as f64, of(a)?, of(b)?));
         }

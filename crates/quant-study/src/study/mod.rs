@@ -2,6 +2,7 @@
 
 mod collect;
 mod compare;
+mod depends;
 #[cfg(feature = "hub")]
 mod fetch;
 mod job;

@@ -18,6 +18,12 @@ pub(super) const SERVER: &str = "server";
 
 /// What is known of the activations of a row.
 pub(super) const RANGES: &str = "ranges.json";
+/// What is predicted of a row without decoding.
+pub(super) const PREDICTION: &str = "prediction.json";
+/// Where the loss of a row comes from.
+pub(super) const BLAME: &str = "blame.json";
+/// What of a row failed for another reason than its setting.
+pub(super) const FAILURES: &str = "failures.json";
 
 /// A name as that of a folder.
 pub(super) fn slug(name: &str) -> String {
@@ -55,6 +61,14 @@ pub(super) fn discard(path: &Path, output: &Path) -> Result<(), StudyError> {
 /// Removes a folder, if there is one.
 pub(super) fn remove_folder(path: &Path) -> Result<(), StudyError> {
     match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StudyError::io(path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a file, if there is one.
+pub(super) fn remove_file(path: &Path) -> Result<(), StudyError> {
+    match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StudyError::io(path)(error)),
         _ => Ok(()),
     }

@@ -3,9 +3,10 @@
 use super::job::StudyJob;
 use super::place::{SERVER, model_folder, word};
 use crate::StudyError;
+use crate::blame::BlameCost;
 use crate::grid::{Grid, GridModel, GridRecipe, GridServer, RecipeText};
 use quant_data::{CalibrationSpec, Task, TaskKind, built_in_task};
-use quant_graph::ModelScheme;
+use quant_graph::{ModelScheme, ModelSpec};
 use quant_model::Execution;
 use quant_pipeline::{
     AnalysisCost, Forecast, PipelineError, Plan, QuantizeJob, Recipe, Registry, Sample, Shared,
@@ -40,6 +41,9 @@ pub struct PlannedVariant {
     /// calibration data to see them on, or the memory budget is too small for it.
     #[serde(default)]
     pub ranges: Option<AnalysisCost>,
+    /// What looking for the causes of its loss takes, where the grid asks for them.
+    #[serde(default)]
+    pub blame: Option<BlameCost>,
     /// Why it cannot be made.
     pub illegal: Option<String>,
     /// What is not there, so that the row cannot be run here although it is legal.
@@ -49,6 +53,13 @@ pub struct PlannedVariant {
 }
 
 impl PlannedVariant {
+    /// Why it is not run in any way; none where it is.
+    pub(super) fn refusal(&self) -> Option<&str> {
+        let problems = || self.executions.iter().map(|(_, problem)| problem.as_deref());
+        let first = problems().flatten().next().filter(|_| problems().all(|problem| problem.is_some()));
+        self.illegal.as_deref().or(first)
+    }
+
     /// Predicted peak memory of quantising it and of looking at its activations, in bytes.
     fn peak(&self) -> u64 {
         self.memory.max(self.ranges.map_or(0, |cost| cost.memory))
@@ -97,6 +108,23 @@ pub(super) fn tasks(grid: &Grid) -> Result<Vec<Task>, StudyError> {
         })
     };
     let tasks = grid.tasks.iter().map(read).collect::<Result<Vec<Task>, StudyError>>()?;
+    if let Some(name) = &grid.blame {
+        let known: Vec<&str> = tasks.iter().map(Task::name).collect();
+        let is_text = |task: &Task| matches!(task.kind(), TaskKind::Text(_));
+        let reason = match tasks.iter().find(|task| task.name() == name) {
+            Some(task) if is_text(task) => None,
+            Some(_) => {
+                Some("it is no task of the kind text, on whose windows blocks could be put back".to_owned())
+            }
+            None => {
+                let meant = quant_core::meant(name, &known);
+                Some(format!("it is none of the tasks of the grid{meant}; they are {}", known.join(", ")))
+            }
+        };
+        if let Some(reason) = reason {
+            return Err(StudyError::grid("blame", format!("{name:?}: {reason}")));
+        }
+    }
     for (index, task) in tasks.iter().enumerate() {
         if tasks[..index].iter().any(|other| other.name() == task.name()) {
             return Err(StudyError::grid("tasks", format!("{:?} stands there twice", task.name())));
@@ -145,6 +173,21 @@ fn ranges_cost(job: &StudyJob, model: &GridModel, plan: &Plan, bytes: [u64; 2]) 
     cost.filter(|cost| job.memory_of_work().is_none_or(|allowed| cost.memory <= allowed))
 }
 
+/// What looking for the causes of the loss of a row takes, if that is asked for.
+fn blame_cost(
+    job: &StudyJob,
+    planned: &PlannedVariant,
+    spec: &ModelSpec,
+) -> Result<Option<BlameCost>, StudyError> {
+    let Some(name) = &job.grid.blame else { return Ok(None) };
+    let tasks = tasks(&job.grid)?;
+    let asked = tasks.iter().find(|task| task.name() == name).map(Task::kind);
+    let Some(TaskKind::Text(ask)) = asked else { return Ok(None) };
+    let ways = planned.executions.iter().filter(|(_, problem)| problem.is_none()).count();
+    let seconds = Forecast::seconds_of_tokens(spec, 1, job.grid.compute, job.threads);
+    Ok(Some(BlameCost::new(spec, ask.window, ways, seconds)))
+}
+
 /// A row of which nothing is known yet but its recipe.
 fn row(job: &StudyJob, model: &GridModel, given: &GridRecipe, recipe: &Recipe) -> PlannedVariant {
     let codes = recipe.format().stores_codes();
@@ -165,28 +208,19 @@ fn row(job: &StudyJob, model: &GridModel, given: &GridRecipe, recipe: &Recipe) -
         memory: 0,
         shared: 0,
         ranges: None,
+        blame: None,
         illegal: None,
         absent: None,
         executions: executions.collect(),
     }
 }
 
-/// Whether a server can be asked a task: it gives neither all logits nor the likelihoods of a whole text beside a float model.
-pub(super) fn is_asked_of_servers(task: &Task) -> bool {
-    !matches!(task.kind(), TaskKind::Text(_))
-}
-
 /// A row of a server.
-fn served(model: &GridModel, server: &GridServer, tasks: &[Task]) -> PlannedVariant {
-    let problem = if cfg!(feature = "server") {
-        (!tasks.iter().any(is_asked_of_servers))
-            .then(|| "servers answer no task of the kind text, and the grid has no other".to_owned())
-    } else {
-        Some(
-            "this program was built without servers: build it with `--features server`, or `tls` for https://"
-                .to_owned(),
-        )
-    };
+fn served(model: &GridModel, server: &GridServer) -> PlannedVariant {
+    let problem = (!cfg!(feature = "server")).then(|| {
+        "this program was built without servers: build it with `--features server`, or `tls` for https://"
+            .to_owned()
+    });
     PlannedVariant {
         model: model.name.clone(),
         recipe: Some(server.name.clone()),
@@ -198,6 +232,7 @@ fn served(model: &GridModel, server: &GridServer, tasks: &[Task]) -> PlannedVari
         memory: 0,
         shared: 0,
         ranges: None,
+        blame: None,
         illegal: problem,
         absent: None,
         executions: vec![(SERVER.to_owned(), None)],
@@ -235,7 +270,7 @@ impl StudyPlan {
                 Err(error) => return Err(error),
             }
             let shape = model.config.as_ref().filter(|_| !folder.exists());
-            let float = model.float_server().map(|server| served(model, server, &tasks));
+            let float = model.float_server().map(|server| served(model, server));
             let float = float.map(|row| PlannedVariant { recipe: None, method: "float".to_owned(), ..row });
             variants.push(float.unwrap_or_else(|| PlannedVariant {
                 model: model.name.clone(),
@@ -248,6 +283,7 @@ impl StudyPlan {
                 memory: 0,
                 shared: 0,
                 ranges: None,
+                blame: None,
                 illegal: None,
                 absent: None,
                 executions: vec![("sim".to_owned(), None)],
@@ -261,7 +297,7 @@ impl StudyPlan {
                 variants.push(PlannedVariant { absent: absent.clone(), ..planned });
             }
             for server in model.servers.iter().filter(|&server| Some(server) != model.float_server()) {
-                variants.push(PlannedVariant { absent: absent.clone(), ..served(model, server, &tasks) });
+                variants.push(PlannedVariant { absent: absent.clone(), ..served(model, server) });
             }
         }
         let runs = |v: &PlannedVariant| v.executions.iter().filter(|(_, problem)| problem.is_none()).count();
@@ -271,13 +307,7 @@ impl StudyPlan {
         let held = left.min(job.shared_bytes());
         Ok(Self {
             study: grid.name.clone(),
-            cells: legal()
-                .map(|v| {
-                    let on_server = v.executions.iter().any(|(name, _)| name == SERVER);
-                    let asked = tasks.iter().filter(|task| !on_server || is_asked_of_servers(task)).count();
-                    runs(v) * asked
-                })
-                .sum(),
+            cells: legal().map(|v| runs(v) * tasks.len()).sum(),
             tasks: tasks.iter().map(|task| task.name().to_owned()).collect(),
             disk: legal().map(|v| v.disk).max().unwrap_or(0),
             memory: legal().map(PlannedVariant::peak).max().unwrap_or(0) + held,
@@ -310,6 +340,7 @@ impl StudyPlan {
                 planned.shared = SharedStatistics::bytes(&plan, &lengths);
                 let float = 2 * (plan.spec.layers * plan.spec.block_parameters()) as u64;
                 planned.ranges = ranges_cost(job, model, &plan, [float, forecast.output_bytes]);
+                planned.blame = blame_cost(job, &planned, &plan.spec)?;
                 planned.memory =
                     quant_pipeline::memory::predict(&plan, &lengths, 0, job.threads).bound(false);
             }
@@ -355,6 +386,7 @@ impl StudyPlan {
                 planned.shared = SharedStatistics::bytes(&prepared.plan, &lengths);
                 let float = prepared.folder.checkpoint.total_bytes();
                 planned.ranges = ranges_cost(job, model, &prepared.plan, [float, prepared.disk.weights]);
+                planned.blame = blame_cost(job, &planned, &prepared.plan.spec)?;
             }
             // What this recipe asks of this model cannot be had; other rows can.
             Err(StudyError::Pipeline(

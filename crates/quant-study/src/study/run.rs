@@ -2,18 +2,18 @@
 
 use super::collect::collect;
 use super::job::StudyJob;
-use super::place::{model_folder, remove_folder, slug, variant_folder, word};
-use super::plan::{StudyPlan, tasks};
-use super::rows::{EXECUTIONS, Origin, Rows};
+use super::place::{discard, model_folder, remove_folder, slug, variant_folder};
+use super::plan::{PlannedVariant, StudyPlan, tasks};
+use super::rows::{Origin, Rows};
 use crate::StudyError;
-use crate::files::{Lock, read_json, write_whole};
+use crate::files::{Lock, read_json, write_beside_others, write_whole};
 use crate::grid::Grid;
-use crate::programs::{check_programs, runs_programs};
+use crate::programs::check_programs;
 use crate::report;
 use crate::results::{Status, StudyResults, VariantFacts};
-use crate::run::home::{changed, differing, pretty};
+use crate::run::home::{clear, differing, pretty};
 use quant_data::Task;
-use quant_pipeline::{Event, Events, PipelineError, Registry, Shared};
+use quant_pipeline::{Event, Events, Registry, Shared};
 use std::path::{Path, PathBuf};
 
 const GRID: &str = "grid.yaml";
@@ -24,7 +24,7 @@ const PLAN: &str = "plan.json";
 pub struct StudyOutcome {
     /// What it found.
     pub results: StudyResults,
-    /// Rows that failed for other reasons than their setting.
+    /// Cells, and rows that could not be made, that failed for other reasons than their setting.
     pub failed: usize,
 }
 
@@ -62,15 +62,13 @@ pub fn run_study(
     let plan = StudyPlan::new(job, registry, false, &shared)?;
     let tasks = tasks(&job.grid)?;
     check_programs(&tasks, job.allow_code_execution, job.python.as_deref(), registry)?;
-    if let Some(reason) =
-        plan.variants.iter().filter(|v| v.recipe.is_some()).map(|v| v.illegal.as_ref()).reduce(Option::and)
-        && let Some(reason) = reason
+    let mut refusals = plan.variants.iter().filter(|v| v.recipe.is_some()).map(PlannedVariant::refusal);
+    if let Some(Some(reason)) = refusals.clone().next()
+        && refusals.all(|refusal| refusal.is_some())
     {
-        return Err(StudyError::NothingLegal(reason.clone()));
+        return Err(StudyError::NothingLegal(reason.to_owned()));
     }
-    if !job.restart_changed {
-        refuse_changed(job, &plan, &tasks, registry)?;
-    }
+    settle_changed(job, &plan, &tasks, registry)?;
     remove_folder(&job.output.join("removed"))?;
     write_whole(&job.output.join(GRID), job.grid.text().as_bytes())?;
     keep_tasks(&job.output, &tasks)?;
@@ -82,17 +80,8 @@ pub fn run_study(
         for planned in plan.variants.iter().filter(|v| v.model == model.name && v.illegal.is_none()) {
             let origin = Origin::of(&job.grid, model, planned);
             match rows.run(planned, origin, events) {
-                Ok(()) => {}
-                Err(
-                    error @ StudyError::Pipeline(PipelineError::Interrupted | PipelineError::Kept { .. }),
-                ) => {
-                    return Err(error);
-                }
-                Err(
-                    error @ (StudyError::Changed { .. } | StudyError::Locked { .. } | StudyError::Io { .. }),
-                ) => {
-                    return Err(error);
-                }
+                Ok(parts) => failed += parts,
+                Err(error) if error.ends_a_study() => return Err(error),
                 Err(error) => {
                     failed += 1;
                     events.event(Event::Warning(format!("{}: {error}", rows.title(planned))));
@@ -144,17 +133,20 @@ fn report_on(
     tasks: &[Task],
     grid: &Grid,
 ) -> Result<StudyResults, StudyError> {
-    let results = collect(output, plan, tasks)?;
-    write_whole(&output.join("results.json"), &pretty(&results))?;
-    write_whole(&output.join("results.csv"), report::csv(&results).as_bytes())?;
-    write_whole(&output.join("report.md"), report::markdown(&results, grid).as_bytes())?;
-    write_whole(&output.join("map.svg"), report::picture(&results).as_bytes())?;
-    write_whole(&output.join("report.html"), report::html(&results, grid)?.as_bytes())?;
+    let results = collect(output, plan, tasks, grid.blame.as_deref())?;
+    // A report can be asked for while the study is run by another process.
+    let write = |name: &str, bytes: &[u8]| write_beside_others(&output.join(name), bytes);
+    write("results.json", &pretty(&results))?;
+    write("results.csv", report::csv(&results).as_bytes())?;
+    write("report.md", report::markdown(&results, grid).as_bytes())?;
+    write("map.svg", report::picture(&results).as_bytes())?;
+    write("report.html", report::html(&results, grid)?.as_bytes())?;
     Ok(results)
 }
 
-/// Refuses a study with finished cells whose job has changed, and names them all.
-fn refuse_changed(
+/// Deals with finished cells whose job has changed: names them all and refuses, or throws them away before anything is run, so that no
+/// report has figures of both jobs.
+fn settle_changed(
     job: &StudyJob,
     plan: &StudyPlan,
     tasks: &[Task],
@@ -167,26 +159,27 @@ fn refuse_changed(
         for planned in plan.variants.iter().filter(|v| v.model == model.name && v.illegal.is_none()) {
             let origin = Origin::of(&job.grid, model, planned);
             let home = variant_folder(&job.output, &planned.model, planned.recipe.as_deref());
-            let Some(facts) = read_json::<VariantFacts>(&home.join("variant.json"))? else { continue };
+            let facts: Option<VariantFacts> = read_json(&home.join("variant.json"))?;
+            let Some(facts) = facts else { continue };
             let identity = rows.identity(origin)?;
             let differences = differing(&facts.identity, &identity);
-            if !differences.is_empty() {
+            // Nothing of a row that failed is finished but its cells, which depend on what it depends on.
+            if !differences.is_empty() && !matches!(facts.status, Status::Failed(_)) {
                 named.push(format!("{} ({differences})", rows.title(planned)));
+                if job.restart_changed {
+                    discard(&home, &job.output)?;
+                }
                 continue;
             }
-            for (execution, task) in EXECUTIONS.iter().flat_map(|e| tasks.iter().map(move |task| (*e, task)))
-            {
-                let cell = rows.task_job(&folder, task, execution, &identity, &home.join(word(execution)));
-                let files = task.source().find(task.name(), &cell.data)?;
-                let programs = runs_programs(task, registry)?;
-                let differences = changed(&cell, &cell.used_seeds(), &files, programs)?;
-                if !differences.is_empty() {
-                    named.push(format!("{}, {} ({differences})", rows.title(planned), task.name()));
+            for (folder, words) in rows.cells_changed(planned, &identity)? {
+                named.push(words);
+                if job.restart_changed {
+                    clear(&folder)?;
                 }
             }
         }
     }
-    if named.is_empty() {
+    if named.is_empty() || job.restart_changed {
         return Ok(());
     }
     Err(StudyError::Changed {

@@ -70,7 +70,7 @@ fn an_item_does_not_depend_on_what_else_is_asked() {
     assert_eq!(four.result.answers.as_ref().unwrap().per_seed.len(), 2);
     let tokens = |record: &Record| match record {
         Record::Answer { tokens, .. } => tokens.clone(),
-        Record::Choice { .. } => unreachable!(),
+        _ => unreachable!(),
     };
     assert_ne!(tokens(&four.records[0]), tokens(&four.records[4]), "another seed, another answer");
 }
@@ -135,6 +135,7 @@ fn a_text_beside_the_float_model() {
     let beside = of(Some(&mut reference)).result;
     let text = beside.text.as_ref().unwrap();
     assert_eq!((text.kl, text.top1_agreement, text.tokens), (Some(0.0), Some(1.0), 4 * 255));
+    assert_eq!((text.top5_agreement, text.unknown_words), (Some(1.0), None));
     // The second time the reference is remembered.
     assert_eq!(of(Some(&mut reference)).result, beside);
     let alone = of(None).result;

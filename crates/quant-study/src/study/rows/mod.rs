@@ -1,36 +1,26 @@
 //! The rows of a model: making each, asking it everything, reading, putting back.
 
-use super::compare::is_greedy;
+mod reading;
+
+use super::depends::{of_answers, of_blame, stands};
 use super::job::StudyJob;
-use super::place::{RANGES, SERVER, discard, slug, variant_folder, word};
-#[cfg(feature = "server")]
-use super::plan::is_asked_of_servers;
+use super::place::{
+    BLAME, FAILURES, PREDICTION, RANGES, SERVER, discard, remove_file, slug, variant_folder, word,
+};
 use super::plan::{PlannedVariant, calibration, quantize_job, recipe};
 use crate::StudyError;
-use crate::blame::blame;
 use crate::files::{read_json, write_whole};
 use crate::grid::{Grid, GridModel, GridRecipe, GridServer};
-use crate::ranges::ranges;
-use crate::record::Record;
-use crate::results::{Status, VariantFacts};
-use crate::run::home::{Identity, differing, finished_in, hash_of, is_finished, pretty};
-use crate::run::tokens::Texts;
+use crate::programs::runs_programs;
+use crate::results::{FailedPart, Status, VariantFacts};
+use crate::run::home::{Identity, changed, differing, hash_of, is_finished, pretty};
 use crate::run::{Reference, TaskJob, run_task, version};
-use crate::verdict::{FloatAnswer, predict};
-use quant_checkpoint::{BlockSource, FolderSource, TensorHash};
-use quant_data::{ChatTemplate, Question, Task, TaskKind, Tokenizer, end_tokens};
-use quant_kernels::Par;
-use quant_model::{Arithmetic, Execution};
-use quant_pipeline::{
-    AnalyzeJob, Event, Events, PipelineError, Registry, Scored, Shared, folder_arithmetic, open_folder_with,
-    quantize, with_threads,
-};
-use std::collections::BTreeMap;
-use std::path::Path;
-use std::time::Instant;
-
-/// Windows of the sample on which blocks are put back.
-const BLAMED: usize = 8;
+use crate::verdict::FloatAnswer;
+use quant_checkpoint::TensorHash;
+use quant_data::{Task, TaskKind};
+use quant_model::Execution;
+use quant_pipeline::{Event, Events, PipelineError, Registry, Shared, open_folder_with, quantize};
+use std::path::{Path, PathBuf};
 
 /// All ways to run a model, in the order in which they are.
 pub(super) const EXECUTIONS: [Execution; 2] = [Execution::Simulated, Execution::Integer];
@@ -52,6 +42,32 @@ impl<'a> Origin<'a> {
         let server = model.servers.iter().find(|s| s.name == *name).map(Self::Server);
         let recipe = grid.recipes.iter().find(|r| r.name == *name).map(Self::Recipe);
         recipe.or(server).unwrap_or(Self::Float)
+    }
+}
+
+/// What of a row failed for another reason than its setting, while the rest of it was run.
+struct Parts {
+    title: String,
+    failed: Vec<FailedPart>,
+}
+
+impl Parts {
+    /// Notes a failure, unless it ends the study.
+    fn keep(
+        &mut self,
+        execution: &str,
+        part: &str,
+        done: Result<(), StudyError>,
+        events: &mut dyn Events,
+    ) -> Result<(), StudyError> {
+        let Err(error) = done else { return Ok(()) };
+        if error.ends_a_study() {
+            return Err(error);
+        }
+        events.event(Event::Warning(format!("{}, {execution}, {part}: {error}", self.title)));
+        let (execution, part) = (execution.to_owned(), part.to_owned());
+        self.failed.push(FailedPart { execution, part, reason: error.to_string() });
+        Ok(())
     }
 }
 
@@ -87,7 +103,9 @@ impl<'a> Rows<'a> {
         }
         let mut data = format!("{:?} x {:?}, seed {}", model.num_samples, model.max_seq_len, model.seed);
         if let (Some(spec), Some(written)) = (calibration(model, folder)?, &model.calibration) {
-            data = format!("{written}, {}, {data}", hash_of(spec.path())?);
+            // Where it lies is no part of what it is.
+            let name = Path::new(written).file_name().map(|name| name.to_string_lossy());
+            data = format!("{}, {}, {data}", name.unwrap_or_default(), hash_of(spec.path())?);
         }
         let identity = [common, vec![("the calibration".to_owned(), data)]];
         let shared = shared.clone();
@@ -117,30 +135,48 @@ impl<'a> Rows<'a> {
         Ok(fields)
     }
 
+    /// Makes a row, asks it everything that is not finished, and gives the number of parts of it that failed.
     pub(super) fn run(
         &mut self,
         planned: &PlannedVariant,
         origin: Origin<'_>,
         events: &mut dyn Events,
-    ) -> Result<(), StudyError> {
+    ) -> Result<usize, StudyError> {
         let home = variant_folder(&self.job.output, &planned.model, planned.recipe.as_deref());
         std::fs::create_dir_all(&home).map_err(StudyError::io(&home))?;
+        remove_file(&home.join(FAILURES))?;
+        let mut parts = Parts { title: self.title(planned), failed: Vec::new() };
+        self.run_parts(planned, origin, &home, &mut parts, events)?;
+        if !parts.failed.is_empty() {
+            write_whole(&home.join(FAILURES), &pretty(&parts.failed))?;
+        }
+        Ok(parts.failed.len())
+    }
+
+    fn run_parts(
+        &mut self,
+        planned: &PlannedVariant,
+        origin: Origin<'_>,
+        home: &Path,
+        parts: &mut Parts,
+        events: &mut dyn Events,
+    ) -> Result<(), StudyError> {
         let identity = self.identity(origin)?;
-        let facts: Option<VariantFacts> = read_json(&home.join("variant.json"))?;
+        // What failed for another reason than its setting may not fail again.
+        let facts = read_json(&home.join("variant.json"))?;
+        let facts = facts.filter(|facts: &VariantFacts| !matches!(facts.status, Status::Failed(_)));
         let differences =
             facts.as_ref().map_or_else(String::new, |facts| differing(&facts.identity, &identity));
         let facts = match facts {
             Some(_) if !differences.is_empty() => {
                 if !self.job.restart_changed {
                     let advice = "give --restart-changed to run it again, or another --output";
-                    return Err(StudyError::Changed { path: home, differences, advice });
+                    return Err(StudyError::Changed { path: home.to_owned(), differences, advice });
                 }
-                discard(&home, &self.job.output)?;
-                std::fs::create_dir_all(&home).map_err(StudyError::io(&home))?;
+                discard(home, &self.job.output)?;
+                std::fs::create_dir_all(home).map_err(StudyError::io(home))?;
                 None
             }
-            // What failed for another reason than its setting may not fail again.
-            Some(VariantFacts { status: Status::Failed(_), .. }) => None,
             facts => facts,
         };
         if matches!(facts, Some(VariantFacts { status: Status::NotFinite(_), .. })) {
@@ -150,7 +186,7 @@ impl<'a> Rows<'a> {
             Origin::Server(server) => {
                 let facts = VariantFacts::failed(identity.clone(), Status::Ok);
                 write_whole(&home.join("variant.json"), &pretty(&facts))?;
-                return self.serve(planned, server, &identity, &home.join(SERVER), events);
+                return self.serve(planned, server, &identity, &home.join(SERVER), parts, events);
             }
             Origin::Recipe(given) => Some(given),
             Origin::Float => None,
@@ -161,18 +197,11 @@ impl<'a> Rows<'a> {
                 planned.executions.iter().any(|(name, problem)| name == word(*e) && problem.is_none())
             })
             .collect();
-        let predicted = given.is_some() && self.tasks.iter().any(is_greedy);
-        let blamed = given.is_some() && self.blamed().is_some();
-        let unfinished = |execution: &Execution| {
-            let folder = home.join(word(*execution));
-            let missing = |wanted: bool, name: &str| wanted && !folder.join(name).exists();
-            self.tasks.iter().any(|task| !is_finished(&folder.join(slug(task.name()))))
-                || missing(predicted, "prediction.json")
-                || missing(blamed, "blame.json")
-        };
         let looked_at = given.is_some() && planned.ranges.is_some();
-        let waiting = executions.iter().any(unfinished) || (looked_at && !home.join(RANGES).exists());
-        if facts.is_some() && !waiting && !self.job.restart_changed {
+        let waiting =
+            self.is_waiting(planned, home, &executions)? || (looked_at && !home.join(RANGES).exists());
+        // A row that cannot be run in any of the ways asked for is not made either.
+        if executions.is_empty() || (facts.is_some() && !waiting) {
             return Ok(());
         }
         let work = self
@@ -197,22 +226,74 @@ impl<'a> Rows<'a> {
             }
         };
         if let Some(given) = given.filter(|_| looked_at) {
-            self.ranges(planned, given, &folder, &home.join(RANGES), events)?;
+            let seen = self.ranges(planned, given, &folder, &home.join(RANGES), events);
+            let first = executions.first().map_or("", |execution| word(*execution));
+            parts.keep(first, "activations", seen, events)?;
         }
         for execution in executions {
-            let cells = home.join(word(execution));
+            let (cells, name) = (home.join(word(execution)), word(execution));
             for task in self.tasks {
-                self.cell(&folder, task, execution, &identity, &cells, planned, events)?;
+                let asked = self.cell(&folder, task, execution, &identity, &cells, planned, events);
+                parts.keep(name, task.name(), asked, events)?;
             }
             if given.is_some() {
-                self.predict(planned, &folder, execution, &cells, events)?;
-                self.blame(planned, &folder, execution, &cells, events)?;
+                let read = self.predict(planned, &folder, execution, &cells, events);
+                parts.keep(name, "reading answers", read, events)?;
+                let put_back = self.blame(planned, &folder, execution, &cells, events);
+                parts.keep(name, "putting blocks back", put_back, events)?;
             }
         }
         if given.is_some() && !self.job.keep_folders {
             discard(&work, &self.job.output)?;
         }
         Ok(())
+    }
+
+    /// Whether anything of a row is still to be asked or read.
+    fn is_waiting(
+        &self,
+        planned: &PlannedVariant,
+        home: &Path,
+        executions: &[Execution],
+    ) -> Result<bool, StudyError> {
+        let quantised = planned.recipe.is_some();
+        let answers = of_answers(&self.job.output, &planned.model, self.tasks)?.filter(|_| quantised);
+        for execution in executions {
+            let cells = home.join(word(*execution));
+            let blame = of_blame(&cells, self.tasks, self.job.grid.blame.as_deref())?.filter(|_| quantised);
+            if self.tasks.iter().any(|task| !is_finished(&cells.join(slug(task.name()))))
+                || (answers.is_some() && !stands(&cells.join(PREDICTION), answers.as_deref())?)
+                || (blame.is_some() && !stands(&cells.join(BLAME), blame.as_deref())?)
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Finished cells of a row whose job has changed since: their folders, and what did.
+    pub(super) fn cells_changed(
+        &self,
+        planned: &PlannedVariant,
+        identity: &Identity,
+    ) -> Result<Vec<(PathBuf, String)>, StudyError> {
+        let home = variant_folder(&self.job.output, &planned.model, planned.recipe.as_deref());
+        let mut named = Vec::new();
+        let ways = EXECUTIONS.map(|execution| (execution, word(execution)));
+        for (execution, name) in ways.into_iter().chain([(Execution::Simulated, SERVER)]) {
+            for task in self.tasks {
+                let cells = home.join(name);
+                let cell = self.task_job(self.folder, task, execution, identity, &cells);
+                let files = task.source().find(task.name(), &cell.data)?;
+                let programs = runs_programs(task, self.registry)?;
+                let differences = changed(&cell, &cell.used_seeds(), &files, programs, name != SERVER)?;
+                if !differences.is_empty() {
+                    let words = format!("{}, {} ({differences})", self.title(planned), task.name());
+                    named.push((cells.join(slug(task.name())), words));
+                }
+            }
+        }
+        Ok(named)
     }
 
     /// Asks a server what servers are asked.
@@ -223,11 +304,12 @@ impl<'a> Rows<'a> {
         server: &GridServer,
         identity: &[(String, String)],
         cells: &Path,
+        parts: &mut Parts,
         events: &mut dyn Events,
     ) -> Result<(), StudyError> {
         use quant_client::{ApiKey, ServerOptions};
         let key = server.key_file.as_deref().map(ApiKey::from_file).transpose()?;
-        for task in self.tasks.iter().filter(|task| is_asked_of_servers(task)) {
+        for task in self.tasks {
             events.event(Event::Part(format!("asking: {}, {}", self.title(planned), task.name())));
             let mut job = self.task_job(self.folder, task, Execution::Simulated, identity, cells);
             if self.job.grid.is_served(self.model) {
@@ -237,7 +319,8 @@ impl<'a> Rows<'a> {
             let mut options = ServerOptions::new(&server.url);
             options.model.clone_from(&server.model);
             options.key.clone_from(&key);
-            crate::run::run_task_on_server(&job, options, events, self.registry)?;
+            let asked = crate::run::run_task_on_server(&job, options, events, self.registry).map(|_| ());
+            parts.keep(SERVER, task.name(), asked, events)?;
         }
         Ok(())
     }
@@ -250,6 +333,7 @@ impl<'a> Rows<'a> {
         _: &GridServer,
         _: &[(String, String)],
         _: &Path,
+        _: &mut Parts,
         _: &mut dyn Events,
     ) -> Result<(), StudyError> {
         Err(StudyError::Refused(format!("{} is behind a server", self.title(planned))))
@@ -323,11 +407,6 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// The task on whose text blocks are put back.
-    fn blamed(&self) -> Option<&Task> {
-        self.job.grid.blame.as_ref().and_then(|name| self.tasks.iter().find(|task| task.name() == name))
-    }
-
     fn cell(
         &mut self,
         folder: &Path,
@@ -350,125 +429,6 @@ impl<'a> Rows<'a> {
         let reference = if quantised { Some(self.reference()?) } else { None };
         run_task(&job, reference, events, registry)?;
         Ok(())
-    }
-
-    /// A folder's model as a stream of blocks, and the arithmetic it runs in.
-    fn opened(&self, folder: &Path, execution: Execution) -> Result<(FolderSource, Arithmetic), StudyError> {
-        let open = open_folder_with(folder, self.registry)?;
-        let arithmetic = folder_arithmetic(&open, self.job.grid.compute, Some(execution), None)?;
-        Ok((open.into_source()?, arithmetic))
-    }
-
-    /// The greedy answers of the float model.
-    fn float_answers(&self) -> Result<Vec<FloatAnswer>, StudyError> {
-        let home = variant_folder(&self.job.output, &self.model.name, None).join("sim");
-        let tokenizer = Tokenizer::from_dir(self.folder)?;
-        let template = ChatTemplate::from_dir(self.folder, tokenizer.special_tokens())?;
-        let mut answers = Vec::new();
-        for task in self.tasks {
-            let Some(outcome) = finished_in(&home.join(slug(task.name())))?.filter(|_| is_greedy(task))
-            else {
-                continue;
-            };
-            let files = task.source().find(task.name(), &self.job.data_folders(self.folder))?;
-            let seed = outcome.result.seeds.first().copied().unwrap_or(0);
-            let questions = task.questions(&files, seed, self.job.grid.limit)?;
-            let questions: BTreeMap<u64, &Question> = questions.iter().map(|q| (q.number, q)).collect();
-            for record in &outcome.records {
-                let Record::Answer { number, seed: own, right, tokens, .. } = record else { continue };
-                let asked = questions.get(number).filter(|_| *own == seed && !tokens.is_empty());
-                let Some(question) = asked else { continue };
-                let prompt = task.encode_question(question, &tokenizer, template.as_ref())?.tokens;
-                let length = prompt.len();
-                answers.push(FloatAnswer {
-                    tokens: [prompt, tokens.clone()].concat(),
-                    prompt: length,
-                    right: *right,
-                });
-            }
-        }
-        Ok(answers)
-    }
-
-    fn predict(
-        &mut self,
-        planned: &PlannedVariant,
-        folder: &Path,
-        execution: Execution,
-        cells: &Path,
-        events: &mut dyn Events,
-    ) -> Result<(), StudyError> {
-        let path = cells.join("prediction.json");
-        if path.exists() {
-            return Ok(());
-        }
-        if self.answers.is_none() {
-            self.answers = Some(self.float_answers()?);
-        }
-        if self.answers.as_ref().is_none_or(Vec::is_empty) {
-            return Ok(());
-        }
-        events.event(Event::Part(format!("reading answers of the float model: {}", self.title(planned))));
-        let ends = end_tokens(self.folder, &Tokenizer::from_dir(self.folder)?)?;
-        let (source, arithmetic) = self.opened(folder, execution)?;
-        self.reference()?;
-        let (Some(reference), Some(answers)) = (&mut self.reference, &self.answers) else { return Ok(()) };
-        let (threads, hidden) = (self.job.threads, source.spec().hidden);
-        let began = Instant::now();
-        let verdict = with_threads(threads, |par| {
-            predict(&mut Scored::new(source, arithmetic, par), reference, answers, &ends, hidden, events)
-        })??;
-        let took = serde_json::json!({ "seconds": began.elapsed().as_secs_f64() });
-        write_whole(&cells.join("prediction_run.json"), &pretty(&took))?;
-        write_whole(&path, &pretty(&verdict))
-    }
-
-    /// Looks at the activations before and behind the transforms of a row.
-    fn ranges(
-        &self,
-        planned: &PlannedVariant,
-        given: &GridRecipe,
-        folder: &Path,
-        path: &Path,
-        events: &mut dyn Events,
-    ) -> Result<(), StudyError> {
-        let Some(spec) = calibration(self.model, self.folder)?.filter(|_| !path.exists()) else {
-            return Ok(());
-        };
-        events.event(Event::Part(format!("looking at activations: {}", self.title(planned))));
-        let job = AnalyzeJob {
-            report: Some(folder.to_owned()),
-            threads: self.job.threads,
-            ..AnalyzeJob::new(self.folder, recipe(given, self.registry)?, spec)
-        };
-        write_whole(path, &pretty(&ranges(&job, events)?))
-    }
-
-    fn blame(
-        &mut self,
-        planned: &PlannedVariant,
-        folder: &Path,
-        execution: Execution,
-        cells: &Path,
-        events: &mut dyn Events,
-    ) -> Result<(), StudyError> {
-        let path = cells.join("blame.json");
-        let Some(task) = self.blamed().cloned().filter(|_| !path.exists()) else { return Ok(()) };
-        events.event(Event::Part(format!("putting blocks back: {}", self.title(planned))));
-        let files = task.source().find(task.name(), &self.job.data_folders(self.folder))?;
-        let tokenizer = Tokenizer::from_dir(self.folder)?;
-        let (shared, model) = (&self.shared.clone(), self.folder);
-        let texts = Texts { shared, task: &task, files: &files, tokenizer: &tokenizer, model };
-        let windows = texts.windows()?;
-        let windows = &windows[..BLAMED.min(windows.len())];
-        let (quantised, arithmetic) = self.opened(folder, execution)?;
-        let threads = self.job.threads;
-        let float = open_folder_with(self.folder, self.registry)?.into_source()?;
-        let reference = self.reference()?;
-        let found = with_threads(threads, |par: Par| {
-            blame(quantised, float, arithmetic, reference, windows, par, events)
-        })??;
-        write_whole(&path, &pretty(&found))
     }
 }
 
