@@ -75,7 +75,7 @@ fn what_is_wrong_with_a_task_is_said() {
     for (more, words) in [
         (
             "prompt: '{{ question }}'\ngold: '{{ a }}'",
-            &["line 1", "prompt: undefined value", "none of _item, a, q"][..],
+            &["line 1", "prompt: undefined value", "none of q, a, _item"][..],
         ),
         (
             "prompt: \"{{ raise_exception('not this one') }}\"\ngold: '{{ a }}'",
