@@ -48,7 +48,7 @@ pub enum Mistake {
     WeightOnly = 1 << 5,
     /// Products of floats.
     Matmul = 1 << 6,
-    /// Scales as words.
+    /// Scales as words, made on the device.
     PackScales = 1 << 7,
     /// Packing of int4.
     PackInt4 = 1 << 8,
@@ -56,6 +56,26 @@ pub enum Mistake {
     Kronecker = 1 << 9,
     /// Attention.
     Attention = 1 << 10,
+    /// Scales as words, made by the function for the host.
+    PackScalesOnHost = 1 << 11,
+}
+
+impl Mistake {
+    /// All that there are.
+    pub const ALL: [Self; 12] = [
+        Self::QuantMatmul,
+        Self::TokenCodes,
+        Self::TokenScales,
+        Self::StaticQuant,
+        Self::AntiQuant,
+        Self::WeightOnly,
+        Self::Matmul,
+        Self::PackScales,
+        Self::PackInt4,
+        Self::Kronecker,
+        Self::Attention,
+        Self::PackScalesOnHost,
+    ];
 }
 
 /// How many switches there are.

@@ -18,7 +18,7 @@ pub(crate) unsafe extern "C" fn aclnnTransQuantParam(
     quantParam: *mut *mut u64,
     quantParamSize: *mut u64,
 ) -> aclnnStatus {
-    call("aclnnTransQuantParam", PLANS, |_| {
+    call("aclnnTransQuantParam", PLANS, |world| {
         let sizes = (usize::try_from(scaleSize).unwrap_or(0), usize::try_from(offsetSize).unwrap_or(0));
         if scaleArray.is_null() || quantParam.is_null() || quantParamSize.is_null() {
             return refuse(ACLNN_ERR_PARAM_NULLPTR, "aclnnTransQuantParam is given a null pointer");
@@ -47,9 +47,11 @@ pub(crate) unsafe extern "C" fn aclnnTransQuantParam(
         if memory.is_null() {
             return refuse(ACL_ERROR_BAD_ALLOC, "no memory for packed scales");
         }
+        let wrong = u64::from(is_wrong(world, Mistake::PackScalesOnHost)) << 14;
         for i in 0..count {
+            let word = scale::pack_host(at(scales, i), at(offsets, i)) ^ wrong;
             // SAFETY: `count` is at most `padded`.
-            unsafe { memory.add(i).write(scale::pack_host(at(scales, i), at(offsets, i))) };
+            unsafe { memory.add(i).write(word) };
         }
         // SAFETY: neither is null.
         unsafe {

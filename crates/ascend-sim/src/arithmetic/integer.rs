@@ -64,7 +64,7 @@ mod tests {
         assert_eq!(fixpipe_code(1, f32::NAN, 3), 3);
     }
 
-    /// `[1, 128, 128]` and the others of the documents.
+    /// Of 131072 inputs, the fewest that can leave 32 bits.
     #[test]
     fn sums_wrap_like_32_bits() {
         let k = 1 << 17;
