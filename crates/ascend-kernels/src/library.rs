@@ -113,6 +113,12 @@ fn open(path: &std::path::Path) -> Result<Library, libloading::Error> {
     }
 }
 
+/// What a linker says: behind the name of the call that failed stands what it found.
+fn words(error: &libloading::Error) -> String {
+    let chain = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
+    chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
 /// Whether a linker says that it found no such library, in the words of glibc, musl or macOS. It names what it misses: this library, or one that
 /// this library needs.
 fn says_absent(error: &str, name: &str) -> bool {
@@ -148,11 +154,12 @@ impl Search {
             let outcome = match &opened {
                 Ok(_) => Outcome::Opened,
                 Err(error) => {
+                    let words = words(error);
                     let absent = match place {
-                        Place::Linker => says_absent(&error.to_string(), name),
+                        Place::Linker => says_absent(&words, name),
                         Place::Folder(_) => !path.exists(),
                     };
-                    if absent { Outcome::Absent } else { Outcome::Broken(error.to_string()) }
+                    if absent { Outcome::Absent } else { Outcome::Broken(words) }
                 }
             };
             self.attempts.push(Attempt { library: name, place: shown.clone(), outcome });
@@ -247,9 +254,21 @@ mod tests {
         std::fs::write(folder.join(RUNTIME), "no library").unwrap();
         let (groups, attempts) = load(&OpenOptions::new().folder(&folder));
         assert!(groups.is_none());
-        assert!(matches!(attempts[0].outcome, Outcome::Broken(_)), "{attempts:?}");
+        // With what the linker has against it.
+        assert!(
+            matches!(&attempts[0].outcome, Outcome::Broken(words) if words.contains(RUNTIME)),
+            "{attempts:?}"
+        );
         assert_eq!(attempts[1].outcome, Outcome::Absent, "{attempts:?}");
         std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    /// The linker of this machine, asked for what is not there and for a library that needs what is not there.
+    #[test]
+    fn this_linker_says_it_in_its_words() {
+        let mut search = Search { places: vec![Place::Linker], attempts: Vec::new() };
+        assert!(search.find("libnobody-has-this.so").is_none());
+        assert_eq!(search.attempts[0].outcome, Outcome::Absent, "{:?}", search.attempts);
     }
 
     #[test]
