@@ -220,6 +220,39 @@ fn whole_run(simulator: &Simulator, model: &Path) -> Result<Vec<u32>, PipelineEr
     Ok(made.texts[0].tokens.clone())
 }
 
+/// Device memory in which the weights of one block go through two places, but for some.
+const SCARCE: usize = 300_000;
+
+/// A model larger than the device has the text of one that fits; with still less memory nothing of it is read.
+#[test]
+fn a_model_larger_than_the_device() {
+    let work = tempdir().unwrap();
+    let model = one_block(work.path());
+    let simulator = Simulator::new().unwrap();
+    for (name, recipe) in [("static", STATIC), ("c8", C8), W4A16[2]] {
+        let folder = folder(work.path(), name, recipe, &model);
+        simulator.set_memory(1 << 30);
+        let want = whole_run(&simulator, &folder).unwrap();
+        let copies = || simulator.trace().iter().filter(|step| step.name == "aclrtMemcpyAsync").count();
+        let mut found = Vec::new();
+        for memory in [1 << 30, if name.starts_with('w') { SCARCE * 2 / 3 } else { SCARCE }] {
+            simulator.set_memory(memory);
+            simulator.clear_trace();
+            assert_eq!(whole_run(&simulator, &folder).unwrap(), want, "{name} in {memory} bytes");
+            found.push(copies());
+        }
+        // Each weight once, and those without room in each pass.
+        assert!(found[0] >= 7 && found[1] > found[0], "{name}: {found:?}");
+        simulator.set_memory(100_000);
+        simulator.clear_trace();
+        let error = whole_run(&simulator, &folder).unwrap_err();
+        assert_eq!(exit_code(&error), 5, "{error:?}");
+        let words = error.to_string();
+        assert!(words.contains("two places for weights") && words.contains("100.0 kB free"), "{words}");
+        assert_eq!((simulator.trace().len(), simulator.leaks()), (0, vec![]));
+    }
+}
+
 /// Each call of a run that makes text fails once: CANN's message, nothing left, and the next run works.
 #[test]
 fn every_call_of_a_run_fails_once() {
@@ -228,8 +261,11 @@ fn every_call_of_a_run_fails_once() {
     let simulator = Simulator::new().unwrap();
     let mut failed = BTreeMap::<String, u64>::new();
     let mut calls = 0;
-    for (name, recipe) in [("static", STATIC), ("c8", C8), W4A16[2]] {
+    // The second folder where its weights do not fit.
+    for ((name, recipe), memory) in [(("static", STATIC), 1 << 30), (("c8", C8), SCARCE), (W4A16[2], 1 << 30)]
+    {
         let folder = folder(work.path(), name, recipe, &model);
+        simulator.set_memory(memory);
         simulator.fail_call(0);
         let want = whole_run(&simulator, &folder).unwrap();
         assert_eq!((want.len(), simulator.leaks()), (2, vec![]));
@@ -269,6 +305,10 @@ fn every_call_of_a_run_fails_once() {
         "aclnnWeightQuantBatchMatmulV2",
         "aclrtCtxSetSysParamOpt",
         "aclrtMemcpy",
+        "aclrtMemcpyAsync",
+        "aclrtMallocHost",
+        "aclrtStreamWaitEvent",
+        "aclrtGetMemInfo",
     ] {
         assert!(failed.keys().any(|call| call.starts_with(name)), "{name} was not called: {failed:?}");
     }

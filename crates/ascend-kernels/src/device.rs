@@ -5,7 +5,10 @@ use std::sync::{Arc, Mutex};
 
 use crate::cann::{Cann, acl, locked};
 use crate::error::{AscendError, Result};
-use crate::ffi::{ACL_DDR_MEM, ACL_HBM_MEM, ACL_OPT_DETERMINISTIC};
+use crate::ffi::{
+    ACL_DDR_MEM, ACL_HBM_MEM, ACL_OPT_DETERMINISTIC, ACL_RT_OVERFLOW_MODE_INFNAN,
+    ACL_RT_OVERFLOW_MODE_SATURATION,
+};
 
 /// A handle of CANN, kept to be given back to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,6 +184,33 @@ impl Device {
         unsafe {
             acl!(self.context.cann, runtime, aclrtCtxSetSysParamOpt(ACL_OPT_DETERMINISTIC, i64::from(on)))
         }
+    }
+
+    /// Whether numbers that do not fit become the largest that do, and what is no number 0, instead of infinities and NaN; none where the runtime
+    /// does not say.
+    ///
+    /// # Errors
+    /// What `aclrtGetDeviceSatMode` says.
+    pub fn saturates(&self) -> Result<Option<bool>> {
+        if !self.context.cann.has("aclrtGetDeviceSatMode") {
+            return Ok(None);
+        }
+        self.context.enter()?;
+        let mut mode = ACL_RT_OVERFLOW_MODE_INFNAN;
+        // SAFETY: the pointer is for this number.
+        unsafe { acl!(self.context.cann, runtime, aclrtGetDeviceSatMode(&mut mode)) }?;
+        Ok(Some(mode == ACL_RT_OVERFLOW_MODE_SATURATION))
+    }
+
+    /// Chooses between the two, for streams that are made from now on; some chips have one of them alone.
+    ///
+    /// # Errors
+    /// What `aclrtSetDeviceSatMode` says.
+    pub fn set_saturating(&self, on: bool) -> Result<()> {
+        self.context.enter()?;
+        let mode = if on { ACL_RT_OVERFLOW_MODE_SATURATION } else { ACL_RT_OVERFLOW_MODE_INFNAN };
+        // SAFETY: a number alone.
+        unsafe { acl!(self.context.cann, runtime, aclrtSetDeviceSatMode(mode)) }
     }
 
     /// Gives the device back and tells of everything that could not be released; dropping the last clone does the same in silence.

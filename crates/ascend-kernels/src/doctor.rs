@@ -48,6 +48,9 @@ pub struct FoundDevice {
     pub free_bytes: Option<usize>,
     /// Bytes of memory.
     pub total_bytes: Option<usize>,
+    /// Whether numbers that do not fit become the largest that do, instead of infinities: results that overflow are then not those of the
+    /// stated arithmetic.
+    pub saturates: Option<bool>,
     /// What went wrong when it was opened.
     pub error: Option<String>,
 }
@@ -208,11 +211,17 @@ fn inspect(report: &mut Doctor, cann: &Cann) {
         }
     };
     for id in 0..count {
-        let mut found = FoundDevice { id, soc: None, free_bytes: None, total_bytes: None, error: None };
+        let mut found =
+            FoundDevice { id, soc: None, free_bytes: None, total_bytes: None, saturates: None, error: None };
         let opened = Device::open(cann, id).and_then(|device| {
             found.soc = cann.soc_name();
-            (found.free_bytes, found.total_bytes) =
-                device.memory().map(|(free, total)| (Some(free), Some(total)))?;
+            match device.memory() {
+                Ok((free, total)) => (found.free_bytes, found.total_bytes) = (Some(free), Some(total)),
+                // A runtime that does not tell.
+                Err(AscendError::Missing { .. }) => {}
+                Err(error) => return Err(error),
+            }
+            found.saturates = device.saturates()?;
             device.close()
         });
         if let Err(error) = opened {
@@ -266,6 +275,9 @@ impl fmt::Display for Doctor {
             write!(f, "  device {}: {soc}", device.id)?;
             if let (Some(free), Some(total)) = (device.free_bytes, device.total_bytes) {
                 write!(f, ", {} of {} MiB free", free >> 20, total >> 20)?;
+            }
+            if let Some(saturates) = device.saturates {
+                write!(f, ", overflow to {}", if saturates { "the largest number" } else { "infinity" })?;
             }
             writeln!(f)?;
         }

@@ -38,12 +38,17 @@ pub fn to_nz<T: Typed>(matrix: &[T], rows: usize, columns: usize) -> Result<Vec<
         ));
     }
     let mut out = vec![T::zeroed(); nz_length::<T>(rows, columns)];
+    put_nz(matrix, rows, columns, &mut out);
+    Ok(out)
+}
+
+/// A matrix of so many rows and columns into memory of zeros as long as [`nz_length`] says.
+pub(crate) fn put_nz<T: Typed>(matrix: &[T], rows: usize, columns: usize, out: &mut [T]) {
     for (row, values) in matrix.chunks(columns.max(1)).enumerate() {
         for (column, &value) in values.iter().enumerate() {
             out[nz_index::<T>(row, column, rows)] = value;
         }
     }
-    Ok(out)
 }
 
 fn check_four_bits(codes: &[i8], each: usize) -> Result<()> {

@@ -39,6 +39,7 @@ mod library;
 mod memory;
 pub mod operators;
 mod pipeline;
+mod places;
 mod processor;
 mod stream;
 mod tensor;

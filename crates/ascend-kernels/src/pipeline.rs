@@ -3,35 +3,26 @@
 use std::sync::Arc;
 
 use crate::device::Device;
-use crate::error::{AscendError, Result};
-use crate::layout::{nz_length, to_nz};
-use crate::memory::{DeviceBuffer, HostBuffer};
-use crate::stream::{Event, Stream};
+use crate::error::Result;
+use crate::memory::HostBuffer;
+use crate::places::{CodeForm, Form, Places};
+use crate::stream::Stream;
 use crate::tensor::Tensor;
 
-/// A weight of codes in page-locked memory.
+/// A weight of codes in page-locked memory. `Send` and `Sync`: nobody writes to it any more.
 #[derive(Debug)]
 pub struct PipelineWeight {
-    codes: Arc<HostBuffer<i8>>,
-    shape: (usize, usize),
-    nz: bool,
+    pub(crate) codes: Arc<HostBuffer<i8>>,
+    pub(crate) form: CodeForm,
 }
 
 impl PipelineWeight {
     /// Codes `[k, n]`, row-major: inputs by outputs.
     ///
     /// # Errors
-    /// [`AscendError::Shape`] for another number of codes, or what CANN says.
+    /// [`AscendError::Shape`](crate::AscendError::Shape) for another number of codes, or what CANN says.
     pub fn row_major(device: &Device, codes: &[i8], inputs: usize, outputs: usize) -> Result<Self> {
-        if inputs.checked_mul(outputs) != Some(codes.len()) {
-            return Err(AscendError::shape(
-                "codes of a weight",
-                format!("{inputs} x {outputs}"),
-                codes.len().to_string(),
-            ));
-        }
-        let codes = Arc::new(HostBuffer::from_slice(device, codes)?);
-        Ok(Self { codes, shape: (inputs, outputs), nz: false })
+        Self::new(device, codes, CodeForm { form: Form::RowMajor, rows: inputs, columns: outputs })
     }
 
     /// The same, laid out as FRACTAL_NZ.
@@ -39,25 +30,29 @@ impl PipelineWeight {
     /// # Errors
     /// As [`PipelineWeight::row_major`].
     pub fn nz(device: &Device, codes: &[i8], inputs: usize, outputs: usize) -> Result<Self> {
-        let codes = Arc::new(HostBuffer::from_slice(device, &to_nz(codes, inputs, outputs)?)?);
-        Ok(Self { codes, shape: (inputs, outputs), nz: true })
+        Self::new(device, codes, CodeForm { form: Form::Nz, rows: inputs, columns: outputs })
     }
-}
 
-/// A place on the device for one weight at a time.
-#[derive(Debug)]
-struct Slot {
-    memory: DeviceBuffer<i8>,
-    /// When what is in it has been used.
-    used: Option<Event>,
-    /// When what belongs into it has arrived.
-    filled: Option<Event>,
+    /// Codes of four bits `[k, n]`, two a byte; the number of outputs is even.
+    ///
+    /// # Errors
+    /// As [`PipelineWeight::row_major`], and for codes outside of -8 to 7.
+    pub fn int4(device: &Device, codes: &[i8], inputs: usize, outputs: usize) -> Result<Self> {
+        Self::new(device, codes, CodeForm { form: Form::FourBits, rows: inputs, columns: outputs })
+    }
+
+    /// Lays codes out in page-locked memory.
+    pub(crate) fn new(device: &Device, codes: &[i8], form: CodeForm) -> Result<Self> {
+        let mut laid = HostBuffer::new(device, form.bytes(codes)?)?;
+        form.lay(codes, &mut laid)?;
+        Ok(Self { codes: Arc::new(laid), form })
+    }
 }
 
 /// A model's weights, larger than the device, through two places on it: while one weight is multiplied, the next is copied.
 ///
 /// Copies have a stream of their own. A product waits for its own weight, by `aclrtStreamWaitEvent`, and for no other; a copy waits for
-/// the product that used its place before. The host waits for nothing.
+/// the product that used its place before. The host waits for nothing. `Send` and `Sync`: a pass has it alone.
 ///
 /// ```no_run
 /// # use ascend_kernels::{Cann, Device, OpenOptions, PipelineWeight, WeightPipeline};
@@ -75,33 +70,20 @@ struct Slot {
 #[derive(Debug)]
 pub struct WeightPipeline {
     compute: Stream,
-    copies: Stream,
-    slots: [Slot; 2],
+    places: Places,
     /// Weights of all passes before this one: places take turns across passes.
     turn: usize,
     weights: Vec<PipelineWeight>,
 }
 
-/// Events and memory that the copies may hold: a device has some thousand events.
-const MOST_HELD: usize = 1024;
-
 impl WeightPipeline {
     /// Two places as large as the largest weight, and two streams.
     ///
     /// # Errors
-    /// [`AscendError::Shape`] without weights, or what CANN says.
+    /// [`AscendError::Shape`](crate::AscendError::Shape) without weights, or what CANN says.
     pub fn new(device: &Device, weights: Vec<PipelineWeight>) -> Result<Self> {
         let most = weights.iter().map(|weight| weight.codes.len()).max().unwrap_or(0);
-        let slot = || -> Result<Slot> {
-            Ok(Slot { memory: DeviceBuffer::new(device, most)?, used: None, filled: None })
-        };
-        Ok(Self {
-            compute: Stream::new(device)?,
-            copies: Stream::new(device)?,
-            slots: [slot()?, slot()?],
-            turn: 0,
-            weights,
-        })
+        Ok(Self { compute: Stream::new(device)?, places: Places::new(device, most)?, turn: 0, weights })
     }
 
     /// The stream that products run on.
@@ -113,20 +95,13 @@ impl WeightPipeline {
     /// Bytes on the device.
     #[must_use]
     pub fn device_bytes(&self) -> usize {
-        self.slots.iter().map(|slot| slot.memory.bytes()).sum()
+        2 * self.places.room()
     }
 
     /// Queues the copy of a weight into its place, behind the last use of it.
     fn copy(&mut self, layer: usize) -> Result<()> {
-        let (Some(weight), slot) = (self.weights.get(layer), &mut self.slots[(self.turn + layer) % 2]) else {
-            return Ok(());
-        };
-        if let Some(used) = &slot.used {
-            self.copies.wait(used)?;
-        }
-        self.copies.upload(&weight.codes, &slot.memory)?;
-        slot.filled = Some(self.copies.record()?);
-        Ok(())
+        let Some(weight) = self.weights.get(layer) else { return Ok(()) };
+        self.places.fill((self.turn + layer) % 2, &weight.codes)
     }
 
     /// Goes through all weights once: `product` queues what is done with each on the given stream. Returns before any of it is done.
@@ -136,27 +111,17 @@ impl WeightPipeline {
     ///
     /// Events of copies are held until these were waited for, which happens here once in hundreds of weights.
     pub fn pass(&mut self, mut product: impl FnMut(usize, &Tensor, &Stream) -> Result<()>) -> Result<()> {
-        if self.copies.held() > MOST_HELD {
-            self.copies.synchronize()?;
-        }
+        self.places.settle()?;
         self.copy(0)?;
         self.copy(1)?;
         for layer in 0..self.weights.len() {
-            let (slot, weight) = (&mut self.slots[(self.turn + layer) % 2], &self.weights[layer]);
-            if let Some(filled) = &slot.filled {
-                self.compute.wait(filled)?;
-            }
-            let (inputs, outputs) = weight.shape;
-            let tensor = if weight.nz {
-                Tensor::nz(&slot.memory, inputs, outputs)?
-            } else {
-                Tensor::new(&slot.memory, &[inputs, outputs])?
-            };
-            debug_assert!(!weight.nz || weight.codes.len() == nz_length::<i8>(inputs, outputs));
+            let place = (self.turn + layer) % 2;
+            let tensor = self.places.take(place, self.weights[layer].form, &self.compute)?;
             let done = product(layer, &tensor, &self.compute);
             // Also behind what a failed product may have queued.
-            slot.used = Some(self.compute.record()?);
+            let marked = self.places.used(place, &self.compute);
             done?;
+            marked?;
             self.copy(layer + 2)?;
         }
         self.turn = (self.turn + self.weights.len()) % 2;

@@ -242,7 +242,7 @@ impl Drop for Stream {
     }
 }
 
-/// A copy to the host that is on its way.
+/// A copy to the host that is on its way. `Send` and `Sync`: its memory comes out of it by value alone.
 #[derive(Debug)]
 #[must_use = "the memory comes back from `wait`"]
 pub struct Download<'s, T> {

@@ -122,6 +122,15 @@ impl Tensor {
     /// # Errors
     /// As [`Tensor::new`]; the last axis must be even.
     pub fn int4(buffer: &DeviceBuffer<u8>, dims: &[usize]) -> Result<Self> {
+        Self::four_bits(&buffer.memory, dims)
+    }
+
+    /// The same in memory that other weights have codes of eight bits in.
+    pub(crate) fn int4_bytes(buffer: &DeviceBuffer<i8>, dims: &[usize]) -> Result<Self> {
+        Self::four_bits(&buffer.memory, dims)
+    }
+
+    fn four_bits(memory: &Arc<Allocation>, dims: &[usize]) -> Result<Self> {
         if dims.last().is_none_or(|last| !last.is_multiple_of(2)) {
             return Err(AscendError::shape(
                 "last axis of codes of four bits",
@@ -129,7 +138,7 @@ impl Tensor {
                 format!("{dims:?}"),
             ));
         }
-        Self::of(&buffer.memory, DataType::I4, dims)
+        Self::of(memory, DataType::I4, dims)
     }
 
     /// Codes of four bits, eight a word, with the shape of the words.

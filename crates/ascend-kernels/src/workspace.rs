@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::memory::{Allocation, Place};
 
 /// Memory that operators of one stream work in, one after the other. It grows to what the largest asks for.
+/// `Send` and `Sync`: a stream has it behind a lock.
 #[derive(Debug, Default)]
 pub struct Workspace {
     memory: Option<Arc<Allocation>>,

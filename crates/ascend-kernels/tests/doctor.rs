@@ -19,6 +19,16 @@ fn the_simulator_is_found_whole() {
     let json = serde_json::to_value(&report).unwrap();
     assert_eq!(json["runtime_version"], "1.16.0");
     assert!(report.to_string().contains("--backend cann: aclnnQuantMatmulV5"), "{report}");
+    assert!(report.to_string().contains("1024 of 1024 MiB free, overflow to infinity"), "{report}");
+    simulator.set(Switch::Saturation, 1);
+    // A runtime that does not tell is no broken one.
+    let silent = OpenOptions::new().folder(simulator.folder()).without("aclrtGetMemInfo");
+    let report = doctor(&silent.without("aclrtGetDeviceSatMode").without("aclrtGetSocName"));
+    assert!(!report.is_broken(), "{report}");
+    let device = &report.devices[0];
+    assert_eq!((device.saturates, device.total_bytes, device.soc.as_ref()), (None, None, None));
+    let report = doctor(&OpenOptions::new().folder(simulator.folder()));
+    assert!(report.to_string().contains("overflow to the largest number"), "{report}");
     // It looks and leaves nothing behind.
     assert_eq!(simulator.leaks(), []);
 }

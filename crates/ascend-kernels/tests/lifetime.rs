@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use ascend_kernels::operators::{CubeMath, DynamicQuant, Matmul, QuantMatmul};
 use ascend_kernels::{
-    AscendError, Call, Cann, DataType, Device, DeviceBuffer, Event, HostBuffer, OpenOptions, PipelineWeight,
-    Processor, Stream, Tensor, WeightPipeline,
+    AscendError, Call, Cann, DataType, Device, DeviceBuffer, Download, Event, HostBuffer, OpenOptions,
+    PipelineWeight, Processor, Stream, Tensor, WeightOnly, WeightPipeline, Workspace,
 };
 use ascend_sim::{Kind, Simulator, Step, Switch};
 use half::bf16;
@@ -40,6 +40,16 @@ fn send_and_sync() {
     sync::<Tensor>();
     send::<Processor>();
     sync::<Processor>();
+    send::<PipelineWeight>();
+    sync::<PipelineWeight>();
+    send::<WeightPipeline>();
+    sync::<WeightPipeline>();
+    send::<Workspace>();
+    sync::<Workspace>();
+    send::<WeightOnly>();
+    sync::<WeightOnly>();
+    send::<Download<'_, i8>>();
+    sync::<Download<'_, i8>>();
     send::<Call>();
     // A call is not `Sync`: if it were, both implementations would apply and this would not compile.
     trait Either<A> {

@@ -190,6 +190,11 @@ impl World {
         (self.calls.len() as u64 == self.fail_at).then_some(0)
     }
 
+    pub(crate) fn set_switch(&mut self, switch: crate::Switch, value: i64) {
+        self.switches[switch as usize] = value;
+        self.memory.saturates = self.switch(crate::Switch::Saturation) != 0;
+    }
+
     pub(crate) fn switch(&self, switch: crate::Switch) -> i64 {
         self.switches[switch as usize]
     }

@@ -1,6 +1,7 @@
 //! Tokens that a folder's model continues prompts with: the model is loaded once for many runs.
 
 use crate::PipelineError;
+use crate::device_memory::pages_on;
 use crate::events::{Event, Events};
 use crate::execution::{self, Executable};
 use crate::memory::{BASE, F32, STREAMS, THREAD, bound};
@@ -87,12 +88,23 @@ pub fn complete(
     let text =
         std::fs::metadata(folder.checkpoint.path().join("tokenizer.json")).map_or(0, |file| file.len());
     let (mut pages, mut predicted_memory) = (Vec::with_capacity(runs.len()), 0);
+    let (mut most_pages, mut most_rows) = (0, 0);
     for run in runs {
         let memory =
             CompletionMemory::new(&folder.spec, &executable, &arithmetic, &run.requests, settings, text);
-        let allowed = memory.pages(settings.memory)?;
+        let mut allowed = memory.pages(settings.memory)?;
+        if let Some(processor) = &settings.processor {
+            let [least, most] = memory.pages;
+            let (range, rows) = ([least, most.min(allowed)], memory.rows);
+            allowed = pages_on(&**processor, &executable, &folder.spec, rows, range)?;
+            (most_pages, most_rows) = (most_pages.max(allowed), most_rows.max(rows));
+        }
         predicted_memory = predicted_memory.max(memory.peak(allowed));
         pages.push(allowed);
+    }
+    if let Some(processor) = settings.processor.as_ref().filter(|_| runs.len() > 1) {
+        // Of the run that asks for most: weights are prepared once for all.
+        pages_on(&**processor, &executable, &folder.spec, most_rows, [most_pages; 2])?;
     }
     let layers = folder.spec.layers;
     let source = folder.into_source()?;
@@ -176,6 +188,8 @@ struct CompletionMemory {
     page: u64,
     /// Pages of the largest request, and of as many as are worked on at a time.
     pages: [usize; 2],
+    /// Tokens of a pass at most.
+    rows: usize,
 }
 
 impl CompletionMemory {
@@ -223,6 +237,7 @@ impl CompletionMemory {
                 * (tokens * widths + mlp + 2 * (settings.batch.min(requests.len()) * spec.vocab) as u64),
             page: (spec.layers * spec.kv_heads * head) as u64,
             pages: [pages.first().copied().unwrap_or(0), pages.iter().take(settings.batch.max(1)).sum()],
+            rows: tokens as usize,
         }
     }
 

@@ -1,5 +1,6 @@
 //! Measuring a folder: perplexity, and divergence from a reference folder.
 
+use crate::device_memory::expect_evaluation;
 use crate::eval_memory::EvalMemory;
 use crate::events::{Event, Events};
 use crate::execution::{self, Executable};
@@ -204,6 +205,8 @@ pub fn evaluate_with(
         events.event(Event::Note("hidden states are kept on disk, to stay within the memory budget"));
     }
     let arithmetic = Executable::of(&folder)?.arithmetic(job.compute, Some(job.execution), &job.processor)?;
+    let longest = lengths.iter().copied().max().unwrap_or(0);
+    expect_evaluation(&folder, longest, job.processor.as_deref())?;
     let flips = if job.flips && arithmetic.execution == Execution::Integer {
         events.phase("counting codes that differ from the simulation")?;
         let mut source = folder.source()?;

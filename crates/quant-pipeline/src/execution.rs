@@ -29,6 +29,17 @@ pub(crate) struct Executable {
     narrow_head: bool,
 }
 
+/// A coded weight as a processor holds it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CodedLinear {
+    pub(crate) outputs: usize,
+    pub(crate) inputs: usize,
+    /// Whether two codes share a byte.
+    pub(crate) packed: bool,
+    /// Groups of inputs, each with a scale.
+    pub(crate) groups: usize,
+}
+
 /// What executes the codes of a folder; none executes them here, on numbers that stay f32.
 pub(crate) type OnProcessor = Option<Arc<dyn Processor>>;
 
@@ -188,6 +199,25 @@ impl Executable {
             None => Execution::Simulated,
         };
         Ok(Arithmetic { execution, ..Arithmetic::from(compute).of(self.profile) })
+    }
+
+    /// Coded linears of a block with their shapes and whether their inputs are codes too: what a processor holds of them.
+    pub(crate) fn coded<'s>(
+        &'s self,
+        spec: &ModelSpec,
+        block: usize,
+    ) -> impl Iterator<Item = CodedLinear> + 's {
+        let schemes = self.with_codes().and_then(|s| s.blocks.get(block));
+        spec.block(block).linears.into_iter().filter_map(move |linear| {
+            let scheme = schemes?.get(&linear.id)?;
+            let weight = scheme.weight?;
+            Some(CodedLinear {
+                outputs: linear.outputs,
+                inputs: linear.inputs,
+                packed: scheme.input.is_none() && weight.bits.get() <= 4,
+                groups: weight.group.map_or(1, |size| linear.inputs.div_ceil(size)),
+            })
+        })
     }
 
     /// Bytes of one number of the head, given those of a prepared float weight.

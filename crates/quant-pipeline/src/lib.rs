@@ -28,6 +28,7 @@
 mod analyze;
 mod cache_plan;
 mod completion;
+mod device_memory;
 mod disk;
 mod error;
 mod eval_memory;
@@ -63,6 +64,7 @@ pub use analyze::{
     Observed, Place, PreparedAnalysis, Sample, StepSpread, Trace, prepare_analysis,
 };
 pub use completion::{CompletionRun, CompletionSettings, Completions, complete};
+pub use device_memory::{expect_evaluation, expect_generation};
 pub use disk::DiskPlan;
 pub use error::{PipelineError, RecipeError};
 pub use eval_memory::{EvalMemory, ModelMemory};

@@ -1,14 +1,15 @@
 //! A cache of int8 on the device, and attention over it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use half::{bf16, f16};
 use ndarray::{ArrayView2, ArrayViewMut2};
 use quant_core::CoreError;
-use quant_core::operators::{Cached, ChannelCodes, CodeCache, CodeCacheForm};
+use quant_core::operators::{CacheDemand, Cached, ChannelCodes, CodeCache, CodeCacheForm};
 
 use super::{Model, Shared};
-use crate::cann::locked;
+use crate::cann::{Cann, locked};
 use crate::error::{AscendError, Result};
 use crate::memory::DeviceBuffer;
 use crate::operators::{OneTokenAttention, Pages};
@@ -49,6 +50,30 @@ struct Rows {
     values: Vec<i8>,
 }
 
+/// Whether CANN has attention of one token for caches of this form.
+pub(super) fn attends(cann: &Cann, form: &CacheDemand) -> bool {
+    form.kv_heads > 0
+        && form.heads.is_multiple_of(form.kv_heads)
+        && form.head_dim.is_multiple_of(32)
+        && form.page.is_multiple_of(32)
+        && (1..=512).contains(&form.page)
+        && cann.has("aclnnFusedInferAttentionScoreV3")
+}
+
+/// The pages that a cache makes room for where so many are asked for: twice as many, so that what is there is copied seldom, but no more
+/// than are ever expected.
+fn grown_to(pages: usize, expected: usize) -> usize {
+    pages.next_power_of_two().min(expected.max(pages))
+}
+
+/// Bytes of caches that have grown as far as they do, one of them beside what it had before.
+pub(super) fn bytes(of: &CacheDemand) -> u64 {
+    let width = of.kv_heads * of.head_dim;
+    let side = grown_to(of.pages, of.pages) * of.page * width;
+    // Codes of keys and of values; scales and offsets of both in 16 bits.
+    ((of.blocks + 1) * 2 * side + of.blocks * 2 * 2 * 2 * width) as u64
+}
+
 impl Side {
     fn new(shared: &Shared, form: &ChannelCodes, heads: usize) -> Result<Self> {
         // As CANN lists them for one token of queries.
@@ -78,15 +103,17 @@ impl Cache {
         form: &CodeCacheForm,
     ) -> Result<Option<Box<dyn CodeCache>>, CoreError> {
         let CodeCacheForm { heads, kv_heads, head_dim, page, keys, values } = form;
-        let fits = *kv_heads > 0
-            && heads.is_multiple_of(*kv_heads)
-            && head_dim.is_multiple_of(32)
-            && page.is_multiple_of(32)
-            && (1..=512).contains(page)
-            && [&keys.scales, &keys.zeros, &values.scales, &values.zeros]
-                .iter()
-                .all(|of| of.len() == kv_heads * head_dim);
-        if !fits || !shared.device.cann().has("aclnnFusedInferAttentionScoreV3") {
+        let demand = CacheDemand {
+            blocks: 1,
+            heads: *heads,
+            kv_heads: *kv_heads,
+            head_dim: *head_dim,
+            page: *page,
+            pages: 0,
+        };
+        let parameters = [&keys.scales, &keys.zeros, &values.scales, &values.zeros];
+        let fits = parameters.iter().all(|of| of.len() == kv_heads * head_dim);
+        if !fits || !attends(shared.device.cann(), &demand) {
             return Ok(None);
         }
         Ok(Some(Box::new(Self {
@@ -179,8 +206,7 @@ impl Cache {
 impl CodeCache for Cache {
     fn reserve(&mut self, pages: usize) -> Result<(), CoreError> {
         if pages > self.pages {
-            // Twice as many as asked for, so that what is there is copied seldom.
-            self.grow(pages.next_power_of_two())?;
+            self.grow(grown_to(pages, self.shared.pages.load(Ordering::Relaxed)))?;
         }
         Ok(())
     }

@@ -3,14 +3,16 @@
 mod cache;
 mod product;
 mod quantise;
+mod room;
 mod weight_only;
+mod weights;
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex};
 
 use half::{bf16, f16};
 use ndarray::Array1;
-use quant_core::operators::{CodeCache, CodeCacheForm, Processor as Processes, WeightOnlyProduct};
+use quant_core::operators::{CodeCache, CodeCacheForm, Demand, Processor as Processes, WeightOnlyProduct};
 use quant_core::{CoreError, FloatType, QuantizedMatrix};
 
 use crate::cann::Cann;
@@ -23,6 +25,7 @@ use crate::stream::Stream;
 use crate::tensor::{Tensor, Typed};
 
 pub use weight_only::WeightOnly;
+use weights::Weights;
 
 /// The type that a model's activations have on the device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,7 +65,8 @@ pub struct ProcessorOptions {
 /// cast once to the type of the output, in the association of [`finish`](quant_core::operators::finish). Codes, scales and results equal those of the CPU for
 /// activations that have been rounded so, on a device that uses this association (CANN has two and chooses by shape).
 ///
-/// Weights are held by the device; activations and results are copied each time. What CANN has no operator for is made of the device's
+/// Weights are held by the device, and those that it has no room for ([`Processor::expect`](quant_core::operators::Processor::expect)) go
+/// through two places on it, each copied while another is multiplied; activations and results are copied each time. What CANN has no operator for is made of the device's
 /// exact sums on the host: f32 outputs, zero points of each token, a zero point beside a float bias, codes whose scales do not fit into
 /// 19 bits. Tokens that hold numbers which are not finite, or are so small that no scale divides them, are quantised on the host.
 #[derive(Debug)]
@@ -74,9 +78,12 @@ pub struct Processor {
 struct Shared {
     // Before the device: it lives in it.
     stream: Mutex<Stream>,
+    weights: Arc<Weights>,
     device: Device,
     model: Model,
     row_major: bool,
+    /// Pages that a cache is expected to have at most.
+    pages: AtomicUsize,
     /// Whether operators were told to sum in a fixed order.
     deterministic: AtomicBool,
 }
@@ -98,7 +105,15 @@ impl Processor {
         let device = Device::open(&cann, options.device)?;
         let stream = Mutex::new(Stream::new(&device)?);
         let (model, row_major) = (options.model, options.row_major);
-        let shared = Shared { stream, device, model, row_major, deterministic: AtomicBool::new(false) };
+        let shared = Shared {
+            stream,
+            weights: Arc::default(),
+            device,
+            model,
+            row_major,
+            pages: AtomicUsize::new(usize::MAX),
+            deterministic: AtomicBool::new(false),
+        };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -113,10 +128,10 @@ impl Processor {
     /// # Errors
     /// [`AscendError::InUse`] while prepared linears or clones of the device are alive, or what CANN says.
     pub fn close(self) -> Result<()> {
-        let Shared { stream, device, .. } = Arc::try_unwrap(self.shared).map_err(|shared| {
+        let Shared { stream, weights, device, .. } = Arc::try_unwrap(self.shared).map_err(|shared| {
             AscendError::InUse { what: "a processor", users: Arc::strong_count(&shared) - 1 }
         })?;
-        drop(stream);
+        drop((stream, weights));
         let cann = device.cann().clone();
         let device = device.close();
         device.and(cann.close())
@@ -148,6 +163,9 @@ impl Processes for Processor {
     }
     fn float_type(&self) -> Option<FloatType> {
         Some(self.shared.model.float())
+    }
+    fn expect(&self, demand: &Demand) -> Result<(), CoreError> {
+        self.shared.plan(demand)
     }
     fn code_cache(&self, form: &CodeCacheForm) -> Result<Option<Box<dyn CodeCache>>, CoreError> {
         cache::Cache::open(&self.shared, form)

@@ -10,13 +10,15 @@ use quant_core::operators::{
 };
 use quant_core::{CoreError, Par, ProcessorProblem};
 
+use super::weights::{Weight, form};
 use super::{Processor, Shared, upload};
 use crate::cann::locked;
 use crate::error::Result;
-use crate::layout::{pack_scale, to_nz};
+use crate::layout::pack_scale;
 use crate::memory::DeviceBuffer;
 use crate::operators::QuantMatmul;
-use crate::tensor::{Layout, Tensor, Typed};
+use crate::places::Form;
+use crate::tensor::{Tensor, Typed};
 
 impl Matmuls for Processor {
     fn prepare(&self, linear: &IntegerLinear, _par: Par) -> Result<Box<dyn PreparedMatmul>, CoreError> {
@@ -38,7 +40,7 @@ struct Prepared {
 
 #[derive(Debug)]
 struct OnDevice {
-    weight: Tensor,
+    weight: Weight,
     transposed: bool,
     scale: Tensor,
     bias: Option<Tensor>,
@@ -64,10 +66,10 @@ impl Prepared {
         let weight = if nz {
             // Inputs by outputs, as vLLM-Ascend has it.
             let codes: Vec<i8> = linear.codes().t().iter().copied().collect();
-            Tensor::nz(&DeviceBuffer::from_slice(device, &to_nz(&codes, k, n)?)?, k, n)?
+            Weight::new(shared, &codes, form(Form::Nz, k, n))?
         } else {
             let codes: Vec<i8> = linear.codes().iter().copied().collect();
-            upload(device, &codes, &[n, k])?
+            Weight::new(shared, &codes, form(Form::RowMajor, n, k))?
         };
         let bias = match linear.bias() {
             Bias::None => None,
@@ -75,7 +77,7 @@ impl Prepared {
             Bias::Float(bias) => Some(upload(device, &bias.to_vec(), &[n])?),
         };
         let scale = upload(device, &linear.scales().to_vec(), &[n])?;
-        Ok(OnDevice { transposed: weight.layout() == Layout::RowMajor, weight, scale, bias })
+        Ok(OnDevice { transposed: !nz, weight, scale, bias })
     }
 
     /// Runs a product into new memory and reads it.
@@ -91,19 +93,16 @@ impl Prepared {
         let x = upload(device, &codes.iter().copied().collect::<Vec<_>>(), &[m, k])?;
         let results = DeviceBuffer::<T>::new(device, m * n)?;
         let out = Tensor::new(&results, &[m, n])?;
-        let operator = QuantMatmul {
-            x: &x,
-            weight: &on.weight,
-            transposed: on.transposed,
-            scale,
-            token_scale,
-            offset: None,
-            bias,
-            out: &out,
-        };
         let stream = locked(&self.shared.stream);
-        operator.prepare(device)?.launch(&stream)?;
-        results.read(&stream)
+        on.weight.run(&stream, |weight| {
+            let (x, transposed, offset, out) = (&x, on.transposed, None, &out);
+            QuantMatmul { x, weight, transposed, scale, token_scale, offset, bias, out }
+                .prepare(device)?
+                .launch(&stream)
+        })?;
+        let found = results.read(&stream)?;
+        on.weight.done()?;
+        Ok(found)
     }
 
     /// The integer bias with the zero point of all tokens in it, or that of the linear; none where the device cannot have it.

@@ -8,15 +8,16 @@ use ndarray::{Array1, ArrayView2, ArrayViewMut2};
 use quant_core::operators::{WeightOnlyProduct, check_operands};
 use quant_core::{CoreError, FloatType, Groups, ProcessorProblem, QuantizedMatrix};
 
+use super::weights::{Weight, form};
 use super::{Model, Processor, Shared, upload};
 use crate::cann::locked;
 use crate::error::Result;
-use crate::layout::pack_int4;
 use crate::memory::DeviceBuffer;
 use crate::operators::WeightOnlyMatmul;
+use crate::places::Form;
 use crate::tensor::{Tensor, Typed};
 
-/// A coded weight on the device that floats are multiplied with ([`Processor::weight_only`]).
+/// A coded weight on the device that floats are multiplied with ([`Processor::weight_only`]). `Send` and `Sync`: products take turns.
 #[derive(Debug)]
 pub struct WeightOnly {
     /// None for a linear without inputs or outputs.
@@ -29,7 +30,7 @@ pub struct WeightOnly {
 
 #[derive(Debug)]
 struct OnDevice {
-    weight: Tensor,
+    weight: Weight,
     scale: Tensor,
     offset: Option<Tensor>,
     bias: Option<Tensor>,
@@ -122,11 +123,9 @@ impl OnDevice {
         let middle = weight.bits().mid_level();
         let code = |level: u8| (i32::from(level) - middle as i32) as i8;
         let codes: Vec<i8> = weight.levels().t().iter().map(|&level| code(level)).collect();
-        let coded = if weight.bits().get() == 4 && n.is_multiple_of(2) {
-            Tensor::int4(&DeviceBuffer::from_slice(device, &pack_int4(&codes)?)?, &[k, n])?
-        } else {
-            upload(device, &codes, &[k, n])?
-        };
+        let four = weight.bits().get() == 4 && n.is_multiple_of(2);
+        let coded =
+            Weight::new(shared, &codes, form(if four { Form::FourBits } else { Form::RowMajor }, k, n))?;
         let groups = [weight.scales().ncols(), n];
         let scale = shared.numbers(weight.scales().t().iter().copied(), &groups)?;
         // The offset is added to codes.
@@ -153,19 +152,24 @@ impl WeightOnly {
         let x = shared.numbers(x.iter().copied(), &[m, k])?;
         let results = DeviceBuffer::<T>::new(&shared.device, m * n)?;
         let y = Tensor::new(&results, &[m, n])?;
-        let operator = WeightOnlyMatmul {
-            x: &x,
-            weight: &on.weight,
-            scale: &on.scale,
-            offset: on.offset.as_ref(),
-            bias: on.bias.as_ref(),
-            group: on.group,
-            fast: false,
-            y: &y,
-        };
         let stream = locked(&shared.stream);
-        operator.prepare(&shared.device)?.launch(&stream)?;
-        results.read(&stream)
+        on.weight.run(&stream, |weight| {
+            WeightOnlyMatmul {
+                x: &x,
+                weight,
+                scale: &on.scale,
+                offset: on.offset.as_ref(),
+                bias: on.bias.as_ref(),
+                group: on.group,
+                fast: false,
+                y: &y,
+            }
+            .prepare(&shared.device)?
+            .launch(&stream)
+        })?;
+        let found = results.read(&stream)?;
+        on.weight.done()?;
+        Ok(found)
     }
 
     /// `out` `[tokens, out]` becomes the product of `x` `[tokens, in]`, which is rounded to the type of the model, as are results.

@@ -136,7 +136,10 @@ pub(crate) fn products_of_floats() {
 pub(crate) fn numbers_that_do_not_fit() {
     for (saturates, largest) in [(0, f16::INFINITY), (1, f16::MAX)] {
         let npu = Npu::new();
-        npu.simulator.set(Switch::Saturation, saturates);
+        // By the switch, and by the runtime's own function.
+        npu.simulator.set(Switch::Saturation, 1 - saturates);
+        npu.device.set_saturating(saturates == 1).unwrap();
+        assert_eq!(npu.device.saturates().unwrap(), Some(saturates == 1));
         for formula in [0, 1] {
             npu.simulator.set(Switch::ScaleFormula, formula);
             let x = npu.put(&[bf16::ZERO; 8], &[2, 4]);

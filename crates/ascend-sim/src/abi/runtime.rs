@@ -450,10 +450,13 @@ pub(crate) unsafe extern "C" fn aclrtCtxSetSysParamOpt(opt: aclSysParamOpt, valu
 pub(crate) unsafe extern "C" fn aclrtSetDeviceSatMode(mode: aclrtFloatOverflowMode) -> aclError {
     call("aclrtSetDeviceSatMode", FAILS, |world| {
         world.context()?;
-        if mode == ACL_RT_OVERFLOW_MODE_INFNAN {
-            return Ok(());
-        }
-        refuse(ACL_ERROR_RT_FEATURE_NOT_SUPPORT, "only the mode with infinities and NaN is simulated")
+        let saturates = match mode {
+            ACL_RT_OVERFLOW_MODE_INFNAN => false,
+            ACL_RT_OVERFLOW_MODE_SATURATION => true,
+            other => return refuse(ACL_ERROR_INVALID_PARAM, format!("overflow mode {other}")),
+        };
+        world.set_switch(Switch::Saturation, i64::from(saturates));
+        Ok(())
     })
 }
 
@@ -461,7 +464,11 @@ pub(crate) unsafe extern "C" fn aclrtSetDeviceSatMode(mode: aclrtFloatOverflowMo
 pub(crate) unsafe extern "C" fn aclrtGetDeviceSatMode(mode: *mut aclrtFloatOverflowMode) -> aclError {
     call("aclrtGetDeviceSatMode", FAILS, |world| {
         world.context()?;
+        let found = match world.switch(Switch::Saturation) {
+            0 => ACL_RT_OVERFLOW_MODE_INFNAN,
+            _ => ACL_RT_OVERFLOW_MODE_SATURATION,
+        };
         // SAFETY: the caller's pointer is for this.
-        unsafe { give(mode, ACL_RT_OVERFLOW_MODE_INFNAN) }
+        unsafe { give(mode, found) }
     })
 }

@@ -3,7 +3,7 @@
 use quant_core::operators::Processor;
 use quant_kernels::{Compute, Par};
 use quant_model::{Execution, GenerateOptions, Generated, Generator, Request, ResidentModel};
-use quant_pipeline::{PipelineError, Registry, folder_arithmetic, open_folder_with};
+use quant_pipeline::{PipelineError, Registry, expect_generation, folder_arithmetic, open_folder_with};
 use serde::Serialize;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -54,13 +54,17 @@ pub fn measure(
     let spec = folder.spec.clone();
     let half = |most| (spec.max_position_embeddings / 2).clamp(1, most);
     let (prompt, position) = (half(2048), half(1024));
-    let go_on = &mut |_, _| ControlFlow::Continue(());
-    let mut model = ResidentModel::load(folder.into_source()?, arithmetic.clone(), par, go_on)?;
     let request = |index: usize, tokens: usize| Request {
         index: index as u64,
         prompt: (0..tokens).map(|i| ((i * 7919 + index * 31) % spec.vocab) as u32).collect(),
         max_new_tokens: NEW.min(spec.max_position_embeddings - tokens),
     };
+    let batch: Vec<Request> = (0..BATCH).map(|index| request(index, 1)).collect();
+    // The batch, and the longest of the others.
+    let expected: Vec<Request> = batch.iter().cloned().chain([request(0, prompt)]).collect();
+    expect_generation(&folder, &expected, expected.len(), processor.as_deref())?;
+    let go_on = &mut |_, _| ControlFlow::Continue(());
+    let mut model = ResidentModel::load(folder.into_source()?, arithmetic.clone(), par, go_on)?;
     // Seconds to the first new token, and of all behind it.
     let mut run = |requests: &[Request]| -> Result<(f64, f64, usize), PipelineError> {
         let began = Instant::now();
@@ -79,7 +83,6 @@ pub fn measure(
     run(&[request(0, 1)])?;
     let (prefill, ..) = run(&[Request { max_new_tokens: 1, ..request(0, prompt) }])?;
     let (_, decode, behind) = run(&[request(0, position)])?;
-    let batch: Vec<Request> = (0..BATCH).map(|index| request(index, 1)).collect();
     let (_, together, behind_batch) = run(&batch)?;
     Ok(EndToEnd {
         execution: if arithmetic.execution == Execution::Integer { "int8" } else { "sim" },

@@ -39,7 +39,8 @@ pub use activations::{DynamicNumerics, QuantizedActivations, StaticNumerics, Tok
 pub use grouped::{GroupedLinear, GroupedMatmul, finish_groups};
 pub use linear::{Bias, IntegerLinear, Output, finish, fp19, requantize};
 pub use processor::{
-    Cached, ChannelCodes, CodeCache, CodeCacheForm, Processor, StaticQuant, WeightOnlyProduct,
+    CacheDemand, Cached, ChannelCodes, CodeCache, CodeCacheForm, Demand, Processor, StaticQuant,
+    WeightOnlyProduct,
 };
 pub use profile::{InputNumerics, InputQuant, Profile};
 pub use reference::{Reference, check_operands};

@@ -41,6 +41,16 @@ pub trait Processor: DynamicQuant + StaticQuant + QuantMatmul + Debug {
         None
     }
 
+    /// Told before the weights of a run are prepared: what the run will ask of its memory. One with memory of its own makes its plans for it,
+    /// or says here that there is too little, before anything is run.
+    ///
+    /// # Errors
+    /// [`CoreError::Processor`] where its memory does not hold that.
+    fn expect(&self, demand: &Demand) -> Result<(), CoreError> {
+        let _ = demand;
+        Ok(())
+    }
+
     /// An empty cache whose attention runs on the processor. None where it has no such attention, or not for this form: attention then
     /// runs on the host.
     ///
@@ -64,6 +74,38 @@ pub trait Processor: DynamicQuant + StaticQuant + QuantMatmul + Debug {
         let _ = (weight, bias);
         Ok(None)
     }
+}
+
+/// What a run asks of the memory of a processor, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Demand {
+    /// Coded weights that are prepared at a time, both axes of each rounded up to whole tiles of 32.
+    pub weights: u64,
+    /// The largest of them.
+    pub largest: u64,
+    /// Scales, zero levels and biases beside them.
+    pub parameters: u64,
+    /// Codes and results of the largest step.
+    pub step: u64,
+    /// Caches of codes, where there are any.
+    pub caches: Option<CacheDemand>,
+}
+
+/// The caches of a run, all of one form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheDemand {
+    /// How many: one of each block.
+    pub blocks: usize,
+    /// Heads of queries.
+    pub heads: usize,
+    /// Heads of keys and values.
+    pub kv_heads: usize,
+    /// Channels of a head.
+    pub head_dim: usize,
+    /// Positions of a page.
+    pub page: usize,
+    /// Pages of each at most.
+    pub pages: usize,
 }
 
 /// A coded weight on a processor that floats are multiplied with.

@@ -31,8 +31,8 @@ use quant_graph::ModelSpec;
 use quant_kernels::Compute;
 use quant_model::Execution;
 use quant_pipeline::{
-    EvalMemory, Event, Events, OpenFolder, PipelineError, Registry, Scored, Shared, folder_arithmetic,
-    open_folder_with, with_threads,
+    EvalMemory, Event, Events, OpenFolder, PipelineError, Registry, Scored, Shared, expect_evaluation,
+    folder_arithmetic, open_folder_with, with_threads,
 };
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -258,6 +258,8 @@ fn scored<'r, R: Send>(
     let spill = std::env::temp_dir();
     let spilled = memory.spill(job.memory, &spill)?;
     let arithmetic = folder_arithmetic(&folder, job.compute, Some(job.execution), job.processor.clone())?;
+    let longest = lengths.iter().copied().max().unwrap_or(0);
+    expect_evaluation(&folder, longest, job.processor.as_deref())?;
     let source = folder.into_source()?;
     with_threads(job.threads, |par| {
         let mut model = Scored::new(source, arithmetic, par).spilled_to((spilled > 0).then_some(spill));
