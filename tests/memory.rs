@@ -24,6 +24,7 @@ const CACHE: &str = "modifiers: [gptq: { scheme: W8A8KV4, true_sequential: false
 
 const ROTATED: &str = "modifiers: [quarot: { rotations: [r1, r2], cross_head: off }, rtn: { scheme: W8A8 }]";
 const FLATQUANT: &str = "modifiers: [flatquant: { scheme: W4A4KV4, epochs: 1, batch_size: 2 }]";
+const DUQUANT: &str = "modifiers: [duquant: { block: 64, steps: 8 }, rtn: { scheme: W4A4KV4 }]";
 const QUAROT: &str = "modifiers: [quarot: {}, gptq: { scheme: W4A8 }]";
 
 const BILLM: &str = "modifiers: [billm: {}]";
@@ -144,6 +145,8 @@ fn the_peak_is_the_predicted_one() {
         (BILLM, 1, (8, 128)),
         (SLIM_OFFICIAL, 2, (4, 1024)),
         (SLIM, 2, (8, 128)),
+        (DUQUANT, 1, (8, 128)),
+        (DUQUANT, 2, (4, 1024)),
     ];
     for (_, (recipe, threads, rows)) in
         jobs.into_iter().enumerate().filter(|(place, _)| long() || place % 3 == 1)

@@ -97,6 +97,24 @@ fn what_cannot_run_is_refused_in_the_plan() {
             2,
             &["block", "one of 16, 32, 64, 128, or none"],
         ),
+        (
+            "twice-at-down",
+            "[quarot: { rotations: [r3, r4] }, duquant: { block: 64 }, rtn: { scheme: W4A4KV4 }]",
+            2,
+            &["duquant.block", "MlpActivation", "no r4", "cross_head: \"off\""],
+        ),
+        (
+            "two-learn",
+            "[duquant: { block: 64 }, flatquant: { scheme: W4A4KV4 }]",
+            2,
+            &["flatquant learns in the blocks", "drop the other modifiers"],
+        ),
+        (
+            "learned-behind-online",
+            "[quarot: {}, flatquant: { scheme: W4A4KV4 }]",
+            2,
+            &["flatquant", "rotations: [r1, r2] and cross_head: \"off\""],
+        ),
     ] {
         let recipe = work.path().join(format!("{name}.yaml"));
         std::fs::write(&recipe, format!("version: 1\nmodifiers: {modifiers}\n")).unwrap();
@@ -123,5 +141,26 @@ fn a_folder_of_permuted_rotations_computes_what_was_measured() {
         card.contains("duquant (blocks of 64, 40 steps, alpha 0.5, norm, v-o, up-down, seed 0)"),
         "{card}"
     );
+    computes_what_was_measured(&model, text_of, &output, (&rows, &data));
+}
+
+/// What is fitted to inputs stands behind rotations of the whole model, which turn the keys that it has nothing for.
+#[test]
+fn a_folder_of_fitted_rotations_behind_those_of_keys_computes_what_was_measured() {
+    let work = tempdir().unwrap();
+    let (model, output) = (tiny_reasoner(), work.path().join("out"));
+    let text_of = "version: 1
+modifiers:
+  - quarot: { rotations: [r1, r2, r3], cross_head: \"off\" }
+  - duquant: { block: 64, steps: 40 }
+  - rtn: { scheme: W4A4KV4 }
+";
+    let recipe = work.path().join("recipe.yaml");
+    std::fs::write(&recipe, text_of).unwrap();
+    let rows = few_windows(4, 64);
+    let data = write_rows(&work.path().join("rows.safetensors"), &rows);
+    let report = quantize(&model, text(&recipe), &output, &["--calibration", &data, "--json"]);
+    let report = report.expect(0, &[]).json();
+    assert!(!report.to_string().contains("keys are quantised as they are"), "{report}");
     computes_what_was_measured(&model, text_of, &output, (&rows, &data));
 }

@@ -48,8 +48,8 @@ pub use quant_graph::{BlockParams, BlockSource, ModelSpec};
 pub use quant_kernels::{Compute, Par};
 
 pub use block::{
-    Block, BlockRunner, BlockTrainer, BlockWindow, MLP_ROWS, Output, See, Span, StageScratch, TrainingMemory,
-    Walk, training_memory,
+    Block, BlockRunner, BlockTrainer, BlockWindow, ForwardMemory, MLP_ROWS, Output, See, Span, StageScratch,
+    TrainingMemory, Walk, forward_memory, training_memory,
 };
 pub use config::{
     Reading, declared_dtype, model_spec, model_spec_with, read_model_config, read_model_config_with,

@@ -170,7 +170,7 @@ fn tell(
 fn requests(job: &GenerateJob, prompts: &[Prompt], spec: &ModelSpec) -> Result<Vec<Request>, PipelineError> {
     let context = spec.max_position_embeddings;
     let request = |prompt: &Prompt| {
-        if prompt.tokens.len() + job.max_new_tokens > context {
+        if prompt.tokens.len().saturating_add(job.max_new_tokens) > context {
             return Err(PipelineError::Context {
                 prompt: prompt.line.map_or_else(|| "the prompt".to_owned(), |l| format!("line {l}")),
                 tokens: prompt.tokens.len(),

@@ -6,8 +6,8 @@ use crate::layout::Layout;
 use crate::plan::{MEASURED, Plan};
 use quant_graph::{BlockSpec, Site, StageSpec};
 use quant_kernels::PreparedWeight;
-use quant_methods::{Gathered, Workspace};
-use quant_model::{RopeTables, attention_workspace_bytes, training_memory};
+use quant_methods::{Gathered, Learner, Workspace};
+use quant_model::{RopeTables, attention_workspace_bytes, forward_memory, training_memory};
 use serde::Serialize;
 
 /// Resident memory besides what is counted below: code, thread stacks, tables, small vectors.
@@ -143,19 +143,7 @@ pub fn predict(plan: &Plan, lengths: &[usize], text_bytes: u64, threads: usize) 
         });
     }
     if let Some(learner) = plan.recipe.learner() {
-        let (tokens, batch) = (layout.rows(), learner.batch());
-        let mut lengths: Vec<usize> = layout.lengths().collect();
-        lengths.sort_unstable_by(|a, b| b.cmp(a));
-        lengths.truncate(batch);
-        let step = training_memory::<f32>(&plan.spec, &lengths, Some(crate::run::TAPES));
-        let inside = |index| Some(learner.workspace(&plan.block_plan(index)?, tokens, lengths.iter().sum()));
-        let inside: u64 = (0..plan.spec.layers).filter_map(inside).max().unwrap_or(0);
-        phases.push(PhaseMemory {
-            weights: F32 * sizes.block * learner.window() as u64,
-            solver: inside + (step.tape + step.gradients) as u64,
-            chunk: step.working as u64,
-            ..sizes.phase(learner.method().id)
-        });
+        phases.push(learner_phase(plan, learner, layout, &sizes));
     }
     if plan.streams.deployed {
         if !plan.true_sequential() {
@@ -207,6 +195,28 @@ pub fn predict(plan: &Plan, lengths: &[usize], text_bytes: u64, threads: usize) 
             .max()
             .unwrap_or(0),
         phases,
+    }
+}
+
+/// What a learner holds in the block where it is most.
+fn learner_phase(plan: &Plan, learner: &dyn Learner, layout: &Layout, sizes: &Sizes<'_>) -> PhaseMemory {
+    let mut lengths: Vec<usize> = layout.lengths().collect();
+    let (batch, held, chunk) = if let Some(batch) = learner.batch() {
+        lengths.sort_unstable_by(|a, b| b.cmp(a));
+        lengths.truncate(batch);
+        let step = training_memory::<f32>(&plan.spec, &lengths, Some(crate::run::TAPES));
+        (lengths.iter().sum(), step.tape + step.gradients, step.working)
+    } else {
+        let forward = forward_memory::<f32>(&plan.spec, &lengths);
+        (forward.tokens, 0, forward.working)
+    };
+    let inside = |index| Some(learner.workspace(&plan.block_plan(index)?, layout.rows(), batch));
+    let inside: u64 = (0..plan.spec.layers).filter_map(inside).max().unwrap_or(0);
+    PhaseMemory {
+        weights: F32 * sizes.block * learner.window() as u64,
+        solver: inside + held as u64,
+        chunk: chunk as u64,
+        ..sizes.phase(learner.method().id)
     }
 }
 

@@ -96,6 +96,8 @@ pub struct Plan {
     pub blocks: Vec<BTreeMap<LinearId, LinearPlan>>,
     /// How embedding and head are rounded, where they are.
     pub tables: BTreeMap<Outer, PlannedRounding>,
+    /// What a transform of the whole model leaves to be multiplied in every block, before anything is learned there.
+    pub whole: OnlineScheme,
     /// Per block, whether the recipe's learner trains in it.
     pub learned: Vec<bool>,
     /// Per block, how it is stored if it falls back to more bits; none where it never does.
@@ -147,11 +149,10 @@ impl Plan {
         let whole = whole.map_err(RecipeError::from)?;
         let mut warnings = Vec::new();
         let mut online = Vec::new();
-        if let Some(whole) = &whole {
-            warnings.extend(whole.notices.iter().cloned());
-            if !whole.online.is_empty() {
-                online = vec![whole.online.clone(); spec.layers];
-            }
+        let left = whole.as_ref().map(|whole| whole.online.clone()).unwrap_or_default();
+        warnings.extend(whole.iter().flat_map(|whole| whole.notices.iter().cloned()));
+        if !left.is_empty() {
+            online = vec![left.clone(); spec.layers];
         }
         for index in 0..spec.layers {
             let block = movable(spec.block(index), online.get(index));
@@ -177,7 +178,7 @@ impl Plan {
         }
         let mut kv = plan_cache(recipe, spec, &mut warnings)?;
         let LearnedBlocks { learned, fallbacks } =
-            plan_learned(recipe, spec, &mut blocks, &mut kv, (&mut online, &mut warnings))?;
+            plan_learned(recipe, spec, &mut blocks, &mut kv, &left, (&mut online, &mut warnings))?;
         let tables = plan_tables(recipe, spec)?;
         let scheme = ModelScheme {
             blocks: blocks.iter().map(schemes).collect(),
@@ -202,6 +203,7 @@ impl Plan {
                 .push("the scheme leaves everything in 16 bits: the output is a copy of the model".into());
         }
         let mut plan = Self {
+            whole: left,
             spec: spec.clone(),
             stored,
             recipe: recipe.clone(),
@@ -275,7 +277,7 @@ impl Plan {
     pub fn block_plan<'p>(&'p self, index: usize) -> Option<BlockPlan<'p>> {
         let scheme = self.scheme.blocks.get(index).filter(|_| self.learns(index))?;
         let kernel = self.recipe.format().pair_kernel(&self.spec);
-        Some(BlockPlan { spec: &self.spec, index, scheme, kv: self.scheme.kv, kernel })
+        Some(BlockPlan { spec: &self.spec, index, scheme, kv: self.scheme.kv, kernel, online: &self.whole })
     }
 
     /// What a block consists of, with the edges along which scales can still move.

@@ -5,6 +5,7 @@ use super::{Failure, bytes, count, default_threads, execution, human, print_json
 use quant_data::PromptSource;
 use quant_model::{Execution, Sampling};
 use quant_pipeline::{GenerateJob, Registry, generate_with};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -28,10 +29,10 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", value_parser = count, default_value = "256")]
     max_new_tokens: usize,
     /// 0 takes the likeliest token
-    #[arg(long, value_name = "T", value_parser = temperature, default_value = "0")]
+    #[arg(long, value_name = "T", value_parser = temperature, default_value = "0", allow_negative_numbers = true)]
     temperature: f64,
     /// Draw from the likeliest tokens that together have this much of the probability
-    #[arg(long, value_name = "P", value_parser = probability, default_value = "1")]
+    #[arg(long, value_name = "P", value_parser = probability, default_value = "1", allow_negative_numbers = true)]
     top_p: f64,
     /// Draw from so many of the likeliest tokens; 0 is all
     #[arg(long, value_name = "K", default_value = "0")]
@@ -96,15 +97,16 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
         compute: args.compute,
         prompts,
     };
-    let mut progress = Progress::new(on_interrupt()?);
+    let progress = RefCell::new(Progress::new(on_interrupt()?));
     let mut texts = InOrder::new(args.prompts.is_some());
     let mut piece = |index: usize, text: &str| {
         if !args.json {
+            progress.borrow_mut().give_way();
             texts.take(index, text);
         }
     };
-    let result = generate_with(&job, &mut progress, &mut piece, registry);
-    progress.finish();
+    let result = generate_with(&job, &mut &progress, &mut piece, registry);
+    progress.borrow().finish();
     let processor = job.processor.as_ref().map(|processor| processor.name());
     drop(job);
     opened.close();

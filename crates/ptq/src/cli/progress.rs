@@ -3,6 +3,7 @@
 use super::{Failure, INTERRUPTED, say};
 use indicatif::{ProgressBar, ProgressStyle};
 use quant_pipeline::{Event, Events, peak_memory};
+use std::cell::RefCell;
 use std::io::IsTerminal;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -107,6 +108,25 @@ impl Progress {
             bar.finish_and_clear();
         }
     }
+
+    /// Says nothing more of how far the work is where that could fall into a text on stdout: where both are one terminal, or neither is one
+    /// and they may be one file.
+    pub(super) fn give_way(&mut self) {
+        if self.bar.is_some() == std::io::stdout().is_terminal() {
+            self.finish();
+            (self.bar, self.parts_only) = (None, true);
+        }
+    }
+}
+
+/// Progress that others want to speak to while the work has it.
+impl Events for &RefCell<Progress> {
+    fn event(&mut self, event: Event<'_>) {
+        self.borrow_mut().event(event);
+    }
+    fn cancelled(&self) -> bool {
+        self.borrow().cancelled()
+    }
 }
 
 impl Events for Progress {
@@ -160,10 +180,12 @@ fn style(template: &str) -> ProgressStyle {
 
 /// Seconds for people.
 pub(super) fn seconds(s: f64) -> String {
+    // Rounded first, so that no 60 stands where the next unit has one more.
+    let (whole, minutes) = (s.round() as u64, (s / 60.0).round() as u64);
     match s {
-        s if s < 60.0 => format!("{s:.1} s"),
-        s if s < 3600.0 => format!("{:.0} min {:02.0} s", (s / 60.0).floor(), s % 60.0),
-        s => format!("{:.0} h {:02.0} min", (s / 3600.0).floor(), (s % 3600.0) / 60.0),
+        s if s < 59.95 => format!("{s:.1} s"),
+        s if s < 3599.5 => format!("{} min {:02} s", whole / 60, whole % 60),
+        _ => format!("{} h {:02} min", minutes / 60, minutes % 60),
     }
 }
 

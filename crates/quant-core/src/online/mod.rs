@@ -54,6 +54,12 @@ impl AxisTransform {
             Self::Identity(_) | Self::Walsh(_) => Ok(()),
         }
     }
+    fn transposed(&self) -> Self {
+        match self {
+            Self::Identity(_) | Self::Walsh(_) => self.clone(),
+            Self::Dense(matrix) => Self::Dense(matrix.t().to_owned()),
+        }
+    }
     /// Multiply-adds of an axis of a row of `width`.
     fn operations(&self, width: usize) -> f64 {
         let each = match self {
@@ -229,6 +235,38 @@ impl OnlineTransform {
             OnlineKind::Chain(links) => links.iter().for_each(|link| link.apply(row)),
         }
     }
+    /// `Pᵀ`, of as many operations: what takes a gradient with respect to `x P` to that with respect to `x`, and the inverse of an
+    /// orthogonal `P`.
+    ///
+    /// ```
+    /// use quant_core::{OnlineKind, OnlineTransform};
+    ///
+    /// let dealt = OnlineTransform::new(OnlineKind::Permutation(vec![2, 0, 1]))?;
+    /// let mut row = [1.0, 2.0, 3.0];
+    /// dealt.apply(&mut row);
+    /// assert_eq!(row, [3.0, 1.0, 2.0]);
+    /// dealt.transposed().apply(&mut row);
+    /// assert_eq!(row, [1.0, 2.0, 3.0]);
+    /// # Ok::<(), quant_core::CoreError>(())
+    /// ```
+    #[must_use]
+    pub fn transposed(&self) -> Self {
+        let kind = match &self.kind {
+            OnlineKind::Kronecker(axes) => {
+                OnlineKind::Kronecker(axes.iter().map(AxisTransform::transposed).collect())
+            }
+            OnlineKind::Permutation(order) => {
+                let mut back = vec![0; order.len()];
+                for (to, &from) in (0..).zip(order) {
+                    back[from as usize] = to;
+                }
+                OnlineKind::Permutation(back)
+            }
+            OnlineKind::Blocks(parts) => OnlineKind::Blocks(parts.iter().map(Self::transposed).collect()),
+            OnlineKind::Chain(links) => OnlineKind::Chain(links.iter().rev().map(Self::transposed).collect()),
+        };
+        Self { kind, width: self.width }
+    }
     /// The matrix `P` `[width, width]`, for checks and for inverses of small ones.
     #[must_use]
     pub fn dense(&self) -> Array2<f64> {
@@ -387,6 +425,8 @@ mod tests {
             let transform = OnlineTransform::kronecker(axes).unwrap();
             let worst = (&transform.dense() - &expected).iter().fold(0.0_f64, |m, e| m.max(e.abs()));
             prop_assert!(worst < 1e-12, "{worst}");
+            let worst = (&transform.transposed().dense() - &expected.t()).iter().fold(0.0_f64, |m, e| m.max(e.abs()));
+            prop_assert!(worst < 1e-12, "transposed: {worst}");
             prop_assert_eq!(decoded::<OnlineTransform>(&encoded(&transform)).unwrap(), transform);
         }
     }
@@ -401,6 +441,7 @@ mod tests {
         assert_eq!(row, [4.0, 1.0, 2.0, 3.0]);
         let chain = OnlineTransform::chain(vec![blocks.clone(), order.clone()]).unwrap();
         assert_eq!(chain.dense(), blocks.dense().dot(&order.dense()));
+        assert_eq!(chain.transposed().dense(), chain.dense().t());
         assert_eq!((chain.width(), chain.numbers(), chain.operations()), (4, 12, 8.0));
         let bytes = encoded(&chain);
         assert_eq!(decoded::<OnlineTransform>(&bytes).unwrap(), chain);

@@ -244,9 +244,7 @@ impl StaticNumerics {
         for (x, mut codes) in x.rows().into_iter().zip(codes.rows_mut()) {
             match (x.to_slice(), codes.as_slice_mut()) {
                 // Neighbours in memory go through registers together.
-                (Some(x), Some(codes)) => {
-                    codes.iter_mut().zip(x).for_each(|(code, &x)| *code = coder.code(x));
-                }
+                (Some(x), Some(codes)) => coder.row(x, codes),
                 _ => codes.iter_mut().zip(x).for_each(|(code, &x)| *code = coder.code(x)),
             }
         }
@@ -301,8 +299,24 @@ impl StaticCoder {
     /// The code of a number.
     #[inline(always)]
     pub(super) fn code(&self, x: f32) -> i8 {
-        let quotient = if self.divide { x / self.factor } else { x * self.factor };
+        self.of_quotient(if self.divide { x / self.factor } else { x * self.factor })
+    }
+    #[inline(always)]
+    fn of_quotient(&self, quotient: f32) -> i8 {
         code_within((quotient + self.zero).round_ties_even(), self.low, self.high)
+    }
+    /// The codes of neighbours: loops without a choice in them, which are the caller's own, with its instructions.
+    #[inline(always)]
+    fn row(&self, x: &[f32], codes: &mut [i8]) {
+        if self.divide {
+            for (code, x) in codes.iter_mut().zip(x) {
+                *code = self.of_quotient(x / self.factor);
+            }
+        } else {
+            for (code, x) in codes.iter_mut().zip(x) {
+                *code = self.of_quotient(x * self.factor);
+            }
+        }
     }
 }
 

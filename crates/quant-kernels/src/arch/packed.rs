@@ -267,7 +267,7 @@ unsafe fn for_weights<V: Vector, const N: usize, const BITS: usize, const PLAIN:
         // SAFETY: forwarded from the caller; words of the panels.
         unsafe {
             let load = |of: fn(&LevelPanels, usize) -> &[Row<f32>]| -> [V; N] {
-                std::array::from_fn(
+                each(
                     #[inline(always)]
                     |v| {
                         let (panel, lane) = place(v);
@@ -285,12 +285,12 @@ unsafe fn for_weights<V: Vector, const N: usize, const BITS: usize, const PLAIN:
             }
             for word in begin / per_word..whole / per_word {
                 let column = word * per_word;
-                let words: [V::Words; N] = std::array::from_fn(
+                let words: [V::Words; N] = each(
                     #[inline(always)]
                     |v| V::words(words[v].add(word * LANES)),
                 );
                 for byte in 0..4 {
-                    let words: [V::Words; N] = std::array::from_fn(
+                    let words: [V::Words; N] = each(
                         #[inline(always)]
                         |v| second_byte::<V>(words[v], byte),
                     );
@@ -299,7 +299,7 @@ unsafe fn for_weights<V: Vector, const N: usize, const BITS: usize, const PLAIN:
                         group.weights::<PLAIN>(low_levels::<V, N, BITS>(words), low, LOW.0),
                     );
                     if BITS == 4 {
-                        let levels: [V; N] = std::array::from_fn(
+                        let levels: [V; N] = each(
                             #[inline(always)]
                             |v| V::field::<0xF000, { HIGH.1 }>(words[v]),
                         );
@@ -331,7 +331,6 @@ unsafe fn for_numbers<V: Vector, const N: usize>(
         // SAFETY: forwarded from the caller.
         unsafe {
             let (mut lower, mut upper) = ([V::splat(0.0); N], [V::splat(0.0); N]);
-            // A loop: of closures that are called for each place not all are inlined.
             for v in 0..N {
                 let words = V::words(words[v].add(word * LANES));
                 lower[v] = V::field::<-1, 0>(V::left::<16>(words));
@@ -343,6 +342,17 @@ unsafe fn for_numbers<V: Vector, const N: usize>(
             }
         }
     }
+}
+
+/// What `of` gives for each place. Unlike [`std::array::from_fn`], which is a function of its own, without the instructions of its caller,
+/// where it is not inlined, and then calls every one of them.
+#[inline(always)]
+fn each<T: Copy, const N: usize>(mut of: impl FnMut(usize) -> T) -> [T; N] {
+    let mut all = [of(0); N];
+    for (v, place) in all.iter_mut().enumerate().skip(1) {
+        *place = of(v);
+    }
+    all
 }
 
 /// Words with the byte of this number as their second one.
@@ -368,7 +378,7 @@ unsafe fn second_byte<V: Vector>(words: V::Words, byte: usize) -> V::Words {
 /// The machine has the instructions of `V`.
 #[inline(always)]
 unsafe fn low_levels<V: Vector, const N: usize, const BITS: usize>(words: [V::Words; N]) -> [V; N] {
-    std::array::from_fn(
+    each(
         #[inline(always)]
         |v| {
             // SAFETY: forwarded from the caller.
@@ -400,7 +410,7 @@ impl<V: Vector, const N: usize> Group<V, N> {
         if !PLAIN {
             return self.zeros;
         }
-        std::array::from_fn(
+        each(
             #[inline(always)]
             // SAFETY: forwarded from the caller.
             |v| unsafe { self.zeros[v].plus(V::splat(power)) },
@@ -413,7 +423,7 @@ impl<V: Vector, const N: usize> Group<V, N> {
     /// The machine has the instructions of `V`.
     #[inline(always)]
     unsafe fn weights<const PLAIN: bool>(&self, levels: [V; N], offsets: [V; N], power: f32) -> [V; N] {
-        std::array::from_fn(
+        each(
             #[inline(always)]
             |v| {
                 // SAFETY: forwarded from the caller.
@@ -438,7 +448,7 @@ impl<V: Vector, const N: usize> Group<V, N> {
     ) -> [V; N] {
         let per_word = 32 / BITS;
         let shift = column % per_word * BITS;
-        let words: [V::Words; N] = std::array::from_fn(
+        let words: [V::Words; N] = each(
             #[inline(always)]
             |v| {
                 // SAFETY: forwarded from the caller.

@@ -194,7 +194,14 @@ pub fn quantize_static(
             #[inline(always)]
             || {
                 numerics.codes(bits, params, rows, codes);
-                rows.iter().all(|x| x.is_finite())
+                let mut finite = true;
+                for row in rows.rows() {
+                    // Without a way out in between, so that neighbours are looked at together.
+                    for x in &row {
+                        finite &= x.is_finite();
+                    }
+                }
+                finite
             },
         )
     });

@@ -64,15 +64,23 @@ impl Learner for DuQuantLearner {
         if sites.is_empty() {
             return Ok(None);
         }
+        if let Some((site, _)) = sites.iter().find(|(site, _)| block.online.sites.contains_key(site)) {
+            let problem = format!(
+                "quarot multiplies {site:?} while the model runs already; leave that to one of the two: give quarot no r4 among its \
+                 rotations and cross_head: \"off\""
+            );
+            return Err(self.conflict("block", problem));
+        }
         self.smoothing.check(&block.spec.block(block.index)).map_err(|error| match error {
             SettingsError::Conflict { problem, .. } => self.conflict("pairs", problem),
             other => other,
         })?;
         let online = sites.iter().map(|(site, width)| (*site, self.shape(*width))).collect();
         let online = OnlineScheme { sites: online, pair: None };
-        let cache =
-            "the cache is quantised without a transform, of which duquant has none for keys and values";
-        let notices = block.kv.iter().map(|_| cache.to_owned()).collect();
+        let cache = "keys are quantised as they are, since duquant has no transform for them; quarot: { rotations: [r2, r3], cross_head: \
+                     \"off\" } before it rotates keys and values";
+        let bare = block.kv.filter(|_| block.online.pair.is_none());
+        let notices = bare.iter().map(|_| cache.to_owned()).collect();
         Ok(Some(LearnedScheme { online, notices, ..LearnedScheme::default() }))
     }
 
@@ -80,11 +88,11 @@ impl Learner for DuQuantLearner {
         Stream::Float
     }
 
-    fn batch(&self) -> usize {
-        1
+    fn batch(&self) -> Option<usize> {
+        None
     }
 
-    fn workspace(&self, block: &BlockPlan<'_>, tokens: usize, _: usize) -> u64 {
+    fn workspace(&self, block: &BlockPlan<'_>, tokens: usize, batch: usize) -> u64 {
         const F32: u64 = 4;
         let spec = block.spec.block(block.index);
         let sites = Self::sites(block);
@@ -98,7 +106,7 @@ impl Learner for DuQuantLearner {
         let kept = 2 * sample * width + 3 * sample * widest;
         let measured = weights + 8 * largest + 2 * tokens * block.spec.hidden;
         // Inputs of a site with their factors taken out, and rotated.
-        (kept + measured + 2 * tokens * widest) as u64 * F32
+        (kept + measured + 2 * batch * widest) as u64 * F32
     }
 
     fn passes(&self) -> f64 {

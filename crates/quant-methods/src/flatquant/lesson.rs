@@ -133,6 +133,11 @@ impl Learner for FlatLearner {
 
     fn plan(&self, block: &BlockPlan<'_>) -> Result<Option<LearnedScheme>, SettingsError> {
         let Some(scheme) = self.form.flat(&self.settings, block)? else { return Ok(None) };
+        if !block.online.is_empty() {
+            let problem = "it learns what inputs, keys and values are multiplied by while the model runs, where quarot has left something \
+                 already; give quarot rotations: [r1, r2] and cross_head: \"off\", or leave one of the two out";
+            return Err(self.form.conflict("", problem.to_owned()));
+        }
         let shape = self.form.shape(&self.settings, block);
         let online = shape.online(&scheme);
         let online = online.map_err(|error| self.form.conflict("", error.to_string()))?;
@@ -174,8 +179,8 @@ impl Learner for FlatLearner {
         self.window
     }
 
-    fn batch(&self) -> usize {
-        self.settings.batch_size
+    fn batch(&self) -> Option<usize> {
+        Some(self.settings.batch_size)
     }
 
     fn workspace(&self, block: &BlockPlan<'_>, tokens: usize, batch: usize) -> u64 {

@@ -27,12 +27,14 @@ pub struct BlockPlan<'a> {
     pub kv: Option<KvScheme>,
     /// What alone the deployment multiplies inputs by; none for one that runs any transform.
     pub kernel: Option<PairKernel>,
+    /// What the block multiplies activations by before anything is learned in it: left by a transform of the whole model.
+    pub online: &'a OnlineScheme,
 }
 
 /// What a learner leaves in a block besides float weights.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LearnedScheme {
-    /// What it multiplies activations by while the model runs.
+    /// What it multiplies activations by while the model runs, besides what [`BlockPlan::online`] has there.
     pub online: OnlineScheme,
     /// The linears whose inputs have learned clip ratios, and of which kind.
     pub clips: BTreeMap<LinearId, Clipping>,
@@ -230,10 +232,10 @@ pub trait Learner: Debug + Send + Sync {
     fn window(&self) -> usize {
         1
     }
-    /// Sequences of a step.
-    fn batch(&self) -> usize;
-    /// Bytes it holds at its peak besides the float block, the calibration tokens at its input and what a step of the block
-    /// takes with a batch of `batch` tokens.
+    /// Sequences of a step; none for one that only runs the block, and asks for no gradient.
+    fn batch(&self) -> Option<usize>;
+    /// Bytes it holds at its peak besides the float block, the calibration tokens at its input and what a pass of the block takes: a
+    /// step with a batch of `batch` tokens, or all tokens forward, in pieces of at most `batch`.
     fn workspace(&self, block: &BlockPlan<'_>, tokens: usize, batch: usize) -> u64;
     /// How often all tokens pass a block, a backward as two passes.
     fn passes(&self) -> f64;

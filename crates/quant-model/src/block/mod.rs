@@ -10,7 +10,7 @@ mod train;
 pub use flow::{MLP_ROWS, Output, See, StageScratch, Walk};
 pub use run::BlockRunner;
 pub use step::Span;
-pub use train::{BlockTrainer, BlockWindow, TrainingMemory, training_memory};
+pub use train::{BlockTrainer, BlockWindow, ForwardMemory, TrainingMemory, forward_memory, training_memory};
 
 use crate::linear::{Arithmetic, LinearOp, linear_op};
 use crate::ops::attention::AttentionShape;

@@ -23,7 +23,7 @@ impl Request {
     /// Positions it may come to.
     #[must_use]
     pub fn positions(&self) -> usize {
-        self.prompt.len() + self.max_new_tokens
+        self.prompt.len().saturating_add(self.max_new_tokens)
     }
     /// Pages its cache may need: the last token is not read again.
     #[must_use]

@@ -25,13 +25,14 @@ pub struct FallbackPlan {
     pub online: OnlineScheme,
 }
 
-/// Which blocks the recipe's learner trains in. Its transforms go to `online`, and that it learns clip ratios to the schemes; what it
+/// Which blocks the recipe's learner trains in, behind what `whole` says of all of them. Its transforms go to `online`, and that it learns clip ratios to the schemes; what it
 /// rounds otherwise is planned anew.
 pub(super) fn plan_learned(
     recipe: &Recipe,
     spec: &ModelSpec,
     blocks: &mut [BTreeMap<LinearId, LinearPlan>],
     kv: &mut Option<KvScheme>,
+    whole: &OnlineScheme,
     (online, warnings): (&mut Vec<OnlineScheme>, &mut Vec<String>),
 ) -> Result<LearnedBlocks, PipelineError> {
     let mut learned = vec![false; spec.layers];
@@ -43,14 +44,14 @@ pub(super) fn plan_learned(
     let cache_only = blocks.iter().all(float);
     for (index, block) in blocks.iter_mut().enumerate().filter(|(_, block)| cache_only || !float(block)) {
         let mut scheme = schemes(block);
-        let of_recipe = BlockPlan { spec, index, scheme: &scheme, kv: as_asked, kernel };
+        let of_recipe = BlockPlan { spec, index, scheme: &scheme, kv: as_asked, kernel, online: whole };
         for linear in &spec.block(index).linears {
             if let Some(rounding) = learner.rounding(&of_recipe, linear.id) {
                 block.insert(linear.id, plan_linear(recipe, spec, rounding, linear)?);
             }
         }
         scheme = schemes(block);
-        let block_plan = BlockPlan { spec, index, scheme: &scheme, kv: as_asked, kernel };
+        let block_plan = BlockPlan { spec, index, scheme: &scheme, kv: as_asked, kernel, online: whole };
         let Some(left) = learner.plan(&block_plan).map_err(RecipeError::from)? else { continue };
         learned[index] = true;
         let mut linears = block.clone();
@@ -71,11 +72,11 @@ pub(super) fn plan_learned(
             }
         }
         if falls_back {
-            fallbacks[index] = Some(FallbackPlan { linears, online: of_fallback.online.clone() });
+            fallbacks[index] = Some(FallbackPlan { linears, online: both(whole, &of_fallback.online) });
         }
         if !left.online.is_empty() {
             online.resize(spec.layers, OnlineScheme::default());
-            online[index] = left.online;
+            online[index] = both(whole, &left.online);
         }
         if let Some(kv) = kv.as_mut().filter(|_| left.cache_clips) {
             kv.clip_ratio = Clipping::Learned;
@@ -91,6 +92,14 @@ pub(super) fn plan_learned(
         |(notice, count): (String, usize)| format!("{}: in {count} blocks {notice}", learner.method().id);
     warnings.extend(notices.into_iter().map(blocks));
     Ok(LearnedBlocks { learned, fallbacks })
+}
+
+/// What a transform of the whole model leaves to be multiplied in a block, and a learner behind it, whose own goes first.
+fn both(whole: &OnlineScheme, learned: &OnlineScheme) -> OnlineScheme {
+    let mut both = whole.clone();
+    both.sites.extend(learned.sites.iter().map(|(site, shape)| (*site, *shape)));
+    both.pair = learned.pair.or(whole.pair);
+    both
 }
 
 /// Refuses a format that could not hold what the run may find necessary: all blocks that may fall back, or the first of them alone.

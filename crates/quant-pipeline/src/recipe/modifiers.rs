@@ -62,10 +62,14 @@ pub(super) fn parse_modifiers(value: Value, methods: &Methods) -> Result<Modifie
                 return Err(conflict("there are two rounding modifiers; use overrides for exceptions"));
             }
             if let Some(learns) = learns {
-                if model.is_some() || !transforms.is_empty() {
+                if !transforms.is_empty() || learner.is_some() {
                     let problem = format!(
-                        "{name} learns in the blocks as the checkpoint has them; drop the modifiers before it"
+                        "{name} learns in the blocks as the checkpoint or quarot has them; drop the other modifiers before it"
                     );
+                    return Err(conflict(&problem));
+                }
+                if rounding.is_some() {
+                    let problem = format!("{name} learns for the rounding behind it; it stands before that");
                     return Err(conflict(&problem));
                 }
                 learner = Some(learns);

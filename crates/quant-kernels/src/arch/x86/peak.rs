@@ -7,7 +7,8 @@ use super::amx::{bf16_tile_operations, integer_tile_operations};
 use crate::arch::integer_level::{IntegerLevel, IntegerSet};
 use crate::arch::level::{InstructionSet, Level};
 
-const CHAINS: usize = 16;
+/// Enough to hide the latency of a multiply-add, and with two constants as few as sixteen registers hold.
+const CHAINS: usize = 12;
 
 macro_rules! chains {
     ($name:ident, $features:literal, $start:expr, $factor:expr, $madd:ident) => {

@@ -4,7 +4,7 @@ use super::train::outliers;
 use quant_core::{ActRule, Bits, FloatType, KvGranularity};
 use quant_graph::{
     BlockParams, BoxError, Clipping, EffectiveWeights, InputScheme, KvScheme, LinearId, LinearScheme,
-    LinearWeight, ModelSpec, WeightForm, WeightScheme,
+    LinearWeight, ModelSpec, OnlineScheme, WeightForm, WeightScheme,
 };
 use quant_kernels::{Compute, Par};
 use quant_methods::{
@@ -38,7 +38,14 @@ fn with_plan<R>(spec: &ModelSpec, work: impl FnOnce(BlockPlan<'_>) -> R) -> R {
     let linear = LinearScheme { weight: Some(weight), input: Some(input) };
     let scheme: BTreeMap<_, _> = spec.block(0).linears.iter().map(|l| (l.id, linear)).collect();
     let kv = KvScheme { clip_ratio, ..KvScheme::new(bits, rule, KvGranularity::TokenHead) };
-    work(BlockPlan { spec, index: 0, scheme: &scheme, kv: Some(kv), kernel: None })
+    work(BlockPlan {
+        spec,
+        index: 0,
+        scheme: &scheme,
+        kv: Some(kv),
+        kernel: None,
+        online: &OnlineScheme::default(),
+    })
 }
 
 fn learn(learner: &dyn Learner, diary: &mut dyn Diary) -> Result<(Learned, BlockParams), MethodError> {

@@ -31,13 +31,14 @@ impl<T> Inputs<T> {
 }
 
 impl<T: Element> BlockTrainer<'_, T> {
-    /// The linears of `site` on `x` `[tokens, features]`, which the insert sees first.
+    /// The linears of `site` on `x` `[tokens, features]`, behind the transform of the block and what the insert makes of it.
     pub(super) fn project(
         &self,
         site: Site,
-        x: Array2<T>,
+        mut x: Array2<T>,
         pass: &mut Pass<'_, '_, T>,
     ) -> Result<(Parts<T>, Inputs<T>), ModelError> {
+        self.transform(site, &mut x, pass);
         let x = self.insert(Spot::Site(site), x, pass)?;
         let (mut parts, mut own) = (Parts::new(), BTreeMap::new());
         let mut wanted = false;
@@ -70,7 +71,7 @@ impl<T: Element> BlockTrainer<'_, T> {
         Ok((parts, Inputs { shared: wanted.then_some(x), own }))
     }
 
-    /// From the gradients of the parts of `site` to that of the input the insert saw; those of weights go to `sums`.
+    /// From the gradients of the parts of `site` to that of its input; those of weights go to `sums`.
     pub(super) fn project_back(
         &self,
         site: Site,
@@ -114,7 +115,9 @@ impl<T: Element> BlockTrainer<'_, T> {
         let Some(grad) = shared else {
             return Err(self.block.part(format!("{site:?}"), "feeds no linear"));
         };
-        self.insert_back(Spot::Site(site), grad, pass)
+        let mut grad = self.insert_back(Spot::Site(site), grad, pass)?;
+        self.transform_back(site, &mut grad, pass);
+        Ok(grad)
     }
 
     /// `dW += dYᵀ X` and `db += Σ dY`.

@@ -47,11 +47,7 @@ pub fn training_memory<T: Element>(
     bound: Option<usize>,
 ) -> TrainingMemory {
     let (block, shape) = (spec.block(0), shape_of(spec));
-    let mut starts = vec![0];
-    starts.extend(lengths.iter().scan(0, |end, length| {
-        *end += length;
-        Some(*end)
-    }));
+    let (most, starts) = widest_piece(lengths);
     let widths = Widths { shape: &shape, hidden: spec.hidden, intermediate: spec.intermediate };
     let pieces = pieces(&starts);
     let tokens = |piece: &Range<usize>| starts[piece.end] - starts[piece.start];
@@ -59,8 +55,7 @@ pub fn training_memory<T: Element>(
         pieces.iter().map(|piece| widths.tape(&block, tokens(piece)) * size_of::<T>()).collect();
     let kept = kept_pieces(&sizes, bound);
     let again = sizes[kept..].iter().copied().max().unwrap_or(0);
-    let (most, longest) =
-        (pieces.iter().map(tokens).max().unwrap_or(0), lengths.iter().copied().max().unwrap_or(0));
+    let longest = lengths.iter().copied().max().unwrap_or(0);
     let parameters: usize =
         block.linears.iter().map(|l| l.weights() + if l.bias { l.outputs } else { 0 }).sum();
     TrainingMemory {
@@ -70,6 +65,46 @@ pub fn training_memory<T: Element>(
             + attention_backward_bytes(&shape, longest, size_of::<T>()),
         gradients: parameters * size_of::<T>(),
     }
+}
+
+/// What a pass through a block holds that no backward follows, beside the block's weights and the input and output of all sequences. What
+/// an insert holds is not in it, but the input of a linear that an insert gives one of its own is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ForwardMemory {
+    /// Tokens that go through together at most: as many as an insert sees at a time.
+    pub tokens: usize,
+    /// Temporaries, packed operands of a product among them, in bytes.
+    pub working: usize,
+}
+
+/// The memory of a pass of sequences of these `lengths` in arithmetic of `T` that no backward follows.
+///
+/// ```
+/// # let config = serde_json::json!({ "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 1536,
+/// #     "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2 });
+/// let spec = quant_model::model_spec(&config)?;
+/// // Sequences go through in pieces: more of them take no more.
+/// let [few, many] = [4, 128].map(|n| quant_model::forward_memory::<f32>(&spec, &vec![512; n]));
+/// assert_eq!((few, few.tokens), (many, 2048));
+/// # Ok::<(), quant_model::ModelError>(())
+/// ```
+#[must_use]
+pub fn forward_memory<T: Element>(spec: &ModelSpec, lengths: &[usize]) -> ForwardMemory {
+    let (block, shape) = (spec.block(0), shape_of(spec));
+    let widths = Widths { shape: &shape, hidden: spec.hidden, intermediate: spec.intermediate };
+    let (tokens, _) = widest_piece(lengths);
+    ForwardMemory { tokens, working: PACKED_BYTES + widths.forward(&block, tokens) * size_of::<T>() }
+}
+
+/// Tokens of the piece with most of them, and where every sequence starts, and the last one ends.
+fn widest_piece(lengths: &[usize]) -> (usize, Vec<usize>) {
+    let mut starts = vec![0];
+    starts.extend(lengths.iter().scan(0, |end, length| {
+        *end += length;
+        Some(*end)
+    }));
+    let tokens = |piece: &Range<usize>| starts[piece.end] - starts[piece.start];
+    (pieces(&starts).iter().map(tokens).max().unwrap_or(0), starts)
 }
 
 fn shape_of(spec: &ModelSpec) -> AttentionShape {
@@ -100,6 +135,14 @@ impl Widths<'_> {
         let unnormed = normed(Norm::Query, queries) + normed(Norm::Key, keys);
         let attention = 3 * queries + 2 * keys + 2 * self.shape.heads + unnormed;
         tokens * (3 * self.hidden + attention + 3 * self.intermediate)
+    }
+    /// Numbers of a pass without a tape at its widest moments: queries, keys and values with what attention gives, and what entered the
+    /// first linear of them; or gate and up with what down multiplies, if that is its own, and gives.
+    fn forward(&self, block: &BlockSpec, tokens: usize) -> usize {
+        let (queries, keys) = (self.shape.query_width(), self.shape.kv_width());
+        let whole = block.linears.iter().filter(|l| l.parts.len() > 1).map(|l| l.outputs).max().unwrap_or(0);
+        let attention = 2 * queries + 2 * keys;
+        tokens * (self.hidden + attention.max(3 * self.intermediate) + whole)
     }
     /// Numbers beside the tape at the widest moments: the gradient of the activation or of everything around attention,
     /// with those of the residual stream; rows of a fused linear stand beside their parts.

@@ -2,10 +2,11 @@
 
 mod linears;
 mod memory;
+mod online;
 mod piece;
 mod window;
 
-pub use memory::{TrainingMemory, training_memory};
+pub use memory::{ForwardMemory, TrainingMemory, forward_memory, training_memory};
 pub use window::BlockWindow;
 
 use super::Block;
@@ -13,6 +14,7 @@ use crate::ops::precision::Precision;
 use crate::{ModelError, RopeTable};
 use memory::{kept_pieces, piece_bytes, pieces};
 use ndarray::{Array1, Array2, ArrayView2};
+use online::Back;
 use piece::Piece;
 use quant_graph::{
     BlockGradients, BlockTape, BlockTraining, EffectiveWeights, ForwardError, Insert, LinearId, Recorded,
@@ -32,7 +34,8 @@ type WeightGradients<T> = BTreeMap<LinearId, WeightGradient<T>>;
 /// lengths alone. The tapes of as many pieces as a memory bound has room for are kept, the others are made again in the
 /// backward; the bound changes the time and not one bit.
 ///
-/// Norms and rope are those of the block. Its linears are not looked at: those without an effective weight multiply by
+/// Norms, rope and what the block multiplies activations by are those of the block, and an insert stands behind the latter. Its linears
+/// are not looked at: those without an effective weight multiply by
 /// `weights`, which a backward needs as they are.
 ///
 /// ```
@@ -68,6 +71,7 @@ pub struct BlockTrainer<'a, T: Element> {
     block: &'a Block<T>,
     rope: &'a (dyn Fn(usize) -> &'a RopeTable<T> + Sync + 'a),
     weights: EffectiveWeights<'a, T>,
+    back: Back,
     precision: Precision,
     memory: Option<usize>,
 }
@@ -108,7 +112,8 @@ impl<'a, T: Element> BlockTrainer<'a, T> {
             return Err(block.part("the quantiser of its KV cache".into(), problem));
         }
         check_weights(block, &weights)?;
-        Ok(Self { block, rope, weights, precision: Precision::Full, memory: None })
+        let back = Back::new(&block.online);
+        Ok(Self { block, rope, weights, back, precision: Precision::Full, memory: None })
     }
     /// Keeps tapes of at most `bytes` at a time, as far as one piece allows, and makes the others again in the backward.
     #[must_use]

@@ -78,6 +78,7 @@ impl<T: Element> BlockTrainer<'_, T> {
             }
             self.precision.round(x.view_mut(), par);
         }
+        self.transform_pair(&mut queries, &mut keys, pass);
         let queries = self.insert(Spot::Query, queries, pass)?;
         let keys = self.insert(Spot::Key, keys, pass)?;
         let values = self.insert(Spot::Value, values, pass)?;
@@ -168,8 +169,9 @@ impl<T: Element> BlockTrainer<'_, T> {
         }
         let [dq, dk, dv] = grads;
         let dv = self.insert_back(Spot::Value, dv, pass)?;
-        let dk = self.insert_back(Spot::Key, dk, pass)?;
-        let dq = self.insert_back(Spot::Query, dq, pass)?;
+        let mut dk = self.insert_back(Spot::Key, dk, pass)?;
+        let mut dq = self.insert_back(Spot::Query, dq, pass)?;
+        self.transform_pair_back(&mut dq, &mut dk, pass);
         let [unnormed_q, unnormed_k] = piece.unnormed;
         let dq = self.turned_back(Norm::Query, dq, unnormed_q, starts, pass);
         let dk = self.turned_back(Norm::Key, dk, unnormed_k, starts, pass);

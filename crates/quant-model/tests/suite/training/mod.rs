@@ -5,16 +5,18 @@
 mod refusals;
 
 use crate::common::{config_with, spec};
-use ndarray::{Array1, Array2, Axis};
+use ndarray::{Array1, Array2, Axis, array};
+use quant_core::{AxisTransform, OnlineKind, OnlineTransform, PairTransform};
 use quant_graph::{
     BlockGradients, BlockParams, BlockTraining, BoxError, EffectiveWeight, EffectiveWeights, Insert,
-    LinearId, LinearWeight, ModelSpec, NoInsert, Site, Spot,
+    LinearId, LinearWeight, ModelSpec, NoInsert, Online, Site, Spot,
 };
 use quant_kernels::{Compute, Element, Par};
 use quant_model::{Block, BlockTrainer, BlockWindow, Precision, RopeTable, model_spec, training_memory};
 use quant_testkit::{Numbers, random_block};
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Every way in which families differ: biases and groups, norms of heads, fused linears with rope on part of the head, a
 /// window, biases everywhere.
@@ -42,10 +44,33 @@ struct Case<T: Element> {
     cost: Array2<T>,
 }
 
+/// Pieces that a block can multiply by, none of them its own transpose: channels dealt out, and pairs of them sheared.
+fn online(spec: &ModelSpec) -> Online {
+    let shear = |width: usize, matrix: Array2<f32>| {
+        OnlineTransform::kronecker(vec![AxisTransform::Identity(width / 2), AxisTransform::Dense(matrix)])
+            .unwrap()
+    };
+    let site = |site: Site| {
+        let width = spec.site_width(site);
+        let order = (0..width as u32).map(|at| (at + 1) % width as u32).collect();
+        let dealt = OnlineTransform::new(OnlineKind::Permutation(order)).unwrap();
+        let chain = OnlineTransform::chain(vec![shear(width, array![[1.0, 0.5], [0.0, 0.75]]), dealt]);
+        (site, Arc::new(chain.unwrap()))
+    };
+    let (key, query) = (array![[1.0, 0.5], [0.0, 1.0]], array![[1.0, 0.0], [-0.5, 1.0]]);
+    let [key, query] = [key, query].map(|matrix| shear(spec.head_dim, matrix));
+    let sites = [Site::AttentionInput, Site::AttentionOutput, Site::MlpActivation].map(site).into();
+    Online { sites, pair: Some(Arc::new(PairTransform::new(key, query).unwrap())) }
+}
+
 impl<T: Element> Case<T> {
     fn new(spec: &ModelSpec, lengths: &[usize], seed: u64) -> Self {
+        Self::with_online(spec, lengths, seed, Online::default())
+    }
+
+    fn with_online(spec: &ModelSpec, lengths: &[usize], seed: u64, online: Online) -> Self {
         let numbers = &mut Numbers::new(seed);
-        let params = random_block(spec, numbers);
+        let params = BlockParams { online, ..random_block(spec, numbers) };
         let weights = params.linears.iter().map(|(id, linear)| {
             let LinearWeight::Float(weight) = &linear.weight else { panic!("float") };
             (*id, (weight.mapv(T::from_f32), linear.bias.as_ref().map(|b| b.mapv(T::from_f32))))
@@ -178,9 +203,11 @@ fn close(got: f64, want: f64, what: &str) {
 
 #[test]
 fn every_gradient_of_every_family() {
-    for (i, spec) in specs().iter().enumerate() {
-        let numbers = &mut Numbers::new(100 + i as u64);
-        let case = Case::<f64>::new(spec, &[17, 1, 6], i as u64);
+    let plain = specs().into_iter().map(|spec| (spec, Online::default()));
+    let transformed = specs().into_iter().take(3).map(|spec| (spec.clone(), online(&spec)));
+    for (i, (spec, online)) in plain.chain(transformed).enumerate() {
+        let (spec, numbers) = (&spec, &mut Numbers::new(100 + i as u64));
+        let case = Case::<f64>::with_online(spec, &[17, 1, 6], i as u64, online);
         let insert = Channels::new(spec, 7);
         let mut seen = insert.clone();
         let got = case.gradients(&mut seen, None, Par::Seq);
@@ -245,10 +272,12 @@ fn spots_in_order() {
 }
 
 fn check_forward<T: Element>() {
-    for spec in specs() {
+    let plain = specs().into_iter().map(|spec| (spec, Online::default()));
+    let transformed = specs().into_iter().take(3).map(|spec| (spec.clone(), online(&spec)));
+    for (spec, online) in plain.chain(transformed) {
         // More than a tile of queries, of keys, and than the rows that Block::forward takes through the MLP together.
-        let case = Case::<T>::new(&spec, &[600, 3], 3);
-        let params = random_block(&spec, &mut Numbers::new(3));
+        let case = Case::<T>::with_online(&spec, &[600, 3], 3, online.clone());
+        let params = BlockParams { online, ..random_block(&spec, &mut Numbers::new(3)) };
         let block = Block::<T>::new(&spec, 0, params, Compute::F32, Par::Seq).unwrap();
         let with = case.effective();
         let (forward, recorded) = case.with_trainer(|trainer| {
