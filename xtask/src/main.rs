@@ -9,6 +9,7 @@ mod house;
 mod long;
 mod package;
 mod scan;
+mod stability;
 mod survive;
 mod text;
 mod verdict;
@@ -42,6 +43,11 @@ static COMMANDS: &[(&str, &str, Chore)] = &[
         "long",
         "every row of the official figures, every prediction of memory: tests in their long form",
         long::long,
+    ),
+    (
+        "stability",
+        "FlatQuant at 4 bits from ten seeds and under stress, against its bounds",
+        stability::stability,
     ),
     (
         "verdict",

@@ -31,7 +31,7 @@ pub struct Prompt {
 /// Reads prompts for the model in a folder, whose tokenizer this is.
 ///
 /// A `prompt` is taken as it is written, and no special token is put around it; `messages` go through the chat template of the model,
-/// which is told to begin an answer. With `chat` a `prompt` is one turn of a user.
+/// which is told to begin an answer and is handed all keys of a message. With `chat` a `prompt` is one turn of a user.
 ///
 /// # Errors
 /// [`DataError::Line`] for a line that is not UTF-8, no JSON object, has another field or both, or an empty prompt;
@@ -114,6 +114,13 @@ impl Reader<'_> {
             Said::Messages(messages) => messages.clone(),
         };
         let conversation = Conversation::from_json(&messages)?;
+        let says = |message: &Map<String, Value>| {
+            ["content", "tool_calls"].iter().any(|key| message.contains_key(*key))
+        };
+        if let Some(index) = conversation.messages.iter().position(|message| !says(message)) {
+            let reason = "no `content`; other keys than `role` and `content` are handed to the chat template as they are".to_owned();
+            return Err(DataError::Message { index, reason });
+        }
         let template = match template {
             Some(template) => template,
             None => {
@@ -273,6 +280,7 @@ mod tests {
             (b"[1]", "no object"),
             (b"{\"prompt", "not JSON"),
             (b"{\"messages\": []}", "the list of messages is empty"),
+            (b"{\"messages\": [{\"role\": \"user\", \"contnet\": \"a\"}]}", "no `content`"),
         ] {
             let (_folder, source) = file(&[&good[..], bad].concat());
             let error = load(&source, &model(), false).unwrap_err().to_string();

@@ -40,6 +40,14 @@ pub enum SettingsError {
         /// What stands there.
         found: String,
     },
+    /// What the export format or the model cannot have.
+    #[error("{path}: {problem}")]
+    Unsupported {
+        /// The section, or the section and key.
+        path: String,
+        /// What is asked for, why it cannot be had, and the ways out.
+        problem: String,
+    },
     /// Two keys that contradict each other.
     #[error("{path}: {problem}")]
     Conflict {

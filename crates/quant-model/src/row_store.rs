@@ -6,8 +6,8 @@ mod spilled;
 use narrow::Narrow;
 use ndarray::{Array2, ArrayViewMut2, Axis, CowArray, Ix2, Slice};
 use quant_kernels::{Par, views};
-use spilled::Spilled;
 pub use spilled::StoreError;
+use spilled::{Spilled, check_memory};
 use std::ops::Range;
 use std::path::Path;
 
@@ -55,10 +55,13 @@ impl RowStore {
     /// Zeros. `spill` names a folder to hold an unnamed file instead of memory.
     ///
     /// # Errors
-    /// A file that cannot be made there.
+    /// A file that cannot be made there; memory that the system has not.
     pub fn new(rows: usize, width: usize, spill: Option<&Path>) -> Result<Self, StoreError> {
         let backing = match spill {
-            None => Backing::Memory(Array2::zeros((rows, width))),
+            None => {
+                check_memory::<f32>(rows, width)?;
+                Backing::Memory(Array2::zeros((rows, width)))
+            }
             Some(folder) => {
                 let spilled = Spilled::new(folder, rows * width * size_of::<f32>())?;
                 Backing::Elsewhere(Elsewhere::File(spilled))

@@ -10,7 +10,7 @@ use serde_json::Value;
 use std::path::PathBuf;
 use thiserror::Error;
 
-/// What is wrong with a recipe; exit code 2.
+/// What is wrong with a recipe; exit code 2, or 3 for what the format or the model cannot have.
 #[derive(Debug, Error, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum RecipeError {
@@ -50,6 +50,15 @@ pub enum RecipeError {
 }
 
 impl RecipeError {
+    /// Whether the recipe asks for what the export format or the model cannot have, and is otherwise sound.
+    #[must_use]
+    pub fn is_unsupported(&self) -> bool {
+        match self {
+            Self::Settings(error) => matches!(error, SettingsError::Unsupported { .. }),
+            Self::At { problem, .. } | Self::In { problem, .. } => problem.is_unsupported(),
+            Self::Yaml(_) | Self::NoSuchPreset { .. } => false,
+        }
+    }
     /// Two parts of a recipe that contradict each other.
     pub(crate) fn conflict(path: impl Into<String>, problem: impl Into<String>) -> Self {
         SettingsError::Conflict { path: path.into(), problem: problem.into() }.into()
@@ -143,10 +152,19 @@ pub enum PipelineError {
         /// What would help.
         advice: String,
     },
+    /// The system has not the memory for the activations of all tokens.
+    #[error(
+        "the activations of all tokens take {needed}, which this machine does not give; set --memory, so that they are kept on disk, or \
+         use fewer or shorter sequences"
+    )]
+    Exhausted {
+        /// Bytes of one tensor of them.
+        needed: Bytes,
+    },
     /// A text that would be longer than the model's context.
     #[error(
         "{prompt} has {tokens} tokens, and {new} new ones would make {} of a context of {context}; ask for at most \
-         {} new tokens (--max-new-tokens), or shorten it", tokens + new, context.saturating_sub(*tokens)
+         {} new tokens (--max-new-tokens), or shorten it", tokens.saturating_add(*new), context.saturating_sub(*tokens)
     )]
     Context {
         /// Which prompt.
@@ -206,7 +224,10 @@ pub enum PipelineError {
 
 impl From<StoreError> for PipelineError {
     fn from(error: StoreError) -> Self {
-        Self::Io { path: error.folder, source: error.source }
+        match error {
+            StoreError::File { folder, source } => Self::Io { path: folder, source },
+            StoreError::Memory { bytes } => Self::Exhausted { needed: Bytes(bytes) },
+        }
     }
 }
 

@@ -143,7 +143,7 @@ pub fn predict(plan: &Plan, lengths: &[usize], text_bytes: u64, threads: usize) 
         });
     }
     if let Some(learner) = plan.recipe.learner() {
-        phases.push(learner_phase(plan, learner, layout, &sizes));
+        phases.push(learner_phase(plan, learner, &layout, &sizes));
     }
     if plan.streams.deployed {
         if !plan.true_sequential() {

@@ -63,6 +63,10 @@ pub fn prepare(job: &QuantizeJob) -> Result<PreparedJob, PipelineError> {
     if let Some(tokens) = &tokens {
         warnings.extend(tokens.warnings.iter().cloned());
         warnings.extend(too_few_tokens(&plan, tokens.tokens()));
+        if let Some(learner) = plan.recipe.learner().filter(|_| plan.learned.contains(&true)) {
+            let checked = learner.check_sequences(tokens.sequences.len());
+            warnings.extend(checked.map_err(PipelineError::method("the calibration data"))?);
+        }
     }
     let lengths: Vec<usize> = tokens.iter().flat_map(|t| t.sequences.iter().map(Vec::len)).collect();
     let text_bytes = tokens.as_ref().map_or(0, |t| t.longest_text as u64);

@@ -166,16 +166,13 @@ impl RunReport {
             snr(worst)
         ))
     }
-    /// What the person should know of the training in blocks: of what was trained on, of repairs, and of what is still wrong.
+    /// What the person should know of the training in blocks: of repairs, and of what is still wrong.
     #[must_use]
     pub fn of_lessons(&self) -> Vec<String> {
         let mut told: Vec<String> = Vec::new();
         for BlockLesson { block, lesson } in &self.lessons {
             let error =
                 |what: &str| format!("block {block}: {what}; its relative error is {:.3e}", lesson.after);
-            told.extend(
-                lesson.notice.iter().filter(|notice| !told.contains(notice)).cloned().collect::<Vec<_>>(),
-            );
             if !lesson.alarms.is_empty() {
                 told.push(error(&lesson.alarms.join("; ")));
             } else if !lesson.repairs.is_empty() {

@@ -183,6 +183,10 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
         let (codes, flipped) = (sum(|f| f.codes), sum(|f| f.flipped));
         let share = 100.0 * flipped as f64 / codes.max(1) as f64;
         print_line(format!("flipped codes     {flipped} of {codes} ({share:.4} %)"))?;
+        for (block, flips) in outcome.flips.iter().enumerate() {
+            let share = 100.0 * flips.flipped as f64 / flips.codes.max(1) as f64;
+            print_line(format!("  block {block:<9} {share:.4} %"))?;
+        }
     }
     if let Some(peak) = outcome.peak_memory {
         print_line(format!(

@@ -138,6 +138,7 @@ pub fn exit_code(error: &PipelineError) -> u8 {
         };
     }
     match error {
+        E::Recipe(error) if error.is_unsupported() => 3,
         E::Recipe(_) | E::Usage(_) => 2,
         E::Unsupported(_) | E::QuantisedAlready { .. } | E::NotOnProcessor { .. } => 3,
         E::Model(ModelError::UnknownArchitecture { .. } | ModelError::Unsupported { .. }) => 3,
@@ -154,7 +155,7 @@ pub fn exit_code(error: &PipelineError) -> u8 {
         E::Eval(EvalError::Sink { .. }) | E::Logits { .. } => 5,
         E::Eval(EvalError::Programs { .. }) => 5,
         E::Model(_) | E::Data(_) | E::Eval(_) | E::Core(_) | E::Method { .. } | E::NotFinite { .. } => 4,
-        E::Memory { .. } | E::Context { .. } | E::Threads { .. } => 5,
+        E::Memory { .. } | E::Exhausted { .. } | E::Context { .. } | E::Threads { .. } => 5,
         // A recipe that is not there, not readable or not text; everything else is the disk of spilled activations.
         E::Io { source, .. } => match source.kind() {
             ErrorKind::NotFound

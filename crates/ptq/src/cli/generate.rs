@@ -1,11 +1,10 @@
 //! `ptq generate`
 
-use super::progress::{Progress, on_interrupt};
+use super::progress::{SharedProgress, on_interrupt};
 use super::{Failure, bytes, count, default_threads, execution, human, print_json, say, threads, written};
 use quant_data::PromptSource;
 use quant_model::{Execution, Sampling};
 use quant_pipeline::{GenerateJob, Registry, generate_with};
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -97,16 +96,16 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
         compute: args.compute,
         prompts,
     };
-    let progress = RefCell::new(Progress::new(on_interrupt()?));
+    let progress = SharedProgress::new(on_interrupt()?);
     let mut texts = InOrder::new(args.prompts.is_some());
     let mut piece = |index: usize, text: &str| {
         if !args.json {
-            progress.borrow_mut().give_way();
+            progress.get().give_way();
             texts.take(index, text);
         }
     };
-    let result = generate_with(&job, &mut &progress, &mut piece, registry);
-    progress.borrow().finish();
+    let result = generate_with(&job, &mut progress.clone(), &mut piece, registry);
+    progress.get().finish();
     let processor = job.processor.as_ref().map(|processor| processor.name());
     drop(job);
     opened.close();

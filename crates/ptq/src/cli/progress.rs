@@ -3,10 +3,9 @@
 use super::{Failure, INTERRUPTED, say};
 use indicatif::{ProgressBar, ProgressStyle};
 use quant_pipeline::{Event, Events, peak_memory};
-use std::cell::RefCell;
 use std::io::IsTerminal;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 /// Shows the steps of a run or an evaluation.
@@ -119,13 +118,26 @@ impl Progress {
     }
 }
 
-/// Progress that others want to speak to while the work has it.
-impl Events for &RefCell<Progress> {
+/// Progress that others have a word with while the work reports to it.
+#[derive(Clone)]
+pub(super) struct SharedProgress(Arc<Mutex<Progress>>);
+
+impl SharedProgress {
+    pub(super) fn new(interrupted: Arc<AtomicBool>) -> Self {
+        Self(Arc::new(Mutex::new(Progress::new(interrupted))))
+    }
+    /// What a thread that panicked left is still what is shown.
+    pub(super) fn get(&self) -> MutexGuard<'_, Progress> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Events for SharedProgress {
     fn event(&mut self, event: Event<'_>) {
-        self.borrow_mut().event(event);
+        self.get().event(event);
     }
     fn cancelled(&self) -> bool {
-        self.borrow().cancelled()
+        self.get().cancelled()
     }
 }
 

@@ -196,9 +196,14 @@ pub fn quantize_static(
                 numerics.codes(bits, params, rows, codes);
                 let mut finite = true;
                 for row in rows.rows() {
-                    // Without a way out in between, so that neighbours are looked at together.
-                    for x in &row {
-                        finite &= x.is_finite();
+                    match row.to_slice() {
+                        // Without a way out in between, neighbours are looked at together.
+                        Some(row) => {
+                            for x in row {
+                                finite &= x.is_finite();
+                            }
+                        }
+                        None => finite &= row.iter().all(|x| x.is_finite()),
                     }
                 }
                 finite

@@ -77,11 +77,17 @@ impl FlatReport {
     /// What the user should know of the data, in words.
     #[must_use]
     pub fn notice(&self) -> Option<String> {
-        let dropped = self.dropped;
-        (dropped > 0).then(|| {
-            format!("flatquant: {dropped} calibration sequences at the end make no whole batch and are not trained on")
-        })
+        not_trained_on(self.dropped)
     }
+}
+
+/// What is said of sequences that make no whole batch.
+pub(super) fn not_trained_on(dropped: usize) -> Option<String> {
+    (dropped > 0).then(|| {
+        format!(
+            "flatquant: {dropped} calibration sequences at the end make no whole batch and are not trained on"
+        )
+    })
 }
 
 impl FlatBlock<'_, '_> {

@@ -54,8 +54,14 @@ pub(super) struct Form {
 
 impl Form {
     pub(super) fn conflict(&self, key: &str, problem: String) -> SettingsError {
-        let path = if key.is_empty() { self.path.clone() } else { format!("{}.{key}", self.path) };
-        SettingsError::Conflict { path, problem }
+        SettingsError::Conflict { path: self.at(key), problem }
+    }
+    /// What the format or the model cannot have.
+    fn unsupported(&self, key: &str, problem: String) -> SettingsError {
+        SettingsError::Unsupported { path: self.at(key), problem }
+    }
+    fn at(&self, key: &str) -> String {
+        if key.is_empty() { self.path.clone() } else { format!("{}.{key}", self.path) }
     }
 
     /// The sizes of a block, and the type in which its deployment has pairs.
@@ -177,7 +183,7 @@ impl Form {
         let spec = block.spec;
         if kernel {
             let problem = "official has a matrix across heads before o, and the kernel takes pairs alone: use variant: stable or exact";
-            return Err(self.conflict("variant", problem.into()));
+            return Err(self.unsupported("variant", problem.into()));
         }
         if spec.heads * spec.head_dim != spec.hidden {
             let problem = format!(
@@ -185,7 +191,7 @@ impl Form {
                  exact",
                 spec.heads, spec.head_dim, spec.hidden
             );
-            return Err(self.conflict("variant", problem));
+            return Err(self.unsupported("variant", problem));
         }
         Ok(())
     }
@@ -233,7 +239,10 @@ impl Form {
 
     /// What the person should know of linears without a pair.
     pub(super) fn notices(&self, block: &BlockPlan<'_>) -> Vec<String> {
-        let Some((kernel, main)) = self.kernel(block) else { return Vec::new() };
+        let Some((kernel, main)) = self.kernel(block) else {
+            let idle = "unpaired changes nothing, because no input has to have a pair";
+            return if self.unpaired == Unpaired::Refuse { Vec::new() } else { vec![idle.to_owned()] };
+        };
         let notice = |site: &Site| {
             let (spec, features) = (block.spec.block(block.index), self.part(block, *site));
             let own = self.scheme_at(block, spec.at(*site).first().copied());
@@ -314,7 +323,7 @@ impl Form {
                 let problem = format!(
                     "{section} of this format are scaled by the full symmetric range, which it does not train for: export to dequantized"
                 );
-                Err(self.conflict("scheme", problem))
+                Err(self.unsupported("scheme", problem))
             }
         }
     }

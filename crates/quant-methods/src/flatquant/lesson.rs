@@ -2,7 +2,7 @@
 
 use super::METHOD;
 use super::balance::{Balance, Balanced, with_changed};
-use super::block::{FlatBlock, FlatReport, Sequences};
+use super::block::{FlatBlock, FlatReport, Sequences, not_trained_on};
 use super::epochs::{Task, Training, alarms};
 use super::fallback::{Fallbacks, Fallen, WIDE};
 use super::form::Form;
@@ -149,6 +149,9 @@ impl Learner for FlatLearner {
         });
         let clipping = Form::clipping(&scheme);
         let mut notices = self.form.notices(block);
+        if !self.settings.diag && self.settings.diag_alpha != FlatSettings::default().diag_alpha {
+            notices.push("diag_alpha changes nothing without diag".to_owned());
+        }
         notices.extend(self.fallbacks.notices(block, self.form.is_for_kernel(block)));
         Ok(Some(LearnedScheme {
             online,
@@ -181,6 +184,10 @@ impl Learner for FlatLearner {
 
     fn batch(&self) -> Option<usize> {
         Some(self.settings.batch_size)
+    }
+
+    fn check_sequences(&self, sequences: usize) -> Result<Option<String>, MethodError> {
+        self.settings.batches(sequences).map(|(_, dropped)| not_trained_on(dropped))
     }
 
     fn workspace(&self, block: &BlockPlan<'_>, tokens: usize, batch: usize) -> u64 {

@@ -234,6 +234,14 @@ pub trait Learner: Debug + Send + Sync {
     }
     /// Sequences of a step; none for one that only runs the block, and asks for no gradient.
     fn batch(&self) -> Option<usize>;
+    /// What the person should know of so many calibration sequences, before anything is trained on them.
+    ///
+    /// # Errors
+    /// [`MethodError::Sequences`] where they are too few for one step.
+    fn check_sequences(&self, sequences: usize) -> Result<Option<String>, MethodError> {
+        let _ = sequences;
+        Ok(None)
+    }
     /// Bytes it holds at its peak besides the float block, the calibration tokens at its input and what a pass of the block takes: a
     /// step with a batch of `batch` tokens, or all tokens forward, in pieces of at most `batch`.
     fn workspace(&self, block: &BlockPlan<'_>, tokens: usize, batch: usize) -> u64;

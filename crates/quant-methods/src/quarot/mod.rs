@@ -137,6 +137,17 @@ impl ModelTransform for QuaRot {
                 spec.heads
             ));
         }
+        let without =
+            |key: &str, of: &str| format!("quarot: {key} changes nothing without {of} among the rotations");
+        if self.cross_head == CrossHead::On && !self.has(Rotation::R2) {
+            notices.push(without("cross_head", "r2"));
+        }
+        if self.block.is_some() && !self.has(Rotation::R1) && !self.has(Rotation::R4) {
+            notices.push(without("block", "r1 or r4"));
+        }
+        if self.tp > 1 && !self.has(Rotation::R2) && !self.has(Rotation::R4) {
+            notices.push(without("tp", "r2 or r4"));
+        }
         Ok(WholePlan { online, notices })
     }
     fn fuse<'a>(

@@ -1,6 +1,6 @@
 //! Rows in half their bytes: the upper halves of f32 that were rounded to bfloat16.
 
-use super::spilled::{Spilled, StoreError};
+use super::spilled::{Spilled, StoreError, check_memory};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 use quant_kernels::{Element, Par, tasks, vectorized, views};
 use std::ops::Range;
@@ -31,7 +31,10 @@ impl Narrow {
         par: Par,
     ) -> Result<Self, StoreError> {
         let halves = match spill {
-            None => Halves::Memory(Array2::zeros((rows, width))),
+            None => {
+                check_memory::<u16>(rows, width)?;
+                Halves::Memory(Array2::zeros((rows, width)))
+            }
             Some(folder) => Halves::File(Spilled::new(folder, rows * width * size_of::<u16>())?, Vec::new()),
         };
         let step = step.max(1);

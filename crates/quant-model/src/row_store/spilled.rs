@@ -8,12 +8,33 @@ use thiserror::Error;
 
 /// A file of activations that cannot be made, read or written.
 #[derive(Debug, Error)]
-#[error("activations on disk in {}: {source}", .folder.display())]
-pub struct StoreError {
-    /// Its folder.
-    pub folder: PathBuf,
-    /// What the system said.
-    pub source: std::io::Error,
+pub enum StoreError {
+    /// Of its file.
+    #[error("activations on disk in {}: {source}", .folder.display())]
+    File {
+        /// Its folder.
+        folder: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The system has not the memory.
+    #[error("activations of {bytes} bytes do not fit in memory; give a folder to keep them on disk")]
+    Memory {
+        /// How many it takes.
+        bytes: u64,
+    },
+}
+
+/// Refuses zeros `[rows, width]` of `N` that the system would not give: it is asked first, since an array that cannot be had ends the
+/// process.
+pub(super) fn check_memory<N>(rows: usize, width: usize) -> Result<(), StoreError> {
+    let fits = |numbers: &usize| Vec::<N>::new().try_reserve_exact(*numbers).is_ok();
+    match rows.checked_mul(width).filter(fits) {
+        Some(_) => Ok(()),
+        None => {
+            Err(StoreError::Memory { bytes: (rows as u64).saturating_mul((width * size_of::<N>()) as u64) })
+        }
+    }
 }
 
 /// An unnamed file of numbers, all of one type.
@@ -26,7 +47,7 @@ pub(super) struct Spilled {
 impl Spilled {
     /// Zeros, so many bytes of them.
     pub(super) fn new(folder: &Path, bytes: usize) -> Result<Self, StoreError> {
-        let io = |source| StoreError { folder: folder.to_owned(), source };
+        let io = |source| StoreError::File { folder: folder.to_owned(), source };
         let file = tempfile::tempfile_in(folder).map_err(io)?;
         file.set_len(bytes as u64).map_err(io)?;
         Ok(Self { file, folder: folder.to_owned() })
@@ -42,6 +63,6 @@ impl Spilled {
         self.file.write_all_at(bytemuck::cast_slice(numbers), offset).map_err(|e| self.failed(e))
     }
     fn failed(&self, source: std::io::Error) -> StoreError {
-        StoreError { folder: self.folder.clone(), source }
+        StoreError::File { folder: self.folder.clone(), source }
     }
 }

@@ -91,6 +91,12 @@ pub(super) fn plan_learned(
     let blocks =
         |(notice, count): (String, usize)| format!("{}: in {count} blocks {notice}", learner.method().id);
     warnings.extend(notices.into_iter().map(blocks));
+    if !learned.contains(&true) {
+        let id = learner.method().id;
+        warnings.push(format!(
+            "{id}: there is nothing for it to do: no linear and no cache is quantised that it works on"
+        ));
+    }
     Ok(LearnedBlocks { learned, fallbacks })
 }
 

@@ -11,7 +11,8 @@ pub(super) fn line_of(text: &str, error: &RecipeError) -> Option<usize> {
         SettingsError::UnknownKey { path, key, .. } => (path, Some(key.as_str())),
         SettingsError::MissingKey { path, .. }
         | SettingsError::Value { path, .. }
-        | SettingsError::Conflict { path, .. } => (path, None),
+        | SettingsError::Conflict { path, .. }
+        | SettingsError::Unsupported { path, .. } => (path, None),
         _ => return None,
     };
     let mut documents = MarkedYaml::load_from_str(text).ok()?;

@@ -393,7 +393,8 @@ impl StudyPlan {
                 error @ (PipelineError::Unsupported(_)
                 | PipelineError::Recipe(_)
                 | PipelineError::Method { .. }
-                | PipelineError::Memory { .. }),
+                | PipelineError::Memory { .. }
+                | PipelineError::Exhausted { .. }),
             )) => planned.illegal = Some(error.to_string()),
             Err(error) => return Err(error),
         }

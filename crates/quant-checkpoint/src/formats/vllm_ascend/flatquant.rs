@@ -8,6 +8,7 @@
 //! On `N` devices each has `n / N` of the features that enter o and down, and all of them load the same pair and ratio, so that the pair must be
 //! that of `n / N` features: such a folder loads on `N` devices alone. How many that are is told by the sizes of the matrices.
 
+use quant_core::ActRule;
 use quant_graph::{Clipping, LinearId, LinearSpec, ModelScheme, ModelSpec, Online, PairKernel, Site};
 
 use super::description::Description;
@@ -92,12 +93,16 @@ fn check_linear(
     index: usize,
     id: LinearId,
 ) -> std::result::Result<(), Unsupported> {
-    if AscendType::at(scheme, index, id) != AscendType::W4A4FlatQuant {
+    let input = linear_scheme(scheme, index, id).input;
+    let four_bits = input.is_some_and(|input| input.bits.get() == 4 && input.rule == ActRule::Symmetric);
+    if AscendType::at(scheme, index, id) != AscendType::W4A4FlatQuant || !four_bits {
         let what =
             format!("a transform before anything but W4A4 with symmetric activations per token ({module})");
-        return Err(unsupported(what, "use scheme: W4A4, or export to dequantized"));
+        return Err(unsupported(
+            what,
+            "use scheme: W4A4 with symmetric activations, or export to dequantized",
+        ));
     }
-    let input = linear_scheme(scheme, index, id).input;
     let shards = shards_at(scheme, index, id.site());
     if let Some(found) = input.map(|input| input.shards).filter(|found| *found != shards) {
         let what = format!("activations in {found} parts behind a transform in {shards} ({module})");
@@ -106,7 +111,7 @@ fn check_linear(
     match input.map(|input| input.clip_ratio) {
         Some(Clipping::Learned) => Err(unsupported(
             format!("learned clip ratios of each end, or of each linear of an input ({module})"),
-            "for flatquant: share_inputs: true and transforms: auto, or lac: false; or export to dequantized",
+            "for flatquant: share_inputs: true and transforms: auto; or export to dequantized",
         )),
         _ => Ok(()),
     }
