@@ -7,7 +7,7 @@ use quant_kernels::{
 use serde::Serialize;
 use std::hint::black_box;
 
-/// Rates that no kernel exceeds, on as many threads as the kernels have.
+/// Rates that no kernel exceeds, on as many threads as the kernels have; but operands that lie in a cache are read faster than memory is.
 #[derive(Clone, Debug, Serialize)]
 pub struct Peaks {
     /// Threads.
