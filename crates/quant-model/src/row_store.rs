@@ -208,7 +208,10 @@ mod tests {
             });
             changed.unwrap();
             let failed = store.modify(0..2, |_| {
-                Err(StoreError { folder: folder.path().into(), source: std::io::ErrorKind::Other.into() })
+                Err(StoreError::File {
+                    folder: folder.path().into(),
+                    source: std::io::ErrorKind::Other.into(),
+                })
             });
             assert!(failed.is_err());
             assert_eq!(store.read(1..2).unwrap()[(0, 0)], 3.5);

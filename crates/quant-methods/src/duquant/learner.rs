@@ -101,12 +101,12 @@ impl Learner for DuQuantLearner {
         let weights: usize = spec.linears.iter().map(LinearSpec::weights).sum();
         let largest = spec.linears.iter().map(LinearSpec::weights).max().unwrap_or(0);
         let sample = self.tokens.min(tokens);
-        // Twice as many tokens before the loudest are chosen, or the chosen with a copy that is turned and what it becomes; rounded
-        // weights, one of them in f64 before and behind each of three steps; the output of the float block and another.
-        let kept = 2 * sample * width + 3 * sample * widest;
-        let measured = weights + 8 * largest + 2 * tokens * block.spec.hidden;
-        // Inputs of a site with their factors taken out, and rotated.
-        (kept + measured + 2 * batch * widest) as u64 * F32
+        // Twice as many tokens before the loudest are chosen, or the chosen with a copy that is turned and what it becomes; inputs of a
+        // site with their factors taken out, and rotated.
+        let fitting = 2 * sample * width + 3 * sample * widest + 2 * batch * widest;
+        // Behind that, rounded weights, one of them in f64 before and behind each of three steps.
+        let measuring = weights + 8 * largest;
+        (fitting.max(measuring) + 2 * tokens * block.spec.hidden) as u64 * F32
     }
 
     fn passes(&self) -> f64 {
