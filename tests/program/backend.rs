@@ -195,6 +195,7 @@ fn one_block(work: &Path) -> PathBuf {
 
 /// A text from a folder on a simulated NPU that is opened and given back.
 fn whole_run(simulator: &Simulator, model: &Path) -> Result<Vec<u32>, PipelineError> {
+    simulator.clear_trace();
     let library = OpenOptions::new().folder(simulator.folder());
     let core = |error: ascend_kernels::AscendError| PipelineError::Core(error.into());
     let processor = Processor::open(&ProcessorOptions { library, ..ProcessorOptions::default() });
@@ -237,14 +238,12 @@ fn a_model_larger_than_the_device() {
         let mut found = Vec::new();
         for memory in [1 << 30, if name.starts_with('w') { SCARCE * 2 / 3 } else { SCARCE }] {
             simulator.set_memory(memory);
-            simulator.clear_trace();
             assert_eq!(whole_run(&simulator, &folder).unwrap(), want, "{name} in {memory} bytes");
             found.push(copies());
         }
         // Each weight once, and those without room in each pass.
         assert!(found[0] >= 7 && found[1] > found[0], "{name}: {found:?}");
         simulator.set_memory(100_000);
-        simulator.clear_trace();
         let error = whole_run(&simulator, &folder).unwrap_err();
         assert_eq!(exit_code(&error), 5, "{error:?}");
         let words = error.to_string();

@@ -96,7 +96,9 @@ impl<W> Streams<W> {
     pub(crate) fn destroy(&mut self, stream: usize) {
         if let Some(gone) = self.streams.remove(&stream) {
             self.dropped += gone.queue.len() as u64;
-            self.host.insert(stream, u64::MAX);
+            // What was known of it is of no use any more: what is gone is over. Thousands come and go in one test.
+            self.host.remove(&stream);
+            self.streams.values_mut().for_each(|other| drop(other.clock.remove(&stream)));
         }
     }
 
@@ -118,7 +120,8 @@ impl<W> Streams<W> {
     pub(crate) fn is_before(&self, access: &Access, stream: Option<usize>) -> bool {
         let known =
             |clock: &Clock| clock.get(&access.stream).is_some_and(|&position| position >= access.position);
-        known(&self.host)
+        !self.streams.contains_key(&access.stream)
+            || known(&self.host)
             || stream.is_some_and(|stream| {
                 stream == access.stream || self.streams.get(&stream).is_some_and(|s| known(&s.clock))
             })
