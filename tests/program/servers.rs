@@ -64,7 +64,7 @@ fn servers_that_cannot_be_had_or_read() {
         }
     });
     asked(&url, "tiny-compare", &[]).expect(4, &["expected a list of models"]);
-    asked(&url, "tiny-text", &[]).expect(3, &["KL divergence"]);
+    asked(&url, "tiny-text", &[]).expect(4, &["expected a list of models"]);
     asked("ftp://h", "tiny-compare", &[]).expect(2, &["expected http://HOST:PORT"]);
     asked(&url, "tiny-compare", &["--key-file", "/nowhere/key"]).expect(2, &["cannot read the key"]);
 }
