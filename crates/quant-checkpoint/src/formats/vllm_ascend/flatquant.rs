@@ -8,7 +8,6 @@
 //! On `N` devices each has `n / N` of the features that enter o and down, and all of them load the same pair and ratio, so that the pair must be
 //! that of `n / N` features: such a folder loads on `N` devices alone. How many that are is told by the sizes of the matrices.
 
-use quant_core::ActRule;
 use quant_graph::{Clipping, LinearId, LinearSpec, ModelScheme, ModelSpec, Online, PairKernel, Site};
 
 use super::description::Description;
@@ -94,7 +93,7 @@ fn check_linear(
     id: LinearId,
 ) -> std::result::Result<(), Unsupported> {
     let input = linear_scheme(scheme, index, id).input;
-    let four_bits = input.is_some_and(|input| input.bits.get() == 4 && input.rule == ActRule::Symmetric);
+    let four_bits = input.is_some_and(|input| input.bits.get() == 4);
     if AscendType::at(scheme, index, id) != AscendType::W4A4FlatQuant || !four_bits {
         let what =
             format!("a transform before anything but W4A4 with symmetric activations per token ({module})");
@@ -111,7 +110,7 @@ fn check_linear(
     match input.map(|input| input.clip_ratio) {
         Some(Clipping::Learned) => Err(unsupported(
             format!("learned clip ratios of each end, or of each linear of an input ({module})"),
-            "for flatquant: share_inputs: true and transforms: auto; or export to dequantized",
+            "for flatquant: share_inputs: true and transforms: auto, or lac: false; or export to dequantized",
         )),
         _ => Ok(()),
     }
