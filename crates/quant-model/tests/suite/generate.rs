@@ -95,9 +95,9 @@ fn bits_do_not_depend_on_batch_order_chunks_pages_or_threads() {
 fn halves_are_held_as_halves() {
     let (spec, _) = specs().remove(1);
     let bytes = |scheme| resident(&quantised_model(&spec, scheme, 3), arithmetic(), Par::Seq).bytes();
-    // Rows of a weight come up to whole panels, of another number in each form.
+    // Rows of a weight come up to whole panels, of another number in each form and for other instructions.
     let (halves, floats) = (bytes(Scheme::Halves) as f64, bytes(Scheme::Float) as f64);
-    assert!((0.45..0.6).contains(&(halves / floats)), "{halves} {floats}");
+    assert!((0.45..0.7).contains(&(halves / floats)), "{halves} {floats}");
 }
 
 /// What was generated, given as a prompt, leads to the same logits: a step of one token is the end of a longer prompt.

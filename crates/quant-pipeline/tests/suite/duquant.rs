@@ -66,7 +66,7 @@ fn every_family_computes_what_it_did() {
         let distance = distance(&logits(found, ROWS), &expected);
         assert!(distance < 0.03, "{family}: {distance}");
         assert_eq!(report.lessons.len(), 2);
-        assert!(plan.warnings.iter().any(|w| w.contains("the cache is quantised without a transform")));
+        assert!(plan.warnings.iter().any(|w| w.contains("keys are quantised as they are")));
     }
 }
 
@@ -193,7 +193,16 @@ fn what_cannot_work_is_refused_in_the_plan() {
             "export: { format: compressed-tensors }",
             &["the transform of attention_input", "in place of duquant", "dequantized"],
         ),
-        ("quarot: {}, duquant: { block: 8 }, rtn: { scheme: W4A4 }", "", &["drop the modifiers before it"]),
+        (
+            "quarot: {}, duquant: { block: 8 }, rtn: { scheme: W4A4 }",
+            "",
+            &["quarot multiplies", "no r4", "cross_head: \"off\""],
+        ),
+        (
+            "smoothquant: {}, duquant: { block: 8 }, rtn: { scheme: W4A4 }",
+            "",
+            &["drop the other modifiers before it"],
+        ),
         ("duquant: { block: 8 }", "", &["there is no rounding modifier"]),
     ] {
         let told = refused(modifiers, rest);

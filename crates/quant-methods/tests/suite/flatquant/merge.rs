@@ -4,7 +4,7 @@ use super::case::{Case, HEADS, PAIRS};
 use super::golden::{golden_block, golden_params, read, scheme_of, varied};
 use ndarray::{Array1, Array2, Axis, Slice};
 use quant_core::{ActQuant, ActRule, Bits, FloatType};
-use quant_graph::{BlockParams, BlockTraining, LinearId, LinearWeight, ModelSpec, Norm, Site, Spot};
+use quant_graph::{BlockParams, BlockTraining, LinearId, LinearWeight, ModelSpec, Norm, Online, Site, Spot};
 use quant_kernels::{Compute, Element, Par};
 use quant_methods::flatquant::{FlatParameters, FlatScheme, FlatShape, FlatStep, Matrix, Start};
 use quant_model::{Block, BlockTrainer, RopeTable, model_spec};
@@ -303,6 +303,8 @@ fn the_golden_reparameterisation() {
         let merged = |parameters: &FlatParameters<f32>, round: bool| {
             let (_, plain) = golden_params(&golden, case);
             let merged = parameters.merge(&block.shape, plain, Par::Seq).unwrap();
+            // What is inserted multiplies by its transforms; the block is not to do so once more.
+            let merged = BlockParams { online: Online::default(), ..merged };
             let mut merged = Case::<f32>::new(&spec, merged, 24, block.x.clone(), block.target.clone());
             for (weight, _) in merged.float.values_mut().filter(|_| round) {
                 *weight = quantiser.forward(weight.view(), weight.ncols(), None, Par::Seq).unwrap();
