@@ -122,45 +122,44 @@ fn what_cannot_run_is_refused_in_the_plan() {
     }
 }
 
+/// The report and the card of a folder by a recipe that is calibrated on a few rows, which computes what was measured.
+fn fitted(recipe: &str) -> (serde_json::Value, String) {
+    let work = tempdir().unwrap();
+    let (model, output) = (tiny_reasoner(), work.path().join("out"));
+    let file = work.path().join("recipe.yaml");
+    std::fs::write(&file, recipe).unwrap();
+    let rows = few_windows(4, 64);
+    let data = write_rows(&work.path().join("rows.safetensors"), &rows);
+    let report = quantize(&model, text(&file), &output, &["--calibration", &data, "--json"]);
+    let report = report.expect(0, &[]).json();
+    let card = std::fs::read_to_string(output.join("README.md")).unwrap();
+    computes_what_was_measured(&model, recipe, &output, (&rows, &data));
+    (report, card)
+}
+
 /// Block rotations and permutations are in the folder, which computes what was measured; the card says what they are.
 #[test]
 fn a_folder_of_permuted_rotations_computes_what_was_measured() {
-    let work = tempdir().unwrap();
-    let (model, output) = (tiny_reasoner(), work.path().join("out"));
-    let text_of = "version: 1\nmodifiers: [duquant: { block: 64, steps: 40 }, rtn: { scheme: W4A4KV4 }]\n";
-    let recipe = work.path().join("recipe.yaml");
-    std::fs::write(&recipe, text_of).unwrap();
-    let rows = few_windows(4, 64);
-    let data = write_rows(&work.path().join("rows.safetensors"), &rows);
-    let report = quantize(&model, text(&recipe), &output, &["--calibration", &data, "--json"]);
-    let report = report.expect(0, &[]).json();
+    let (report, card) =
+        fitted("version: 1\nmodifiers: [duquant: { block: 64, steps: 40 }, rtn: { scheme: W4A4KV4 }]\n");
     let lessons = report["run"]["lessons"].as_array().unwrap();
     assert!(lessons.iter().all(|lesson| lesson["after"].as_f64() < lesson["before"].as_f64()), "{lessons:?}");
-    let card = std::fs::read_to_string(output.join("README.md")).unwrap();
     assert!(
         card.contains("duquant (blocks of 64, 40 steps, alpha 0.5, norm, v-o, up-down, seed 0)"),
         "{card}"
     );
-    computes_what_was_measured(&model, text_of, &output, (&rows, &data));
 }
 
 /// What is fitted to inputs stands behind rotations of the whole model, which turn the keys that it has nothing for.
 #[test]
 fn a_folder_of_fitted_rotations_behind_those_of_keys_computes_what_was_measured() {
-    let work = tempdir().unwrap();
-    let (model, output) = (tiny_reasoner(), work.path().join("out"));
-    let text_of = "version: 1
+    let (report, _) = fitted(
+        "version: 1
 modifiers:
   - quarot: { rotations: [r1, r2, r3], cross_head: \"off\" }
   - duquant: { block: 64, steps: 40 }
   - rtn: { scheme: W4A4KV4 }
-";
-    let recipe = work.path().join("recipe.yaml");
-    std::fs::write(&recipe, text_of).unwrap();
-    let rows = few_windows(4, 64);
-    let data = write_rows(&work.path().join("rows.safetensors"), &rows);
-    let report = quantize(&model, text(&recipe), &output, &["--calibration", &data, "--json"]);
-    let report = report.expect(0, &[]).json();
+",
+    );
     assert!(!report.to_string().contains("keys are quantised as they are"), "{report}");
-    computes_what_was_measured(&model, text_of, &output, (&rows, &data));
 }

@@ -214,18 +214,6 @@ fn dropped_calls() {
     assert_eq!(simulator.count(Kind::Executor), 0);
 }
 
-/// All that comes before a step, on its stream and through events.
-fn before(trace: &[Step], step: usize) -> Vec<usize> {
-    let (mut found, mut open) = (Vec::new(), trace[step].after.clone());
-    while let Some(next) = open.pop() {
-        if !found.contains(&next) {
-            found.push(next);
-            open.extend(&trace[next].after);
-        }
-    }
-    found
-}
-
 /// Weights through two places: a product waits for its own weight and never for that of the next layer.
 #[test]
 fn a_product_never_waits_for_the_next_weight() {
@@ -277,13 +265,13 @@ fn a_product_never_waits_for_the_next_weight() {
         let (copies, products) = (of("aclrtMemcpyAsync"), of("aclnnQuantMatmul"));
         assert_eq!((copies.len(), products.len()), (LAYERS * (pass + 1), LAYERS * (pass + 1)));
         for i in 0..products.len() {
-            let behind = before(&trace, products[i]);
+            let behind = Step::all_before(&trace, products[i]);
             assert!(behind.contains(&copies[i]), "product {i} does not wait for its weight");
             for (later, copy) in copies.iter().enumerate().skip(i + 1) {
                 assert!(!behind.contains(copy), "product {i} waits for weight {later}");
             }
             if i + 2 < copies.len() {
-                let behind = before(&trace, copies[i + 2]);
+                let behind = Step::all_before(&trace, copies[i + 2]);
                 assert!(behind.contains(&products[i]), "weight {} overwrites one in use", i + 2);
                 assert!(
                     i + 1 >= products.len() || !behind.contains(&products[i + 1]),

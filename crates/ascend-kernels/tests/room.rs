@@ -89,18 +89,6 @@ fn demand() -> Demand {
     }
 }
 
-/// All that comes before a step, on its stream and through events.
-fn before(trace: &[Step], step: usize) -> Vec<usize> {
-    let (mut found, mut open) = (Vec::new(), trace[step].after.clone());
-    while let Some(next) = open.pop() {
-        if !found.contains(&next) {
-            found.push(next);
-            open.extend(&trace[next].after);
-        }
-    }
-    found
-}
-
 fn copies_and_products(trace: &[Step]) -> (Vec<usize>, Vec<usize>) {
     let of = |names: &[&str]| -> Vec<usize> {
         let named = |at: &usize| names.iter().any(|name| trace[*at].name.contains(name));
@@ -129,7 +117,7 @@ fn weights_without_room_go_through_two_places() {
         let (copies, products) = copies_and_products(&trace);
         assert_eq!((copies.len(), products.len()), (last, 2 * last), "all weights stay");
         for (i, &product) in products[..last].iter().enumerate() {
-            let behind = before(&trace, product);
+            let behind = Step::all_before(&trace, product);
             assert!(behind.contains(&copies[i]), "product {i} does not wait for its weight");
             assert!(!copies[i + 1..].iter().any(|copy| behind.contains(copy)), "product {i} waits for more");
         }
@@ -150,12 +138,12 @@ fn weights_without_room_go_through_two_places() {
     // One more is under way when the last product ends.
     assert_eq!((copies.len(), products.len()), (3 * LAYERS.len() + 1, 3 * LAYERS.len()));
     for i in 0..products.len() {
-        let behind = before(&trace, products[i]);
+        let behind = Step::all_before(&trace, products[i]);
         assert!(behind.contains(&copies[i]), "product {i} does not wait for its weight");
         for (later, copy) in copies.iter().enumerate().skip(i + 1) {
             assert!(!behind.contains(copy), "product {i} waits for weight {later}");
         }
-        let next = before(&trace, copies[i + 1]);
+        let next = Step::all_before(&trace, copies[i + 1]);
         assert!(!next.contains(&products[i]), "the copy of weight {} waits for product {i}", i + 1);
         assert!(i == 0 || next.contains(&products[i - 1]), "weight {} overwrites one in use", i + 1);
     }

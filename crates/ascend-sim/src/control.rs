@@ -136,6 +136,24 @@ pub struct Step {
     pub after: Vec<usize>,
 }
 
+impl Step {
+    /// Everything in a trace that comes before one of its steps, on its stream and through events, by place.
+    ///
+    /// # Panics
+    /// If the trace has no such step.
+    #[must_use]
+    pub fn all_before(trace: &[Self], step: usize) -> Vec<usize> {
+        let (mut found, mut open) = (Vec::new(), trace[step].after.clone());
+        while let Some(next) = open.pop() {
+            if !found.contains(&next) {
+                found.push(next);
+                open.extend(&trace[next].after);
+            }
+        }
+        found
+    }
+}
+
 /// A loaded copy of the simulator: a folder in which its library lies under CANN's names.
 ///
 /// When it is dropped, the folder and all memory of the simulator are gone: whatever uses it must be dropped before.

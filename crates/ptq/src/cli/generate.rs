@@ -98,9 +98,12 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
     };
     let progress = SharedProgress::new(on_interrupt()?);
     let mut texts = InOrder::new(args.prompts.is_some());
+    let mut begun = false;
     let mut piece = |index: usize, text: &str| {
         if !args.json {
-            progress.get().give_way();
+            if !std::mem::replace(&mut begun, true) {
+                progress.get().give_way();
+            }
             texts.take(index, text);
         }
     };

@@ -25,8 +25,8 @@ pub struct FallbackPlan {
     pub online: OnlineScheme,
 }
 
-/// Which blocks the recipe's learner trains in, behind what `whole` says of all of them. Its transforms go to `online`, and that it learns clip ratios to the schemes; what it
-/// rounds otherwise is planned anew.
+/// Which blocks the recipe's learner trains in, behind what `whole` says of all of them. Its transforms go to `online`, and that it
+/// learns clip ratios to the schemes; what it rounds otherwise is planned anew.
 pub(super) fn plan_learned(
     recipe: &Recipe,
     spec: &ModelSpec,

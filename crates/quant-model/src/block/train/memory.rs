@@ -140,17 +140,20 @@ impl Widths<'_> {
     /// first linear of them; or gate and up with what down multiplies, if that is its own, and gives.
     fn forward(&self, block: &BlockSpec, tokens: usize) -> usize {
         let (queries, keys) = (self.shape.query_width(), self.shape.kv_width());
-        let whole = block.linears.iter().filter(|l| l.parts.len() > 1).map(|l| l.outputs).max().unwrap_or(0);
         let attention = 2 * queries + 2 * keys;
-        tokens * (self.hidden + attention.max(3 * self.intermediate) + whole)
+        tokens * (self.hidden + attention.max(3 * self.intermediate) + fused(block))
     }
     /// Numbers beside the tape at the widest moments: the gradient of the activation or of everything around attention,
     /// with those of the residual stream; rows of a fused linear stand beside their parts.
     fn working(&self, block: &BlockSpec, tokens: usize) -> usize {
         let (queries, keys) = (self.shape.query_width(), self.shape.kv_width());
-        let whole = block.linears.iter().filter(|l| l.parts.len() > 1).map(|l| l.outputs).max().unwrap_or(0);
-        tokens * (2 * self.hidden + self.intermediate.max(2 * queries + 2 * keys) + whole)
+        tokens * (2 * self.hidden + self.intermediate.max(2 * queries + 2 * keys) + fused(block))
     }
+}
+
+/// Outputs of the widest linear that makes several parts, which stands beside them for a moment.
+fn fused(block: &BlockSpec) -> usize {
+    block.linears.iter().filter(|l| l.parts.len() > 1).map(|l| l.outputs).max().unwrap_or(0)
 }
 
 /// Pieces as ranges of sequences: as many as stay within [`PIECE_TOKENS`], at least one.
