@@ -57,6 +57,7 @@ pub mod run;
 mod serving;
 mod shared;
 mod stood;
+mod streams;
 mod version;
 
 pub use analyze::{
@@ -89,3 +90,4 @@ pub use registry::{Presets, Registry};
 pub use report::{LinearReport, Named, RunReport, Seconds, StageFactor, peak_memory, reset_peak_memory};
 pub use serving::ServeCommand;
 pub use shared::{Shared, text_identity};
+pub use streams::PutBack;

@@ -1,14 +1,12 @@
 //! Which blocks, and which linears of the worst, a loss comes from: each is put back as float, and what is regained is measured.
 
 use crate::StudyError;
-use crate::run::Reference;
 use quant_checkpoint::FolderSource;
 use quant_core::Par;
-use quant_eval::{EvalOptions, LanguageModel};
-use quant_graph::{BlockParams, BlockSource, LinearId, ModelSpec, Rows, SourceError};
+use quant_eval::EvalReport;
+use quant_graph::{BlockSource, ModelSpec};
 use quant_model::Arithmetic;
-use quant_model::ndarray::{Array1, Array2};
-use quant_pipeline::{Event, Events, PipelineError, Scored};
+use quant_pipeline::{Events, PipelineError, PutBack};
 use serde::{Deserialize, Serialize};
 
 /// Windows of the sample on which blocks are put back.
@@ -17,8 +15,9 @@ pub(crate) const BLAMED: usize = 8;
 /// What looking for the causes of a loss takes.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BlameCost {
-    /// Times that the sample goes through the whole model: once as it is, once for every block, and for every linear of the worst.
-    pub passes: usize,
+    /// Times that the sample goes through a block, at most ([`PutBack::block_passes`]).
+    #[serde(default)]
+    pub block_passes: usize,
     /// Tokens of the sample, at most.
     pub tokens: usize,
     /// Seconds, good to a factor of about 1.5 where products weigh, which they do not in tiny models.
@@ -28,9 +27,9 @@ pub struct BlameCost {
 impl BlameCost {
     /// Of a model in so many ways to run it, on windows of so many tokens.
     pub(crate) fn new(spec: &ModelSpec, window: usize, ways: usize, seconds_of_token: f64) -> Self {
-        let linears = (0..spec.layers).map(|index| spec.block(index).linears.len()).max().unwrap_or(0);
-        let (passes, tokens) = (ways * (1 + spec.layers + linears), BLAMED * window);
-        Self { passes, tokens, seconds: seconds_of_token * (passes * tokens) as f64 }
+        let (block_passes, tokens) = (ways * PutBack::block_passes(spec), BLAMED * window);
+        let seconds = seconds_of_token * (block_passes * tokens) as f64 / spec.layers.max(1) as f64;
+        Self { block_passes, tokens, seconds }
     }
 }
 
@@ -60,132 +59,85 @@ pub struct Blame {
     pub note: Option<String>,
 }
 
-/// A quantised model with a part put back.
-struct Mixed<'s> {
-    quantised: &'s mut FolderSource,
-    float: &'s mut FolderSource,
-    part: Option<(usize, Option<LinearId>)>,
+/// How a sample is put through the mixtures.
+pub(crate) struct BlameOptions<'a> {
+    /// The sample.
+    pub(crate) sequences: &'a [Vec<u32>],
+    /// How products are computed.
+    pub(crate) arithmetic: Arithmetic,
+    /// Bytes that the work may take; streams that would take more than a quarter of them are kept on disk.
+    pub(crate) memory: Option<u64>,
+    /// Threads.
+    pub(crate) par: Par,
 }
 
-impl BlockSource for Mixed<'_> {
-    fn spec(&self) -> &ModelSpec {
-        self.quantised.spec()
-    }
-    fn block(&mut self, index: usize) -> Result<BlockParams, SourceError> {
-        match self.part {
-            Some((block, None)) if block == index => {
-                let own = self.quantised.block(index)?;
-                // The cache is no part of a block's weights.
-                Ok(BlockParams { kv: own.kv, ..self.float.block(index)? })
-            }
-            Some((block, Some(id))) if block == index => {
-                let mut own = self.quantised.block(index)?;
-                if let Some(linear) = self.float.block(index)?.linears.remove(&id) {
-                    own.linears.insert(id, linear);
-                }
-                Ok(own)
-            }
-            _ => self.quantised.block(index),
-        }
-    }
-    fn embed(&mut self, ids: &[u32]) -> Result<Array2<f32>, SourceError> {
-        self.quantised.embed(ids)
-    }
-    fn final_norm(&mut self) -> Result<Array1<f32>, SourceError> {
-        self.quantised.final_norm()
-    }
-    fn head(&mut self, rows: Rows) -> Result<Array2<f32>, SourceError> {
-        self.quantised.head(rows)
-    }
-}
-
-/// Finds where the loss of a model comes from. `sequences` are the sample; costs a pass over it for every block, and for every linear of
-/// the worst.
+/// Finds where the loss of a model comes from, by what each block regains where it is put back, and each linear of the worst.
 ///
 /// # Errors
 /// Blocks that cannot be read; [`PipelineError::Interrupted`].
 pub(crate) fn blame(
     mut quantised: FolderSource,
     mut float: FolderSource,
-    arithmetic: Arithmetic,
-    reference: &mut Reference,
-    sequences: &[Vec<u32>],
-    par: Par,
+    options: BlameOptions<'_>,
     events: &mut dyn Events,
 ) -> Result<Blame, StudyError> {
+    let BlameOptions { sequences, arithmetic, memory, par } = options;
     let spec = quantised.spec().clone();
-    let prefix = |index: usize| spec.block_prefix(index).trim_end_matches('.').to_owned();
-    let mut measure =
-        |quantised: &mut FolderSource, float: &mut FolderSource, part, events: &mut dyn Events| {
-            let mut model = Scored::new(Mixed { quantised, float, part }, arithmetic.clone(), par);
-            divergence(&mut model, reference, sequences, events)
-        };
-    let (kl, tokens) = measure(&mut quantised, &mut float, None, events)?;
-    let mut found = Blame { kl, tokens, blocks: Vec::new(), linears: Vec::new(), note: None };
     let some: Vec<u32> = sequences.iter().flatten().copied().take(16).collect();
     let embed = |source: &mut FolderSource| source.embed(&some).map_err(PipelineError::from);
-    if embed(&mut quantised)? != embed(&mut float)? {
-        found.note = Some(
-            "the recipe rotates what flows from block to block, so a float block cannot stand among quantised ones".to_owned(),
-        );
-        return Ok(found);
+    let same_stream = embed(&mut quantised)? == embed(&mut float)?;
+    let tokens = sequences.iter().map(Vec::len).sum();
+    let spilled = memory.is_some_and(|allowed| PutBack::stream_bytes(&spec, tokens) > allowed / 4);
+    let mut mixtures = PutBack::new(&mut quantised, &mut float, sequences, arithmetic, par)
+        .spilled_to(spilled.then(std::env::temp_dir));
+    let kl = |report: &EvalReport| report.comparison.as_ref().and_then(|comparison| comparison.kl);
+    if !same_stream {
+        let report = mixtures.whole(events)?;
+        let note = "the recipe rotates what flows from block to block, so a float block cannot stand among quantised ones";
+        let (blocks, linears) = (Vec::new(), Vec::new());
+        return Ok(Blame {
+            kl: kl(&report),
+            tokens: report.tokens,
+            blocks,
+            linears,
+            note: Some(note.to_owned()),
+        });
     }
-    let regained = |part: String, left: Option<f64>| Regained {
-        part,
-        kl: left,
-        regained: kl.zip(left).map(|(before, after)| before - after),
+    let (whole, blocks) = mixtures.blocks(events)?;
+    let lost = kl(&whole);
+    let regained = |part: &str, report: &EvalReport| {
+        let left = kl(report);
+        let regained = lost.zip(left).map(|(before, after)| before - after);
+        Regained { part: part.to_owned(), kl: left, regained }
     };
-    let mut worst: Option<(usize, f64)> = None;
-    for index in 0..spec.layers {
-        events.event(Event::Evaluated { what: "block put back", done: index, of: spec.layers, inside: 0.0 });
-        let (left, _) = measure(&mut quantised, &mut float, Some((index, None)), events)?;
-        // Of a model whose numbers break down, the block that mends them.
-        let gain = kl.map_or_else(
-            || left.map_or(f64::NEG_INFINITY, |kl| -kl),
-            |kl| kl - left.unwrap_or(f64::INFINITY),
-        );
-        if worst.is_none_or(|(_, most)| gain > most) {
-            worst = Some((index, gain));
-        }
-        found.blocks.push(regained(prefix(index), left));
-    }
-    if let Some((index, _)) = worst {
-        let own = quantised.block(index).map_err(PipelineError::from)?;
-        let whole = float.block(index).map_err(PipelineError::from)?;
-        if own.norms == whole.norms && own.online == whole.online {
-            for linear in &spec.block(index).linears {
-                let part = Some((index, Some(linear.id)));
-                let (left, _) = measure(&mut quantised, &mut float, part, events)?;
-                found.linears.push(regained(linear.module.clone(), left));
-            }
+    let prefix = |index: usize| spec.block_prefix(index);
+    let of_block = |(index, report)| regained(prefix(index).trim_end_matches('.'), report);
+    let mut found = Blame {
+        kl: lost,
+        tokens: whole.tokens,
+        blocks: blocks.iter().enumerate().map(of_block).collect(),
+        linears: Vec::new(),
+        note: None,
+    };
+    // Of a model whose numbers break down, the block that mends them; of several, the first.
+    let left = |part: &Regained| part.kl.unwrap_or(f64::INFINITY);
+    let worst = (0..spec.layers).min_by(|&a, &b| left(&found.blocks[a]).total_cmp(&left(&found.blocks[b])));
+    if let Some(index) = worst {
+        if mixtures.has_places_for_linears(index)? {
+            let reports = mixtures.linears(index, events)?;
+            let linears = spec.block(index).linears;
+            found.linears = linears
+                .iter()
+                .zip(&reports)
+                .map(|(linear, report)| regained(&linear.module, report))
+                .collect();
         } else {
-            found.note = Some(
-                "the recipe moves scales between the parts of a block, so a float linear cannot stand among quantised ones"
-                    .to_owned(),
-            );
+            let note = "the recipe moves scales between the parts of a block, so a float linear cannot stand among quantised ones";
+            found.note = Some(note.to_owned());
         }
     }
-    let order = |a: &Regained, b: &Regained| {
-        let left = |part: &Regained| part.kl.unwrap_or(f64::INFINITY);
-        left(a).total_cmp(&left(b)).then_with(|| a.part.cmp(&b.part))
-    };
+    let order = |a: &Regained, b: &Regained| left(a).total_cmp(&left(b)).then_with(|| a.part.cmp(&b.part));
     found.blocks.sort_by(order);
     found.linears.sort_by(order);
     Ok(found)
-}
-
-fn divergence(
-    model: &mut dyn LanguageModel,
-    reference: &mut Reference,
-    sequences: &[Vec<u32>],
-    events: &mut dyn Events,
-) -> Result<(Option<f64>, usize), StudyError> {
-    let mut progress = |_, _, _| events.flow();
-    let options = EvalOptions {
-        reference: Some(reference as &mut dyn LanguageModel),
-        progress: Some(&mut progress),
-        ..EvalOptions::default()
-    };
-    let report = quant_eval::evaluate(model, sequences, options)?;
-    Ok((report.comparison.and_then(|comparison| comparison.kl), report.tokens))
 }

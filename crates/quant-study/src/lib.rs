@@ -48,5 +48,7 @@ pub use run::{
 };
 #[cfg(feature = "hub")]
 pub use study::fetch_study_data;
-pub use study::{PlannedVariant, StudyJob, StudyOutcome, StudyPlan, plan_study, report_study, run_study};
+pub use study::{
+    PlannedVariant, ScoringCost, StudyJob, StudyOutcome, StudyPlan, plan_study, report_study, run_study,
+};
 pub use verdict::Verdict;

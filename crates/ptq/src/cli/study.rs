@@ -5,8 +5,8 @@ use super::table::Table;
 use super::{Failure, bytes, count, default_threads, human, print_json, print_line, say, threads};
 use quant_pipeline::Registry;
 use quant_study::{
-    Grid, Status, StudyJob, StudyPlan, StudyResults, VariantResults, plan_study, report_study, run_study,
-    study_preset,
+    Grid, ScoringCost, Status, StudyJob, StudyPlan, StudyResults, VariantResults, plan_study, report_study,
+    run_study, study_preset,
 };
 use std::path::PathBuf;
 
@@ -159,9 +159,9 @@ fn print_plan(plan: &StudyPlan) -> Result<(), Failure> {
     let blamed = || plan.variants.iter().filter(|v| v.illegal.is_none()).filter_map(|v| v.blame);
     if blamed().next().is_some() {
         print_line(format!(
-            "causes of losses: {} rows, {} passes of a sample of up to {} tokens through a model, about {}",
+            "causes of losses: {} rows, up to {} passes of a sample of up to {} tokens through a block, about {}",
             blamed().count(),
-            blamed().map(|cost| cost.passes).sum::<usize>(),
+            blamed().map(|cost| cost.block_passes).sum::<usize>(),
             blamed().map(|cost| cost.tokens).max().unwrap_or(0),
             seconds(blamed().map(|cost| cost.seconds).sum())
         ))?;
@@ -174,7 +174,39 @@ fn print_plan(plan: &StudyPlan) -> Result<(), Failure> {
         human(plan.memory),
         human(plan.shared),
         human(plan.disk)
-    ))
+    ))?;
+    plan.scoring.as_ref().map_or(Ok(()), print_scoring)
+}
+
+/// What scoring takes, in a line, and what is not in it.
+fn print_scoring(cost: &ScoringCost) -> Result<(), Failure> {
+    let written = match cost.written {
+        0 => String::new(),
+        most => format!(" and write at most {}", of_tokens(most)),
+    };
+    if cost.read > 0 {
+        print_line(format!(
+            "scoring: models read {}{written}, at most about {} here, less where codes are executed or answers are shorter",
+            of_tokens(cost.read),
+            seconds(cost.seconds)
+        ))?;
+    }
+    if !cost.unknown.is_empty() {
+        print_line(format!(
+            "not counted in scoring, for want of items or a tokenizer: {}",
+            cost.unknown.join(", ")
+        ))?;
+    }
+    Ok(())
+}
+
+/// A number of tokens for people.
+fn of_tokens(tokens: u64) -> String {
+    match tokens {
+        0..10_000 => format!("{tokens} tokens"),
+        10_000..10_000_000 => format!("{:.0} thousand tokens", tokens as f64 / 1e3),
+        _ => format!("{:.0} million tokens", tokens as f64 / 1e6),
+    }
 }
 
 fn number(value: Option<f64>, digits: usize) -> String {

@@ -12,7 +12,6 @@ mod observe;
 mod pass;
 mod prepare;
 mod report;
-mod score;
 
 pub use cost::AnalysisCost;
 pub use job::{AnalyzeJob, Sample};

@@ -10,12 +10,11 @@ use crate::layout::Layout;
 use crate::plan::Plan;
 use crate::report::LinearReport;
 use crate::run::{RunOptions, quantize_single};
-use ndarray::ArrayViewMut2;
+use crate::streams::Carrier;
 use quant_checkpoint::FolderSource;
 use quant_graph::{BlockParams, BlockSource};
 use quant_kernels::return_freed_memory;
-use quant_model::{Block, MLP_ROWS, RopeTables, RowStore, StageScratch, Walk};
-use std::ops::ControlFlow;
+use quant_model::{Block, RowStore};
 use std::time::Instant;
 
 /// Where quantised blocks are from.
@@ -64,10 +63,9 @@ pub(super) struct Pass<'a> {
     layout: &'a Layout,
     options: &'a RunOptions,
     events: &'a mut dyn Events,
-    rope: RopeTables,
+    carrier: Carrier<'a>,
     /// Where the cache is quantised.
     probe: Option<KeyProbe>,
-    scratch: StageScratch<f32>,
 }
 
 impl<'a> Pass<'a> {
@@ -82,9 +80,14 @@ impl<'a> Pass<'a> {
             layout,
             options,
             events,
-            rope: RopeTables::new(&plan.spec, layout.lengths()),
+            carrier: Carrier::new(
+                &plan.spec,
+                layout,
+                plan.recipe.compute(),
+                options.spill.as_deref(),
+                options.par,
+            ),
             probe: plan.scheme.kv.map(|_| KeyProbe::new(&plan.spec, layout)),
-            scratch: StageScratch::default(),
         }
     }
 
@@ -98,9 +101,9 @@ impl<'a> Pass<'a> {
         sequences: &[Vec<u32>],
     ) -> Result<(Vec<BlockAnalysis>, Vec<RowStore>), PipelineError> {
         let of = self.plan.spec.layers;
-        let mut streams = vec![self.embedded(source, sequences)?];
+        let mut streams = vec![self.carrier.embedded(source, sequences)?];
         let mut before = match &mut original {
-            Some(original) => Some(self.embedded(&mut **original, sequences)?),
+            Some(original) => Some(self.carrier.embedded(&mut **original, sequences)?),
             None => None,
         };
         let mut blocks = Vec::with_capacity(of);
@@ -132,9 +135,9 @@ impl<'a> Pass<'a> {
         sequences: &[Vec<u32>],
     ) -> Result<Vec<Vec<Observed>>, PipelineError> {
         let of = self.plan.spec.layers;
-        let mut stream = self.embedded(source, sequences)?;
+        let mut stream = self.carrier.embedded(source, sequences)?;
         let mut before = match &mut original {
-            Some(original) => Some(self.embedded(&mut **original, sequences)?),
+            Some(original) => Some(self.carrier.embedded(&mut **original, sequences)?),
             None => None,
         };
         let mut blocks = Vec::with_capacity(of);
@@ -147,8 +150,8 @@ impl<'a> Pass<'a> {
             let behind = self.behind(index, rewritten, &stream)?;
             self.events.phase("statistics")?;
             let mut observer = Observer::new(&self.plan.spec, self.plan.scheme.kv);
-            let float = self.block(index, params)?;
-            self.advance(&float, &mut stream, Some(&mut observer))?;
+            let float = self.carrier.block(index, params)?;
+            self.observed(&float, &mut stream, &mut observer)?;
             let mut activations = self.steps(observer, behind);
             if let (Some(original), Some(stream)) = (&mut original, &mut before) {
                 self.before_whole(index, &mut **original, stream, &mut activations)?;
@@ -167,9 +170,9 @@ impl<'a> Pass<'a> {
         activations: &mut Vec<Observed>,
     ) -> Result<(), PipelineError> {
         let params = original.block(index)?;
-        let float = self.block(index, params)?;
+        let float = self.carrier.block(index, params)?;
         let mut observer = Observer::new(&self.plan.spec, self.plan.scheme.kv);
-        self.advance(&float, stream, Some(&mut observer))?;
+        self.observed(&float, stream, &mut observer)?;
         let behind = std::mem::take(activations);
         observer.into_steps("float", activations);
         for (known, behind) in activations.iter_mut().zip(behind) {
@@ -188,10 +191,10 @@ impl<'a> Pass<'a> {
         let mut behind = Vec::new();
         for (after, params) in rewritten {
             self.events.phase("statistics")?;
-            let block = self.block(index, params)?;
+            let block = self.carrier.block(index, params)?;
             let mut observer = Observer::new(&self.plan.spec, self.plan.scheme.kv);
-            let mut copy = self.copy(stream)?;
-            self.advance(&block, &mut copy, Some(&mut observer))?;
+            let mut copy = self.carrier.copy(stream)?;
+            self.observed(&block, &mut copy, &mut observer)?;
             behind.push((after, observer));
         }
         Ok(behind)
@@ -218,21 +221,21 @@ impl<'a> Pass<'a> {
     ) -> Result<BlockAnalysis, PipelineError> {
         let behind = self.behind(index, rewritten, &streams[0])?;
         self.events.phase("forward")?;
-        let mut alone = self.copy(&streams[0])?;
+        let mut alone = self.carrier.copy(&streams[0])?;
         let keys = {
-            let quantised = self.block(index, finished)?;
+            let quantised = self.carrier.block(index, finished)?;
             let keys = self.keys(&quantised, &streams[0])?;
-            self.advance(&quantised, &mut alone, None)?;
+            self.carrier.advance(&quantised, &mut alone, self.events)?;
             keys
         };
         let mut observer = Observer::new(&self.plan.spec, self.plan.scheme.kv);
         {
-            let float = self.block(index, params)?;
+            let float = self.carrier.block(index, params)?;
             let (first, others) = streams.split_at_mut(1);
             for stream in others {
-                self.advance(&float, stream, None)?;
+                self.carrier.advance(&float, stream, self.events)?;
             }
-            self.advance(&float, &mut first[0], Some(&mut observer))?;
+            self.observed(&float, &mut first[0], &mut observer)?;
         }
         let activations = self.steps(observer, behind);
         let relative_mse = self.relative_mse(&alone, &streams[0])?;
@@ -268,61 +271,17 @@ impl<'a> Pass<'a> {
         }
     }
 
-    fn block(&self, index: usize, params: BlockParams) -> Result<Block<f32>, PipelineError> {
-        let (compute, par) = (self.plan.recipe.compute(), self.options.par);
-        Ok(Block::new(&self.plan.spec, index, params, compute, par)?)
-    }
-
-    fn store(&self) -> Result<RowStore, PipelineError> {
-        Ok(RowStore::new(self.layout.rows(), self.plan.spec.hidden, self.options.spill.as_deref())?)
-    }
-
-    fn embedded(
-        &self,
-        source: &mut dyn BlockSource,
-        sequences: &[Vec<u32>],
-    ) -> Result<RowStore, PipelineError> {
-        let mut store = self.store()?;
-        self.layout.embed(source, sequences, &mut store)?;
-        store.rest();
-        Ok(store)
-    }
-
-    fn copy(&self, from: &RowStore) -> Result<RowStore, PipelineError> {
-        let mut copy = self.store()?;
-        self.layout.copy(from, &mut copy)?;
-        Ok(copy)
-    }
-
-    /// Takes a stream through a block and shows `observer` what passes.
-    fn advance(
+    /// Takes a stream through a block and has `observer` see what passes.
+    fn observed(
         &mut self,
         block: &Block<f32>,
         stream: &mut RowStore,
-        mut observer: Option<&mut Observer>,
+        observer: &mut Observer,
     ) -> Result<(), PipelineError> {
-        let (par, layout) = (self.options.par, self.layout);
-        let mut scratch = std::mem::take(&mut self.scratch);
-        let rope = &self.rope;
-        let table = |length| rope.table(length);
-        for chunk in &layout.chunks {
-            self.events.go_on()?;
-            let starts = layout.starts_of(chunk);
-            let walk = Walk { starts, rope: &table };
-            let mut observer = observer.as_deref_mut();
-            stream.modify::<PipelineError>(layout.rows_of(chunk), |h: ArrayViewMut2<'_, f32>| {
-                let see = &mut |site, x: ndarray::ArrayView2<'_, f32>| {
-                    if let Some(observer) = &mut observer {
-                        observer.see(block, site, x, (starts, rope), par)?;
-                    }
-                    Ok(ControlFlow::Continue(()))
-                };
-                block.walk(h, &walk, MLP_ROWS, &mut scratch, see, par)
-            })?;
-        }
-        self.scratch = scratch;
-        stream.rest();
-        Ok(())
+        let par = self.options.par;
+        let mut watch =
+            |site, x: ndarray::ArrayView2<'_, f32>, at: (&[usize], &_)| observer.see(block, site, x, at, par);
+        self.carrier.advance_watched(block, stream, self.events, Some(&mut watch))
     }
 
     /// What the quantiser of the cache does to the keys of a stream, if there is one.

@@ -6,7 +6,6 @@ use super::job::AnalyzeJob;
 use super::observe::Observed;
 use super::pass::{Pass, Quantised};
 use super::report::{Analysis, BlocksFrom, ranking};
-use super::score::score;
 use crate::PipelineError;
 use crate::events::{Event, Events};
 use crate::layout::Layout;
@@ -14,6 +13,7 @@ use crate::open::{OpenFolder, open_folder_with, with_threads};
 use crate::plan::Plan;
 use crate::report::peak_memory;
 use crate::run::RunOptions;
+use crate::streams::{Heads, score};
 use crate::version::tool;
 use quant_checkpoint::{CheckpointError, Disk, Storage};
 use quant_core::Bytes;
@@ -220,9 +220,11 @@ impl PreparedAnalysis {
             let original = original.as_mut().map(|source| source as &mut dyn BlockSource);
             with_rewritten(&plan, &mut source, par, |source| {
                 let pass = Pass::new(&plan, &layout, &options, events);
-                let (blocks, hidden) = pass.run(source, original, &mut by, &sample.sequences)?;
+                let (blocks, mut hidden) = pass.run(source, original, &mut by, &sample.sequences)?;
                 let (text, compute) = (sample.describe(), (plan.recipe.compute(), par));
-                let scores = score(source, hidden, (&sample.sequences, &layout), &text, compute, events)?;
+                let heads = Heads { reference: source, others: None };
+                let sample = (&*sample.sequences, &layout);
+                let scores = score(heads, (&mut hidden, 0), sample, &text, compute, events)?;
                 Ok((blocks, scores))
             })
         })??;

@@ -2,10 +2,10 @@
 
 use super::pass::{Pass, Quantised};
 use super::report::{BlockAnalysis, ranking};
-use super::score::score;
 use super::{KEY_POSITIONS, Observed, Place};
 use crate::layout::Layout;
 use crate::run::{MemorySink, RunOptions, run};
+use crate::streams::{Heads, score};
 use crate::{Plan, Recipe, Scored, Silent, with_threads};
 use quant_data::TokenSet;
 use quant_eval::{EvalOptions, EvalReport};
@@ -75,9 +75,10 @@ fn analysed(recipe: &str, threads: usize, spill: Option<&Path>) -> (Vec<BlockAna
         };
         let mut silent = Silent;
         let pass = Pass::new(&plan, &layout, &options, &mut silent);
-        let (mut blocks, hidden) = pass.run(source, original, &mut Quantised::Recipe, &rows).unwrap();
+        let (mut blocks, mut hidden) = pass.run(source, original, &mut Quantised::Recipe, &rows).unwrap();
         let by = (Compute::F32, par);
-        let scores = score(source, hidden, (&rows, &layout), "rows", by, &mut Silent).unwrap();
+        let heads = Heads { reference: source, others: None };
+        let scores = score(heads, (&mut hidden, 0), (&rows, &layout), "rows", by, &mut Silent).unwrap();
         for (block, report) in blocks.iter_mut().zip(&scores) {
             block.kl = report.comparison.unwrap().kl;
         }

@@ -7,6 +7,7 @@ mod common;
 mod duquant;
 mod flatquant;
 mod flatquant_fallback;
+mod put_back;
 mod quarot;
 mod run;
 mod shared;

@@ -91,9 +91,7 @@ impl<'a> Judge<'a> {
                 let material = self.material;
                 let prompt =
                     job.task.encode_question(&question, &material.tokenizer, material.template.as_ref())?;
-                let longest = self.ask.max_tokens.min(material.longest);
-                let most = job.max_new_tokens.or(self.ask.max_new_tokens).unwrap_or(usize::MAX);
-                let room = longest.saturating_sub(prompt.tokens.len()).min(most);
+                let room = job.room(self.ask, prompt.tokens.len(), material.longest);
                 if room == 0 {
                     kept.add(vec![unfitting(&question, seed)])?;
                     continue;

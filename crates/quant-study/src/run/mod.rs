@@ -8,12 +8,14 @@ mod kept;
 mod material;
 #[cfg(feature = "server")]
 mod server;
+mod size;
 mod summary;
 pub(crate) mod tokens;
 mod work;
 
 #[cfg(feature = "server")]
 pub use server::run_task_on_server;
+pub(crate) use size::{TaskTokens, task_tokens};
 pub use summary::{
     AnswerSummary, ChoiceSummary, Figure, SignCounts, TaskResult, TextSummary, summarise_answers,
 };
@@ -25,7 +27,7 @@ use home::{Home, Identity, in_process};
 use material::Material;
 use quant_core::ndarray::ArrayViewMut2;
 use quant_core::operators::Processor;
-use quant_data::{Task, TaskKind};
+use quant_data::{Generation, Task, TaskKind};
 use quant_eval::{EncodeProgress, EvalOptions, EvalReport, LanguageModel, Phase};
 use quant_graph::ModelSpec;
 use quant_kernels::Compute;
@@ -130,6 +132,12 @@ impl TaskJob {
             TaskKind::Generate(ask) => self.seeds.clone().unwrap_or_else(|| ask.seeds.clone()),
             _ => Vec::new(),
         }
+    }
+
+    /// New tokens at most behind a prompt of so many, before a model that can have `longest` in all.
+    pub(crate) fn room(&self, ask: &Generation, prompt: usize, longest: usize) -> usize {
+        let most = self.max_new_tokens.or(ask.max_new_tokens).unwrap_or(usize::MAX);
+        ask.max_tokens.min(longest).saturating_sub(prompt).min(most)
     }
 }
 

@@ -1,6 +1,9 @@
 //! A study to be carried out.
 
-use crate::grid::Grid;
+use crate::grid::{Grid, GridModel};
+use crate::run::TaskJob;
+use quant_data::{Task, TaskKind};
+use quant_pipeline::Shared;
 use std::path::{Path, PathBuf};
 
 /// Bytes at most of what rows share.
@@ -63,6 +66,37 @@ impl StudyJob {
     /// What is left of the budget for the work itself.
     pub(super) fn memory_of_work(&self) -> Option<u64> {
         self.memory.map(|memory| memory - self.shared_bytes())
+    }
+
+    /// What a cell is asked of the model in `folder`; `beside` is that of the float model.
+    pub(super) fn task_job(
+        &self,
+        model: &GridModel,
+        beside: &Path,
+        folder: &Path,
+        task: &Task,
+        shared: &Shared,
+    ) -> TaskJob {
+        TaskJob {
+            data: self.data_folders(beside),
+            limit: match task.kind() {
+                // Windows are few and cheap; a text is predicted in whole.
+                TaskKind::Text(_) => None,
+                _ => self.grid.limit,
+            },
+            seeds: self.grid.seeds.clone(),
+            top_k: model.top_k,
+            max_new_tokens: self.grid.max_new_tokens,
+            compute: self.grid.compute,
+            threads: self.threads,
+            memory: self.memory_of_work(),
+            batch: self.batch,
+            with_texts: self.with_texts,
+            allow_code_execution: self.allow_code_execution,
+            python: self.python.clone(),
+            shared: shared.clone(),
+            ..TaskJob::new(folder, task.clone())
+        }
     }
 
     /// Where the files of tasks are looked for.

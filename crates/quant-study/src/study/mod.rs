@@ -10,9 +10,11 @@ mod place;
 mod plan;
 mod rows;
 mod run;
+mod scoring;
 
 #[cfg(feature = "hub")]
 pub use fetch::fetch_study_data;
 pub use job::StudyJob;
 pub use plan::{PlannedVariant, StudyPlan};
 pub use run::{StudyOutcome, plan_study, report_study, run_study};
+pub use scoring::ScoringCost;

@@ -2,6 +2,7 @@
 
 use super::job::StudyJob;
 use super::place::{SERVER, model_folder, word};
+use super::scoring::ScoringCost;
 use crate::StudyError;
 use crate::blame::BlameCost;
 use crate::grid::{Grid, GridModel, GridRecipe, GridServer, RecipeText};
@@ -86,6 +87,9 @@ pub struct StudyPlan {
     pub shared: u64,
     /// Seconds that quantising is expected to take; scoring is not in it.
     pub seconds: f64,
+    /// What scoring takes; only a plan that is asked for has it.
+    #[serde(default)]
+    pub scoring: Option<ScoringCost>,
 }
 
 /// The recipe of a row.
@@ -313,8 +317,20 @@ impl StudyPlan {
             memory: legal().map(PlannedVariant::peak).max().unwrap_or(0) + held,
             shared: held,
             seconds: legal().filter_map(|v| v.seconds).sum(),
+            scoring: None,
             variants,
         })
+    }
+
+    /// In how many ways the rows of a model are run, here and on servers.
+    pub(super) fn ways(&self, model: &GridModel) -> [u64; 2] {
+        let mut counts = [0; 2];
+        for row in self.variants.iter().filter(|row| row.model == model.name && row.illegal.is_none()) {
+            for (word, _) in row.executions.iter().filter(|(_, problem)| problem.is_none()) {
+                counts[usize::from(word == SERVER)] += 1;
+            }
+        }
+        counts
     }
 
     /// A row of a model that is not there.

@@ -5,9 +5,10 @@ use super::job::StudyJob;
 use super::place::{discard, model_folder, remove_folder, slug, variant_folder};
 use super::plan::{PlannedVariant, StudyPlan, tasks};
 use super::rows::{Origin, Rows};
+use super::scoring::ScoringCost;
 use crate::StudyError;
 use crate::files::{Lock, read_json, write_beside_others, write_whole};
-use crate::grid::Grid;
+use crate::grid::{Grid, GridModel};
 use crate::programs::check_programs;
 use crate::report;
 use crate::results::{Status, StudyResults, VariantFacts};
@@ -33,7 +34,11 @@ pub struct StudyOutcome {
 /// # Errors
 /// [`StudyError`] for a grid whose models, tasks or data cannot be read.
 pub fn plan_study(job: &StudyJob, registry: &Registry) -> Result<StudyPlan, StudyError> {
-    StudyPlan::new(job, registry, true, &Shared::new(job.shared_bytes()))
+    let shared = Shared::new(job.shared_bytes());
+    let plan = StudyPlan::new(job, registry, true, &shared)?;
+    let ways = |model: &GridModel| plan.ways(model);
+    let scoring = Some(ScoringCost::new(job, &tasks(&job.grid)?, ways, registry, &shared)?);
+    Ok(StudyPlan { scoring, ..plan })
 }
 
 /// Carries a study out, or goes on with it. The report is written again after every row.

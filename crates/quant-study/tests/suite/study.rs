@@ -72,8 +72,16 @@ fn a_study_that_broke_off_goes_on_to_the_same_bytes() {
     let plan =
         plan_study(&job(&whole, grid(&format!("{ROWS}{TASKS}blame: few\n"))), &Registry::default()).unwrap();
     let costs: Vec<_> =
-        plan.variants.iter().map(|v| v.blame.map(|cost| (cost.passes, cost.tokens))).collect();
-    assert_eq!(costs, [None, Some((14, 8 * 128)), Some((14, 8 * 128))], "1, 6 blocks, 7 linears");
+        plan.variants.iter().map(|v| v.blame.map(|cost| (cost.block_passes, cost.tokens))).collect();
+    // Both models and six beginnings, what lies behind each of these, and seven linears of the first block.
+    let passes = 3 * 6 + (5 + 4 + 3 + 2 + 1) + 7 * 6;
+    assert_eq!(costs, [None, Some((passes, 8 * 128)), Some((passes, 8 * 128))]);
+    // Three rows with two tasks of three answers, and two windows.
+    let scoring = plan.scoring.unwrap();
+    assert_eq!((scoring.written, scoring.unknown.len()), (3 * 2 * 3 * 200, 0));
+    let texts = 3 * 2 * 128;
+    assert!((texts + 3 * 6 * 10..texts + 3 * 6 * 120).contains(&scoring.read), "{scoring:?}");
+    assert!(scoring.seconds > 0.0);
     let blame = gptq.blame.as_ref().unwrap();
     assert_eq!((blame.blocks.len(), blame.linears.len()), (6, 7));
     assert!(blame.blocks[0].regained >= blame.blocks[5].regained);
@@ -456,6 +464,10 @@ fn studies_of_models_that_are_elsewhere_are_planned() {
         assert!(illegal.is_empty(), "{illegal:?}");
         assert!(plan.variants.iter().all(|v| v.absent.is_some()));
         assert!(plan.seconds > 100.0 && plan.disk > 1 << 29);
+        // What has no tokenizer here cannot be counted, and is named.
+        let scoring = plan.scoring.unwrap();
+        assert_eq!((scoring.read, scoring.written), (0, 0));
+        assert_eq!(scoring.unknown.len(), grid.models.len() * plan.tasks.len());
         let error = run(&job(folder.path(), grid)).unwrap_err().to_string();
         assert!(["DeepSeek", "Llama", "openPangu"].iter().any(|name| error.contains(name)), "{error}");
     }

@@ -381,29 +381,12 @@ impl<'a> Rows<'a> {
         cells: &Path,
     ) -> TaskJob {
         TaskJob {
-            data: self.job.data_folders(self.folder),
-            limit: match task.kind() {
-                // Windows are few and cheap; a text is predicted in whole.
-                TaskKind::Text(_) => None,
-                _ => self.job.grid.limit,
-            },
-            seeds: self.job.grid.seeds.clone(),
-            top_k: self.model.top_k,
-            max_new_tokens: self.job.grid.max_new_tokens,
             execution,
-            compute: self.job.grid.compute,
-            threads: self.job.threads,
-            memory: self.job.memory_of_work(),
-            batch: self.job.batch,
-            with_texts: self.job.with_texts,
-            allow_code_execution: self.job.allow_code_execution,
-            python: self.job.python.clone(),
             identity: Some(identity.to_vec()),
             output: Some(cells.join(slug(task.name()))),
             resume: true,
             restart_changed: self.job.restart_changed,
-            shared: self.shared.clone(),
-            ..TaskJob::new(folder, task.clone())
+            ..self.job.task_job(self.model, self.folder, folder, task, &self.shared)
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::Rows;
 use crate::StudyError;
-use crate::blame::{BLAMED, blame};
+use crate::blame::{BLAMED, BlameOptions, blame};
 use crate::files::write_whole;
 use crate::grid::GridRecipe;
 use crate::ranges::ranges;
@@ -137,11 +137,10 @@ impl Rows<'_> {
         let windows = texts.windows()?;
         let windows = &windows[..BLAMED.min(windows.len())];
         let (quantised, arithmetic) = self.opened(folder, execution)?;
-        let threads = self.job.threads;
         let float = open_folder_with(self.folder, self.registry)?.into_source()?;
-        let reference = self.reference()?;
-        let found = with_threads(threads, |par: Par| {
-            blame(quantised, float, arithmetic, reference, windows, par, events)
+        let memory = self.job.memory_of_work();
+        let found = with_threads(self.job.threads, |par: Par| {
+            blame(quantised, float, BlameOptions { sequences: windows, arithmetic, memory, par }, events)
         })??;
         write_whole(&path, &pretty(&Dependent { of, found }))
     }
