@@ -102,7 +102,7 @@ fn quantisation(tokens: usize, features: usize, par: Par, rounds: usize) {
         ("swiglu + quantise", Box::new(|| silu_mul_quantize(x.view(), up.view(), numerics, &mut gated, par))),
         ("quantise, new memory", Box::new(|| drop(black_box(quantize_tokens(numerics, x.view(), par))))),
     ];
-    let seconds = best(par, 2 * rounds, 20, &mut contenders);
+    let seconds = best(par, 2 * rounds, 200, &mut contenders);
     print!("  {tokens}x{features}:");
     for ((name, _), &time) in contenders.iter().zip(&seconds) {
         print!("  {name} {:.1} ({:.2})", 4.0 * x.len() as f64 / time / 1e9, time / seconds[0]);

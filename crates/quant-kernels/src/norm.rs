@@ -47,8 +47,13 @@ pub(crate) fn norm_row<T: Element>(row: &[T], weight: &[T], eps: T, out: &mut [T
 /// What [`norm_row`] multiplies a row by, before the weight.
 #[inline(always)]
 pub(crate) fn norm_factor<T: Element>(row: &[T], eps: T) -> T {
-    let mean = lane_sum(row, |v| v * v) / T::from_f64(row.len() as f64);
-    (mean + eps).sqrt().recip()
+    factor_of_squares(lane_sum(row, |v| v * v), row.len(), eps)
+}
+
+/// The same from the sum of the squares of a row.
+#[inline(always)]
+pub(crate) fn factor_of_squares<T: Element>(squares: T, features: usize, eps: T) -> T {
+    (squares / T::from_f64(features as f64) + eps).sqrt().recip()
 }
 
 /// The backward of [`rms_norm`] with respect to `x` `[tokens, features]`: replaces `grad`, the gradient of the loss with

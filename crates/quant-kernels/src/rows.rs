@@ -13,7 +13,14 @@ pub(crate) const LANES: usize = 16;
 #[inline(always)]
 pub(crate) fn lane_sum<X: Copy, T: Element>(row: &[X], term: impl Fn(X) -> T) -> T {
     let mut lanes = [T::zero(); LANES];
-    let (blocks, tail) = row.as_chunks::<LANES>();
+    add_to_lanes(&mut lanes, row, term);
+    tree_sum(lanes)
+}
+
+/// Adds terms to the lanes of a [`lane_sum`] that is taken piece by piece: all pieces but the last are whole blocks of lanes.
+#[inline(always)]
+pub(crate) fn add_to_lanes<X: Copy, T: Element>(lanes: &mut [T; LANES], piece: &[X], term: impl Fn(X) -> T) {
+    let (blocks, tail) = piece.as_chunks::<LANES>();
     for block in blocks {
         for l in 0..LANES {
             lanes[l] += term(block[l]);
@@ -22,7 +29,6 @@ pub(crate) fn lane_sum<X: Copy, T: Element>(row: &[X], term: impl Fn(X) -> T) ->
     for (lane, &x) in lanes.iter_mut().zip(tail) {
         *lane += term(x);
     }
-    tree_sum(lanes)
 }
 
 /// `sum_j term(a[j], b[j])` over the shorter of two rows, in the lanes of [`lane_sum`].

@@ -5,8 +5,8 @@ use quant_core::operators::{DynamicNumerics, QuantizedActivations, StaticNumeric
 use quant_core::{Bits, QParams};
 
 use crate::activation::silu_times;
-use crate::norm::{norm_factor, norm_row};
-use crate::rows::with_row;
+use crate::norm::{factor_of_squares, norm_factor, norm_row};
+use crate::rows::{LANES, add_to_lanes, tree_sum, with_row};
 use crate::{Par, tasks, vectorized};
 
 /// Fewer rows than this are not worth another task.
@@ -22,23 +22,24 @@ fn for_codes<R: Send>(
     tasks::map(codes.axis_chunks_iter_mut(Axis(0), block).enumerate(), par, |(i, rows)| work(i * block, rows))
 }
 
-/// Fills codes row by row with what `quantise` writes for a row, whose parameters it gives back; it has a buffer of its own.
-fn quantize_rows(
+/// Fills codes row by row with what `quantise` writes for a row, whose parameters it gives back; rows that come one after the other share
+/// what it keeps.
+fn quantize_rows<K: Default>(
     numerics: DynamicNumerics,
     (tokens, features): (usize, usize),
     into: &mut QuantizedActivations,
     par: Par,
-    quantise: impl Fn(usize, &mut Vec<f32>, &mut [i8]) -> TokenParams + Sync,
+    quantise: impl Fn(usize, &mut K, &mut [i8]) -> TokenParams + Sync,
 ) {
     if into.codes.dim() != (tokens, features) || !into.codes.is_standard_layout() {
         into.codes = Array2::zeros((tokens, features));
     }
     let params = for_codes(&mut into.codes, par, |first, mut codes| {
         let mut params: Vec<TokenParams> = Vec::with_capacity(codes.nrows());
-        let mut buffer = Vec::new();
+        let mut kept = K::default();
         for (i, mut codes) in codes.rows_mut().into_iter().enumerate() {
             let Some(codes) = codes.as_slice_mut() else { continue };
-            params.push(quantise(first + i, &mut buffer, codes));
+            params.push(quantise(first + i, &mut kept, codes));
         }
         params
     });
@@ -59,7 +60,7 @@ fn quantize_row(numerics: DynamicNumerics, row: &[f32], codes: &mut [i8]) -> Tok
 #[must_use]
 pub fn quantize_tokens(numerics: DynamicNumerics, x: ArrayView2<'_, f32>, par: Par) -> QuantizedActivations {
     let mut result = QuantizedActivations::default();
-    quantize_rows(numerics, x.dim(), &mut result, par, |i, buffer, codes| {
+    quantize_rows(numerics, x.dim(), &mut result, par, |i, buffer: &mut Vec<f32>, codes| {
         with_row(x.row(i), buffer, |row| quantize_row(numerics, row, codes))
     });
     result
@@ -96,7 +97,7 @@ pub fn rms_norm_quantize(
 ) {
     assert_eq!(weight.len(), x.ncols(), "the norm weight must have one element per feature of x");
     let weight = weight.to_vec();
-    quantize_rows(numerics, x.dim(), into, par, |i, buffer, codes| {
+    quantize_rows(numerics, x.dim(), into, par, |i, Norms { buffer, factor }: &mut Norms, codes| {
         if numerics.is_asymmetric() {
             buffer.resize(x.ncols(), 0.0);
             match x.row(i).to_slice() {
@@ -108,37 +109,58 @@ pub fn rms_norm_quantize(
             }
             return quantize_row(numerics, buffer, codes);
         }
-        with_row(x.row(i), buffer, |row| {
+        let next = if i + 1 < x.nrows() { x.row(i + 1).to_slice() } else { None };
+        let (params, next) = with_row(x.row(i), buffer, |row| {
             vectorized(
                 #[inline(always)]
-                || norm_codes(row, &weight, eps, numerics, codes),
+                || {
+                    let factor = factor.unwrap_or_else(|| norm_factor(row, eps));
+                    norm_codes((row, factor), (next, eps), &weight, numerics, codes)
+                },
             )
-        })
+        });
+        *factor = next;
+        params
     });
 }
 
-/// Codes of a normed row under parameters without a zero. What is normed is computed twice, for its largest magnitude and for its
-/// codes: that costs two products, and a row in between does not fit into the first-level cache beside the others.
+/// What rows that are normed and quantised one after the other share.
+#[derive(Default)]
+struct Norms {
+    /// For rows that are not adjacent numbers.
+    buffer: Vec<f32>,
+    /// [`norm_factor`] of the next row, where it is known.
+    factor: Option<f32>,
+}
+
+/// Numbers of a row that become codes before as many of the next are looked at: whole blocks of lanes.
+const STRIP: usize = 4 * LANES;
+
+/// Codes of a normed row under parameters without a zero, and the factor of the next row if it is given. What is normed is computed
+/// twice, for its largest magnitude and for its codes: that costs two products, and a row in between does not fit into the first-level
+/// cache beside the others. The next row is summed meanwhile: memory brings it while there is something else to do.
 #[inline(always)]
 fn norm_codes(
-    row: &[f32],
+    (row, factor): (&[f32], f32),
+    (next, eps): (Option<&[f32]>, f32),
     weight: &[f32],
-    eps: f32,
     numerics: DynamicNumerics,
     codes: &mut [i8],
-) -> TokenParams {
-    let factor = norm_factor(row, eps);
-    let normed = row.iter().zip(weight).map(
-        #[inline(always)]
-        |(&v, &w)| v * factor * w,
-    );
+) -> (TokenParams, Option<f32>) {
     // Magnitudes compare like integers, infinity and NaN above all numbers.
-    let largest = f32::from_bits(normed.clone().fold(0, |largest, y| y.abs().to_bits().max(largest)));
+    let magnitude = |(&v, &w): (&f32, &f32)| (v * factor * w).abs().to_bits();
+    let largest = f32::from_bits(row.iter().zip(weight).map(magnitude).fold(0, u32::max));
     let params = numerics.of_range(-largest, largest);
-    for (code, y) in codes.iter_mut().zip(normed) {
-        *code = params.code(y);
+    let mut squares = [0.0; LANES];
+    let mut ahead = next.unwrap_or_default().chunks(STRIP);
+    let strips = codes.chunks_mut(STRIP).zip(row.chunks(STRIP)).zip(weight.chunks(STRIP));
+    for ((codes, row), weight) in strips {
+        for ((code, &v), &w) in codes.iter_mut().zip(row).zip(weight) {
+            *code = params.code(v * factor * w);
+        }
+        add_to_lanes(&mut squares, ahead.next().unwrap_or_default(), |v: f32| v * v);
     }
-    params
+    (params, next.map(|next| factor_of_squares(tree_sum(squares), next.len(), eps)))
 }
 
 /// Codes of `silu(gate) * up`, both `[tokens, features]`, in one pass: bit for bit those of [`silu_mul`](crate::silu_mul) and then
@@ -154,7 +176,7 @@ pub fn silu_mul_quantize(
     par: Par,
 ) {
     assert_eq!(gate.dim(), up.dim(), "gate and up projections must have one shape");
-    quantize_rows(numerics, gate.dim(), into, par, |i, buffer, codes| {
+    quantize_rows(numerics, gate.dim(), into, par, |i, buffer: &mut Vec<f32>, codes| {
         buffer.resize(gate.ncols(), 0.0);
         let (gate, up) = (gate.row(i), up.row(i));
         match (gate.to_slice(), up.to_slice()) {
