@@ -7,6 +7,7 @@ mod circles;
 mod files;
 mod house;
 mod long;
+mod map;
 mod package;
 mod scan;
 mod stability;
@@ -54,6 +55,7 @@ static COMMANDS: &[(&str, &str, Chore)] = &[
         "compares predictions without decoding with decoded answers of 1000 fresh items; needs python3",
         verdict::verdict,
     ),
+    ("map", "runs the study of the embedded model, and renews its picture in README", map::map),
     ("package", "packs every published crate and builds it from its package, offline", package::package),
     (
         "bindings",

@@ -33,6 +33,12 @@ pub struct NonFinite {
 #[derive(Debug)]
 pub struct StreamedModel<S> {
     source: S,
+    run: Run,
+}
+
+/// Everything about a [`StreamedModel`] but where it is read from: of no type of its users', so that it is compiled once.
+#[derive(Debug)]
+struct Run {
     spec: ModelSpec,
     arithmetic: Arithmetic,
     par: Par,
@@ -51,10 +57,8 @@ impl<S: BlockSource> StreamedModel<S> {
     /// A model that reads from `source`, with this arithmetic in its linears and head.
     #[must_use]
     pub fn new(source: S, arithmetic: impl Into<Arithmetic>, par: Par) -> Self {
-        let spec = source.spec().clone();
-        Self {
-            source,
-            spec,
+        let run = Run {
+            spec: source.spec().clone(),
             arithmetic: arithmetic.into(),
             par,
             spill: None,
@@ -62,23 +66,24 @@ impl<S: BlockSource> StreamedModel<S> {
             held: None,
             starts: vec![0],
             first_non_finite: None,
-        }
+        };
+        Self { source, run }
     }
     /// Keeps hidden states in an unnamed file of this folder instead of memory. Results are the same.
     #[must_use]
     pub fn spilled_to(mut self, folder: Option<PathBuf>) -> Self {
-        self.spill = folder;
+        self.run.spill = folder;
         self
     }
     /// The shape of the model.
     #[must_use]
     pub fn spec(&self) -> &ModelSpec {
-        &self.spec
+        &self.run.spec
     }
     /// Width of the logits.
     #[must_use]
     pub fn vocab_size(&self) -> usize {
-        self.spec.vocab
+        self.run.spec.vocab
     }
     /// The source it reads from.
     pub fn source_mut(&mut self) -> &mut S {
@@ -93,18 +98,72 @@ impl<S: BlockSource> StreamedModel<S> {
     /// collapsed; its logits are NaN where it did, and the other sequences are unaffected.
     #[must_use]
     pub fn first_non_finite(&self) -> Option<NonFinite> {
-        self.first_non_finite
+        self.run.first_non_finite
     }
     /// Hidden states of a sequence after the final norm, `[tokens, hidden]`.
     ///
     /// # Errors
     /// [`ModelError::Range`] for a sequence that was not encoded; [`ModelError::Store`] for a file that cannot be read.
     pub fn hidden(&self, sequence: usize) -> Result<CowArray<'_, f32, Ix2>, ModelError> {
-        match (&self.hidden, self.rows_of(sequence)) {
+        match (&self.run.hidden, self.run.rows_of(sequence)) {
             (Some(hidden), Some(rows)) => Ok(hidden.read(rows)?),
-            _ => Err(self.out_of_range(sequence, 0..0)),
+            _ => Err(self.run.out_of_range(sequence, 0..0)),
         }
     }
+
+    /// Runs all sequences through all blocks, each sequence alone from position 0. Replaces what an earlier call left.
+    ///
+    /// # Errors
+    /// [`ModelError::Stopped`] after `progress` has said `Break`; [`ModelError::Token`] before anything is read; [`ModelError::Source`], [`ModelError::Shape`],
+    /// [`ModelError::Part`] or [`ModelError::MissingLinear`] for a source that does not hold what its spec says.
+    pub fn encode(
+        &mut self,
+        sequences: &[Vec<u32>],
+        progress: &mut EncodeProgress<'_>,
+    ) -> Result<(), ModelError> {
+        self.run.encode(&mut self.source, sequences, progress)
+    }
+
+    /// Logits `[positions, vocab]` of positions `range` of a sequence given to the last [`Self::encode`]. Reads the whole
+    /// head: for many sequences, walk its panels with [`Self::logits_into`].
+    ///
+    /// # Errors
+    /// As of [`Self::logits_into`].
+    pub fn logits(&mut self, sequence: usize, range: Range<usize>) -> Result<Array2<f32>, ModelError> {
+        self.run.logits(&mut self.source, sequence, range)
+    }
+
+    /// Writes the logits of the tokens `tokens` of the vocabulary at `positions` into `out` `[positions, tokens]`, whose old
+    /// content is not read. Positions are counted through all sequences of the last [`Self::encode`], one after the other.
+    /// The rows of the head are read and prepared once per call, so many positions share what that costs.
+    ///
+    /// # Errors
+    /// [`ModelError::Shape`] for positions that were not encoded, tokens outside the vocabulary or an `out` of another shape;
+    /// [`ModelError::Source`] or [`ModelError::Shape`] if the head cannot be read.
+    pub fn logits_into(
+        &mut self,
+        positions: Range<usize>,
+        tokens: Range<usize>,
+        out: ArrayViewMut2<'_, f32>,
+    ) -> Result<(), ModelError> {
+        self.run.logits_into(&mut self.source, positions, tokens, out)
+    }
+
+    /// The same at positions in any order, as many as it takes: those whose predictions matter.
+    ///
+    /// # Errors
+    /// As [`Self::logits_into`].
+    pub fn logits_at(
+        &mut self,
+        positions: &[usize],
+        tokens: Range<usize>,
+        out: ArrayViewMut2<'_, f32>,
+    ) -> Result<(), ModelError> {
+        self.run.logits_at(&mut self.source, positions, tokens, out)
+    }
+}
+
+impl Run {
     fn out_of_range(&self, sequence: usize, range: Range<usize>) -> ModelError {
         ModelError::Range {
             sequence,
@@ -123,13 +182,9 @@ impl<S: BlockSource> StreamedModel<S> {
         Some(*self.starts.get(sequence)?..*self.starts.get(sequence + 1)?)
     }
 
-    /// Runs all sequences through all blocks, each sequence alone from position 0. Replaces what an earlier call left.
-    ///
-    /// # Errors
-    /// [`ModelError::Stopped`] after `progress` has said `Break`; [`ModelError::Token`] before anything is read; [`ModelError::Source`], [`ModelError::Shape`],
-    /// [`ModelError::Part`] or [`ModelError::MissingLinear`] for a source that does not hold what its spec says.
-    pub fn encode(
+    fn encode(
         &mut self,
+        source: &mut dyn BlockSource,
         sequences: &[Vec<u32>],
         progress: &mut EncodeProgress<'_>,
     ) -> Result<(), ModelError> {
@@ -140,7 +195,7 @@ impl<S: BlockSource> StreamedModel<S> {
         let rows_of = |sequences: &Range<usize>| starts[sequences.start]..starts[sequences.end];
         let mut hidden = RowStore::new(starts[sequences.len()], self.spec.hidden, self.spill.as_deref())?;
         for (sequence, ids) in sequences.iter().enumerate() {
-            let embedded = self.source.embed(ids)?;
+            let embedded = source.embed(ids)?;
             expect_shape(ModelSpec::EMBEDDING, &[ids.len(), self.spec.hidden], embedded.shape())?;
             hidden.overwrite::<ModelError>(rows_of(&(sequence..sequence + 1)), |mut rows| {
                 rows.assign(&embedded);
@@ -152,7 +207,7 @@ impl<S: BlockSource> StreamedModel<S> {
         let steps = Steps::new(progress, self.spec.layers * sequences.len());
         steps.add(0)?;
         for index in 0..self.spec.layers {
-            let params = self.source.block(index)?;
+            let params = source.block(index)?;
             let block = Block::<f32>::new(&self.spec, index, params, self.arithmetic.clone(), self.par)?;
             for group in &groups {
                 hidden.modify::<ModelError>(rows_of(group), |rows| {
@@ -164,7 +219,7 @@ impl<S: BlockSource> StreamedModel<S> {
                 })?;
             }
         }
-        let weight = self.source.final_norm()?;
+        let weight = source.final_norm()?;
         expect_shape(ModelSpec::FINAL_NORM, &[self.spec.hidden], weight.shape())?;
         let eps = self.spec.norm_eps as f32;
         for sequence in 0..sequences.len() {
@@ -178,12 +233,12 @@ impl<S: BlockSource> StreamedModel<S> {
         Ok(())
     }
 
-    /// Logits `[positions, vocab]` of positions `range` of a sequence given to the last [`Self::encode`]. Reads the whole
-    /// head: for many sequences, walk its panels with [`Self::logits_into`].
-    ///
-    /// # Errors
-    /// As of [`Self::logits_into`].
-    pub fn logits(&mut self, sequence: usize, range: Range<usize>) -> Result<Array2<f32>, ModelError> {
+    fn logits(
+        &mut self,
+        source: &mut dyn BlockSource,
+        sequence: usize,
+        range: Range<usize>,
+    ) -> Result<Array2<f32>, ModelError> {
         let rows = self.rows_of(sequence).unwrap_or_default();
         if sequence + 1 >= self.starts.len() || range.start > range.end || range.end > rows.len() {
             return Err(self.out_of_range(sequence, range));
@@ -193,25 +248,19 @@ impl<S: BlockSource> StreamedModel<S> {
         for start in (0..self.spec.vocab).step_by(HEAD_PANEL) {
             let tokens = start..(start + HEAD_PANEL).min(self.spec.vocab);
             let out = views::columns_mut(&mut logits, tokens.clone());
-            self.logits_into(positions.clone(), tokens, out)?;
+            self.logits_into(source, positions.clone(), tokens, out)?;
         }
         Ok(logits)
     }
 
-    /// Writes the logits of the tokens `tokens` of the vocabulary at `positions` into `out` `[positions, tokens]`, whose old
-    /// content is not read. Positions are counted through all sequences of the last [`Self::encode`], one after the other.
-    /// The rows of the head are read and prepared once per call, so many positions share what that costs.
-    ///
-    /// # Errors
-    /// [`ModelError::Shape`] for positions that were not encoded, tokens outside the vocabulary or an `out` of another shape;
-    /// [`ModelError::Source`] or [`ModelError::Shape`] if the head cannot be read.
-    pub fn logits_into(
+    fn logits_into(
         &mut self,
+        source: &mut dyn BlockSource,
         positions: Range<usize>,
         tokens: Range<usize>,
         out: ArrayViewMut2<'_, f32>,
     ) -> Result<(), ModelError> {
-        let panel = self.head_panel(positions.end, positions.len(), &tokens, out.shape())?;
+        let panel = self.head_panel(source, positions.end, positions.len(), &tokens, out.shape())?;
         let Some(hidden) = &self.hidden else { return Ok(()) };
         if hidden.is_spilled() {
             // The same positions meet one panel after the other.
@@ -227,18 +276,15 @@ impl<S: BlockSource> StreamedModel<S> {
         Ok(())
     }
 
-    /// The same at positions in any order, as many as it takes: those whose predictions matter.
-    ///
-    /// # Errors
-    /// As [`Self::logits_into`].
-    pub fn logits_at(
+    fn logits_at(
         &mut self,
+        source: &mut dyn BlockSource,
         positions: &[usize],
         tokens: Range<usize>,
         out: ArrayViewMut2<'_, f32>,
     ) -> Result<(), ModelError> {
         let end = positions.iter().max().map_or(0, |last| last + 1);
-        let panel = self.head_panel(end, positions.len(), &tokens, out.shape())?;
+        let panel = self.head_panel(source, end, positions.len(), &tokens, out.shape())?;
         let Some(hidden) = &self.hidden else { return Ok(()) };
         let mut rows = Array2::zeros((positions.len(), self.spec.hidden));
         let mut first = 0;
@@ -253,7 +299,8 @@ impl<S: BlockSource> StreamedModel<S> {
 
     /// The rows `tokens` of the head, ready for a product with `count` positions before `end`.
     fn head_panel(
-        &mut self,
+        &self,
+        source: &mut dyn BlockSource,
         end: usize,
         count: usize,
         tokens: &Range<usize>,
@@ -263,7 +310,7 @@ impl<S: BlockSource> StreamedModel<S> {
         let inside = [end.min(encoded), tokens.end.min(self.spec.vocab)];
         expect_shape("last position and token of a panel of logits", &[end, tokens.end], &inside)?;
         expect_shape("panel of logits", &[count, tokens.len()], out)?;
-        let values = self.source.head(tokens.clone())?;
+        let values = source.head(tokens.clone())?;
         expect_shape(ModelSpec::HEAD, &[tokens.len(), self.spec.hidden], values.shape())?;
         Ok(PreparedWeight::new(values.view(), self.arithmetic.compute, self.par))
     }

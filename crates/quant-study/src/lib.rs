@@ -49,6 +49,7 @@ pub use run::{
 #[cfg(feature = "hub")]
 pub use study::fetch_study_data;
 pub use study::{
-    PlannedVariant, ScoringCost, StudyJob, StudyOutcome, StudyPlan, plan_study, report_study, run_study,
+    PartTime, PlannedVariant, ScoringCost, StudyJob, StudyOutcome, StudyPlan, plan_study, report_study,
+    run_study,
 };
 pub use verdict::Verdict;

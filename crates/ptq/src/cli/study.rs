@@ -5,8 +5,8 @@ use super::table::Table;
 use super::{Failure, bytes, count, default_threads, human, print_json, print_line, say, threads};
 use quant_pipeline::Registry;
 use quant_study::{
-    Grid, ScoringCost, Status, StudyJob, StudyPlan, StudyResults, VariantResults, plan_study, report_study,
-    run_study, study_preset,
+    Grid, PartTime, ScoringCost, Status, StudyJob, StudyPlan, StudyResults, VariantResults, plan_study,
+    report_study, run_study, study_preset,
 };
 use std::path::PathBuf;
 
@@ -101,6 +101,7 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
     progress.finish();
     let outcome = outcome.map_err(Failure::of_study)?;
     show(&outcome.results, args)?;
+    say_times(&outcome.times);
     if outcome.failed > 0 {
         say(format_args!(
             "{} cells failed for other reasons than their setting; the report says why",
@@ -109,6 +110,14 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
         return Err(Failure::check());
     }
     Ok(())
+}
+
+/// How long this run was at what.
+fn say_times(times: &[PartTime]) {
+    let each = |time: &PartTime| format!("{} {}", time.part, seconds(time.time.as_secs_f64()));
+    let all = times.iter().map(|time| time.time.as_secs_f64()).sum();
+    let parts: Vec<String> = times.iter().map(each).collect();
+    say(format_args!("this run took {}: {}", seconds(all), parts.join(", ")));
 }
 
 fn print_plan(plan: &StudyPlan) -> Result<(), Failure> {

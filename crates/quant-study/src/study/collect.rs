@@ -132,8 +132,9 @@ fn row(
     row.failed.retain(|failed| failed.execution == execution);
     let folder = folder.join(execution);
     let of = of_answers(output, &planned.model, tasks)?;
-    let predicted: Option<Prediction> = standing(&folder.join(PREDICTION), of.as_deref())?;
-    row.prediction = predicted.map(|kept| kept.verdict);
+    // None where the float model gave no answer that could be read.
+    let predicted: Option<Option<Prediction>> = standing(&folder.join(PREDICTION), of.as_deref())?;
+    row.prediction = predicted.flatten().map(|kept| kept.verdict);
     let of = of_blame(&folder, tasks, blame)?;
     row.blame = standing(&folder.join(BLAME), of.as_deref())?;
     let (mut outcomes, mut answers) = (Vec::new(), Vec::new());

@@ -1,5 +1,6 @@
 //! Carrying a grid out, row by row, and reading what came of it.
 
+mod clock;
 mod collect;
 mod compare;
 mod depends;
@@ -12,6 +13,7 @@ mod rows;
 mod run;
 mod scoring;
 
+pub use clock::PartTime;
 #[cfg(feature = "hub")]
 pub use fetch::fetch_study_data;
 pub use job::StudyJob;

@@ -1,5 +1,6 @@
 //! Carrying a study out.
 
+use super::clock::{Clock, PartTime};
 use super::collect::collect;
 use super::job::StudyJob;
 use super::place::{discard, model_folder, remove_folder, slug, variant_folder};
@@ -27,6 +28,8 @@ pub struct StudyOutcome {
     pub results: StudyResults,
     /// Cells, and rows that could not be made, that failed for other reasons than their setting.
     pub failed: usize,
+    /// How long this run was at what, the longest first; what an earlier run had finished is not in it.
+    pub times: Vec<PartTime>,
 }
 
 /// What a study will do, and what that costs; nothing is run.
@@ -52,6 +55,8 @@ pub fn run_study(
     events: &mut dyn Events,
     registry: &Registry,
 ) -> Result<StudyOutcome, StudyError> {
+    let mut clock = Clock::new(events);
+    let events = &mut clock;
     std::fs::create_dir_all(&job.output).map_err(StudyError::io(&job.output))?;
     let _lock = Lock::take(&job.output)?;
     let begun = job.output.join(PLAN).exists();
@@ -96,6 +101,7 @@ pub fn run_study(
                     write_whole(&home.join("variant.json"), &pretty(&facts))?;
                 }
             }
+            events.rest();
             report_on(&job.output, &plan, &tasks, &job.grid)?;
         }
     }
@@ -103,7 +109,7 @@ pub fn run_study(
     if !job.keep_folders {
         remove_folder(&job.output.join("work"))?;
     }
-    Ok(StudyOutcome { results, failed })
+    Ok(StudyOutcome { results, failed, times: clock.parts() })
 }
 
 /// Makes the report of a study from what is finished of it.

@@ -3,7 +3,8 @@
 use crate::tiny_reasoner;
 use quant_pipeline::{Event, Events, Registry, Silent};
 use quant_study::{
-    Grid, Status, StudyError, StudyJob, StudyResults, VariantResults, plan_study, report_study, run_study,
+    Grid, Status, StudyError, StudyJob, StudyOutcome, StudyResults, VariantResults, plan_study, report_study,
+    run_study,
 };
 use std::path::{Path, PathBuf};
 
@@ -61,8 +62,18 @@ fn read(folder: &Path, name: &str) -> Vec<u8> {
 fn a_study_that_broke_off_goes_on_to_the_same_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let whole = folder.path().join("whole");
-    let results = run(&job(&whole, grid(&format!("{ROWS}{TASKS}blame: few\n")))).unwrap();
+    let outcome = run_study(
+        &job(&whole, grid(&format!("{ROWS}{TASKS}blame: few\n"))),
+        &mut Silent,
+        &Registry::default(),
+    );
+    let StudyOutcome { results, times, .. } = outcome.unwrap();
     assert_eq!(results.models[0].variants.len(), 3);
+    let mut parts: Vec<&str> = times.iter().map(|time| time.part.as_str()).collect();
+    parts.sort_unstable();
+    let known =
+        ["putting blocks back", "quantising", "reading answers of the float model", "scoring", "the rest"];
+    assert_eq!(parts, known);
     let float = row(&results, "float");
     assert_eq!((float.average, float.answers, &float.loss), (Some(100.0), 6, &None));
     let gptq = row(&results, "gptq W3");
@@ -396,10 +407,13 @@ fn numbers_that_are_not_finite_are_results() {
         model.display()
     );
     let output = folder.path().join("study");
-    let outcome =
-        run_study(&job(&output, Grid::parse(&text, "a test").unwrap()), &mut Silent, &Registry::default())
-            .unwrap();
+    let job = job(&output, Grid::parse(&text, "a test").unwrap());
+    let outcome = run_study(&job, &mut Silent, &Registry::default()).unwrap();
     assert_eq!(outcome.failed, 0);
+    // No answer to read is a finding too, for which no row is made again.
+    let mut parts = BreaksAt { word: "", after: 1, seen: false };
+    run_study(&StudyJob { resume: true, ..job }, &mut parts, &Registry::default()).unwrap();
+    assert!(!parts.seen);
     let float = row(&outcome.results, "float");
     assert_eq!((float.texts[0].perplexity, float.signs.non_finite), (None, 2));
     assert!(float.problems.iter().any(|p| p.contains("after block 3")), "{:?}", float.problems);

@@ -13,7 +13,7 @@ use crate::study::compare::is_greedy;
 use crate::study::depends::{Dependent, of_answers, of_blame, stands};
 use crate::study::place::{BLAME, PREDICTION, slug, variant_folder};
 use crate::study::plan::{PlannedVariant, calibration, recipe};
-use crate::verdict::{FloatAnswer, predict};
+use crate::verdict::{FloatAnswer, Prediction, predict};
 use quant_checkpoint::{BlockSource, FolderSource};
 use quant_data::{ChatTemplate, Question, Tokenizer, end_tokens};
 use quant_kernels::Par;
@@ -77,7 +77,8 @@ impl Rows<'_> {
             self.answers = Some(self.float_answers()?);
         }
         if self.answers.as_ref().is_none_or(Vec::is_empty) {
-            return Ok(());
+            // Nothing to read, which is found once: the row need not be made again to find it.
+            return write_whole(&path, &pretty(&Dependent { of, found: None::<Prediction> }));
         }
         events.event(Event::Part(format!("reading answers of the float model: {}", self.title(planned))));
         let ends = end_tokens(self.folder, &Tokenizer::from_dir(self.folder)?)?;
@@ -91,7 +92,7 @@ impl Rows<'_> {
         })??;
         let took = serde_json::json!({ "seconds": began.elapsed().as_secs_f64() });
         write_whole(&cells.join("prediction_run.json"), &pretty(&took))?;
-        write_whole(&path, &pretty(&Dependent { of, found: verdict }))
+        write_whole(&path, &pretty(&Dependent { of, found: Some(verdict) }))
     }
 
     /// Looks at the activations before and behind the transforms of a row.
