@@ -138,7 +138,7 @@ const STRIP: usize = 4 * LANES;
 
 /// Codes of a normed row under parameters without a zero, and the factor of the next row if it is given. What is normed is computed
 /// twice, for its largest magnitude and for its codes: that costs two products, and a row in between does not fit into the first-level
-/// cache beside the others. The next row is summed meanwhile, half of it in either pass: memory brings it while there is something else to do.
+/// cache beside the others. The next row is summed meanwhile: memory brings it while there is something else to do.
 #[inline(always)]
 fn norm_codes(
     (row, factor): (&[f32], f32),
@@ -147,28 +147,18 @@ fn norm_codes(
     numerics: DynamicNumerics,
     codes: &mut [i8],
 ) -> (TokenParams, Option<f32>) {
+    // Magnitudes compare like integers, infinity and NaN above all numbers.
+    let magnitude = |(&v, &w): (&f32, &f32)| (v * factor * w).abs().to_bits();
+    let largest = f32::from_bits(row.iter().zip(weight).map(magnitude).fold(0, u32::max));
+    let params = numerics.of_range(-largest, largest);
     let mut squares = [0.0; LANES];
     let mut ahead = next.unwrap_or_default().chunks(STRIP);
-    let strips = || row.chunks(STRIP).zip(weight.chunks(STRIP)).enumerate();
-    // Magnitudes compare like integers, infinity and NaN above all numbers.
-    let mut largest = 0;
-    for (strip, (row, weight)) in strips() {
-        for (&v, &w) in row.iter().zip(weight) {
-            largest = largest.max((v * factor * w).abs().to_bits());
-        }
-        if strip % 2 == 0 {
-            add_to_lanes(&mut squares, ahead.next().unwrap_or_default(), |v: f32| v * v);
-        }
-    }
-    let largest = f32::from_bits(largest);
-    let params = numerics.of_range(-largest, largest);
-    for (codes, (strip, (row, weight))) in codes.chunks_mut(STRIP).zip(strips()) {
+    let strips = codes.chunks_mut(STRIP).zip(row.chunks(STRIP)).zip(weight.chunks(STRIP));
+    for ((codes, row), weight) in strips {
         for ((code, &v), &w) in codes.iter_mut().zip(row).zip(weight) {
             *code = params.code(v * factor * w);
         }
-        if strip % 2 == 1 {
-            add_to_lanes(&mut squares, ahead.next().unwrap_or_default(), |v: f32| v * v);
-        }
+        add_to_lanes(&mut squares, ahead.next().unwrap_or_default(), |v: f32| v * v);
     }
     (params, next.map(|next| factor_of_squares(tree_sum(squares), next.len(), eps)))
 }
