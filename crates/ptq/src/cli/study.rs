@@ -124,12 +124,7 @@ fn print_plan(plan: &StudyPlan) -> Result<(), Failure> {
     let mut table =
         Table::new(&["model", "recipe", "method", "W-A-KV", "bits/weight", "run as", "time", "folder"]);
     for variant in &plan.variants {
-        let runs: Vec<&str> = variant
-            .executions
-            .iter()
-            .filter(|(_, problem)| problem.is_none())
-            .map(|(name, _)| name.as_str())
-            .collect();
+        let runs: Vec<&str> = variant.runs().collect();
         table.row(vec![
             variant.model.clone(),
             variant.recipe.clone().unwrap_or_else(|| "float".into()),

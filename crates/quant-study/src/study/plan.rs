@@ -61,6 +61,12 @@ impl PlannedVariant {
         self.illegal.as_deref().or(first)
     }
 
+    /// The ways in which it can be run.
+    pub fn runs(&self) -> impl Iterator<Item = &str> {
+        let possible = self.executions.iter().filter(|(_, problem)| problem.is_none());
+        possible.map(|(word, _)| word.as_str())
+    }
+
     /// Predicted peak memory of quantising it and of looking at its activations, in bytes.
     fn peak(&self) -> u64 {
         self.memory.max(self.ranges.map_or(0, |cost| cost.memory))
@@ -187,7 +193,7 @@ fn blame_cost(
     let tasks = tasks(&job.grid)?;
     let asked = tasks.iter().find(|task| task.name() == name).map(Task::kind);
     let Some(TaskKind::Text(ask)) = asked else { return Ok(None) };
-    let ways = planned.executions.iter().filter(|(_, problem)| problem.is_none()).count();
+    let ways = planned.runs().count();
     let seconds = Forecast::seconds_of_tokens(spec, 1, job.grid.compute, job.threads);
     Ok(Some(BlameCost::new(spec, ask.window, ways, seconds)))
 }
@@ -304,14 +310,13 @@ impl StudyPlan {
                 variants.push(PlannedVariant { absent: absent.clone(), ..served(model, server) });
             }
         }
-        let runs = |v: &PlannedVariant| v.executions.iter().filter(|(_, problem)| problem.is_none()).count();
         let legal = || variants.iter().filter(|variant| variant.illegal.is_none());
         // Tokens are few beside everything else.
         let left: u64 = legal().map(|v| v.shared).sum::<u64>() + shared.bytes();
         let held = left.min(job.shared_bytes());
         Ok(Self {
             study: grid.name.clone(),
-            cells: legal().map(|v| runs(v) * tasks.len()).sum(),
+            cells: legal().map(|v| v.runs().count() * tasks.len()).sum(),
             tasks: tasks.iter().map(|task| task.name().to_owned()).collect(),
             disk: legal().map(|v| v.disk).max().unwrap_or(0),
             memory: legal().map(PlannedVariant::peak).max().unwrap_or(0) + held,
@@ -326,9 +331,7 @@ impl StudyPlan {
     pub(super) fn ways(&self, model: &GridModel) -> [u64; 2] {
         let mut counts = [0; 2];
         for row in self.variants.iter().filter(|row| row.model == model.name && row.illegal.is_none()) {
-            for (word, _) in row.executions.iter().filter(|(_, problem)| problem.is_none()) {
-                counts[usize::from(word == SERVER)] += 1;
-            }
+            row.runs().for_each(|word| counts[usize::from(word == SERVER)] += 1);
         }
         counts
     }

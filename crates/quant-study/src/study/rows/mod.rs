@@ -191,12 +191,8 @@ impl<'a> Rows<'a> {
             Origin::Recipe(given) => Some(given),
             Origin::Float => None,
         };
-        let executions: Vec<Execution> = EXECUTIONS
-            .into_iter()
-            .filter(|e| {
-                planned.executions.iter().any(|(name, problem)| name == word(*e) && problem.is_none())
-            })
-            .collect();
+        let executions: Vec<Execution> =
+            EXECUTIONS.into_iter().filter(|e| planned.runs().any(|name| name == word(*e))).collect();
         let looked_at = given.is_some() && planned.ranges.is_some();
         let waiting =
             self.is_waiting(planned, home, &executions)? || (looked_at && !home.join(RANGES).exists());
