@@ -11,8 +11,10 @@ use crate::{Factor, GptqResult, HessianError, lanes};
 
 /// Columns of a block in the published code.
 const BLOCK: usize = 128;
-/// Rows of the highest tile.
+/// Rows of tiles: the highest, and others for few rows.
 pub(crate) const WIDEST_TILE: usize = 256;
+const MIDDLE_TILE: usize = WIDEST_TILE / 2;
+const NARROWEST_TILE: usize = WIDEST_TILE / 4;
 
 /// What [`gptq`] does to one linear.
 #[derive(Clone, Debug, PartialEq)]
@@ -178,14 +180,10 @@ pub(crate) fn solve<T: Element>(
     let (mut scales, mut zeros) = (vec![0.0_f32; out * groups], vec![0.0_f32; out * groups]);
     let mut row_losses = vec![0.0_f64; out];
     let outputs = (&mut *levels, &mut *scales, &mut *zeros, &mut *row_losses);
-    // A higher tile reads the factor less often, a lower one leaves work for every thread; no row notices.
-    let (high, middle) = (2 * WIDEST_TILE * par.threads(), WIDEST_TILE * par.threads());
-    if out >= high {
-        run_tiles::<T, WIDEST_TILE>(&problem, outputs, par)?;
-    } else if out >= middle {
-        run_tiles::<T, { WIDEST_TILE / 2 }>(&problem, outputs, par)?;
-    } else {
-        run_tiles::<T, { WIDEST_TILE / 4 }>(&problem, outputs, par)?;
+    match tile_rows(out, par) {
+        WIDEST_TILE => run_tiles::<T, WIDEST_TILE>(&problem, outputs, par)?,
+        MIDDLE_TILE => run_tiles::<T, MIDDLE_TILE>(&problem, outputs, par)?,
+        _ => run_tiles::<T, NARROWEST_TILE>(&problem, outputs, par)?,
     }
     let (scales, zeros) = (shaped(scales, out, groups), shaped(zeros, out, groups));
     let groups = match (plan, order) {
@@ -201,6 +199,16 @@ pub(crate) fn solve<T: Element>(
     };
     let matrix = QuantizedMatrix::new(config.grid.bits, shaped(levels, out, n), scales, zeros, groups)?;
     Ok(GptqResult { matrix, row_losses })
+}
+
+/// The height of tiles with which all rows are done first: a higher tile copies the factor less often, a lower one leaves work for
+/// every thread. No row notices.
+fn tile_rows(out: usize, par: Par) -> usize {
+    /// What copying the factor takes, in rows that are solved with it.
+    const COPY: usize = 64;
+    let takes = |tile: usize| out.div_ceil(tile).div_ceil(par.threads()) * (tile + COPY);
+    let tiles = [WIDEST_TILE, MIDDLE_TILE, NARROWEST_TILE];
+    tiles.into_iter().min_by_key(|&tile| takes(tile)).unwrap_or(WIDEST_TILE)
 }
 
 /// Solves all tiles of `L` rows; the slices are levels, scales, zeros and losses.

@@ -23,6 +23,7 @@
 //! ```
 
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use ndarray::{ArrayViewMut2, Axis};
@@ -177,6 +178,26 @@ pub fn for_rows<T: Send>(
     for_each(x.axis_chunks_iter_mut(Axis(0), block).enumerate(), par, |(i, rows)| work(i * block, rows));
 }
 
+/// Runs `task(0)`, ..., `task(count - 1)`, at most `par.threads()` at a time. Tasks are handed out one by one, so a
+/// slow thread delays nobody: by a counter, since the tasks of a product are short and many for the lock of a queue.
+pub(crate) fn for_indices(par: Par, count: usize, task: impl Fn(usize) + Sync) {
+    let workers = par.threads().min(count);
+    if workers <= 1 {
+        (0..count).for_each(task);
+        return;
+    }
+    let next = AtomicUsize::new(0);
+    on_workers(workers, || {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= count {
+                break;
+            }
+            task(index);
+        }
+    });
+}
+
 /// Runs `work` that many times at once, in the caller and in other threads of its rayon pool.
 pub(crate) fn on_workers(count: usize, work: impl Fn() + Sync) {
     rayon::scope(|scope| {
@@ -191,7 +212,6 @@ pub(crate) fn on_workers(count: usize, work: impl Fn() + Sync) {
 mod tests {
     use super::*;
     use ndarray::Array2;
-    use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[test]
     fn every_item_once_and_the_earliest_error() {

@@ -2,9 +2,10 @@
 
 use ndarray::{ArrayView2, ArrayViewMut2};
 
-use super::driver::{Columns, Packed, gemm, pack_all, pack_rows};
+use super::driver::gemm;
 use super::kernel::{Kernel, Panel, RightWord, Rounded};
 use super::level::Level;
+use super::operand::{Columns, Packed, pack_all, pack_rows};
 use super::pack::Source;
 use super::packed;
 use super::portable::Portable;

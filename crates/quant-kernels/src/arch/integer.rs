@@ -3,9 +3,10 @@
 use ndarray::{ArrayView2, ArrayViewMut2};
 
 use super::dispatch::has_adjacent_columns;
-use super::driver::{Columns, Packed, gemm, pack_all};
+use super::driver::gemm;
 use super::integer_level::{IntegerLevel, IntegerSet};
 use super::kernel::Kernel;
+use super::operand::{Columns, Packed, pack_all};
 use super::pack::Source;
 use super::portable::Portable;
 use super::sink::{Region, Store, Target, Through, Tile};

@@ -6,7 +6,8 @@
 //! | `kernel` | the contract of a register tile: one implementation per instruction set and arithmetic |
 //! | `portable`, `x86/*` | the implementations |
 //! | `pack`, `buffer` | operands copied into panels the tiles read linearly |
-//! | `driver` | cache blocking and threads: written once over the contract |
+//! | `operand` | whole operands as panels, and where the columns of a product come from |
+//! | `driver`, `pieces` | cache blocking and threads: written once over the contract |
 //! | `sink` | where tiles go: into a region of a matrix, or to a function that finishes them |
 //! | `packed`, `lanes` | products of floats with levels of 4 and 8 bits, over the registers of an instruction set |
 //! | `grouped`, `nibbles` | the same for products of bytes with levels of 4 bits |
@@ -33,9 +34,11 @@ mod kernel;
 mod lanes;
 mod level;
 mod nibbles;
+mod operand;
 mod pack;
 mod packed;
 mod peak;
+mod pieces;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod processor;
