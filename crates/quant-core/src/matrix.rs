@@ -452,6 +452,7 @@ pub fn check_scales(scales: ArrayView2<'_, f32>, scale_type: FloatType) -> Resul
 
 /// # Errors
 /// [`CoreError::NotFinite`] naming the first NaN or infinity of a matrix.
+#[inline(always)]
 pub fn check_finite(values: ArrayView2<'_, f32>) -> Result<(), CoreError> {
     for (row, line) in values.axis_iter(Axis(0)).enumerate() {
         let bad = match line.as_slice() {

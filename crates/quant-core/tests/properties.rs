@@ -370,3 +370,30 @@ fn a_constant_group_survives_one_bit() {
         assert_eq!(q.dequantize(), w);
     }
 }
+
+/// Against a fold of `f32::min` and `f32::max`, for every length up to several registers.
+#[test]
+fn extremes_are_those_of_the_numbers() {
+    use quant_core::convention::min_max;
+    let value = |i: usize| ((i * 7919 % 1013) as f32 - 500.0) * if i.is_multiple_of(5) { 1e-3 } else { 1.0 };
+    for length in 0..100 {
+        let mut values: Vec<f32> = (0..length).map(value).collect();
+        let fold =
+            |values: &[f32]| values.iter().fold((f32::NAN, f32::NAN), |(lo, hi), &v| (lo.min(v), hi.max(v)));
+        if length == 0 {
+            assert_eq!(min_max(&values), (0.0, 0.0));
+            continue;
+        }
+        assert_eq!(min_max(&values), fold(&values), "{length} values");
+        for (at, odd) in
+            [(length / 2, f32::NAN), (0, -f32::NAN), (length - 1, f32::INFINITY), (length / 3, f32::MIN)]
+        {
+            values[at] = odd;
+            let (got, wanted) = (min_max(&values), fold(&values));
+            let same = |a: f32, b: f32| a == b || a.is_nan() && b.is_nan();
+            assert!(same(got.0, wanted.0) && same(got.1, wanted.1), "{values:?}: {got:?}, not {wanted:?}");
+        }
+    }
+    let zeros = min_max(&[0.0, -0.0, 0.0]);
+    assert_eq!((zeros.0.to_bits(), zeros.1.to_bits()), ((-0.0_f32).to_bits(), 0.0_f32.to_bits()));
+}

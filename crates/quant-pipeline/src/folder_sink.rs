@@ -170,14 +170,15 @@ impl BlockSink for FolderSink<'_> {
         } else {
             Cow::Borrowed(&self.plan.scheme)
         };
-        for tensor in format.encode_block(&self.plan.spec, &scheme, index, &block)? {
+        let side = BlockSideData::of(&block);
+        for tensor in format.encode_block(&self.plan.spec, &scheme, index, block)? {
             if (self.late)(&tensor.name) {
                 self.waiting.push((tensor.name, tensor.bytes));
                 continue;
             }
             self.output.tensor_owned(&tensor.name, tensor.dtype, &tensor.shape, tensor.bytes)?;
         }
-        self.side.push(BlockSideData::of(&block));
+        self.side.push(side);
         Ok(())
     }
     fn fell_back(&mut self, index: usize) {

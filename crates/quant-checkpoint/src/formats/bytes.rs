@@ -59,6 +59,19 @@ pub(crate) fn float_bytes(
     Ok(out)
 }
 
+/// [`int8_bytes`] in the memory of the levels.
+pub(crate) fn levels_into_int8(levels: Array2<u8>, bits: quant_core::Bits) -> Vec<u8> {
+    if !levels.is_standard_layout() {
+        return int8_bytes(levels.view(), bits);
+    }
+    let (middle, count) = (1 << (bits.get() - 1), levels.len());
+    let (mut bytes, first) = levels.into_raw_vec_and_offset();
+    bytes.drain(..first.unwrap_or(0));
+    bytes.truncate(count);
+    bytes.iter_mut().for_each(|level| *level = level.wrapping_sub(middle));
+    bytes
+}
+
 /// 8-bit levels as int8 values `level - 128`; flipping the top bit is that subtraction in two's complement.
 pub(crate) fn int8_bytes(levels: ArrayView2<'_, u8>, bits: quant_core::Bits) -> Vec<u8> {
     let middle = 1 << (bits.get() - 1);

@@ -19,6 +19,7 @@ mod input;
 mod layout;
 mod online;
 mod plain;
+mod slots;
 mod vllm_ascend;
 
 use std::collections::BTreeMap;
@@ -192,7 +193,8 @@ pub trait Format: Sync + Debug {
         scheme: &ModelScheme,
         source_dtype: &dyn Fn(&str) -> Option<Dtype>,
     ) -> Vec<TensorDecl>;
-    /// The tensors of one block, exactly the declared ones in their order. The scales that the loader holds must be exact
+    /// The tensors of one block, exactly the declared ones in their order; it is given away, so that levels can become bytes where
+    /// they lie. The scales that the loader holds must be exact
     /// in [`Format::scale_type`]; norms, float weights and biases are rounded to the nearest stored value.
     ///
     /// # Errors
@@ -203,7 +205,7 @@ pub trait Format: Sync + Debug {
         spec: &ModelSpec,
         scheme: &ModelScheme,
         index: usize,
-        block: &BlockParams,
+        block: BlockParams,
     ) -> Result<Vec<Encoded>>;
     /// `config.json` of the folder, from that of the input.
     fn config(&self, spec: &ModelSpec, scheme: &ModelScheme, config: &Value, notes: &ConfigNotes) -> Value;

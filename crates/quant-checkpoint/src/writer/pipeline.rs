@@ -27,7 +27,7 @@ pub(crate) const PIECE_BYTES: usize = 1 << 20;
 /// end.
 const SYNC_BYTES: u64 = 64 << 20;
 /// Bytes on their way at most: enough to hash and write while the next block is read, little beside a block.
-pub(crate) const IN_FLIGHT: usize = 32 << 20;
+pub(crate) const IN_FLIGHT: usize = 64 << 20;
 
 /// Where the writer's time went.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]

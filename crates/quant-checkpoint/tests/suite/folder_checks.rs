@@ -166,14 +166,14 @@ fn scales_that_the_loader_would_round_are_not_encoded() {
         let spec = spec(FloatType::Bf16, false, false);
         let scheme = uniform(&spec, scheme);
         let mut good = block(&spec, format, &scheme, 0, 5);
-        assert!(format.encode_block(&spec, &scheme, 0, &good).is_ok());
+        assert!(format.encode_block(&spec, &scheme, 0, good.clone()).is_ok());
         let down = good.linears.get_mut(&quant_graph::LinearId::DOWN).unwrap();
         let quant_graph::LinearWeight::Quantized(matrix) = &mut down.weight else { panic!("float") };
         match &mut down.input {
             Some(quant_core::ActQuant::Static { params, .. }) => params.scale = 0.012_345_678,
             _ => matrix.fill_rows(0..1, |mut to| to.scales[(0, 0)] = 0.012_345_678).unwrap(),
         }
-        let error = format.encode_block(&spec, &scheme, 0, &good).unwrap_err();
+        let error = format.encode_block(&spec, &scheme, 0, good.clone()).unwrap_err();
         assert!(
             matches!(&error, E::NotEncodable { subject, .. } if subject.contains("down_proj")),
             "{error}"
@@ -186,7 +186,7 @@ fn scales_that_the_loader_would_round_are_not_encoded() {
     let down = rough.linears.get_mut(&quant_graph::LinearId::DOWN).unwrap();
     let quant_graph::LinearWeight::Quantized(matrix) = &mut down.weight else { panic!("float") };
     matrix.fill_rows(0..1, |mut to| to.scales[(0, 0)] = 0.012_345_678).unwrap();
-    assert!(Dequantized.encode_block(&spec, &scheme, 0, &rough).is_ok());
+    assert!(Dequantized.encode_block(&spec, &scheme, 0, rough.clone()).is_ok());
 }
 
 #[test]

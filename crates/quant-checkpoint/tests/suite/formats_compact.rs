@@ -75,7 +75,7 @@ fn their_loaders_take_them_and_we_write_the_same_bytes() {
         let format = detect(&checkpoint).unwrap();
         let scheme = format.scheme(&checkpoint, &spec).unwrap();
         let block = format.decode(&checkpoint, &spec, 0).unwrap();
-        let encoded = format.encode_block(&spec, &scheme, 0, &block).unwrap();
+        let encoded = format.encode_block(&spec, &scheme, 0, block.clone()).unwrap();
         assert_eq!(encoded.len() + spec.outer_tensors().len(), checkpoint.tensors().len());
         for tensor in encoded {
             let info = checkpoint.tensor_shaped(&tensor.name, &tensor.shape).unwrap();

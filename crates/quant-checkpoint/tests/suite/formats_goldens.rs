@@ -119,7 +119,7 @@ fn encoding_what_was_decoded_gives_the_same_bytes() {
         let (mut same, mut off, mut ulps) = (0, 0, 0);
         for index in 0..spec.layers {
             let block = format.decode(&checkpoint, &spec, index).unwrap();
-            for tensor in format.encode_block(&spec, &scheme, index, &block).unwrap() {
+            for tensor in format.encode_block(&spec, &scheme, index, block.clone()).unwrap() {
                 let info = checkpoint.tensor(&tensor.name).unwrap();
                 assert_eq!(
                     (info.dtype, &info.shape),

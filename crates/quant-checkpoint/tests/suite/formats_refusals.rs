@@ -140,7 +140,7 @@ fn a_form_that_is_not_the_schemes_is_refused() {
     for (i, scheme) in schemes.iter().enumerate() {
         let block = block(&spec, &Dequantized, scheme, 0, 3);
         for (j, other) in schemes.iter().enumerate() {
-            let encoded = Dequantized.encode_block(&spec, other, 0, &block);
+            let encoded = Dequantized.encode_block(&spec, other, 0, block.clone());
             assert_eq!(encoded.is_ok(), i == j, "{i} {j}");
             // What is stored takes what the scheme says, at most.
             let linears = block.linears.values();
@@ -167,7 +167,7 @@ fn numbers_that_a_file_would_change_are_refused() {
         if let LinearWeight::Quantized(m) = &mut bad.linears.get_mut(&id).unwrap().weight {
             change(m);
         }
-        CompressedTensors.encode_block(&spec, &scheme, 0, &bad).unwrap_err()
+        CompressedTensors.encode_block(&spec, &scheme, 0, bad.clone()).unwrap_err()
     };
     // Not a bf16 number.
     let error = edit(LinearId::O, &|m| m.fill_rows(2..3, |mut to| to.scales[(0, 0)] = 0.1).unwrap());
@@ -190,26 +190,30 @@ fn numbers_that_a_file_would_change_are_refused() {
         ..uniform(&spec, linear(Some(weight(8, true, None)), Some(input(ActRule::Asymmetric, false))))
     };
     let good = block(&spec, &VllmAscend, &scheme, 0, 4);
-    VllmAscend.encode_block(&spec, &scheme, 0, &good).unwrap();
+    VllmAscend.encode_block(&spec, &scheme, 0, good.clone()).unwrap();
     let mut bad = good.clone();
     let EntryQuant::Channel { scales, .. } = &mut bad.kv.as_mut().unwrap().keys else { panic!() };
     scales[1] = 0.1;
     assert!(
-        VllmAscend.encode_block(&spec, &scheme, 0, &bad).unwrap_err().to_string().contains("kv_cache_scale")
+        VllmAscend
+            .encode_block(&spec, &scheme, 0, bad.clone())
+            .unwrap_err()
+            .to_string()
+            .contains("kv_cache_scale")
     );
     let mut bad = good.clone();
     let q = bad.linears.get_mut(&LinearId::Q).unwrap();
     q.input = bad_input(q.input);
     assert!(
         VllmAscend
-            .encode_block(&spec, &scheme, 0, &bad)
+            .encode_block(&spec, &scheme, 0, bad.clone())
             .unwrap_err()
             .to_string()
             .contains("input parameters")
     );
     let mut bad = good;
     bad.linears.remove(&LinearId::K);
-    assert!(VllmAscend.encode_block(&spec, &scheme, 0, &bad).is_err());
+    assert!(VllmAscend.encode_block(&spec, &scheme, 0, bad.clone()).is_err());
 }
 
 fn bad_input(input: Option<quant_core::ActQuant>) -> Option<quant_core::ActQuant> {

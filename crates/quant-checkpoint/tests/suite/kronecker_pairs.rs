@@ -113,7 +113,7 @@ fn a_pair_in_a_folder() {
     linear.input = Some(ActQuant::Dynamic { bits: bits(4), rule, clip_ratio, shards: 1 });
     let levels = linear.weight.quantized().unwrap().levels().clone();
     let scales = linear.weight.quantized().unwrap().scales().clone();
-    let encoded = VllmAscend.encode_block(&model, &scheme, 0, &params).unwrap();
+    let encoded = VllmAscend.encode_block(&model, &scheme, 0, params.clone()).unwrap();
     let found: Vec<_> = encoded.iter().filter(|t| t.name.starts_with(down)).collect();
     let found: Vec<_> = found.iter().map(|t| (&t.name[down.len() + 1..], t.dtype, &t.shape[..])).collect();
     let expected = [
@@ -153,7 +153,7 @@ fn a_pair_in_a_folder() {
     let mut rounded = params.clone();
     let loose = shape.build(vec![left.mapv(|v| v * 1.001), right]).unwrap();
     rounded.online.sites.insert(Site::MlpActivation, loose.into());
-    let error = VllmAscend.encode_block(&model, &scheme, 0, &rounded).unwrap_err();
+    let error = VllmAscend.encode_block(&model, &scheme, 0, rounded.clone()).unwrap_err();
     assert!(
         matches!(&error, CheckpointError::NotEncodable { subject, .. } if subject.contains("left_trans")),
         "{error}"
@@ -165,7 +165,7 @@ fn a_pair_in_a_folder() {
         clip_ratio: quant_core::ClipRatio { upper: 0.5, lower: 0.75 },
         shards: 1,
     });
-    assert!(VllmAscend.encode_block(&model, &scheme, 0, &open).is_err());
+    assert!(VllmAscend.encode_block(&model, &scheme, 0, open.clone()).is_err());
 }
 
 /// What the kernel does not do is refused in the plan, with what to change.
@@ -453,6 +453,6 @@ fn pairs_of_parts_load_on_their_devices_alone() {
     let matrices = shape.matrices().into_iter().enumerate();
     let different = matrices.map(|(at, side)| ndarray::Array2::eye(side) * (1 + at / 2) as f32).collect();
     params.online.sites.insert(Site::MlpActivation, shape.build(different).unwrap().into());
-    let told = VllmAscend.encode_block(&model, &scheme, 0, &params).unwrap_err().to_string();
+    let told = VllmAscend.encode_block(&model, &scheme, 0, params.clone()).unwrap_err().to_string();
     assert!(told.contains("one pair for all parts"), "{told}");
 }

@@ -77,7 +77,7 @@ impl Format for Marked {
         spec: &ModelSpec,
         scheme: &ModelScheme,
         index: usize,
-        block: &BlockParams,
+        block: BlockParams,
     ) -> Result<Vec<Encoded>> {
         Dequantized.encode_block(spec, scheme, index, block)
     }

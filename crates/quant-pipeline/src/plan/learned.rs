@@ -248,7 +248,7 @@ mod tests {
             spec: &ModelSpec,
             scheme: &ModelScheme,
             index: usize,
-            block: &BlockParams,
+            block: BlockParams,
         ) -> Read<Vec<Encoded>> {
             Dequantized.encode_block(spec, scheme, index, block)
         }

@@ -140,28 +140,31 @@ fn change<'b>(
     change
 }
 
-/// `d -= w`, and the squares of both.
+/// `d -= w`, and the squares of both. One pass for each, over rows that stay in the first-level cache: a loop that does all three becomes
+/// one number after the other.
 #[inline(always)]
 fn subtract(d: &mut [f32], w: &[f32]) -> Squares {
-    // Lanes of f32 within a row, f64 across rows: six digits are plenty for a report.
+    for (d, w) in d.iter_mut().zip(w) {
+        *d -= w;
+    }
+    Squares { difference: squares(d), norm: squares(w) }
+}
+
+/// `Σ x²`, in lanes of f32 within a row, f64 across rows: six digits are plenty for a report.
+#[inline(always)]
+fn squares(x: &[f32]) -> f64 {
     const LANES: usize = 16;
-    let (mut difference, mut norm) = ([0.0_f32; LANES], [0.0_f32; LANES]);
-    let (whole, rest) = d.as_chunks_mut::<LANES>();
-    let (w_whole, w_rest) = w.as_chunks::<LANES>();
-    for (d, w) in whole.iter_mut().zip(w_whole) {
+    let mut lanes = [0.0_f32; LANES];
+    let (whole, rest) = x.as_chunks::<LANES>();
+    for x in whole {
         for l in 0..LANES {
-            d[l] -= w[l];
-            difference[l] += d[l] * d[l];
-            norm[l] += w[l] * w[l];
+            lanes[l] += x[l] * x[l];
         }
     }
-    for (l, (d, &w)) in rest.iter_mut().zip(w_rest).enumerate() {
-        *d -= w;
-        difference[l] += *d * *d;
-        norm[l] += w * w;
+    for (lane, &x) in lanes.iter_mut().zip(rest) {
+        *lane += x * x;
     }
-    let total = |lanes: [f32; LANES]| lanes.iter().map(|&x| f64::from(x)).sum::<f64>();
-    Squares { difference: total(difference), norm: total(norm) }
+    lanes.iter().map(|&x| f64::from(x)).sum()
 }
 
 /// Sampled tokens, as the right operand of products with tiles of a weight.

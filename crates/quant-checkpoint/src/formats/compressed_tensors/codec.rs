@@ -8,7 +8,6 @@ use quant_core::{ActQuant, Bits, FloatType, Groups, QParams, QuantizedMatrix};
 use quant_graph::{
     ActOrder, BlockParams, LinearParams, LinearSpec, LinearWeight, ModelScheme, ModelSpec, Online, WeightForm,
 };
-use rayon::prelude::*;
 use safetensors::Dtype;
 
 use super::config::{Config, Layout, Storage, bad};
@@ -20,6 +19,7 @@ use crate::formats::bytes::{
 };
 use crate::formats::layout::{Item, Slot};
 use crate::formats::plain::{read_bias, read_linear, read_norms};
+use crate::formats::slots::encode_slots;
 use crate::formats::{Decoder, Encoded};
 use crate::source::Checkpoint;
 
@@ -33,24 +33,22 @@ pub(super) fn encode(
     spec: &ModelSpec,
     scheme: &ModelScheme,
     index: usize,
-    block: &BlockParams,
+    block: BlockParams,
 ) -> Result<Vec<Encoded>> {
-    check(ID, spec, scheme, index, block, spec.dtype.served())?;
-    let encode = |slot: Slot| {
-        let decl = slot.decl;
-        let bytes = match slot.item {
-            Item::Linear(role, suffix) => part(spec.dtype, &decl.name, suffix, &block.linears[&role])?,
+    check(ID, spec, scheme, index, &block, spec.dtype.served())?;
+    encode_slots(slots_of(spec, scheme, index), block, |slot, block| {
+        let name = &slot.decl.name;
+        match slot.item {
+            Item::Linear(role, suffix) => part(spec.dtype, name, suffix, &block.linears[&role]),
             Item::Norm(norm) => {
-                float_bytes(ID, &decl.name, block.norms[&norm].iter().copied(), spec.dtype, Loss::Rounding)?
+                float_bytes(ID, name, block.norms[&norm].iter().copied(), spec.dtype, Loss::Rounding)
             }
-            Item::KvScale(_) | Item::KvOffset(_) => Vec::new(),
-        };
-        Ok(Encoded { name: decl.name, dtype: decl.dtype, shape: decl.shape, bytes })
-    };
-    slots_of(spec, scheme, index).into_par_iter().map(encode).collect()
+            Item::KvScale(_) | Item::KvOffset(_) => Ok(Vec::new()),
+        }
+    })
 }
 
-/// One tensor of a linear.
+/// One tensor of a linear, but for levels that are stored as int8.
 fn part(model: FloatType, name: &str, suffix: &str, linear: &LinearParams) -> Result<Vec<u8>> {
     if suffix == "bias" {
         return float_bytes(ID, name, linear.bias.iter().flatten().copied(), model, Loss::Rounding);
@@ -65,7 +63,6 @@ fn part(model: FloatType, name: &str, suffix: &str, linear: &LinearParams) -> Re
         }
     };
     match (suffix, linear.input) {
-        ("weight", _) => Ok(int8_bytes(matrix.levels().view(), matrix.bits())),
         ("weight_packed", _) => Ok(word_bytes(pack_rows(matrix.levels().view(), matrix.bits()))),
         ("weight_shape", _) => {
             let (rows, columns) = matrix.dim();

@@ -234,7 +234,7 @@ impl Format for CompressedTensors {
         spec: &ModelSpec,
         scheme: &ModelScheme,
         index: usize,
-        block: &BlockParams,
+        block: BlockParams,
     ) -> Result<Vec<Encoded>> {
         codec::encode(spec, scheme, index, block)
     }

@@ -105,9 +105,9 @@ impl Format for Dequantized {
         spec: &ModelSpec,
         scheme: &ModelScheme,
         index: usize,
-        block: &BlockParams,
+        block: BlockParams,
     ) -> Result<Vec<Encoded>> {
-        check(ID, spec, scheme, index, block, FloatType::F32)?;
+        check(ID, spec, scheme, index, &block, FloatType::F32)?;
         let encode = |slot: Slot| {
             let decl = slot.decl;
             let floats = |values: &mut dyn Iterator<Item = f32>| {

@@ -1,7 +1,6 @@
 //! A block to tensors.
 
 use quant_graph::{BlockParams, LinearId, LinearSpec, ModelScheme, ModelSpec};
-use rayon::prelude::*;
 
 use super::types::{AscendType, c8};
 use super::{ID, flatquant, slots};
@@ -10,6 +9,7 @@ use crate::formats::Encoded;
 use crate::formats::block::check;
 use crate::formats::bytes::{Loss, float_bytes};
 use crate::formats::layout::{Item, Slot};
+use crate::formats::slots::encode_slots;
 
 /// The tensors of a block of a scheme.
 pub(super) fn slots_of(spec: &ModelSpec, scheme: &ModelScheme, index: usize) -> Vec<Slot> {
@@ -22,28 +22,26 @@ pub(super) fn block(
     spec: &ModelSpec,
     scheme: &ModelScheme,
     index: usize,
-    block: &BlockParams,
+    block: BlockParams,
 ) -> Result<Vec<Encoded>> {
-    check(ID, spec, scheme, index, block, spec.dtype.served())?;
+    check(ID, spec, scheme, index, &block, spec.dtype.served())?;
     let topology = spec.block(index);
     for linear in &topology.linears {
-        check_shared_input(spec, index, topology.loaded_with(linear.id), linear.id, block)?;
+        check_shared_input(spec, index, topology.loaded_with(linear.id), linear.id, &block)?;
     }
-    let encode = |slot: Slot| {
-        let decl = slot.decl;
-        let bytes = match slot.item {
+    encode_slots(slots_of(spec, scheme, index), block, |slot, block| {
+        let name = &slot.decl.name;
+        match slot.item {
             Item::Linear(id, suffix) => {
-                AscendType::at(scheme, index, id).codec().bytes(spec, (&decl.name, suffix), id, block)?
+                AscendType::at(scheme, index, id).codec().bytes(spec, (name, suffix), id, block)
             }
             Item::Norm(norm) => {
-                float_bytes(ID, &decl.name, block.norms[&norm].iter().copied(), spec.dtype, Loss::Rounding)?
+                float_bytes(ID, name, block.norms[&norm].iter().copied(), spec.dtype, Loss::Rounding)
             }
-            Item::KvScale(side) => c8::scale_bytes(spec, &decl.name, side, block)?,
-            Item::KvOffset(_) => c8::offset_bytes(spec),
-        };
-        Ok(Encoded { name: decl.name, dtype: decl.dtype, shape: decl.shape, bytes })
-    };
-    slots_of(spec, scheme, index).into_par_iter().map(encode).collect()
+            Item::KvScale(side) => c8::scale_bytes(spec, name, side, block),
+            Item::KvOffset(_) => Ok(c8::offset_bytes(spec)),
+        }
+    })
 }
 
 /// The loader quantises the input of a fused layer once, with the parameters of its last shard.

@@ -306,7 +306,7 @@ impl Format for VllmAscend {
         spec: &ModelSpec,
         scheme: &ModelScheme,
         index: usize,
-        block: &BlockParams,
+        block: BlockParams,
     ) -> Result<Vec<Encoded>> {
         encode::block(spec, scheme, index, block)
     }

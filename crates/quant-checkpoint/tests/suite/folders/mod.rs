@@ -277,7 +277,7 @@ pub(crate) fn write(
     let blocks: Vec<_> = (0..spec.layers).map(|i| block(spec, format, scheme, i, seed)).collect();
     let mut names = Vec::new();
     for (index, block) in blocks.iter().enumerate() {
-        for tensor in format.encode_block(spec, scheme, index, block).unwrap() {
+        for tensor in format.encode_block(spec, scheme, index, block.clone()).unwrap() {
             out.tensor(&tensor.name, tensor.dtype, &tensor.shape, &tensor.bytes).unwrap();
             names.push((tensor.name, tensor.dtype, tensor.shape));
         }

@@ -10,7 +10,7 @@ use safetensors::Dtype;
 use super::super::{ID, bad};
 use super::{TypeCodec, bits, per_channel, per_token, per_token_quantiser};
 use crate::error::{Result, not_encodable};
-use crate::formats::bytes::{Loss, float_bytes, int8_bytes, read_levels, read_scales};
+use crate::formats::bytes::{Loss, float_bytes, read_levels, read_scales};
 use crate::formats::layout::Part;
 use crate::formats::plain::read_bias;
 use crate::source::Checkpoint;
@@ -76,12 +76,11 @@ pub(super) fn matrix<'a>(name: &str, linear: &'a LinearParams) -> Result<&'a Qua
     }
 }
 
-/// The bytes of one of [`parts`].
+/// The bytes of one of [`parts`] but the weight, whose levels become bytes where they lie.
 pub(super) fn bytes((name, suffix): (&str, &str), linear: &LinearParams) -> Result<Vec<u8>> {
     let matrix = matrix(name, linear)?;
     let scales = || matrix.scales().column(0).iter().copied().collect::<Vec<_>>();
     match suffix {
-        "weight" => Ok(int8_bytes(matrix.levels().view(), matrix.bits())),
         "weight_scale" => float_bytes(ID, name, scales(), FloatType::F32, Loss::None),
         // Symmetric: all bits zero is 0.0.
         "weight_offset" => Ok(vec![0; matrix.dim().0 * 4]),
