@@ -47,6 +47,10 @@ fn profiles_are_printed_and_read() {
     let file = work.path().join("profile.yaml");
     std::fs::write(&file, printed.replace("752", "512")).unwrap();
     assert!(ptq(&["bench", "--print-profile", "--profile", text(&file)]).expect(0, &[]).out.contains("512"));
+    let json = ptq(&["bench", "--print-profile", "--json", "--profile", text(&file)]).expect(0, &[]).out;
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap()["int8_tops"], 512.0);
+    // It has no say on single products.
+    ptq(&["bench", "--shape", "8x8x8", "--profile", text(&file)]).expect(2, &["--named"]);
     std::fs::write(&file, printed.replace("fp16_tflops: 376", "fp16_tflops: none")).unwrap();
     ptq(&["bench", "--shape", "8x8x8", "--profile", text(&file)]).expect(2, &["--print-profile"]);
     ptq(&["bench", "--shape", "8x8"]).expect(2, &["MxKxN"]);

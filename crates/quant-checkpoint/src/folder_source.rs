@@ -151,11 +151,7 @@ impl FolderSource {
         decoder.block(&self.checkpoint, &self.spec, index)
     }
 
-    fn visit(
-        &mut self,
-        index: usize,
-        visit: &mut RowVisitor<'_>,
-    ) -> std::result::Result<BlockFrame, BoxError> {
+    fn visit(&mut self, index: usize, visit: &RowVisitor<'_>) -> std::result::Result<BlockFrame, BoxError> {
         let (_, new) = self.begin(index)?;
         let mut hashes = BTreeMap::new();
         let frame = visit_plain_block(&self.checkpoint, &self.spec, index, new.then_some(&mut hashes), visit);
@@ -298,7 +294,7 @@ impl BlockSource for FolderSource {
     fn block_by_rows(
         &mut self,
         index: usize,
-        visit: &mut RowVisitor<'_>,
+        visit: &RowVisitor<'_>,
     ) -> std::result::Result<BlockFrame, SourceError> {
         if self.format.is_some() {
             let block = self.block(index)?;

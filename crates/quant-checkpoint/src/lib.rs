@@ -53,6 +53,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
+mod at_once;
 mod convert;
 mod copy;
 mod dtype;
@@ -80,6 +81,7 @@ pub use ndarray;
 pub use quant_graph::{BlockParams, BlockSource, ModelSpec, SourceError};
 pub use safetensors::Dtype;
 
+pub use crate::at_once::tensors_at_once;
 pub use crate::copy::{SideFiles, is_side_file, side_files};
 pub use crate::error::{CheckpointError, Difference, ErrorClass, HeaderError, Result};
 pub use crate::folder_source::{

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use bytemuck::Pod;
 
+use crate::at_once::tensors_at_once;
 use crate::error::{CheckpointError, Result};
 
 /// Totals of all reads of a checkpoint so far.
@@ -37,8 +38,8 @@ impl WavePool {
 
     pub(crate) fn give_back(&self, buffer: Vec<u64>) {
         let mut pool = self.lock();
-        // Two buffers for each of a few concurrent readers; more would be memory nobody counts on.
-        if !buffer.is_empty() && pool.len() < 4 {
+        // Two buffers for each of the concurrent readers; more would be memory nobody counts on.
+        if !buffer.is_empty() && pool.len() < 2 * tensors_at_once(rayon::current_num_threads()) {
             pool.push(buffer);
         }
     }

@@ -120,8 +120,9 @@ pub struct BlockFrame {
     pub online: Online,
 }
 
-/// Sees a weight some rows at a time: whose it is, the index of the first row, and the rows `[rows, in]`.
-pub type RowVisitor<'a> = dyn FnMut(LinearId, usize, ArrayView2<'_, f32>) -> Result<(), BoxError> + Send + 'a;
+/// Sees weights some rows at a time: whose they are, the index of the first row, and the rows `[rows, in]`. Those of one weight come in
+/// order, one call after the other; different weights may come at once, from several threads.
+pub type RowVisitor<'a> = dyn Fn(LinearId, usize, ArrayView2<'_, f32>) -> Result<(), BoxError> + Sync + 'a;
 
 /// Sees a table some rows at a time: the index of the first row, and the rows `[rows, hidden]`.
 pub type TableVisitor<'a> = dyn FnMut(usize, ArrayView2<'_, f32>) -> Result<(), BoxError> + Send + 'a;
@@ -135,12 +136,12 @@ pub trait BlockSource: Send {
     /// # Errors
     /// If they cannot be read or are not what the spec says.
     fn block(&mut self, index: usize) -> Result<BlockParams, SourceError>;
-    /// Block `index` with the values of its weights handed to `visit`, one weight after the other and the rows of each in
-    /// order, as many at a time as the source likes. A source that can read rows alone never holds a whole weight.
+    /// Block `index` with the values of its weights handed to `visit`, the rows of each in order, as many rows and as many weights at a
+    /// time as the source likes. A source that can read rows alone never holds a whole weight.
     ///
     /// # Errors
-    /// As [`Self::block`], and the first error of `visit`.
-    fn block_by_rows(&mut self, index: usize, visit: &mut RowVisitor<'_>) -> Result<BlockFrame, SourceError> {
+    /// As [`Self::block`], and the error of `visit` for the first weight, in the order of the block, that has one.
+    fn block_by_rows(&mut self, index: usize, visit: &RowVisitor<'_>) -> Result<BlockFrame, SourceError> {
         visit_whole_weights(self.block(index)?, visit).map_err(|cause| {
             SourceError::new(self.spec().block_prefix(index), "the rows of a whole block", cause)
         })
@@ -196,7 +197,7 @@ pub trait BlockSource: Send {
 ///
 /// # Errors
 /// The first error of `visit`.
-pub fn visit_whole_weights(block: BlockParams, visit: &mut RowVisitor<'_>) -> Result<BlockFrame, BoxError> {
+pub fn visit_whole_weights(block: BlockParams, visit: &RowVisitor<'_>) -> Result<BlockFrame, BoxError> {
     let mut biases = BTreeMap::new();
     for (id, linear) in block.linears {
         visit(id, 0, linear.weight.into_values().view())?;

@@ -3,7 +3,7 @@
 use ndarray::{ArrayView2, ArrayViewMut2};
 
 use crate::element::Element;
-use crate::{Level, Par, arch};
+use crate::{Level, Par};
 
 /// Multiplies every row of `x` from the left, seen as a matrix: `X_t <- alpha * A X_t` with `A` `[k, k]` and row `t` of `x`
 /// `[tokens, k * m]` as `X_t` `[k, m]` in row-major order. In other words `x <- alpha * x (A^T kron I_m)`.
@@ -24,5 +24,5 @@ pub fn mix_blocks_in_place<T: Element>(x: ArrayViewMut2<'_, T>, alpha: T, a: Arr
         a.ncols(),
         x.ncols()
     );
-    arch::mix_blocks(Level::detect(), x, alpha, a, par);
+    T::mix_blocks(Level::detect(), x, alpha, a, par);
 }

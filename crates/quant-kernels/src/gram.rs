@@ -4,7 +4,7 @@ use ndarray::{ArrayView2, ArrayViewMut2};
 
 use crate::arch::Region;
 use crate::element::Element;
-use crate::{Compute, Level, Par, arch};
+use crate::{Compute, Level, Par};
 
 /// `H[n, n] = alpha * X^T X` for activations `X` `[tokens, n]`, or `H += alpha * X^T X` with `accumulate`; lower triangle only:
 /// elements `(i, j)` with `i < j` are neither read nor written (see [`mirror_lower`]).
@@ -23,7 +23,7 @@ pub fn gram_lower<T: Element>(
 ) {
     let n = x.ncols();
     assert_eq!(h.dim(), (n, n), "a Gram matrix of [tokens, {n}] activations is [{n}, {n}]");
-    arch::product(Level::detect(), h, Region::Lower, accumulate, alpha, x.reversed_axes(), x, compute, par);
+    T::product(Level::detect(), h, Region::Lower, accumulate, alpha, x.reversed_axes(), x, compute, par);
 }
 
 /// `D[n, n] = alpha * A^T B` for `A` and `B` `[tokens, n]`, or `D += alpha * A^T B` with `accumulate`; lower triangle only:
@@ -46,7 +46,7 @@ pub fn cross_gram_lower<T: Element>(
     let n = a.ncols();
     assert_eq!(a.dim(), b.dim(), "both operands are [tokens, n]");
     assert_eq!(d.dim(), (n, n), "a cross product of [tokens, {n}] activations is [{n}, {n}]");
-    arch::product(Level::detect(), d, Region::Lower, accumulate, alpha, a.reversed_axes(), b, compute, par);
+    T::product(Level::detect(), d, Region::Lower, accumulate, alpha, a.reversed_axes(), b, compute, par);
 }
 
 /// Copies the strict lower triangle of a square matrix onto its upper triangle, in cache-sized blocks.

@@ -15,7 +15,7 @@ impl<T: Element> PreparedWeight<T> {
     /// Prepares `w`, `[out, in]` with any strides.
     #[must_use]
     pub fn new(w: ArrayView2<'_, T>, compute: Compute, par: Par) -> Self {
-        Self { packed: arch::pack_operand(Level::detect(), w.reversed_axes(), compute, par) }
+        Self { packed: T::pack_operand(Level::detect(), w.reversed_axes(), compute, par) }
     }
 
     /// Prepares the weight `(out, in)` whose row `i` is what `fill(i, row)` writes into `row` `[in]`, which holds old
@@ -28,7 +28,7 @@ impl<T: Element> PreparedWeight<T> {
         par: Par,
         fill: impl Fn(usize, &mut [T]) + Sync,
     ) -> Self {
-        Self { packed: arch::pack_columns(Level::detect(), (inputs, outputs), compute, par, &fill) }
+        Self { packed: T::pack_columns(Level::detect(), (inputs, outputs), compute, par, &fill) }
     }
 
     /// Number of output features.
@@ -59,7 +59,7 @@ impl<T: Element> PreparedWeight<T> {
     /// Bytes of one weight, prepared on this machine: what a plan counts before there is a weight.
     #[must_use]
     pub fn element_bytes(compute: Compute) -> usize {
-        arch::packed_element_bytes::<T>(Level::detect(), compute)
+        T::packed_element_bytes(Level::detect(), compute)
     }
 
     /// `y = x W^T + bias` for `x` `[tokens, in]`, in a new `[tokens, out]` array.
@@ -87,7 +87,7 @@ impl<T: Element> PreparedWeight<T> {
     ) {
         product::check_shapes(dst.dim(), x.dim(), (self.in_features(), self.out_features()));
         let accumulate = product::fill_with_bias(&mut dst, bias);
-        arch::product_packed(dst, accumulate, T::one(), x, &self.packed, par);
+        T::product_packed(dst, accumulate, T::one(), x, &self.packed, par);
     }
 
     /// `dst[m, n] = alpha * x[m, in] * W[..n]^T`, or `+=` with `accumulate`: the product with the first `n` rows of the
@@ -119,6 +119,6 @@ impl<T: Element> PreparedWeight<T> {
         assert!(columns <= self.out_features(), "{columns} columns of {} rows", self.out_features());
         product::check_shapes(dst.dim(), x.dim(), (self.in_features(), columns));
         // Every row has its own lane of a panel, so that those behind the first ones touch nothing of theirs.
-        arch::product_packed(dst, accumulate, alpha, x, &self.packed, par);
+        T::product_packed(dst, accumulate, alpha, x, &self.packed, par);
     }
 }

@@ -4,7 +4,7 @@ use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut2};
 
 use crate::arch::Region;
 use crate::element::Element;
-use crate::{Compute, Level, Par, arch};
+use crate::{Compute, Level, Par};
 
 /// `dst[m, n] = alpha * a[m, k] * b[n, k]^T`, or `+=` with `accumulate`.
 ///
@@ -39,7 +39,7 @@ pub fn matmul_nn<T: Element>(
     par: Par,
 ) {
     check_shapes(dst.dim(), a.dim(), b.dim());
-    arch::product(Level::detect(), dst, Region::Full, accumulate, alpha, a, b, compute, par);
+    T::product(Level::detect(), dst, Region::Full, accumulate, alpha, a, b, compute, par);
 }
 
 /// The linear layer `y = x W^T + bias`: `x` is `[tokens, in]`, `w` is `[out, in]`, `bias` is `[out]`, and the result

@@ -65,7 +65,10 @@ pub struct GenerateOutcome {
     pub texts: Vec<GeneratedText>,
     /// `sim` or `int8`.
     pub execution: &'static str,
-    /// Linears that were executed as codes, and all quantised ones.
+    /// The folder's format, `float` for a float model.
+    pub format: &'static str,
+    /// Linears that were executed as codes, and all whose numbers are coded here; weights stored as the numbers their codes stand for are
+    /// among neither.
     pub executed: (usize, usize),
     /// Seconds from the first token in to the last token out.
     pub seconds: f64,
@@ -100,6 +103,7 @@ pub fn generate_with(
     for warning in &folder.warnings {
         events.event(Event::Warning(warning.clone()));
     }
+    let format = folder.format.map_or("float", |format| format.id());
     // What cannot be executed is refused before prompts are read.
     Executable::of(&folder)?.arithmetic(job.compute, job.execution, &job.processor)?;
     let tokenizer = Tokenizer::from_dir(&job.model)?;
@@ -134,6 +138,7 @@ pub fn generate_with(
     Ok(GenerateOutcome {
         texts,
         execution: done.execution,
+        format,
         executed: done.executed,
         seconds: done.seconds.iter().sum(),
         predicted_memory: done.predicted_memory,

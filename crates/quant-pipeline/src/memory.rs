@@ -17,7 +17,7 @@ pub(crate) const STREAMS: u64 = 8 << 20;
 /// Pieces of a weight between the file and its levels: bytes, floats, and the rows being measured.
 pub(crate) const READING: u64 = 16 << 20;
 /// Bytes on their way to the writer at most.
-const QUEUE: u64 = 32 << 20;
+const QUEUE: u64 = 64 << 20;
 /// Packed operands of one product at most.
 const PACKED: u64 = 18 << 20;
 /// Arrays from this size on have pages of their own; smaller ones leave holes in the heap when they go.
@@ -167,7 +167,7 @@ pub fn predict(plan: &Plan, lengths: &[usize], text_bytes: u64, threads: usize) 
             + sizes.stages.iter().map(|s| s.workspace.prepared.max(s.workspace.prepare)).max().unwrap_or(0);
         phases.push(PhaseMemory { weights, solver, ..sizes.phase("round") });
     }
-    // Between a writer that is done with the block before (113 MB measured, of a job) and one that lags (145 MB).
+    // A part of the block before, and levels beside their encoded form or, where they become it, what else of that block lags.
     let weights = sizes.levels + sizes.encoded + sizes.in_flight() / 4;
     phases.push(PhaseMemory { weights, ..sizes.phase("write") });
     phases.extend(tables::phases(plan, &layout.starts, sizes.chunk, threads as u64));
@@ -175,7 +175,7 @@ pub fn predict(plan: &Plan, lengths: &[usize], text_bytes: u64, threads: usize) 
         base: BASE
             + THREAD * threads as u64
             + if calibration { STREAMS + sizes.tables } else { 0 }
-            + (3 * F32 * sizes.largest).min(READING),
+            + (3 * F32 * sizes.largest).min(READING) * quant_checkpoint::tensors_at_once(threads) as u64,
         // Of what passed through a stage half finds a hole that fits (measured, as the quarter of what a search leaves).
         retained: match &plan.streams {
             streams if streams.deployed => sizes.passing_through() / 2 + sizes.of_threads(threads),

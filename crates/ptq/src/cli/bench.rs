@@ -61,7 +61,11 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
     let parsed = ascend::Profile::parse(&profile)
         .map_err(|e| Failure::usage(format!("the hardware profile: {e}; --print-profile shows one")))?;
     if args.print_profile {
-        return print_line(profile.trim_end());
+        return if args.json { print_json(&parsed) } else { print_line(profile.trim_end()) };
+    }
+    if args.profile.is_some() && !args.shape.is_empty() {
+        let what = "--profile is of the NPU whose time for a whole model is predicted: give --model or --named instead of --shape";
+        return Err(Failure::usage(what));
     }
     let folders: Vec<_> = args.model.iter().map(PathBuf::as_path).collect();
     let output =

@@ -123,7 +123,8 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
         format!(", peak {} (predicted {})", human(peak), human(outcome.predicted_memory))
     });
     let linears = match (quantised, executed) {
-        (0, _) => "float".to_owned(),
+        (0, _) if outcome.format == "float" => "float".to_owned(),
+        (0, _) => format!("{}, weights as floats", outcome.format),
         (all, 0) => format!("{all} quantised linears {how}"),
         (all, some) => format!("{some} of {all} quantised linears {how}"),
     };

@@ -7,6 +7,7 @@ use quant_graph::{
     BlockFrame, BlockParams, BoxError, LinearParams, LinearSpec, LinearWeight, ModelSpec, Online, RowVisitor,
 };
 
+use crate::at_once::at_once;
 use crate::error::Result;
 use crate::hash::TensorHash;
 use crate::source::Checkpoint;
@@ -74,11 +75,20 @@ impl Reader<'_> {
         Ok(frame)
     }
 
-    /// The name of a weight whose shape is right.
-    fn weight(&self, linear: &LinearSpec) -> Result<String> {
-        let name = format!("{}.weight", linear.module);
-        self.checkpoint.tensor_shaped(&name, &[linear.outputs, linear.inputs])?;
-        Ok(name)
+    /// The weights of a block and their names; their shapes are right.
+    fn weights(&self, index: usize) -> Result<Vec<(String, LinearSpec)>> {
+        let named = |linear: LinearSpec| {
+            let name = format!("{}.weight", linear.module);
+            self.checkpoint.tensor_shaped(&name, &[linear.outputs, linear.inputs])?;
+            Ok((name, linear))
+        };
+        self.spec.block(index).linears.into_iter().map(named).collect()
+    }
+
+    fn remember(&mut self, name: String, hash: Option<TensorHash>) {
+        if let (Some(hashes), Some(hash)) = (&mut self.hashes, hash) {
+            hashes.insert(name, hash);
+        }
     }
 }
 
@@ -91,17 +101,17 @@ pub(crate) fn read_block(
 ) -> Result<BlockParams> {
     let mut reader = Reader { checkpoint, spec, hashes };
     let BlockFrame { norms, mut biases, .. } = reader.frame(index)?;
+    let weights = reader.weights(index)?;
+    let hash = reader.hashes.is_some();
+    let read = at_once(&weights, |(name, _)| {
+        if !hash {
+            return checkpoint.read_matrix_f32(name).map(|values| (values, None));
+        }
+        checkpoint.read_matrix_f32_hashed(name).map(|(values, hash)| (values, Some(hash)))
+    })?;
     let mut linears = BTreeMap::new();
-    for linear in spec.block(index).linears {
-        let name = reader.weight(&linear)?;
-        let values = match &mut reader.hashes {
-            None => checkpoint.read_matrix_f32(&name)?,
-            Some(hashes) => {
-                let (values, hash) = checkpoint.read_matrix_f32_hashed(&name)?;
-                hashes.insert(name, hash);
-                values
-            }
-        };
+    for ((name, linear), (values, hash)) in weights.into_iter().zip(read) {
+        reader.remember(name, hash);
         let weight = LinearWeight::Float(values);
         let bias = biases.remove(&linear.id);
         linears.insert(linear.id, LinearParams { weight, bias, input: None });
@@ -115,17 +125,17 @@ pub(crate) fn visit_block(
     spec: &ModelSpec,
     index: usize,
     hashes: Option<&mut BTreeMap<String, TensorHash>>,
-    visit: &mut RowVisitor<'_>,
+    visit: &RowVisitor<'_>,
 ) -> std::result::Result<BlockFrame, BoxError> {
     let mut reader = Reader { checkpoint, spec, hashes };
     let frame = reader.frame(index)?;
-    for linear in spec.block(index).linears {
-        let name = reader.weight(&linear)?;
-        let hash = reader.hashes.is_some();
-        let hash = checkpoint.visit_rows_f32(&name, hash, |first, rows| visit(linear.id, first, rows))?;
-        if let (Some(hashes), Some(hash)) = (&mut reader.hashes, hash) {
-            hashes.insert(name, hash);
-        }
+    let weights = reader.weights(index)?;
+    let hash = reader.hashes.is_some();
+    let hashes = at_once(&weights, |(name, linear)| {
+        checkpoint.visit_rows_f32(name, hash, |first, rows| visit(linear.id, first, rows))
+    })?;
+    for ((name, _), hash) in weights.into_iter().zip(hashes) {
+        reader.remember(name, hash);
     }
     Ok(frame)
 }

@@ -382,10 +382,25 @@ impl Worker {
                 }
                 Order::Tensor { shard: to, offset: at } => (shard, offset) = (to, at),
                 Order::Piece(piece) => {
-                    let start = Instant::now();
-                    hasher.update(&piece);
-                    self.outcome.stats.hash_s += start.elapsed().as_secs_f64();
-                    self.write(shard, &piece, offset)?;
+                    let mut hash = || {
+                        let start = Instant::now();
+                        hasher.update(&piece);
+                        start.elapsed().as_secs_f64()
+                    };
+                    let (seconds, written) = if piece.len() > PIECE_BYTES {
+                        // A whole tensor: one thread hashes it while the other writes it.
+                        std::thread::scope(|scope| {
+                            let hashing = scope.spawn(hash);
+                            let written = self.write(shard, &piece, offset);
+                            let seconds =
+                                hashing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                            (seconds, written)
+                        })
+                    } else {
+                        (hash(), self.write(shard, &piece, offset))
+                    };
+                    self.outcome.stats.hash_s += seconds;
+                    written?;
                     offset += piece.len() as u64;
                     self.give_back(piece);
                 }

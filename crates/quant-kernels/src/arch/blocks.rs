@@ -2,9 +2,8 @@
 
 use ndarray::{ArrayView2, ArrayViewMut2, ShapeBuilder};
 
-use super::Dispatch;
 use super::buffer::{Buffer, LINE};
-use super::dispatch::Visitor;
+use super::dispatch::{Dispatch, Visitor};
 use super::kernel::{Kernel, LeftWord, MAX_TILE, Panel, RightWord};
 use super::level::Level;
 use super::pack::{Source, pack_panels};

@@ -17,7 +17,7 @@ use crate::scalar::Scalar;
 use crate::{Compute, Par};
 
 /// Work that is generic over the kernel.
-pub(crate) trait Visitor<T> {
+pub(super) trait Visitor<T> {
     /// What the work gives back.
     type Output;
     /// Does the work with the chosen kernel.
@@ -25,14 +25,12 @@ pub(crate) trait Visitor<T> {
 }
 
 /// Element types with a kernel for every level and arithmetic.
-pub trait Dispatch: Sized {
+pub(super) trait Dispatch: Sized {
     /// Calls `visitor` with the kernel of this level and arithmetic.
-    #[allow(private_bounds, private_interfaces, reason = "sealed: callers are inside the crate")]
     fn dispatch<V: Visitor<Self>>(level: Level, compute: Compute, visitor: V) -> V::Output;
 }
 
 impl Dispatch for f32 {
-    #[allow(private_bounds, private_interfaces, reason = "sealed: callers are inside the crate")]
     fn dispatch<V: Visitor<Self>>(level: Level, compute: Compute, visitor: V) -> V::Output {
         #[cfg(target_arch = "x86_64")]
         {
@@ -57,7 +55,6 @@ impl Dispatch for f32 {
 }
 
 impl Dispatch for f64 {
-    #[allow(private_bounds, private_interfaces, reason = "sealed: callers are inside the crate")]
     fn dispatch<V: Visitor<Self>>(level: Level, compute: Compute, visitor: V) -> V::Output {
         #[cfg(target_arch = "x86_64")]
         {

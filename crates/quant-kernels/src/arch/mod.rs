@@ -14,6 +14,7 @@
 //! | `blocks` | one small left operand against many right ones, in place |
 //! | `peak` | what the multipliers of an instruction set do at most |
 //! | `hadamard` | the butterflies of a Walsh-Hadamard transform |
+//! | `products` | the products of each element type, compiled once for all crates |
 //! | `dispatch` | from a [`Level`](crate::Level) and a [`Compute`](crate::Compute) to a tile |
 //! | `integer`, `integer_level` | the same for products of bytes: from an [`IntegerLevel`](crate::IntegerLevel) to a tile |
 //! | `heap` | giving freed memory back |
@@ -42,17 +43,14 @@ mod pieces;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod processor;
+mod products;
 mod sink;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub(crate) use blocks::mix_blocks;
-pub(crate) use dispatch::{
-    Dispatch, PackedOperand, has_adjacent_columns, pack_columns, pack_operand, packed_element_bytes, product,
-    product_levels, product_packed,
-};
+pub(crate) use dispatch::{PackedOperand, has_adjacent_columns, product_levels};
 pub(crate) use grouped::{MAX_ROWS, PER_WORD, group_sums, most_rows, pack_tokens, tile_rows};
 pub(crate) use hadamard::Butterflies;
 pub use heap::return_freed_memory;
@@ -62,4 +60,5 @@ pub(crate) use kernel::WIDTH;
 pub use level::Level;
 pub(crate) use packed::{MAX_PANELS, MAX_TOKENS, decode, zeros_are_plain};
 pub use peak::{bf16_peak_operations, integer_peak_operations};
+pub(crate) use products::Products;
 pub(crate) use sink::Region;

@@ -16,6 +16,7 @@ use quant_graph::{
 use quant_kernels::{Par, Work, return_freed_memory, views};
 use quant_methods::{Figures, Prepared, Rounded, RowRounding, SiteStatistics, Solver};
 use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 impl Run<'_> {
@@ -40,24 +41,33 @@ impl Run<'_> {
         &mut self,
         index: usize,
         source: &mut dyn BlockSource,
-        mut pending: BTreeMap<LinearId, RowByRow<'_>>,
+        pending: BTreeMap<LinearId, RowByRow<'_>>,
     ) -> Result<BlockParams, PipelineError> {
         self.phase("round")?;
         let started = Instant::now();
         let (plan, par) = (self.plan, self.par());
-        let mut visit = |id: LinearId, first: usize, rows: ArrayView2<'_, f32>| -> Result<(), BoxError> {
-            match pending.get_mut(&id) {
-                Some(linear) => Ok(linear.rows(first, rows, par)?),
+        let pending: BTreeMap<_, _> =
+            pending.into_iter().map(|(id, linear)| (id, Mutex::new(linear))).collect();
+        let visit = |id: LinearId, first: usize, rows: ArrayView2<'_, f32>| -> Result<(), BoxError> {
+            match pending.get(&id) {
+                // Nobody else has rows of this linear now.
+                Some(linear) => Ok(lock(linear).rows(first, rows, par)?),
                 None => Ok(()),
             }
         };
-        let mut frame = source.block_by_rows(index, &mut visit)?;
-        let mut worked = Duration::ZERO;
+        let mut frame = source.block_by_rows(index, &visit)?;
+        let elapsed = started.elapsed();
+        let pending: Vec<_> = pending
+            .into_iter()
+            .map(|(id, done)| (id, done.into_inner().unwrap_or_else(PoisonError::into_inner)))
+            .collect();
+        let worked: Duration = pending.iter().map(|(_, done)| done.rounding + done.measuring).sum();
+        // Linears that were on their way at once share the clock.
+        let shared = (worked.as_secs_f64() / elapsed.as_secs_f64()).max(1.0);
         let mut linears = BTreeMap::new();
         for (id, done) in pending {
-            worked += done.rounding + done.measuring;
-            add_seconds(&mut self.state.report.seconds, "round", done.rounding);
-            add_seconds(&mut self.state.report.seconds, "measure", done.measuring);
+            add_seconds(&mut self.state.report.seconds, "round", done.rounding.div_f64(shared));
+            add_seconds(&mut self.state.report.seconds, "measure", done.measuring.div_f64(shared));
             let linear_plan = &self.linears(index)[&id];
             let (seconds, errors) = (done.rounding.as_secs_f64(), done.measure.finish());
             let weight = done.weight.finish();
@@ -67,7 +77,7 @@ impl Run<'_> {
             let input = linear_plan.scheme.input.and_then(|i| i.dynamic());
             linears.insert(id, LinearParams { weight, bias: frame.biases.remove(&id), input });
         }
-        add_seconds(&mut self.state.report.seconds, "read", started.elapsed().saturating_sub(worked));
+        add_seconds(&mut self.state.report.seconds, "read", elapsed.saturating_sub(worked));
         Ok(BlockParams { linears, norms: frame.norms, online: frame.online, kv: dynamic_kv(plan) })
     }
 
@@ -289,6 +299,11 @@ impl<'a> RowByRow<'a> {
         self.measuring += after.elapsed();
         Ok(())
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic under it ends the run.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Figures as a report has them.

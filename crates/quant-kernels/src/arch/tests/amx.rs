@@ -4,9 +4,10 @@ use ndarray::{Array2, ArrayView2, s};
 
 use super::emulator;
 use super::{SHAPES, fill, run};
+use crate::arch::dispatch::{pack_columns, pack_operand, product, product_packed};
 use crate::arch::{
     IntegerLevel, Level, PackedInteger, Region, bf16_peak_operations, integer_peak_operations,
-    integer_product, integer_through, pack_columns, pack_integer, pack_operand, product, product_packed,
+    integer_product, integer_through, pack_integer,
 };
 use crate::{Compute, Par};
 

@@ -2,7 +2,7 @@
 
 use ndarray::{Array2, ArrayView2, s};
 
-use super::{Level, Region, pack_columns, pack_operand, product, product_packed};
+use super::{Level, Region};
 use crate::element::Element;
 use crate::{Compute, Par};
 
@@ -61,7 +61,7 @@ fn run<T: Element>(
     par: Par,
 ) -> Array2<T> {
     let mut dst = fill(a.nrows(), b.ncols(), 7);
-    product(level, dst.view_mut(), region, accumulate, T::from_f64(0.75), a, b, compute, par);
+    T::product(level, dst.view_mut(), region, accumulate, T::from_f64(0.75), a, b, compute, par);
     dst
 }
 
@@ -85,7 +85,7 @@ fn exact_everywhere<T: Element>(compute: Compute, levels: &[Level]) {
                     assert_eq!(got, want, "{case} transposed operands");
                     let mut got = fill::<T>(n, m, 0);
                     got.assign(&fill::<T>(m, n, 7).t());
-                    product(
+                    T::product(
                         level,
                         got.view_mut().reversed_axes(),
                         region,
@@ -99,15 +99,15 @@ fn exact_everywhere<T: Element>(compute: Compute, levels: &[Level]) {
                     assert_eq!(got.t(), want, "{case} column-major destination");
                     if region == Region::Full {
                         for par in [Par::Seq, Par::new(3)] {
-                            let whole = pack_operand(level, b.view(), compute, par);
+                            let whole = T::pack_operand(level, b.view(), compute, par);
                             let columns =
-                                pack_columns(level, (k, n), compute, par, &|j, column: &mut [T]| {
+                                T::pack_columns(level, (k, n), compute, par, &|j, column: &mut [T]| {
                                     column.iter_mut().zip(b.column(j)).for_each(|(to, from)| *to = *from);
                                 });
                             for (packed, how) in [(whole, "packed before"), (columns, "packed by columns")] {
                                 let mut got = fill(m, n, 7);
                                 let alpha = T::from_f64(0.75);
-                                product_packed(got.view_mut(), accumulate, alpha, a.view(), &packed, par);
+                                T::product_packed(got.view_mut(), accumulate, alpha, a.view(), &packed, par);
                                 assert_eq!(got, want, "{case} {how} {par}");
                             }
                         }
@@ -209,7 +209,17 @@ fn old_content_is_not_read_without_accumulate() {
     for level in levels() {
         for compute in [Compute::F32, Compute::Bf16] {
             let mut dst = Array2::from_elem((15, 33), f32::NAN);
-            product(level, dst.view_mut(), Region::Full, false, 1.0, a.view(), b.view(), compute, Par::Seq);
+            <f32 as super::Products>::product(
+                level,
+                dst.view_mut(),
+                Region::Full,
+                false,
+                1.0,
+                a.view(),
+                b.view(),
+                compute,
+                Par::Seq,
+            );
             assert!(dst.iter().all(|x| x.is_finite()));
         }
     }

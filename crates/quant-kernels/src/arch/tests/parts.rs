@@ -3,7 +3,8 @@
 use ndarray::{Array2, ArrayView2};
 
 use super::{SHAPES, exact_everywhere, fill, levels, run};
-use crate::arch::{Region, pack_operand, product, product_packed};
+use crate::arch::Region;
+use crate::arch::dispatch::{pack_operand, product, product_packed};
 use crate::{Compute, Par};
 
 const SPLIT: [Compute; 2] = [Compute::Bf16x2, Compute::Bf16x3];
