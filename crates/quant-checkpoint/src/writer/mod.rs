@@ -10,6 +10,7 @@
 //! unfinished folder, and a run that is killed leaves one that readers of this crate refuse and the next run replaces.
 
 mod journal;
+mod log;
 mod options;
 mod paths;
 mod pipeline;

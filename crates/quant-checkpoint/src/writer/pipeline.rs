@@ -19,6 +19,7 @@ use std::time::Instant;
 use crate::error::{CheckpointError, Result};
 use crate::hash::{Hasher, TensorHash};
 use crate::writer::journal::{self, Kind};
+use crate::writer::log::{Log, Segment};
 use crate::writer::storage::{Storage, StorageFile};
 
 /// Bytes of one piece.
@@ -303,53 +304,6 @@ impl OpenShard {
         self.file.sync().map_err(|e| CheckpointError::write(&self.path, e))?;
         self.unsynced = 0;
         Ok(start.elapsed().as_secs_f64())
-    }
-}
-
-/// The journal as the thread has it.
-#[derive(Debug)]
-struct Log {
-    segment: Option<Segment>,
-    /// Segments that the next record makes worthless.
-    old: Vec<PathBuf>,
-    /// Tensors that this segment does not speak of.
-    unsaid: Vec<String>,
-    kept: Arc<AtomicBool>,
-    acknowledge: Sender<()>,
-}
-
-#[derive(Debug)]
-struct Segment {
-    path: PathBuf,
-    file: Box<dyn StorageFile>,
-    at: u64,
-    /// Whether its name is still to be made durable.
-    new: bool,
-}
-
-impl Segment {
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write_all_at(bytes, self.at).map_err(|e| CheckpointError::write(&self.path, e))?;
-        self.at += bytes.len() as u64;
-        Ok(())
-    }
-    fn frame(&mut self, kind: Kind, content: &[u8]) -> Result<u64> {
-        let head = journal::head(kind, content);
-        self.write(&head)?;
-        self.write(content)?;
-        Ok((head.len() + content.len()) as u64)
-    }
-}
-
-impl Log {
-    /// Goes on in a segment behind its first `end` bytes.
-    fn reopen(&mut self, storage: &dyn Storage, path: PathBuf, end: u64) -> Result<()> {
-        let fail = |e| CheckpointError::write(&path, e);
-        let mut file = storage.reopen(&path).map_err(fail)?;
-        // A rest of an unfinished record could pass for the end of the next one.
-        file.truncate(end).and_then(|()| file.sync()).map_err(fail)?;
-        self.segment = Some(Segment { path, file, at: end, new: false });
-        Ok(())
     }
 }
 

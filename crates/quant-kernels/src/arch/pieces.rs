@@ -233,11 +233,13 @@ mod tests {
             for (m, n, k) in [(1024, 1536, 1536), (1024, 8960, 1536), (2048, 1536, 8960), (2048, 3584, 18944)]
             {
                 let share = filled(m, n, k, false, threads);
-                assert!(share > 0.8, "{m} x {n} x {k}, {threads} threads: {share:.2}");
+                println!("{m} x {n} x {k}, {threads} threads: {share:.2}");
+                assert!(share > 0.9, "{m} x {n} x {k}, {threads} threads: {share:.2}");
             }
             for (n, k) in [(1536, 1024), (8960, 1024), (18944, 2048)] {
                 let share = filled(n, n, k, true, threads);
-                assert!(share > 0.75, "Gram of {n}, {k} tokens, {threads} threads: {share:.2}");
+                println!("Gram of {n}, {k} tokens, {threads} threads: {share:.2}");
+                assert!(share > 0.85, "Gram of {n}, {k} tokens, {threads} threads: {share:.2}");
             }
         }
     }
