@@ -90,7 +90,7 @@ pub use online::{
     AxisShape, AxisTransform, OnlineKind, OnlineShape, OnlineTransform, PairTransform, kronecker_sides,
 };
 pub use par::Par;
-pub use range::{ChannelMaxima, ChannelMeans, ChannelRanges};
+pub use range::{ChannelMaxima, ChannelMeans, ChannelRanges, ChannelStrip};
 pub use real::Real;
 pub use scheme::Scheme;
 pub use size::Bytes;

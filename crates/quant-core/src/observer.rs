@@ -52,18 +52,42 @@ impl Observer {
         Self { kind, min: 0.0, max: 0.0, counts: vec![0; bins] }
     }
 
+    /// Which range it finds.
+    #[must_use]
+    pub fn kind(&self) -> ObserverKind {
+        self.kind
+    }
+
+    /// Takes in what another observer of the same kind has seen: the same as if this one had.
+    ///
+    /// # Panics
+    /// If it is of another kind.
+    pub fn merge(&mut self, other: &Self) {
+        assert_eq!(self.kind, other.kind, "observers of one kind");
+        self.widen(other.min, other.max);
+        for (count, more) in self.counts.iter_mut().zip(&other.counts) {
+            *count += more;
+        }
+    }
+
+    /// The range with these in it. A NaN comes in and stays: no comparison with it holds.
+    #[inline(always)]
+    fn widen(&mut self, min: f32, max: f32) {
+        if min < self.min || min.is_nan() {
+            self.min = min;
+        }
+        if max > self.max || max.is_nan() {
+            self.max = max;
+        }
+    }
+
     /// Takes in a batch `[tokens, features]`.
+    #[inline(always)]
     pub fn observe(&mut self, x: ArrayView2<'_, f32>) {
         for row in x.rows() {
             let row = row.to_slice().map_or_else(|| Cow::Owned(row.to_vec()), Cow::Borrowed);
             let (min, max) = if all_finite(&row) { range_with_zero(&row) } else { (f32::NAN, f32::NAN) };
-            // A NaN comes in and stays: no comparison with it holds.
-            if min < self.min || min.is_nan() {
-                self.min = min;
-            }
-            if max > self.max || max.is_nan() {
-                self.max = max;
-            }
+            self.widen(min, max);
             if self.kind != ObserverKind::Minmax {
                 for &v in row.iter() {
                     self.counts[bin(v)] += 1;

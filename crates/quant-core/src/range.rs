@@ -1,7 +1,7 @@
 //! Extremes of slices, in fixed lanes so that loops over them vectorise, and what a NaN does to them.
 
 use crate::Real;
-use ndarray::{Array1, ArrayView1, ArrayView2};
+use ndarray::{Array1, ArrayView1, ArrayView2, ArrayViewMut1, Axis};
 
 const LANES: usize = 16;
 
@@ -55,12 +55,21 @@ impl ChannelMaxima {
     /// If the batch has another number of channels.
     #[inline(always)]
     pub fn observe(&mut self, x: ArrayView2<'_, f32>) {
+        self.strips(x, x.ncols().max(1)).for_each(|strip| strip.observe());
+    }
+
+    /// A batch cut into strips of so many channels, each of which may be taken in by another thread.
+    ///
+    /// # Panics
+    /// If the batch has another number of channels; for strips without any.
+    #[inline(always)]
+    pub fn strips<'a>(
+        &'a mut self,
+        x: ArrayView2<'a, f32>,
+        channels: usize,
+    ) -> impl Iterator<Item = ChannelStrip<'a, f32>> + Send {
         assert_eq!(x.ncols(), self.0.len(), "channels of a batch and of its maxima");
-        for row in x.rows() {
-            for (max, &v) in self.0.iter_mut().zip(row) {
-                *max = f32::from_bits(magnitude(*max).max(magnitude(v)));
-            }
-        }
+        ChannelStrip::all(&mut self.0, x, channels)
     }
 
     /// The maxima of activations that are divided by `factors` `[channels]`.
@@ -76,6 +85,66 @@ impl ChannelMaxima {
     #[must_use]
     pub fn view(&self) -> ArrayView1<'_, f32> {
         self.0.view()
+    }
+}
+
+/// Some neighbouring channels of a batch and what is kept of them: channels know nothing of each other, so that strips can be taken in at
+/// once, to the same bits.
+///
+/// ```
+/// use ndarray::array;
+/// use quant_core::ChannelMaxima;
+///
+/// let x = array![[1.0_f32, -5.0, 2.0], [-3.0, 4.0, 0.0]];
+/// let mut maxima = ChannelMaxima::new(3);
+/// maxima.strips(x.view(), 2).for_each(|strip| strip.observe());
+/// assert_eq!(maxima.view(), array![3.0, 5.0, 2.0]);
+/// ```
+#[derive(Debug)]
+pub struct ChannelStrip<'a, A> {
+    kept: ArrayViewMut1<'a, A>,
+    x: ArrayView2<'a, f32>,
+}
+
+impl<'a, A: Send> ChannelStrip<'a, A> {
+    #[inline(always)]
+    fn all(
+        kept: &'a mut Array1<A>,
+        x: ArrayView2<'a, f32>,
+        channels: usize,
+    ) -> impl Iterator<Item = Self> + Send {
+        let columns = (0..x.ncols()).step_by(channels);
+        kept.axis_chunks_iter_mut(Axis(0), channels).zip(columns).map(move |(kept, first)| {
+            let mut x = x;
+            x.slice_axis_inplace(Axis(1), (first..first + kept.len()).into());
+            Self { kept, x }
+        })
+    }
+
+    #[inline(always)]
+    fn each(mut self, take: impl Fn(&mut A, f32)) {
+        for row in self.x.rows() {
+            match (self.kept.as_slice_mut(), row.as_slice()) {
+                (Some(kept), Some(row)) => kept.iter_mut().zip(row).for_each(|(kept, &v)| take(kept, v)),
+                _ => self.kept.iter_mut().zip(row).for_each(|(kept, &v)| take(kept, v)),
+            }
+        }
+    }
+}
+
+impl ChannelStrip<'_, f32> {
+    /// Takes its channels into their maxima.
+    #[inline(always)]
+    pub fn observe(self) {
+        self.each(|max, v| *max = f32::from_bits(magnitude(*max).max(magnitude(v))));
+    }
+}
+
+impl ChannelStrip<'_, f64> {
+    /// Takes its channels into their means.
+    #[inline(always)]
+    pub fn observe(self) {
+        self.each(|sum, v| *sum += f64::from(v.abs()));
     }
 }
 
@@ -146,13 +215,22 @@ impl ChannelMeans {
     /// If the batch has another number of channels.
     #[inline(always)]
     pub fn observe(&mut self, x: ArrayView2<'_, f32>) {
+        self.strips(x, x.ncols().max(1)).for_each(|strip| strip.observe());
+    }
+
+    /// A batch cut into strips of so many channels, each of which may be taken in by another thread; it counts as seen.
+    ///
+    /// # Panics
+    /// If the batch has another number of channels; for strips without any.
+    #[inline(always)]
+    pub fn strips<'a>(
+        &'a mut self,
+        x: ArrayView2<'a, f32>,
+        channels: usize,
+    ) -> impl Iterator<Item = ChannelStrip<'a, f64>> + Send {
         assert_eq!(x.ncols(), self.sums.len(), "channels of a batch and of its means");
-        for row in x.rows() {
-            for (sum, &v) in self.sums.iter_mut().zip(row) {
-                *sum += f64::from(v.abs());
-            }
-        }
         self.tokens += x.nrows();
+        ChannelStrip::all(&mut self.sums, x, channels)
     }
 
     /// The means, `[channels]`; zeros before any token.

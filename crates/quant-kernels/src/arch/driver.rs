@@ -68,7 +68,7 @@ pub(super) unsafe fn gemm<K: Kernel>(
                 group.pack(&plan, a, b, par);
                 let tasks = plan.tasks::<K>(&group.rows, &group.columns, |rows| sink.reach(rows));
                 for_indices(par, tasks.len(), |i| {
-                    group.multiply(kernel, sink, b, plan.shared_columns, &tasks[i])
+                    group.multiply(kernel, sink, b, plan.shared_columns, &tasks[i]);
                 });
             }
         }

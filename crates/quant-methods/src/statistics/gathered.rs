@@ -3,10 +3,10 @@
 use super::sample::{Sample, Sequences};
 use super::{Spacing, Statistic};
 use crate::MethodError;
-use ndarray::{Array2, ArrayView1, ArrayView2};
+use ndarray::{Array2, ArrayView1, ArrayView2, Axis};
 use quant_core::{ChannelMaxima, ChannelMeans, Observer};
 use quant_hessian::{CrossGram, Hessian, HessianError};
-use quant_kernels::{Compute, Par, vectorized};
+use quant_kernels::{Compute, Par, tasks, vectorized};
 
 /// The next tokens at a site, `[tokens, width]` of whole sequences.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +39,31 @@ pub struct Gathered {
     cross: Option<CrossGram>,
     samples: Vec<Sample>,
     sequences: Vec<Sequences>,
+}
+
+/// Channels that one task looks at: whole lines of memory, and enough tasks for many threads.
+const STRIP: usize = 256;
+/// Observers beside each other at most: a histogram is 4 MiB.
+const OBSERVERS: usize = 8;
+
+/// Has as many observers as there are threads look at the tokens, and puts together what they saw, which depends on no order.
+fn observe(range: &mut Observer, x: ArrayView2<'_, f32>, par: Par) {
+    let rows = x.nrows().div_ceil(par.threads().min(OBSERVERS)).max(1);
+    if rows >= x.nrows() {
+        return vectorized(
+            #[inline(always)]
+            || range.observe(x),
+        );
+    }
+    let seen = tasks::map(x.axis_chunks_iter(Axis(0), rows), par, |x| {
+        let mut range = Observer::new(range.kind());
+        vectorized(
+            #[inline(always)]
+            || range.observe(x),
+        );
+        range
+    });
+    seen.iter().for_each(|part| range.merge(part));
 }
 
 impl Gathered {
@@ -107,16 +132,20 @@ impl Gathered {
         let Batch { x, multiplied, float, sequences } = *batch;
         let seen = multiplied.unwrap_or(x);
         if let Some(max) = &mut self.max {
-            vectorized(
-                #[inline(always)]
-                || max.observe(x),
-            );
+            tasks::for_each(max.strips(x, STRIP), par, |strip| {
+                vectorized(
+                    #[inline(always)]
+                    || strip.observe(),
+                );
+            });
         }
         if let Some(means) = &mut self.means {
-            vectorized(
-                #[inline(always)]
-                || means.observe(x),
-            );
+            tasks::for_each(means.strips(x, STRIP), par, |strip| {
+                vectorized(
+                    #[inline(always)]
+                    || strip.observe(),
+                );
+            });
         }
         if let Some(gram) = &mut self.gram {
             gram.add(seen, sequences, compute, par)?;
@@ -130,7 +159,7 @@ impl Gathered {
             cross.add(float, seen, sequences, compute, par)?;
         }
         if let Some(range) = &mut self.range {
-            range.observe(x);
+            observe(range, x, par);
         }
         self.samples.iter_mut().for_each(|sample| sample.add(x));
         self.sequences.iter_mut().for_each(|kept| kept.add(x));
@@ -220,5 +249,49 @@ impl Gathered {
     #[must_use]
     pub fn sequences(&self, tokens: usize) -> Option<&Sequences> {
         self.sequences.iter().find(|s| s.limit() == tokens)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray::Axis;
+    use quant_core::ObserverKind;
+    use quant_testkit::Numbers;
+
+    /// Every statistic of channels and ranges, to the bit, on any number of threads and with columns that do not fill a strip.
+    #[test]
+    fn threads_do_not_show() {
+        let x = Numbers::new(5).activations(300, 2 * STRIP + 7);
+        let starts = [0, 100, 300];
+        for kind in [ObserverKind::Minmax, ObserverKind::Percentile, ObserverKind::Mse] {
+            let statistics = [Statistic::ChannelMax, Statistic::ChannelMeanAbs, Statistic::Range(kind)];
+            let gather = |par: Par| {
+                let mut all = Gathered::new(&statistics, x.ncols(), &starts);
+                for batch in x.axis_chunks_iter(Axis(0), 150) {
+                    all.add(&Batch::new(batch, 1), Compute::F32, par).unwrap();
+                }
+                all
+            };
+            let one = gather(Par::Seq);
+            let (bits, rule) = (quant_core::Bits::new(8).unwrap(), quant_core::ActRule::Asymmetric);
+            let params = |all: &Gathered| all.range().unwrap().params(bits, rule, quant_core::FloatType::F32);
+            for threads in [2, 3, 16] {
+                let many = gather(Par::new(threads));
+                assert_eq!(many.channel_max(), one.channel_max());
+                assert_eq!(many.channel_means(), one.channel_means());
+                assert_eq!(many.range().unwrap().extremes(), one.range().unwrap().extremes());
+                assert_eq!(params(&many), params(&one), "{kind:?}, {threads} threads");
+            }
+        }
+    }
+
+    #[test]
+    fn a_nan_that_one_thread_sees_stays() {
+        let mut x = Array2::<f32>::ones((64, 10));
+        x[(50, 3)] = f32::NAN;
+        let mut all = Gathered::new(&[Statistic::Range(ObserverKind::Minmax)], 10, &[0, 64]);
+        all.add(&Batch::new(x.view(), 1), Compute::F32, Par::new(4)).unwrap();
+        assert!(all.range().unwrap().extremes().0.is_nan());
     }
 }
