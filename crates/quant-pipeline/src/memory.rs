@@ -16,8 +16,10 @@ pub(crate) const BASE: u64 = 7 << 20;
 pub(crate) const STREAMS: u64 = 8 << 20;
 /// Pieces of a weight between the file and its levels: bytes, floats, and the rows being measured.
 pub(crate) const READING: u64 = 16 << 20;
-/// Bytes on their way to the writer at most.
+/// Bytes of encoded tensors on their way to the writer at most.
 const QUEUE: u64 = 64 << 20;
+/// The same of pieces.
+const PIECES: u64 = 32 << 20;
 /// Packed operands of one product at most.
 const PACKED: u64 = 18 << 20;
 /// Arrays from this size on have pages of their own; smaller ones leave holes in the heap when they go.

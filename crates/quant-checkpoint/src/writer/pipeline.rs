@@ -1,8 +1,8 @@
 //! The thread that hashes and writes while the caller computes.
 //!
 //! Bytes travel in buffers: pieces of at most [`PIECE_BYTES`], which come back to be filled again, and whole tensors whose
-//! owner has given them away, which are freed as soon as they are written. At most [`IN_FLIGHT`] bytes are on their way (or one tensor, if it
-//! is larger), so the memory of the writer is bounded whatever it writes. The first failure ends the thread; the caller
+//! owner has given them away, which are freed as soon as they are written. At most [`IN_FLIGHT`] bytes of pieces and [`GIVEN_IN_FLIGHT`] of all are on
+//! their way (or one tensor, if it is larger), so the memory of the writer is bounded whatever it writes. The first failure ends the thread; the caller
 //! meets it at its next call.
 //!
 //! The journal is written by the same thread in the same order, so that a record follows the tensors it speaks of: those
@@ -27,8 +27,10 @@ pub(crate) const PIECE_BYTES: usize = 1 << 20;
 /// Bytes of a shard after which the disk is waited for, so that it works while blocks are computed and little is left for the
 /// end.
 const SYNC_BYTES: u64 = 64 << 20;
-/// Bytes on their way at most: enough to hash and write while the next block is read, little beside a block.
-pub(crate) const IN_FLIGHT: usize = 64 << 20;
+/// Bytes on their way at most that are copies: enough to hash and write while others are made.
+pub(crate) const IN_FLIGHT: usize = 32 << 20;
+/// The same with tensors that were given away, which are there anyway: enough for the next block to be read meanwhile.
+const GIVEN_IN_FLIGHT: usize = 64 << 20;
 
 /// Where the writer's time went.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -159,7 +161,7 @@ impl Pipeline {
 
     /// Adds a frame to the record that is being written.
     pub(crate) fn frame(&mut self, kind: Kind, content: Vec<u8>) -> Result<()> {
-        self.make_room(content.len())?;
+        self.make_room(content.len(), IN_FLIGHT)?;
         self.in_flight += content.len();
         self.send(Order::Frame(kind, content))
     }
@@ -193,7 +195,7 @@ impl Pipeline {
 
     pub(crate) fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
         for piece in bytes.chunks(PIECE_BYTES) {
-            self.make_room(piece.len())?;
+            self.make_room(piece.len(), IN_FLIGHT)?;
             let mut buffer = std::mem::take(&mut self.spare);
             buffer.clear();
             buffer.extend_from_slice(piece);
@@ -204,7 +206,7 @@ impl Pipeline {
 
     /// [`Pipeline::bytes`] without a copy.
     pub(crate) fn owned(&mut self, bytes: Vec<u8>) -> Result<()> {
-        self.make_room(bytes.len())?;
+        self.make_room(bytes.len(), GIVEN_IN_FLIGHT)?;
         self.piece(bytes)
     }
 
@@ -229,12 +231,12 @@ impl Pipeline {
         Ok(outcome)
     }
 
-    /// Waits until `bytes` more may be on their way.
-    fn make_room(&mut self, bytes: usize) -> Result<()> {
+    /// Waits until `bytes` more may be on their way, `most` in all.
+    fn make_room(&mut self, bytes: usize, most: usize) -> Result<()> {
         while let Ok(written) = self.back.try_recv() {
             self.came_back(written);
         }
-        while self.in_flight > 0 && self.in_flight + bytes > IN_FLIGHT {
+        while self.in_flight > 0 && self.in_flight + bytes > most {
             let start = Instant::now();
             let written = self.back.recv();
             self.wait_s += start.elapsed().as_secs_f64();
