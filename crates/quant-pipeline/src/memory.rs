@@ -4,6 +4,7 @@ mod tables;
 
 use crate::layout::Layout;
 use crate::plan::{MEASURED, Plan};
+use quant_checkpoint::tensors_at_once;
 use quant_graph::{BlockSpec, Site, StageSpec};
 use quant_kernels::PreparedWeight;
 use quant_methods::{Gathered, Learner, Workspace};
@@ -16,10 +17,10 @@ pub(crate) const BASE: u64 = 7 << 20;
 pub(crate) const STREAMS: u64 = 8 << 20;
 /// Pieces of a weight between the file and its levels: bytes, floats, and the rows being measured.
 pub(crate) const READING: u64 = 16 << 20;
-/// Bytes of encoded tensors on their way to the writer at most.
-const QUEUE: u64 = 64 << 20;
-/// The same of pieces.
-const PIECES: u64 = 32 << 20;
+/// The same for each further tensor that is read at once.
+const READING_MORE: u64 = READING / 4;
+/// Bytes on their way to the writer at most, but for levels, which take what their block did.
+const QUEUE: u64 = 32 << 20;
 /// Packed operands of one product at most.
 const PACKED: u64 = 18 << 20;
 /// Arrays from this size on have pages of their own; smaller ones leave holes in the heap when they go.
@@ -177,7 +178,8 @@ pub fn predict(plan: &Plan, lengths: &[usize], text_bytes: u64, threads: usize) 
         base: BASE
             + THREAD * threads as u64
             + if calibration { STREAMS + sizes.tables } else { 0 }
-            + (3 * F32 * sizes.largest).min(READING) * quant_checkpoint::tensors_at_once(threads) as u64,
+            + (3 * F32 * sizes.largest).min(READING)
+            + (tensors_at_once(threads) as u64 - 1) * READING_MORE,
         // Of what passed through a stage half finds a hole that fits (measured, as the quarter of what a search leaves).
         retained: match &plan.streams {
             streams if streams.deployed => sizes.passing_through() / 2 + sizes.of_threads(threads),

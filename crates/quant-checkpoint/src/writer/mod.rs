@@ -207,7 +207,7 @@ impl OutputFolder {
     /// As [`OutputFolder::tensor`].
     pub fn tensor_owned(&mut self, name: &str, dtype: Dtype, shape: &[usize], bytes: Vec<u8>) -> Result<()> {
         self.begin_tensor(name, dtype, shape)?;
-        self.accept(bytes.len())?.owned(bytes)?;
+        self.accept(bytes.len())?.owned(bytes, dtype == Dtype::I8)?;
         self.end_tensor()
     }
 

@@ -1,8 +1,7 @@
 //! The thread that hashes and writes while the caller computes.
 //!
 //! Bytes travel in buffers: pieces of at most [`PIECE_BYTES`], which come back to be filled again, and whole tensors whose
-//! owner has given them away, which are freed as soon as they are written. At most [`IN_FLIGHT`] bytes of pieces and [`GIVEN_IN_FLIGHT`] of all are on
-//! their way (or one tensor, if it is larger), so the memory of the writer is bounded whatever it writes. The first failure ends the thread; the caller
+//! owner has given them away, which are freed as soon as they are written. At most [`IN_FLIGHT`] bytes are on their way, or [`LEVELS_IN_FLIGHT`] with levels (or one tensor, if it is larger), so the memory of the writer is bounded whatever it writes. The first failure ends the thread; the caller
 //! meets it at its next call.
 //!
 //! The journal is written by the same thread in the same order, so that a record follows the tensors it speaks of: those
@@ -27,10 +26,10 @@ pub(crate) const PIECE_BYTES: usize = 1 << 20;
 /// Bytes of a shard after which the disk is waited for, so that it works while blocks are computed and little is left for the
 /// end.
 const SYNC_BYTES: u64 = 64 << 20;
-/// Bytes on their way at most that are copies: enough to hash and write while others are made.
+/// Bytes on their way at most: enough to hash and write while the next block is read, little beside a block.
 pub(crate) const IN_FLIGHT: usize = 32 << 20;
-/// The same with tensors that were given away, which are there anyway: enough for the next block to be read meanwhile.
-const GIVEN_IN_FLIGHT: usize = 64 << 20;
+/// The same with levels that became bytes where they lay: waiting, they take no more than their block did.
+const LEVELS_IN_FLIGHT: usize = 64 << 20;
 
 /// Where the writer's time went.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -204,9 +203,9 @@ impl Pipeline {
         Ok(())
     }
 
-    /// [`Pipeline::bytes`] without a copy.
-    pub(crate) fn owned(&mut self, bytes: Vec<u8>) -> Result<()> {
-        self.make_room(bytes.len(), GIVEN_IN_FLIGHT)?;
+    /// [`Pipeline::bytes`] without a copy; `levels` says that they are those of a weight.
+    pub(crate) fn owned(&mut self, bytes: Vec<u8>, levels: bool) -> Result<()> {
+        self.make_room(bytes.len(), if levels { LEVELS_IN_FLIGHT } else { IN_FLIGHT })?;
         self.piece(bytes)
     }
 
@@ -309,6 +308,28 @@ impl OpenShard {
     }
 }
 
+/// Hashes bytes while `work` is done: a whole tensor in a thread of its own, if one is to be had. Gives the seconds of hashing.
+fn hash_beside<R>(hasher: &mut Hasher, bytes: &[u8], work: impl FnOnce() -> R) -> (f64, R) {
+    let hash = |mut hasher: Hasher| {
+        let start = Instant::now();
+        hasher.update(bytes);
+        (start.elapsed().as_secs_f64(), hasher)
+    };
+    let begun = hasher.clone();
+    let (hashed, done) = std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("weight-hasher".to_owned());
+        let beside =
+            (bytes.len() > PIECE_BYTES).then(|| thread.spawn_scoped(scope, || hash(begun)).ok()).flatten();
+        let done = work();
+        let hashed =
+            beside.map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        (hashed, done)
+    });
+    let (seconds, hashed) = hashed.unwrap_or_else(|| hash(std::mem::take(hasher)));
+    *hasher = hashed;
+    (seconds, done)
+}
+
 struct Worker {
     storage: Arc<dyn Storage>,
     folder: PathBuf,
@@ -338,23 +359,8 @@ impl Worker {
                 }
                 Order::Tensor { shard: to, offset: at } => (shard, offset) = (to, at),
                 Order::Piece(piece) => {
-                    let mut hash = || {
-                        let start = Instant::now();
-                        hasher.update(&piece);
-                        start.elapsed().as_secs_f64()
-                    };
-                    let (seconds, written) = if piece.len() > PIECE_BYTES {
-                        // A whole tensor: one thread hashes it while the other writes it.
-                        std::thread::scope(|scope| {
-                            let hashing = scope.spawn(hash);
-                            let written = self.write(shard, &piece, offset);
-                            let seconds =
-                                hashing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-                            (seconds, written)
-                        })
-                    } else {
-                        (hash(), self.write(shard, &piece, offset))
-                    };
+                    let write = || self.write(shard, &piece, offset);
+                    let (seconds, written) = hash_beside(&mut hasher, &piece, write);
                     self.outcome.stats.hash_s += seconds;
                     written?;
                     offset += piece.len() as u64;

@@ -1,6 +1,6 @@
 //! The memory of quantising embedding and head, which come some rows at a time.
 
-use super::{F32, PIECES, PhaseMemory};
+use super::{F32, PhaseMemory, QUEUE};
 use crate::plan::Plan;
 use quant_graph::Outer;
 use quant_methods::Gathered;
@@ -39,7 +39,7 @@ pub(super) fn phases(plan: &Plan, starts: &[usize], chunk: u64, threads: u64) ->
         }
         let weights = (vocab * hidden) as u64;
         // With a writer that lags as far as it may (69 MB measured, of a job; 43 MB with one that keeps up).
-        let held = PIECE_BYTES * weights.min(PIECE) + (F32 * weights).min(PIECES);
+        let held = PIECE_BYTES * weights.min(PIECE) + (F32 * weights).min(QUEUE);
         let solver = workspace.prepared + workspace.weight + workspace.thread * threads + waiting;
         phase("round a table", held, solver, 0, 0);
     }
