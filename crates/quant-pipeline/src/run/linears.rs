@@ -16,7 +16,7 @@ use quant_graph::{
 use quant_kernels::{Par, Work, return_freed_memory, views};
 use quant_methods::{Figures, Prepared, Rounded, RowRounding, SiteStatistics, Solver};
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 impl Run<'_> {
@@ -51,7 +51,9 @@ impl Run<'_> {
         let visit = |id: LinearId, first: usize, rows: ArrayView2<'_, f32>| -> Result<(), BoxError> {
             match pending.get(&id) {
                 // Nobody else has rows of this linear now.
-                Some(linear) => Ok(lock(linear).rows(first, rows, par)?),
+                Some(linear) => {
+                    Ok(linear.lock().unwrap_or_else(PoisonError::into_inner).rows(first, rows, par)?)
+                }
                 None => Ok(()),
             }
         };
@@ -299,11 +301,6 @@ impl<'a> RowByRow<'a> {
         self.measuring += after.elapsed();
         Ok(())
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic under it ends the run.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Figures as a report has them.

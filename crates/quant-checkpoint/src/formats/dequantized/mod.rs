@@ -11,7 +11,6 @@ mod scheme_file;
 
 use quant_core::{ActRule, FloatType, KvGranularity};
 use quant_graph::{BlockParams, LinearWeight, ModelScheme, ModelSpec};
-use rayon::prelude::*;
 use safetensors::Dtype;
 use serde_json::Value;
 
@@ -20,6 +19,7 @@ use self::scheme_file::SchemeFile;
 use super::block::check;
 use super::bytes::{Loss, dequantized_bytes, float_bytes};
 use super::layout::{ExpectedTensor, Item, Part, Slot, norm_slot, outer_decls, plain_expected};
+use super::slots::encode_slots;
 use super::{
     BlockSideData, ConfigNotes, Decoder, Encoded, Format, TensorDecl, Unsupported, declare_dtype, declare_tie,
 };
@@ -105,28 +105,26 @@ impl Format for Dequantized {
         spec: &ModelSpec,
         scheme: &ModelScheme,
         index: usize,
-        block: BlockParams,
+        mut block: BlockParams,
     ) -> Result<Vec<Encoded>> {
         check(ID, spec, scheme, index, &block, FloatType::F32)?;
-        let encode = |slot: Slot| {
-            let decl = slot.decl;
+        let multiplied = std::mem::take(&mut block.online);
+        let mut encoded = encode_slots(slots(spec, index), block, |slot, block| {
             let floats = |values: &mut dyn Iterator<Item = f32>| {
-                float_bytes(ID, &decl.name, values, FloatType::F32, Loss::None)
+                float_bytes(ID, &slot.decl.name, values, FloatType::F32, Loss::None)
             };
-            let bytes = match slot.item {
-                Item::Linear(id, "bias") => floats(&mut block.linears[&id].bias.iter().flatten().copied())?,
+            match slot.item {
+                Item::Linear(id, "bias") => floats(&mut block.linears[&id].bias.iter().flatten().copied()),
                 Item::Linear(id, _) => match &block.linears[&id].weight {
-                    LinearWeight::Float(values) => floats(&mut values.iter().copied())?,
-                    rounded => dequantized_bytes(rounded),
+                    LinearWeight::Float(values) => floats(&mut values.iter().copied()),
+                    rounded => Ok(dequantized_bytes(rounded)),
                 },
-                Item::Norm(norm) => floats(&mut block.norms[&norm].iter().copied())?,
-                Item::KvScale(_) | Item::KvOffset(_) => Vec::new(),
-            };
-            Ok(Encoded { name: decl.name, dtype: decl.dtype, shape: decl.shape, bytes })
-        };
-        let mut encoded = slots(spec, index).into_par_iter().map(encode).collect::<Result<Vec<_>>>()?;
+                Item::Norm(norm) => floats(&mut block.norms[&norm].iter().copied()),
+                Item::KvScale(_) | Item::KvOffset(_) => Ok(Vec::new()),
+            }
+        })?;
         let online = super::online::of_block(scheme, index);
-        encoded.extend(super::online::encode(ID, spec, &online, index, &block.online)?);
+        encoded.extend(super::online::encode(ID, spec, &online, index, &multiplied)?);
         Ok(encoded)
     }
     fn config(&self, spec: &ModelSpec, scheme: &ModelScheme, config: &Value, _: &ConfigNotes) -> Value {
