@@ -17,8 +17,8 @@ pub(crate) const BASE: u64 = 7 << 20;
 pub(crate) const STREAMS: u64 = 8 << 20;
 /// Pieces of a weight between the file and its levels: bytes, floats, and the rows being measured.
 pub(crate) const READING: u64 = 16 << 20;
-/// The same for each further tensor that is read at once.
-const READING_MORE: u64 = READING / 3;
+/// For each further tensor that is read at once: two waves of 4 MiB, or two of 2 MiB and their floats.
+const READING_MORE: u64 = 8 << 20;
 /// Bytes on their way to the writer at most, but for levels, which take what their block did.
 const QUEUE: u64 = 32 << 20;
 /// Packed operands of one product at most.
