@@ -75,4 +75,4 @@ pub use ops::norm::normed;
 pub use ops::precision::Precision;
 pub use paged_cache::{CacheForm, PagedCache};
 pub use rope::{RopeTable, RopeTables, inverse_frequencies};
-pub use row_store::{RowStore, StoreError};
+pub use row_store::{RowStore, StoreError, StoredRows};

@@ -2,8 +2,8 @@
 
 use crate::error::expect_shape;
 use crate::ops::norm::normed;
-use crate::{Arithmetic, Block, ModelError, RopeTables, RowStore};
-use ndarray::{Array2, ArrayViewMut2, Axis, CowArray, Ix2};
+use crate::{Arithmetic, Block, ModelError, RopeTables, RowStore, StoredRows};
+use ndarray::{Array2, ArrayViewMut2, Axis};
 use quant_graph::{BlockSource, ModelSpec};
 use quant_kernels::{Par, PreparedWeight, tasks, views};
 use std::ops::{ControlFlow, Range};
@@ -104,7 +104,7 @@ impl<S: BlockSource> StreamedModel<S> {
     ///
     /// # Errors
     /// [`ModelError::Range`] for a sequence that was not encoded; [`ModelError::Store`] for a file that cannot be read.
-    pub fn hidden(&self, sequence: usize) -> Result<CowArray<'_, f32, Ix2>, ModelError> {
+    pub fn hidden(&self, sequence: usize) -> Result<StoredRows<'_>, ModelError> {
         match (&self.run.hidden, self.run.rows_of(sequence)) {
             (Some(hidden), Some(rows)) => Ok(hidden.read(rows)?),
             _ => Err(self.run.out_of_range(sequence, 0..0)),
@@ -193,7 +193,8 @@ impl Run {
         self.check_tokens(sequences)?;
         let starts = starts_of(sequences.iter().map(Vec::len));
         let rows_of = |sequences: &Range<usize>| starts[sequences.start]..starts[sequences.end];
-        let mut hidden = RowStore::new(starts[sequences.len()], self.spec.hidden, self.spill.as_deref())?;
+        let mut hidden =
+            RowStore::new(starts[sequences.len()], self.spec.hidden, self.spill.as_deref(), self.par)?;
         for (sequence, ids) in sequences.iter().enumerate() {
             let embedded = source.embed(ids)?;
             expect_shape(ModelSpec::EMBEDDING, &[ids.len(), self.spec.hidden], embedded.shape())?;

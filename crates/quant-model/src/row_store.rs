@@ -1,11 +1,14 @@
 //! Activations of many tokens, in memory or in a file, as they are or rounded.
 
 mod narrow;
+mod spare;
 mod spilled;
 
 use narrow::Narrow;
-use ndarray::{Array2, ArrayViewMut2, Axis, CowArray, Ix2, Slice};
+use ndarray::{Array2, ArrayViewMut2, Axis, Slice};
 use quant_kernels::{Par, views};
+use spare::Spare;
+pub use spare::StoredRows;
 pub use spilled::StoreError;
 use spilled::{Spilled, check_memory};
 use std::ops::Range;
@@ -17,8 +20,8 @@ pub struct RowStore {
     rows: usize,
     width: usize,
     backing: Backing,
-    /// The rows that are being worked on, where they are elsewhere.
-    scratch: Vec<f32>,
+    /// The rows that were read or worked on last, where they are elsewhere.
+    spare: Spare<f32>,
 }
 
 #[derive(Debug)]
@@ -52,22 +55,22 @@ impl Elsewhere {
 }
 
 impl RowStore {
-    /// Zeros. `spill` names a folder to hold an unnamed file instead of memory.
+    /// Zeros. `spill` names a folder to hold an unnamed file instead of memory, which `par` threads read and write.
     ///
     /// # Errors
     /// A file that cannot be made there; memory that the system has not.
-    pub fn new(rows: usize, width: usize, spill: Option<&Path>) -> Result<Self, StoreError> {
+    pub fn new(rows: usize, width: usize, spill: Option<&Path>, par: Par) -> Result<Self, StoreError> {
         let backing = match spill {
             None => {
                 check_memory::<f32>(rows, width)?;
                 Backing::Memory(Array2::zeros((rows, width)))
             }
             Some(folder) => {
-                let spilled = Spilled::new(folder, rows * width * size_of::<f32>())?;
+                let spilled = Spilled::new(folder, rows * width * size_of::<f32>(), par)?;
                 Backing::Elsewhere(Elsewhere::File(spilled))
             }
         };
-        Ok(Self { rows, width, backing, scratch: Vec::new() })
+        Ok(Self { rows, width, backing, spare: Spare::default() })
     }
 
     /// Zeros that take half the bytes: numbers are rounded as products in [`Compute::Bf16`](quant_kernels::Compute) round
@@ -96,7 +99,7 @@ impl RowStore {
     ) -> Result<Self, StoreError> {
         let narrow = Narrow::new((rows, width), exact, spill, par)?;
         let backing = Backing::Elsewhere(Elsewhere::Rounded(narrow));
-        Ok(Self { rows, width, backing, scratch: Vec::new() })
+        Ok(Self { rows, width, backing, spare: Spare::default() })
     }
 
     /// Number of rows.
@@ -114,24 +117,28 @@ impl RowStore {
         }
     }
 
-    /// Frees the rows that were worked on last, whose memory is otherwise used again for the next ones: for a store that has to
-    /// wait beside many others. Where rows are in memory as they are, there are none.
-    pub fn rest(&mut self) {
-        self.scratch = Vec::new();
+    /// Frees the rows that were read and worked on last, whose memory is otherwise used again for the next ones: for a store that
+    /// has to wait beside many others. Where rows are in memory as they are, there are none.
+    pub fn rest(&self) {
+        self.spare.take();
+        if let Backing::Elsewhere(Elsewhere::Rounded(narrow)) = &self.backing {
+            narrow.rest();
+        }
     }
 
     /// Rows `range`, borrowed from memory, or a copy of what is in a file or rounded.
     ///
     /// # Errors
     /// A file that cannot be read.
-    pub fn read(&self, range: Range<usize>) -> Result<CowArray<'_, f32, Ix2>, StoreError> {
+    pub fn read(&self, range: Range<usize>) -> Result<StoredRows<'_>, StoreError> {
         match &self.backing {
             Backing::Memory(data) => Ok(views::rows(data.view(), range).into()),
             Backing::Elsewhere(elsewhere) => {
-                let mut copy = vec![0.0; range.len() * self.width];
+                let mut copy = self.spare.take();
                 let shape = (range.len(), self.width);
+                copy.resize(range.len() * self.width, 0.0);
                 elsewhere.read(range, self.width, &mut copy)?;
-                Ok(Array2::from_shape_vec(shape, copy).unwrap_or_default().into())
+                Ok(StoredRows::copied(Array2::from_shape_vec(shape, copy).unwrap_or_default(), &self.spare))
             }
         }
     }
@@ -170,13 +177,15 @@ impl RowStore {
         match &mut self.backing {
             Backing::Memory(data) => f(data.slice_axis_mut(Axis(0), Slice::from(range))),
             Backing::Elsewhere(elsewhere) => {
-                let (scratch, width) = (&mut self.scratch, self.width);
-                scratch.resize(range.len() * width, 0.0);
+                let (mut rows, width) = (self.spare.take(), self.width);
+                rows.resize(range.len() * width, 0.0);
                 if read {
-                    elsewhere.read(range.clone(), width, scratch)?;
+                    elsewhere.read(range.clone(), width, &mut rows)?;
                 }
-                f(views::matrix_mut(scratch, range.len(), width))?;
-                Ok(elsewhere.write(range, width, scratch)?)
+                f(views::matrix_mut(&mut rows, range.len(), width))?;
+                elsewhere.write(range, width, &rows)?;
+                self.spare.give_back(rows);
+                Ok(())
             }
         }
     }
@@ -191,8 +200,8 @@ mod tests {
     #[test]
     fn a_spilled_store_holds_what_memory_holds() {
         let folder = tempfile::tempdir().unwrap();
-        let mut memory = RowStore::new(10, 3, None).unwrap();
-        let mut spilled = RowStore::new(10, 3, Some(folder.path())).unwrap();
+        let mut memory = RowStore::new(10, 3, None, Par::Seq).unwrap();
+        let mut spilled = RowStore::new(10, 3, Some(folder.path()), Par::new(2)).unwrap();
         for store in [&mut memory, &mut spilled] {
             for start in [4, 0, 7] {
                 let x = Array2::from_shape_fn((3, 3), |(i, j)| (start * 10 + i * 3 + j) as f32);
@@ -217,8 +226,38 @@ mod tests {
             assert_eq!(store.read(1..2).unwrap()[(0, 0)], 3.5);
             store.rest();
         }
-        assert_eq!(memory.read(0..10).unwrap(), spilled.read(0..10).unwrap());
-        assert_eq!(memory.read(5..6).unwrap(), spilled.read(5..6).unwrap());
+        assert_eq!(*memory.read(0..10).unwrap(), *spilled.read(0..10).unwrap());
+        assert_eq!(*memory.read(5..6).unwrap(), *spilled.read(5..6).unwrap());
+    }
+
+    /// Ranges that are many pieces of a file, and no whole number of them.
+    #[test]
+    fn long_ranges_are_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let (rows, width) = (2500, 300);
+        let x = Array2::from_shape_fn((rows, width), |(i, j)| (i * width + j) as f32);
+        for threads in [1, 3] {
+            let par = Par::new(threads);
+            let mut store = RowStore::new(rows, width, Some(folder.path()), par).unwrap();
+            for range in [0..1700, 1700..rows] {
+                let written = store.overwrite::<StoreError>(range.clone(), |mut out| {
+                    out.assign(&views::rows(x.view(), range));
+                    Ok(())
+                });
+                written.unwrap();
+            }
+            for range in [0..rows, 1..1400, 1400..2499] {
+                assert_eq!(*store.read(range.clone()).unwrap(), views::rows(x.view(), range));
+            }
+            // Two copies at once have their own memory, and one that is given away is not used again.
+            let (first, second) = (store.read(0..2).unwrap(), store.read(2..4).unwrap());
+            assert_eq!(*first, views::rows(x.view(), 0..2));
+            assert_eq!(*second, views::rows(x.view(), 2..4));
+            let own = first.into_owned();
+            drop(second);
+            assert_eq!(store.read(5..6).unwrap()[(0, 0)], x[(5, 0)]);
+            assert_eq!(own, views::rows(x.view(), 0..2));
+        }
     }
 
     /// Against the rounding of the products, in memory and in a file, whatever the pieces and the threads.

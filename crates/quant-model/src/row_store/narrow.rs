@@ -1,5 +1,6 @@
 //! Rows in half their bytes: the upper halves of f32 that were rounded to bfloat16.
 
+use super::spare::Spare;
 use super::spilled::{Spilled, StoreError, check_memory};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 use quant_kernels::{Element, Par, tasks, vectorized, views};
@@ -19,8 +20,8 @@ pub(super) struct Narrow {
 #[derive(Debug)]
 enum Halves {
     Memory(Array2<u16>),
-    /// The file, and what is on its way there.
-    File(Spilled, Vec<u16>),
+    /// The file, and what is on its way there or from there.
+    File(Spilled, Spare<u16>),
 }
 
 impl Narrow {
@@ -35,10 +36,20 @@ impl Narrow {
                 check_memory::<u16>(rows, width)?;
                 Halves::Memory(Array2::zeros((rows, width)))
             }
-            Some(folder) => Halves::File(Spilled::new(folder, rows * width * size_of::<u16>())?, Vec::new()),
+            Some(folder) => {
+                let spilled = Spilled::new(folder, rows * width * size_of::<u16>(), par)?;
+                Halves::File(spilled, Spare::default())
+            }
         };
         let step = step.max(1);
         Ok(Self { width, step, exact: Array2::zeros((rows.div_ceil(step), width)), halves, par })
+    }
+
+    /// Frees what is only memory to be used again.
+    pub(super) fn rest(&self) {
+        if let Halves::File(_, spare) = &self.halves {
+            spare.take();
+        }
     }
 
     pub(super) fn is_spilled(&self) -> bool {
@@ -49,10 +60,12 @@ impl Narrow {
         let mut out = views::matrix_mut(out, range.len(), self.width);
         match &self.halves {
             Halves::Memory(halves) => self.widen(views::rows(halves.view(), range.clone()), out.view_mut()),
-            Halves::File(spilled, _) => {
-                let mut halves = vec![0; range.len() * self.width];
+            Halves::File(spilled, spare) => {
+                let mut halves = spare.take();
+                halves.resize(range.len() * self.width, 0);
                 spilled.read(range.start * self.width, &mut halves)?;
                 self.widen(views::matrix(&halves, range.len(), self.width), out.view_mut());
+                spare.give_back(halves);
             }
         }
         for row in self.exact_of(&range) {
@@ -68,9 +81,11 @@ impl Narrow {
         }
         match &mut self.halves {
             Halves::Memory(halves) => narrow(rows, views::rows_mut(halves, range), self.par),
-            Halves::File(spilled, buffer) => {
-                narrow(rows, views::scratch(buffer, rows.dim()), self.par);
-                spilled.write(range.start * self.width, buffer)?;
+            Halves::File(spilled, spare) => {
+                let mut halves = spare.take();
+                narrow(rows, views::scratch(&mut halves, rows.dim()), self.par);
+                spilled.write(range.start * self.width, &halves)?;
+                spare.give_back(halves);
             }
         }
         Ok(())

@@ -48,7 +48,7 @@ fn equals_the_blocks_one_after_the_other() {
                 h = block.forward(h, &rope, Par::Seq).unwrap();
             }
             let x = rms_norm(h.view(), source.final_norm().unwrap().view(), spec.norm_eps as f32);
-            assert_eq!(model.hidden(i).unwrap(), x);
+            assert_eq!(*model.hidden(i).unwrap(), x);
             let expected = linear(x.view(), head.view(), None, Compute::F32, Par::Seq);
             assert_eq!(model.logits(i, 0..ids.len()).unwrap(), expected);
         }

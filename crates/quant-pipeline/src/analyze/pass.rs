@@ -305,7 +305,7 @@ impl<'a> Pass<'a> {
         for chunk in &self.layout.chunks {
             let rows = self.layout.rows_of(chunk);
             let (found, expected) = (found.read(rows.clone())?, expected.read(rows)?);
-            for (&found, &expected) in found.iter().zip(&expected) {
+            for (&found, &expected) in found.iter().zip(expected.iter()) {
                 let (found, expected) = (f64::from(found), f64::from(expected));
                 difference += (found - expected) * (found - expected);
                 norm += expected * expected;

@@ -319,14 +319,14 @@ impl Run<'_> {
     }
     /// An activation store for all calibration tokens.
     fn store(&self, width: usize) -> Result<RowStore, PipelineError> {
-        Ok(RowStore::new(self.layout.rows(), width, self.options.spill.as_deref())?)
+        Ok(RowStore::new(self.layout.rows(), width, self.options.spill.as_deref(), self.par())?)
     }
     /// A store for the inputs of o or down of all calibration tokens.
     fn store_waiting(&self, width: usize) -> Result<RowStore, PipelineError> {
         let (rows, spill) = (self.layout.rows(), self.options.spill.as_deref());
         Ok(match self.plan.rounds_waiting(rows, self.layout.largest_chunk()) {
             Some(exact) => RowStore::rounded((rows, width), exact, spill, self.par())?,
-            None => RowStore::new(rows, width, spill)?,
+            None => RowStore::new(rows, width, spill, self.par())?,
         })
     }
     /// Refuses activations that have left the finite numbers, naming the sequence.

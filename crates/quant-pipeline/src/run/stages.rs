@@ -124,6 +124,9 @@ impl Run<'_> {
             };
             self.gather(gathered, &batch, index, stage.site)?;
         }
+        for stream in float.into_iter().chain([deployed]) {
+            stream.rest();
+        }
         self.spent("statistics", started);
         Ok(())
     }

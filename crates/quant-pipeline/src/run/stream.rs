@@ -3,9 +3,9 @@
 use super::Run;
 use super::stats::KvRanges;
 use crate::PipelineError;
-use ndarray::{Array2, CowArray, Ix2};
+use ndarray::Array2;
 use quant_graph::Site;
-use quant_model::{Block, KvCache, KvStore, Output, RowStore, Walk};
+use quant_model::{Block, KvCache, KvStore, Output, RowStore, StoredRows, Walk};
 use std::ops::Range;
 use std::time::Instant;
 
@@ -37,7 +37,7 @@ impl ActivationStream {
         site: Site,
         block: &Block<f32>,
         chunk: &Range<usize>,
-    ) -> Result<CowArray<'s, f32, Ix2>, PipelineError> {
+    ) -> Result<StoredRows<'s>, PipelineError> {
         let rows = run.layout.rows_of(chunk);
         let stored = match site {
             Site::AttentionOutput => self.attended.as_ref(),
@@ -52,6 +52,11 @@ impl ActivationStream {
                 Ok(block.input(site, residual.view(), nothing.view(), run.par())?.into_owned().into())
             }
         }
+    }
+
+    /// Frees copies of rows that are inputs of o and down.
+    pub(super) fn rest(&self) {
+        self.attended.iter().chain(&self.activated).for_each(RowStore::rest);
     }
 
     /// Runs the linears of a stage over all tokens. `kv` sees the keys and values of every sequence.
@@ -110,10 +115,10 @@ impl ActivationStream {
         }
         run.scratch = scratch;
         if let Output::Next(next) = Output::of(site) {
-            // Rows on their way into it must not lie beside what is gathered of them.
-            wide.iter_mut().for_each(RowStore::rest);
             *self.wide(next) = wide;
         }
+        // Rows on their way must not lie beside what is gathered of them.
+        self.rest();
         run.spent("forward", started);
         Ok(())
     }

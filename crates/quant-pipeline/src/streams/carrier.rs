@@ -71,7 +71,7 @@ impl<'a> Carrier<'a> {
     }
 
     fn store(&self) -> Result<RowStore, PipelineError> {
-        Ok(RowStore::new(self.layout.rows(), self.spec.hidden, self.spill)?)
+        Ok(RowStore::new(self.layout.rows(), self.spec.hidden, self.spill, self.par)?)
     }
 
     /// Takes a stream through a block.
