@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
-use crate::exp::exp_f32;
 use crate::rows::{lane_max, lane_sum};
 use crate::softmax::seen;
+use crate::softmax::weight;
 use crate::vectorized;
 
 /// Positions of a page: what one pass of the running softmax takes in. Pages lie at multiples of it, so that the sums of a query are
@@ -315,13 +315,13 @@ fn soften(
     }
     let found = lane_max(&scores[..]);
     if found > *largest {
-        let kept = exp_f32(*largest - found);
+        let kept = weight(*largest - found);
         *total *= kept;
         out.iter_mut().for_each(|x| *x *= kept);
         *largest = found;
     }
     for score in scores.iter_mut() {
-        *score = exp_f32(*score - *largest);
+        *score = weight(*score - *largest);
     }
     *total += lane_sum(&scores[..], |x| x);
 }

@@ -11,7 +11,7 @@ use crate::vectorized;
 ///
 /// Query `i` stands at position `p = first_query_position + i` and attends keys `j <= p`, with a sliding window only
 /// `p - window < j <= p`. Masked entries become exactly 0, and a row that may attend nothing becomes all zero.
-/// The row maximum is subtracted before `exp`; a row that contains NaN becomes NaN where it is not masked.
+/// The row maximum is subtracted before `exp`, whose results below `e^-80` count as 0; a row that contains NaN becomes NaN where it is not masked.
 pub fn softmax_rows_causal<T: Element>(
     mut scores: ArrayViewMut2<'_, T>,
     first_query_position: usize,
@@ -104,7 +104,7 @@ impl<T: Element> CausalSoftmax<T> {
                     } else if seen.is_empty() || largest[i] == before {
                         total[i] += sum;
                     } else {
-                        let factor = (before - largest[i]).exp_element();
+                        let factor = weight(before - largest[i]);
                         scale(sums.row_mut(i), scratch, factor);
                         total[i] = total[i] * factor + sum;
                     }
@@ -158,10 +158,18 @@ fn scale<T: Element>(row: ArrayViewMut1<'_, T>, scratch: &mut Vec<T>, factor: T)
     });
 }
 
+/// The weight of a score that lies `below` (a negative number) the largest one, whose weight is 1: `e^below`, and 0 from `e^-80` on, which
+/// no sum of weights can show. Subnormal weights, and their subnormal products with values, would take tens of times as long.
+#[inline(always)]
+pub(crate) fn weight<T: Element>(below: T) -> T {
+    let weight = below.exp_element();
+    if below < T::from_f64(-80.0) { T::zero() } else { weight }
+}
+
 #[inline(always)]
 fn exponentiate<T: Element>(row: &mut [T], largest: T) {
     for x in row.iter_mut() {
-        *x = (*x - largest).exp_element();
+        *x = weight(*x - largest);
     }
 }
 

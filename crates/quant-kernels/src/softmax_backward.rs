@@ -4,7 +4,7 @@ use ndarray::{ArrayView2, ArrayViewMut2};
 
 use crate::element::Element;
 use crate::rows::{lane_sum_of, with_row, with_row_mut};
-use crate::softmax::seen;
+use crate::softmax::{seen, weight};
 use crate::vectorized;
 
 /// One tile of the backward of attention, whose weights nobody kept (Dao et al. 2022, algorithm 4).
@@ -52,7 +52,7 @@ pub fn softmax_tile_backward<T: Element>(
                             grad[masked].fill(T::zero());
                         }
                         for (p, g) in row[seen.clone()].iter_mut().zip(&mut grad[seen.clone()]) {
-                            *p = (*p - largest).exp_element() * factor;
+                            *p = weight(*p - largest) * factor;
                             *g = *p * (*g - along);
                         }
                     });
