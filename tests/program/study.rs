@@ -1,6 +1,6 @@
 //! `ptq study` and `ptq eval --task` as people use them.
 
-use crate::common::{ptq, text, tiny_reasoner};
+use crate::common::{copy_of_model, files, ptq, text, tiny_reasoner};
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -127,6 +127,39 @@ fn a_study_is_planned_run_and_reported() {
     assert!(plan.contains("QwQ-32B") && plan.contains("not to be run here"), "{plan}");
     study(&["--preset", "case-study"], &work.path().join("case"))
         .expect(4, &["DeepSeek-R1-Distill-Qwen-1.5B"]);
+}
+
+/// What somebody else keeps in a folder is neither replaced nor removed.
+#[test]
+fn folders_of_others_are_not_worked_in() {
+    let work = tempdir().unwrap();
+    let grid = short(work.path());
+    let output = work.path().join("mine");
+    std::fs::create_dir_all(output.join("work")).unwrap();
+    for name in ["work/notes.txt", "report.md"] {
+        std::fs::write(output.join(name), "a week of work").unwrap();
+    }
+    let before = files(&output);
+    study(&["--grid", &grid], &output).expect(2, &["no study; give another --output"]);
+    study(&["--grid", &grid, "--plan"], &output).expect(2, &["no study; give another --output"]);
+    assert_eq!(files(&output), before);
+    let model = copy_of_model(work.path());
+    let before = files(&model);
+    let asked = ["eval", "--model", text(&model), "--task", "tiny-word", "--limit", "2", "--output"];
+    ptq(&[&asked[..], &[text(&model)]].concat()).expect(2, &["no run of a task; give another --output"]);
+    ptq(&[&asked[..], &[&grid]].concat()).expect(2, &["it exists and is not a folder"]);
+    study(&["--grid", &grid], &model).expect(2, &["no study"]);
+    assert_eq!(files(&model), before);
+}
+
+#[test]
+fn options_of_tasks_are_not_taken_beside_a_text() {
+    let model = tiny_reasoner();
+    let told = model.join("tasks/test.jsonl");
+    for option in [["--limit", "1"], ["--output", "nowhere"], ["--batch", "2"], ["--seed", "1"]] {
+        let ran = ptq(&[&["eval", "--model", text(&model), "--text", text(&told)], &option[..]].concat());
+        ran.expect(2, &[option[0], "goes with --task"]);
+    }
 }
 
 /// Killed at whatever it does, several times, and gone on with: the results are those of a run that was left alone.

@@ -163,8 +163,11 @@ pub enum PipelineError {
     },
     /// A text that would be longer than the model's context.
     #[error(
-        "{prompt} has {tokens} tokens, and {new} new ones would make {} of a context of {context}; ask for at most \
-         {} new tokens (--max-new-tokens), or shorten it", tokens.saturating_add(*new), context.saturating_sub(*tokens)
+        "{prompt} has {tokens} tokens, and {new} new ones would make {} of a context of {context}; {}", tokens.saturating_add(*new),
+        match context.saturating_sub(*tokens) {
+            0 => format!("shorten it to fewer than {context}"),
+            left => format!("ask for at most {left} new tokens (--max-new-tokens), or shorten it"),
+        }
     )]
     Context {
         /// Which prompt.

@@ -80,8 +80,10 @@ pub struct EvalOutcome {
     #[serde(flatten)]
     pub report: EvalReport,
     /// The folder that was measured.
+    #[serde(serialize_with = "crate::shown::path")]
     pub model: PathBuf,
     /// The folder it was compared with.
+    #[serde(serialize_with = "crate::shown::maybe")]
     pub reference: Option<PathBuf>,
     /// Arithmetic of the float products.
     pub compute: &'static str,

@@ -84,6 +84,7 @@ impl QuantizeJob {
 #[derive(Clone, Debug, Serialize)]
 pub struct QuantizeOutcome {
     /// The output folder.
+    #[serde(serialize_with = "crate::shown::path")]
     pub output: PathBuf,
     /// Registry id of the format.
     pub format: &'static str,

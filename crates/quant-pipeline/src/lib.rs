@@ -56,6 +56,7 @@ mod report;
 pub mod run;
 mod serving;
 mod shared;
+mod shown;
 mod stood;
 mod streams;
 mod version;

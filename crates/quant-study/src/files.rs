@@ -57,3 +57,55 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, S
         Err(error) => Err(StudyError::io(path)(error)),
     }
 }
+
+/// A name as that of a folder.
+pub(crate) fn slug(name: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.+".contains(c) { c } else { '_' };
+    let slug: String = name.chars().map(plain).collect();
+    // What is no name of a folder in its own right.
+    if slug.chars().all(|c| c == '.') { format!("_{slug}") } else { slug }
+}
+
+/// Makes a folder to work in, or opens one whose files are all of names that `own` knows: what somebody else keeps in it would be
+/// overwritten. `what` is what it might have held.
+pub(crate) fn own_folder(path: &Path, own: impl Fn(&str) -> bool, what: &str) -> Result<(), StudyError> {
+    let give = "give another --output";
+    if path.exists() && !path.is_dir() {
+        return Err(StudyError::Usage(format!("{}: it exists and is not a folder; {give}", path.display())));
+    }
+    std::fs::create_dir_all(path).map_err(StudyError::io(path))?;
+    for entry in std::fs::read_dir(path).map_err(StudyError::io(path))? {
+        let name = entry.map_err(StudyError::io(path))?.file_name();
+        let known = |name: &str| name == LOCK || name.ends_with(".part") || own(name);
+        if !name.to_str().is_some_and(known) {
+            return Err(StudyError::Usage(format!(
+                "{}: it holds {} and no {what}; {give}",
+                path.display(),
+                name.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_of_others_are_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = |at: &Path| own_folder(at, |name| name == "mine", "study");
+        let new = folder.path().join("a/b");
+        open(&new).unwrap();
+        for name in [LOCK, "mine", "x.part"] {
+            std::fs::write(new.join(name), "").unwrap();
+        }
+        open(&new).unwrap();
+        std::fs::write(new.join("config.json"), "").unwrap();
+        let told = open(&new).unwrap_err().to_string();
+        assert!(told.ends_with("it holds config.json and no study; give another --output"), "{told}");
+        let told = open(&new.join("mine")).unwrap_err().to_string();
+        assert!(told.ends_with("it exists and is not a folder; give another --output"), "{told}");
+    }
+}

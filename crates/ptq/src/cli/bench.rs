@@ -101,10 +101,13 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
         report.end_to_end = Some(measured?);
     }
     opened.close();
-    if let Some(output) = output {
-        output.write(page(&report)?.as_bytes())?;
+    if args.json {
+        print_json(&report)?
+    } else {
+        print(&report)?
     }
-    if args.json { print_json(&report) } else { print(&report) }
+    // Behind what is printed, so that a disk that has become full does not take both.
+    output.map_or(Ok(()), |output| output.write(page(&report)?.as_bytes()))
 }
 
 /// Columns of the table of kernels.
@@ -167,11 +170,16 @@ fn prediction_rows(prediction: &ascend::Prediction) -> Vec<Vec<String>> {
 }
 
 fn pays_lines(prediction: &ascend::Prediction) -> Vec<String> {
-    let pays = |(kind, from): (&&str, &Option<usize>)| match from {
-        Some(tokens) => format!("{kind}: faster than BF16 from {tokens} token(s) of a pass on"),
-        None => format!("{kind}: never faster than BF16 up to the largest pass"),
+    let pays = |(index, (kind, from)): (usize, (&&str, &Option<usize>))| {
+        let last = prediction.points.iter().rev().find(|point| point.speedups[index] > 1.0);
+        match (from, last) {
+            (Some(1), _) => format!("{kind}: faster than BF16 at every number of tokens above"),
+            (Some(tokens), _) => format!("{kind}: faster than BF16 from {tokens} tokens of a pass on"),
+            (None, Some(last)) => format!("{kind}: faster than BF16 up to {} tokens of a pass", last.tokens),
+            (None, None) => format!("{kind}: never faster than BF16 up to the largest pass"),
+        }
     };
-    let own = prediction.kinds.iter().zip(&prediction.pays_from).map(pays);
+    let own = prediction.kinds.iter().zip(&prediction.pays_from).enumerate().map(pays);
     own.chain(prediction.published.iter().map(|line| format!("published: {line}"))).collect()
 }
 

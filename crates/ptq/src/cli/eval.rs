@@ -30,9 +30,9 @@ pub(super) struct Args {
     /// With --task: new tokens of an answer at most
     #[arg(long, value_name = "N", value_parser = count, requires = "task")]
     pub(super) max_new_tokens: Option<usize>,
-    /// With --task: texts that are worked on at a time, or requests to --server; no text of a folder depends on it
-    #[arg(long, value_name = "N", value_parser = count, default_value_t = 16, requires = "task")]
-    pub(super) batch: usize,
+    /// With --task: texts that are worked on at a time, or requests to --server (default: 16); no text of a folder depends on it
+    #[arg(long, value_name = "N", value_parser = count, requires = "task")]
+    pub(super) batch: Option<usize>,
     /// With --task: folder for the items as they are finished, and the result
     #[arg(long, value_name = "DIR", requires = "task")]
     pub(super) output: Option<PathBuf>,
@@ -115,6 +115,22 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
     }
     if args.download.given() {
         return Err(Failure::usage("--download goes with --task: nothing else has data on the hub"));
+    }
+    // That they require --task is not asked of those beside a flag that excludes it.
+    for (given, flag) in [
+        (!args.data_dir.is_empty(), "--data-dir"),
+        (args.limit.is_some(), "--limit"),
+        (!args.seed.is_empty(), "--seed"),
+        (args.max_new_tokens.is_some(), "--max-new-tokens"),
+        (args.batch.is_some(), "--batch"),
+        (args.output.is_some(), "--output"),
+        (args.with_texts, "--with-texts"),
+        (args.allow_code_execution, "--allow-code-execution"),
+        (args.server.tokenizer.is_some(), "--tokenizer"),
+    ] {
+        if given {
+            return Err(Failure::usage(format!("{flag} goes with --task, not with --text or --tokens")));
+        }
     }
     let Some(model) = &args.model else { return Err(Failure::usage("give --model")) };
     let data = match (&args.tokens, &args.text) {

@@ -52,6 +52,8 @@ impl OutputFile {
         }
         let output = Self { path: parent.join(name), force };
         output.replaceable()?;
+        // The work that fills it may take hours.
+        output.partial().map_err(|error| output.unwritable(&error))?;
         Ok(output)
     }
 
@@ -72,19 +74,27 @@ impl OutputFile {
     /// Writes all of it or nothing.
     pub(super) fn write(&self, bytes: &[u8]) -> Result<(), Failure> {
         self.replaceable()?;
-        let parent = self.path.parent().unwrap_or(Path::new("."));
         let write = || -> io::Result<()> {
-            let mut file = tempfile::Builder::new()
-                .prefix(".ptq.")
-                .suffix(".partial")
-                // As for any other output: what the umask leaves of it.
-                .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))
-                .tempfile_in(parent)?;
+            let mut file = self.partial()?;
             file.write_all(bytes)?;
             file.as_file().sync_all()?;
             file.persist(&self.path)?;
             Ok(())
         };
-        write().map_err(|error| Failure::resources(format!("cannot write {}: {error}", self.path.display())))
+        write().map_err(|error| self.unwritable(&error))
+    }
+
+    /// A file beside it, gone when nobody has it any more.
+    fn partial(&self) -> io::Result<tempfile::NamedTempFile> {
+        tempfile::Builder::new()
+            .prefix(".ptq.")
+            .suffix(".partial")
+            // As for any other output: what the umask leaves of it.
+            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))
+            .tempfile_in(self.path.parent().unwrap_or(Path::new(".")))
+    }
+
+    fn unwritable(&self, error: &io::Error) -> Failure {
+        Failure::resources(format!("cannot write {}: {error}", self.path.display()))
     }
 }

@@ -129,12 +129,13 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
         human(prepared.disk.journal),
         match prepared.keeping.every {
             1 => String::new(),
-            every => format!(" (activations at every {every}th block)"),
+            every => format!(" (activations once in {every} blocks)"),
         }
     ))?;
     let least = if tokens.is_none() && plan.streams.calibration() { "at least " } else { "" };
     let time = seconds(forecast.seconds);
-    print_line(format_args!("estimated time: {least}{time} on {} threads", job.threads))?;
+    let threads = if job.threads == 1 { "one thread".to_owned() } else { format!("{} threads", job.threads) };
+    print_line(format_args!("estimated time: {least}{time} on {threads}"))?;
     Ok(())
 }
 

@@ -11,6 +11,9 @@ use quant_study::{TaskJob, TaskOutcome, run_task};
 use serde_json::json;
 use std::path::Path;
 
+/// Texts at a time where nobody says how many.
+const BATCH: usize = 16;
+
 /// A task by its name, or from a file.
 pub(super) fn task(name: &str) -> Result<Task, Failure> {
     let path = Path::new(name);
@@ -76,7 +79,7 @@ pub(super) fn run(name: &str, args: &Args, registry: &Registry) -> Result<(), Fa
         compute: args.compute,
         threads: args.threads.unwrap_or_else(default_threads),
         memory: args.memory,
-        batch: args.batch,
+        batch: args.batch.unwrap_or(BATCH),
         with_texts: args.with_texts,
         allow_code_execution: args.allow_code_execution,
         python: args.python.clone(),
@@ -115,8 +118,9 @@ fn print(outcome: &TaskOutcome) -> Result<(), Failure> {
     ))?;
     print_line(format!("{:17} {value}{interval}", result.figure.name))?;
     if let Some(choice) = &result.choice {
-        print_line(format!("acc               {:.2} %", choice.acc))?;
-        print_line(format!("acc_norm          {:.2} %", choice.acc_norm))?;
+        for (name, share) in [("acc", choice.acc), ("acc_norm", choice.acc_norm)] {
+            share.map_or(Ok(()), |share| print_line(format!("{name:17} {share:.2} %")))?;
+        }
         print_line(format!("greedy            {:.2} %", choice.greedy))?;
     }
     if let Some(answers) = &result.answers {

@@ -80,6 +80,7 @@ pub struct Trace {
 #[derive(Clone, Debug, Serialize)]
 pub struct Analysis {
     /// The model.
+    #[serde(serialize_with = "crate::shown::path")]
     pub model: PathBuf,
     /// What the recipe does before rounding, and the rounding, in words.
     pub recipe: Vec<String>,

@@ -2,6 +2,7 @@
 
 use super::{Grid, GridModel, GridRecipe, GridServer, NAME, Published, RecipeText};
 use crate::StudyError;
+use crate::files::slug;
 use quant_core::meant;
 use quant_kernels::Compute;
 use quant_model::Execution;
@@ -113,11 +114,24 @@ impl Reader<'_> {
             named.push(("servers", recipe_names().chain(model.servers.iter().map(|s| &s.name)).collect()));
         }
         for (key, names) in named {
-            if let Some((_, twice)) = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
-                return Err(
-                    self.wrong(key, format!("{twice:?} stands there twice; give each a `name` of its own"))
-                );
+            for (i, name) in names.iter().enumerate() {
+                // What is made of each lies in a folder of its name.
+                let Some(before) = names[..i].iter().find(|before| slug(before) == slug(name)) else {
+                    continue;
+                };
+                let told = if before == name {
+                    format!("{name:?} stands there twice")
+                } else {
+                    format!("{before:?} and {name:?} would have one folder, {}", slug(name))
+                };
+                return Err(self.wrong(key, format!("{told}; give each a `name` of its own")));
             }
+        }
+        if let Some(name) = recipe_names().find(|name| slug(name) == "float") {
+            return Err(self.wrong(
+                "recipes",
+                format!("{name:?} is the row of the model as it is; give another `name`"),
+            ));
         }
         let mut execution = Vec::new();
         for word in texts("execution")? {
@@ -337,6 +351,12 @@ mod tests {
             ("tasks: [gsm8k]", "tasks: []", "g, tasks: expected a list of names"),
             ("tasks: [gsm8k]", "tasks: [3]", "a list of texts; found 3"),
             ("[w8a8]", "[w8a8, w8a8]", "\"w8a8\" stands there twice"),
+            (
+                "[w8a8]",
+                "[{ name: a/b, recipe: w8a8 }, { name: a_b, recipe: w8a8 }]",
+                "recipes: \"a/b\" and \"a_b\" would have one folder, a_b; give each a `name` of its own",
+            ),
+            ("[w8a8]", "[{ name: float, recipe: w8a8 }]", "\"float\" is the row of the model as it is"),
             ("[w8a8]", "[{ name: x }]", "a `recipe`"),
             ("[w8a8]", "[w8a8]\nexecution: [int4]", "expected sim or int8; found \"int4\""),
             ("[w8a8]", "[w8a8]\nseeds: []", "g, seeds: expected a list"),

@@ -3,7 +3,7 @@
 use super::material::Material;
 use super::{TaskJob, TaskOutcome, TaskResult};
 use crate::StudyError;
-use crate::files::{Lock, read_json, write_whole};
+use crate::files::{Lock, own_folder, read_json, write_whole};
 use crate::record::{Done, Journal, lines};
 use quant_checkpoint::TensorHash;
 use serde::{Deserialize, Serialize};
@@ -41,7 +41,9 @@ impl Home {
         model: impl FnOnce() -> Result<Identity, StudyError>,
     ) -> Result<Option<Self>, StudyError> {
         let Some(folder) = job.output.clone() else { return Ok(None) };
-        std::fs::create_dir_all(&folder).map_err(StudyError::io(&folder))?;
+        if !folder.join(JOB).exists() {
+            own_folder(&folder, |name| [ITEMS, RESULT].contains(&name), "run of a task")?;
+        }
         let lock = Lock::take(&folder)?;
         let mut identity = identity(job, &material.seeds, &material.files, material.runs_programs())?;
         identity.extend(model()?);

@@ -22,10 +22,10 @@ pub struct Figure {
 /// All figures of a task with choices, in percent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ChoiceSummary {
-    /// The most likely choice is right.
-    pub acc: f64,
-    /// The most likely one for its characters is.
-    pub acc_norm: f64,
+    /// The most likely choice is right; none where there is never more than one to choose from.
+    pub acc: Option<f64>,
+    /// The most likely one for its characters is; none where `acc` is.
+    pub acc_norm: Option<f64>,
     /// The right choice is what the model itself would say.
     pub greedy: f64,
     /// `exp` of the mean negative log-likelihood of the right choice.
@@ -175,13 +175,14 @@ impl TaskResult {
 
     pub(super) fn of_choices(task: &Task, metric: ChoiceMetric, done: &Done) -> Result<Self, StudyError> {
         let (mut acc, mut acc_norm, mut said) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut total, mut broken) = (Some(0.0), 0);
+        let (mut total, mut broken, mut compared) = (Some(0.0), 0, false);
         for record in done.values() {
             if let Record::Choice { gold, log_likelihoods, greedy, acc: is, acc_norm: normed, .. } = record {
                 let right = *gold;
                 acc.push(*is);
                 acc_norm.push(*normed);
                 said.push(greedy.get(right).copied().unwrap_or(false));
+                compared |= log_likelihoods.len() > 1;
                 broken += usize::from(log_likelihoods.iter().any(Option::is_none));
                 total = total.zip(log_likelihoods.get(right).copied().flatten()).map(|(a, b)| a + b);
             }
@@ -189,16 +190,16 @@ impl TaskResult {
         let items = acc.len();
         let share = |flags: &[bool]| percent(flags.iter().filter(|flag| **flag).count(), items);
         let summary = ChoiceSummary {
-            acc: share(&acc),
-            acc_norm: share(&acc_norm),
+            acc: compared.then(|| share(&acc)),
+            acc_norm: compared.then(|| share(&acc_norm)),
             greedy: share(&said),
             perplexity: total
                 .map(|sum| quant_core::elementary::exp(-sum / items.max(1) as f64))
                 .filter(|p| p.is_finite()),
         };
         let (value, flags) = match metric {
-            ChoiceMetric::Acc => (summary.acc, acc),
-            ChoiceMetric::AccNorm => (summary.acc_norm, acc_norm),
+            ChoiceMetric::Acc => (share(&acc), acc),
+            ChoiceMetric::AccNorm => (share(&acc_norm), acc_norm),
             ChoiceMetric::Greedy => (summary.greedy, said),
         };
         let figure =

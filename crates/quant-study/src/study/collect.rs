@@ -2,10 +2,11 @@
 
 use super::compare::{Answers, compare};
 use super::depends::{of_answers, of_blame, standing};
-use super::place::{BLAME, FAILURES, PREDICTION, RANGES, SERVER, slug, variant_folder};
+use super::place::{BLAME, FAILURES, PREDICTION, RANGES, SERVER, variant_folder};
 use super::plan::{PlannedVariant, StudyPlan};
 use crate::StudyError;
 use crate::files::read_json;
+use crate::files::slug;
 use crate::results::{
     Column, ColumnResult, FailedPart, ModelResults, Status, StudyResults, TextFigures, VariantFacts,
     VariantResults,

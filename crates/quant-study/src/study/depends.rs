@@ -1,9 +1,10 @@
 //! What findings of a row depend on beside the row itself, so that none outlives a change of it.
 
 use super::compare::is_greedy;
-use super::place::{slug, variant_folder};
+use super::place::variant_folder;
 use crate::StudyError;
 use crate::files::read_json;
+use crate::files::slug;
 use crate::run::home::{identity_of, is_finished};
 use quant_checkpoint::TensorHash;
 use quant_data::Task;

@@ -1,6 +1,7 @@
 //! Where things of a study are.
 
 use crate::StudyError;
+use crate::files::slug;
 use crate::grid::{self, GridModel};
 use quant_model::Execution;
 use std::path::{Path, PathBuf};
@@ -24,14 +25,6 @@ pub(super) const PREDICTION: &str = "prediction.json";
 pub(super) const BLAME: &str = "blame.json";
 /// What of a row failed for another reason than its setting.
 pub(super) const FAILURES: &str = "failures.json";
-
-/// A name as that of a folder.
-pub(super) fn slug(name: &str) -> String {
-    let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.+".contains(c) { c } else { '_' };
-    let slug: String = name.chars().map(plain).collect();
-    // What is no name of a folder in its own right.
-    if slug.chars().all(|c| c == '.') { format!("_{slug}") } else { slug }
-}
 
 /// The folder of a model of a grid.
 pub(super) fn model_folder(model: &GridModel, output: &Path) -> Result<PathBuf, StudyError> {

@@ -5,6 +5,7 @@ use super::place::{SERVER, model_folder, word};
 use super::scoring::ScoringCost;
 use crate::StudyError;
 use crate::blame::BlameCost;
+use crate::files::slug;
 use crate::grid::{Grid, GridModel, GridRecipe, GridServer, RecipeText};
 use quant_data::{CalibrationSpec, Task, TaskKind, built_in_task};
 use quant_graph::{ModelScheme, ModelSpec};
@@ -136,8 +137,11 @@ pub(super) fn tasks(grid: &Grid) -> Result<Vec<Task>, StudyError> {
         }
     }
     for (index, task) in tasks.iter().enumerate() {
-        if tasks[..index].iter().any(|other| other.name() == task.name()) {
-            return Err(StudyError::grid("tasks", format!("{:?} stands there twice", task.name())));
+        // What is found of each lies in a folder of its name.
+        let before = tasks[..index].iter().map(Task::name).find(|other| slug(other) == slug(task.name()));
+        if let Some(before) = before {
+            let twice = format!("{before:?} and {:?} stand there: two tasks of one name", task.name());
+            return Err(StudyError::grid("tasks", twice));
         }
     }
     Ok(tasks)

@@ -3,12 +3,12 @@
 use super::clock::{Clock, PartTime};
 use super::collect::collect;
 use super::job::StudyJob;
-use super::place::{discard, model_folder, remove_folder, slug, variant_folder};
+use super::place::{discard, model_folder, remove_folder, variant_folder};
 use super::plan::{PlannedVariant, StudyPlan, tasks};
 use super::rows::{Origin, Rows};
 use super::scoring::ScoringCost;
 use crate::StudyError;
-use crate::files::{Lock, read_json, write_beside_others, write_whole};
+use crate::files::{Lock, own_folder, read_json, slug, write_beside_others, write_whole};
 use crate::grid::{Grid, GridModel};
 use crate::programs::check_programs;
 use crate::report;
@@ -37,6 +37,7 @@ pub struct StudyOutcome {
 /// # Errors
 /// [`StudyError`] for a grid whose models, tasks or data cannot be read.
 pub fn plan_study(job: &StudyJob, registry: &Registry) -> Result<StudyPlan, StudyError> {
+    check_place(&job.output)?;
     let shared = Shared::new(job.shared_bytes());
     let plan = StudyPlan::new(job, registry, true, &shared)?;
     let ways = |model: &GridModel| plan.ways(model);
@@ -57,7 +58,7 @@ pub fn run_study(
 ) -> Result<StudyOutcome, StudyError> {
     let mut clock = Clock::new(events);
     let events = &mut clock;
-    std::fs::create_dir_all(&job.output).map_err(StudyError::io(&job.output))?;
+    check_place(&job.output)?;
     let _lock = Lock::take(&job.output)?;
     let begun = job.output.join(PLAN).exists();
     if begun && !job.resume && !job.restart_changed {
@@ -110,6 +111,24 @@ pub fn run_study(
         remove_folder(&job.output.join("work"))?;
     }
     Ok(StudyOutcome { results, failed, times: clock.parts() })
+}
+
+/// Refuses a folder that holds something else than a study, or what planning one has left there.
+fn check_place(output: &Path) -> Result<(), StudyError> {
+    if output.join(PLAN).exists() {
+        return Ok(());
+    }
+    // Of folders to work in, planning makes one alone.
+    let planned = |work: &Path| {
+        let names = std::fs::read_dir(work).into_iter().flatten().flatten().map(|entry| entry.file_name());
+        names.into_iter().all(|name| name == "plan")
+    };
+    let own = |name: &str| match name {
+        GRID | "embedded" | "tasks" => true,
+        "work" => planned(&output.join(name)),
+        _ => false,
+    };
+    own_folder(output, own, "study")
 }
 
 /// Makes the report of a study from what is finished of it.

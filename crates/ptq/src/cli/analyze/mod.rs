@@ -68,13 +68,13 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
     let result = prepared.run(&mut progress);
     progress.finish();
     let analysis = result?;
-    if let Some(output) = output {
-        output.write(page::page(&analysis)?.as_bytes())?;
-    }
     if args.json {
-        return print_json(&analysis);
+        print_json(&analysis)?
+    } else {
+        print_line(text::text(&analysis))?
     }
-    print_line(text::text(&analysis))
+    // Behind what is printed, so that a disk that has become full does not take both.
+    output.map_or(Ok(()), |output| output.write(page::page(&analysis)?.as_bytes()))
 }
 
 /// What the work will take, in a line or two.

@@ -4,12 +4,10 @@ mod reading;
 
 use super::depends::{of_answers, of_blame, stands};
 use super::job::StudyJob;
-use super::place::{
-    BLAME, FAILURES, PREDICTION, RANGES, SERVER, discard, remove_file, slug, variant_folder, word,
-};
+use super::place::{BLAME, FAILURES, PREDICTION, RANGES, SERVER, discard, remove_file, variant_folder, word};
 use super::plan::{PlannedVariant, calibration, quantize_job, recipe};
 use crate::StudyError;
-use crate::files::{read_json, write_whole};
+use crate::files::{read_json, slug, write_whole};
 use crate::grid::{Grid, GridModel, GridRecipe, GridServer};
 use crate::programs::runs_programs;
 use crate::results::{FailedPart, Status, VariantFacts};

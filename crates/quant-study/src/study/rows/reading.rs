@@ -3,6 +3,7 @@
 use super::Rows;
 use crate::StudyError;
 use crate::blame::{BLAMED, BlameOptions, blame};
+use crate::files::slug;
 use crate::files::write_whole;
 use crate::grid::GridRecipe;
 use crate::ranges::ranges;
@@ -11,7 +12,7 @@ use crate::run::home::{finished_in, pretty};
 use crate::run::tokens::Texts;
 use crate::study::compare::is_greedy;
 use crate::study::depends::{Dependent, of_answers, of_blame, stands};
-use crate::study::place::{BLAME, PREDICTION, slug, variant_folder};
+use crate::study::place::{BLAME, PREDICTION, variant_folder};
 use crate::study::plan::{PlannedVariant, calibration, recipe};
 use crate::verdict::{FloatAnswer, Prediction, predict};
 use quant_checkpoint::{BlockSource, FolderSource};
