@@ -145,7 +145,12 @@ fn folders_of_others_are_not_worked_in() {
     assert_eq!(files(&output), before);
     let model = copy_of_model(work.path());
     let before = files(&model);
-    let asked = ["eval", "--model", text(&model), "--task", "tiny-word", "--limit", "2", "--output"];
+    let data = tiny_reasoner();
+    let asked = [
+        &["eval", "--model", text(&model), "--task", "tiny-word", "--data-dir", text(&data)],
+        &["--limit", "2", "--output"][..],
+    ]
+    .concat();
     ptq(&[&asked[..], &[text(&model)]].concat()).expect(2, &["no run of a task; give another --output"]);
     ptq(&[&asked[..], &[&grid]].concat()).expect(2, &["it exists and is not a folder"]);
     study(&["--grid", &grid], &model).expect(2, &["no study"]);

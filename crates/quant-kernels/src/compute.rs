@@ -22,7 +22,8 @@ pub enum Compute {
     /// products, `x1 y0 + x0 y1 + x0 y0`, added in this order. Off by at most `3 · 2^-16 |x| |y|`, a third of it in the mean.
     ///
     /// Three times the work of [`Compute::Bf16`]: for processors whose tiles do that faster than one product in f32. Where the
-    /// instructions take subnormal bf16 values as zero, a part below `2^-126` is lost: up to `2^-126 (|x| + |y|)` of a product.
+    /// instructions take subnormal bf16 values as zero, a part below `2^-126` is lost: up to `2^-126 (|x| + |y|)` of a product, and
+    /// `2^-126` of every product or sum that is smaller.
     /// An operand that rounds to infinity makes NaN, since it meets parts that are zero.
     Bf16x2,
     /// Three bfloat16 values, six products: `x2 y0 + x1 y1 + x0 y2 + x1 y0 + x0 y1 + x0 y0`. Off by at most `2^-22 |x| |y|` beside the

@@ -42,7 +42,7 @@
 //! has in a batch, and a [`PreparedWeight`] gives the bits of [`linear`]. With [`Compute::F32`], where every step is
 //! one fused multiply-add, the portable, AVX2 and AVX-512 levels agree to the bit as well; with [`Compute::Bf16`] on
 //! f32 elements the AVX-512 BF16 instructions and the tiles of AMX add the products of some words in their own order (and take
-//! subnormal operands as zero), so those levels differ from the others by rounding.
+//! subnormal operands and results as zero), so those levels differ from the others by rounding.
 //!
 //! # Choosing
 //! Prepare a weight that meets fewer than a few hundred tokens at a time: packing it costs as much as multiplying it

@@ -12,7 +12,7 @@ use super::portable::Portable;
 use super::sink::{Region, Store, Target, Through, Tile};
 #[cfg(target_arch = "x86_64")]
 use super::x86::{AmxI8, Avx2I8, Avx512VnniI8, AvxVnniI8};
-use crate::Par;
+use crate::{Par, vectorized};
 
 /// Work that is generic over the kernel.
 trait Visitor {
@@ -95,32 +95,36 @@ pub(crate) fn integer_product(
     unsafe { run(&sink, a, b, par) };
 }
 
-/// Makes results of type `T` out of sums: row, first column, adjacent sums of that row, and the place of as many results.
-pub(crate) type FinishRow<'a, T> = dyn Fn(usize, usize, &[i32], &mut [T]) + Sync + 'a;
-
-/// Has `finish` make every element of `dst` out of the sums of `a b`, in any order and from several threads. Shapes were checked by the caller; the columns of `dst` are
-/// adjacent.
+/// Has `finish` make every element of `dst` out of the sums of `a b`, in any order and from several threads: of a row, a first column and
+/// the adjacent sums from there on it makes as many results. It is compiled with the instructions of the machine where it is always
+/// inlined. Shapes were checked by the caller; the columns of `dst` are adjacent.
 pub(crate) fn integer_through<T: Copy + Send>(
     mut dst: ArrayViewMut2<'_, T>,
     a: ArrayView2<'_, i8>,
     b: &PackedInteger,
     par: Par,
-    finish: &FinishRow<'_, T>,
+    finish: impl Fn(usize, usize, &[i32], &mut [T]) + Sync,
 ) {
     assert!(has_adjacent_columns(&dst), "results need adjacent columns");
     assert_eq!(dst.dim(), (a.nrows(), b.cols()), "a result for every sum");
     let dst =
         Target { stride: dst.strides()[0], rows: dst.nrows(), cols: dst.ncols(), ptr: dst.as_mut_ptr() };
+    // Once for a tile: a row of it has few elements.
     let rows = |tile: Tile<'_, i32>| {
-        for (r, sums) in tile.sums.chunks(tile.stride).enumerate() {
-            let row = tile.row + r;
-            // SAFETY: the elements of one row of the tile in the destination, which no other tile has.
-            let out = unsafe {
-                let first = dst.row(row).add(tile.column);
-                std::slice::from_raw_parts_mut(first, tile.columns)
-            };
-            finish(row, tile.column, &sums[..tile.columns], out);
-        }
+        vectorized(
+            #[inline(always)]
+            || {
+                for (r, sums) in tile.sums.chunks(tile.stride).enumerate() {
+                    let row = tile.row + r;
+                    // SAFETY: the elements of one row of the tile in the destination, which no other tile has.
+                    let out = unsafe {
+                        let first = dst.row(row).add(tile.column);
+                        std::slice::from_raw_parts_mut(first, tile.columns)
+                    };
+                    finish(row, tile.column, &sums[..tile.columns], out);
+                }
+            },
+        );
     };
     let sink = Through { dim: (a.nrows(), b.cols()), finish: &rows };
     // SAFETY: the tiles of a sink are disjoint, and `dst` is borrowed mutably.

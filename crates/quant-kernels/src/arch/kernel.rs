@@ -132,6 +132,9 @@ pub(crate) unsafe trait Kernel: Copy + Send + Sync {
     /// Elements of the summed index per block, whole steps of `WORDS` words. A running sum is written to the result after each block, so this
     /// number is part of what a float product computes: kernels that must agree share it.
     const KC: usize;
+    /// Bytes of packed rows and of packed columns of one task in one block of the summed index: the columns stay in the second-level
+    /// cache while the rows stream by.
+    const TASK_BYTES: (usize, usize) = TASK_BYTES;
     /// Words of each lane in front of a block of a right panel, which [`Kernel::head`] fills: 0 or 1.
     const HEAD: usize = 0;
 
@@ -222,6 +225,7 @@ where
     const MR: usize = K::MR;
     const NR: usize = K::NR;
     const KC: usize = K::KC;
+    const TASK_BYTES: (usize, usize) = K::TASK_BYTES;
 
     fn session(self) -> K::Session {
         self.0.session()
@@ -244,11 +248,13 @@ where
     }
 }
 
+/// [`Kernel::TASK_BYTES`] for second-level caches of 1 MB.
+pub(super) const TASK_BYTES: (usize, usize) = (256 << 10, 384 << 10);
 /// Elements of the summed index per block for f32: two panels of 14 and 32 lanes stay in the first-level caches.
 pub(super) const KC_F32: usize = 384;
 /// The same bytes in f64.
 pub(super) const KC_F64: usize = 192;
 /// Integer sums never leave the registers half done: a block is the whole of the longest sum that 32 bits hold,
-/// [`quant_core::operators::MAX_DEPTH`]. Panels of that length stream from the second-level cache, which takes a tenth of
-/// what it can give.
+/// [`quant_core::operators::MAX_DEPTH`]. Panels of that length stream from the second-level cache, which takes vector instructions a tenth
+/// of what it can give; tiles would take all of it.
 pub(super) const KC_INTEGER: usize = 1 << 16;

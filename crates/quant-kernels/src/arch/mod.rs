@@ -54,7 +54,7 @@ pub(crate) use dispatch::{PackedOperand, has_adjacent_columns, product_levels};
 pub(crate) use grouped::{MAX_ROWS, PER_WORD, group_sums, most_rows, pack_tokens, tile_rows};
 pub(crate) use hadamard::Butterflies;
 pub use heap::return_freed_memory;
-pub(crate) use integer::{FinishRow, PackedInteger, integer_product, integer_through, pack_integer};
+pub(crate) use integer::{PackedInteger, integer_product, integer_through, pack_integer};
 pub use integer_level::IntegerLevel;
 pub(crate) use kernel::WIDTH;
 pub use level::Level;

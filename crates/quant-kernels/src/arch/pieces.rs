@@ -14,10 +14,6 @@ const ROW_GROUP_BYTES: usize = 16 << 20;
 /// Packed columns over the same blocks of the summed index: inside a third-level cache, and enough of them for every thread.
 const COLUMN_GROUP_BYTES: usize = 4 << 20;
 const COLUMN_GROUP_BYTES_A_THREAD: usize = 512 << 10;
-/// Packed rows and columns of one task in one block of the summed index: the columns stay in the second-level cache while the rows
-/// stream by.
-const TASK_ROW_BYTES: usize = 256 << 10;
-const TASK_COLUMN_BYTES: usize = 384 << 10;
 /// Packed panels copied by one task.
 const PACK_TASK_BYTES: usize = 128 << 10;
 /// How often a task may be halved in each direction, so that there is work for every thread.
@@ -58,13 +54,12 @@ impl Pieces {
         let row_group = balanced(m, ROW_GROUP.min(fitting(ROW_GROUP_BYTES, left_bytes, K::MR)), K::MR);
         let block_bytes = row_group * K::KC / K::PAIR * size_of::<LeftWord<K>>();
         let depth_group = (ROW_GROUP_BYTES / block_bytes).max(1) * K::KC;
-        let task_rows = balanced(row_group, fitting(TASK_ROW_BYTES, left_bytes, K::MR), K::MR);
+        let task_rows = balanced(row_group, fitting(K::TASK_BYTES.0, left_bytes, K::MR), K::MR);
         // Where one task has all rows, nobody else needs the columns it makes.
         let one_row_of_tasks = m <= task_rows;
         let made = one_row_of_tasks && matches!(b, Columns::Made(_));
         // What is made goes from the first-level cache into the registers, or not far beyond.
-        let task_columns =
-            fitting(if made { PACK_TASK_BYTES } else { TASK_COLUMN_BYTES }, right_bytes, K::NR);
+        let task_columns = fitting(if made { PACK_TASK_BYTES } else { K::TASK_BYTES.1 }, right_bytes, K::NR);
         let shared_columns = !one_row_of_tasks && !matches!(b, Columns::Packed(_));
         let column_group = if shared_columns {
             let bytes = COLUMN_GROUP_BYTES.max(COLUMN_GROUP_BYTES_A_THREAD * threads);

@@ -1,6 +1,6 @@
 //! What a processor says of itself beyond what the standard library asks it.
 
-use std::arch::x86_64::{__cpuid, __cpuid_count};
+use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 use std::sync::OnceLock;
 
 /// Which products of tiles a processor has.
@@ -20,7 +20,7 @@ pub(super) fn tiles() -> Option<TileUnits> {
         const INT8: u32 = 1 << 25;
         let edx = features();
         let units = TileUnits { int8: edx & INT8 != 0, bf16: edx & BF16 != 0 };
-        (edx & TILE != 0 && may_use_tiles()).then_some(units)
+        (edx & TILE != 0 && saves_tiles() && may_use_tiles()).then_some(units)
     })
 }
 
@@ -28,6 +28,19 @@ pub(super) fn tiles() -> Option<TileUnits> {
 fn features() -> u32 {
     const EXTENSIONS: u32 = 7;
     if __cpuid(0).eax < EXTENSIONS { 0 } else { __cpuid_count(EXTENSIONS, 0).edx }
+}
+
+/// Whether the system saves the registers of tiles and their configuration when threads take turns.
+fn saves_tiles() -> bool {
+    const OSXSAVE: u32 = 1 << 27;
+    const TILES: u64 = 0b11 << 17;
+    #[target_feature(enable = "xsave")]
+    fn saved() -> u64 {
+        // SAFETY: register 0 is there wherever the instruction is.
+        unsafe { _xgetbv(0) }
+    }
+    // SAFETY: the system has turned the instruction on.
+    __cpuid(1).ecx & OSXSAVE != 0 && unsafe { saved() } & TILES == TILES
 }
 
 /// Asks the kernel for the registers.

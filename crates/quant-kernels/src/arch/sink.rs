@@ -106,7 +106,8 @@ impl<K: Kernel> Sink<K> for Store<K::Out, K::Alpha> {
         const { assert!(K::MR * K::NR <= MAX_TILE) };
         let (dst, alpha) = (self.dst, self.alpha);
         let accumulate = self.accumulate || !block.begins;
-        let mut edge = [K::Out::zero(); MAX_TILE];
+        let mut edge = Buffer([K::Out::zero(); MAX_TILE]);
+        let edge = &mut edge.0;
         let _session = kernel.session();
         for i in block.rows.clone().step_by(K::MR) {
             let rows = K::MR.min(block.rows.end - i);
@@ -183,7 +184,8 @@ impl<K: Kernel<Alpha = ()>> Sink<K> for Through<'_, K::Out> {
     unsafe fn block(&self, kernel: K, block: &Block, a: *const LeftWord<K>, b: *const RightWord<K>) {
         const { assert!(K::MR * K::NR <= MAX_TILE) };
         assert!(block.begins, "a sum longer than a block of its kernel");
-        let mut sums = [K::Out::zero(); MAX_TILE];
+        let mut sums = Buffer([K::Out::zero(); MAX_TILE]);
+        let sums = &mut sums.0;
         let _session = kernel.session();
         for row in block.rows.clone().step_by(K::MR) {
             let rows = K::MR.min(block.rows.end - row);
@@ -199,6 +201,10 @@ impl<K: Kernel<Alpha = ()>> Sink<K> for Through<'_, K::Out> {
         }
     }
 }
+
+/// A tile on whole cache lines, which instructions store a row at a time.
+#[repr(align(64))]
+struct Buffer<T>([T; MAX_TILE]);
 
 impl Block {
     /// The panels of a row and a column of the block.

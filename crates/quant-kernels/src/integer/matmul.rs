@@ -10,7 +10,7 @@ use quant_core::{Bits, CoreError, QParams};
 
 use super::quantize::{quantize_static, quantize_tokens};
 use super::weight::IntegerWeight;
-use crate::{IntegerLevel, Par, arch, vectorized};
+use crate::{IntegerLevel, Par, arch};
 
 /// The operators on the processor, with the instructions of a level; results do not depend on it.
 ///
@@ -204,23 +204,24 @@ impl Results for Prepared {
             out.assign(&rows);
             return;
         }
-        self.weight.finish_into(x.codes.view(), out, par, &|token, first, sums, out| {
-            let outputs = first..first + sums.len();
-            let (scales, floats) = (&self.scales[outputs.clone()], &self.floats[outputs.clone()]);
-            let (integers, row_sums) = (&self.integers[outputs.clone()], &self.row_sums[outputs]);
-            let (scale, zero) = x.params(token);
-            vectorized(
-                #[inline(always)]
-                || {
-                    let parameters = integers.iter().zip(row_sums).zip(scales).zip(floats);
-                    for ((out, &sum), (((integer, row_sum), &channel), &float)) in
-                        out.iter_mut().zip(sums).zip(parameters)
-                    {
-                        let integer = integer.wrapping_sub(zero.wrapping_mul(*row_sum));
-                        *out = convert(finish(sum, integer, channel, scale, float));
-                    }
-                },
-            );
-        });
+        self.weight.finish_into(
+            x.codes.view(),
+            out,
+            par,
+            #[inline(always)]
+            |token, first, sums: &[i32], out: &mut [T]| {
+                let outputs = first..first + sums.len();
+                let (scales, floats) = (&self.scales[outputs.clone()], &self.floats[outputs.clone()]);
+                let (integers, row_sums) = (&self.integers[outputs.clone()], &self.row_sums[outputs]);
+                let (scale, zero) = x.params(token);
+                let parameters = integers.iter().zip(row_sums).zip(scales).zip(floats);
+                for ((out, &sum), (((integer, row_sum), &channel), &float)) in
+                    out.iter_mut().zip(sums).zip(parameters)
+                {
+                    let integer = integer.wrapping_sub(zero.wrapping_mul(*row_sum));
+                    *out = convert(finish(sum, integer, channel, scale, float));
+                }
+            },
+        );
     }
 }

@@ -96,7 +96,7 @@ impl IntegerWeight {
         x: ArrayView2<'_, i8>,
         dst: ArrayViewMut2<'_, T>,
         par: Par,
-        finish: &arch::FinishRow<'_, T>,
+        finish: impl Fn(usize, usize, &[i32], &mut [T]) + Sync,
     ) {
         arch::integer_through(dst, x, &self.packed, par, finish);
     }

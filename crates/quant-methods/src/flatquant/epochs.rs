@@ -89,7 +89,8 @@ impl FlatBlock<'_, '_> {
         })
     }
 
-    /// One more epoch; false where there is none. `step` is called before every step with those that were taken.
+    /// One more epoch; false where there is none. `step` is called before every step with those that were taken, and
+    /// again before its backward and its end, so that nobody who wants to stop waits for a whole one.
     pub(super) fn go_on(
         &self,
         training: &mut Training,
@@ -142,7 +143,8 @@ impl FlatBlock<'_, '_> {
         par: Par,
     ) -> Result<(), MethodError> {
         for batch in batches {
-            before(losses.len())?;
+            let taken = losses.len();
+            before(taken)?;
             let step = FlatStep::new(self.shape, scheme, parameters)?;
             let merged = step.weights(self.float, par)?;
             let mut with: EffectiveWeights<'_, f32> =
@@ -152,9 +154,11 @@ impl FlatBlock<'_, '_> {
             let part = Slice::from(batch.rows.clone());
             let (x, target) = (x.slice_axis(Axis(0), part), target.slice_axis(Axis(0), part));
             let (y, tape) = self.training.record(x, &batch.starts, &with, &mut insert, par)?;
+            before(taken)?;
             let loss = mean_squared_error(y.view(), target).logarithmic();
             losses.push(loss.value);
             let mut back = tape.backward(loss.gradient, &mut insert, par)?;
+            before(taken)?;
             back.weights.retain(|id, _| merged.contains_key(id));
             let gradients = step.backward(self.float, &back.weights, insert.into_sums(), par)?;
             let mut rates = [0.0; 4];

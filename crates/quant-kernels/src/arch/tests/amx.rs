@@ -165,9 +165,15 @@ fn products_of_bytes_are_exact() {
             assert_eq!(multiplied(&packed, a.view(), par), want, "{m}x{k}x{n} {par}");
             assert_eq!(multiplied(&packed, a_columns.t(), par), want, "{m}x{k}x{n} {par}, columns");
             let mut doubled = Array2::from_elem((m, n), f64::NAN);
-            integer_through(doubled.view_mut(), a.view(), &packed, par, &|_, _, sums, out| {
-                out.iter_mut().zip(sums).for_each(|(out, &sum)| *out = 2.0 * f64::from(sum));
-            });
+            integer_through(
+                doubled.view_mut(),
+                a.view(),
+                &packed,
+                par,
+                |_, _, sums: &[i32], out: &mut [f64]| {
+                    out.iter_mut().zip(sums).for_each(|(out, &sum)| *out = 2.0 * f64::from(sum));
+                },
+            );
             assert_eq!(doubled, want.mapv(|sum| 2.0 * f64::from(sum)), "{m}x{k}x{n} {par}, finished");
         }
     }
