@@ -129,8 +129,8 @@ fn a_broken_lesson_goes_on() {
                 }
             }
             breaks += 1;
-            // Not a whole epoch of four steps further at times, so that steps are lost.
-            (diary.until, diary.steps) = (diary.until % 7 + 3, 0);
+            // Not a whole epoch of four steps further at times, each of which asks three times, so that steps are lost.
+            (diary.until, diary.steps) = (diary.until % 19 + 7, 0);
         };
         assert!(breaks > 2 && found == whole, "{breaks} breaks");
         // What a diary has is of this lesson or refused.
