@@ -102,9 +102,9 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
     }
     opened.close();
     if args.json {
-        print_json(&report)?
+        print_json(&report)?;
     } else {
-        print(&report)?
+        print(&report)?;
     }
     // Behind what is printed, so that a disk that has become full does not take both.
     output.map_or(Ok(()), |output| output.write(page(&report)?.as_bytes()))

@@ -69,9 +69,9 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
     progress.finish();
     let analysis = result?;
     if args.json {
-        print_json(&analysis)?
+        print_json(&analysis)?;
     } else {
-        print_line(text::text(&analysis))?
+        print_line(text::text(&analysis))?;
     }
     // Behind what is printed, so that a disk that has become full does not take both.
     output.map_or(Ok(()), |output| output.write(page::page(&analysis)?.as_bytes()))
