@@ -120,7 +120,7 @@ impl RowStore {
     /// Frees the rows that were read and worked on last, whose memory is otherwise used again for the next ones: for a store that
     /// has to wait beside many others. Where rows are in memory as they are, there are none.
     pub fn rest(&self) {
-        self.spare.take();
+        self.spare.free();
         if let Backing::Elsewhere(Elsewhere::Rounded(narrow)) = &self.backing {
             narrow.rest();
         }
@@ -134,9 +134,8 @@ impl RowStore {
         match &self.backing {
             Backing::Memory(data) => Ok(views::rows(data.view(), range).into()),
             Backing::Elsewhere(elsewhere) => {
-                let mut copy = self.spare.take();
                 let shape = (range.len(), self.width);
-                copy.resize(range.len() * self.width, 0.0);
+                let mut copy = self.spare.take(range.len() * self.width);
                 elsewhere.read(range, self.width, &mut copy)?;
                 Ok(StoredRows::copied(Array2::from_shape_vec(shape, copy).unwrap_or_default(), &self.spare))
             }
@@ -177,8 +176,8 @@ impl RowStore {
         match &mut self.backing {
             Backing::Memory(data) => f(data.slice_axis_mut(Axis(0), Slice::from(range))),
             Backing::Elsewhere(elsewhere) => {
-                let (mut rows, width) = (self.spare.take(), self.width);
-                rows.resize(range.len() * width, 0.0);
+                let width = self.width;
+                let mut rows = self.spare.take(range.len() * width);
                 if read {
                     elsewhere.read(range.clone(), width, &mut rows)?;
                 }

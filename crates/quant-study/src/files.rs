@@ -66,14 +66,16 @@ pub(crate) fn slug(name: &str) -> String {
     if slug.chars().all(|c| c == '.') { format!("_{slug}") } else { slug }
 }
 
-/// Makes a folder to work in, or opens one whose files are all of names that `own` knows: what somebody else keeps in it would be
+/// Checks that there is no folder yet, or one whose files are all of names that `own` knows: what somebody else keeps in it would be
 /// overwritten. `what` is what it might have held.
-pub(crate) fn own_folder(path: &Path, own: impl Fn(&str) -> bool, what: &str) -> Result<(), StudyError> {
+pub(crate) fn check_own(path: &Path, own: impl Fn(&str) -> bool, what: &str) -> Result<(), StudyError> {
     let give = "give another --output";
-    if path.exists() && !path.is_dir() {
+    if !path.exists() {
+        return Ok(());
+    }
+    if !path.is_dir() {
         return Err(StudyError::Usage(format!("{}: it exists and is not a folder; {give}", path.display())));
     }
-    std::fs::create_dir_all(path).map_err(StudyError::io(path))?;
     for entry in std::fs::read_dir(path).map_err(StudyError::io(path))? {
         let name = entry.map_err(StudyError::io(path))?.file_name();
         let known = |name: &str| name == LOCK || name.ends_with(".part") || own(name);
@@ -95,9 +97,11 @@ mod tests {
     #[test]
     fn folders_of_others_are_left_alone() {
         let folder = tempfile::tempdir().unwrap();
-        let open = |at: &Path| own_folder(at, |name| name == "mine", "study");
+        let open = |at: &Path| check_own(at, |name| name == "mine", "study");
         let new = folder.path().join("a/b");
         open(&new).unwrap();
+        assert!(!new.exists());
+        std::fs::create_dir_all(&new).unwrap();
         for name in [LOCK, "mine", "x.part"] {
             std::fs::write(new.join(name), "").unwrap();
         }

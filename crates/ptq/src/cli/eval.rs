@@ -117,7 +117,7 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
         return Err(Failure::usage("--download goes with --task: nothing else has data on the hub"));
     }
     // That they require --task is not asked of those beside a flag that excludes it.
-    for (given, flag) in [
+    let of_tasks = [
         (!args.data_dir.is_empty(), "--data-dir"),
         (args.limit.is_some(), "--limit"),
         (!args.seed.is_empty(), "--seed"),
@@ -127,11 +127,8 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
         (args.with_texts, "--with-texts"),
         (args.allow_code_execution, "--allow-code-execution"),
         (args.server.tokenizer.is_some(), "--tokenizer"),
-    ] {
-        if given {
-            return Err(Failure::usage(format!("{flag} goes with --task, not with --text or --tokens")));
-        }
-    }
+    ];
+    Failure::none_given(&of_tasks, "--task, not with --text or --tokens")?;
     let Some(model) = &args.model else { return Err(Failure::usage("give --model")) };
     let data = match (&args.tokens, &args.text) {
         (Some(tokens), _) => EvalData::Tokens(CalibrationSpec::parse(tokens)?),

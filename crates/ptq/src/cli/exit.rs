@@ -38,6 +38,14 @@ impl Failure {
     pub fn usage(message: impl Into<String>) -> Self {
         Self { code: 2, message: Some(message.into()) }
     }
+    /// Refuses the first of some flags that is given; each goes with something else, which `goes` says.
+    ///
+    /// # Errors
+    /// A [usage](Self::usage) that names the flag.
+    pub(super) fn none_given(flags: &[(bool, &str)], goes: &str) -> Result<(), Self> {
+        let refused = |(_, flag): &(bool, &str)| Err(Self::usage(format!("{flag} goes with {goes}")));
+        flags.iter().find(|(given, _)| *given).map_or(Ok(()), refused)
+    }
     /// What this program, or this machine, does not do.
     #[must_use]
     pub fn unsupported(message: impl Into<String>) -> Self {

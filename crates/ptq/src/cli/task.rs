@@ -26,7 +26,7 @@ pub(super) fn task(name: &str) -> Result<Task, Failure> {
 }
 
 pub(super) fn run(name: &str, args: &Args, registry: &Registry) -> Result<(), Failure> {
-    for (given, flag) in [
+    let of_texts = [
         (args.seq_len.is_some(), "--seq-len"),
         (args.limit_tokens.is_some(), "--limit-tokens"),
         (args.reference.is_some(), "--reference"),
@@ -35,11 +35,8 @@ pub(super) fn run(name: &str, args: &Args, registry: &Registry) -> Result<(), Fa
         (args.flips, "--flips"),
         (args.card, "--card"),
         (args.per_sequence, "--per-sequence"),
-    ] {
-        if given {
-            return Err(Failure::usage(format!("{flag} goes with --text or --tokens, not with --task")));
-        }
-    }
+    ];
+    Failure::none_given(&of_texts, "--text or --tokens, not with --task")?;
     // Of a model behind a server, what is here is its tokenizer.
     let (model, url) = match (&args.server.server, &args.model, &args.server.tokenizer) {
         (Some(url), _, Some(tokenizer)) => (tokenizer, Some(url)),
@@ -47,16 +44,13 @@ pub(super) fn run(name: &str, args: &Args, registry: &Registry) -> Result<(), Fa
         _ => return Err(Failure::usage("give --model, or --server with --tokenizer")),
     };
     if url.is_some() {
-        for (given, flag) in [
+        let of_models = [
             (args.backend.is_given(), "--backend"),
             (args.execution() != Execution::Simulated, "--execute"),
             (args.compute != Compute::F32, "--compute"),
             (args.memory.is_some(), "--memory"),
-        ] {
-            if given {
-                return Err(Failure::usage(format!("{flag} goes with --model: the server has its own way")));
-            }
-        }
+        ];
+        Failure::none_given(&of_models, "--model: the server has its own way")?;
     }
     let task = task(name)?;
     let mut data = args.data_dir.clone();

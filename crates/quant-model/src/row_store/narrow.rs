@@ -48,7 +48,7 @@ impl Narrow {
     /// Frees what is only memory to be used again.
     pub(super) fn rest(&self) {
         if let Halves::File(_, spare) = &self.halves {
-            spare.take();
+            spare.free();
         }
     }
 
@@ -61,8 +61,7 @@ impl Narrow {
         match &self.halves {
             Halves::Memory(halves) => self.widen(views::rows(halves.view(), range.clone()), out.view_mut()),
             Halves::File(spilled, spare) => {
-                let mut halves = spare.take();
-                halves.resize(range.len() * self.width, 0);
+                let mut halves = spare.take(range.len() * self.width);
                 spilled.read(range.start * self.width, &mut halves)?;
                 self.widen(views::matrix(&halves, range.len(), self.width), out.view_mut());
                 spare.give_back(halves);
@@ -82,8 +81,8 @@ impl Narrow {
         match &mut self.halves {
             Halves::Memory(halves) => narrow(rows, views::rows_mut(halves, range), self.par),
             Halves::File(spilled, spare) => {
-                let mut halves = spare.take();
-                narrow(rows, views::scratch(&mut halves, rows.dim()), self.par);
+                let mut halves = spare.take(rows.len());
+                narrow(rows, views::matrix_mut(&mut halves, range.len(), self.width), self.par);
                 spilled.write(range.start * self.width, &halves)?;
                 spare.give_back(halves);
             }

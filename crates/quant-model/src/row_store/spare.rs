@@ -1,5 +1,6 @@
 //! Memory of rows that are copied again and again.
 
+use bytemuck::Zeroable;
 use ndarray::{Array2, ArrayView2, CowArray, Ix2};
 use std::ops::Deref;
 use std::sync::{Mutex, PoisonError};
@@ -8,13 +9,22 @@ use std::sync::{Mutex, PoisonError};
 #[derive(Debug, Default)]
 pub(super) struct Spare<N>(Mutex<Vec<N>>);
 
-impl<N> Spare<N> {
-    /// The memory, with old numbers in it; none where somebody else has it.
-    pub(super) fn take(&self) -> Vec<N> {
-        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+impl<N: Zeroable + Clone> Spare<N> {
+    /// Memory of `length` numbers, old ones; new memory where somebody else has what there is.
+    pub(super) fn take(&self, length: usize) -> Vec<N> {
+        let mut memory = self.replace(Vec::new());
+        memory.resize(length, N::zeroed());
+        memory
     }
     pub(super) fn give_back(&self, memory: Vec<N>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = memory;
+        self.replace(memory);
+    }
+    /// Frees what there is.
+    pub(super) fn free(&self) {
+        self.replace(Vec::new());
+    }
+    fn replace(&self, memory: Vec<N>) -> Vec<N> {
+        std::mem::replace(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner), memory)
     }
 }
 

@@ -65,11 +65,11 @@ impl Spilled {
     pub(super) fn read<N: Pod>(&self, first: usize, out: &mut [N]) -> Result<(), StoreError> {
         let (offset, bytes) = ((first * size_of::<N>()) as u64, bytemuck::cast_slice_mut::<N, u8>(out));
         let next = offset + bytes.len() as u64;
-        let pieces = bytes.chunks_mut(PIECE_BYTES).enumerate();
-        let pieces_ahead = pieces.len();
+        let pieces = bytes.chunks_mut(PIECE_BYTES);
+        let ahead = 0..pieces.len();
         self.pieces(pieces, |at, piece| self.file.read_exact_at(piece, offset + at))?;
         // Whoever reads goes on with what follows, most of the time as much.
-        self.pieces((0..pieces_ahead).map(|i| (i, ())), |at, ()| {
+        self.pieces(ahead, |at, _| {
             read_ahead(&self.file, next + at);
             Ok(())
         })
@@ -77,16 +77,17 @@ impl Spilled {
     /// Replaces the numbers from `first` on.
     pub(super) fn write<N: Pod>(&self, first: usize, numbers: &[N]) -> Result<(), StoreError> {
         let (offset, bytes) = ((first * size_of::<N>()) as u64, bytemuck::cast_slice::<N, u8>(numbers));
-        let pieces = bytes.chunks(PIECE_BYTES).enumerate();
-        self.pieces(pieces, |at, piece| self.file.write_all_at(piece, offset + at))
+        self.pieces(bytes.chunks(PIECE_BYTES), |at, piece| self.file.write_all_at(piece, offset + at))
     }
     /// Does `work` for every piece, with the position of its first byte among all.
     fn pieces<P: Send>(
         &self,
-        pieces: impl Iterator<Item = (usize, P)> + Send,
+        pieces: impl Iterator<Item = P> + Send,
         work: impl Fn(u64, P) -> io::Result<()> + Sync,
     ) -> Result<(), StoreError> {
-        let done = tasks::try_for_each(pieces, self.par, |(i, piece)| work((i * PIECE_BYTES) as u64, piece));
+        let done = tasks::try_for_each(pieces.enumerate(), self.par, |(i, piece)| {
+            work((i * PIECE_BYTES) as u64, piece)
+        });
         done.map_err(|source| StoreError::File { folder: self.folder.clone(), source })
     }
 }

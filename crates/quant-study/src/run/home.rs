@@ -3,7 +3,7 @@
 use super::material::Material;
 use super::{TaskJob, TaskOutcome, TaskResult};
 use crate::StudyError;
-use crate::files::{Lock, own_folder, read_json, write_whole};
+use crate::files::{Lock, check_own, read_json, write_whole};
 use crate::record::{Done, Journal, lines};
 use quant_checkpoint::TensorHash;
 use serde::{Deserialize, Serialize};
@@ -42,8 +42,9 @@ impl Home {
     ) -> Result<Option<Self>, StudyError> {
         let Some(folder) = job.output.clone() else { return Ok(None) };
         if !folder.join(JOB).exists() {
-            own_folder(&folder, |name| [ITEMS, RESULT].contains(&name), "run of a task")?;
+            check_own(&folder, |name| [ITEMS, RESULT].contains(&name), "run of a task")?;
         }
+        std::fs::create_dir_all(&folder).map_err(StudyError::io(&folder))?;
         let lock = Lock::take(&folder)?;
         let mut identity = identity(job, &material.seeds, &material.files, material.runs_programs())?;
         identity.extend(model()?);

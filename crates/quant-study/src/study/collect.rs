@@ -5,8 +5,7 @@ use super::depends::{of_answers, of_blame, standing};
 use super::place::{BLAME, FAILURES, PREDICTION, RANGES, SERVER, variant_folder};
 use super::plan::{PlannedVariant, StudyPlan};
 use crate::StudyError;
-use crate::files::read_json;
-use crate::files::slug;
+use crate::files::{read_json, slug};
 use crate::results::{
     Column, ColumnResult, FailedPart, ModelResults, Status, StudyResults, TextFigures, VariantFacts,
     VariantResults,

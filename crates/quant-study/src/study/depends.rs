@@ -3,8 +3,7 @@
 use super::compare::is_greedy;
 use super::place::variant_folder;
 use crate::StudyError;
-use crate::files::read_json;
-use crate::files::slug;
+use crate::files::{read_json, slug};
 use crate::run::home::{identity_of, is_finished};
 use quant_checkpoint::TensorHash;
 use quant_data::Task;

@@ -8,7 +8,7 @@ use super::plan::{PlannedVariant, StudyPlan, tasks};
 use super::rows::{Origin, Rows};
 use super::scoring::ScoringCost;
 use crate::StudyError;
-use crate::files::{Lock, own_folder, read_json, slug, write_beside_others, write_whole};
+use crate::files::{Lock, check_own, read_json, slug, write_beside_others, write_whole};
 use crate::grid::{Grid, GridModel};
 use crate::programs::check_programs;
 use crate::report;
@@ -59,6 +59,7 @@ pub fn run_study(
     let mut clock = Clock::new(events);
     let events = &mut clock;
     check_place(&job.output)?;
+    std::fs::create_dir_all(&job.output).map_err(StudyError::io(&job.output))?;
     let _lock = Lock::take(&job.output)?;
     let begun = job.output.join(PLAN).exists();
     if begun && !job.resume && !job.restart_changed {
@@ -120,15 +121,15 @@ fn check_place(output: &Path) -> Result<(), StudyError> {
     }
     // Of folders to work in, planning makes one alone.
     let planned = |work: &Path| {
-        let names = std::fs::read_dir(work).into_iter().flatten().flatten().map(|entry| entry.file_name());
-        names.into_iter().all(|name| name == "plan")
+        let mut entries = std::fs::read_dir(work).into_iter().flatten().flatten();
+        entries.all(|entry| entry.file_name() == "plan")
     };
     let own = |name: &str| match name {
         GRID | "embedded" | "tasks" => true,
         "work" => planned(&output.join(name)),
         _ => false,
     };
-    own_folder(output, own, "study")
+    check_own(output, own, "study")
 }
 
 /// Makes the report of a study from what is finished of it.

@@ -3,8 +3,7 @@
 use super::Rows;
 use crate::StudyError;
 use crate::blame::{BLAMED, BlameOptions, blame};
-use crate::files::slug;
-use crate::files::write_whole;
+use crate::files::{slug, write_whole};
 use crate::grid::GridRecipe;
 use crate::ranges::ranges;
 use crate::record::Record;
