@@ -5,8 +5,7 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 
 use crate::rows::{lane_max, lane_sum};
-use crate::softmax::seen;
-use crate::softmax::weight;
+use crate::softmax::{seen, weight};
 use crate::vectorized;
 
 /// Positions of a page: what one pass of the running softmax takes in. Pages lie at multiples of it, so that the sums of a query are

@@ -14,6 +14,7 @@ use crate::tasks::for_indices;
 use crate::{Par, vectorized};
 
 use super::buffer::Buffer;
+use super::kept::Sums;
 use super::kernel::{Kernel, LeftWord, RightWord};
 use super::operand::{
     Columns, Shared, block_words, lane_words, pack_left, pack_right, panel_offset, span_words,
@@ -127,21 +128,32 @@ impl<K: Kernel> Group<K> {
         let b_panels = if plan.shared_columns { self.columns.len().div_ceil(K::NR) } else { 0 };
         let (a_tasks, b_tasks) = (a_panels.div_ceil(plan.pack_panels), b_panels.div_ceil(plan.pack_panels));
         let blocks: Vec<Range<usize>> = self.blocks().collect();
-        for_indices(par, blocks.len() * (a_tasks + b_tasks), |task| {
-            let block = &blocks[task / (a_tasks + b_tasks)];
-            let task = task % (a_tasks + b_tasks);
+        // One after the other what lies together.
+        let of = |index: usize, tasks: usize, across: bool| {
+            let (task, block) = if across {
+                (index % tasks, index / tasks)
+            } else {
+                (index / blocks.len(), index % blocks.len())
+            };
+            (task, &blocks[block])
+        };
+        let a_count = blocks.len() * a_tasks;
+        for_indices(par, a_count + blocks.len() * b_tasks, |index| {
             // SAFETY: the panels of different tasks do not overlap, and every panel index is below the count that the places have room
             // for.
             unsafe {
-                if task < a_tasks {
+                if index < a_count {
+                    let (task, block) = of(index, a_tasks, a.has_adjacent_lanes());
                     let (panels, dst) = (plan.panels(task, a_panels), self.left(block).get());
                     vectorized(
                         #[inline(always)]
                         || pack_left::<K>(a, self.rows.start, panels, block.start, block.len(), dst),
                     );
                 } else {
-                    let panels = plan.panels(task - a_tasks, b_panels);
-                    make_columns::<K>(b, self.columns.start, panels, block, self.right(block).get());
+                    let across = matches!(b, Columns::Source(b) if b.has_adjacent_lanes());
+                    let (task, block) = of(index - a_count, b_tasks, across);
+                    let (panels, dst) = (plan.panels(task, b_panels), self.right(block).get());
+                    make_columns::<K>(b, self.columns.start, panels, block, dst);
                 }
             }
         });
@@ -165,13 +177,16 @@ impl<K: Kernel> Group<K> {
         let words = block_words::<K>(self.depth.len());
         let mut buffer =
             Buffer::new::<RightWord<K>>(if own { panels * K::NR * (K::HEAD + words) } else { 0 });
+        let mut sums = Sums::new::<K>(&task.rows, &task.columns, self.depth.len());
         for depth in self.blocks() {
             let words = block_words::<K>(depth.len());
             let block = Block {
                 rows: task.rows.clone(),
                 cols: task.columns.clone(),
                 words,
-                begins: depth.start == 0,
+                again: depth.start >= K::SUM,
+                begins: depth.start.is_multiple_of(K::SUM),
+                ends: depth.end.is_multiple_of(K::SUM) || depth.end == self.depth.end,
             };
             // SAFETY: the panels of the block were packed or are made here, in places that have room for them.
             unsafe {
@@ -188,7 +203,7 @@ impl<K: Kernel> Group<K> {
                         self.right(&depth).get().add(before * (K::HEAD + words)).cast_const()
                     }
                 };
-                sink.block(kernel, &block, left, right);
+                sink.block(kernel, &block, &mut sums, left, right);
             }
         }
     }

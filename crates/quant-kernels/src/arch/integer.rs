@@ -114,19 +114,19 @@ pub(crate) fn integer_through<T: Copy + Send>(
         vectorized(
             #[inline(always)]
             || {
-                for (r, sums) in tile.sums.chunks(tile.stride).enumerate() {
-                    let row = tile.row + r;
+                for (row, sums) in tile.rows() {
+                    let columns = tile.columns();
                     // SAFETY: the elements of one row of the tile in the destination, which no other tile has.
                     let out = unsafe {
-                        let first = dst.row(row).add(tile.column);
-                        std::slice::from_raw_parts_mut(first, tile.columns)
+                        let first = dst.row(row).add(columns.start);
+                        std::slice::from_raw_parts_mut(first, columns.len())
                     };
-                    finish(row, tile.column, &sums[..tile.columns], out);
+                    finish(row, columns.start, sums, out);
                 }
             },
         );
     };
-    let sink = Through { dim: (a.nrows(), b.cols()), finish: &rows };
+    let sink = Through { dim: (a.nrows(), b.cols()), lines: dst.lines(), finish: &rows };
     // SAFETY: the tiles of a sink are disjoint, and `dst` is borrowed mutably.
     unsafe { run(&sink, a, b, par) };
 }

@@ -36,6 +36,26 @@ pub(crate) const WIDTH: usize = 16;
 /// The most elements a word holds.
 pub(super) const MAX_PAIR: usize = 4;
 
+/// What a sum is multiplied by: a number, or nothing.
+pub(crate) trait Factor<T>: Copy + Send + Sync {
+    /// The product with a sum.
+    fn times(self, sum: T) -> T;
+}
+
+impl<T: Scalar> Factor<T> for T {
+    #[inline(always)]
+    fn times(self, sum: T) -> T {
+        self * sum
+    }
+}
+
+impl<T> Factor<T> for () {
+    #[inline(always)]
+    fn times(self, sum: T) -> T {
+        sum
+    }
+}
+
 /// How one side of a product lies in memory for a tile.
 ///
 /// A panel holds `W` lanes (rows of A with `W = MR`, columns of B with `W = NR`) over a range of the summed index: a word
@@ -107,8 +127,8 @@ pub(crate) unsafe trait Kernel: Copy + Send + Sync {
     type In: Lane;
     /// Element type of the result.
     type Out: Copy + Zero + Send + Sync;
-    /// What a sum is multiplied by: a number, or nothing.
-    type Alpha: Copy + Send + Sync;
+    /// What a sum is multiplied by.
+    type Alpha: Factor<Self::Out>;
     /// Rows of A.
     type Left: Panel<In = Self::In>;
     /// Columns of B.
@@ -129,12 +149,18 @@ pub(crate) unsafe trait Kernel: Copy + Send + Sync {
         assert!(Self::Right::RUN == 1, "what packing can do");
         Self::Left::RUN
     };
-    /// Elements of the summed index per block, whole steps of `WORDS` words. A running sum is written to the result after each block, so this
-    /// number is part of what a float product computes: kernels that must agree share it.
+    /// Elements of the summed index per block, whole steps of `WORDS` words: a task runs the tiles of one block after those of another.
     const KC: usize;
+    /// Elements of the summed index, whole blocks, over which a sum runs before it is written to the result. This number is part of what
+    /// a float product computes: kernels that must agree share it. Where it is more than a block, a task keeps its sums in memory of its
+    /// own between the blocks.
+    const SUM: usize = Self::KC;
     /// Bytes of packed rows and of packed columns of one task in one block of the summed index: the columns stay in the second-level
     /// cache while the rows stream by.
     const TASK_BYTES: (usize, usize) = TASK_BYTES;
+    /// What a task of `h x w` elements takes beside its multiplications, as `EDGE / h + EDGE / w` of them: panels come from a cache that
+    /// the cores share.
+    const EDGE: f64 = 8.0;
     /// Words of each lane in front of a block of a right panel, which [`Kernel::head`] fills: 0 or 1.
     const HEAD: usize = 0;
 
@@ -151,7 +177,8 @@ pub(crate) unsafe trait Kernel: Copy + Send + Sync {
     #[inline(always)]
     unsafe fn head(_block: *mut RightWord<Self>, _words: usize) {}
 
-    /// `c[i, j] = alpha * s[i, j]`, or `+=` with `accumulate`, for `i < rows` and `j < NR`.
+    /// `c[i, j] = alpha * s[i, j]`, or `+=` with `accumulate`, for `i < rows` and `j < NR`. A kernel whose sums run over several blocks
+    /// leaves `alpha` to whoever writes them to the result, goes on from `c` with `accumulate`, and may write `MR` rows.
     ///
     /// # Safety
     /// A session of this kernel is open on the calling thread. `1 <= rows <= MR`, `words` is a multiple of `WORDS`; `a` points to `words * MR` readable words and `b` to `(HEAD + words) * NR`; `c` points to `rows`
@@ -225,7 +252,9 @@ where
     const MR: usize = K::MR;
     const NR: usize = K::NR;
     const KC: usize = K::KC;
+    const SUM: usize = K::SUM;
     const TASK_BYTES: (usize, usize) = K::TASK_BYTES;
+    const EDGE: f64 = K::EDGE;
 
     fn session(self) -> K::Session {
         self.0.session()
@@ -254,7 +283,7 @@ pub(super) const TASK_BYTES: (usize, usize) = (256 << 10, 384 << 10);
 pub(super) const KC_F32: usize = 384;
 /// The same bytes in f64.
 pub(super) const KC_F64: usize = 192;
-/// Integer sums never leave the registers half done: a block is the whole of the longest sum that 32 bits hold,
-/// [`quant_core::operators::MAX_DEPTH`]. Panels of that length stream from the second-level cache, which takes vector instructions a tenth
-/// of what it can give; tiles would take all of it.
-pub(super) const KC_INTEGER: usize = 1 << 16;
+/// Integer sums are finished when they are written: they run over the whole of the longest sum that 32 bits hold,
+/// [`quant_core::operators::MAX_DEPTH`]. For vector instructions that is one block. Panels of that length stream from the second-level
+/// cache, of what it can give they take a tenth; tiles would take more than all of it.
+pub(super) const SUM_INTEGER: usize = 1 << 16;

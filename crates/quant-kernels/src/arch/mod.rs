@@ -9,6 +9,7 @@
 //! | `operand` | whole operands as panels, and where the columns of a product come from |
 //! | `driver`, `pieces` | cache blocking and threads: written once over the contract |
 //! | `sink` | where tiles go: into a region of a matrix, or to a function that finishes them |
+//! | `kept` | the sums of a task between blocks, for kernels whose sums run over several |
 //! | `packed`, `lanes` | products of floats with levels of 4 and 8 bits, over the registers of an instruction set |
 //! | `grouped`, `nibbles` | the same for products of bytes with levels of 4 bits |
 //! | `blocks` | one small left operand against many right ones, in place |
@@ -31,6 +32,7 @@ mod hadamard;
 mod heap;
 mod integer;
 mod integer_level;
+mod kept;
 mod kernel;
 mod lanes;
 mod level;

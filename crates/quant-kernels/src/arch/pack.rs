@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use ndarray::ArrayView2;
 
+use super::buffer::LINE;
 use super::kernel::{Lane, MAX_PAIR, Panel, STEP};
 
 /// An operand as lanes (the index that survives the product) by depth (the index that is summed).
@@ -48,6 +49,21 @@ impl<T: Copy> Source<T> {
 
     pub(super) fn depth(&self) -> usize {
         self.depth
+    }
+
+    /// Whether lanes lie side by side, and the summed index does not.
+    pub(super) fn has_adjacent_lanes(&self) -> bool {
+        self.lane_stride == 1 && self.depth_stride != 1
+    }
+
+    /// Asks for the cache lines of adjacent lanes; the elements need not exist.
+    #[inline(always)]
+    fn fetch<P: Panel<In = T>>(&self, lane: usize, lanes: usize, depth: usize) {
+        let offset = (lane as isize).wrapping_add((depth as isize).wrapping_mul(self.depth_stride));
+        let first = self.ptr.wrapping_offset(offset);
+        for lane in (0..lanes).step_by(LINE / size_of::<T>()) {
+            P::prefetch(first.wrapping_add(lane));
+        }
     }
 
     /// # Safety
@@ -114,7 +130,7 @@ unsafe fn pack_part<P: Panel, const PART: u8>(
     // SAFETY: forwarded from the caller, panel by panel.
     unsafe {
         let dst = dst.add(head * width);
-        if src.lane_stride == 1 && src.depth_stride != 1 {
+        if src.has_adjacent_lanes() {
             pack_adjacent_lanes::<P, PART>(src, lane0, width, panels, first, depth, words, stride, dst);
             return;
         }
@@ -147,6 +163,8 @@ unsafe fn pack_adjacent_lanes<P: Panel, const PART: u8>(
     dst: *mut P::Word,
 ) {
     const PIECE: usize = 256;
+    /// Words: rows of the source are far apart, where hardware prefetchers do not follow.
+    const ROWS_AHEAD: usize = 4;
     let zeros = [<P::In as num_traits::Zero>::zero(); PIECE];
     let mut piece = [P::ZERO; PIECE];
     // Words that lie side by side in a lane are turned a run at a time.
@@ -159,6 +177,9 @@ unsafe fn pack_adjacent_lanes<P: Panel, const PART: u8>(
         piece[filled..lanes].fill(P::ZERO);
         for w in 0..words {
             let d = w * P::PAIR;
+            for p in 0..P::PAIR {
+                src.fetch::<P>(lane, filled, first + d + p + ROWS_AHEAD * P::PAIR);
+            }
             let mut rows = [&zeros[..filled]; MAX_PAIR];
             for (p, row) in rows.iter_mut().enumerate().take(P::PAIR.min(depth.saturating_sub(d))) {
                 // SAFETY: `filled` adjacent elements at a depth of the view.

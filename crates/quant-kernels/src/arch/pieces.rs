@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::Par;
 
 use super::kernel::{Kernel, LeftWord, RightWord};
-use super::operand::{Columns, block_words, lane_words};
+use super::operand::{Columns, block_words, lane_words, span_words};
 
 /// Rows packed at a time, and their bytes over several blocks of the summed index: they are read as one stream per
 /// group of columns, so main memory will do.
@@ -16,11 +16,8 @@ const COLUMN_GROUP_BYTES: usize = 4 << 20;
 const COLUMN_GROUP_BYTES_A_THREAD: usize = 512 << 10;
 /// Packed panels copied by one task.
 const PACK_TASK_BYTES: usize = 128 << 10;
-/// How often a task may be halved in each direction, so that there is work for every thread.
-const HALVINGS: usize = 4;
-/// What a task of `h x w` elements takes beside its multiplications, as `EDGE / h + EDGE / w` of them: panels come from a cache that the
-/// cores share.
-const EDGE: f64 = 8.0;
+/// Heights and widths that are tried for tasks, so that there is work for every thread: 1, 3/4, 1/2, 3/8 and so on of the most.
+const SIZES: usize = 10;
 
 /// How a product is cut.
 pub(super) struct Pieces {
@@ -51,9 +48,11 @@ impl Pieces {
         let threads = par.threads();
         let words = block_words::<K>(k);
         let (left_bytes, right_bytes) = (words * size_of::<LeftWord<K>>(), words * size_of::<RightWord<K>>());
-        let row_group = balanced(m, ROW_GROUP.min(fitting(ROW_GROUP_BYTES, left_bytes, K::MR)), K::MR);
-        let block_bytes = row_group * K::KC / K::PAIR * size_of::<LeftWord<K>>();
-        let depth_group = (ROW_GROUP_BYTES / block_bytes).max(1) * K::KC;
+        let sum_bytes = span_words::<K>(k.min(K::SUM)) * size_of::<LeftWord<K>>();
+        let row_group = balanced(m, ROW_GROUP.min(fitting(ROW_GROUP_BYTES, sum_bytes, K::MR)), K::MR);
+        let group_bytes = row_group * K::SUM / K::PAIR * size_of::<LeftWord<K>>();
+        // Whole sums.
+        let depth_group = (ROW_GROUP_BYTES / group_bytes).max(1) * K::SUM;
         let task_rows = balanced(row_group, fitting(K::TASK_BYTES.0, left_bytes, K::MR), K::MR);
         // Where one task has all rows, nobody else needs the columns it makes.
         let one_row_of_tasks = m <= task_rows;
@@ -104,15 +103,16 @@ impl Pieces {
             })
         };
         let sizes = |most: usize, total: usize, lanes: usize| {
-            let halvings = if self.threads == 1 { 0 } else { HALVINGS };
-            (0..=halvings).map(move |halved| balanced(total, (most >> halved).max(lanes), lanes))
+            let sizes = if self.threads == 1 { 1 } else { SIZES };
+            let parts = (0..sizes).map(move |i| if i % 2 == 0 { most } else { 3 * most / 4 } >> (i / 2));
+            parts.map(move |part| balanced(total, part.max(lanes), lanes))
         };
         let mut best = (f64::INFINITY, (self.task_rows, self.task_columns));
         for height in sizes(self.task_rows, rows.len(), K::MR) {
             for width in sizes(self.task_columns, columns.len(), K::NR) {
                 let rounds = cut(height, width).count().div_ceil(self.threads);
                 let (h, w) = (height as f64, width as f64);
-                let takes = rounds as f64 * (h * w + EDGE * (h + w));
+                let takes = rounds as f64 * (h * w + K::EDGE * (h + w));
                 if takes < best.0 {
                     best = (takes, (height, width));
                 }
@@ -149,11 +149,15 @@ mod tests {
     use super::*;
     use ndarray::Array2;
 
-    type K = Portable<f32>;
-
     /// The tasks of every group of a product, one depth group after the other left aside.
-    fn groups_of_tasks(m: usize, n: usize, k: usize, lower: bool, threads: usize) -> Vec<Vec<Task>> {
-        let matrix = Array2::<f32>::zeros((1, 1));
+    fn groups_of_tasks<K: Kernel>(
+        m: usize,
+        n: usize,
+        k: usize,
+        lower: bool,
+        threads: usize,
+    ) -> Vec<Vec<Task>> {
+        let matrix = Array2::<K::In>::default((1, 1));
         let columns = Columns::Source(Source::new(&matrix.view()));
         let pieces = Pieces::new::<K>(m, n, k, &columns, Par::new(threads));
         let reach = |rows: usize| if lower { n.min(rows) } else { n };
@@ -170,11 +174,12 @@ mod tests {
 
     #[test]
     fn tasks_have_every_element_once_and_begin_where_panels_do() {
+        type K = Portable<f32>;
         for (m, n, k) in [(1, 1, 1), (37, 70, 5), (300, 150, 900), (1000, 1000, 400), (4200, 33, 70)] {
             for lower in [false, true] {
                 for threads in [1, 2, 16, 128] {
                     let mut seen = Array2::<u8>::zeros((m, n));
-                    for task in groups_of_tasks(m, n, k, lower && m == n, threads).concat() {
+                    for task in groups_of_tasks::<K>(m, n, k, lower && m == n, threads).concat() {
                         assert!(
                             task.rows.start.is_multiple_of(K::MR) && task.columns.start.is_multiple_of(K::NR)
                         );
@@ -196,9 +201,9 @@ mod tests {
     }
 
     /// How much of the time of so many threads the tasks of a product fill, if each takes as long as it is large.
-    fn filled(m: usize, n: usize, k: usize, lower: bool, threads: usize) -> f64 {
+    fn filled<K: Kernel>(m: usize, n: usize, k: usize, lower: bool, threads: usize) -> f64 {
         let (mut work, mut time) = (0, 0);
-        for tasks in groups_of_tasks(m, n, k, lower, threads) {
+        for tasks in groups_of_tasks::<K>(m, n, k, lower, threads) {
             let mut busy = vec![0; threads];
             for task in tasks {
                 let area: usize = task
@@ -222,20 +227,31 @@ mod tests {
         work as f64 / (time * threads) as f64
     }
 
-    #[test]
-    fn products_of_models_keep_many_threads_busy() {
+    fn products_of_models<K: Kernel>(least: f64, least_of_gram: f64) {
         for threads in [2, 8, 16, 64, 128] {
             for (m, n, k) in [(1024, 1536, 1536), (1024, 8960, 1536), (2048, 1536, 8960), (2048, 3584, 18944)]
             {
-                let share = filled(m, n, k, false, threads);
+                let share = filled::<K>(m, n, k, false, threads);
                 println!("{m} x {n} x {k}, {threads} threads: {share:.2}");
-                assert!(share > 0.9, "{m} x {n} x {k}, {threads} threads: {share:.2}");
+                assert!(share > least, "{m} x {n} x {k}, {threads} threads: {share:.2}");
             }
             for (n, k) in [(1536, 1024), (8960, 1024), (18944, 2048)] {
-                let share = filled(n, n, k, true, threads);
+                let share = filled::<K>(n, n, k, true, threads);
                 println!("Gram of {n}, {k} tokens, {threads} threads: {share:.2}");
-                assert!(share > 0.85, "Gram of {n}, {k} tokens, {threads} threads: {share:.2}");
+                assert!(share > least_of_gram, "Gram of {n}, {k} tokens, {threads} threads: {share:.2}");
             }
         }
+    }
+
+    #[test]
+    fn products_of_models_keep_many_threads_busy() {
+        products_of_models::<Portable<f32>>(0.9, 0.85);
+    }
+
+    /// Panels from the cache that the cores share cost tiles more than a few idle threads.
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn products_of_tiles_keep_many_threads_busy() {
+        products_of_models::<super::super::x86::AmxBf16>(0.7, 0.7);
     }
 }

@@ -1,7 +1,7 @@
 //! The portable tiles: the specification every other level is compared with, and the kernel of machines without a
 //! level of their own (on 64-bit ARM the compiler turns it into vector multiply-adds).
 
-use super::kernel::{KC_F32, KC_F64, KC_INTEGER, Kernel, Panel};
+use super::kernel::{KC_F32, KC_F64, Kernel, Panel, SUM_INTEGER};
 
 /// Portable f32 and f64 tiles of 4 x 8, and i8 tiles of 4 x 16.
 #[derive(Clone, Copy, Debug)]
@@ -111,7 +111,7 @@ unsafe impl Kernel for Portable<i8> {
 
     const MR: usize = 4;
     const NR: usize = 16;
-    const KC: usize = KC_INTEGER;
+    const KC: usize = SUM_INTEGER;
 
     fn session(self) {}
 

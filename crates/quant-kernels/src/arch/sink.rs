@@ -1,10 +1,14 @@
 //! Where the tiles of a product go: into a matrix as they are, or tile by tile to whoever finishes them.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use num_traits::Zero;
 
-use super::kernel::{Kernel, LeftWord, MAX_TILE, RightWord};
+use super::buffer::LINE;
+use super::kept::Sums;
+use super::kernel::{Factor, Kernel, LeftWord, MAX_TILE, Panel, RightWord};
+use crate::vectorized;
 
 /// Which part of a destination a product writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,8 +25,11 @@ pub(super) struct Block {
     pub(super) cols: Range<usize>,
     /// Words per lane.
     pub(super) words: usize,
-    /// Whether the block begins the summed index; otherwise the blocks before it have been here.
+    /// Whether sums before those of this block have been written to the result.
+    pub(super) again: bool,
+    /// Whether sums begin with this block, and whether they end with it.
     pub(super) begins: bool,
+    pub(super) ends: bool,
 }
 
 /// What becomes of a product.
@@ -46,8 +53,16 @@ pub(super) trait Sink<K: Kernel>: Sync {
     ///
     /// # Safety
     /// `a`, `b` point to the packed panels of the first row and the first column of the block, and what the sink writes to
-    /// for it is nobody else's during the call.
-    unsafe fn block(&self, kernel: K, block: &Block, a: *const LeftWord<K>, b: *const RightWord<K>);
+    /// for it is nobody else's during the call. `sums` are those of the task, and if the block does not begin them, the blocks before it
+    /// have been here.
+    unsafe fn block(
+        &self,
+        kernel: K,
+        block: &Block,
+        sums: &mut Sums<K::Out>,
+        a: *const LeftWord<K>,
+        b: *const RightWord<K>,
+    );
 }
 
 /// A row-major destination: adjacent columns, any row stride.
@@ -68,6 +83,36 @@ impl<T> Target<T> {
     /// The first element of a row.
     pub(super) fn row(&self, row: usize) -> *mut T {
         self.ptr.wrapping_offset(row as isize * self.stride)
+    }
+
+    /// Where its elements lie.
+    pub(super) fn lines(&self) -> Lines {
+        let element = size_of::<T>();
+        Lines { first: self.ptr.cast(), stride: self.stride * element as isize, element }
+    }
+}
+
+/// Addresses of the elements of a row-major matrix, in bytes: to ask for their cache lines, not to read them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lines {
+    first: *const u8,
+    stride: isize,
+    element: usize,
+}
+
+// SAFETY: addresses.
+unsafe impl Send for Lines {}
+// SAFETY: as above.
+unsafe impl Sync for Lines {}
+
+impl Lines {
+    /// Asks for some columns of a row.
+    #[inline(always)]
+    pub(super) fn fetch<P: Panel>(&self, row: usize, columns: Range<usize>) {
+        let row = self.first.wrapping_offset(row as isize * self.stride);
+        for byte in (columns.start * self.element..columns.end * self.element).step_by(LINE) {
+            P::prefetch(row.wrapping_add(byte).cast());
+        }
     }
 }
 
@@ -102,10 +147,26 @@ impl<K: Kernel> Sink<K> for Store<K::Out, K::Alpha> {
         }
     }
 
-    unsafe fn block(&self, kernel: K, block: &Block, a: *const LeftWord<K>, b: *const RightWord<K>) {
+    unsafe fn block(
+        &self,
+        kernel: K,
+        block: &Block,
+        sums: &mut Sums<K::Out>,
+        a: *const LeftWord<K>,
+        b: *const RightWord<K>,
+    ) {
         const { assert!(K::MR * K::NR <= MAX_TILE) };
         let (dst, alpha) = (self.dst, self.alpha);
-        let accumulate = self.accumulate || !block.begins;
+        let accumulate = self.accumulate || block.again;
+        if K::SUM > K::KC {
+            let write = |tile: Tile<'_, K::Out>| {
+                // SAFETY: the rows of the tile up to the end of the region, which nobody else writes.
+                unsafe { self.write::<K>(&tile, accumulate) };
+            };
+            let reach = |rows| Sink::<K>::reach(self, rows);
+            // SAFETY: forwarded from the caller.
+            return unsafe { sums.block((kernel, alpha), block, a, b, reach, &dst.lines(), write) };
+        }
         let mut edge = Buffer([K::Out::zero(); MAX_TILE]);
         let edge = &mut edge.0;
         let _session = kernel.session();
@@ -146,22 +207,86 @@ impl<K: Kernel> Sink<K> for Store<K::Out, K::Alpha> {
     }
 }
 
-/// Sums of the rows from `row` and the columns from `column` on: row `r` begins at `sums[r * stride]`.
-#[derive(Debug)]
-pub(super) struct Tile<'a, T> {
-    pub(super) row: usize,
-    pub(super) column: usize,
-    pub(super) columns: usize,
-    pub(super) stride: usize,
-    /// Whole rows.
-    pub(super) sums: &'a [T],
+impl<T: Copy + Zero + Send + Sync, A: Factor<T>> Store<T, A> {
+    /// Writes whole sums to the result.
+    ///
+    /// # Safety
+    /// The part of the tile that is in the region is in the destination, and nobody else writes there during the call.
+    unsafe fn write<K: Kernel<Out = T, Alpha = A>>(&self, tile: &Tile<'_, T>, accumulate: bool) {
+        let alpha = self.alpha;
+        vectorized(
+            #[inline(always)]
+            || {
+                for (row, sums) in tile.rows() {
+                    let columns = tile.columns();
+                    let end = columns.end.min(Sink::<K>::reach(self, row + 1)).max(columns.start);
+                    // SAFETY: elements of a row in the region.
+                    let out = unsafe {
+                        let first = self.dst.row(row).add(columns.start);
+                        std::slice::from_raw_parts_mut(first, end - columns.start)
+                    };
+                    if accumulate {
+                        out.iter_mut().zip(sums).for_each(|(out, &sum)| *out = *out + alpha.times(sum));
+                    } else {
+                        out.iter_mut().zip(sums).for_each(|(out, &sum)| *out = alpha.times(sum));
+                    }
+                }
+            },
+        );
+    }
 }
 
-/// Hands whole sums to a function while they are in the first-level cache. No row and no column is handed over twice.
+/// Whole sums of some rows and columns of a product.
+#[derive(Debug)]
+pub(super) struct Tile<'a, T> {
+    rows: Range<usize>,
+    columns: Range<usize>,
+    first: *const T,
+    stride: usize,
+    sums: PhantomData<&'a [T]>,
+}
+
+impl<'a, T> Tile<'a, T> {
+    /// Rows that lie at `first`, `stride` elements apart.
+    ///
+    /// # Safety
+    /// There are as many elements as columns at each row, which nobody changes while the tile lives.
+    pub(super) unsafe fn new(
+        rows: Range<usize>,
+        columns: Range<usize>,
+        first: *const T,
+        stride: usize,
+    ) -> Self {
+        Self { rows, columns, first, stride, sums: PhantomData }
+    }
+
+    /// One row, whose first sums these are.
+    pub(super) fn of_row(row: usize, columns: Range<usize>, sums: &'a [T]) -> Self {
+        assert!(columns.len() <= sums.len());
+        Self { rows: row..row + 1, columns, first: sums.as_ptr(), stride: 0, sums: PhantomData }
+    }
+
+    pub(super) fn columns(&self) -> Range<usize> {
+        self.columns.clone()
+    }
+
+    /// The rows with their sums.
+    #[inline(always)]
+    pub(super) fn rows(&self) -> impl Iterator<Item = (usize, &[T])> {
+        self.rows.clone().enumerate().map(|(i, row)| {
+            // SAFETY: there are the rows and columns that the maker vouched for.
+            (row, unsafe { std::slice::from_raw_parts(self.first.add(i * self.stride), self.columns.len()) })
+        })
+    }
+}
+
+/// Hands whole sums to a function while they are in a cache of the core. No element is handed over twice.
 ///
-/// Only for kernels that never interrupt a sum. The function runs within a session of the kernel: it multiplies nothing.
+/// Only for products no deeper than a sum of the kernel. The function runs within a session of the kernel: it multiplies nothing.
 pub(super) struct Through<'a, T> {
     pub(super) dim: (usize, usize),
+    /// Where the function writes, which is asked for ahead.
+    pub(super) lines: Lines,
     pub(super) finish: &'a (dyn Fn(Tile<'_, T>) + Sync),
 }
 
@@ -176,14 +301,26 @@ impl<K: Kernel<Alpha = ()>> Sink<K> for Through<'_, K::Out> {
         for row in 0..rows {
             for column in (0..columns).step_by(MAX_TILE) {
                 let columns = MAX_TILE.min(columns - column);
-                (self.finish)(Tile { row, column, columns, stride: MAX_TILE, sums: &sums });
+                (self.finish)(Tile::of_row(row, column..column + columns, &sums));
             }
         }
     }
 
-    unsafe fn block(&self, kernel: K, block: &Block, a: *const LeftWord<K>, b: *const RightWord<K>) {
+    unsafe fn block(
+        &self,
+        kernel: K,
+        block: &Block,
+        sums: &mut Sums<K::Out>,
+        a: *const LeftWord<K>,
+        b: *const RightWord<K>,
+    ) {
         const { assert!(K::MR * K::NR <= MAX_TILE) };
-        assert!(block.begins, "a sum longer than a block of its kernel");
+        assert!(!block.again, "a product deeper than a sum of its kernel");
+        if K::SUM > K::KC {
+            let columns = self.dim.1;
+            // SAFETY: forwarded from the caller.
+            return unsafe { sums.block((kernel, ()), block, a, b, |_| columns, &self.lines, self.finish) };
+        }
         let mut sums = Buffer([K::Out::zero(); MAX_TILE]);
         let sums = &mut sums.0;
         let _session = kernel.session();
@@ -196,7 +333,10 @@ impl<K: Kernel<Alpha = ()>> Sink<K> for Through<'_, K::Out> {
                     let (a, b) = block.panels::<K>(a, b, row, column);
                     kernel.tile(rows, block.words, a, b, (), false, sums.as_mut_ptr(), K::NR as isize);
                 }
-                (self.finish)(Tile { row, column, columns, stride: K::NR, sums: &sums[..rows * K::NR] });
+                // SAFETY: the tile that was written.
+                (self.finish)(unsafe {
+                    Tile::new(row..row + rows, column..column + columns, sums.as_ptr(), K::NR)
+                });
             }
         }
     }
@@ -212,7 +352,7 @@ impl Block {
     /// # Safety
     /// `a` and `b` point to the panels of its first row and column, and those asked for begin a panel.
     #[inline(always)]
-    unsafe fn panels<K: Kernel>(
+    pub(super) unsafe fn panels<K: Kernel>(
         &self,
         a: *const LeftWord<K>,
         b: *const RightWord<K>,

@@ -30,7 +30,7 @@ fn integer_level() -> Option<IntegerLevel> {
 
 /// Shapes around the sides of a tile and its steps, and those of the other levels.
 fn shapes() -> impl Iterator<Item = (usize, usize, usize)> {
-    const AROUND: [(usize, usize, usize); 9] = [
+    const AROUND: [(usize, usize, usize); 11] = [
         (16, 32, 32),
         (17, 33, 33),
         (32, 64, 31),
@@ -40,6 +40,9 @@ fn shapes() -> impl Iterator<Item = (usize, usize, usize)> {
         (2, 600, 100),
         (65, 129, 800),
         (300, 300, 40),
+        // More than one sum, and rows and columns of more than one task.
+        (19, 36, 2080),
+        (490, 70, 530),
     ];
     AROUND.into_iter().chain(SHAPES)
 }
@@ -51,7 +54,7 @@ fn specification(
     old: Option<&Array2<f32>>,
     alpha: f32,
 ) -> Array2<f32> {
-    const BLOCK: usize = 2 * crate::arch::kernel::KC_F32;
+    const BLOCK: usize = crate::arch::x86::SUM_BF16;
     const STEP: usize = 32;
     let (m, k) = a.dim();
     let round = |x: f32| half::bf16::from_f32(x).to_f32();

@@ -3,23 +3,23 @@
 //! A tile of a product is 32 x 32 sums in four registers; two more hold 32 rows of A, and two 32 columns of B, over 16 words of the
 //! summed index. A register of A has the words of a row side by side ([`Panel::RUN`]), one of B has the words of 16
 //! columns, which is how every panel of B lies anyway. A product of two registers takes 16 cycles, a load 8 of another unit:
-//! four products for four loads keep the multipliers busy while the panels come from the first-level cache. From the second, which gives
-//! these processors 48 bytes a cycle of the 64 that this takes, three quarters of their rate can be had.
+//! four products for four loads keep the multipliers busy if A comes from the first-level cache and B from the second; with both from the
+//! second, which gives these processors 48 bytes a cycle of the 64 that this takes, a quarter of the time is lost. So blocks of the summed
+//! index are short, and the sums between them are the task's own ([`kept`](crate::arch::kept)).
 //!
 //! The registers are no state of the compiler's: each loop is one block of assembly, and a [`Session`] has them set up before and gives
 //! them back after.
 
 use std::arch::asm;
-use std::arch::x86_64::*;
+use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 use std::marker::PhantomData;
-use std::mem::MaybeUninit;
 
 use super::avx512bf16::{Avx512Bf16, pair};
 use super::integer::{WideBytes, bytes};
 use super::tile::panel;
 use super::transpose::transpose_words;
 use crate::arch::integer_level::{IntegerLevel, IntegerSet};
-use crate::arch::kernel::{KC_F32, KC_INTEGER, Kernel, LeftWord, Panel, RightWord, STEP, TASK_BYTES};
+use crate::arch::kernel::{Kernel, LeftWord, Panel, RightWord, STEP, SUM_INTEGER};
 use crate::arch::level::{InstructionSet, Level};
 
 /// What `ldtilecfg` reads.
@@ -70,27 +70,39 @@ const ROW_BYTES: usize = 64;
 /// Rows and columns of a tile: two registers each.
 const SIDE: usize = 2 * STEP;
 
-/// Room for the sums of a tile.
-#[repr(align(64))]
-struct Sums<T>([MaybeUninit<T>; SIDE * SIDE]);
-
-/// A function `sums(both, steps, a, b, out, stride)`: the sums of 16 rows, or of 32 with `both`, and 32 columns over `16 * steps` words,
-/// written to `out`, whose rows are `stride` bytes apart.
+/// A function `sums(both, begins, steps, a, b, out, stride)`: the sums of 16 rows, or of 32 with `both`, and 32 columns over `16 * steps`
+/// words, which begin there or go on from those at `out`, whose rows are `stride` bytes apart.
 macro_rules! sums {
     ($name:ident, $dot:literal) => {
         /// # Safety
         /// A [`Session`] is open on this thread; `a` and `b` point to `512 * steps` words of their panels, `steps >= 1`; `out` is valid for
-        /// writes of 128 bytes at each row.
-        unsafe fn $name(both: bool, steps: usize, a: *const u8, b: *const u8, out: *mut u8, stride: isize) {
+        /// reads, unless sums begin, and writes of 128 bytes at each row.
+        unsafe fn $name(
+            both: bool,
+            begins: bool,
+            steps: usize,
+            a: *const u8,
+            b: *const u8,
+            out: *mut u8,
+            stride: isize,
+        ) {
             if both {
                 // SAFETY: forwarded from the caller.
                 unsafe {
                     asm!(
+                        "test {begins}, {begins}",
+                        "jnz 2f",
+                        "tileloadd tmm0, [{out} + {stride}]",
+                        "tileloadd tmm1, [{out} + {stride} + 64]",
+                        "tileloadd tmm2, [{below} + {stride}]",
+                        "tileloadd tmm3, [{below} + {stride} + 64]",
+                        "jmp 3f",
+                        "2:",
                         "tilezero tmm0",
                         "tilezero tmm1",
                         "tilezero tmm2",
                         "tilezero tmm3",
-                        "2:",
+                        "3:",
                         "tileloadd tmm4, [{a} + {row}]",
                         "tileloadd tmm6, [{b} + {pair}]",
                         concat!($dot, " tmm0, tmm4, tmm6"),
@@ -102,11 +114,12 @@ macro_rules! sums {
                         "add {a}, 2048",
                         "add {b}, 2048",
                         "dec {steps}",
-                        "jnz 2b",
+                        "jnz 3b",
                         "tilestored [{out} + {stride}], tmm0",
                         "tilestored [{out} + {stride} + 64], tmm1",
                         "tilestored [{below} + {stride}], tmm2",
                         "tilestored [{below} + {stride} + 64], tmm3",
+                        begins = in(reg) u64::from(begins),
                         a = inout(reg) a => _,
                         b = inout(reg) b => _,
                         steps = inout(reg) steps => _,
@@ -124,9 +137,15 @@ macro_rules! sums {
                 // SAFETY: forwarded from the caller.
                 unsafe {
                     asm!(
+                        "test {begins}, {begins}",
+                        "jnz 2f",
+                        "tileloadd tmm0, [{out} + {stride}]",
+                        "tileloadd tmm1, [{out} + {stride} + 64]",
+                        "jmp 3f",
+                        "2:",
                         "tilezero tmm0",
                         "tilezero tmm1",
-                        "2:",
+                        "3:",
                         "tileloadd tmm4, [{a} + {row}]",
                         "tileloadd tmm6, [{b} + {pair}]",
                         concat!($dot, " tmm0, tmm4, tmm6"),
@@ -135,9 +154,10 @@ macro_rules! sums {
                         "add {a}, 2048",
                         "add {b}, 2048",
                         "dec {steps}",
-                        "jnz 2b",
+                        "jnz 3b",
                         "tilestored [{out} + {stride}], tmm0",
                         "tilestored [{out} + {stride} + 64], tmm1",
+                        begins = in(reg) u64::from(begins),
                         a = inout(reg) a => _,
                         b = inout(reg) b => _,
                         steps = inout(reg) steps => _,
@@ -156,13 +176,21 @@ macro_rules! sums {
 sums!(sums_i8, "tdpbssd");
 sums!(sums_bf16, "tdpbf16ps");
 
-/// Implements [`Kernel`] for `$name` with tiles of 32 x 32 by the function of [`sums!`]. `$direct` says whether sums may go to the result
-/// as they are; where not, and where a tile is not whole, `$finish` makes 16 results of 16 sums.
+/// Elements of 16 words of a lane, times 8: two panels of 32 lanes over so many of them, a tile of sums and what passes by fit into a
+/// first-level cache of 48 KB.
+const fn block(elements_of_a_word: usize) -> usize {
+    8 * STEP * elements_of_a_word
+}
+
+/// Rows and columns of a task: both over a block and their sums are 1.4 MB, of 2 MB that the second-level caches of processors with tiles
+/// have. Panels come from the third level, a sixth as fast, so tasks of few rows or columns wait for it.
+const TASK_LANES: usize = 15 * SIDE;
+
+/// Implements [`Kernel`] for `$name` with tiles of 32 x 32 by the function of [`sums!`].
 macro_rules! tile_kernel {
     (
         $(#[$doc:meta])* $name:ident, $level:ident where $has:expr, $in:ident to $out:ident, alpha $alpha:ty,
-        panels $left:ident, $right:ident, block $kc:expr, tasks $tasks:expr, sums $sums:ident, direct $direct:literal,
-        finish |$a:ident, $old:ident, $sum:ident| $finish:expr
+        panels $left:ident, $right:ident, block $kc:expr, sum $sum:expr, sums $sums:ident
     ) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug)]
@@ -173,33 +201,6 @@ macro_rules! tile_kernel {
             pub(in crate::arch) fn new(level: $level) -> Option<Self> {
                 let has: fn($level) -> bool = $has;
                 has(level).then_some(Self(()))
-            }
-
-            /// Results out of the first rows of a tile of sums.
-            ///
-            /// # Safety
-            /// The machine has AVX-512; `rows` rows of sums at `sums`; `rows` rows of `SIDE` elements at `c`, `stride` apart, as [`Kernel::tile`] wants them.
-            #[target_feature(enable = "avx512f")]
-            unsafe fn finish(
-                sums: *const $out,
-                rows: usize,
-                $a: $alpha,
-                accumulate: bool,
-                c: *mut $out,
-                stride: isize,
-            ) {
-                for i in 0..rows {
-                    for first in [0, STEP] {
-                        // SAFETY: half a row of the sums and of the caller's tile.
-                        unsafe {
-                            let out = c.offset(i as isize * stride).add(first);
-                            let $sum = sums.add(i * SIDE + first);
-                            let $old = accumulate.then_some(out.cast_const());
-                            let result = $finish;
-                            _mm512_storeu_ps(out.cast(), result);
-                        }
-                    }
-                }
             }
         }
 
@@ -215,7 +216,12 @@ macro_rules! tile_kernel {
             const MR: usize = SIDE;
             const NR: usize = SIDE;
             const KC: usize = $kc;
-            const TASK_BYTES: (usize, usize) = $tasks;
+            const SUM: usize = $sum;
+            const TASK_BYTES: (usize, usize) = {
+                let lane = Self::KC / Self::PAIR * size_of::<u32>();
+                (TASK_LANES * lane, TASK_LANES * lane)
+            };
+            const EDGE: f64 = 80.0;
 
             fn session(self) -> Session {
                 // SAFETY: the level proves that there are tiles.
@@ -229,27 +235,14 @@ macro_rules! tile_kernel {
                 words: usize,
                 a: *const LeftWord<Self>,
                 b: *const RightWord<Self>,
-                alpha: $alpha,
+                _alpha: $alpha,
                 accumulate: bool,
                 c: *mut $out,
                 stride: isize,
             ) {
-                let (both, steps) = (rows > STEP, words / STEP);
-                let whole = rows.is_multiple_of(STEP);
-                if $direct && whole && !accumulate {
-                    let bytes = stride * size_of::<$out>() as isize;
-                    // SAFETY: the caller's panels and tile, which has as many rows as are written.
-                    unsafe { $sums(both, steps, a.cast(), b.cast(), c.cast(), bytes) };
-                    return;
-                }
-                let mut sums = Sums([MaybeUninit::<$out>::uninit(); SIDE * SIDE]);
-                let sums = sums.0.as_mut_ptr().cast::<$out>();
-                let row = (SIDE * size_of::<$out>()) as isize;
-                // SAFETY: the caller's panels; the buffer is a whole tile, of which the rows that are read are written.
-                unsafe {
-                    $sums(both, steps, a.cast(), b.cast(), sums.cast(), row);
-                    Self::finish(sums, rows, alpha, accumulate, c, stride);
-                }
+                let bytes = stride * size_of::<$out>() as isize;
+                // SAFETY: the caller's panels and tile, which has `MR` rows.
+                unsafe { $sums(rows > STEP, !accumulate, words / STEP, a.cast(), b.cast(), c.cast(), bytes) };
             }
         }
     };
@@ -266,35 +259,23 @@ pub(in crate::arch) struct RowsOfPairs;
 panel! { RowsOfPairs, f32 as u32 of 2, pair, transpose [transpose_words], run STEP, rounds true }
 
 tile_kernel! {
-    /// 32 x 32 i32 sums of products of bytes. Processors with tiles have 2 MB of second-level cache: with less in a task, long rows
-    /// would come from the third again for every few columns.
+    /// 32 x 32 i32 sums of products of bytes.
     AmxI8, IntegerLevel where |level| level.kind() == IntegerSet::AmxInt8, i8 to i32, alpha (),
-    panels RowsOfBytes, WideBytes, block KC_INTEGER, tasks (512 << 10, 1024 << 10), sums sums_i8, direct true,
-    finish |_alpha, old, sum| {
-        let sums = _mm512_loadu_si512(sum.cast());
-        _mm512_castsi512_ps(match old {
-            Some(old) => _mm512_add_epi32(_mm512_loadu_si512(old.cast()), sums),
-            None => sums,
-        })
-    }
+    panels RowsOfBytes, WideBytes, block block(4), sum SUM_INTEGER, sums sums_i8
 }
 
 tile_kernel! {
     /// 32 x 32 f32 sums of bf16 products.
     ///
-    /// Over each 16 words of a block the products of the low halves are summed one by one, those of the high halves as well, and both
+    /// Over each 16 words the products of the low halves are summed one by one, those of the high halves as well, and both
     /// sums together are added to the running one. Every step is a fused multiply-add or an addition that rounds to nearest even;
     /// subnormal operands count as zero, and subnormal results become it.
     AmxBf16, Level where |level| level.kind() == InstructionSet::AmxBf16, f32 to f32, alpha f32,
-    panels RowsOfPairs, Avx512Bf16, block 2 * KC_F32, tasks TASK_BYTES, sums sums_bf16, direct false,
-    finish |alpha, old, sum| {
-        let product = _mm512_mul_ps(_mm512_set1_ps(alpha), _mm512_loadu_ps(sum));
-        match old {
-            Some(old) => _mm512_add_ps(_mm512_loadu_ps(old), product),
-            None => product,
-        }
-    }
+    panels RowsOfPairs, Avx512Bf16, block block(2), sum SUM_BF16, sums sums_bf16
 }
+
+/// Elements over which a sum of bf16 products runs: 64 additions to it, so that it is as exact as one by f32 multiply-adds.
+pub(in crate::arch) const SUM_BF16: usize = 2048;
 
 /// What the registers hold whose rate is measured, ones in bf16: of zeros the rate may be one that no product has.
 static ONES: [u16; 512] = [0x3f80; 512];

@@ -10,7 +10,7 @@ use std::arch::x86_64::*;
 use super::tile::{panel, register_tile};
 use super::transpose::transpose_words;
 use crate::arch::integer_level::{IntegerLevel, IntegerSet};
-use crate::arch::kernel::{KC_INTEGER, Kernel, LeftWord, Panel, RightWord, STEP};
+use crate::arch::kernel::{Kernel, LeftWord, Panel, RightWord, STEP, SUM_INTEGER};
 
 /// Four bytes, the earliest one lowest.
 #[inline(always)]
@@ -105,7 +105,7 @@ register_tile! {
     /// 14 x 32 i32 sums with AVX-512 VNNI.
     Avx512VnniI8, IntegerLevel where |level| level.kind() >= IntegerSet::Avx512Vnni, features "avx512f,avx512vnni",
     i8 to i32 in 16 lanes, alpha (), panels WideBiased, WideBytes, 14 x 2,
-    block KC_INTEGER, rows [1, 2, 4, 8], head 1 by compensate,
+    block SUM_INTEGER, rows [1, 2, 4, 8], head 1 by compensate,
     start |b: *const u32| _mm512_load_si512(b.cast()), load |b: *const u32| _mm512_load_si512(b.cast()),
     broadcast |a: *const u32| _mm512_set1_epi32((*a).cast_signed()),
     madd |sum, a, b| _mm512_dpbusd_epi32(sum, a, b),
@@ -117,7 +117,7 @@ register_tile! {
     /// 6 x 16 i32 sums with AVX-VNNI.
     AvxVnniI8, IntegerLevel where |level| level.kind() == IntegerSet::AvxVnni, features "avx2,avxvnni",
     i8 to i32 in 8 lanes, alpha (), panels Biased, Bytes, 6 x 2,
-    block KC_INTEGER, rows [1, 2, 4], head 1 by compensate,
+    block SUM_INTEGER, rows [1, 2, 4], head 1 by compensate,
     start |b: *const u32| _mm256_load_si256(b.cast()), load |b: *const u32| _mm256_load_si256(b.cast()),
     broadcast |a: *const u32| _mm256_set1_epi32((*a).cast_signed()),
     madd |sum, a, b| _mm256_dpbusd_avx_epi32(sum, a, b),
@@ -134,7 +134,7 @@ register_tile! {
     /// 4 x 16 i32 sums with AVX2.
     Avx2I8, IntegerLevel where |level| level.kind() == IntegerSet::Avx2, features "avx2",
     i8 to i32 in 8 lanes, alpha (), panels Halves, Bytes, 4 x 2,
-    block KC_INTEGER, rows [1, 2], head 0,
+    block SUM_INTEGER, rows [1, 2], head 0,
     start |_| _mm256_setzero_si256(), load widened, broadcast broadcast_halves, madd madd_halves,
     scaled |(), sum| sum, add _mm256_add_epi32,
     read |c: *const i32| _mm256_loadu_si256(c.cast()), write |c: *mut i32, x| _mm256_storeu_si256(c.cast(), x)

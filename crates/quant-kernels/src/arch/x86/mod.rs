@@ -13,6 +13,8 @@ mod tile;
 mod transpose;
 mod vector;
 
+#[cfg(test)]
+pub(super) use amx::SUM_BF16;
 pub(super) use amx::{AmxBf16, AmxI8};
 pub(super) use avx2::{Avx2F32, Avx2F64};
 pub(super) use avx512::{Avx512F32, Avx512F64};
