@@ -171,6 +171,13 @@ pub(crate) fn quantize(model: &Path, recipe: &str, output: &Path, more: &[&str])
 }
 
 /// A path as an argument.
+/// A pipe that gives `content` to whoever opens it.
+pub(crate) fn pipe(path: &Path, content: &str) -> std::thread::JoinHandle<()> {
+    assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+    let (path, content) = (path.to_owned(), content.to_owned());
+    std::thread::spawn(move || std::fs::write(path, content).unwrap())
+}
+
 pub(crate) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }

@@ -286,6 +286,20 @@ fn a_head_beside_a_tied_embedding_is_compared() {
 }
 
 #[test]
+fn a_tokenizer_that_is_none_is_said_before_a_client_fails_on_it() {
+    let (_folder, model) = model();
+    std::fs::write(model.join("tokenizer.json"), "{\"model\": ").unwrap();
+    let output = model.with_file_name("out");
+    let words = ["warning", "tokenizer.json: not JSON", "will fail on it"];
+    quantize(&model, SIMPLE, &output, &[]).expect(0, &words);
+    let said = ptq(&["verify", text(&output)]).expect(1, &[]).out;
+    assert!(said.lines().any(|line| line.contains("FAILED") && line.contains("tokenizer.json")), "{said}");
+    // It is that of the model all the same: the output is whole.
+    let again = quantize(&model, SIMPLE, &output, &["--resume"]).expect(0, &[]).out;
+    assert!(again.contains("finished before"), "{again}");
+}
+
+#[test]
 fn data_files_that_are_none() {
     let work = tempdir().unwrap();
     let pipe = work.path().join("pipe.txt");

@@ -1,6 +1,6 @@
 //! `ptq generate` and `ptq eval --execute` as people use them.
 
-use crate::common::{SMALL, few_windows, ptq, quantize, text, tiny_reasoner, write_rows, write_tokens};
+use crate::common::{SMALL, few_windows, pipe, ptq, quantize, text, tiny_reasoner, write_rows, write_tokens};
 use serde_json::{Value, json};
 use std::path::Path;
 use tempfile::tempdir;
@@ -49,6 +49,12 @@ fn the_model_answers_and_nothing_of_the_run_shows_in_a_text() {
     assert_eq!(printed, want);
     let one = generate(&tiny_reasoner(), &["--prompt", QUESTIONS[0], "--chat"]).expect(0, &[]).out;
     assert_eq!(one, format!("{}\n", base[0]["text"].as_str().unwrap()));
+    // The same through a pipe, behind the mark with which editors of some systems begin a text.
+    let from = work.path().join("pipe.jsonl");
+    let writer = pipe(&from, &format!("\u{feff}{}", std::fs::read_to_string(&prompts).unwrap()));
+    let piped = generate(&tiny_reasoner(), &["--prompts", text(&from), "--json"]).expect(0, &[]).json();
+    writer.join().unwrap();
+    assert_eq!(piped, base);
     // A prompt as it is written is continued, at most by as many tokens as were asked for.
     let raw = generate(&tiny_reasoner(), &["--prompt", QUESTIONS[0], "--max-new-tokens", "3", "--json"]);
     let raw = raw.expect(0, &[]).json();

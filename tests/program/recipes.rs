@@ -1,6 +1,6 @@
 //! What the keys of a recipe do to the output.
 
-use crate::common::{Ran, SMALL, copy_of_model, files, ptq, quantize, text, tie, tiny_reasoner};
+use crate::common::{Ran, SMALL, copy_of_model, files, pipe, ptq, quantize, text, tie, tiny_reasoner};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -33,6 +33,16 @@ fn the_last_matching_override_wins() {
     // Whole entries: what the last one does not say is the modifier's, not an earlier entry's.
     let last = "\"model.layers.2.*\": { mse_clip: true }";
     assert_eq!(schemes("c", &format!("{narrow}, {last}")), ["W4A16", "W4A16", "W4A16"]);
+}
+
+#[test]
+fn a_recipe_may_come_through_a_pipe() {
+    let work = tempdir().unwrap();
+    let recipe = work.path().join("recipe");
+    let writer = pipe(&recipe, "version: 1\nmodifiers: [rtn: { scheme: W4A16g32 }]\n");
+    let plan = ptq(&["plan", "--model", text(&tiny_reasoner()), "--recipe", text(&recipe)]);
+    writer.join().unwrap();
+    assert!(plan.expect(0, &[]).out.contains("groups of 32"));
 }
 
 #[test]

@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 use std::path::{Component, Path};
 
+use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use crate::error::Result;
@@ -57,6 +58,9 @@ const WITH_AUTO_MAP: [&str; 5] = [
     "video_preprocessor_config.json",
 ];
 
+/// Largest JSON file of a tokenizer that is read.
+const SIDE_JSON_BYTES: u64 = 1 << 30;
+
 /// Custom code beyond this size is copied, but not searched for imports.
 const CODE_BYTES: u64 = 4 << 20;
 
@@ -67,6 +71,23 @@ pub struct SideFiles {
     pub copied: Vec<String>,
     /// Files and folders (with a final `/`) that stay behind, sorted: neither copied, nor weights, nor written anew.
     pub left: Vec<String>,
+}
+
+/// Files of tokenizers, templates, generation settings and processors in the model folder `dir` that are to be JSON and are not, each with what
+/// is wrong: clients fail on them before they load a weight.
+#[must_use]
+pub fn broken_side_files(dir: &Path) -> Vec<String> {
+    let names = BY_NAME.into_iter().filter(|name| name.ends_with(".json") && dir.join(name).is_file());
+    let problem = |name: &str| {
+        // Clients take keys that stand there twice.
+        let read = read_json_text(&dir.join(name), name, "clients", SIDE_JSON_BYTES);
+        match read.map(|bytes| serde_json::from_slice::<IgnoredAny>(&bytes)) {
+            Ok(Ok(_)) => None,
+            Ok(Err(fault)) => Some(format!("{name}: not JSON: {fault}")),
+            Err(error) => Some(error.to_string()),
+        }
+    };
+    names.filter_map(problem).collect()
 }
 
 /// Whether a file belongs beside quantised weights by its name alone.

@@ -8,7 +8,8 @@ use crate::listing::list_files;
 pub(crate) fn not_a_folder(path: &Path) -> String {
     let text = path.to_string_lossy();
     match text.split_once('/') {
-        Some((owner, name)) if !path.exists() && is_word(owner) && is_word(name) => {
+        // Beside what there is, it is a slip of the pen.
+        Some((owner, name)) if !Path::new(owner).exists() && is_word(owner) && is_word(name) => {
             format!("if it is an id of the hub, get the model first: hf download {text} --local-dir {name}")
         }
         _ => "pass the folder that holds config.json and *.safetensors".to_owned(),
@@ -73,7 +74,7 @@ mod tests {
             let hint = not_a_folder(Path::new(id));
             assert!(hint.contains(&format!("hf download {id} --local-dir ")), "{hint}");
         }
-        for path in ["model", "./a/b", "/a/b", "a/b/c", "../x", "src/lib.rs"] {
+        for path in ["model", "./a/b", "/a/b", "a/b/c", "../x", "src/lib.rs", "src/nothere"] {
             assert!(not_a_folder(Path::new(path)).starts_with("pass the folder"), "{path}");
         }
     }

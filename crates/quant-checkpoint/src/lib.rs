@@ -82,7 +82,7 @@ pub use quant_graph::{BlockParams, BlockSource, ModelSpec, SourceError};
 pub use safetensors::Dtype;
 
 pub use crate::at_once::tensors_at_once;
-pub use crate::copy::{SideFiles, is_side_file, side_files};
+pub use crate::copy::{SideFiles, broken_side_files, is_side_file, side_files};
 pub use crate::error::{CheckpointError, Difference, ErrorClass, HeaderError, Result};
 pub use crate::folder_source::{
     FolderSource, InputHashes, check_tensors, check_tensors_with, redundant_head_equals, stored_float_type,

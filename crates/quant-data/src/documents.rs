@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::content::{Content, read_content};
+use crate::json::parse_line;
 use crate::record::{Document, SEPARATOR};
 use crate::{ChatTemplate, Conversation, DataError, Tokenizer};
 
@@ -109,8 +110,7 @@ fn each<T>(
                 }
                 records += 1;
                 let place = Place { path, line: Some(number + 1), record: records };
-                let value =
-                    serde_json::from_str(line).map_err(|e| place.error(format!("not a JSON object: {e}")))?;
+                let value = parse_line(line).map_err(|what| place.error(what))?;
                 take(&place, parse(value).map_err(|reason| place.error(reason))?)?;
             }
         }

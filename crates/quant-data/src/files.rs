@@ -33,6 +33,21 @@ pub(crate) fn read_bytes(path: &Path, limit: u64) -> Result<Vec<u8>, DataError> 
     Ok(bytes)
 }
 
+/// Reads what a person named, as [`read_bytes`] does; it may also be a pipe, which is waited for.
+pub(crate) fn read_given(path: &Path, limit: u64) -> Result<Vec<u8>, DataError> {
+    let io = |source| DataError::Io { path: path.to_owned(), source };
+    let kind = std::fs::metadata(path).map_err(io)?;
+    if kind.is_file() || kind.is_dir() {
+        return read_bytes(path, limit);
+    }
+    let mut bytes = Vec::new();
+    File::open(path).map_err(io)?.take(limit + 1).read_to_end(&mut bytes).map_err(io)?;
+    if bytes.len() as u64 > limit {
+        return Err(DataError::TooLarge { path: path.to_owned(), limit });
+    }
+    Ok(bytes)
+}
+
 /// Reads a file of a model's folder as [`read_bytes`] does, refusing pointers, web pages and other things in its place.
 pub(crate) fn read_model_file(path: &Path, limit: u64) -> Result<Vec<u8>, DataError> {
     let bytes = read_bytes(path, limit)?;

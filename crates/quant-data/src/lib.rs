@@ -49,6 +49,7 @@ mod hub;
 #[cfg(feature = "hub")]
 mod hub_error;
 mod ids;
+mod json;
 #[cfg(feature = "parquet")]
 mod parquet;
 mod prompts;

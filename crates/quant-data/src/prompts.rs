@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use quant_core::Foreign;
 use serde_json::{Map, Value, json};
 
-use crate::files::{MAX_FILE_BYTES, read_bytes, read_model_json};
+use crate::files::{MAX_FILE_BYTES, read_given, read_model_json};
+use crate::json::parse_line;
 use crate::tokenizer::CONFIG_LIMIT;
 use crate::{ChatTemplate, Conversation, DataError, RenderOptions, Tokenizer};
 
@@ -75,7 +77,8 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn lines(&self, path: &Path) -> Result<Vec<Prompt>, DataError> {
-        let bytes = read_bytes(path, MAX_FILE_BYTES)?;
+        let bytes = read_given(path, MAX_FILE_BYTES)?;
+        let bytes = bytes.strip_prefix(Foreign::UTF8_MARK).unwrap_or(&bytes);
         let (mut prompts, mut template) = (Vec::new(), None);
         for (number, line) in bytes.split(|&byte| byte == b'\n').enumerate() {
             let line_number = number + 1;
@@ -136,7 +139,7 @@ impl Reader<'_> {
 
 fn said(line: &str) -> Result<Said, String> {
     const EXPECTED: &str = "expected an object with `prompt`, a text, or `messages`, a list";
-    let value: Value = serde_json::from_str(line).map_err(|e| format!("not JSON: {e}; {EXPECTED}"))?;
+    let value = parse_line(line).map_err(|what| format!("{what}; {EXPECTED}"))?;
     let Value::Object(mut fields) = value else { return Err(format!("no object; {EXPECTED}")) };
     let (prompt, messages) = (fields.remove("prompt"), fields.remove("messages"));
     if let Some(other) = fields.keys().next() {
@@ -278,7 +281,8 @@ mod tests {
             (b"{\"prompt\": \"a\", \"messages\": []}", "both"),
             (b"{}", "neither"),
             (b"[1]", "no object"),
-            (b"{\"prompt", "not JSON"),
+            (b"{\"prompt", "not JSON: EOF while parsing a string at column 8;"),
+            (b"{\"prompt\": \"a\", \"prompt\": \"b\"}", "'prompt' stands there twice"),
             (b"{\"messages\": []}", "the list of messages is empty"),
             (b"{\"messages\": [{\"role\": \"user\", \"contnet\": \"a\"}]}", "no `content`"),
         ] {

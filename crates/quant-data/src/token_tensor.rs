@@ -1,13 +1,12 @@
 //! Token ids stored as one safetensors tensor `[sequences, length]`.
 
-use std::collections::HashSet;
-use std::fmt;
 use std::path::Path;
 
 use safetensors::{Dtype, SafeTensors};
-use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::de::Error as _;
 
 use crate::files::{MAX_FILE_BYTES, read_model_file};
+use crate::json::refuse_double_keys;
 use crate::{DataError, Sampling, TokenSet};
 
 /// Rows taken from a tensor.
@@ -97,30 +96,12 @@ fn signed(raw: &[u8]) -> i64 {
 /// The format crate keeps the last of two equal header keys; a file that says two things about one tensor is
 /// refused.
 fn refuse_duplicate_names(bytes: &[u8]) -> Result<(), serde_json::Error> {
-    struct UniqueKeys;
-    impl<'de> Visitor<'de> for UniqueKeys {
-        type Value = ();
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a JSON object")
-        }
-        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-            let mut seen = HashSet::new();
-            while let Some(key) = map.next_key::<String>()? {
-                map.next_value::<IgnoredAny>()?;
-                if seen.contains(&key) {
-                    return Err(A::Error::custom(format!("the header names '{key}' twice")));
-                }
-                seen.insert(key);
-            }
-            Ok(())
-        }
-    }
     let header = bytes.get(..8).and_then(|n| {
         let length = usize::try_from(u64::from_le_bytes(n.try_into().ok()?)).ok()?;
         bytes.get(8..length.checked_add(8)?)
     });
     let header = header.ok_or_else(|| serde_json::Error::custom("the header is cut off"))?;
-    serde_json::Deserializer::from_slice(header).deserialize_map(UniqueKeys)
+    refuse_double_keys(header)
 }
 
 #[cfg(test)]

@@ -208,8 +208,9 @@ pub enum PipelineError {
     Interrupted,
     /// Any of these errors where the work so far is kept.
     #[error(
-        "{source}\nthe work so far is kept in {}: the same command with --resume goes on with it, with --restart it \
-         begins again; to throw it away, delete that folder", folder.display()
+        "{source}\nthe work so far is kept in {}: {}the same command with --resume goes on with it, with --restart it \
+         begins again; to throw it away, delete that folder",
+        folder.display(), if matches!(**source, Self::Interrupted) { "" } else { "once that is mended, " }
     )]
     Kept {
         /// The unfinished output.

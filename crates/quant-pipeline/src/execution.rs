@@ -187,7 +187,7 @@ impl Executable {
         let execution = match execution {
             Some(Execution::Integer) if !some => {
                 return Err(PipelineError::Unsupported(Unsupported {
-                    format: self.name,
+                    format: if self.scheme.is_some() { self.name } else { "a folder of floats" },
                     what: "codes that integer or packed products take".to_owned(),
                     alternatives: "run it with --execute sim, or quantise it to a format that stores codes \
                                    (vllm-ascend, compressed-tensors)"

@@ -8,7 +8,7 @@ use crate::memory::{self, MemoryPlan};
 use crate::open::{OpenFolder, open_folder_with};
 use crate::plan::Plan;
 use crate::shared::text_identity;
-use quant_checkpoint::{TargetVerdict, judge_plan};
+use quant_checkpoint::{TargetVerdict, broken_side_files, judge_plan};
 use quant_core::Bytes;
 use quant_data::{CalibrationSpec, LoadOptions, TokenSet};
 use quant_graph::{ModelSpec, Outer, Unsupported};
@@ -50,6 +50,11 @@ pub fn prepare(job: &QuantizeJob) -> Result<PreparedJob, PipelineError> {
     let plan = Plan::new(&job.recipe, &folder.spec)?;
     let mut warnings = folder.warnings.clone();
     warnings.extend(plan.warnings.iter().cloned());
+    let broken = broken_side_files(&job.model).into_iter();
+    warnings.extend(
+        broken
+            .map(|what| format!("{what}; it is copied as it is, and what loads the output will fail on it")),
+    );
     let verdicts = judge_plan(&plan.spec, &plan.scheme, plan.recipe.format());
     warnings.extend(check_targets(&verdicts, &plan, job)?);
     let tokens = match &job.calibration {

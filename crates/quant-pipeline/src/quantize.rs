@@ -321,7 +321,8 @@ pub fn read_recipe(argument: &str) -> Result<Recipe, PipelineError> {
 /// As [`read_recipe`].
 pub fn read_recipe_with(argument: &str, registry: &Registry) -> Result<Recipe, PipelineError> {
     let path = Path::new(argument);
-    if path.is_file() {
+    // A pipe is read as well.
+    if path.exists() && !path.is_dir() {
         return Recipe::from_file_with(path, registry);
     }
     // The name of a preset is one even where a folder is called the same.

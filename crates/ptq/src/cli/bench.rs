@@ -58,8 +58,10 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
         Some(path) => std::fs::read_to_string(path)
             .map_err(|e| Failure::usage(format!("--profile {}: {e}", path.display())))?,
     };
-    let parsed = ascend::Profile::parse(&profile)
-        .map_err(|e| Failure::usage(format!("the hardware profile: {e}; --print-profile shows one")))?;
+    let parsed = ascend::Profile::parse(&profile).map_err(|e| {
+        let of = args.profile.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+        Failure::usage(format!("--profile {of}: {e}; --print-profile shows one"))
+    })?;
     if args.print_profile {
         return if args.json { print_json(&parsed) } else { print_line(profile.trim_end()) };
     }

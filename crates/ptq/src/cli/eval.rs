@@ -185,6 +185,7 @@ pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
         outcome.compute,
         match &outcome.processor {
             Some(processor) => format!("codes executed on {processor}"),
+            None if outcome.format == "float" => "floats".to_owned(),
             None if outcome.execution == "sim" => "codes simulated".to_owned(),
             None => "codes executed".to_owned(),
         },

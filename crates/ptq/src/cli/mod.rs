@@ -112,7 +112,7 @@ pub fn main() -> ExitCode {
 pub fn main_with(registry: &Registry) -> ExitCode {
     // The registers of tiles are asked for while this is the only thread: threads of other libraries may have signal stacks too small
     // for them, and then the kernel refuses.
-    quant_kernels::Level::detect();
+    let _ = quant_kernels::Level::detect();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

@@ -28,6 +28,7 @@ pub use self::judge::{TargetVerdict, judge, judge_plan, loads_with};
 pub use self::parallel::TENSOR_PARALLEL;
 use self::rules::Checks;
 pub use self::targets::{Rules, Target, TargetError, UnknownTarget};
+use crate::copy::broken_side_files;
 use crate::error::Result;
 use crate::formats::{self, CompressedTensors, Dequantized, Format, Formats, VllmAscend, ascend_description};
 use crate::source::{Checkpoint, has_weights, older_prefix};
@@ -114,7 +115,7 @@ pub fn verify_with(
     formats: &Formats,
 ) -> Result<VerifyReport> {
     let folder = Folder::open(dir.as_ref(), spec, formats)?;
-    Ok(folder.report(rules.into(), None, &folder.content()))
+    Ok(folder.report(rules.into(), None, &folder.common()))
 }
 
 /// As [`verify`] for several targets, reading the weights once: those given, or without any the newest version of every
@@ -143,7 +144,7 @@ pub fn verify_all_with(
     formats: &Formats,
 ) -> Result<Vec<VerifyReport>> {
     let folder = Folder::open(dir.as_ref(), spec, formats)?;
-    let content = folder.content();
+    let common = folder.common();
     let mut reading: Vec<Rules>;
     let rules = if rules.is_empty() {
         // A float folder is what a dequantised one is to its clients.
@@ -155,7 +156,7 @@ pub fn verify_all_with(
     } else {
         rules
     };
-    Ok(rules.iter().map(|rules| folder.report(*rules, tensor_parallel, &content)).collect())
+    Ok(rules.iter().map(|rules| folder.report(*rules, tensor_parallel, &common)).collect())
 }
 
 /// What is wrong with the numbers of the folder `dir`, a model of shape `spec` that this program wrote: what [`verify`] says of them
@@ -191,7 +192,16 @@ impl<'a> Folder<'a> {
         self.format.is_some_and(|f| f.id() == format.id())
     }
 
-    /// What is true of the numbers, whoever loads them.
+    /// What is true of the folder, whoever loads it.
+    fn common(&self) -> Vec<Check> {
+        let mut checks = Checks::default();
+        let broken = broken_side_files(self.checkpoint.path());
+        checks.rule("side-files", broken, "the JSON files of tokenizer and generation can be read");
+        checks.add(&self.content());
+        checks.finish()
+    }
+
+    /// What is true of the numbers.
     fn content(&self) -> Vec<Check> {
         let (checkpoint, spec) = (&self.checkpoint, self.spec);
         let mut checks = Checks::default();
@@ -207,7 +217,7 @@ impl<'a> Folder<'a> {
         checks.finish()
     }
 
-    fn report(&self, rules: Rules, tensor_parallel: Option<usize>, content: &[Check]) -> VerifyReport {
+    fn report(&self, rules: Rules, tensor_parallel: Option<usize>, common: &[Check]) -> VerifyReport {
         let (checkpoint, spec, set) = (&self.checkpoint, self.spec, rules.set());
         let mut checks = Checks::default();
         let ascend = set.formats.contains(&VllmAscend.id());
@@ -243,7 +253,7 @@ impl<'a> Folder<'a> {
             let passed = format!("heads and groups can be cut for TP {}", sizes.join(", "));
             checks.rule("tensor-parallel", problem.into_iter().collect(), passed);
         }
-        checks.add(content);
+        checks.add(common);
         let mut report = VerifyReport {
             target: rules.target(),
             rules: rules.to_string(),

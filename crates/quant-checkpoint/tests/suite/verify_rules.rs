@@ -181,6 +181,12 @@ fn rules_of_vllm_ascend() {
         std::fs::write(dir.join("model.safetensors.index.json"), r#"{"weight_map": {}}"#).unwrap();
     });
     Bench::assert_failed(&report, "stray-files", "model.safetensors.index.json");
+    for (text, fault) in [("", "EOF"), ("{\"model\": ", "EOF"), ("\u{feff}{}", "byte-order mark")] {
+        let report = bench.verify_with(old, &|_| (), &|dir| {
+            std::fs::write(dir.join("tokenizer.json"), text).unwrap();
+        });
+        Bench::assert_failed(&report, "side-files", fault);
+    }
     // A repetition is harmless, other values under the same names are not.
     for (differs, name) in [(false, "other-tensors"), (true, "stray-files")] {
         let report = bench.verify_with(old, &|_| (), &|dir| {

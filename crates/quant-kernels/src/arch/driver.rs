@@ -13,6 +13,7 @@ use std::ops::Range;
 use crate::tasks::for_indices;
 use crate::{Par, vectorized};
 
+use super::block::Block;
 use super::buffer::Buffer;
 use super::kept::Sums;
 use super::kernel::{Kernel, LeftWord, RightWord};
@@ -21,7 +22,7 @@ use super::operand::{
 };
 use super::pack::Source;
 use super::pieces::{Pieces, Task};
-use super::sink::{Block, Sink};
+use super::sink::Sink;
 
 /// Multiply-adds below which starting other threads costs more than it gives.
 const SEQUENTIAL_WORK: usize = 1 << 18;

@@ -2,6 +2,7 @@
 
 use ndarray::{ArrayView2, ArrayViewMut2};
 
+use super::block::Tile;
 use super::dispatch::has_adjacent_columns;
 use super::driver::gemm;
 use super::integer_level::{IntegerLevel, IntegerSet};
@@ -9,7 +10,7 @@ use super::kernel::Kernel;
 use super::operand::{Columns, Packed, pack_all};
 use super::pack::Source;
 use super::portable::Portable;
-use super::sink::{Region, Store, Target, Through, Tile};
+use super::sink::{Region, Store, Target, Through};
 #[cfg(target_arch = "x86_64")]
 use super::x86::{AmxI8, Avx2I8, Avx512VnniI8, AvxVnniI8};
 use crate::{Par, vectorized};

@@ -8,9 +8,9 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use super::block::{Block, Lines, Tile};
 use super::buffer::{Buffer, LINE};
 use super::kernel::{Kernel, LeftWord, RightWord};
-use super::sink::{Block, Lines, Tile};
 
 /// Sums of the rows and columns of a task, between the blocks of the summed index.
 pub(super) struct Sums<T: Copy> {

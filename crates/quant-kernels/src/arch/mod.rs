@@ -8,11 +8,12 @@
 //! | `pack`, `buffer` | operands copied into panels the tiles read linearly |
 //! | `operand` | whole operands as panels, and where the columns of a product come from |
 //! | `driver`, `pieces` | cache blocking and threads: written once over the contract |
+//! | `block` | what a task takes at a time: a block of the summed index, tiles of whole sums |
 //! | `sink` | where tiles go: into a region of a matrix, or to a function that finishes them |
 //! | `kept` | the sums of a task between blocks, for kernels whose sums run over several |
 //! | `packed`, `lanes` | products of floats with levels of 4 and 8 bits, over the registers of an instruction set |
 //! | `grouped`, `nibbles` | the same for products of bytes with levels of 4 bits |
-//! | `blocks` | one small left operand against many right ones, in place |
+//! | `mix` | one small left operand against many right ones, in place |
 //! | `peak` | what the multipliers of an instruction set do at most |
 //! | `hadamard` | the butterflies of a Walsh-Hadamard transform |
 //! | `products` | the products of each element type, compiled once for all crates |
@@ -23,7 +24,7 @@
 //! A new instruction set is a new file with a `Kernel` implementation and one line in `dispatch` or
 //! `integer`.
 
-mod blocks;
+mod block;
 mod buffer;
 mod dispatch;
 mod driver;
@@ -36,6 +37,7 @@ mod kept;
 mod kernel;
 mod lanes;
 mod level;
+mod mix;
 mod nibbles;
 mod operand;
 mod pack;

@@ -5,13 +5,13 @@
 
 use ndarray::{ArrayView2, ArrayViewMut2};
 
-use super::blocks;
 use super::dispatch::{self, PackedOperand};
 use super::level::Level;
+use super::mix;
 use super::sink::Region;
 use crate::{Compute, Par};
 
-/// Element types with products; each method is the function of its name in [`dispatch`] or [`blocks`].
+/// Element types with products; each method is the function of its name in [`dispatch`] or [`mix`].
 #[allow(private_interfaces, reason = "sealed: callers are inside the crate")]
 pub trait Products: Sized {
     fn product(
@@ -100,7 +100,7 @@ macro_rules! products {
                 a: ArrayView2<'_, Self>,
                 par: Par,
             ) {
-                blocks::mix_blocks(level, x, alpha, a, par);
+                mix::mix_blocks(level, x, alpha, a, par);
             }
         }
     )*};

@@ -1,13 +1,10 @@
 //! Where the tiles of a product go: into a matrix as they are, or tile by tile to whoever finishes them.
 
-use std::marker::PhantomData;
-use std::ops::Range;
-
 use num_traits::Zero;
 
-use super::buffer::LINE;
+use super::block::{Block, Lines, Tile};
 use super::kept::Sums;
-use super::kernel::{Factor, Kernel, LeftWord, MAX_TILE, Panel, RightWord};
+use super::kernel::{Factor, Kernel, LeftWord, MAX_TILE, RightWord};
 use crate::vectorized;
 
 /// Which part of a destination a product writes.
@@ -17,19 +14,6 @@ pub(crate) enum Region {
     Full,
     /// Elements `(i, j)` with `i >= j`.
     Lower,
-}
-
-/// A task: a range of rows and columns of the destination and one block of the summed index.
-pub(super) struct Block {
-    pub(super) rows: Range<usize>,
-    pub(super) cols: Range<usize>,
-    /// Words per lane.
-    pub(super) words: usize,
-    /// Whether sums before those of this block have been written to the result.
-    pub(super) again: bool,
-    /// Whether sums begin with this block, and whether they end with it.
-    pub(super) begins: bool,
-    pub(super) ends: bool,
 }
 
 /// What becomes of a product.
@@ -89,30 +73,6 @@ impl<T> Target<T> {
     pub(super) fn lines(&self) -> Lines {
         let element = size_of::<T>();
         Lines { first: self.ptr.cast(), stride: self.stride * element as isize, element }
-    }
-}
-
-/// Addresses of the elements of a row-major matrix, in bytes: to ask for their cache lines, not to read them.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Lines {
-    first: *const u8,
-    stride: isize,
-    element: usize,
-}
-
-// SAFETY: addresses.
-unsafe impl Send for Lines {}
-// SAFETY: as above.
-unsafe impl Sync for Lines {}
-
-impl Lines {
-    /// Asks for some columns of a row.
-    #[inline(always)]
-    pub(super) fn fetch<P: Panel>(&self, row: usize, columns: Range<usize>) {
-        let row = self.first.wrapping_offset(row as isize * self.stride);
-        for byte in (columns.start * self.element..columns.end * self.element).step_by(LINE) {
-            P::prefetch(row.wrapping_add(byte).cast());
-        }
     }
 }
 
@@ -236,50 +196,6 @@ impl<T: Copy + Zero + Send + Sync, A: Factor<T>> Store<T, A> {
     }
 }
 
-/// Whole sums of some rows and columns of a product.
-#[derive(Debug)]
-pub(super) struct Tile<'a, T> {
-    rows: Range<usize>,
-    columns: Range<usize>,
-    first: *const T,
-    stride: usize,
-    sums: PhantomData<&'a [T]>,
-}
-
-impl<'a, T> Tile<'a, T> {
-    /// Rows that lie at `first`, `stride` elements apart.
-    ///
-    /// # Safety
-    /// There are as many elements as columns at each row, which nobody changes while the tile lives.
-    pub(super) unsafe fn new(
-        rows: Range<usize>,
-        columns: Range<usize>,
-        first: *const T,
-        stride: usize,
-    ) -> Self {
-        Self { rows, columns, first, stride, sums: PhantomData }
-    }
-
-    /// One row, whose first sums these are.
-    pub(super) fn of_row(row: usize, columns: Range<usize>, sums: &'a [T]) -> Self {
-        assert!(columns.len() <= sums.len());
-        Self { rows: row..row + 1, columns, first: sums.as_ptr(), stride: 0, sums: PhantomData }
-    }
-
-    pub(super) fn columns(&self) -> Range<usize> {
-        self.columns.clone()
-    }
-
-    /// The rows with their sums.
-    #[inline(always)]
-    pub(super) fn rows(&self) -> impl Iterator<Item = (usize, &[T])> {
-        self.rows.clone().enumerate().map(|(i, row)| {
-            // SAFETY: there are the rows and columns that the maker vouched for.
-            (row, unsafe { std::slice::from_raw_parts(self.first.add(i * self.stride), self.columns.len()) })
-        })
-    }
-}
-
 /// Hands whole sums to a function while they are in a cache of the core. No element is handed over twice.
 ///
 /// Only for products no deeper than a sum of the kernel. The function runs within a session of the kernel: it multiplies nothing.
@@ -345,22 +261,3 @@ impl<K: Kernel<Alpha = ()>> Sink<K> for Through<'_, K::Out> {
 /// A tile on whole cache lines, which instructions store a row at a time.
 #[repr(align(64))]
 struct Buffer<T>([T; MAX_TILE]);
-
-impl Block {
-    /// The panels of a row and a column of the block.
-    ///
-    /// # Safety
-    /// `a` and `b` point to the panels of its first row and column, and those asked for begin a panel.
-    #[inline(always)]
-    pub(super) unsafe fn panels<K: Kernel>(
-        &self,
-        a: *const LeftWord<K>,
-        b: *const RightWord<K>,
-        row: usize,
-        column: usize,
-    ) -> (*const LeftWord<K>, *const RightWord<K>) {
-        let (above, before) = (row - self.rows.start, column - self.cols.start);
-        // SAFETY: forwarded from the caller.
-        unsafe { (a.add(above * self.words), b.add(before * (K::HEAD + self.words))) }
-    }
-}

@@ -153,6 +153,10 @@ pub(super) fn calibration(model: &GridModel, folder: &Path) -> Result<Option<Cal
     let (path, _) = written.rsplit_once(':').unwrap_or((written, ""));
     let beside = folder.join(written);
     let there = folder.join(path).exists() || beside.exists();
+    if !there && !Path::new(path).exists() && !Path::new(written).exists() {
+        let missing = format!("{path}: there is no such file, neither here nor in {}", folder.display());
+        return Err(StudyError::grid("calibration", missing));
+    }
     let written = if there { beside.display().to_string() } else { written.to_owned() };
     Ok(Some(CalibrationSpec::parse(&written)?))
 }
