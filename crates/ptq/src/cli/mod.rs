@@ -48,7 +48,10 @@ const EXIT_CODES: &str = "Exit codes: 0 ok, 1 a check failed, 2 usage or recipe,
 enum Command {
     /// Show what a recipe would do to a model, what it would need, and whether it can work
     #[command(
-        after_help = "Example:\n  ptq plan --model Qwen2.5-7B-Instruct --recipe w4a16g128 --calibration corpus.txt"
+        after_help = "Example:\n  ptq plan --model Qwen2.5-7B-Instruct --recipe w4a16g128 --calibration corpus.txt",
+        mut_arg("force", |arg| arg.help("Judge --output as a run with --force would, which may replace it")),
+        mut_arg("resume", |arg| arg.help("Judge --output as a run with --resume would, which goes on with what broke off there")),
+        mut_arg("restart", |arg| arg.help("Judge --output as a run with --restart would, which throws that away"))
     )]
     Plan(plan::Args),
     /// Calibrate, quantise and export a checkpoint
