@@ -85,23 +85,18 @@ impl<'a, T> Tile<'a, T> {
 /// Addresses of the elements of a row-major matrix, in bytes: to ask for their cache lines, not to read them.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lines {
-    pub(super) first: *const u8,
+    pub(super) first: usize,
     pub(super) stride: isize,
     pub(super) element: usize,
 }
-
-// SAFETY: addresses.
-unsafe impl Send for Lines {}
-// SAFETY: as above.
-unsafe impl Sync for Lines {}
 
 impl Lines {
     /// Asks for some columns of a row.
     #[inline(always)]
     pub(super) fn fetch<P: Panel>(&self, row: usize, columns: Range<usize>) {
-        let row = self.first.wrapping_offset(row as isize * self.stride);
+        let row = self.first.wrapping_add_signed(row as isize * self.stride);
         for byte in (columns.start * self.element..columns.end * self.element).step_by(LINE) {
-            P::prefetch(row.wrapping_add(byte).cast());
+            P::prefetch(std::ptr::without_provenance(row.wrapping_add(byte)));
         }
     }
 }

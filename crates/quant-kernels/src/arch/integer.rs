@@ -118,10 +118,7 @@ pub(crate) fn integer_through<T: Copy + Send>(
                 for (row, sums) in tile.rows() {
                     let columns = tile.columns();
                     // SAFETY: the elements of one row of the tile in the destination, which no other tile has.
-                    let out = unsafe {
-                        let first = dst.row(row).add(columns.start);
-                        std::slice::from_raw_parts_mut(first, columns.len())
-                    };
+                    let out = unsafe { dst.slice(row, columns.clone()) };
                     finish(row, columns.start, sums, out);
                 }
             },

@@ -29,7 +29,7 @@ impl<T: Copy> Sums<T> {
         let stride = columns.len().next_multiple_of(K::NR) + LINE / size_of::<T>();
         let whole = depth > K::KC;
         let height = if whole { rows.len().next_multiple_of(K::MR) } else { K::MR };
-        let room = if K::SUM > K::KC { height * stride } else { 0 };
+        let room = if K::KEEPS { height * stride } else { 0 };
         Self { buffer: Buffer::new::<T>(room), stride, whole, element: PhantomData }
     }
 

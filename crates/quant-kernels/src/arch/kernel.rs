@@ -155,6 +155,8 @@ pub(crate) unsafe trait Kernel: Copy + Send + Sync {
     /// a float product computes: kernels that must agree share it. Where it is more than a block, a task keeps its sums in memory of its
     /// own between the blocks.
     const SUM: usize = Self::KC;
+    /// Whether a task keeps its sums.
+    const KEEPS: bool = Self::SUM > Self::KC;
     /// Bytes of packed rows and of packed columns of one task in one block of the summed index: the columns stay in the second-level
     /// cache while the rows stream by.
     const TASK_BYTES: (usize, usize) = TASK_BYTES;

@@ -65,7 +65,7 @@ impl<T: Scalar + Dispatch> Visitor<T> for Mix<'_, '_, T> {
 
     fn visit<K: Kernel<In = T, Out = T, Alpha = T>>(mut self, kernel: K) {
         const { assert!(K::MR * K::NR <= MAX_TILE && K::HEAD == 0) };
-        assert!(K::SUM == K::KC, "tiles that write whole results");
+        assert!(!K::KEEPS, "tiles that write whole results");
         let _session = kernel.session();
         let k = self.a.nrows();
         let (tokens, columns) = self.x.dim();

@@ -1,5 +1,7 @@
 //! Where the tiles of a product go: into a matrix as they are, or tile by tile to whoever finishes them.
 
+use std::ops::Range;
+
 use num_traits::Zero;
 
 use super::block::{Block, Lines, Tile};
@@ -69,10 +71,20 @@ impl<T> Target<T> {
         self.ptr.wrapping_offset(row as isize * self.stride)
     }
 
+    /// Some columns of a row.
+    ///
+    /// # Safety
+    /// They are in the destination, and nobody else accesses them while the slice lives.
+    #[inline(always)]
+    pub(super) unsafe fn slice<'a>(self, row: usize, columns: Range<usize>) -> &'a mut [T] {
+        // SAFETY: forwarded from the caller.
+        unsafe { std::slice::from_raw_parts_mut(self.row(row).add(columns.start), columns.len()) }
+    }
+
     /// Where its elements lie.
     pub(super) fn lines(&self) -> Lines {
         let element = size_of::<T>();
-        Lines { first: self.ptr.cast(), stride: self.stride * element as isize, element }
+        Lines { first: self.ptr.addr(), stride: self.stride * element as isize, element }
     }
 }
 
@@ -118,7 +130,7 @@ impl<K: Kernel> Sink<K> for Store<K::Out, K::Alpha> {
         const { assert!(K::MR * K::NR <= MAX_TILE) };
         let (dst, alpha) = (self.dst, self.alpha);
         let accumulate = self.accumulate || block.again;
-        if K::SUM > K::KC {
+        if K::KEEPS {
             let write = |tile: Tile<'_, K::Out>| {
                 // SAFETY: the rows of the tile up to the end of the region, which nobody else writes.
                 unsafe { self.write::<K>(&tile, accumulate) };
@@ -181,10 +193,7 @@ impl<T: Copy + Zero + Send + Sync, A: Factor<T>> Store<T, A> {
                     let columns = tile.columns();
                     let end = columns.end.min(Sink::<K>::reach(self, row + 1)).max(columns.start);
                     // SAFETY: elements of a row in the region.
-                    let out = unsafe {
-                        let first = self.dst.row(row).add(columns.start);
-                        std::slice::from_raw_parts_mut(first, end - columns.start)
-                    };
+                    let out = unsafe { self.dst.slice(row, columns.start..end) };
                     if accumulate {
                         out.iter_mut().zip(sums).for_each(|(out, &sum)| *out = *out + alpha.times(sum));
                     } else {
@@ -232,7 +241,7 @@ impl<K: Kernel<Alpha = ()>> Sink<K> for Through<'_, K::Out> {
     ) {
         const { assert!(K::MR * K::NR <= MAX_TILE) };
         assert!(!block.again, "a product deeper than a sum of its kernel");
-        if K::SUM > K::KC {
+        if K::KEEPS {
             let columns = self.dim.1;
             // SAFETY: forwarded from the caller.
             return unsafe { sums.block((kernel, ()), block, a, b, |_| columns, &self.lines, self.finish) };
