@@ -114,8 +114,8 @@ fn token_rows((rows, tokens): (usize, usize)) -> Vec<u8> {
     file
 }
 
-/// Within 15 % from above and from below, whatever the threads and however long the rows. What rounding to nearest holds is what waits for
-/// the writer, as much as that lags: by how much it stays below is nobody's promise.
+/// Within 15 % from above and from below, whatever the threads and however long the rows. What rounding to nearest holds on many
+/// threads is what waits for the writer, as much as that lags: it may stay further below.
 #[test]
 fn the_peak_is_the_predicted_one() {
     let mut wrong = Vec::new();
@@ -154,7 +154,7 @@ fn the_peak_is_the_predicted_one() {
     {
         let (predicted, peak) = Job { rows, ..Job::new("qwen2-0.5b", 2, recipe, threads) }.peaks();
         println!("{recipe:?}, {threads} threads, rows {rows:?}: peak {peak}, predicted {predicted}");
-        let below = if recipe == RTN { 40 } else { 15 };
+        let below = if recipe == RTN && threads > 2 { 25 } else { 15 };
         let (least, most) = (predicted * (100 - below) / 100, predicted * 115 / 100);
         if !(least..=most).contains(&peak) {
             wrong.push((recipe, threads, rows, peak, predicted));

@@ -170,14 +170,19 @@ pub(crate) fn quantize(model: &Path, recipe: &str, output: &Path, more: &[&str])
     ptq(&arguments)
 }
 
-/// A path as an argument.
+/// Makes a pipe at which nobody writes.
+pub(crate) fn silent_pipe(path: &Path) {
+    assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+}
+
 /// A pipe that gives `content` to whoever opens it.
 pub(crate) fn pipe(path: &Path, content: &str) -> std::thread::JoinHandle<()> {
-    assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+    silent_pipe(path);
     let (path, content) = (path.to_owned(), content.to_owned());
     std::thread::spawn(move || std::fs::write(path, content).unwrap())
 }
 
+/// A path as an argument.
 pub(crate) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }

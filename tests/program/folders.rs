@@ -2,7 +2,8 @@
 //! changed after they were written. Each command says which it is, with the exit code that fits.
 
 use crate::common::{
-    Ran, SMALL, copy_of_model, ptq, quantize, shared, split_in_two, text, tiny_reasoner, write_tokens,
+    Ran, SMALL, copy_of_model, ptq, quantize, shared, silent_pipe, split_in_two, text, tiny_reasoner,
+    write_tokens,
 };
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
@@ -303,7 +304,7 @@ fn a_tokenizer_that_is_none_is_said_before_a_client_fails_on_it() {
 fn data_files_that_are_none() {
     let work = tempdir().unwrap();
     let pipe = work.path().join("pipe.txt");
-    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    silent_pipe(&pipe);
     let blank = work.path().join("blank.txt");
     std::fs::write(&blank, " \n\t\n").unwrap();
     let output = work.path().join("out");

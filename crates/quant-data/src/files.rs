@@ -11,13 +11,23 @@ use crate::DataError;
 /// Largest data or tokenizer file that is read: 1 GiB.
 pub(crate) const MAX_FILE_BYTES: u64 = 1 << 30;
 
-/// Reads a whole regular file of at most `limit` bytes. The limit holds for the bytes really read, not only for the
-/// size the file system reports, so that growing files cannot exceed it.
+/// Reads a whole regular file of at most `limit` bytes. The type is looked at before opening, because opening a pipe waits for its
+/// other end.
 pub(crate) fn read_bytes(path: &Path, limit: u64) -> Result<Vec<u8>, DataError> {
+    read_if(path, limit, std::fs::Metadata::is_file)
+}
+
+/// Reads what a person named, which may also be a pipe: it is waited for.
+pub(crate) fn read_given(path: &Path, limit: u64) -> Result<Vec<u8>, DataError> {
+    read_if(path, limit, |kind| !kind.is_dir())
+}
+
+/// Reads what is of a kind. The limit holds for the bytes really read, not only for the size the file system reports, so that growing
+/// files cannot exceed it.
+fn read_if(path: &Path, limit: u64, of_kind: fn(&std::fs::Metadata) -> bool) -> Result<Vec<u8>, DataError> {
     let io = |source| DataError::Io { path: path.to_owned(), source };
     let too_large = || DataError::TooLarge { path: path.to_owned(), limit };
-    // Looked at before opening, because opening a pipe waits for its other end.
-    if !std::fs::metadata(path).map_err(io)?.is_file() {
+    if !of_kind(&std::fs::metadata(path).map_err(io)?) {
         return Err(DataError::NotARegularFile { path: path.to_owned() });
     }
     let file = File::open(path).map_err(io)?;
@@ -29,21 +39,6 @@ pub(crate) fn read_bytes(path: &Path, limit: u64) -> Result<Vec<u8>, DataError> 
     file.take(limit + 1).read_to_end(&mut bytes).map_err(io)?;
     if bytes.len() as u64 > limit {
         return Err(too_large());
-    }
-    Ok(bytes)
-}
-
-/// Reads what a person named, as [`read_bytes`] does; it may also be a pipe, which is waited for.
-pub(crate) fn read_given(path: &Path, limit: u64) -> Result<Vec<u8>, DataError> {
-    let io = |source| DataError::Io { path: path.to_owned(), source };
-    let kind = std::fs::metadata(path).map_err(io)?;
-    if kind.is_file() || kind.is_dir() {
-        return read_bytes(path, limit);
-    }
-    let mut bytes = Vec::new();
-    File::open(path).map_err(io)?.take(limit + 1).read_to_end(&mut bytes).map_err(io)?;
-    if bytes.len() as u64 > limit {
-        return Err(DataError::TooLarge { path: path.to_owned(), limit });
     }
     Ok(bytes)
 }

@@ -14,7 +14,9 @@ const LOCK: &str = ".lock";
 pub(crate) struct Lock(#[expect(dead_code, reason = "the lock is held as long as the file is open")] File);
 
 impl Lock {
+    /// Takes the lock of a folder, which is made if there is none.
     pub(crate) fn take(folder: &Path) -> Result<Self, StudyError> {
+        std::fs::create_dir_all(folder).map_err(StudyError::io(folder))?;
         let path = folder.join(LOCK);
         let file = File::create(&path).map_err(StudyError::io(&path))?;
         match file.try_lock() {

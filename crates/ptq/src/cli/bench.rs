@@ -53,15 +53,16 @@ fn named(text: &str) -> Result<Shapes, String> {
 }
 
 pub(super) fn run(args: &Args, registry: &Registry) -> Result<(), Failure> {
-    let profile = match &args.profile {
-        None => ascend::DEFAULT.to_owned(),
-        Some(path) => std::fs::read_to_string(path)
-            .map_err(|e| Failure::usage(format!("--profile {}: {e}", path.display())))?,
+    let (name, profile) = match &args.profile {
+        None => ("embedded".to_owned(), ascend::DEFAULT.to_owned()),
+        Some(path) => {
+            let (name, read) = (path.display().to_string(), std::fs::read_to_string(path));
+            let text = read.map_err(|e| Failure::usage(format!("--profile {name}: {e}")))?;
+            (name, text)
+        }
     };
-    let parsed = ascend::Profile::parse(&profile).map_err(|e| {
-        let of = args.profile.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
-        Failure::usage(format!("--profile {of}: {e}; --print-profile shows one"))
-    })?;
+    let parsed = ascend::Profile::parse(&profile)
+        .map_err(|e| Failure::usage(format!("--profile {name}: {e}; --print-profile shows one")))?;
     if args.print_profile {
         return if args.json { print_json(&parsed) } else { print_line(profile.trim_end()) };
     }

@@ -44,7 +44,6 @@ impl Home {
         if !folder.join(JOB).exists() {
             check_own(&folder, |name| [ITEMS, RESULT].contains(&name), "run of a task")?;
         }
-        std::fs::create_dir_all(&folder).map_err(StudyError::io(&folder))?;
         let lock = Lock::take(&folder)?;
         let mut identity = identity(job, &material.seeds, &material.files, material.runs_programs())?;
         identity.extend(model()?);

@@ -59,7 +59,6 @@ pub fn run_study(
     let mut clock = Clock::new(events);
     let events = &mut clock;
     check_place(&job.output)?;
-    std::fs::create_dir_all(&job.output).map_err(StudyError::io(&job.output))?;
     let _lock = Lock::take(&job.output)?;
     let begun = job.output.join(PLAN).exists();
     if begun && !job.resume && !job.restart_changed {
